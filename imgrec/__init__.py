@@ -1,0 +1,1 @@
+"""imgrec: labelled images in, a trained and tested classifier out."""

@@ -1,0 +1,17 @@
+"""What imgrec says to its user: one line with what was given, what was found and what to type; the process ends with exit code 2."""
+
+
+class ImgrecError(Exception):
+    """Base of the errors that are the user's to mend: the command line shows the message without a traceback."""
+
+
+class ConfigError(ImgrecError):
+    """A key, a value or a combination of them that cannot be run."""
+
+
+class DataError(ImgrecError):
+    """A folder, a file or a label that cannot be used."""
+
+
+class CheckpointError(ImgrecError):
+    """A checkpoint that cannot be loaded."""
