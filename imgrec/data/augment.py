@@ -1,0 +1,247 @@
+"""Augmentation of the training pictures; conf/augment/*.yaml says what each knob means.
+
+Four places ask it, each with the numbers that name the sample, so what is drawn depends on nothing else (see draws.py):
+`crop_box` while a file is decoded, `sample` on the uint8 picture in the loader's worker, `batch` on the device before
+normalisation, `mix` on the device after it.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from imgrec.data import draws, geometry, mixing
+from imgrec.errors import ConfigError
+
+# Columns of a sample's geometry draws; fixed, so that a knob turned on leaves the draws of the others as they were.
+FLIP, CROP_X, CROP_Y, ANGLE, SHIFT_X, SHIFT_Y, SHEAR, ZOOM, CORNERS, GEOMETRY_DRAWS = (*range(9), 16)
+
+# The law of Zhong et al. (Random Erasing, 2017) in torchvision's RandomErasing: share of the area, height to width, tries until
+# it fits.
+ERASE_AREA, ERASE_RATIO, TRIES = (0.02, 0.33), (0.3, 3.3), 10
+
+Option = TypeVar("Option", bound=str)
+
+
+class Augment:
+    """What conf/augment/*.yaml describes; a plain object that pickles. Raises ConfigError for a value out of range."""
+
+    def __init__(
+        self,
+        *,
+        flip: float,
+        crop_padding: float,
+        crop_scale: tuple[float, float] | None,
+        crop_ratio: tuple[float, float],
+        rotation: float,
+        shift: float,
+        shear: float,
+        zoom: float,
+        perspective: float,
+        elastic_alpha: float,
+        elastic_sigma: float,
+        fill: Literal["nearest", "zeros"],
+        policy: Literal["none", "randaug", "autoaug", "trivial"],
+        randaug_ops: int,
+        randaug_magnitude: int,
+        autoaug_policy: Literal["imagenet", "cifar10", "svhn"],
+        erase: float,
+        mixup: float,
+        cutmix: float,
+    ) -> None:
+        self.flip = _within("flip", flip, 0, 1, "a probability")
+        self.crop_padding = _within("crop_padding", crop_padding, 0, 1, "a share of the side")
+        self.crop_scale = None if crop_scale is None else _interval("crop_scale", crop_scale, 1.0, "[0.35,1.0]")
+        self.crop_ratio = _interval("crop_ratio", crop_ratio, math.inf, "[0.75,1.3333]")
+        self.rotation = _within("rotation", rotation, 0, 180, "degrees")
+        self.shift = _within("shift", shift, 0, 1, "a share of the side")
+        self.shear = _within("shear", shear, 0, 89, "degrees")
+        self.zoom = _within("zoom", zoom, 0, 0.99, "a share of the size")
+        # At 1 two corners may meet, and the picture has no inverse.
+        self.perspective = _within("perspective", perspective, 0, 0.95, "a share of half the side")
+        self.elastic_alpha = _within("elastic_alpha", elastic_alpha, 0, math.inf, "a strength")
+        self.elastic_sigma = _within("elastic_sigma", elastic_sigma, 0, math.inf, "pixels")
+        self.fill: Literal["nearest", "zeros"] = _one_of("fill", fill, ("nearest", "zeros"))
+        self.policy = _one_of("policy", policy, ("none", "randaug", "autoaug", "trivial"))
+        ops = int(_within("randaug_ops", randaug_ops, 1, 16, "a number of operations"))
+        magnitude = int(_within("randaug_magnitude", randaug_magnitude, 0, 30, "one of 31 magnitudes"))
+        table = v2.AutoAugmentPolicy(_one_of("autoaug_policy", autoaug_policy, ("imagenet", "cifar10", "svhn")))
+        self.erase = _within("erase", erase, 0, 1, "a probability")
+        self.mixup = _within("mixup", mixup, 0, math.inf, "the alpha of a Beta distribution")
+        self.cutmix = _within("cutmix", cutmix, 0, math.inf, "the alpha of a Beta distribution")
+
+        self._transform: v2.Transform | None = None
+        if self.policy == "randaug":
+            self._transform = v2.RandAugment(num_ops=ops, magnitude=magnitude)
+        elif self.policy == "autoaug":
+            self._transform = v2.AutoAugment(table)
+        elif self.policy == "trivial":
+            self._transform = v2.TrivialAugmentWide()
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether `sample` does anything."""
+        return self._transform is not None
+
+    @property
+    def needs_batches(self) -> bool:
+        """Whether `batch` does anything."""
+        return self._moves or self.erase > 0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether `mix` does anything: then targets are soft."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing at all happens to a picture."""
+        return not (self.needs_samples or self.needs_batches or self.mixes or self.crop_scale)
+
+    @property
+    def _interpolates(self) -> bool:
+        return any((self.rotation, self.shift, self.shear, self.zoom, self.perspective, self.elastic_alpha))
+
+    @property
+    def _moves(self) -> bool:
+        return self._interpolates or self.flip > 0 or self.crop_padding > 0
+
+    def crop_box(self, height: int, width: int, *, seed: int, epoch: int, index: int) -> tuple[int, int, int, int] | None:
+        """(top, left, height, width) in pixels of a random resized crop (Szegedy 2014), drawn as v2.RandomResizedCrop does.
+
+        None if `crop_scale` is None.
+        """
+        if self.crop_scale is None:
+            return None
+        low, high = (math.log(ratio) for ratio in self.crop_ratio)
+        for k in range(TRIES):
+            u = [draws.unit(seed, epoch, index, draws.CROP_BOX, 4 * k + j) for j in range(4)]
+            area = height * width * (self.crop_scale[0] + u[0] * (self.crop_scale[1] - self.crop_scale[0]))
+            ratio = math.exp(low + u[1] * (high - low))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1)), h, w
+        # No box fits a picture this long: the middle of it, at the nearest ratio allowed.
+        ratio = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
+        h, w = min(height, max(1, round(width / ratio))), min(width, max(1, round(height * ratio)))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def sample(self, image: Tensor, *, seed: int, epoch: int, index: int) -> Tensor:
+        """torchvision's RandAugment, AutoAugment or TrivialAugmentWide on one uint8 picture [C, H, W] on the CPU, C 1 or 3.
+
+        torch's own generator is left as it was. One channel is served as it is: the only operation on colours, saturation,
+        returns a grey picture unchanged.
+        """
+        if self._transform is None:
+            return image
+        if image.shape[0] not in (1, 3):
+            found = image.shape[0]
+            raise ConfigError(f"augment.policy={self.policy} needs 1 or 3 channels, found {found}. Set augment.policy=none.")
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would reseed the accelerators too.
+            torch.default_generator.manual_seed(draws.word(seed, epoch, index, draws.POLICY, 0) >> 1)
+            augmented: Tensor = self._transform(image)
+        return augmented
+
+    def batch(self, images: Tensor, *, seed: int, epoch: int, indices: Tensor) -> Tensor:
+        """Geometry, flip and erasing of float images [B, C, H, W] in [0, 1] on their device, every image with its own draw.
+
+        `indices`, int64 [B], are the samples' places in their split.
+        """
+        assert images.is_floating_point()
+        assert images.ndim == 4
+        assert len(images) == len(indices)
+        indices = indices.to(images.device)
+        if self._moves:
+            images = self._move(images, seed, epoch, indices)
+        if self.erase > 0:
+            images = self._erase(images, draws.uniform(seed, epoch, indices, draws.ERASE, 3 + 2 * TRIES))
+        return images
+
+    def mix(self, images: Tensor, targets: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mixup or cutmix of float images [B, C, H, W] and targets [B, K] whose rows sum to 1. A batch of one is left alone."""
+        if not self.mixes or len(images) < 2:
+            return images, targets
+        plan = mixing.draw(self.mixup, self.cutmix, tuple(images.shape), seed=seed, step=step)
+        return mixing.apply(images, targets, plan)
+
+    def _move(self, images: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        u = draws.uniform(seed, epoch, indices, draws.GEOMETRY, GEOMETRY_DRAWS)
+        spread = 2 * u - 1
+        maps = None
+        if self.flip or self.crop_padding:
+            # Whole pixels, as torchvision's RandomCrop(padding) draws them.
+            reach_x, reach_y = (math.floor(self.crop_padding * side + 0.5) for side in (width, height))
+            dx = (u[:, CROP_X] * (2 * reach_x + 1)).floor() - reach_x
+            dy = (u[:, CROP_Y] * (2 * reach_y + 1)).floor() - reach_y
+            maps = geometry.flip_and_crop(u[:, FLIP] < self.flip, dx, dy)
+        if self.rotation or self.shift or self.shear or self.zoom:
+            affine = geometry.affine(
+                spread[:, ANGLE] * self.rotation,
+                spread[:, SHIFT_X] * (self.shift * width),
+                spread[:, SHIFT_Y] * (self.shift * height),
+                1 + spread[:, ZOOM] * self.zoom,
+                spread[:, SHEAR] * self.shear,
+            )
+            maps = affine if maps is None else maps @ affine
+        if self.perspective:
+            corners = _corners(u[:, CORNERS:].reshape(-1, 4, 2), self.perspective, height, width)
+            projection = geometry.perspective(corners, height, width)
+            maps = projection if maps is None else maps @ projection
+        elif maps is not None:
+            maps = maps[:, :2]
+        field = None
+        if self.elastic_alpha:
+            noise = draws.uniform(seed, epoch, indices, draws.ELASTIC, 2 * height * width).view(-1, 2, height, width)
+            field = geometry.displacement(noise, self.elastic_alpha, self.elastic_sigma)
+        return geometry.resample(images, maps, field, fill=self.fill, exact=not self._interpolates)
+
+    def _erase(self, images: Tensor, u: Tensor) -> Tensor:
+        # The box takes the picture's own mean colour: the paper's variant "mean", without asking for the mean of the data. Its
+        # other one, noise, costs a draw per pixel.
+        height, width = images.shape[-2:]
+        area = height * width * (ERASE_AREA[0] + u[:, 3 : 3 + TRIES] * (ERASE_AREA[1] - ERASE_AREA[0]))
+        low, high = (math.log(ratio) for ratio in ERASE_RATIO)
+        ratio = torch.exp(low + u[:, 3 + TRIES :] * (high - low))
+        h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (h < height) & (w < width)
+        first = fits.int().argmax(1, keepdim=True)  # the first try that fits, as a loop would find it
+        h, w = h.gather(1, first), w.gather(1, first)
+        top, left = (u[:, 1:2] * (height - h + 1)).floor(), (u[:, 2:3] * (width - w + 1)).floor()
+        chosen = (u[:, :1] < self.erase) & fits.any(1, keepdim=True)
+        y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+        rows, columns = (y >= top) & (y < top + h) & chosen, (x >= left) & (x < left + w)
+        return torch.where((rows[:, :, None] & columns[:, None])[:, None], images.mean((2, 3), keepdim=True), images)
+
+
+def _corners(u: Tensor, distortion: float, height: int, width: int) -> Tensor:
+    """Where the four corners go, float [B, 4, 2] pixels from the top left: the law of v2.RandomPerspective. `u` like it, in [0, 1)."""
+    bound = u.new_tensor([int(distortion * (width // 2)) + 1, int(distortion * (height // 2)) + 1])
+    inward = (u * bound).floor()
+    far = u.new_tensor([[0, 0], [1, 0], [1, 1], [0, 1]])  # which corners start from the right and from the bottom
+    return inward + far * (u.new_tensor([width - 1, height - 1]) - 2 * inward)
+
+
+def _within(key: str, value: float, low: float, high: float, what: str) -> float:
+    if not low <= value <= high or not math.isfinite(value):
+        bounds = f"at least {low}" if math.isinf(high) else f"between {low} and {high}"
+        raise ConfigError(f"augment.{key}={value}, but it is {what}, {bounds}. Set augment.{key}={low if value < low else high}.")
+    return value
+
+
+def _interval(key: str, value: Sequence[float], high: float, example: str) -> tuple[float, float]:
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= high or math.isinf(value[1]):
+        bounds = "above 0" if math.isinf(high) else f"above 0 and up to {high:g}"
+        given = ",".join(map(str, value))
+        raise ConfigError(f"augment.{key}=[{given}], but it is [least, most], {bounds}. Set augment.{key}={example}, say.")
+    return value[0], value[1]
+
+
+def _one_of(key: str, value: Option, options: tuple[Option, ...]) -> Option:
+    if value not in options:
+        raise ConfigError(f"augment.{key}={value}, but there are {', '.join(options)}. Set augment.{key}={options[0]}.")
+    return value

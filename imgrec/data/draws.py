@@ -1,0 +1,64 @@
+"""Random numbers that are a function of who asks, not of when: (seed, epoch, sample, stream, k) -> a number.
+
+Every sample of every epoch has its own splitmix64 generator (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators,
+2014), entered at any place without walking there. So a draw is the same in any worker, on any rank, in any batch and on any
+device, and a resumed run draws what the unbroken one would have. `word` is the definition in Python's integers, for one sample in
+a loader's worker; `uniform` gives the same bits for a whole batch at once on its device.
+"""
+
+import torch
+from torch import Tensor
+
+MASK = (1 << 64) - 1
+GAMMA = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: the step of splitmix64
+FIRST = 0xBF58476D1CE4E5B9
+SECOND = 0x94D049BB133111EB
+
+# One stream per use, so that switching one augmentation on leaves the draws of the others as they were.
+CROP_BOX, POLICY, GEOMETRY, ELASTIC, ERASE, MIX = range(6)
+
+
+def _finalise(x: int) -> int:
+    x = ((x ^ (x >> 30)) * FIRST) & MASK
+    x = ((x ^ (x >> 27)) * SECOND) & MASK
+    return x ^ (x >> 31)
+
+
+def word(seed: int, epoch: int, index: int, stream: int, k: int) -> int:
+    """The k-th 64-bit word of a sample's generator, 0 <= word < 2**64."""
+    state = 0
+    for part in (seed, epoch, stream, index):
+        state = _finalise((state + part + GAMMA) & MASK)
+    return _finalise((state + (k + 1) * GAMMA) & MASK)
+
+
+def unit(seed: int, epoch: int, index: int, stream: int, k: int) -> float:
+    """The k-th uniform number in [0, 1) of a sample, `uniform(...)[i, k]`: 24 bits, two from each word, the low half first."""
+    return (word(seed, epoch, index, stream, k // 2) >> (8 + 32 * (k % 2)) & 0xFFFFFF) * 2.0**-24
+
+
+def uniform(seed: int, epoch: int, indices: Tensor, stream: int, count: int) -> Tensor:
+    """`count` uniform numbers in [0, 1) for each of `indices` (int64 [B], any device): float32 [B, count] there."""
+    # What all samples share is hashed in Python; only the index and the counter are hashed on the device.
+    state = 0
+    for part in (seed, epoch, stream):
+        state = _finalise((state + part + GAMMA) & MASK)
+    states = _finalise_(indices + _signed(state + GAMMA))
+    steps = torch.arange(1, (count + 1) // 2 + 1, device=indices.device).mul_(_signed(GAMMA))
+    words = _finalise_(states[:, None] + steps)
+    return (words.view(torch.int32)[:, :count] >> 8 & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of x modulo 2**64: torch wraps around as unsigned arithmetic would."""
+    return ((x & MASK) ^ (1 << 63)) - (1 << 63)
+
+
+def _finalise_(x: Tensor) -> Tensor:
+    # int64 shifts to the right copy the sign; the mask turns them into unsigned ones.
+    x ^= (x >> 30).bitwise_and_((1 << 34) - 1)
+    x *= _signed(FIRST)
+    x ^= (x >> 27).bitwise_and_((1 << 37) - 1)
+    x *= _signed(SECOND)
+    x ^= (x >> 31).bitwise_and_((1 << 33) - 1)
+    return x

@@ -1,0 +1,120 @@
+"""Where every output pixel is read from: one homography and one displacement field per image, then one resampling.
+
+Conventions are torchvision's (v2.functional.affine, perspective, elastic): angles in degrees and clockwise, y downwards,
+positions in pixels from the centre of the image. A map is a float [B, 3, 3] that takes a homogeneous output position (x, y, 1) to
+an input position, the inverse of what happens to the picture; `first @ second` reads through `second`, then `first`, so the
+picture undergoes `first` and then `second`.
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Fill = Literal["nearest", "zeros"]
+
+
+def _rows(*rows: tuple[Tensor | float, ...]) -> Tensor:
+    """A [B, 3, 3] from its entries, each a [B] or a number."""
+    like = next(entry for row in rows for entry in row if isinstance(entry, Tensor))
+    entries = [entry if isinstance(entry, Tensor) else like.new_full(like.shape, entry) for row in rows for entry in row]
+    return torch.stack(entries, -1).view(-1, 3, 3)
+
+
+def flip_and_crop(flip: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+    """Crop at (dx, dy) pixels [B], then mirror left to right where `flip` (bool [B])."""
+    return _rows((1.0 - 2.0 * flip, 0.0, dx), (0.0, 1.0, dy), (0.0, 0.0, 1.0))
+
+
+def affine(angle: Tensor, dx: Tensor, dy: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
+    """The map of v2.functional.affine(angle, (dx, dy), scale, (shear, 0)): degrees and pixels, all [B]."""
+    angle, tan = torch.deg2rad(angle), torch.deg2rad(shear).tan()
+    cos, sin = angle.cos(), angle.sin()
+    # The picture undergoes R(angle) S(scale) Shear, then the shift. This is the inverse; rotation and shear keep areas.
+    a, b = (cos - sin * tan) / scale, (sin + cos * tan) / scale
+    c, d = -sin / scale, cos / scale
+    return _rows((a, b, -a * dx - b * dy), (c, d, -c * dx - d * dy), (0.0, 0.0, 1.0))
+
+
+def perspective(corners: Tensor, height: int, width: int) -> Tensor:
+    """The map of v2.functional.perspective from the image's corners to `corners`, float [B, 4, 2] pixels (x, y) from the top
+    left; order: top left, top right, bottom right, bottom left."""
+    centre = corners.new_tensor([0.5 * width, 0.5 * height])
+    right, bottom = width - 1.0, height - 1.0
+    target = (corners.new_tensor([[0.0, 0.0], [right, 0.0], [right, bottom], [0.0, bottom]]) - centre) / centre
+    x, y = ((corners - centre) / centre).unbind(-1)
+    u, v = target.unbind(-1)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    # Eight equations for h: u = (h0 x + h1 y + h2) / (h6 x + h7 y + 1), v alike; well conditioned in units of half a side.
+    top = torch.stack((x, y, one, zero, zero, zero, -u * x, -u * y), -1)
+    low = torch.stack((zero, zero, zero, x, y, one, -v * x, -v * y), -1)
+    # solve_ex, unlike solve, does not wait for a GPU to tell whether it went well.
+    h = torch.linalg.solve_ex(torch.cat((top, low), 1), torch.cat((u, v)).expand(len(corners), 8)).result
+    unit = torch.cat((h, one[:, :1]), 1).view(-1, 3, 3)
+    side = torch.cat((centre, centre.new_ones(1)))
+    return side[:, None] * unit / side
+
+
+@lru_cache(maxsize=16)
+def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
+    """Gaussian blur along one side as a [size, size] matrix: v2.ElasticTransform's kernel (8 sigma + 1 taps, odd), reflected."""
+    reach = (int(8 * sigma + 1) | 1) // 2
+    offsets = torch.arange(-reach, reach + 1, device=device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel /= kernel.sum()
+    # Reflection that does not repeat the edge has this period; taking it whole serves images smaller than the kernel too.
+    period = max(2 * (size - 1), 1)
+    source = (torch.arange(size, device=device)[:, None] + offsets) % period
+    source = torch.minimum(source, period - source) if size > 1 else source
+    return torch.zeros(size, size, device=device).scatter_add_(1, source, kernel.expand(size, -1))
+
+
+def displacement(noise: Tensor, alpha: float, sigma: float) -> Tensor:
+    """Elastic field of v2.ElasticTransform (Simard 2003) from uniform noise in [0, 1), float [B, 2, H, W] (x, then y).
+
+    In grid units, where a side is 2. `alpha` is twice the factor in pixels on the smoothed noise, `sigma` its smoothness in
+    pixels.
+    """
+    height, width = noise.shape[-2:]
+    field = noise * 2 - 1
+    if sigma > 0:
+        field = _blur_matrix(height, sigma, noise.device) @ field @ _blur_matrix(width, sigma, noise.device).T
+    return field * field.new_tensor([alpha / width, alpha / height])[:, None, None]
+
+
+def resample(images: Tensor, maps: Tensor | None, field: Tensor | None, *, fill: Fill, exact: bool) -> Tensor:
+    """Read float images [B, C, H, W] through `maps` ([B, 3, 3], or [B, 2, 3] if affine), moved by `field` ([B, 2, H, W], grid
+    units).
+
+    `fill` is what lies outside: the nearest edge pixel or zero. `exact`: all positions are whole pixels, copied and not
+    interpolated.
+    """
+    height, width = images.shape[-2:]
+    grid = identity(height, width, images.device) if maps is None else _positions(maps, height, width)
+    if field is not None:
+        grid = grid + field
+    grid = grid.expand(len(images), -1, -1, -1).permute(0, 2, 3, 1)
+    padding = "border" if fill == "nearest" else "zeros"
+    return F.grid_sample(images, grid, mode="nearest" if exact else "bilinear", padding_mode=padding, align_corners=False)
+
+
+@lru_cache(maxsize=16)
+def _axis(size: int, device: torch.device) -> Tensor:
+    return torch.arange(size, device=device, dtype=torch.float32) - 0.5 * (size - 1)
+
+
+def identity(height: int, width: int, device: torch.device) -> Tensor:
+    x, y = _axis(width, device) * (2 / width), _axis(height, device) * (2 / height)
+    return torch.stack((x.expand(height, width), y[:, None].expand(height, width)))[None]
+
+
+def _positions(maps: Tensor, height: int, width: int) -> Tensor:
+    """Input positions of all output pixels in grid units, [B, 2, H, W]."""
+    maps = maps * maps.new_tensor([2 / width, 2 / height, 1.0])[: maps.shape[1], None]
+    # A map is a part that varies along x plus one that varies along y: one broadcast addition per value, no matrix product.
+    along_x = maps[:, :, :1] * _axis(width, maps.device) + maps[:, :, 2:]
+    along_y = maps[:, :, 1:2] * _axis(height, maps.device)
+    sums = along_y[..., None] + along_x[..., None, :]
+    return sums if maps.shape[1] == 2 else sums[:, :2] / sums[:, 2:]
