@@ -20,15 +20,15 @@ def _smooth(targets: Tensor, label_smoothing: float) -> Tensor:
 
 def _check_smoothing(label_smoothing: float) -> float:
     if not 0 <= label_smoothing < 1:
-        raise ConfigError(f"loss.label_smoothing={label_smoothing} is not a share from 0 to below 1. Set loss.label_smoothing=0.1")
+        raise ConfigError(f"loss.label_smoothing={label_smoothing} is not a share from 0 to below 1. Set loss.label_smoothing=0.")
     return label_smoothing
 
 
 class Loss(nn.Module):
     """Base: a subclass gives `per_sample`; weighting by class, the penalties and float32 are here.
 
-    class_weights: "balanced" gives class c the weight n / (K * n_c), K the classes that have samples: every class counts the same, and
-    the mean weight over the n training samples is 1 (scikit-learn's compute_class_weight). A class without samples has 0.
+    class_weights: "balanced" gives class c the weight n / (K * n_c), K the classes that have samples: each class counts the same,
+    and the mean weight over the n training samples is 1 (scikit-learn's compute_class_weight). A class without samples has 0.
     """
 
     class_weight: Tensor | None  # float32 [K]
@@ -70,7 +70,7 @@ class Loss(nn.Module):
     def penalty(self, parameters: Sequence[Parameter]) -> Tensor:
         """l1 * sum |w| + l2 * sum w^2 over the parameters (Keras's definition: l2 is not halved), a scalar.
 
-        Its gradient is 2 * l2 * w: under plain SGD l2=0.0005 pulls as weight_decay=0.001 does. `imgrec.optim.decayed` says what it touches.
+        Its gradient is 2 * l2 * w: under plain SGD l2=0.0005 pulls as weight_decay=0.001 does. `imgrec.optim.decayed` picks them.
         """
         total = torch.zeros((), device=parameters[0].device if parameters else None)
         if self.l1 > 0:
@@ -101,7 +101,7 @@ class MSE(Loss):
 class BCE(Loss):
     """Binary cross-entropy of each class's sigmoid, mean over the classes, soft targets taken as they are.
 
-    timm's BinaryCrossEntropy; Wightman 2021, "ResNet strikes back". The mean divides the gradient by K: plain SGD wants a higher rate.
+    timm's BinaryCrossEntropy; Wightman 2021, "ResNet strikes back". The mean divides gradients by K: SGD wants a higher rate.
     """
 
     def __init__(self, *, label_smoothing: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
@@ -118,7 +118,7 @@ class BCE(Loss):
 
 
 class Focal(Loss):
-    """-sum_c t_c (1 - p_c)^gamma log p_c, p the softmax; gamma 0 is cross-entropy (Lin 2017, "Focal Loss", eq. 4, exclusive classes)."""
+    """-sum_c t_c (1 - p_c)^gamma log p_c, p the softmax; gamma 0: cross-entropy (Lin 2017, here for exclusive classes)."""
 
     def __init__(self, *, gamma: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
         super().__init__(class_weights=class_weights, l1=l1, l2=l2)

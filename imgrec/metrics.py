@@ -20,7 +20,7 @@ class Counts(NamedTuple):
     confusion: Tensor  # int64 [K, K], rows are the true classes, columns the predicted ones
     top5_hits: Tensor  # int64 []
     loss_sum: Tensor  # float64 [], float32 where Apple's MPS is
-    count: Tensor  # int64 [], samples
+    samples: Tensor  # int64 []
 
 
 class Tally(Metric):
@@ -60,7 +60,7 @@ class Tally(Metric):
     def report(self, classes: Sequence[str]) -> "Report":
         """The report of everything seen; every process must call it. classes: K names in the order of the labels."""
         counts = self.compute()
-        loss = (counts.loss_sum / counts.count).item()
+        loss = (counts.loss_sum / counts.samples).item()
         return report(counts.confusion, top5_hits=int(counts.top5_hits), loss=loss, classes=classes)
 
 

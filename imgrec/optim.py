@@ -36,18 +36,18 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer: {"params", "lr", "name"}, and "weight_decay" unless None (an optimizer without the setting).
 
-    A parameter of layer i of n has the rate lr * layer_decay ** (n - 1 - i): the head the full one, the input the smallest (Clark 2020,
-    ELECTRA; Bao 2022, BEiT). `layers` names every parameter of `net` once, from input to head; None where layer_decay is 1.
+    A parameter of layer i of n has the rate lr * layer_decay ** (n - 1 - i): the head the full one, the input the smallest
+    (Clark 2020, ELECTRA; Bao 2022, BEiT). `layers` names every parameter once, from input to head; None where layer_decay is 1.
     Frozen parameters are in too: they get gradients later, and an optimizer handed new ones could not load an older state.
     The order is that of the layers, then of the parameters; groups of equal settings are one.
     """
     if not 0 < layer_decay <= 1:
-        raise ConfigError(f"finetune.layer_decay={layer_decay} must be above 0 and at most 1. Set finetune.layer_decay=1.0 for one rate.")
+        raise ConfigError(f"finetune.layer_decay={layer_decay} must be above 0 and at most 1. Set finetune.layer_decay=1.0")
     names = [name for name, _ in net.named_parameters()]
     if layers is None:
         if layer_decay != 1:
             raise ConfigError(
-                f"finetune.layer_decay={layer_decay}, but {type(net).__name__} does not name its layers. Set finetune.layer_decay=1.0."
+                f"finetune.layer_decay={layer_decay}, but {type(net).__name__} names no layers. Set finetune.layer_decay=1.0"
             )
         layers = [names]
     listed = [name for layer in layers for name in layer]
@@ -77,7 +77,7 @@ def build_optimizer(
     ConfigError: no lr; a layer_decay that cannot be; timm is not installed.
     """
     if "lr" not in node:
-        raise ConfigError(f"optim has no lr (found {', '.join(sorted(node))}), but {node['_target_']} needs one. Set optim.lr=0.001")
+        raise ConfigError(f"optim has no lr (found {', '.join(sorted(node))}), but {node['_target_']} needs it. Set optim.lr.")
     groups = parameter_groups(
         net, lr=node["lr"], weight_decay=node.get("weight_decay"), decay_on=decay_on, layer_decay=layer_decay, layers=layers
     )

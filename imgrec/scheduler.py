@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions of the optimizer step, and their thin shell for Lightning.
 
-Each schedule returns the factor on optim.lr (and on every group's own rate) at optimizer step 0, 1, ...; optim.lr is the highest rate of the
-run. The first `warmup_share` of all steps multiplies by (step + 1) / warmup_steps: step 0 already learns, the last warm-up step has the
-full rate.
+Each schedule returns the factor on optim.lr, the highest rate of the run, at optimizer step 0, 1, ...; groups with a rate of their
+own keep their share of it. The first `warmup_share` of all steps multiplies by (step + 1) / warmup_steps: step 0 already learns, and
+the last warm-up step has the full rate.
 """
 
 import math
@@ -21,7 +21,9 @@ Factor = Callable[[int], float]
 def warmup_steps(total_steps: int, warmup_share: float) -> int:
     """Whole steps of warm-up, rounded half to even. ConfigError unless 0 <= warmup_share < 1."""
     if not 0 <= warmup_share < 1:
-        raise ConfigError(f"scheduler.warmup_share={warmup_share} is not a share of all steps from 0 to below 1. Set scheduler.warmup_share=0.05.")
+        raise ConfigError(
+            f"scheduler.warmup_share={warmup_share}, but it must be a share of all steps from 0 to below 1. Set scheduler.warmup_share=0.05."
+        )
     assert total_steps >= 1, total_steps
     return round(total_steps * warmup_share)
 
@@ -48,7 +50,7 @@ def constant(*, total_steps: int, steps_per_epoch: int, warmup_share: float) -> 
 
 
 def cosine(*, total_steps: int, steps_per_epoch: int, warmup_share: float, floor: float) -> Factor:
-    """Half a cosine from 1 to `floor`, no restarts (Loshchilov 2017, SGDR, eq. 5; torch's CosineAnnealingLR with T_max=total_steps).
+    """Half a cosine from 1 to `floor`, no restarts (Loshchilov 2017, SGDR; torch's CosineAnnealingLR with T_max=total_steps).
 
     The floor is reached at step total_steps, just after the last one: a step at rate 0 would be lost. So it is in `polynomial`.
     """
@@ -81,7 +83,7 @@ def step(*, total_steps: int, steps_per_epoch: int, warmup_share: float, every_e
 def multistep(
     *, total_steps: int, steps_per_epoch: int, warmup_share: float, milestones_epochs: list[int], factor: float
 ) -> Factor:
-    """Times `factor` at the start of each of these epochs of the run, counted from 0, with the warm-up's (torch's MultiStepLR)."""
+    """Times `factor` at the start of each of these epochs of the run, from 0 and with the warm-up (torch's MultiStepLR)."""
     rising = all(early < late for early, late in zip([0, *milestones_epochs], milestones_epochs, strict=False))
     _require("milestones_epochs", milestones_epochs, rising, "epochs above 0, each later than the one before", "[30,60,90]")
     _require("factor", factor, 0 < factor <= 1, "above 0 and at most 1", 0.1)
@@ -101,7 +103,7 @@ def cyclic(
 ) -> Factor:
     """Triangles from `floor` to 1 and back, each `shrink` times as high as the last (Smith 2017, "Cyclical Learning Rates").
 
-    shrink 1 is the mode "triangular" of torch's CyclicLR, 0.5 its "triangular2". The warm-up ends at the floor, where the first triangle starts.
+    shrink 1 is the mode "triangular" of torch's CyclicLR, 0.5 its "triangular2". The warm-up ends at the floor.
     """
     _require("floor", floor, 0 <= floor <= 1, "a factor on optim.lr from 0 to 1", 0.1)
     _require("up_epochs", up_epochs, up_epochs > 0, "above 0", 2.0)
@@ -122,7 +124,7 @@ def one_cycle(*, total_steps: int, steps_per_epoch: int, warmup_share: float, st
     """Half a cosine from `start` up to 1 over the first warmup_share, then one down to `end` at the last step.
 
     Smith 2018, "Super-Convergence". Equal at every step to torch's OneCycleLR(max_lr=optim.lr, pct_start=warmup_share,
-    div_factor=1/start, final_div_factor=start/end, cycle_momentum=False): the momentum stays as it is. The warm-up is the rise itself.
+    div_factor=1/start, final_div_factor=start/end, cycle_momentum=False): the momentum stays as it is. The rise is the warm-up.
     """
     _require("start", start, 0 <= start <= 1, "a factor on optim.lr from 0 to 1", 0.04)
     _require("end", end, 0 <= end <= 1, "a factor on optim.lr from 0 to 1", 0.000004)
@@ -141,7 +143,7 @@ def one_cycle(*, total_steps: int, steps_per_epoch: int, warmup_share: float, st
 
 @dataclass(frozen=True)
 class Plateau:
-    """A schedule that looks at the run is no function of the step: `lightning_schedulers` makes two of torch's schedulers of this."""
+    """A schedule that looks at the run is no function of the step; `lightning_schedulers` makes two torch schedulers of this."""
 
     warmup_steps: int
     monitor: str
@@ -185,7 +187,7 @@ def lightning_schedulers(
 ) -> list[dict[str, Any]]:
     """The conf/scheduler node as Lightning's list of {"scheduler", "interval", "frequency"} and, for plateau, "monitor".
 
-    Steps are optimizer steps (after accumulation). The schedulers' states are plain numbers; on resume the functions come from the config.
+    Steps are optimizer steps (after accumulation). Their states are plain numbers; on resume the config gives the functions.
     """
     from imgrec.config import build
 
