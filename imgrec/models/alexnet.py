@@ -1,0 +1,22 @@
+"""AlexNet as torchvision has it: Krizhevsky 2014, "One weird trick for parallelizing ..." (arXiv 1404.5997)."""
+
+from typing import Literal
+
+import torchvision
+from torch import nn
+
+from imgrec.models.channels import set_channels
+from imgrec.models.choice import check_choice
+
+
+def alexnet(*, num_classes: int, channels: int, stem: Literal["imagenet", "small"], dropout: float) -> nn.Module:
+    """Float [B, channels, H, W] -> logits [B, num_classes]; `stem="imagenet"` is torchvision's network and needs 63 pixels.
+
+    stem "small": the first convolution is 5x5 stride 1 as in Krizhevsky's CIFAR networks, and 15 pixels are enough.
+    """
+    check_choice("model.stem", stem, ("imagenet", "small"))
+    net: nn.Module = torchvision.models.alexnet(num_classes=num_classes, dropout=dropout)
+    if stem == "small":
+        net.get_submodule("features").add_module("0", nn.Conv2d(3, 64, 5, padding=2))
+    set_channels(net, channels)
+    return net

@@ -1,0 +1,36 @@
+"""DenseNet: Huang et al. 2016, "Densely connected convolutional networks" (arXiv 1608.06993), torchvision's."""
+
+from typing import Literal
+
+import torchvision
+from torch import nn
+
+from imgrec.models.channels import set_channels
+from imgrec.models.choice import check_choice
+
+DEPTHS = (121, 161, 169, 201)
+
+
+def densenet(
+    *, num_classes: int, channels: int, depth: int, stem: Literal["imagenet", "small"], dropout: float, memory_efficient: bool
+) -> nn.Module:
+    """Float [B, channels, H, W] -> logits [B, num_classes].
+
+    stem "imagenet" is torchvision's network (29 pixels and more); "small": 3x3 stride 1, no pooling (the paper's CIFAR nets).
+    dropout: share of each dense layer's output. memory_efficient: checkpointing, slower. Raises ConfigError for another depth.
+    """
+    check_choice("model.depth", depth, DEPTHS)
+    check_choice("model.stem", stem, ("imagenet", "small"))
+    net: nn.Module = torchvision.models.get_model(
+        f"densenet{depth}", num_classes=num_classes, drop_rate=dropout, memory_efficient=memory_efficient
+    )
+    if stem == "small":
+        features = net.get_submodule("features")
+        width = net.get_submodule("features.norm0").num_features
+        assert isinstance(width, int)
+        conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight)
+        features.add_module("conv0", conv)   # replaces what has this name
+        features.add_module("pool0", nn.Identity())
+    set_channels(net, channels)
+    return net

@@ -1,0 +1,26 @@
+"""GoogLeNet: Szegedy et al. 2014, "Going deeper with convolutions" (arXiv 1409.4842), torchvision's, with batch norm."""
+
+from typing import Literal
+
+import torchvision
+from torch import nn
+
+from imgrec.models.channels import set_channels
+from imgrec.models.choice import check_choice
+
+
+def googlenet(*, num_classes: int, channels: int, stem: Literal["imagenet", "small"], dropout: float) -> nn.Module:
+    """Float [B, channels, H, W] -> logits [B, num_classes]; without the auxiliary classifiers, in training too.
+
+    stem "imagenet" is torchvision's network (15 pixels and more, made for 224); "small": 3x3 stride 1 and no first pooling.
+    """
+    check_choice("model.stem", stem, ("imagenet", "small"))
+    # init_weights is torchvision's own default, said aloud: left out, its constructor warns.
+    net: nn.Module = torchvision.models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=True, dropout=dropout)
+    if stem == "small":
+        conv = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        net.set_submodule("conv1.conv", conv)
+        net.set_submodule("maxpool1", nn.Identity())
+    set_channels(net, channels)
+    return net

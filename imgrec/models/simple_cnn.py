@@ -1,0 +1,85 @@
+"""A plain stack of convolutions, poolings and one dense layer: the network of textbooks and of the Keras examples."""
+
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+
+from imgrec.errors import ConfigError
+from imgrec.models.choice import check_choice
+
+
+class SimpleCNN(nn.Module):
+    """Float [B, channels, image_size, image_size] -> logits [B, num_classes].
+
+    widths: channels of each stage. A stage is one convolution (norm, ReLU) per entry of `padding` ("valid" or "same"), then a
+        2x2 max pooling and dropout: `padding: [same, valid]` is "conv same, conv, pool, dropout".
+    kernel: side of every convolution in pixels. dense: values of the hidden dense layer; 0 leaves it out.
+    stage_dropout, dense_dropout: shares set to zero while training, after each pooling and after the dense layer.
+
+    Raises ConfigError for an image that is too small for the stages, with the size that is enough.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        channels: int,
+        image_size: int,
+        widths: list[int],
+        padding: list[Literal["valid", "same"]],
+        kernel: int,
+        norm: Literal["none", "batch"],
+        dense: int,
+        stage_dropout: float,
+        dense_dropout: float,
+    ) -> None:
+        super().__init__()
+        for entry in padding:
+            check_choice("model.padding", entry, ("valid", "same"))
+        check_choice("model.norm", norm, ("none", "batch"))
+        if not widths or min(widths) < 1 or not padding or kernel < 1 or dense < 0:
+            raise ConfigError(
+                f"model.widths={widths} model.padding={padding} model.kernel={kernel} model.dense={dense} make no network. "
+                "Set model.widths=[32,64,128] model.padding=[valid] model.kernel=3 model.dense=512."
+            )
+        lost = (kernel - 1) * padding.count("valid")   # pixels per stage
+        size = image_size
+        for _ in widths:
+            size = (size - lost) // 2
+        if size < 1:
+            needed = 1
+            for _ in widths:
+                needed = 2 * needed + lost
+            raise ConfigError(
+                f"model simple_cnn cannot take {image_size}x{image_size} images: {len(widths)} stages leave nothing of them. "
+                f"Set data.image_size={needed} or more, or shorten model.widths."
+            )
+        layers: list[nn.Module] = []
+        for inputs, width in pairwise([channels, *widths]):
+            for i, entry in enumerate(padding):
+                layers.append(nn.Conv2d(inputs if i == 0 else width, width, kernel, padding=entry, bias=norm == "none"))
+                if norm == "batch":
+                    layers.append(nn.BatchNorm2d(width))
+                layers.append(nn.ReLU(inplace=True))
+            layers += [nn.MaxPool2d(2), nn.Dropout(stage_dropout)]
+        self.features = nn.Sequential(*layers)
+        flat = widths[-1] * size**2
+        self.classifier = nn.Sequential(nn.Flatten())
+        if dense:
+            self.classifier.extend([nn.Linear(flat, dense), nn.ReLU(inplace=True), nn.Dropout(dense_dropout)])
+        self.classifier.append(nn.Linear(dense or flat, num_classes))
+        he_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(x))
+        return logits
+
+
+def he_init(net: nn.Module) -> None:
+    """He et al. 2015 (arXiv 1502.01852), over inputs: normal weights that keep the signal's size through ReLU; biases 0."""
+    for module in net.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,46 @@
+"""Any of timm's networks by name (https://github.com/huggingface/pytorch-image-models); needs `pip install "imgrec[timm]"`."""
+
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from imgrec.errors import ConfigError
+from imgrec.models.choice import check_name
+
+
+def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """timm's network `name`: float [B, channels, image_size, image_size] -> logits [B, num_classes].
+
+    image_size: pixels; networks that are built for one size (most transformers) are built for this one.
+    Raises ConfigError for an unknown name, for a size the network refuses, and where timm is not installed.
+    """
+    timm = library()
+    check_name("model.name", name.partition(".")[0], timm.list_models(), listing="python -m imgrec.models source=timm")
+    try:
+        net: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=channels, **sizes(name, image_size))
+    except (AssertionError, ValueError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"timm cannot build model.name={name} for {image_size}x{image_size} images: "
+                          f"{' '.join(str(error).split())[:150]}. Set data.image_size={_own_size(name)}.") from error
+    return net
+
+
+def sizes(name: str, image_size: int) -> dict[str, Any]:
+    """What `timm.create_model` is told about the image size: nothing, unless the network is built for one."""
+    pretrained = library().get_pretrained_cfg(name)
+    return {"img_size": image_size} if pretrained is not None and pretrained.fixed_input_size else {}
+
+
+def _own_size(name: str) -> int:
+    pretrained = library().get_pretrained_cfg(name)
+    return 224 if pretrained is None else int(pretrained.input_size[-1])
+
+
+def library() -> ModuleType:
+    """The timm package; ConfigError where it is not installed."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError('model=timm needs timm, which is not installed. Type: pip install "imgrec[timm]"') from error
+    assert isinstance(timm, ModuleType)
+    return timm

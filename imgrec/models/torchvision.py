@@ -1,0 +1,44 @@
+"""Any of torchvision's classifiers by name (https://pytorch.org/vision/stable/models.html)."""
+
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from imgrec.errors import ConfigError
+from imgrec.models.channels import set_channels
+from imgrec.models.choice import check_name
+
+
+def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """torchvision's network `name`: float [B, channels, image_size, image_size] -> logits [B, num_classes].
+
+    image_size: pixels; only the vision transformers and MaxViT are built for one size, the others ignore it.
+    Auxiliary classifiers (googlenet, inception_v3) are left out. Raises ConfigError for an unknown name and for a size that
+    a transformer's patches do not tile.
+    """
+    check_name("model.name", name, names(), listing="python -m imgrec.models source=torchvision")
+    settings: dict[str, Any] = {"num_classes": num_classes}
+    if name in ("googlenet", "inception_v3"):
+        settings |= {"aux_logits": False, "init_weights": True}
+    elif name.startswith("vit_"):
+        patch = int(name.rsplit("_", 1)[1])
+        if image_size % patch:
+            nearest = max(patch, round(image_size / patch) * patch)
+            raise ConfigError(f"model {name} cuts pictures into {patch}-pixel patches, which do not tile {image_size} pixels. "
+                              f"Set data.image_size={nearest}.")
+        settings["image_size"] = image_size
+    elif name.startswith("maxvit_"):
+        settings["input_size"] = (image_size, image_size)
+    try:
+        net: nn.Module = torchvision.models.get_model(name, **settings)
+    except ValueError as error:   # MaxViT's windows
+        raise ConfigError(f"model {name} cannot take {image_size}x{image_size} images: {' '.join(str(error).split())[:150]} "
+                          "Set data.image_size=224.") from error
+    set_channels(net, channels)
+    return net
+
+
+def names() -> list[str]:
+    """Every classifier torchvision has, by the name that `model.name` takes."""
+    return list(torchvision.models.list_models(module=torchvision.models))
