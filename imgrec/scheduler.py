@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions of the optimizer step, and their thin shell for Lightning.
 
-Each schedule returns the factor on optim.lr, the highest rate of the run, at optimizer step 0, 1, ...; groups with a rate of their
-own keep their share of it. The first `warmup_share` of all steps multiplies by (step + 1) / warmup_steps: step 0 already learns, and
+Each schedule returns the factor on optim.lr, the highest rate of the run, at optimizer step 0, 1, ...; groups with their own rate
+keep their share of it. The first `warmup_share` of all steps multiplies by (step + 1) / warmup_steps: step 0 already learns, and
 the last warm-up step has the full rate.
 """
 
@@ -18,19 +18,16 @@ from imgrec.errors import ConfigError
 Factor = Callable[[int], float]
 
 
-def warmup_steps(total_steps: int, warmup_share: float) -> int:
-    """Whole steps of warm-up, rounded half to even. ConfigError unless 0 <= warmup_share < 1."""
-    if not 0 <= warmup_share < 1:
-        raise ConfigError(
-            f"scheduler.warmup_share={warmup_share}, but it must be a share of all steps from 0 to below 1. Set scheduler.warmup_share=0.05."
-        )
-    assert total_steps >= 1, total_steps
-    return round(total_steps * warmup_share)
-
-
 def _require(name: str, value: object, holds: bool, rule: str, example: object) -> None:
     if not holds:
         raise ConfigError(f"scheduler.{name}={value}, but it must be {rule}. Set scheduler.{name}={example}.")
+
+
+def warmup_steps(total_steps: int, warmup_share: float) -> int:
+    """Whole steps of warm-up, rounded half to even. ConfigError unless 0 <= warmup_share < 1."""
+    _require("warmup_share", warmup_share, 0 <= warmup_share < 1, "a share of all steps, from 0 to below 1", 0.05)
+    assert total_steps >= 1, total_steps
+    return round(total_steps * warmup_share)
 
 
 def _ramp(step: int, warmup: int) -> float:
