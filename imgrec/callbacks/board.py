@@ -1,0 +1,68 @@
+"""What TensorBoard shows beside the epoch's curves: rate and loss by step, a batch as the network sees it, hyper-parameters with their result."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from imgrec.callbacks.history import History
+from imgrec.config import Node, RunConfig
+
+SHOWN = 32  # images of the sample batch
+
+
+class Board(Callback):
+    """Writes to the TensorBoard logger of the trainer; without one it does nothing."""
+
+    def __init__(self, run: RunConfig, history: History) -> None:
+        self.run = run
+        self.history = history
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        logger = trainer.logger
+        if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        if step and step % trainer.log_every_n_steps == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            logger.log_metrics({"step/loss": float(outputs["loss"]), "step/lr": trainer.optimizers[0].param_groups[-1]["lr"]}, step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logger = trainer.logger
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.log_metrics({"lr": self.history.rows[-1]["lr"]}, trainer.global_step)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step or batch_idx or not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        from torchvision.utils import make_grid
+
+        images = pl_module.seen(batch, batch_idx)[:SHOWN]  # type: ignore[operator]
+        trainer.logger.experiment.add_image("batch as the network sees it", make_grid(spread(images), nrow=8), 0)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logger = trainer.logger
+        if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        found = pl_module.test_report
+        best = self.history.best() or self.history.rows[-1]
+        metrics = {"final/test accuracy": found.accuracy, "final/test macro F1": found.macro_f1, "final/val accuracy": best["val/accuracy"]}  # type: ignore[union-attr]
+        logger.log_hyperparams(dict(leaves(self.run.to_dict())), metrics)
+
+
+def spread(images: Tensor) -> Tensor:
+    """Each image's values stretched to [0, 1]: normalised pictures lie around 0."""
+    low, high = images.float().amin((1, 2, 3), keepdim=True), images.float().amax((1, 2, 3), keepdim=True)
+    return (images.float() - low) / torch.clamp(high - low, min=1e-6)
+
+
+def leaves(node: Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every leaf; lists as text, which is what TensorBoard's table can show."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value if isinstance(value, bool | int | float | str) else str(value)

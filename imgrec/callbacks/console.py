@@ -1,0 +1,96 @@
+"""One line an epoch, and on a terminal a live bar."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from rich.progress import Progress, TaskID
+
+from imgrec.callbacks.history import History
+from imgrec.callbacks.throughput import WORTH_SAYING
+from imgrec.screen import Screen, clock, percent
+
+HEADER = f"{'epoch':>9}  {'train loss':>10}  {'accuracy':>8}  {'val loss':>10}  {'accuracy':>8}  {'macro F1':>8}  {'lr':>9}  {'images/s':>9}  {'time':>7}"
+EVERY_SECONDS = 0.1  # how often the loss beside the bar is fetched from the device
+
+
+class EpochLines(Callback):
+    """Prints the figures that History collected; so it stands behind it in the list of callbacks."""
+
+    def __init__(self, screen: Screen, history: History) -> None:
+        self.screen = screen
+        self.history = history
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._said_waiting = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.screen.say(HEADER, style="bold")
+        self._progress = self.screen.bar()
+        self._progress.start()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", int(trainer.num_training_batches))
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._advance(outputs)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin("validation", int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._advance(None)
+
+    def _begin(self, what: str, total: int) -> None:
+        if self._progress is not None and not self._progress.disable:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(what, total=total, note="")
+
+    def _advance(self, outputs: Any) -> None:
+        if self._progress is None or self._task is None:
+            return
+        self._progress.advance(self._task)
+        loss = outputs.get("loss") if isinstance(outputs, dict) else None
+        task = self._progress.tasks[0]
+        if loss is not None and (task.elapsed or 0) > EVERY_SECONDS * (1 + task.fields.get("shown", 0)):
+            self._progress.update(self._task, note=f"loss {float(loss):.4f}", shown=int((task.elapsed or 0) / EVERY_SECONDS))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        row = self.history.rows[-1]
+        self.screen.say(epoch_line(row, trainer.max_epochs or 0), style="green" if row["best"] else None)
+        waited = row.get("data_wait_share", 0.0)
+        if waited > WORTH_SAYING and not self._said_waiting:
+            self._said_waiting = True
+            self.screen.say(f"  The network waited {waited:.0%} of the time for data: raise num_workers, use smaller image files, or a set held in memory.", style="yellow")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+
+def epoch_line(row: dict[str, Any], epochs: int) -> str:
+    """The figures of an epoch, aligned under HEADER; '-' for what was not measured."""
+
+    def cell(name: str, width: int, form: Any) -> str:
+        return f"{form(row[name]) if name in row else '-':>{width}}"
+
+    cells = [
+        f"{row['epoch']:>4}/{epochs:<4}",
+        cell("train/loss", 10, "{:.4f}".format),
+        cell("train/accuracy", 8, percent),
+        cell("val/loss", 10, "{:.4f}".format),
+        cell("val/accuracy", 8, percent),
+        cell("val/macro_f1", 8, percent),
+        cell("lr", 9, "{:.2e}".format),
+        cell("images_per_second", 9, "{:,.0f}".format),
+        cell("seconds", 7, clock),
+    ]
+    return "  ".join(cells) + ("  best" if row["best"] else "")

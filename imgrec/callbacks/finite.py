@@ -1,0 +1,43 @@
+"""Stop at the step whose loss is not a number."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from imgrec.errors import ImgrecError
+
+LAG = 10  # steps; on an accelerator a look at the loss waits for it, so it is looked at when it has long been computed
+
+
+class NotFiniteError(ImgrecError):
+    """The loss became NaN or infinite."""
+
+
+class Finite(Callback):
+    """Raises NotFiniteError naming the step; nothing is saved after that step, so the last good checkpoint stays."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._losses: list[tuple[int, int, Tensor]] = []
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        self._losses.append((trainer.current_epoch + 1, trainer.global_step + 1, loss.detach()))
+        self._look(keep=0 if loss.device.type == "cpu" else LAG)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._look(keep=0)
+
+    def _look(self, keep: int) -> None:
+        while len(self._losses) > keep:
+            epoch, step, loss = self._losses.pop(0)
+            if not torch.isfinite(loss):
+                raise NotFiniteError(
+                    f"the loss is {loss.item()} at step {step} (epoch {epoch}); training stopped there and {self.folder} keeps the last good checkpoint. "
+                    f"Lower optim.lr, set trainer.gradient_clip=1.0 or trainer.precision=32, or look at the data of that step."
+                )
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> Any:
+        self._losses.clear()

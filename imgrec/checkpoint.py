@@ -1,0 +1,134 @@
+"""The checkpoint format: Lightning's dictionary plus "imgrec", all of it plain data that loads with weights_only=True."""
+
+import os
+import pickle
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from imgrec.config import ALLOWED_PACKAGES, Node, RunConfig, run_config
+from imgrec.errors import CheckpointError
+
+VERSION = 1
+
+
+def versions() -> dict[str, str]:
+    """Version of each package that decides the numbers of a run."""
+    from importlib.metadata import version
+
+    packages = ("imgrec", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def card(run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, Any]) -> Node:
+    """What a checkpoint says beside the weights, so that nothing after training asks for `model=` or `data=` again."""
+    return {"version": VERSION, "config": run.to_dict(), "classes": list(classes), "preprocessing": dict(preprocessing), "versions": versions()}
+
+
+class CheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary name and renames: a kill or a full disk leaves the checkpoint before as it was."""
+
+    card: Node  # set once the data is read: it holds the class names
+
+    @rank_zero_only  # type: ignore[untyped-decorator]
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".unfinished")
+        try:
+            with unfinished.open("wb") as file:
+                torch.save({**checkpoint, "imgrec": self.card}, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
+            unfinished.unlink(missing_ok=True)
+            kept = f"{path} of before is whole" if path.exists() else "nothing was there before"
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            raise CheckpointError(f"{path} cannot be written: {reason}; {kept}. Make room on that disk and start the same command again.") from error
+        unfinished.replace(path)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint file that a path means: the file itself, or the best (else the last) of a run folder."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID.")
+    for file in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / "best.ckpt", path / "last.ckpt"):
+        if file.is_file():
+            return file
+    raise CheckpointError(f"{path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. Name a run folder such as runs/NAME/ID, or a .ckpt file.")
+
+
+def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
+    """The checked dictionary of a checkpoint: "state_dict", "imgrec" and, for resuming, Lightning's own keys.
+
+    Raises CheckpointError for a file that is truncated, foreign, of another version, or whose config names code that imgrec does not call.
+    """
+    file = find(path)
+    try:
+        checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote.") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        size = file.stat().st_size
+        raise CheckpointError(f"{file} ({size:,} bytes) is truncated or no checkpoint: {str(error).splitlines()[0]}. Name another, such as last.ckpt beside it.") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not isinstance(checkpoint.get("imgrec"), dict):
+        raise CheckpointError(f"{file} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT.")
+    found = checkpoint["imgrec"].get("version")
+    if found != VERSION:
+        raise CheckpointError(f"{file} has checkpoint format {found}; this imgrec reads format {VERSION}. "
+                              f"Install the imgrec that wrote it: {checkpoint['imgrec'].get('versions', {}).get('imgrec', 'unknown')}.")
+    _refuse_foreign_code(checkpoint["imgrec"]["config"], file, "")
+    return checkpoint
+
+
+def _refuse_foreign_code(node: Any, file: Path, prefix: str) -> None:
+    if isinstance(node, dict):
+        target = node.get("_target_")
+        if target is not None and str(target).partition(".")[0] not in ALLOWED_PACKAGES:
+            raise CheckpointError(f"{file}: its config would call {target} ({prefix}_target_); only {', '.join(ALLOWED_PACKAGES)} are called. Do not use this file.")
+        for key, value in node.items():
+            _refuse_foreign_code(value, file, f"{prefix}{key}.")
+
+
+def latest(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """last.ckpt of an unfinished run; None where nothing was saved yet. One that cannot be loaded is put aside, with a message, for best.ckpt."""
+    for file in (folder / "last.ckpt", folder / "best.ckpt"):
+        if file.is_file():
+            try:
+                read(file)
+            except CheckpointError as error:
+                say(str(error))
+            else:
+                return file
+    return None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint that was read: its config, class names, preprocessing and weights."""
+
+    file: Path
+    run: RunConfig
+    classes: tuple[str, ...]
+    preprocessing: Node
+    checkpoint: dict[str, Any]
+
+
+def load_run(path: str | Path) -> Stored:
+    """Read a checkpoint file or run folder; enough to evaluate, predict or export without `model=` or `data=`."""
+    file = find(path)
+    checkpoint = read(file)
+    info = checkpoint["imgrec"]
+    try:
+        return Stored(file, run_config(info["config"]), tuple(info["classes"]), info["preprocessing"], checkpoint)
+    except KeyError as error:
+        raise CheckpointError(f"{file} lacks {error} in its 'imgrec' entry. Name a checkpoint that imgrec wrote.") from error

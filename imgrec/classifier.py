@@ -1,0 +1,147 @@
+"""The LightningModule: one step, its metrics, the optimizer with its schedule, and the names of what is logged."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F  # noqa: N812
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from imgrec.data.augment import Augment
+from imgrec.data.batch import Batch
+from imgrec.data.preprocess import Preprocess
+from imgrec.losses import Loss
+from imgrec.metrics import Report, Tally
+from imgrec.optim import decayed
+from imgrec.transfer import freeze, unfreeze
+
+
+class Classifier(pl.LightningModule):
+    """A network with its loss, and for training what moves its weights.
+
+    `make_optimizer(net)` gives the optimizer; `make_schedulers(optimizer, total_steps, steps_per_epoch)` gives schedulers in Lightning's format.
+    Logged per epoch: train/loss, train/accuracy, val/loss, val/accuracy, val/macro_f1, val/top5 (with more than five classes).
+    """
+
+    test_report: Report | None = None
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        loss: Loss,
+        preprocess: Preprocess,
+        classes: Sequence[str],
+        augment: Augment | None = None,
+        seed: int = 0,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        make_schedulers: Callable[[torch.optim.Optimizer, int, int], list[dict[str, Any]]] | None = None,
+        freeze_epochs: int = 0,
+        decay_on: str = "weights",
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        self.loss = loss
+        self.preprocess = preprocess
+        self.classes = tuple(classes)
+        self.augment = augment
+        self.seed = seed
+        self.make_optimizer = make_optimizer
+        self.make_schedulers = make_schedulers
+        self.freeze_epochs = freeze_epochs
+        self.decay_on = decay_on
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_accuracy = MeanMetric(nan_strategy="disable")
+        self.tally = Tally(num_classes=len(self.classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> class probabilities [B, K]."""
+        pixels = self.preprocess(images).contiguous(memory_format=self.memory_format)
+        return self.loss.probabilities(self.net(pixels).float())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = self._augmented(batch, batch_idx)
+        logits = self.net(images).float()
+        losses = self.loss(logits, targets)
+        # The gradient of a global batch is its mean over samples, also where the last one is short: devices average and Lightning divides by the
+        # number of accumulated batches, so each part adds its sum over the size of the whole.
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        objective = losses.sum() * (parts / batch.whole)
+        if self.loss.l1 or self.loss.l2:
+            objective = objective + self.loss.penalty(decayed(self.net, self.decay_on))
+        with torch.no_grad():
+            self.train_loss.update(losses.detach(), torch.ones_like(losses))
+            right = targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)  # with soft labels, the share of the predicted class
+            self.train_accuracy.update(right, torch.ones_like(right))
+        return objective
+
+    def _augmented(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Network input [B, C, H, W] and soft targets [B, K] of a training batch."""
+        images = self.preprocess.to_float(batch.images)
+        targets = F.one_hot(batch.labels, len(self.classes)).to(images.dtype)
+        if self.augment is not None:
+            images = self.augment.batch(images, seed=self.seed, epoch=batch.epoch, indices=batch.indices)
+        images = self.preprocess.normalize(images)
+        if self.augment is not None:
+            step = batch.epoch * int(self.trainer.num_training_batches) + batch_idx
+            images, targets = self.augment.mix(images, targets, seed=self.seed, step=step)
+        return images.contiguous(memory_format=self.memory_format), targets
+
+    @torch.no_grad()
+    def seen(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Float [B, C, H, W]: a training batch as the network sees it."""
+        return self._augmented(batch, batch_idx)[0]
+
+    def on_train_epoch_start(self) -> None:
+        if self.freeze_epochs:
+            if self.current_epoch < self.freeze_epochs:
+                freeze(self.net, len(self.classes))
+            elif self.current_epoch == self.freeze_epochs:
+                unfreeze(self.net)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:  # not at the epoch's end: callbacks read the figures there, before this module's turn
+            figures = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
+            self.log_dict(figures, on_step=False, on_epoch=True, batch_size=1)
+            self.train_loss.reset()
+            self.train_accuracy.reset()
+
+    def _tally(self, batch: Batch) -> None:
+        pixels = self.preprocess(batch.images).contiguous(memory_format=self.memory_format)
+        logits = self.net(pixels).float()
+        targets = F.one_hot(batch.labels, len(self.classes)).to(logits.dtype)
+        self.tally.update(logits, batch.labels, self.loss(logits, targets))
+
+    def _report(self) -> Report:
+        found = self.tally.report(self.classes)
+        self.tally.reset()
+        return found
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._tally(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        found = self._report()
+        figures = {"val/loss": found.loss, "val/accuracy": found.accuracy, "val/macro_f1": found.macro_f1}
+        if found.top5 is not None:
+            figures["val/top5"] = found.top5
+        self.log_dict(figures)  # the tally is summed over processes, so every rank has the same figures
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._tally(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.test_report = self._report()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        assert self.make_optimizer is not None
+        assert self.make_schedulers is not None
+        optimizer = self.make_optimizer(self.net)
+        total = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
+        return [optimizer], self.make_schedulers(optimizer, total, per_epoch)  # type: ignore[return-value]

@@ -1,0 +1,81 @@
+"""The command line: `imgrec COMMAND key=value ...`, the same as `python -m imgrec.COMMAND key=value ...`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from imgrec import __version__
+from imgrec.errors import ImgrecError
+
+COMMANDS = {
+    "train": "train a classifier and test it",
+    "evaluate": "figures of a checkpoint on any split or another folder",
+    "predict": "classes and probabilities of files and folders",
+    "lr_find": "suggest a learning rate and draw its curve",
+    "models": "list the networks that can be selected",
+}
+REFUSED = 2  # exit code: the input cannot be used
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code: 0 done, 2 bad input (one line on stderr), 130 interrupted. IMGREC_DEBUG=1 shows the traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help", "help"):
+            print(_usage())
+            return 0
+        if words[0] == "--version":
+            print(f"imgrec {__version__}")
+            return 0
+        return _dispatch(words[0], words[1:])
+    except ImgrecError as error:
+        if os.environ.get("IMGREC_DEBUG") == "1":
+            raise
+        print(f"imgrec: {error}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        print("imgrec: interrupted. Start the same command again to go on.", file=sys.stderr)
+        return 130
+
+
+def _dispatch(command: str, argv: list[str]) -> int:
+    from imgrec.config import did_you_mean
+    from imgrec.errors import ConfigError
+
+    if command not in COMMANDS:
+        raise ConfigError(f"{command}: there is no such command.{did_you_mean(command, list(COMMANDS))} There are: {', '.join(COMMANDS)}.")
+    if command == "models":
+        return int(import_module("imgrec.models.listing").main(argv))
+    if {"-h", "--help"} & set(argv):
+        from imgrec.help import text
+
+        print(text(command))
+        return 0
+    return run(command, argv)
+
+
+def run(command: str, argv: list[str]) -> int:
+    """Compose the command's config and call the function of its name."""
+    from imgrec.config import load
+
+    config_dir = None
+    if "--config-dir" in argv:
+        place = argv.index("--config-dir")
+        config_dir, argv = argv[place + 1], argv[:place] + argv[place + 2 :]
+    if command == "train":
+        if {"-m", "--multirun"} & set(argv):
+            return int(import_module("imgrec.sweep").sweep([word for word in argv if word not in ("-m", "--multirun")], config_dir))
+        settings = load("train", argv, config_dir)
+        import_module("imgrec.train").train(settings)
+        return 0
+    return int(import_module(f"imgrec.{command}").main(argv, config_dir))
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: imgrec COMMAND key=value ...", "", *lines, "", "imgrec COMMAND --help lists its keys."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,411 @@
+"""From the command line and conf/ to a checked RunConfig, without importing torch.
+
+Hydra composes; what it lets pass is refused here: a misspelt key in an experiment file or beside `_partial_`, a `+key` that nothing reads,
+`seed=abc`, `optim.lr=fast`, a rate below zero. The shipped yaml is the reference: its keys are the keys there are, its values show the types.
+"""
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+from imgrec.errors import ConfigError
+
+# A stored config is code to be called: these packages and no others may be named by `_target_`.
+ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning")
+SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The resolved config of a run; the comments of conf/train.yaml say what each key means. Nodes are plain dicts with a `_target_`."""
+
+    name: str
+    id: str | None
+    runs_dir: str
+    resume: bool
+    seed: int
+    epochs: int
+    batch_size: int | Literal["full"]
+    max_device_batch: int
+    num_workers: int | Literal["auto"]
+    weights: str | None
+    finetune: Node
+    decay_on: Literal["weights", "all"]
+    monitor: Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
+    data: Node
+    model: Node
+    augment: Node
+    optim: Node
+    scheduler: Node
+    loss: Node
+    trainer: Node
+    logger: Node
+
+    def to_dict(self) -> Node:
+        """Plain nested data, as it is stored in config.yaml and in checkpoints."""
+        return asdict(self)
+
+    def with_classes(self, count: int) -> "RunConfig":
+        """The run with the number of classes that the data has: what is stored needs no folder to be counted again."""
+        return replace(self, data=self.data | {"num_classes": count}, model=self.model | {"num_classes": count})
+
+
+# Ranges by term: a term means the same in every file. (lowest, highest, is the lowest itself allowed?)
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "seed": (0, 2**63 - 1, True),
+    "split_seed": (0, 2**32 - 1, True),
+    "epochs": (1, float("inf"), True),
+    "batch_size": (1, float("inf"), True),
+    "max_device_batch": (1, float("inf"), True),
+    "num_workers": (0, float("inf"), True),
+    "freeze_epochs": (0, float("inf"), True),
+    "layer_decay": (0, 1, False),
+    "lr": (0, float("inf"), False),
+    "weight_decay": (0, float("inf"), True),
+    "momentum": (0, 1, True),
+    "eps": (0, float("inf"), False),
+    "l1": (0, float("inf"), True),
+    "l2": (0, float("inf"), True),
+    "label_smoothing": (0, 1, True),
+    "gamma": (0, float("inf"), True),
+    "dropout": (0, 1, True),
+    "dense_dropout": (0, 1, True),
+    "warmup_share": (0, 1, True),
+    "num_classes": (2, float("inf"), True),
+    "image_size": (1, float("inf"), True),
+    "val_share": (0, 1, False),
+    "test_share": (0, 1, False),
+    "crop_share": (0, 1, False),
+    "flip": (0, 1, True),
+    "erase": (0, 1, True),
+    "mixup": (0, float("inf"), True),
+    "cutmix": (0, float("inf"), True),
+    "gradient_clip": (0, float("inf"), True),
+    "ema_decay": (0, 1, True),
+    "early_stopping_patience": (0, float("inf"), True),
+    "max_minutes": (0, float("inf"), False),
+    "top_k": (1, float("inf"), True),
+    "steps": (2, float("inf"), True),
+    "lr_min": (0, float("inf"), False),
+    "lr_max": (0, float("inf"), False),
+}
+
+
+def conf_dir() -> Path:
+    """The shipped yaml: conf/ of a checkout, or imgrec/conf of an installed wheel."""
+    package = Path(__file__).parent
+    for found in (package / "conf", package.parent / "conf"):
+        if (found / "train.yaml").is_file():
+            return found
+    raise ConfigError(f"no conf/train.yaml beside {package}: the installation is incomplete. Install imgrec again.")
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """' Did you mean lr?' or nothing: the nearest known word, in a sentence that can follow another."""
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def options(group: str, search: Sequence[Path] = ()) -> list[str]:
+    """Names that can follow `group=`: the yaml files in that folder, of the shipped conf/ and of the user's own."""
+    return sorted({file.stem for root in (conf_dir(), *search) for file in (root / group).glob("*.yaml")})
+
+
+def groups(search: Sequence[Path] = ()) -> list[str]:
+    """Names of the choices: the folders in conf/."""
+    return sorted({folder.name for root in (conf_dir(), *search) for folder in root.iterdir() if folder.is_dir() and any(folder.glob("*.yaml"))})
+
+
+def load(command: str, argv: Sequence[str], config_dir: str | None = None) -> RunConfig:
+    """Compose conf/COMMAND.yaml with the overrides of `argv` into a checked RunConfig.
+
+    Raises ConfigError, with the sentence to show, for whatever the yaml alone can tell; `check_signatures` does the rest once torch is there.
+    """
+    return run_config(compose(command, argv, config_dir))
+
+
+def run_config(tree: Node) -> RunConfig:
+    """RunConfig from a composed or stored tree; keys that are not a run's are left out."""
+    return RunConfig(**{field.name: tree[field.name] for field in fields(RunConfig)})
+
+
+def compose(command: str, argv: Sequence[str], config_dir: str | None = None) -> Node:
+    """The checked, resolved tree of conf/COMMAND.yaml with overrides, as plain data."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    search = [Path(config_dir).resolve()] if config_dir else []
+    for folder in search:
+        if not folder.is_dir():
+            raise ConfigError(f"--config-dir {config_dir}: there is no such folder. Name the folder that holds your model/, data/, experiment/ yaml.")
+    parsed: list[Override] = []
+    for word in argv:
+        try:
+            parsed += OverridesParser.create().parse_overrides([word])
+        except HydraException as error:
+            raise ConfigError(f"{word!r} cannot be read: {_first_line(error)}. Overrides look like key=value, for example optim.lr=0.01.") from error
+    _check_choices(command, parsed, search)
+    chosen = [override.input_line for override in parsed if _is_choice(override, search)]
+    try:
+        choices = _hydra_compose(command, chosen, search)[1]
+        plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
+        reference = _hydra_compose(command, plain, search)[0]
+        _check_keys(command, parsed, reference, search)
+        tree, _ = _hydra_compose(command, [override.input_line for override in parsed], search)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"the config cannot be composed: {_first_line(error)}.") from error
+    if "name" in tree and tree["name"] is None:
+        tree["name"] = choices.get("experiment") or f"{choices['data']}_{choices['model']}"
+    return _conform(tree, reference, "")
+
+
+def _hydra_compose(command: str, overrides: list[str], search: Sequence[Path]) -> tuple[Node, dict[str, str]]:
+    """(resolved tree, choice made in each group) from Hydra."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("by_size", lambda size, small, large: small if size < SMALL_IMAGE else large, replace=True)
+    outer = GlobalHydra.instance().hydra  # a sweep composes its jobs inside its own Hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+            paths = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]"] if search else []
+            config = hydra_compose(command, [*overrides, *paths], return_hydra_config=True)
+            choices = {k: v for k, v in config.hydra.runtime.choices.items() if "/" not in k and k in groups(search)}
+            OmegaConf.set_struct(config, False)
+            del config["hydra"]
+            tree = OmegaConf.to_container(config, resolve=True)
+    finally:
+        GlobalHydra.instance().clear()
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
+    assert isinstance(tree, dict)
+    return typing.cast(Node, tree), choices
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
+
+
+def _is_choice(override: Any, search: Sequence[Path]) -> bool:
+    return override.key_or_group in groups(search)
+
+
+def _check_choices(command: str, parsed: Sequence[Any], search: Sequence[Path]) -> None:
+    for override in parsed:
+        group, option = override.key_or_group, override.value()
+        if not _is_choice(override, search) or option is None:
+            continue
+        if override.is_add() or override.is_delete():
+            raise ConfigError(f"{override.input_line!r}: every choice is there already. Type {group}={option}.")
+        given = list(option.list) if override.is_choice_sweep() else [option]
+        for one in given:
+            name = str(getattr(one, "text", one))
+            if name not in options(group, search):
+                raise ConfigError(f"{group}={name}: there is no such {group}.{did_you_mean(name, options(group, search))} There are: {', '.join(options(group, search))}.")
+
+
+def _check_keys(command: str, parsed: Sequence[Any], reference: Node, search: Sequence[Path]) -> None:
+    known = list(_keys(reference))
+    for override in parsed:
+        key = override.key_or_group
+        if _is_choice(override, search) or key.startswith("hydra") or any(f"{key}.".startswith(f"{head}.") for head in _open_keys(reference)):
+            continue
+        if key not in known:
+            near = did_you_mean(key, [*known, *groups(search)])
+            raise ConfigError(f"{override.input_line!r}: there is no key {key}.{near}{_siblings(key, reference)} `python -m imgrec.{command} --help` lists the keys.")
+        if override.is_add() or override.is_force_add():
+            raise ConfigError(f"{override.input_line!r}: {key} exists. Type {override.input_line.lstrip('+')}.")
+        if override.is_delete():
+            raise ConfigError(f"{override.input_line!r}: keys are not deleted. Type {key}=VALUE.")
+
+
+def _siblings(key: str, reference: Node) -> str:
+    node: Any = reference
+    for part in key.split(".")[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+    head = key.rpartition(".")[0]
+    return f" {head} has: {', '.join(k for k in node if not k.startswith('_'))}." if head and isinstance(node, dict) else ""
+
+
+def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _open_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys whose shipped value is {}: free settings that go on to a library's function."""
+    for key, value in node.items():
+        if value == {}:
+            yield prefix + key
+        elif isinstance(value, dict):
+            yield from _open_keys(value, f"{prefix}{key}.")
+
+
+def _conform(tree: Node, reference: Node, prefix: str) -> Node:
+    """`tree` with the reference's number types, after each key, type and range was checked."""
+    checked: Node = {}
+    for key, value in tree.items():
+        path = prefix + key
+        if key not in reference:
+            raise ConfigError(f"{path}={_show(value)}: there is no key {path}.{did_you_mean(key, list(reference))}"
+                              f" Known here: {', '.join(k for k in reference if not k.startswith('_'))}.")
+        checked[key] = _conform_value(value, reference[key], path)
+    return checked
+
+
+def _conform_value(value: Any, like: Any, path: str) -> Any:
+    if isinstance(like, dict) and like:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path}={_show(value)}: {path} is a group of keys. Type {path}.KEY=VALUE; keys: {', '.join(k for k in like if not k.startswith('_'))}.")
+        return _conform(value, like, f"{path}.")
+    key = path.split(".")[-1]
+    if path.count(".") == 0 and (hint := typing.get_type_hints(RunConfig).get(key)) is not None and not matches(value, hint) and not (value is None and like is None):
+        raise ConfigError(f"{path}={_show(value)}: {key} takes {describe(hint)}, not {_kind(value)}.")
+    if not (value is None or like is None or like in ("auto", "full") or path.count(".") == 0):
+        if isinstance(like, str) and isinstance(value, int | float) and not isinstance(value, bool):
+            value = str(value)
+        if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not type(like):
+            raise ConfigError(f"{path}={_show(value)}: {key} takes {_kind(like)}, not {_kind(value)}. The default is {_show(like)}.")
+    if key in RANGES and isinstance(value, int | float) and not isinstance(value, bool):
+        lowest, highest, closed = RANGES[key]
+        if not (lowest <= value <= highest) or (value == lowest and not closed):
+            above = f"{lowest:g} or more" if closed else f"more than {lowest:g}"
+            most = "" if highest in (float("inf"), 2**63 - 1) else f" and at most {highest:g}"
+            raise ConfigError(f"{path}={_show(value)}: {key} must be {above}{most}. {'' if like is None else f'The default is {_show(like)}.'}".rstrip())
+    return value
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", list: "a list", dict: "a group of keys", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
+
+
+# --- after torch is imported: the user's own yaml against the signatures it names ---------------------------------------------------------------
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """The class or function named by `_target_`; ConfigError for a package outside ALLOWED_PACKAGES or a name that does not exist."""
+    package = target.partition(".")[0]
+    if package not in ALLOWED_PACKAGES:
+        raise ConfigError(f"_target_={target}: code outside {', '.join(ALLOWED_PACKAGES)} is not called. Name something in one of these packages.")
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name == "timm":
+            raise ConfigError(f'_target_={target} needs timm, which is not installed. Type: pip install "imgrec[timm]"') from error
+        raise ConfigError(f"_target_={target}: {error}.") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ConfigError(f"_target_={target}: {module_name} has no {name}.{did_you_mean(name, dir(module))}")
+    return typing.cast(Callable[..., Any], found)
+
+
+def build(node: Node, **extra: Any) -> Any:
+    """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` give the function back with these filled in."""
+    target = locate(node["_target_"])
+    settings = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")} | extra
+    return partial(target, **settings) if node.get("_partial_", False) else target(**settings)
+
+
+@cache
+def parameters(target: Callable[..., Any]) -> dict[str, Any]:
+    """Name to type of what a target takes by name; where it passes **keywords on, those of its parents too."""
+    if not inspect.isclass(target):
+        owners: list[Callable[..., Any]] = [target]
+    else:
+        owners = [cls.__init__ for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
+    found: dict[str, Any] = {}
+    for function in owners:
+        signature = inspect.signature(function)
+        try:
+            hints = typing.get_type_hints(function)
+        except (NameError, TypeError):  # a library's annotation that exists for its type checker only
+            hints = {}
+        for name, parameter in signature.parameters.items():
+            if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(name, hints.get(name, Any))
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            break
+    return found
+
+
+def check_signatures(run: RunConfig) -> None:
+    """Every node's keys and value types against the signature of its `_target_`; ConfigError names the first that does not fit."""
+    for name, node in run.to_dict().items():
+        if isinstance(node, dict) and "_target_" in node:
+            known = parameters(locate(node["_target_"]))
+            for key, value in node.items():
+                if key in ("_target_", "_partial_") or (name, key, value) == ("model", "num_classes", None):  # counted when the data is read
+                    continue
+                if key not in known:
+                    raise ConfigError(f"{name}.{key}={_show(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}")
+                if not matches(value, known[key]):
+                    raise ConfigError(f"{name}.{key}={_show(value)}: {key} takes {describe(known[key])}, not {_kind(value)}.")
+
+
+def matches(value: Any, hint: Any) -> bool:
+    """Does a value of plain data fit an annotation? Whole numbers pass for float, lists for tuples; what is not plain data in it is not judged."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (Any, inspect.Parameter.empty) or isinstance(hint, str | typing.TypeVar):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(matches(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args and type(value) in {type(arg) for arg in args}
+    if hint in (None, type(None)):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, dict, list):
+        return isinstance(value, hint)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        return all(matches(v, args[0]) for v in value) if args[-1] is ... else len(value) == len(args) and all(map(matches, value, args))
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, list | tuple) and all(matches(v, args[0]) for v in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, dict)
+    return False
+
+
+def describe(hint: Any) -> str:
+    """An annotation in words: 'a whole number or full'."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "null", dict: "a group of keys"}
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(arg) for arg in args)
+    if origin is Literal:
+        return ", ".join(map(str, args[:-1])) + (f" or {args[-1]}" if len(args) > 1 else str(args[0]))
+    if origin is tuple and args[-1] is not ...:
+        return f"a list of {len(args)} values"
+    if origin in (list, tuple):
+        return f"a list of {describe(args[0])}s" if args[0] in words else "a list"
+    return words.get(hint, "a group of keys" if origin is dict else getattr(hint, "__name__", str(hint)))

@@ -1,0 +1,35 @@
+"""What happens to uint8 pictures on the device, the same in training, evaluation and prediction."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as F  # noqa: N812
+
+
+class Preprocess(nn.Module):
+    """uint8 [B, C, H, W] of any size -> normalised float [B, C, image_size, image_size]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, image_size: int, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.image_size = image_size
+        # Not in the state dict: their home is the config, which every checkpoint holds.
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def to_float(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> float in [0, 1] at image_size. Pictures cross the bus as uint8: one byte per value, not four."""
+        size = [self.image_size, self.image_size]
+        if list(images.shape[-2:]) != size:
+            images = F.resize(images, size, antialias=True)
+        return images.to(self.mean.dtype).div_(255)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(x - mean) / std per channel; float [B, C, H, W]."""
+        return (images - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.normalize(self.to_float(images)))

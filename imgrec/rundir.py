@@ -1,0 +1,139 @@
+"""The run folder RUNS_DIR/NAME/ID: which one a command means, and what it says about the run in it."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from imgrec.config import Node, RunConfig
+from imgrec.errors import ConfigError
+
+# Keys that may differ when a run goes on: they say where and how fast it is computed, not what.
+WHERE = ("id", "runs_dir", "resume", "num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.log_every_steps")
+
+
+@dataclass
+class RunDir:
+    """An open run folder; the lock keeps a second process out until this one ends."""
+
+    path: Path
+    state: Literal["new", "unfinished", "finished"]
+    lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best.ckpt"
+
+    def result(self) -> dict[str, Any]:
+        """result.json of a finished run."""
+        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
+        return found
+
+    def start(self, run: RunConfig) -> None:
+        """Create the folder and write the resolved config into it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock = _lock(self.path)
+        if self.lock is None:
+            raise ConfigError(f"{self.path} is in use by another process. Wait for it, or set id=ANOTHER.")
+        if self.state == "new":
+            write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it: a reader sees all of it or the one before."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
+
+
+def choose(run: RunConfig) -> RunDir:
+    """The folder that the run belongs in. Nothing is written.
+
+    With `id`, or in a SLURM job, that folder; otherwise the newest unfinished run of the same config, or the next free number.
+    Raises ConfigError when the folder holds another config.
+    """
+    parent = Path(run.runs_dir) / run.name
+    given = run.id or os.environ.get("SLURM_JOB_ID")
+    if given:
+        found = RunDir(parent / given, _state(parent / given))
+        if found.state == "new":
+            return found
+        if not run.resume:
+            raise ConfigError(f"id={given} resume=false: {found.path} holds a run already. Set another id, or resume=true to finish it.")
+        if differ := differing(run, _config(found.path)):
+            raise ConfigError(f"{found.path} holds a run of another config: {_differences(differ)}. Set another id, or the values of that run.")
+        return found
+    numbers = sorted((int(p.name) for p in parent.glob("*") if p.name.isdecimal()), reverse=True)
+    if run.resume and numbers:
+        newest = parent / str(numbers[0])
+        if _state(newest) == "unfinished" and not differing(run, _config(newest)) and not _is_locked(newest):
+            return RunDir(newest, "unfinished")
+    return RunDir(parent / str(numbers[0] + 1 if numbers else 1), "new")
+
+
+def _state(path: Path) -> Literal["new", "unfinished", "finished"]:
+    if (path / "result.json").is_file():
+        return "finished"
+    return "unfinished" if (path / "config.yaml").is_file() else "new"
+
+
+def _config(path: Path) -> Node:
+    found: Node = yaml.safe_load((path / "config.yaml").read_text())
+    return found
+
+
+def differing(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
+    """Keys in which a run differs from a stored config, with both values (given, stored)."""
+    given, kept = dict(_leaves(run.to_dict())), dict(_leaves(stored))
+    return {key: (given.get(key), kept.get(key)) for key in given.keys() | kept.keys() if key not in WHERE and given.get(key) != kept.get(key)}
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, list(value) if isinstance(value, tuple) else value
+
+
+def _differences(differ: dict[str, tuple[Any, Any]]) -> str:
+    shown = [f"{key}={given} here, {kept} there" for key, (given, kept) in sorted(differ.items())]
+    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
+
+
+def _lock(path: Path) -> IO[str] | None:
+    file = (path / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def _is_locked(path: Path) -> bool:
+    if not (path / ".lock").exists():
+        return False
+    file = _lock(path)
+    if file is None:
+        return True
+    file.close()
+    return False

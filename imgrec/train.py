@@ -1,0 +1,86 @@
+"""Train a classifier: python -m imgrec.train model=resnet optim=adam data=mnist
+
+Composes conf/train.yaml, opens the run folder, fits, tests the best checkpoint on the test split and writes result.json.
+"""
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from imgrec.config import RunConfig, check_signatures
+
+if TYPE_CHECKING:
+    from imgrec.rundir import RunDir
+    from imgrec.screen import Screen
+
+
+def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
+    """Train, test and record a run; gives the content of its result.json. An unfinished run folder is finished, a finished one is read.
+
+    `imgrec.config.load("train", ["model=vgg", "data=mnist"])` makes a `run`. Raises imgrec.errors.ImgrecError for what the user can mend.
+    """
+    from imgrec.rundir import choose
+    from imgrec.screen import Screen
+
+    folder = choose(run)
+    screen = Screen(quiet=quiet)
+    if folder.state == "finished":
+        result = folder.result()
+        screen.say(f"{folder.path} is finished already: {result['summary']}. To start anew set another id, or none.")
+        return result
+    folder.start(run)
+    screen.log_to(folder.path / "log.txt")
+    try:
+        return _train(run, folder, screen)
+    finally:
+        screen.close()
+        folder.close()
+
+
+def _train(run: RunConfig, folder: "RunDir", screen: "Screen") -> dict[str, Any]:
+    import pytorch_lightning as pl
+
+    from imgrec import story
+    from imgrec.callbacks import observers
+    from imgrec.checkpoint import CheckpointIO, card, latest
+    from imgrec.config import build
+    from imgrec.trainer import accumulate, build_classifier, build_logger, build_trainer, guards, settings
+
+    check_signatures(run)
+    story.quieten()
+    pl.seed_everything(run.seed, workers=True, verbose=False)
+    watching, history = observers(run, folder, screen)
+    writer = CheckpointIO()
+    trainer = build_trainer(
+        **settings(run), max_epochs=run.epochs, default_root_dir=folder.path, logger=build_logger(run.logger, folder.path),
+        callbacks=[*watching, *guards(run, folder.checkpoints)], plugins=[writer],
+    )
+    data = build(run.data)
+    augment = build(run.augment)
+    plan = data.prepare_run(
+        seed=run.seed, batch_size=run.batch_size, max_device_batch=run.max_device_batch, num_workers=run.num_workers,
+        augment=augment, devices=trainer.world_size,
+    )
+    accumulate(trainer, plan)
+    run = run.with_classes(len(data.classes))
+    classifier, size, taken = build_classifier(run, data, augment)
+    writer.card = card(run, data.classes, data.preprocessing())
+    resume = latest(folder.checkpoints, screen.say)
+    screen.say(story.opening(run, folder, trainer, data, plan, size, taken, resume))
+    trainer.fit(classifier, datamodule=data, ckpt_path=resume, weights_only=True)
+    return story.ending(run, folder, screen, trainer, classifier, data, history, size)
+
+
+class _CallableModule(ModuleType):
+    """`imgrec.train(run)` trains, whether or not this module, of the same name, was imported before."""
+
+    def __call__(self, run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
+        return train(run, quiet=quiet)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+if __name__ == "__main__":
+    from imgrec.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

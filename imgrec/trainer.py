@@ -1,0 +1,163 @@
+"""conf/trainer and conf/logger into a Lightning Trainer, and the parts of a run into a Classifier."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.loggers.logger import Logger
+from torch import nn
+
+from imgrec.checkpoint import CheckpointIO
+from imgrec.classifier import Classifier
+from imgrec.config import Node, RunConfig, build, locate, parameters
+from imgrec.data.augment import Augment
+from imgrec.data.module import ImageData
+from imgrec.data.order import BatchPlan
+from imgrec.data.preprocess import Preprocess
+from imgrec.errors import ConfigError
+from imgrec.models.summary import ModelSize, describe
+from imgrec.optim import build_optimizer
+from imgrec.scheduler import lightning_schedulers
+from imgrec.transfer import layers, load_weights
+
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Limit = int | float  # a number of batches, or a share of them
+
+
+def build_trainer(
+    *,
+    accelerator: str,
+    devices: int | str | list[int],
+    num_nodes: int,
+    strategy: str,
+    precision: Precision,
+    gradient_clip: float,
+    channels_last: bool,
+    compile: bool,
+    ema_decay: float,
+    early_stopping_patience: int,
+    max_minutes: float | None,
+    limit_train_batches: Limit,
+    limit_val_batches: Limit,
+    limit_test_batches: Limit,
+    deterministic: bool,
+    log_every_steps: int,
+    **run: Any,
+) -> pl.Trainer:
+    """The Lightning Trainer of a conf/trainer node; `run` holds what the run adds: callbacks, logger, epochs, accumulation.
+
+    `channels_last` and `compile` are the network's, `ema_decay` and `early_stopping_patience` become callbacks in `callbacks`.
+    Raises ConfigError for an accelerator or devices that are not there.
+    """
+    try:
+        return pl.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision="32-true" if precision == "32" else precision,
+            gradient_clip_val=gradient_clip or None,
+            max_time=None if max_minutes is None else {"seconds": max_minutes * 60},
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            deterministic=deterministic,
+            benchmark=not deterministic,
+            log_every_n_steps=log_every_steps,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # imgrec.data.order shares the samples out, and pads nothing
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **run,
+        )
+    except (pl.utilities.exceptions.MisconfigurationException, ValueError, RuntimeError) as error:
+        gpus = torch.cuda.device_count()
+        raise ConfigError(
+            f"trainer.accelerator={accelerator} trainer.devices={devices} trainer.strategy={strategy} cannot be had: {str(error).strip().splitlines()[0]} "
+            f"Found: {gpus} CUDA devices. Set trainer.accelerator=auto trainer.devices=auto."
+        ) from error
+
+
+def guards(run: RunConfig, folder: Path) -> list[Callback]:
+    """The callbacks that change the run: EMA, early stopping, the two checkpoints. Each is Lightning's own."""
+    mode = "min" if run.monitor.endswith("loss") else "max"
+    found: list[Callback] = []
+    if run.trainer["ema_decay"]:
+        found.append(EMAWeightAveraging(decay=run.trainer["ema_decay"]))
+    if run.trainer["early_stopping_patience"]:
+        found.append(EarlyStopping(run.monitor, patience=run.trainer["early_stopping_patience"], mode=mode, check_on_train_epoch_end=True))
+    best = ModelCheckpoint(folder, "best", monitor=run.monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True)
+    # Last in the list, so that it holds the state of all the others.
+    last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    return [*found, best, last]
+
+
+def build_logger(node: Node, folder: Path) -> Logger:
+    """The Lightning logger of a conf/logger node, writing under the run folder where it writes at all."""
+    takes = parameters(locate(node["_target_"]))
+    logger = build(node, **({"save_dir": str(folder)} if "save_dir" in takes else {}))
+    assert isinstance(logger, Logger)
+    return logger
+
+
+def accumulate(trainer: pl.Trainer, plan: BatchPlan) -> None:
+    """Tell the Trainer the plan: its steps are global batches, and so are the limits given as numbers."""
+    trainer.accumulate_grad_batches = plan.accumulate
+    if isinstance(trainer.limit_train_batches, int):
+        trainer.limit_train_batches *= plan.accumulate
+
+
+def settings(run: RunConfig) -> Node:
+    """The trainer node as keywords."""
+    return {key: value for key, value in run.trainer.items() if not key.startswith("_")}
+
+
+def build_network(run: RunConfig, classes: Sequence[str]) -> nn.Module:
+    """The network of a run, with as many outputs as there are classes."""
+    net = build(run.model, num_classes=len(classes))
+    assert isinstance(net, nn.Module)
+    return net
+
+
+def build_classifier(run: RunConfig, data: ImageData, augment: Augment) -> tuple[Classifier, ModelSize, str | None]:
+    """The classifier of a run, ready to be trained; its size; and what was taken from `weights`, in a sentence."""
+    classes = data.classes
+    net = build_network(run, classes)
+    size = describe(net, channels=run.data["channels"], image_size=run.data["image_size"])
+    taken = load_weights(net, run.weights, model=run.model, classes=classes) if run.weights else None
+    if run.finetune["freeze_epochs"] and run.weights is None:
+        raise ConfigError(f"finetune.freeze_epochs={run.finetune['freeze_epochs']} would train only the head of random weights. Set weights=DEFAULT or weights=RUN_FOLDER too.")
+    if run.monitor == "val/top5" and len(classes) <= 5:
+        raise ConfigError(f"monitor=val/top5, but with {len(classes)} classes every answer is among the first five. Set monitor=val/accuracy.")
+    loss = build(run.loss)
+    loss.set_class_counts(torch.from_numpy(data.counts("train")))
+    if run.trainer["compile"]:
+        net.compile()  # in place: torch.compile(net) would rename every key of the state dict
+
+    def make_optimizer(net: nn.Module) -> torch.optim.Optimizer:
+        decay = run.finetune["layer_decay"]
+        node = dict(run.optim)
+        if run.trainer["precision"] == "16-mixed" and run.trainer["gradient_clip"] and node.get("fused"):
+            node["fused"] = False  # fused kernels unscale by themselves, too late for clipping
+        return build_optimizer(node, net, decay_on=run.decay_on, layer_decay=decay, layers=layers(net, len(classes)) if decay != 1 else None)
+
+    def make_schedulers(optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int) -> list[dict[str, Any]]:
+        return lightning_schedulers(run.scheduler, optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+
+    classifier = Classifier(
+        net=net,
+        loss=loss,
+        preprocess=Preprocess(image_size=run.data["image_size"], mean=run.data["mean"], std=run.data["std"]),
+        classes=classes,
+        augment=augment,
+        seed=run.seed,
+        make_optimizer=make_optimizer,
+        make_schedulers=make_schedulers,
+        freeze_epochs=run.finetune["freeze_epochs"],
+        decay_on=run.decay_on,
+        channels_last=run.trainer["channels_last"],
+    )
+    return classifier, size, taken
