@@ -20,7 +20,7 @@ class ModelSize(NamedTuple):
 
 
 def describe(net: nn.Module, *, channels: int, image_size: int) -> ModelSize:
-    """Size of a network for one [1, channels, image_size, image_size] picture; nothing is computed and the network is left as it was.
+    """Size of a network for one [1, channels, image_size, image_size] picture; nothing is computed, the network stays as it was.
 
     The forward runs on the meta device (shapes without numbers) under torch's FlopCounterMode, in eval mode.
     Raises ConfigError if the network cannot take pictures of that size, with the smallest of the usual sizes that it can take.
@@ -30,10 +30,10 @@ def describe(net: nn.Module, *, channels: int, image_size: int) -> ModelSize:
         return ModelSize(parameters, _flops(net, channels, image_size))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        hint = next((f" Set data.image_size={size} or more." for size in _SIZES if size > image_size and _takes(net, channels, size)), "")
-        raise ConfigError(
-            f"model {type(net).__name__.lower()} cannot take {image_size}x{image_size} images ({reason[:150]}).{hint}"
-        ) from error
+        enough = next((size for size in _SIZES if size > image_size and _takes(net, channels, size)), None)
+        hint = "" if enough is None else f" Set data.image_size={enough} or more."
+        name = type(net).__name__.lower()
+        raise ConfigError(f"model {name} cannot take {image_size}x{image_size} images ({reason[:150]}).{hint}") from error
 
 
 def _takes(net: nn.Module, channels: int, image_size: int) -> bool:
