@@ -67,7 +67,7 @@ class Augment:
         self.fill: Literal["nearest", "zeros"] = _one_of("fill", fill, ("nearest", "zeros"))
         self.policy = _one_of("policy", policy, ("none", "randaug", "autoaug", "trivial"))
         ops = int(_within("randaug_ops", randaug_ops, 1, 16, "a number of operations"))
-        magnitude = int(_within("randaug_magnitude", randaug_magnitude, 0, 30, "one of 31 magnitudes"))
+        magnitude = int(_within("randaug_magnitude", randaug_magnitude, 0, 30, "a magnitude"))
         table = v2.AutoAugmentPolicy(_one_of("autoaug_policy", autoaug_policy, ("imagenet", "cifar10", "svhn")))
         self.erase = _within("erase", erase, 0, 1, "a probability")
         self.mixup = _within("mixup", mixup, 0, math.inf, "the alpha of a Beta distribution")
@@ -219,7 +219,7 @@ class Augment:
 
 
 def _corners(u: Tensor, distortion: float, height: int, width: int) -> Tensor:
-    """Where the four corners go, float [B, 4, 2] pixels from the top left: the law of v2.RandomPerspective. `u` like it, in [0, 1)."""
+    """Where the four corners go, float [B, 4, 2] pixels from the top left, as v2.RandomPerspective draws it from [0, 1)."""
     bound = u.new_tensor([int(distortion * (width // 2)) + 1, int(distortion * (height // 2)) + 1])
     inward = (u * bound).floor()
     far = u.new_tensor([[0, 0], [1, 0], [1, 1], [0, 1]])  # which corners start from the right and from the bottom
@@ -229,7 +229,8 @@ def _corners(u: Tensor, distortion: float, height: int, width: int) -> Tensor:
 def _within(key: str, value: float, low: float, high: float, what: str) -> float:
     if not low <= value <= high or not math.isfinite(value):
         bounds = f"at least {low}" if math.isinf(high) else f"between {low} and {high}"
-        raise ConfigError(f"augment.{key}={value}, but it is {what}, {bounds}. Set augment.{key}={low if value < low else high}.")
+        nearest = high if high < value else low
+        raise ConfigError(f"augment.{key}={value}, but it is {what}, {bounds}. Set augment.{key}={nearest}, say.")
     return value
 
 
@@ -243,5 +244,5 @@ def _interval(key: str, value: Sequence[float], high: float, example: str) -> tu
 
 def _one_of(key: str, value: Option, options: tuple[Option, ...]) -> Option:
     if value not in options:
-        raise ConfigError(f"augment.{key}={value}, but there are {', '.join(options)}. Set augment.{key}={options[0]}.")
+        raise ConfigError(f"augment.{key}={value}, but there are {', '.join(options)}. Set augment.{key}={options[0]}, say.")
     return value

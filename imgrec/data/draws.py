@@ -24,12 +24,14 @@ def _finalise(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def word(seed: int, epoch: int, index: int, stream: int, k: int) -> int:
-    """The k-th 64-bit word of a sample's generator, 0 <= word < 2**64."""
-    state = 0
-    for part in (seed, epoch, stream, index):
-        state = _finalise((state + part + GAMMA) & MASK)
+def splitmix64(state: int, k: int) -> int:
+    """The k-th word, from 0, of the generator that starts in `state`: 0 <= word < 2**64."""
     return _finalise((state + (k + 1) * GAMMA) & MASK)
+
+
+def word(seed: int, epoch: int, index: int, stream: int, k: int) -> int:
+    """The k-th 64-bit word of a sample's generator."""
+    return splitmix64(splitmix64(_shared(seed, epoch, stream) + index, 0), k)
 
 
 def unit(seed: int, epoch: int, index: int, stream: int, k: int) -> float:
@@ -37,13 +39,14 @@ def unit(seed: int, epoch: int, index: int, stream: int, k: int) -> float:
     return (word(seed, epoch, index, stream, k // 2) >> (8 + 32 * (k % 2)) & 0xFFFFFF) * 2.0**-24
 
 
+def _shared(seed: int, epoch: int, stream: int) -> int:
+    return splitmix64(splitmix64(splitmix64(seed, 0) + epoch, 0) + stream, 0)
+
+
 def uniform(seed: int, epoch: int, indices: Tensor, stream: int, count: int) -> Tensor:
     """`count` uniform numbers in [0, 1) for each of `indices` (int64 [B], any device): float32 [B, count] there."""
     # What all samples share is hashed in Python; only the index and the counter are hashed on the device.
-    state = 0
-    for part in (seed, epoch, stream):
-        state = _finalise((state + part + GAMMA) & MASK)
-    states = _finalise_(indices + _signed(state + GAMMA))
+    states = _finalise_(indices + _signed(_shared(seed, epoch, stream) + GAMMA))
     steps = torch.arange(1, (count + 1) // 2 + 1, device=indices.device).mul_(_signed(GAMMA))
     words = _finalise_(states[:, None] + steps)
     return (words.view(torch.int32)[:, :count] >> 8 & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)

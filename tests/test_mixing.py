@@ -1,0 +1,85 @@
+"""Mixup and cutmix against torchvision's, given the same numbers, and against the Beta distribution."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+from torchvision.transforms import v2
+
+from imgrec.data import mixing
+
+SHAPE = (6, 3, 10, 14)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(SHAPE, generator=generator), torch.eye(4)[torch.arange(6) % 4]
+
+
+@given(share=st.floats(0, 1))
+def test_mixup_equals_torchvision(share: float) -> None:
+    images, targets = batch()
+    theirs = v2.MixUp(num_classes=4)
+    params = {"lam": share, "labels": targets, "batch_size": 6}
+    ours = mixing.apply(images, targets, mixing.Mix(share, 1, None))
+    torch.testing.assert_close(ours[0], theirs.transform(images, params), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours[1], theirs.transform(targets, params), rtol=0, atol=1e-6)
+
+
+@given(step=st.integers(0, 10**6))
+def test_cutmix_equals_torchvision(step: int) -> None:
+    images, targets = batch()
+    mix = mixing.draw(0.0, 1.0, SHAPE, seed=0, step=step)
+    assert mix.box is not None
+    top, left, bottom, right = mix.box
+    theirs = v2.CutMix(num_classes=4)
+    params = {"box": (left, top, right, bottom), "lam_adjusted": mix.share, "labels": targets, "batch_size": 6}
+    ours = mixing.apply(images, targets, mix._replace(offset=1))
+    assert torch.equal(ours[0], theirs.transform(images, params))
+    torch.testing.assert_close(ours[1], theirs.transform(targets, params), rtol=0, atol=1e-6)
+
+
+def test_cutmix_boxes_follow_torchvisions_law() -> None:
+    ours = [mixing.draw(0.0, 0.8, (2, 3, 24, 40), seed=1, step=step) for step in range(1500)]
+    assert all(mix.box is not None for mix in ours)
+    torch.manual_seed(0)
+    cutmix = v2.CutMix(alpha=0.8, num_classes=2)
+    theirs = [cutmix.make_params([torch.zeros(2, 3, 24, 40)]) for _ in range(1500)]
+    assert stats.ks_2samp([mix.share for mix in ours], [params["lam_adjusted"] for params in theirs]).pvalue > 0.001
+    for here, there in ((1, 0), (0, 1), (3, 2), (2, 3)):
+        drawn = [mix.box[here] for mix in ours if mix.box is not None]
+        assert stats.ks_2samp(drawn, [params["box"][there] for params in theirs]).pvalue > 0.001
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_shares_are_beta_distributed(alpha: float) -> None:
+    shares = [mixing.draw(alpha, 0.0, SHAPE, seed=3, step=step).share for step in range(2000)]
+    assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 0.001
+
+
+@given(
+    mixup=st.sampled_from([0.0, 0.4]), cutmix=st.sampled_from([0.5, 1.0]), seed=st.integers(0, 2**40), step=st.integers(0, 10**9)
+)
+def test_targets_stay_distributions_and_tell_what_is_in_the_picture(mixup: float, cutmix: float, seed: int, step: int) -> None:
+    # Each picture is filled with its own number, so its mean tells how much of which picture is in it.
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(SHAPE).contiguous()
+    targets = torch.eye(6)
+    before = images.clone()
+    mix = mixing.draw(mixup, cutmix, SHAPE, seed=seed, step=step)
+    assert mix == mixing.draw(mixup, cutmix, SHAPE, seed=seed, step=step)
+    mixed, soft = mixing.apply(images, targets, mix)
+    assert torch.equal(images, before)
+    torch.testing.assert_close(soft.sum(1), torch.ones(6))
+    torch.testing.assert_close(mixed.mean((1, 2, 3)), soft @ torch.arange(6.0), rtol=0, atol=1e-4)
+
+
+def test_each_step_takes_one_of_the_two() -> None:
+    cuts = np.array([mixing.draw(0.2, 1.0, SHAPE, seed=0, step=step).box is not None for step in range(1000)])
+    assert stats.binomtest(int(cuts.sum()), 1000, 0.5).pvalue > 0.001
+
+
+def test_every_other_picture_can_be_the_partner_and_none_its_own() -> None:
+    assert {mixing.draw(0.2, 0.0, SHAPE, seed=0, step=step).offset for step in range(100)} == {1, 2, 3, 4, 5}
