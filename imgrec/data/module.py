@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from numpy.typing import NDArray
 
 from imgrec.data.batch import Batch
+from imgrec.data.decode import Preprocessing
 from imgrec.data.loader import Loader, workers
 from imgrec.data.order import BatchPlan, EpochBatches, plan, sequential, shuffled
 from imgrec.data.splits import check_labels, stratified
@@ -33,17 +34,6 @@ class Common(TypedDict):
     crop_share: float
     val_share: float
     split_seed: int
-
-
-class Preprocessing(TypedDict):
-    """From any picture to what the network was trained on, as plain data for a checkpoint."""
-
-    image_size: int  # pixels, both sides
-    channels: int
-    mean: list[float]  # per channel, of values in [0, 1]
-    std: list[float]
-    resize: Literal["squash", "crop"]
-    crop_share: float
 
 
 class Splits(NamedTuple):
@@ -97,6 +87,7 @@ class ImageData(pl.LightningDataModule):
         self._splits: Splits | None = None
         self._plan: BatchPlan | None = None
         self._bad: set[str] = set()
+        self.workers = 0  # loader processes
 
     def read(self) -> Splits:
         """The set's splits, as they are stored."""
@@ -175,7 +166,7 @@ class ImageData(pl.LightningDataModule):
         self._evaluation_batch = max(self._plan.per_device, min(EVALUATION_BATCH, max_device_batch))
         # torchrun says how many processes share the machine; else it is one machine with all of them.
         here = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
-        self._workers = workers(num_workers, in_memory=self.in_memory, processes_here=here)
+        self.workers = workers(num_workers, in_memory=self.in_memory, processes_here=here)
         return self._plan
 
     @property
@@ -195,7 +186,7 @@ class ImageData(pl.LightningDataModule):
             keep_single=False,
             start=self.start,
         )
-        return Loader(self._training, requests, num_workers=self._workers)
+        return Loader(self._training, requests, num_workers=self.workers)
 
     def val_dataloader(self) -> Loader:
         return self.evaluation_loader(self.split("val"))
@@ -215,7 +206,7 @@ class ImageData(pl.LightningDataModule):
             accumulate=1,
             keep_single=True,
         )
-        return Loader(images, requests, num_workers=self._workers)
+        return Loader(images, requests, num_workers=self.workers)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Notes the images that were left out, and sends the rest on."""

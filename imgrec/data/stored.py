@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from imgrec.data.batch import Batch, Indices, Request
+from imgrec.data.decode import crop
 
 if TYPE_CHECKING:
     from imgrec.data.augment import Augment
@@ -46,8 +47,11 @@ class Stored(Dataset[Batch]):
         indices = torch.from_numpy(request.indices)
         images = self.images.index_select(0, indices)
         if self.augment is not None:
+            height, width = images.shape[-2:]
             for image, index in zip(images, request.indices.tolist(), strict=True):
-                image.copy_(self.augment.sample(image, seed=self.seed, epoch=request.epoch, index=index))
+                box = self.augment.crop_box(height, width, seed=self.seed, epoch=request.epoch, index=index)
+                cropped = image if box is None else crop(image, box, height, width)
+                image.copy_(self.augment.sample(cropped, seed=self.seed, epoch=request.epoch, index=index))
         return Batch(images, torch.from_numpy(self.labels[request.indices]), indices, request.epoch, request.whole)
 
     def take(self, rows: Indices) -> "Stored":
@@ -56,7 +60,7 @@ class Stored(Dataset[Batch]):
         )
 
     def for_training(self, augment: "Augment | None", seed: int) -> "Stored":
-        per_sample = augment is not None and augment.policy != "none"
+        per_sample = augment is not None and (augment.needs_samples or augment.crop_scale is not None)
         return Stored(self.images, self.labels, augment=augment if per_sample else None, seed=seed)
 
 

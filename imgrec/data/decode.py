@@ -1,0 +1,102 @@
+"""From an image file to uint8 [C, S, S]: the same code for training, evaluation and prediction."""
+
+import warnings
+from typing import Literal, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from imgrec.errors import DataError
+
+try:  # torchvision 0.29 says that decoding will move to TorchCodec; where it is gone, PIL decodes everything, at half the speed
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:
+    decode_image = None
+
+# What torchvision decodes faster than PIL, to the same bytes; its GIF and WebP lack gray, and the rest it does not know.
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
+
+
+class Preprocessing(TypedDict):
+    """From any picture to what the network was trained on, as plain data for a checkpoint."""
+
+    image_size: int  # pixels, both sides
+    channels: int
+    mean: list[float]  # per channel, of values in [0, 1]
+    std: list[float]
+    resize: Literal["squash", "crop"]
+    crop_share: float
+
+
+def load_image(path: str, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [C, S, S] of any image file, as in evaluation; DataError with the path for what cannot be read."""
+    return fit(decode(path, preprocessing["channels"]), preprocessing)
+
+
+def decode(path: str, channels: int) -> Tensor:
+    """uint8 [C, H, W], upright (EXIF), 1 gray or 3 RGB, channels last in memory; DataError for what is no whole image."""
+    try:
+        content = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not len(content):
+        raise DataError(f"{path} cannot be read: the file is empty.")
+    if decode_image is not None and content[:4].tobytes().startswith((JPEG, PNG)):
+        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                image: Tensor = decode_image(torch.from_numpy(content), mode, apply_exif_orientation=True)
+        except RuntimeError:
+            pass  # PIL reads some of what it refuses, and says better what is wrong with the rest
+        else:
+            # A 16-bit PNG arrives as uint16, which knows no shift in torch.
+            return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
+    return _decode_pil(path, channels)
+
+
+def _decode_pil(path: str, channels: int) -> Tensor:
+    try:
+        with warnings.catch_warnings(), Image.open(path) as opened:
+            warnings.simplefilter("ignore")  # odd metadata; what matters raises
+            image = ImageOps.exif_transpose(opened)  # reads the pixels
+            if image.mode.startswith("I"):  # 16 bits, which PIL's own conversion would clip
+                image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).astype(np.uint8))
+            pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
+    # PIL raises whatever its parsers stumble on: OSError, SyntaxError, struct.error, ValueError, DecompressionBombError, ...
+    except Exception as error:
+        known = "cannot identify" not in str(error)
+        reason = (str(error) or type(error).__name__) if known else "it is no image that torchvision or PIL knows"
+        raise DataError(f"{path} cannot be read: {reason.rstrip('.')}.") from error
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def fit(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [C, H, W] -> [C, S, S]: squashed, or the shorter side resized to S / crop_share and the middle taken."""
+    size = preprocessing["image_size"]
+    if preprocessing["resize"] == "squash":
+        return scale(image, size, size)
+    height, width = image.shape[-2:]
+    short = max(size, round(size / preprocessing["crop_share"]))
+    # The longer side is rounded down, as torchvision's Resize does.
+    tall, wide = (int(short * height / width), short) if height > width else (short, int(short * width / height))
+    image = scale(image, tall, wide)
+    top, left = round((tall - size) / 2), round((wide - size) / 2)
+    return image[:, top : top + size, left : left + size]
+
+
+def crop(image: Tensor, box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
+    """uint8 [C, H, W] -> [C, height, width]: the box (top, left, height, width), squashed."""
+    top, left, tall, wide = box
+    return scale(image[:, top : top + tall, left : left + wide], height, width)
+
+
+def scale(image: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [C, H, W] -> [C, height, width], bilinear with antialiasing, within a grey level or two of PIL."""
+    if image.shape[-2:] == (height, width):
+        return image
+    resized: Tensor = F.resize(image, [height, width], antialias=True)
+    return resized
