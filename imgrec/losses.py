@@ -20,7 +20,7 @@ def _smooth(targets: Tensor, label_smoothing: float) -> Tensor:
 
 def _check_smoothing(label_smoothing: float) -> float:
     if not 0 <= label_smoothing < 1:
-        raise ConfigError(f"loss.label_smoothing={label_smoothing} is not a share from 0 to below 1. Set loss.label_smoothing=0.")
+        raise ConfigError(f"loss.label_smoothing={label_smoothing}, not a share from 0 to below 1. Set loss.label_smoothing=0.1.")
     return label_smoothing
 
 

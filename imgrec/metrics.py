@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torchmetrics import Metric
@@ -135,7 +136,7 @@ def render_table(report: Report, console: Console, *, most: int) -> None:
     for heading in ("precision", "recall", "f1", "samples"):
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(row["name"], *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")), str(row["support"]))
+        table.add_row(escape(row["name"]), *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")), str(row["support"]))
     macro = (report.macro_precision, report.macro_recall, report.macro_f1)
     table.add_row("macro mean", *(f"{figure:.4f}" for figure in macro), str(report.count), style="bold")
     console.print(table)
@@ -143,5 +144,6 @@ def render_table(report: Report, console: Console, *, most: int) -> None:
     console.print(f"accuracy {report.accuracy:.4f}{top5}   loss {report.loss:.4f}   samples {report.count}", highlight=False)
     if report.absent_classes:
         names = ", ".join(report.absent_classes[:5]) + (", ..." if len(report.absent_classes) > 5 else "")
-        line = f"{len(report.absent_classes)} classes without samples are left out of the macro mean: {names}"
+        found = f"{len(report.absent_classes)} of {len(report.per_class)} classes"
+        line = f"without samples, so not in the macro mean: {found} ({names})"
         console.print(line, highlight=False, markup=False)

@@ -44,9 +44,9 @@ def our_rates(factor: ours.Factor, steps: int = TOTAL) -> list[float]:
 
 SAME = [
     (ours.constant(**RUN, warmup_share=0), lambda o: theirs.ConstantLR(o, factor=1.0), False),
-    (ours.cosine(**RUN, warmup_share=0, floor=0.1), lambda o: theirs.CosineAnnealingLR(o, TOTAL, eta_min=0.1 * LR), False),
+    (ours.cosine(**RUN, warmup_share=0, floor=0.1), lambda o: theirs.CosineAnnealingLR(o, TOTAL, 0.1 * LR), False),
     (ours.polynomial(**RUN, warmup_share=0, power=2.5, floor=0), lambda o: theirs.PolynomialLR(o, TOTAL, power=2.5), False),
-    (ours.polynomial(**RUN, warmup_share=0, power=1, floor=0.2), lambda o: theirs.LinearLR(o, 1.0, 0.2, total_iters=TOTAL), False),
+    (ours.polynomial(**RUN, warmup_share=0, power=1, floor=0.2), lambda o: theirs.LinearLR(o, 1.0, 0.2, TOTAL), False),
     (
         ours.exponential(**RUN, warmup_share=0, gamma_per_epoch=0.7),
         lambda o: theirs.ExponentialLR(o, gamma=0.7 ** (1 / PER_EPOCH)),
@@ -222,7 +222,7 @@ def test_plateau_and_its_warmup_do_not_undo_each_other() -> None:
     ramp, watch = ours.lightning_schedulers(PLATEAU, sgd, total_steps=50, steps_per_epoch=5)
     assert (ramp["interval"], watch["interval"], watch["monitor"]) == ("step", "epoch", "val/loss")
     rates = []
-    losses = [1.0, 0.9, 0.95, 0.95, 0.5, 0.4, 0.4, 0.3, 0.3, 0.3]  # the second epoch in a row that is no better: the 4th, the 10th
+    losses = [1.0, 0.9, 0.95, 0.95, 0.5, 0.4, 0.4, 0.3, 0.3, 0.3]  # the second in a row that is no better: the 4th, the 10th
     for loss in losses:
         for _ in range(5):
             rates.append(sgd.param_groups[0]["lr"])

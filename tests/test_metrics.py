@@ -1,0 +1,160 @@
+"""Figures against scikit-learn's, and tallies in parts against one tally of the whole."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from torch import Tensor
+
+from imgrec.metrics import Report, Tally, render_table, report, worst
+
+
+def drawn(samples: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """scores [B, K] without ties, labels [B] that may leave classes out, losses [B]"""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.stack([torch.randperm(1000, generator=generator)[:classes].float() for _ in range(samples)])
+    labels = torch.randint(classes, (samples,), generator=generator)
+    return scores, labels, torch.rand(samples, generator=generator)
+
+
+def tallied(scores: Tensor, labels: Tensor, losses: Tensor, batch: int) -> Tally:
+    tally = Tally(num_classes=scores.shape[1])
+    for part in zip(scores.split(batch), labels.split(batch), losses.split(batch), strict=True):
+        tally.update(*part)
+    return tally
+
+
+def names(classes: int) -> list[str]:
+    return [f"class {index}" for index in range(classes)]
+
+
+@given(samples=st.integers(1, 40), classes=st.integers(2, 9), batch=st.integers(1, 15), seed=st.integers(0, 2**31))
+def test_a_report_is_scikit_learn_s(samples: int, classes: int, batch: int, seed: int) -> None:
+    scores, labels, losses = drawn(samples, classes, seed)
+    found = tallied(scores, labels, losses, batch).report(names(classes))
+    predicted = scores.argmax(dim=1)
+    every = list(range(classes))
+
+    assert found.count == samples
+    assert found.loss == pytest.approx(losses.double().mean().item(), rel=1e-12)
+    assert found.accuracy == pytest.approx(accuracy_score(labels, predicted), rel=1e-12)
+    assert found.confusion == confusion_matrix(labels, predicted, labels=every).tolist()
+    if classes > 5:
+        assert found.top5 == pytest.approx(top_k_accuracy_score(labels, scores, k=5, labels=every), rel=1e-12)
+    else:
+        assert found.top5 is None
+
+    columns = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0)
+    for key, column in zip(("precision", "recall", "f1", "support"), columns, strict=True):
+        assert [row[key] for row in found.per_class] == pytest.approx(column.tolist(), rel=1e-12)
+    present = labels.unique().tolist()
+    macro = precision_recall_fscore_support(labels, predicted, labels=present, average="macro", zero_division=0)
+    assert (found.macro_precision, found.macro_recall, found.macro_f1) == pytest.approx(macro[:3], rel=1e-12)
+    assert found.absent_classes == [f"class {index}" for index in every if index not in present]
+
+
+@given(samples=st.integers(2, 40), cut=st.integers(1, 39), seed=st.integers(0, 2**31))
+def test_two_tallies_merged_are_one(samples: int, cut: int, seed: int) -> None:
+    cut = min(cut, samples - 1)
+    parts = drawn(samples, 7, seed)
+    whole = tallied(*parts, batch=6)
+    first, second = (tallied(*(part[piece] for part in parts), batch=4) for piece in (slice(cut), slice(cut, None)))
+    first.merge_state(second)
+    for ours, theirs in zip(first.compute(), whole.compute(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    scores, labels, losses = drawn(5, 7, seed=3)
+    piece = slice(0, 3) if rank == 0 else slice(3, 5)  # five samples do not divide by two
+    found = tallied(scores[piece], labels[piece], losses[piece], batch=2).report(names(7))
+    Path(folder, f"{rank}.json").write_text(json.dumps(found.to_dict()))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
+    mp.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
+    whole = tallied(*drawn(5, 7, seed=3), batch=5).report(names(7)).to_dict()
+    for rank in (0, 1):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found.pop("loss") == pytest.approx(whole["loss"], rel=1e-12)
+        assert found == {key: value for key, value in whole.items() if key != "loss"}
+
+
+def test_probabilities_of_any_float_and_a_reset() -> None:
+    scores, labels, losses = drawn(20, 7, seed=1)
+    tally = tallied(scores, labels, losses, batch=20)
+    first = tally.report(names(7))
+    tally.reset()
+    tally.update(scores.bfloat16().requires_grad_(), labels, losses.requires_grad_())  # bfloat16 makes ties
+    assert tally.report(names(7)).count == first.count == 20
+    assert not tally.compute().loss_sum.requires_grad
+
+
+def test_small_losses_are_not_lost_in_a_long_sum() -> None:
+    tally = Tally(num_classes=2)
+    scores, labels = torch.eye(2), torch.tensor([0, 1])
+    tally.update(scores, labels, torch.tensor([2.0**24, 0.0]))
+    for _ in range(10):
+        tally.update(scores, labels, torch.tensor([1.0, 0.0]))  # in float32, 2**24 + 1 is 2**24
+    if tally.compute().loss_sum.dtype == torch.float64:  # all but Apple's MPS
+        assert tally.compute().loss_sum.item() == 2**24 + 10
+
+
+def small() -> Report:
+    confusion = np.array([[3, 1, 0, 0], [0, 0, 2, 0], [0, 0, 4, 0], [0, 0, 0, 0]])
+    return report(confusion, top5_hits=10, loss=0.25, classes=["cat", "dog", "[red]", "bird"])
+
+
+def test_worst_leaves_absent_classes_out() -> None:
+    assert [row["name"] for row in worst(small(), 2)] == ["dog", "[red]"]  # F1 0, 8/10, 6/7
+    assert [row["name"] for row in worst(small(), 9)] == ["dog", "[red]", "cat"]
+
+
+def test_a_report_is_plain_json() -> None:
+    found = small().to_dict()
+    assert json.loads(json.dumps(found)) == found
+    assert found["absent_classes"] == ["bird"]
+    assert found["macro_recall"] == pytest.approx((3 / 4 + 0 + 1) / 3)
+
+
+def test_the_table_off_a_terminal_is_plain() -> None:
+    file = io.StringIO()
+    render_table(small(), Console(file=file, width=100), most=20)
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert [line.split() for line in lines[:6]] == [
+        ["class", "precision", "recall", "f1", "samples"],
+        ["cat", "1.0000", "0.7500", "0.8571", "4"],
+        ["dog", "0.0000", "0.0000", "0.0000", "2"],
+        ["[red]", "0.6667", "1.0000", "0.8000", "4"],
+        ["bird", "0.0000", "0.0000", "0.0000", "0"],
+        ["macro", "mean", "0.5556", "0.5833", "0.5524", "10"],
+    ]
+    assert lines[6:] == [
+        "accuracy 0.7000   loss 0.2500   samples 10",
+        "without samples, so not in the macro mean: 1 of 4 classes (bird)",
+    ]
+    assert file.getvalue().isascii()
+    assert "\x1b" not in file.getvalue()
+
+
+def test_many_classes_show_the_worst() -> None:
+    file = io.StringIO()
+    confusion = np.diag(np.arange(1, 31))
+    confusion[7, 8] = 50
+    found = report(confusion, top5_hits=int(confusion.sum()), loss=0.0, classes=names(30))
+    render_table(found, Console(file=file, width=100), most=3)
+    assert "worst 3 of 30 classes" in file.getvalue()
+    assert file.getvalue().splitlines()[1].startswith("class 7 ")
+    assert "class 29" not in file.getvalue()
