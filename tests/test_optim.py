@@ -146,16 +146,23 @@ def test_frozen_parameters_stay_and_start_when_they_get_gradients() -> None:
     assert not torch.equal(net.stem.weight, before)
 
 
-def test_muon_is_orthogonal_on_weights_and_adamw_on_the_rest() -> None:
+@pytest.mark.parametrize("shape", [(6, 8), (8, 5, 3, 3)])
+def test_muon_steps_along_the_polar_factor_of_the_gradient(shape: tuple[int, ...]) -> None:
     pytest.importorskip("timm")
-    settings = {"weight_decay": 0.0, "nesterov": False, "momentum": 0.0}
-    net, start = Small(), Small()
-    train(net, build("muon", net, **settings), 1)
-    step = (net.head.weight - start.head.weight).detach()
-    singular = torch.linalg.svdvals(step)
-    assert singular.min() / singular.max() > 0.4  # Newton-Schulz leaves them near 1; the gradient's own spread is wider
-    moved = (net.norm.weight - start.norm.weight).abs()
-    torch.testing.assert_close(moved, torch.full_like(moved, node("muon")["lr"]), rtol=1e-2, atol=0)  # Adam's first step is lr
+    generator = torch.Generator().manual_seed(0)
+    net = nn.ParameterDict({"weight": nn.Parameter(torch.zeros(shape)), "bias": nn.Parameter(torch.zeros(shape[0]))})
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    weight = net["weight"]
+    assert weight.grad is not None
+    optimizer = build("muon", net, lr=0.01, nesterov=False, momentum=0.0)
+    optimizer.step()
+    u, _, v = torch.linalg.svd(weight.grad.flatten(1), full_matrices=False)
+    polar = u @ v
+    step = -weight.detach().flatten(1) / (0.01 * 0.2 * max(polar.shape) ** 0.5)  # match_rms_adamw: 0.2 * sqrt(longer side)
+    torch.testing.assert_close(step, polar, rtol=0, atol=0.15)  # five iterations in bfloat16
+    assert (step * polar).sum() / (step.norm() * polar.norm()) > 0.99
+    torch.testing.assert_close(net["bias"].abs(), torch.full((shape[0],), 0.01), rtol=1e-4, atol=0)  # AdamW's first step is lr
 
 
 def _compose(folder: Path, overrides: list[str]) -> dict[str, Any]:
