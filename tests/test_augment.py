@@ -25,12 +25,12 @@ BILINEAR = v2.InterpolationMode.BILINEAR
 OPERATIONS = list(v2.RandAugment._AUGMENTATION_SPACE)
 
 
-def augment(**settings: Any) -> Augment:
+def augment(**keys: Any) -> Augment:
     off = OmegaConf.to_container(OmegaConf.load(CONF / "none.yaml"))
     assert isinstance(off, dict)
     del off["_target_"]
-    assert settings.keys() <= off.keys()
-    return Augment(**{**off, **settings})
+    assert keys.keys() <= off.keys()
+    return Augment(**{**off, **keys})
 
 
 def pictures(count: int = 5, channels: int = 3, height: int = 20, width: int = 26) -> Tensor:
@@ -48,6 +48,7 @@ def number(low: float, high: float) -> st.SearchStrategy[float]:
 # ---- one map each, against torchvision -----------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(angle=number(-180, 180), dx=number(-9, 9), dy=number(-9, 9), scale=number(0.5, 1.5), shear=number(-45, 45))
 def test_affine_equals_torchvision(angle: float, dx: float, dy: float, scale: float, shear: float) -> None:
     images = pictures(1)
@@ -57,6 +58,7 @@ def test_affine_equals_torchvision(angle: float, dx: float, dy: float, scale: fl
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
 
 
+@settings(deadline=None)
 @given(moves=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 6)), min_size=4, max_size=4))
 def test_perspective_equals_torchvision(moves: list[tuple[int, int]]) -> None:
     images, (height, width) = pictures(1), (20, 26)
@@ -199,8 +201,8 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+@settings(deadline=None, max_examples=25)
 @given(order=st.permutations(range(7)), count=st.integers(1, 7), epoch=st.integers(0, 9))
-@settings(max_examples=25)
 def test_a_picture_is_augmented_alike_in_every_batch(order: list[int], count: int, epoch: int) -> None:
     images, indices, some = pictures(7), torch.arange(100, 107), torch.tensor(order[:count])
     knobs = augment(**EVERYTHING)
@@ -209,6 +211,13 @@ def test_a_picture_is_augmented_alike_in_every_batch(order: list[int], count: in
     torch.testing.assert_close(part, whole[some], rtol=0, atol=1e-5)  # one matrix product may round by its size
     listed = knobs.batch(images.contiguous(memory_format=torch.channels_last), seed=3, epoch=epoch, indices=indices)
     torch.testing.assert_close(listed, whole, rtol=0, atol=1e-5)
+
+
+def test_autocast_changes_nothing() -> None:
+    images, indices, knobs = pictures(), torch.arange(5), augment(**EVERYTHING)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = knobs.batch(images, seed=0, epoch=0, indices=indices)
+    assert torch.equal(inside, knobs.batch(images, seed=0, epoch=0, indices=indices))
 
 
 def test_seed_epoch_and_index_each_change_the_picture() -> None:
@@ -299,6 +308,7 @@ def test_crop_boxes_follow_torchvisions_law(size: tuple[int, int]) -> None:
         assert stats.ks_2samp([box[place] for box in ours if box], [box[key] for box in theirs]).pvalue > 0.001
 
 
+@settings(deadline=None)
 @given(height=st.integers(1, 400), width=st.integers(1, 400), least=number(0.05, 1), index=st.integers(0, 10**9))
 def test_crop_boxes_lie_in_the_picture(height: int, width: int, least: float, index: int) -> None:
     box = augment(crop_scale=(least, 1.0)).crop_box(height, width, seed=0, epoch=0, index=index)
@@ -321,7 +331,7 @@ def test_where_no_box_fits_the_middle_is_taken_as_in_torchvision(size: tuple[int
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("keys", "message"),
     [
         ({"flip": 2}, "augment.flip=2, but it is a probability, between 0 and 1. Set augment.flip=1, say."),
         ({"mixup": -1}, "augment.mixup=-1, but it is the alpha of a Beta distribution, at least 0. Set augment.mixup=0, say."),
@@ -341,9 +351,9 @@ def test_where_no_box_fits_the_middle_is_taken_as_in_torchvision(size: tuple[int
         ),
     ],
 )
-def test_values_out_of_range_are_told_in_a_line(settings: dict[str, Any], message: str) -> None:
+def test_values_out_of_range_are_told_in_a_line(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        augment(**settings)
+        augment(**keys)
     assert str(error.value) == message
 
 

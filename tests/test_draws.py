@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -21,6 +21,7 @@ def test_words_are_the_published_splitmix64() -> None:
     assert [draws.splitmix64(1234567, k) for k in range(5)] == published
 
 
+@settings(deadline=None)
 @given(seed=ANY_SEED, epoch=SMALL, index=st.integers(0, 2**40), stream=st.integers(0, 9), k=st.integers(0, 40))
 def test_the_batch_draws_what_a_worker_draws(seed: int, epoch: int, index: int, stream: int, k: int) -> None:
     batch = draws.uniform(seed, epoch, torch.tensor([0, index, 7]), stream, 41)
@@ -29,6 +30,7 @@ def test_the_batch_draws_what_a_worker_draws(seed: int, epoch: int, index: int, 
     assert batch[1, k].item() == draws.unit(seed, epoch, index, stream, k)
 
 
+@settings(deadline=None)
 @given(seed=ANY_SEED, indices=st.lists(SMALL, min_size=1, max_size=9), fewer=st.integers(1, 6))
 def test_a_draw_depends_on_its_sample_only(seed: int, indices: list[int], fewer: int) -> None:
     whole = draws.uniform(seed, 3, torch.tensor(indices), 1, 6)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -19,6 +19,7 @@ def batch() -> tuple[Tensor, Tensor]:
     return torch.rand(SHAPE, generator=generator), torch.eye(4)[torch.arange(6) % 4]
 
 
+@settings(deadline=None)
 @given(share=st.floats(0, 1))
 def test_mixup_equals_torchvision(share: float) -> None:
     images, targets = batch()
@@ -29,6 +30,7 @@ def test_mixup_equals_torchvision(share: float) -> None:
     torch.testing.assert_close(ours[1], theirs.transform(targets, params), rtol=0, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(step=st.integers(0, 10**6))
 def test_cutmix_equals_torchvision(step: int) -> None:
     images, targets = batch()
@@ -60,6 +62,7 @@ def test_shares_are_beta_distributed(alpha: float) -> None:
     assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 0.001
 
 
+@settings(deadline=None)
 @given(
     mixup=st.sampled_from([0.0, 0.4]), cutmix=st.sampled_from([0.5, 1.0]), seed=st.integers(0, 2**40), step=st.integers(0, 10**9)
 )

@@ -151,14 +151,16 @@ class Augment:
 
         `indices`, int64 [B], are the samples' places in their split.
         """
-        assert images.is_floating_point()
+        assert images.dtype == torch.float32
         assert images.ndim == 4
         assert len(images) == len(indices)
         indices = indices.to(images.device)
-        if self._moves:
-            images = self._move(images, seed, epoch, indices)
-        if self.erase > 0:
-            images = self._erase(images, draws.uniform(seed, epoch, indices, draws.ERASE, 3 + 2 * TRIES))
+        # A pixel's position needs more digits than bf16 has, and the pictures of a run should not depend on its precision.
+        with torch.autocast(images.device.type, enabled=False):
+            if self._moves:
+                images = self._move(images, seed, epoch, indices)
+            if self.erase > 0:
+                images = self._erase(images, draws.uniform(seed, epoch, indices, draws.ERASE, 3 + 2 * TRIES))
         return images
 
     def mix(self, images: Tensor, targets: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -187,11 +189,11 @@ class Augment:
                 1 + spread[:, ZOOM] * self.zoom,
                 spread[:, SHEAR] * self.shear,
             )
-            maps = affine if maps is None else maps @ affine
+            maps = affine if maps is None else geometry.compose(maps, affine)
         if self.perspective:
             corners = _corners(u[:, CORNERS:].reshape(-1, 4, 2), self.perspective, height, width)
             projection = geometry.perspective(corners, height, width)
-            maps = projection if maps is None else maps @ projection
+            maps = projection if maps is None else geometry.compose(maps, projection)
         elif maps is not None:
             maps = maps[:, :2]
         field = None
@@ -220,10 +222,10 @@ class Augment:
 
 def _corners(u: Tensor, distortion: float, height: int, width: int) -> Tensor:
     """Where the four corners go, float [B, 4, 2] pixels from the top left, as v2.RandomPerspective draws it from [0, 1)."""
-    bound = u.new_tensor([int(distortion * (width // 2)) + 1, int(distortion * (height // 2)) + 1])
+    bound = geometry.constant((int(distortion * (width // 2)) + 1, int(distortion * (height // 2)) + 1), u.device)
     inward = (u * bound).floor()
-    far = u.new_tensor([[0, 0], [1, 0], [1, 1], [0, 1]])  # which corners start from the right and from the bottom
-    return inward + far * (u.new_tensor([width - 1, height - 1]) - 2 * inward)
+    far = geometry.constant((0, 0, 1, 0, 1, 1, 0, 1), u.device).view(4, 2)  # which corners start from the right, from the bottom
+    return inward + far * (geometry.constant((width - 1, height - 1), u.device) - 2 * inward)
 
 
 def _within(key: str, value: float, low: float, high: float, what: str) -> float:

@@ -45,6 +45,7 @@ def _shared(seed: int, epoch: int, stream: int) -> int:
 
 def uniform(seed: int, epoch: int, indices: Tensor, stream: int, count: int) -> Tensor:
     """`count` uniform numbers in [0, 1) for each of `indices` (int64 [B], any device): float32 [B, count] there."""
+    assert indices.dtype == torch.int64
     # What all samples share is hashed in Python; only the index and the counter are hashed on the device.
     states = _finalise_(indices + _signed(_shared(seed, epoch, stream) + GAMMA))
     steps = torch.arange(1, (count + 1) // 2 + 1, device=indices.device).mul_(_signed(GAMMA))
