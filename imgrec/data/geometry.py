@@ -89,10 +89,10 @@ def displacement(noise: Tensor, alpha: float, sigma: float) -> Tensor:
     pixels.
     """
     height, width = noise.shape[-2:]
-    field = noise * 2 - 1
+    field = noise - 0.5  # half of the usual [-1, 1)
     if sigma > 0:
         field = _blur_matrix(height, sigma, noise.device) @ field @ _blur_matrix(width, sigma, noise.device).T
-    return field * constant((alpha / width, alpha / height), field.device)[:, None, None]
+    return field * constant((2 * alpha / width, 2 * alpha / height), field.device)[:, None, None]
 
 
 def resample(images: Tensor, maps: Tensor | None, field: Tensor | None, *, fill: Fill, exact: bool) -> Tensor:

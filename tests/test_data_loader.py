@@ -1,0 +1,265 @@
+"""Batches from this process and from workers, through Lightning, and what signals do to them."""
+
+import os
+import signal
+import subprocess
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from imgrec.data import loader as loader_module
+from imgrec.data.batch import Batch, Request
+from imgrec.data.loader import Loader, workers
+from imgrec.data.module import ImageData, Splits
+from imgrec.data.order import EpochBatches, shuffled
+from imgrec.data.sources import Fake
+from imgrec.data.stored import Stored
+from imgrec.errors import ConfigError, DataError
+
+COMMON = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.25], "resize": "squash", "crop_share": 1.0, "split_seed": 0}
+RUN = {"seed": 3, "batch_size": 16, "max_device_batch": 8, "num_workers": "auto", "augment": None, "devices": 1}
+
+
+def fake(**change) -> Fake:
+    return Fake(
+        **{**COMMON, "num_classes": 3, "val_share": 0.25, "train_samples": 60, "test_samples": 20, "noise": 0.1, **change}
+    )
+
+
+class Given(ImageData):
+    """A set of these labels, each image filled with its own place."""
+
+    def __init__(self, labels, val=None, test=None, classes=("a", "b"), **change) -> None:
+        super().__init__(**{**COMMON, "num_classes": None, "val_share": 0.25, **change})
+        self.labels, self.names = (labels, val, test), classes
+
+    def read(self) -> Splits:
+        train, val, test = (None if labels is None else stored(labels) for labels in self.labels)
+        return Splits(tuple(self.names), train, val, test)
+
+
+def stored(labels) -> Stored:
+    places = torch.arange(len(labels), dtype=torch.uint8)
+    return Stored(places.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), np.array(labels))
+
+
+def requests(samples: int, size: int, epoch=lambda: 0) -> EpochBatches:
+    return EpochBatches(
+        samples=samples,
+        order=shuffled(samples, seed=0),
+        epoch=epoch,
+        batch_size=size,
+        devices=1,
+        rank=0,
+        accumulate=1,
+        keep_single=True,
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_the_same_with_and_without_workers(num_workers):
+    split = stored(np.arange(10) % 2)
+    epochs = iter([0, 1])
+    loader = Loader(split, requests(10, 4, lambda: next(epochs)), num_workers=num_workers)
+    for epoch in range(2):
+        order = shuffled(10, seed=0)(epoch)
+        got = list(loader)
+        assert [len(batch.labels) for batch in got] == [4, 4, 2]
+        assert torch.cat([batch.indices for batch in got]).tolist() == order.tolist()
+        assert torch.cat([batch.images for batch in got])[:, 0, 0, 0].tolist() == order.tolist()
+        assert torch.cat([batch.labels for batch in got]).tolist() == (order % 2).tolist()
+        assert {batch.epoch for batch in got} == {epoch}
+        assert [batch.whole for batch in got] == [4, 4, 2]
+
+
+class Broken(Stored):
+    def __getitem__(self, request: Request) -> Batch:
+        raise DataError("one sentence.")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_in_a_worker_keeps_its_sentence(num_workers):
+    split = Broken(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), np.zeros(4))
+    with pytest.raises(DataError) as error:
+        next(iter(Loader(split, requests(4, 2), num_workers=num_workers)))
+    assert str(error.value) == "one sentence."
+
+
+class Slow(Stored):
+    def __getitem__(self, request: Request) -> Batch:
+        time.sleep(0.05)
+        return super().__getitem__(request)._replace(bad=(str(os.getpid()),))
+
+
+def test_workers_are_deaf_to_signals_unless_their_parent_ends_them():
+    split = Slow(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), np.zeros(40))
+    loader = Loader(split, requests(40, 2), num_workers=1)
+    batches = iter(loader)
+    worker = int(next(batches).bad[0])
+    assert worker != os.getpid()
+    for name in ("INT", "USR1", "USR2", "TERM", "TERM"):  # from another process, as SLURM and a terminal send them
+        subprocess.run(["kill", f"-{name}", str(worker)], check=True)
+    assert [batch.bad for batch in batches] == [(str(worker),)] * 19
+    os.kill(worker, signal.SIGTERM)  # from the parent, as DataLoader and multiprocessing send it
+    process = loader._loader._iterator._workers[0]
+    process.join(timeout=10)
+    assert process.exitcode == 0
+
+
+class Tiny(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 3)
+        self.seen: dict[str, list[list[int]]] = {"train": [], "val": []}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.seen["train"].append([batch.epoch, batch.whole, *batch.indices.tolist()])
+        return torch.nn.functional.cross_entropy(self.layer(batch.images.flatten(1) / 255), batch.labels)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.seen["val"].append(batch.indices.tolist())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+# Lightning 2.6 and torch 2.15 between themselves, not ours.
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
+def test_lightning_runs_through_the_planned_batches_without_a_warning(tmp_path):
+    """Warnings are errors here: Lightning must find nothing to say about workers or samplers."""
+    data = fake()
+    made = data.prepare_run(**RUN)
+    assert (made.steps_per_epoch, made.accumulate, data.workers) == (3, 2, 0)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=2,
+        accumulate_grad_batches=made.accumulate,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    net = Tiny()
+    trainer.fit(net, datamodule=data)
+    assert trainer.global_step == 6
+    order = [shuffled(45, seed=3)(epoch).tolist() for epoch in range(2)]
+    assert [i for row in net.seen["train"] for i in row[2:]] == order[0] + order[1]
+    assert [row[:2] for row in net.seen["train"]] == [[epoch, whole] for epoch in (0, 1) for whole in (16, 16, 16, 16, 13, 13)]
+    assert net.seen["val"] == [list(range(8)), list(range(8, 15))] * 2
+    assert sum(len(batch.labels) for batch in data.test_dataloader()) == 20
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+def test_every_rank_evaluates_its_share_and_nothing_twice(devices):
+    data = fake(test_samples=19)
+    data.prepare_run(**{**RUN, "batch_size": 24, "devices": devices})
+    seen, steps = [], set()
+    for rank in range(devices):
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=devices, current_epoch=0)
+        loader = data.test_dataloader()
+        batches = list(loader)
+        assert len(batches) == len(loader)
+        steps.add(len(batches))
+        seen += [i for batch in batches for i in batch.indices.tolist()]
+    assert sorted(seen) == list(range(19))
+    assert len(steps) == 1
+
+
+def test_full_batches_are_one_step_over_all_training_samples():
+    data = fake()
+    made = data.prepare_run(**{**RUN, "batch_size": "full"})
+    assert str(made) == "global batch 45 = 1 device x at most 8 x 6"
+    assert made.steps_per_epoch == 1
+    batches = list(data.train_dataloader())
+    assert {batch.whole for batch in batches} == {45}
+    assert sorted(i for batch in batches for i in batch.indices.tolist()) == list(range(45))
+
+
+class Marks:
+    """An augmentation that writes down who asked."""
+
+    needs_samples, crop_scale = True, None
+
+    def crop_box(self, height: int, width: int, *, seed: int, epoch: int, index: int) -> None:
+        return None
+
+    def sample(self, image: torch.Tensor, *, seed: int, epoch: int, index: int) -> torch.Tensor:
+        return torch.full_like(image, 100 * seed + 10 * epoch + index % 10)
+
+
+def test_sample_augmentation_is_for_training_only_and_knows_seed_and_index():
+    data = fake()
+    data.prepare_run(**{**RUN, "seed": 1, "augment": Marks()})
+    for batch in data.train_dataloader():
+        assert batch.images[:, 0, 0, 0].tolist() == [100 + i % 10 for i in batch.indices.tolist()]
+    images = data.split("val").images
+    assert torch.equal(torch.cat([batch.images for batch in data.val_dataloader()]), images)
+
+
+def test_workers_come_from_slurm_or_the_affinity_mask(monkeypatch):
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setattr(loader_module.os, "sched_getaffinity", lambda pid: set(range(12)))
+    assert workers("auto", in_memory=True, processes_here=1) == 0
+    assert workers("auto", in_memory=False, processes_here=1) == 12
+    assert workers("auto", in_memory=False, processes_here=5) == 2
+    assert workers(7, in_memory=True, processes_here=5) == 7
+    monkeypatch.setattr(loader_module.os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert workers("auto", in_memory=False, processes_here=1) == 16
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
+    assert workers("auto", in_memory=False, processes_here=8) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"num_classes": 5}, "data.num_classes=5, but Given has 2 classes (a, b). Set data.num_classes=2."),
+        ({"channels": 3}, "data.mean has 1 values, but data.channels=3. Set data.mean=[0.5,0.5,0.5]."),
+        (
+            {"channels": 2, "mean": [0, 0], "std": [1, 1]},
+            "data.channels=2, but pictures have 1 (gray) or 3 (colour). Set data.channels=1 or data.channels=3.",
+        ),
+        ({"std": [0.0]}, "data.std=[0.0], but images are divided by it. Set data.std to numbers above 0."),
+        ({"val_share": 1.0}, "data.val_share=1.0, but it is a share between 0 and 1. Set data.val_share=0.1."),
+    ],
+)
+def test_keys_that_contradict_each_other(change, sentence):
+    with pytest.raises(ConfigError) as error:
+        Given(np.arange(20) % 2, **change).setup()
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("labels", "others", "sentence"),
+    [
+        ([0, 0, 0, 1], {}, "class b has 1 image, and a cut by data.val_share=0.25 needs at least 2 of each class."),
+        (
+            [0, 0, 1, 1],
+            {},
+            "data.val_share=0.25 of 4 images are 1: one side of the cut would have fewer images than there are classes (2).",
+        ),
+        ([0, 1, 2], {"val": [0]}, "image 2 of the train split has the label 2, but the 2 classes have the labels 0 to 1."),
+        ([0, 1], {"val": [0], "test": [-1]}, "image 0 of the test split has the label -1"),
+        ([0, 1], {"val": []}, "the val split has no images."),
+    ],
+)
+def test_labels_that_cannot_be_used(labels, others, sentence):
+    with pytest.raises(DataError) as error:
+        Given(labels, **others).setup()
+    assert str(error.value).startswith(sentence)
+
+
+def test_a_split_that_is_not_there():
+    data = Given(np.arange(20) % 2)
+    data.setup()
+    assert data.counts("test").tolist() == [0, 0]
+    with pytest.raises(DataError) as error:
+        data.split("test")
+    assert str(error.value) == "Given has no test split, only train, val. Set split=val."
