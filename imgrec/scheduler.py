@@ -8,7 +8,7 @@ the last warm-up step has the full rate.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from imgrec.errors import ConfigError
 
 Factor = Callable[[int], float]
+Monitor = Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
 
 
 def _require(name: str, value: object, holds: bool, rule: str, example: object) -> None:
@@ -143,8 +144,7 @@ class Plateau:
     """A schedule that looks at the run is no function of the step; `lightning_schedulers` makes two torch schedulers of this."""
 
     warmup_steps: int
-    monitor: str
-    mode: Literal["min", "max"]
+    monitor: Monitor
     factor: float
     patience_epochs: int
     threshold: float
@@ -157,8 +157,7 @@ def plateau(
     total_steps: int,
     steps_per_epoch: int,
     warmup_share: float,
-    monitor: str,
-    mode: Literal["min", "max"],
+    monitor: Monitor,
     factor: float,
     patience_epochs: int,
     threshold: float,
@@ -167,16 +166,16 @@ def plateau(
 ) -> Plateau:
     """Times `factor` when `monitor` has not improved by the share `threshold` for more than patience_epochs.
 
-    torch's ReduceLROnPlateau; one epoch stands for one validation.
+    torch's ReduceLROnPlateau; one epoch stands for one validation. A loss improves downwards, the others upwards.
     """
-    _require("mode", mode, mode in ("min", "max"), "min or max", "min")
+    _require("monitor", monitor, monitor in get_args(Monitor), f"one of {', '.join(get_args(Monitor))}", "val/loss")
     _require("factor", factor, 0 < factor < 1, "between 0 and 1", 0.1)
     _require("patience_epochs", patience_epochs, patience_epochs >= 0, "at least 0", 5)
     _require("cooldown_epochs", cooldown_epochs, cooldown_epochs >= 0, "at least 0", 0)
     _require("threshold", threshold, threshold >= 0, "a share from 0", 0.0001)
     _require("floor", floor, 0 <= floor <= 1, "a factor on optim.lr from 0 to 1", 0.0)
     warmup = warmup_steps(total_steps, warmup_share)
-    return Plateau(warmup, monitor, mode, factor, patience_epochs, threshold, cooldown_epochs, floor)
+    return Plateau(warmup, monitor, factor, patience_epochs, threshold, cooldown_epochs, floor)
 
 
 def lightning_schedulers(
@@ -202,7 +201,7 @@ def lightning_schedulers(
         schedulers.append({"scheduler": ramp, "interval": "step", "frequency": 1})
     watch = ReduceLROnPlateau(
         optimizer,
-        mode=schedule.mode,
+        mode="min" if schedule.monitor == "val/loss" else "max",
         factor=schedule.factor,
         patience=schedule.patience_epochs,
         threshold=schedule.threshold,

@@ -187,7 +187,6 @@ PLATEAU = {
     "_partial_": True,
     "warmup_share": 0.1,
     "monitor": "val/loss",
-    "mode": "min",
     "factor": 0.1,
     "patience_epochs": 1,
     "threshold": 0.0,
@@ -232,6 +231,17 @@ def test_plateau_and_its_warmup_do_not_undo_each_other() -> None:
     expected = [LR * step / 5 for step in range(1, 6)] + [LR] * 15 + [LR / 10] * 30
     assert rates == pytest.approx(expected, rel=1e-9)
     assert sgd.param_groups[0]["lr"] == pytest.approx(LR / 100)
+
+
+def test_plateau_wants_a_loss_to_fall_and_an_accuracy_to_rise() -> None:
+    for monitor, figures in (("val/loss", [0.3, 0.2, 0.1]), ("val/accuracy", [0.1, 0.2, 0.3])):
+        for order, falls in ((figures, 0), (figures[::-1], 2)):
+            sgd = optimizer()
+            node = {**PLATEAU, "warmup_share": 0.0, "monitor": monitor, "patience_epochs": 0}
+            (watch,) = ours.lightning_schedulers(node, sgd, **RUN)
+            for figure in order:
+                watch["scheduler"].step(figure)
+            assert sgd.param_groups[0]["lr"] == pytest.approx(LR * 0.1**falls)
 
 
 def test_plateau_stops_at_the_floor_of_each_group() -> None:
