@@ -21,7 +21,7 @@ SOURCES = ("imgrec", "torchvision", "timm", "all")
 USAGE = """python -m imgrec.models [key=value ...] lists the networks that model= can select.
   source=imgrec      imgrec, torchvision, timm or all
   filter=*           a pattern over their names, such as resnet* or *vit*
-  image_size=        pixels; left out: 32 for networks for small images, 224 for the others
+  image_size=        pixels; left out: 32 for networks for small images, else 224 or timm's own
   num_classes=       left out: 10 for networks for small images, 1000 for the others
   out=               a .json or .csv file to write the list to"""
 
@@ -39,7 +39,7 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A network: what to type, its parameters, its operations for one image (a multiply-add is two); None where it cannot take it."""
+    """What to type, parameters, operations for one image (a multiply-add is two); None for what a note says instead."""
 
     source: str
     name: str
@@ -53,12 +53,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network that is not built yet. small: it is meant for small images."""
+    """A network that is not built yet, with the image size and the number of classes it is meant for."""
 
     source: str
     name: str
     select: str
-    small: bool
+    image_size: int
+    num_classes: int
     build: "Callable[[int, int], nn.Module]"   # (num_classes, image_size)
 
 
@@ -125,14 +126,20 @@ def candidates(query: Query) -> Iterator[Candidate]:
 
 def measure(candidate: Candidate, query: Query) -> Row:
     """Builds a network without weights and counts; one that cannot be built for these images says so in its row."""
+    import torch
+
     from imgrec.models.summary import describe
 
-    image_size = query.image_size or (32 if candidate.small else 224)
-    num_classes = query.num_classes or (10 if candidate.small else 1000)
+    image_size = query.image_size or candidate.image_size
+    num_classes = query.num_classes or candidate.num_classes
     parameters, flops, note = None, None, ""
     try:
-        with weightless():
-            net = candidate.build(num_classes, image_size)
+        try:
+            with weightless():
+                net = candidate.build(num_classes, image_size)
+        except ConfigError:   # some of timm's compute with their weights while they are built, all on one device
+            with torch.device("meta"):
+                net = candidate.build(num_classes, image_size)
         parameters = sum(parameter.numel() for parameter in net.parameters())
         flops = describe(net, channels=3, image_size=image_size).flops
     except ConfigError as error:
@@ -155,7 +162,7 @@ def weightless() -> Iterator[None]:
     def without_content(module: "nn.Module", name: str, parameter: "nn.Parameter") -> "nn.Parameter":
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(without_content)
+    hook = register_module_parameter_registration_hook(without_content)  # type: ignore[arg-type]
     try:
         yield
     finally:
@@ -178,20 +185,21 @@ def _ours() -> Iterator[Candidate]:
                     name += "_bn" if norm else ""
                 small = depth in small_depths or option in ("simple_cnn", "lenet")
                 words = [f"model={option}", *(f"model.{key}={str(value).lower()}" for key, value in settings.items())]
-                yield Candidate("imgrec", name, " ".join(words), small, _builder(option, settings))
+                size, classes = (32, 10) if small else (224, 1000)
+                yield Candidate("imgrec", name, " ".join(words), size, classes, _builder(option, settings))
 
 
 def _library(source: str) -> Iterator[Candidate]:
     if source == "torchvision":
         from imgrec.models.torchvision import names
 
-        every = names()
+        sizes = dict.fromkeys(names(), 224)
     else:
-        from imgrec.models.timm import library
+        from imgrec.models.timm import library, own_size
 
-        every = library().list_models()
-    for name in every:
-        yield Candidate(source, name, f"model={source} model.name={name}", False, _builder(source, {"name": name}))
+        sizes = {name: own_size(name) for name in library().list_models()}
+    for name, size in sizes.items():
+        yield Candidate(source, name, f"model={source} model.name={name}", size, 1000, _builder(source, {"name": name}))
 
 
 def _builder(option: str, settings: Node) -> "Callable[[int, int], nn.Module]":

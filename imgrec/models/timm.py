@@ -21,7 +21,7 @@ def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> 
         net: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=channels, **sizes(name, image_size))
     except (AssertionError, ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(f"timm cannot build model.name={name} for {image_size}x{image_size} images: "
-                          f"{' '.join(str(error).split())[:150]}. Set data.image_size={_own_size(name)}.") from error
+                          f"{' '.join(str(error).split())[:150]}. Set data.image_size={own_size(name)}.") from error
     return net
 
 
@@ -31,7 +31,8 @@ def sizes(name: str, image_size: int) -> dict[str, Any]:
     return {"img_size": image_size} if pretrained is not None and pretrained.fixed_input_size else {}
 
 
-def _own_size(name: str) -> int:
+def own_size(name: str) -> int:
+    """Side in pixels of the images that the network was made for."""
     pretrained = library().get_pretrained_cfg(name)
     return 224 if pretrained is None else int(pretrained.input_size[-1])
 
