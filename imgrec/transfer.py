@@ -152,7 +152,7 @@ def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def _same_rows(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
-    """Place in `new` -> place in `old` of each name that both have; one that `old` has twice (ImageNet's crane) tells nothing."""
+    """Place in `new` -> place in `old` of each name that both have; one that `old` has twice tells nothing."""
     if list(old) == list(new):
         return {i: i for i in range(len(new))}
     places = {name: i for i, name in enumerate(old) if list(old).count(name) == 1}

@@ -26,7 +26,6 @@ from imgrec.models.timm import timm_net
 from imgrec.models.torchvision import torchvision_net
 from imgrec.models.vgg import VGG
 
-
 SLOW = pytest.mark.slow
 
 
@@ -354,5 +353,5 @@ def test_listing_refuses_in_one_line(words, sentence, capsys):
 
 
 def test_listing_checks_before_torch_is_imported():
-    code = "import sys; from imgrec.models.listing import main; c = main(['filtr=x']); sys.exit(99 if 'torch' in sys.modules else c)"
+    code = "import sys; from imgrec.models.listing import *; c = main(['filtr=x']); sys.exit(9 if 'torch' in sys.modules else c)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 2
