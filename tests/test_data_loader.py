@@ -247,6 +247,7 @@ def test_keys_that_contradict_each_other(change, sentence):
         ),
         ([0, 1, 2], {"val": [0]}, "image 2 of the train split has the label 2, but the 2 classes have the labels 0 to 1."),
         ([0, 1], {"val": [0], "test": [-1]}, "image 0 of the test split has the label -1"),
+        ([0, 1, -3], {}, "image 2 of the train split has the label -3"),
         ([0, 1], {"val": []}, "the val split has no images."),
     ],
 )

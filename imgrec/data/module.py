@@ -107,20 +107,20 @@ class ImageData(pl.LightningDataModule):
         if self._splits is not None:
             return
         found = self.read()
-        if found.val is None:
-            rest, part = stratified(
-                found.train.labels, self.val_share, seed=self.split_seed, classes=found.classes, key="data.val_share"
-            )
-            found = found._replace(train=found.train.take(rest), val=found.train.take(part))
-        for name, split in (("train", found.train), ("val", found.val), ("test", found.test)):
-            if split is not None:
-                check_labels(split.labels, found.classes, name)
         count = len(found.classes)
         if self.num_classes not in (None, count):
             names = ", ".join(found.classes[:3]) + (", ..." if count > 3 else "")
             raise ConfigError(
                 f"data.num_classes={self.num_classes}, but {self.found(count)} ({names}). Set data.num_classes={count}."
             )
+        for name, split in (("train", found.train), ("val", found.val), ("test", found.test)):
+            if split is not None:
+                check_labels(split.labels, found.classes, name)
+        if found.val is None:
+            rest, part = stratified(
+                found.train.labels, self.val_share, seed=self.split_seed, classes=found.classes, key="data.val_share"
+            )
+            found = found._replace(train=found.train.take(rest), val=found.train.take(part))
         self._splits = found
 
     @property
