@@ -262,6 +262,7 @@ def test_too_small_images_name_the_size_that_is_enough(build, size, sentence):
     (lambda: from_torchvision("resnet5", 32), r"model.name=resnet5 .* Did you mean resnet50"),
     (lambda: from_torchvision("vit_b_16", 100), r"16-pixel patches.* Set data.image_size=96."),
     (lambda: from_torchvision("maxvit_t", 100), r"maxvit_t cannot take.* Set data.image_size=224."),
+    (lambda: from_timm("vit_tiny_patch16_224", 28), r"vit_tiny_patch16_224 cuts .* Set data.image_size=32."),
     (lambda: from_timm("resnet_50", 64), r"model.name=resnet_50 .* Did you mean resnet50"),
     (lambda: LeNet(num_classes=9, channels=3, image_size=8, activation="relu", pool="max"),
      r"cannot take 8x8 images. Set data.image_size=12"),
@@ -349,7 +350,7 @@ def test_listing_says_in_the_row_what_a_network_cannot_take():
 ])
 def test_listing_refuses_in_one_line(words, sentence, capsys):
     assert main(words) == 2
-    assert capsys.readouterr().err == sentence
+    assert capsys.readouterr().err == f"imgrec: {sentence}"
 
 
 def test_listing_checks_before_torch_is_imported():

@@ -20,6 +20,16 @@ def check_name(key: str, value: str, names: Sequence[str], *, listing: str) -> N
         raise ConfigError(f"{key}={value} is not among {len(names)} networks. {hint}`{listing}` lists them.")
 
 
+def check_patches(name: str, patch: int, image_size: int) -> None:
+    """Raises ConfigError unless patches of `patch` pixels tile an image: transformers drop the border in silence."""
+    if image_size % patch:
+        nearest = max(patch, round(image_size / patch) * patch)
+        raise ConfigError(
+            f"model {name} cuts pictures into {patch}-pixel patches, which do not tile {image_size} pixels. "
+            f"Set data.image_size={nearest}."
+        )
+
+
 def _nearest(value: int | str, choices: Sequence[int | str]) -> int | str:
     if isinstance(value, int):
         return min((c for c in choices if isinstance(c, int)), key=lambda c: abs(c - value))

@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     except ImgrecError as error:
         if os.environ.get("IMGREC_DEBUG") == "1":
             raise
-        print(error, file=sys.stderr)
+        print(f"imgrec: {error}", file=sys.stderr)
         return 2
     return 0
 

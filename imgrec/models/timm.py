@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from imgrec.errors import ConfigError
-from imgrec.models.choice import check_name
+from imgrec.models.choice import check_name, check_patches
 
 
 def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -22,6 +22,9 @@ def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> 
     except (AssertionError, ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(f"timm cannot build model.name={name} for {image_size}x{image_size} images: "
                           f"{' '.join(str(error).split())[:150]}. Set data.image_size={own_size(name)}.") from error
+    patches = getattr(net, "patch_embed", None)
+    if isinstance(patches, timm.layers.PatchEmbed) and not patches.dynamic_img_pad:
+        check_patches(name, patches.patch_size[0], image_size)
     return net
 
 

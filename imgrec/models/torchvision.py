@@ -7,7 +7,7 @@ from torch import nn
 
 from imgrec.errors import ConfigError
 from imgrec.models.channels import set_channels
-from imgrec.models.choice import check_name
+from imgrec.models.choice import check_name, check_patches
 
 
 def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -22,11 +22,7 @@ def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: i
     if name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": True}
     elif name.startswith("vit_"):
-        patch = int(name.rsplit("_", 1)[1])
-        if image_size % patch:
-            nearest = max(patch, round(image_size / patch) * patch)
-            raise ConfigError(f"model {name} cuts pictures into {patch}-pixel patches, which do not tile {image_size} pixels. "
-                              f"Set data.image_size={nearest}.")
+        check_patches(name, int(name.rsplit("_", 1)[1]), image_size)
         settings["image_size"] = image_size
     elif name.startswith("maxvit_"):
         settings["input_size"] = (image_size, image_size)
