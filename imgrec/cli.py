@@ -50,19 +50,29 @@ def _dispatch(command: str, argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         from imgrec.help import text
 
-        print(text(command))
+        config_dir, argv = _config_dir(argv)
+        print(text(command, argv, config_dir))
         return 0
     return run(command, argv)
+
+
+def _config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
+    """What follows --config-dir, and the other words."""
+    from imgrec.errors import ConfigError
+
+    if "--config-dir" not in argv:
+        return None, argv
+    place = argv.index("--config-dir")
+    if place + 1 == len(argv):
+        raise ConfigError("--config-dir needs a folder. Type --config-dir FOLDER that holds your model/, data/, experiment/ yaml.")
+    return argv[place + 1], argv[:place] + argv[place + 2 :]
 
 
 def run(command: str, argv: list[str]) -> int:
     """Compose the command's config and call the function of its name."""
     from imgrec.config import load
 
-    config_dir = None
-    if "--config-dir" in argv:
-        place = argv.index("--config-dir")
-        config_dir, argv = argv[place + 1], argv[:place] + argv[place + 2 :]
+    config_dir, argv = _config_dir(argv)
     if command == "train":
         if {"-m", "--multirun"} & set(argv):
             return int(import_module("imgrec.sweep").sweep([word for word in argv if word not in ("-m", "--multirun")], config_dir))
