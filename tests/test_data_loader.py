@@ -264,3 +264,12 @@ def test_a_split_that_is_not_there():
     with pytest.raises(DataError) as error:
         data.split("test")
     assert str(error.value) == "Given has no test split, only train, val. Set split=val."
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped():
+    data = fake()
+    data.prepare_run(**RUN)
+    whole = [batch.indices.tolist() for batch in data.train_dataloader()]
+    data.start = (0, 2)
+    assert [batch.indices.tolist() for batch in data.train_dataloader()] == whole[4:]
+    assert len(data.train_dataloader()) == len(whole)  # Lightning adds what is done itself
