@@ -14,6 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from imgrec.config import ALLOWED_PACKAGES, Node, RunConfig, run_config
 from imgrec.errors import CheckpointError
+from imgrec.rundir import find
 
 VERSION = 1
 
@@ -52,19 +53,6 @@ class CheckpointIO(TorchCheckpointIO):
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
             raise CheckpointError(f"{path} cannot be written: {reason}; {kept}. Make room on that disk and start the same command again.") from error
         unfinished.replace(path)
-
-
-def find(path: str | Path) -> Path:
-    """The checkpoint file that a path means: the file itself, or the best (else the last) of a run folder."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID.")
-    for file in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / "best.ckpt", path / "last.ckpt"):
-        if file.is_file():
-            return file
-    raise CheckpointError(f"{path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. Name a run folder such as runs/NAME/ID, or a .ckpt file.")
 
 
 def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:

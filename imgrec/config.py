@@ -22,6 +22,7 @@ ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "p
 SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
 
 Node = dict[str, Any]
+Settings = typing.TypeVar("Settings")  # the keys of a command as a frozen dataclass
 
 
 @dataclass(frozen=True)
@@ -158,9 +159,10 @@ def compose(command: str, argv: Sequence[str], config_dir: str | None = None) ->
     _check_choices(command, parsed, search)
     chosen = [override.input_line for override in parsed if _is_choice(override, search)]
     try:
-        choices = _hydra_compose(command, chosen, search)[1]
-        plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
-        reference = _hydra_compose(command, plain, search)[0]
+        reference, choices = _hydra_compose(command, chosen, search)
+        if choices.get("experiment") is not None:  # a recipe may hold any key: what there is, the files beside it say
+            plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
+            reference = _hydra_compose(command, plain, search)[0]
         _check_keys(command, parsed, reference, search)
         tree, _ = _hydra_compose(command, [override.input_line for override in parsed], search)
     except (HydraException, OmegaConfBaseException) as error:
@@ -275,9 +277,10 @@ def _conform_value(value: Any, like: Any, path: str) -> Any:
             raise ConfigError(f"{path}={_show(value)}: {path} is a group of keys. Type {path}.KEY=VALUE; keys: {', '.join(k for k in like if not k.startswith('_'))}.")
         return _conform(value, like, f"{path}.")
     key = path.split(".")[-1]
-    if path.count(".") == 0 and (hint := typing.get_type_hints(RunConfig).get(key)) is not None and not matches(value, hint) and not (value is None and like is None):
+    hint = typing.get_type_hints(RunConfig).get(key) if path.count(".") == 0 else None
+    if hint is not None and not matches(value, hint) and not (value is None and like is None):
         raise ConfigError(f"{path}={_show(value)}: {key} takes {describe(hint)}, not {_kind(value)}.")
-    if not (value is None or like is None or like in ("auto", "full") or path.count(".") == 0):
+    if not (value is None or like is None or like in ("auto", "full") or hint is not None):
         if isinstance(like, str) and isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -394,6 +397,16 @@ def matches(value: Any, hint: Any) -> bool:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, dict)
     return False
+
+
+def settings(kind: type[Settings], tree: Node) -> Settings:
+    """The dataclass `kind` from the keys of a composed tree; ConfigError for a value that its annotation does not allow."""
+    for key, hint in typing.get_type_hints(kind).items():
+        if not matches(tree[key], hint):
+            words = [str(word) for word in typing.get_args(hint)]
+            near = did_you_mean(tree[key], words) if isinstance(tree[key], str) else ""
+            raise ConfigError(f"{key}={_show(tree[key])}: {key} takes {describe(hint)}.{near}")
+    return kind(**tree)
 
 
 def describe(hint: Any) -> str:

@@ -11,7 +11,7 @@ from typing import IO, Any, Literal
 import yaml
 
 from imgrec.config import Node, RunConfig
-from imgrec.errors import ConfigError
+from imgrec.errors import CheckpointError, ConfigError
 
 # Keys that may differ when a run goes on: they say where and how fast it is computed, not what.
 WHERE = ("id", "runs_dir", "resume", "num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.log_every_steps")
@@ -62,6 +62,19 @@ def write(path: Path, text: str) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text)
     unfinished.replace(path)
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint file that a path means: the file itself, or the best (else the last) of a run folder."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID.")
+    for file in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / "best.ckpt", path / "last.ckpt"):
+        if file.is_file():
+            return file
+    raise CheckpointError(f"{path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. Name a run folder such as runs/NAME/ID, or a .ckpt file.")
 
 
 def choose(run: RunConfig) -> RunDir:

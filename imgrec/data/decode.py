@@ -62,15 +62,21 @@ def _decode_pil(path: str, channels: int) -> Tensor:
     try:
         with warnings.catch_warnings(), Image.open(path) as opened:
             warnings.simplefilter("ignore")  # odd metadata; what matters raises
-            image = ImageOps.exif_transpose(opened)  # reads the pixels
-            if image.mode.startswith("I"):  # 16 bits, which PIL's own conversion would clip
-                image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).astype(np.uint8))
-            pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
+            pixels = from_pil(opened, channels)
     # PIL raises whatever its parsers stumble on: OSError, SyntaxError, struct.error, ValueError, DecompressionBombError, ...
     except Exception as error:
         known = "cannot identify" not in str(error)
         reason = (str(error) or type(error).__name__) if known else "it is no image that torchvision or PIL knows"
         raise DataError(f"{path} cannot be read: {reason.rstrip('.')}.") from error
+    return pixels
+
+
+def from_pil(image: Image.Image, channels: int) -> Tensor:
+    """uint8 [C, H, W] of a PIL image, upright (EXIF), 1 gray or 3 RGB; raises what PIL raises while it reads the pixels."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits, which PIL's own conversion would clip
+        image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).astype(np.uint8))
+    pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
 
