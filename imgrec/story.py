@@ -32,6 +32,7 @@ def quieten() -> None:
     """Lightning's tips and device lines say what the start screen says better."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)  # Lightning 2.6 under torch 2.15
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the start screen names the workers, Throughput measures the wait
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # a resumed run
     warnings.filterwarnings("ignore", ".*The number of training batches .* is smaller than the logging interval.*")
