@@ -39,7 +39,13 @@ class Loader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._loader:
+        # Workers start here with SIGTERM blocked, for the threads that torch starts in them before `start_worker` too.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if self.num_workers else ())
+        try:
+            batches = iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for batch in batches:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
