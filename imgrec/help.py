@@ -51,7 +51,7 @@ def text(command: str, argv: Sequence[str] = (), config_dir: str | None = None) 
     for group in groups:
         if group in chosen and (found := _file(group, chosen[group], search)) is not None:
             lines += ["", f"{group}={chosen[group]}", *_header(found.read_text())]
-            lines += [_line(tree, *key) for key in _option(group, found)]
+            lines += [_line(tree, *key) for key in option_keys(group, found)]
     lines += ["", "--config-dir FOLDER    your own yaml beside the shipped ones: FOLDER/model/mine.yaml is model=mine"]
     if command == "train":
         lines += ["-m, --multirun         a sweep: optim.lr=0.01,0.1 seed=0,1,2 runs every combination"]
@@ -115,7 +115,7 @@ def _file(group: str, option: str, search: Sequence[Path]) -> Path | None:
     return next((file for root in (*search, conf_dir()) if (file := root / group / f"{option}.yaml").is_file()), None)
 
 
-def _option(group: str, file: Path) -> Iterator[tuple[Place, str, str]]:
+def option_keys(group: str, file: Path) -> Iterator[tuple[Place, str, str]]:
     """Every key of an option, what it inherits by its defaults list from its own folder included; a later file wins."""
     source = file.read_text()
     head: Place = () if "@package _global_" in source.partition("\n")[0] else (group,)
@@ -123,7 +123,7 @@ def _option(group: str, file: Path) -> Iterator[tuple[Place, str, str]]:
     for entry in (yaml.safe_load(source) or {}).get("defaults", []):
         name = str(entry).partition("@")[0]
         if isinstance(entry, str) and entry != "_self_" and (file.parent / f"{name}.yaml").is_file():
-            found |= {path: (value, comment) for path, value, comment in _option(group, file.parent / f"{name}.yaml")}
+            found |= {path: (value, comment) for path, value, comment in option_keys(group, file.parent / f"{name}.yaml")}
     for path, value, comment in documented(source):
         found[(*head, *path)] = (value, comment or found.get((*head, *path), ("", ""))[1])
     return ((path, value, comment) for path, (value, comment) in found.items())

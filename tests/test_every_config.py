@@ -1,0 +1,117 @@
+"""Every yaml in conf/, found by glob: its form, its keys against the code they name, and two steps of training."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from test_data_folder import make
+from test_data_sets import write_cifar, write_mnist
+from torchvision import datasets
+
+import imgrec
+from imgrec.checkpoint import load_run
+from imgrec.config import compose, conf_dir, groups, load, locate, options, parameters
+from imgrec.data.folder import ImageFolder
+from imgrec.help import documented, option_keys
+
+FILES = sorted(conf_dir().rglob("*.yaml"))
+CHOICES = [group for group in groups() if group != "experiment"]
+ROOT_KEYS = documented((conf_dir() / "train.yaml").read_text())
+LIMITS = ("trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1")
+HERE = ("trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32", "trainer.compile=false")
+TINY = ("epochs=1", "num_workers=0", "max_device_batch=8", *LIMITS, *HERE)
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(conf_dir()).with_suffix(""))
+
+
+# Form
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_every_key_has_a_comment_and_a_choice_names_its_code_first(file):
+    source = file.read_text()
+    assert source.isascii()
+    if file.parent == conf_dir():
+        keys = documented(source)
+    else:
+        first = source.partition("\n")[0]
+        assert first.startswith(("_target_: ", "# @package _global_"))
+        keys = list(option_keys(file.parent.name, file))  # with what it inherits: basic.yaml shows what differs from none.yaml
+    explained = {path for path, _, comment in ROOT_KEYS if comment}
+    explained |= {path for path, value, _ in keys if value.startswith("${")}
+    bare = [".".join(path) for path, _, comment in keys if not comment and path not in explained]
+    assert bare == [] or file.parent.name == "experiment"  # a recipe's values are explained where the keys are
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.parent.name == "experiment"], ids=name)
+def test_a_recipe_says_its_command_and_what_was_measured(file):
+    header = file.read_text().partition("\ndefaults:")[0]
+    assert f"experiment={file.stem}" in header
+    assert "measured" in header
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.read_text().startswith("_target_")], ids=name)
+def test_every_key_is_one_that_its_target_takes(file):
+    node = yaml.safe_load(file.read_text())
+    assert node.keys() - {"_target_", "_partial_", "defaults"} <= parameters(locate(node["_target_"])).keys()
+
+
+# Two steps
+
+
+@pytest.fixture
+def words_for(tmp_path, monkeypatch):
+    """Overrides that point a composed data node at a few small files of its own kind, made for it."""
+
+    def settle(data):
+        target = locate(data["_target_"])
+        if "root" not in data:
+            return [f"data.{key}=60" for key in ("train_samples", "test_samples") if key in data]
+        root = tmp_path / "data"
+        if issubclass(target, ImageFolder):
+            for split, count in (("train", 8), ("val", 2), ("test", 2)):
+                make(root / split, {"cat": count, "dog": count, "eel": count})
+        elif hasattr(source := getattr(datasets, target.kind), "base_folder"):
+            write_cifar(root, source, monkeypatch, 100 if target.kind.endswith("100") else 10)
+        else:
+            write_mnist(root, target.kind, np.arange(60) % 10)
+        return [f"data.root={root}", "data.num_classes=null"]
+
+    return settle
+
+
+def train_two_steps(words, tmp_path):
+    run = load("train", [*words, f"runs_dir={tmp_path}/runs"])
+    result = imgrec.train(run, quiet=True)
+    assert result["last"]["step"] == (1 if run.batch_size == "full" else 2)
+    assert math.isfinite(result["last"]["train/loss"])
+    assert 0 <= result["test"]["accuracy"] <= 1
+    stored = load_run(tmp_path / "runs" / run.name / "1")
+    assert stored.run == run.with_classes(len(stored.classes))
+
+
+def rows():
+    """Row i takes the i-th option of each group: the longest group decides how many runs there are, a short one starts again."""
+    columns = {group: options(group) for group in CHOICES}
+    longest = max(map(len, columns.values()))
+    return [[f"{group}={found[i % len(found)]}" for group, found in columns.items()] for i in range(longest)]
+
+
+@pytest.mark.parametrize("row", rows(), ids=" ".join)
+def test_every_option_trains_two_steps(row, words_for, tmp_path):
+    tree = compose("train", row)
+    batch = [] if tree["batch_size"] == "full" else ["batch_size=4"]
+    train_two_steps([*row, *words_for(tree["data"]), *TINY, *batch, "data.image_size=32", "data.val_share=0.25"], tmp_path)
+
+
+@pytest.mark.parametrize("recipe", options("experiment"))
+def test_every_recipe_trains_two_steps(recipe, words_for, tmp_path):
+    """Its network, augmentation, optimizer and schedule as they are, on small pictures and batches, on the CPU."""
+    tree = compose("train", [f"experiment={recipe}"])
+    batch = [] if tree["batch_size"] == "full" else ["batch_size=4"]
+    small = [f"data.image_size={min(tree['data']['image_size'], 64)}", "data.val_share=0.25", "logger=none"]
+    train_two_steps([f"experiment={recipe}", *words_for(tree["data"]), *TINY, *batch, *small], tmp_path)
