@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from imgrec.config import ALLOWED_PACKAGES, Node, RunConfig, run_config
 from imgrec.errors import CheckpointError
@@ -29,7 +29,13 @@ def versions() -> dict[str, str]:
 
 def card(run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, Any]) -> Node:
     """What a checkpoint says beside the weights, so that nothing after training asks for `model=` or `data=` again."""
-    return {"version": VERSION, "config": run.to_dict(), "classes": list(classes), "preprocessing": dict(preprocessing), "versions": versions()}
+    return {
+        "version": VERSION,
+        "config": run.to_dict(),
+        "classes": list(classes),
+        "preprocessing": dict(preprocessing),
+        "versions": versions(),
+    }
 
 
 class CheckpointIO(TorchCheckpointIO):
@@ -37,7 +43,7 @@ class CheckpointIO(TorchCheckpointIO):
 
     card: Node  # set once the data is read: it holds the class names
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +57,9 @@ class CheckpointIO(TorchCheckpointIO):
             unfinished.unlink(missing_ok=True)
             kept = f"{path} of before is whole" if path.exists() else "nothing was there before"
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-            raise CheckpointError(f"{path} cannot be written: {reason}; {kept}. Make room on that disk and start the same command again.") from error
+            raise CheckpointError(
+                f"{path} cannot be written: {reason}; {kept}. Make room on that disk and start the same command again."
+            ) from error
         unfinished.replace(path)
 
 
@@ -64,16 +72,24 @@ def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
     try:
         checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote.") from error
+        raise CheckpointError(
+            f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         size = file.stat().st_size
-        raise CheckpointError(f"{file} ({size:,} bytes) is truncated or no checkpoint: {str(error).splitlines()[0]}. Name another, such as last.ckpt beside it.") from error
+        raise CheckpointError(
+            f"{file} ({size:,} bytes) is truncated or no checkpoint: {str(error).splitlines()[0]}. Name another, such as last.ckpt beside it."
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not isinstance(checkpoint.get("imgrec"), dict):
-        raise CheckpointError(f"{file} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT.")
+        raise CheckpointError(
+            f"{file} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT."
+        )
     found = checkpoint["imgrec"].get("version")
     if found != VERSION:
-        raise CheckpointError(f"{file} has checkpoint format {found}; this imgrec reads format {VERSION}. "
-                              f"Install the imgrec that wrote it: {checkpoint['imgrec'].get('versions', {}).get('imgrec', 'unknown')}.")
+        raise CheckpointError(
+            f"{file} has checkpoint format {found}; this imgrec reads format {VERSION}. "
+            f"Install the imgrec that wrote it: {checkpoint['imgrec'].get('versions', {}).get('imgrec', 'unknown')}."
+        )
     _refuse_foreign_code(checkpoint["imgrec"]["config"], file, "")
     return checkpoint
 
@@ -82,7 +98,9 @@ def _refuse_foreign_code(node: Any, file: Path, prefix: str) -> None:
     if isinstance(node, dict):
         target = node.get("_target_")
         if target is not None and str(target).partition(".")[0] not in ALLOWED_PACKAGES:
-            raise CheckpointError(f"{file}: its config would call {target} ({prefix}_target_); only {', '.join(ALLOWED_PACKAGES)} are called. Do not use this file.")
+            raise CheckpointError(
+                f"{file}: its config would call {target} ({prefix}_target_); only {', '.join(ALLOWED_PACKAGES)} are called. Do not use this file."
+            )
         for key, value in node.items():
             _refuse_foreign_code(value, file, f"{prefix}{key}.")
 

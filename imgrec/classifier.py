@@ -5,7 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -15,7 +15,7 @@ from imgrec.data.batch import Batch
 from imgrec.data.preprocess import Preprocess
 from imgrec.losses import Loss
 from imgrec.metrics import Report, Tally
-from imgrec.optim import decayed
+from imgrec.optim import DecayOn, decayed
 from imgrec.transfer import freeze, unfreeze
 
 
@@ -40,7 +40,7 @@ class Classifier(pl.LightningModule):
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
         make_schedulers: Callable[[torch.optim.Optimizer, int, int], list[dict[str, Any]]] | None = None,
         freeze_epochs: int = 0,
-        decay_on: str = "weights",
+        decay_on: DecayOn = "weights",
         channels_last: bool = False,
     ) -> None:
         super().__init__()
@@ -62,11 +62,12 @@ class Classifier(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> class probabilities [B, K]."""
         pixels = self.preprocess(images).contiguous(memory_format=self.memory_format)
-        return self.loss.probabilities(self.net(pixels).float())
+        logits: Tensor = self.net(pixels)
+        return self.loss.probabilities(logits.float())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = self._augmented(batch, batch_idx)
-        logits = self.net(images).float()
+        logits: Tensor = self.net(images).float()
         losses = self.loss(logits, targets)
         # The gradient of a global batch is its mean over samples, also where the last one is short: devices average and Lightning divides by the
         # number of accumulated batches, so each part adds its sum over the size of the whole.
@@ -76,7 +77,9 @@ class Classifier(pl.LightningModule):
             objective = objective + self.loss.penalty(decayed(self.net, self.decay_on))
         with torch.no_grad():
             self.train_loss.update(losses.detach(), torch.ones_like(losses))
-            right = targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)  # with soft labels, the share of the predicted class
+            right = targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(
+                1
+            )  # with soft labels, the share of the predicted class
             self.train_accuracy.update(right, torch.ones_like(right))
         return objective
 

@@ -44,7 +44,9 @@ def _dispatch(command: str, argv: list[str]) -> int:
     from imgrec.errors import ConfigError
 
     if command not in COMMANDS:
-        raise ConfigError(f"{command}: there is no such command.{did_you_mean(command, list(COMMANDS))} There are: {', '.join(COMMANDS)}.")
+        raise ConfigError(
+            f"{command}: there is no such command.{did_you_mean(command, list(COMMANDS))} There are: {', '.join(COMMANDS)}."
+        )
     if command == "models":
         return int(import_module("imgrec.models.listing").main(argv))
     if {"-h", "--help"} & set(argv):
@@ -64,7 +66,9 @@ def _config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
         return None, argv
     place = argv.index("--config-dir")
     if place + 1 == len(argv):
-        raise ConfigError("--config-dir needs a folder. Type --config-dir FOLDER that holds your model/, data/, experiment/ yaml.")
+        raise ConfigError(
+            "--config-dir needs a folder. Type --config-dir FOLDER that holds your model/, data/, experiment/ yaml."
+        )
     return argv[place + 1], argv[:place] + argv[place + 2 :]
 
 
@@ -75,7 +79,9 @@ def run(command: str, argv: list[str]) -> int:
     config_dir, argv = _config_dir(argv)
     if command == "train":
         if {"-m", "--multirun"} & set(argv):
-            return int(import_module("imgrec.sweep").sweep([word for word in argv if word not in ("-m", "--multirun")], config_dir))
+            return int(
+                import_module("imgrec.sweep").sweep([word for word in argv if word not in ("-m", "--multirun")], config_dir)
+            )
         settings = load("train", argv, config_dir)
         import_module("imgrec.train").train(settings)
         return 0

@@ -80,6 +80,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "gamma": (0, float("inf"), True),
     "dropout": (0, 1, True),
     "dense_dropout": (0, 1, True),
+    "stage_dropout": (0, 1, True),
     "warmup_share": (0, 1, True),
     "num_classes": (2, float("inf"), True),
     "image_size": (1, float("inf"), True),
@@ -123,7 +124,14 @@ def options(group: str, search: Sequence[Path] = ()) -> list[str]:
 
 def groups(search: Sequence[Path] = ()) -> list[str]:
     """Names of the choices: the folders in conf/."""
-    return sorted({folder.name for root in (conf_dir(), *search) for folder in root.iterdir() if folder.is_dir() and any(folder.glob("*.yaml"))})
+    return sorted(
+        {
+            folder.name
+            for root in (conf_dir(), *search)
+            for folder in root.iterdir()
+            if folder.is_dir() and any(folder.glob("*.yaml"))
+        }
+    )
 
 
 def load(command: str, argv: Sequence[str], config_dir: str | None = None) -> RunConfig:
@@ -149,22 +157,26 @@ def compose(command: str, argv: Sequence[str], config_dir: str | None = None) ->
     search = [Path(config_dir).resolve()] if config_dir else []
     for folder in search:
         if not folder.is_dir():
-            raise ConfigError(f"--config-dir {config_dir}: there is no such folder. Name the folder that holds your model/, data/, experiment/ yaml.")
+            raise ConfigError(
+                f"--config-dir {config_dir}: there is no such folder. Name the folder that holds your model/, data/, experiment/ yaml."
+            )
     parsed: list[Override] = []
     for word in argv:
         try:
             parsed += OverridesParser.create().parse_overrides([word])
         except HydraException as error:
-            raise ConfigError(f"{word!r} cannot be read: {_first_line(error)}. Overrides look like key=value, for example optim.lr=0.01.") from error
+            raise ConfigError(
+                f"{word!r} cannot be read: {_first_line(error)}. Overrides look like key=value, for example optim.lr=0.01."
+            ) from error
     _check_choices(command, parsed, search)
-    chosen = [override.input_line for override in parsed if _is_choice(override, search)]
+    chosen = [str(override.input_line) for override in parsed if _is_choice(override, search)]
     try:
         reference, choices = _hydra_compose(command, chosen, search)
         if choices.get("experiment") is not None:  # a recipe may hold any key: what there is, the files beside it say
             plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
             reference = _hydra_compose(command, plain, search)[0]
         _check_keys(command, parsed, reference, search)
-        tree, _ = _hydra_compose(command, [override.input_line for override in parsed], search)
+        tree, _ = _hydra_compose(command, [str(override.input_line) for override in parsed], search)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the config cannot be composed: {_first_line(error)}.") from error
     if "name" in tree and tree["name"] is None:
@@ -217,18 +229,26 @@ def _check_choices(command: str, parsed: Sequence[Any], search: Sequence[Path]) 
         for one in given:
             name = str(getattr(one, "text", one))
             if name not in options(group, search):
-                raise ConfigError(f"{group}={name}: there is no such {group}.{did_you_mean(name, options(group, search))} There are: {', '.join(options(group, search))}.")
+                raise ConfigError(
+                    f"{group}={name}: there is no such {group}.{did_you_mean(name, options(group, search))} There are: {', '.join(options(group, search))}."
+                )
 
 
 def _check_keys(command: str, parsed: Sequence[Any], reference: Node, search: Sequence[Path]) -> None:
     known = list(_keys(reference))
     for override in parsed:
         key = override.key_or_group
-        if _is_choice(override, search) or key.startswith("hydra") or any(f"{key}.".startswith(f"{head}.") for head in _open_keys(reference)):
+        if (
+            _is_choice(override, search)
+            or key.startswith("hydra")
+            or any(f"{key}.".startswith(f"{head}.") for head in _open_keys(reference))
+        ):
             continue
         if key not in known:
             near = did_you_mean(key, [*known, *groups(search)])
-            raise ConfigError(f"{override.input_line!r}: there is no key {key}.{near}{_siblings(key, reference)} `python -m imgrec.{command} --help` lists the keys.")
+            raise ConfigError(
+                f"{override.input_line!r}: there is no key {key}.{near}{_siblings(key, reference)} `python -m imgrec.{command} --help` lists the keys."
+            )
         if override.is_add() or override.is_force_add():
             raise ConfigError(f"{override.input_line!r}: {key} exists. Type {override.input_line.lstrip('+')}.")
         if override.is_delete():
@@ -265,8 +285,10 @@ def _conform(tree: Node, reference: Node, prefix: str) -> Node:
     for key, value in tree.items():
         path = prefix + key
         if key not in reference:
-            raise ConfigError(f"{path}={_show(value)}: there is no key {path}.{did_you_mean(key, list(reference))}"
-                              f" Known here: {', '.join(k for k in reference if not k.startswith('_'))}.")
+            raise ConfigError(
+                f"{path}={_show(value)}: there is no key {path}.{did_you_mean(key, list(reference))}"
+                f" Known here: {', '.join(k for k in reference if not k.startswith('_'))}."
+            )
         checked[key] = _conform_value(value, reference[key], path)
     return checked
 
@@ -274,9 +296,11 @@ def _conform(tree: Node, reference: Node, prefix: str) -> Node:
 def _conform_value(value: Any, like: Any, path: str) -> Any:
     if isinstance(like, dict) and like:
         if not isinstance(value, dict):
-            raise ConfigError(f"{path}={_show(value)}: {path} is a group of keys. Type {path}.KEY=VALUE; keys: {', '.join(k for k in like if not k.startswith('_'))}.")
+            raise ConfigError(
+                f"{path}={_show(value)}: {path} is a group of keys. Type {path}.KEY=VALUE; keys: {', '.join(k for k in like if not k.startswith('_'))}."
+            )
         return _conform(value, like, f"{path}.")
-    key = path.split(".")[-1]
+    key = path.rsplit(".", maxsplit=1)[-1]
     hint = typing.get_type_hints(RunConfig).get(key) if path.count(".") == 0 else None
     if hint is not None and not matches(value, hint) and not (value is None and like is None):
         raise ConfigError(f"{path}={_show(value)}: {key} takes {describe(hint)}, not {_kind(value)}.")
@@ -286,13 +310,17 @@ def _conform_value(value: Any, like: Any, path: str) -> Any:
         if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not type(like):
-            raise ConfigError(f"{path}={_show(value)}: {key} takes {_kind(like)}, not {_kind(value)}. The default is {_show(like)}.")
+            raise ConfigError(
+                f"{path}={_show(value)}: {key} takes {_kind(like)}, not {_kind(value)}. The default is {_show(like)}."
+            )
     if key in RANGES and isinstance(value, int | float) and not isinstance(value, bool):
         lowest, highest, closed = RANGES[key]
         if not (lowest <= value <= highest) or (value == lowest and not closed):
             above = f"{lowest:g} or more" if closed else f"more than {lowest:g}"
             most = "" if highest in (float("inf"), 2**63 - 1) else f" and at most {highest:g}"
-            raise ConfigError(f"{path}={_show(value)}: {key} must be {above}{most}. {'' if like is None else f'The default is {_show(like)}.'}".rstrip())
+            raise ConfigError(
+                f"{path}={_show(value)}: {key} must be {above}{most}. {'' if like is None else f'The default is {_show(like)}.'}".rstrip()
+            )
     return value
 
 
@@ -303,7 +331,15 @@ def _show(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", list: "a list", dict: "a group of keys", type(None): "null"}
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        list: "a list",
+        dict: "a group of keys",
+        type(None): "null",
+    }
     return names.get(type(value), type(value).__name__)
 
 
@@ -314,13 +350,17 @@ def locate(target: str) -> Callable[..., Any]:
     """The class or function named by `_target_`; ConfigError for a package outside ALLOWED_PACKAGES or a name that does not exist."""
     package = target.partition(".")[0]
     if package not in ALLOWED_PACKAGES:
-        raise ConfigError(f"_target_={target}: code outside {', '.join(ALLOWED_PACKAGES)} is not called. Name something in one of these packages.")
+        raise ConfigError(
+            f"_target_={target}: code outside {', '.join(ALLOWED_PACKAGES)} is not called. Name something in one of these packages."
+        )
     module_name, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name == "timm":
-            raise ConfigError(f'_target_={target} needs timm, which is not installed. Type: pip install "imgrec[timm]"') from error
+            raise ConfigError(
+                f'_target_={target} needs timm, which is not installed. Type: pip install "imgrec[timm]"'
+            ) from error
         raise ConfigError(f"_target_={target}: {error}.") from error
     found = getattr(module, name, None)
     if not callable(found):
@@ -341,7 +381,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, Any]:
     if not inspect.isclass(target):
         owners: list[Callable[..., Any]] = [target]
     else:
-        owners = [cls.__init__ for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
+        owners = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
     found: dict[str, Any] = {}
     for function in owners:
         signature = inspect.signature(function)
@@ -363,10 +403,16 @@ def check_signatures(run: RunConfig) -> None:
         if isinstance(node, dict) and "_target_" in node:
             known = parameters(locate(node["_target_"]))
             for key, value in node.items():
-                if key in ("_target_", "_partial_") or (name, key, value) == ("model", "num_classes", None):  # counted when the data is read
+                if key in ("_target_", "_partial_") or (name, key, value) == (
+                    "model",
+                    "num_classes",
+                    None,
+                ):  # counted when the data is read
                     continue
                 if key not in known:
-                    raise ConfigError(f"{name}.{key}={_show(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}")
+                    raise ConfigError(
+                        f"{name}.{key}={_show(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"
+                    )
                 if not matches(value, known[key]):
                     raise ConfigError(f"{name}.{key}={_show(value)}: {key} takes {describe(known[key])}, not {_kind(value)}.")
 
@@ -391,7 +437,11 @@ def matches(value: Any, hint: Any) -> bool:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             return False
-        return all(matches(v, args[0]) for v in value) if args[-1] is ... else len(value) == len(args) and all(map(matches, value, args))
+        return (
+            all(matches(v, args[0]) for v in value)
+            if args[-1] is ...
+            else len(value) == len(args) and all(map(matches, value, args))
+        )
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return isinstance(value, list | tuple) and all(matches(v, args[0]) for v in value)
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -412,7 +462,14 @@ def settings(kind: type[Settings], tree: Node) -> Settings:
 def describe(hint: Any) -> str:
     """An annotation in words: 'a whole number or full'."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", type(None): "null", dict: "a group of keys"}
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        type(None): "null",
+        dict: "a group of keys",
+    }
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(arg) for arg in args)
     if origin is Literal:

@@ -14,7 +14,17 @@ from imgrec.config import Node, RunConfig
 from imgrec.errors import CheckpointError, ConfigError
 
 # Keys that may differ when a run goes on: they say where and how fast it is computed, not what.
-WHERE = ("id", "runs_dir", "resume", "num_workers", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.log_every_steps")
+WHERE = (
+    "id",
+    "runs_dir",
+    "resume",
+    "num_workers",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.log_every_steps",
+)
 
 
 @dataclass
@@ -70,11 +80,15 @@ def find(path: str | Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID.")
+        raise CheckpointError(
+            f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID."
+        )
     for file in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / "best.ckpt", path / "last.ckpt"):
         if file.is_file():
             return file
-    raise CheckpointError(f"{path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. Name a run folder such as runs/NAME/ID, or a .ckpt file.")
+    raise CheckpointError(
+        f"{path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. Name a run folder such as runs/NAME/ID, or a .ckpt file."
+    )
 
 
 def choose(run: RunConfig) -> RunDir:
@@ -90,9 +104,13 @@ def choose(run: RunConfig) -> RunDir:
         if found.state == "new":
             return found
         if not run.resume:
-            raise ConfigError(f"id={given} resume=false: {found.path} holds a run already. Set another id, or resume=true to finish it.")
+            raise ConfigError(
+                f"id={given} resume=false: {found.path} holds a run already. Set another id, or resume=true to finish it."
+            )
         if differ := differing(run, _config(found.path)):
-            raise ConfigError(f"{found.path} holds a run of another config: {_differences(differ)}. Set another id, or the values of that run.")
+            raise ConfigError(
+                f"{found.path} holds a run of another config: {_differences(differ)}. Set another id, or the values of that run."
+            )
         return found
     numbers = sorted((int(p.name) for p in parent.glob("*") if p.name.isdecimal()), reverse=True)
     if run.resume and numbers:
@@ -116,7 +134,11 @@ def _config(path: Path) -> Node:
 def differing(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
     """Keys in which a run differs from a stored config, with both values (given, stored)."""
     given, kept = dict(_leaves(run.to_dict())), dict(_leaves(stored))
-    return {key: (given.get(key), kept.get(key)) for key in given.keys() | kept.keys() if key not in WHERE and given.get(key) != kept.get(key)}
+    return {
+        key: (given.get(key), kept.get(key))
+        for key in given.keys() | kept.keys()
+        if key not in WHERE and given.get(key) != kept.get(key)
+    }
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from imgrec.callbacks.history import History
 from imgrec.checkpoint import read, versions
 from imgrec.classifier import Classifier
 from imgrec.config import RunConfig
-from imgrec.data.module import ImageData
+from imgrec.data.module import ImageData, Split
 from imgrec.data.order import BatchPlan
 from imgrec.metrics import Report, worst
 from imgrec.models.summary import ModelSize
@@ -25,7 +25,7 @@ from imgrec.rundir import RunDir, write
 from imgrec.screen import Screen, clock, percent
 
 WORST = 3  # classes named at the end
-SPLITS = ("train", "val", "test")
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def quieten() -> None:
@@ -33,13 +33,23 @@ def quieten() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)  # Lightning 2.6 under torch 2.15
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the start screen names the workers, Throughput measures the wait
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own use of torch
+    warnings.filterwarnings(
+        "ignore", ".*does not have many workers.*"
+    )  # the start screen names the workers, Throughput measures the wait
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # a resumed run
     warnings.filterwarnings("ignore", ".*The number of training batches .* is smaller than the logging interval.*")
 
 
 def opening(
-    run: RunConfig, folder: RunDir, trainer: pl.Trainer, data: ImageData, plan: BatchPlan, size: ModelSize, taken: str | None, resume: Path | None
+    run: RunConfig,
+    folder: RunDir,
+    trainer: pl.Trainer,
+    data: ImageData,
+    plan: BatchPlan,
+    size: ModelSize,
+    taken: str | None,
+    resume: Path | None,
 ) -> Table:
     """The start screen: device, data, network, batch and rate, run folder."""
     table = Table.grid(padding=(0, 2))
@@ -70,7 +80,13 @@ def opening(
 def device(trainer: pl.Trainer, run: RunConfig) -> str:
     """'2 x NVIDIA H200, bf16-mixed' or 'cpu with 2 threads, precision 32'."""
     root = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(root) if root.type == "cuda" else f"{root.type} with {torch.get_num_threads()} threads" if root.type == "cpu" else root.type
+    name = (
+        torch.cuda.get_device_name(root)
+        if root.type == "cuda"
+        else f"{root.type} with {torch.get_num_threads()} threads"
+        if root.type == "cpu"
+        else root.type
+    )
     count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
     return f"{count}{name}, precision {run.trainer['precision']}"
 
@@ -85,7 +101,14 @@ def _brief(node: dict[str, Any]) -> str:
 
 
 def ending(
-    run: RunConfig, folder: RunDir, screen: Screen, trainer: pl.Trainer, classifier: Classifier, data: ImageData, history: History, size: ModelSize
+    run: RunConfig,
+    folder: RunDir,
+    screen: Screen,
+    trainer: pl.Trainer,
+    classifier: Classifier,
+    data: ImageData,
+    history: History,
+    size: ModelSize,
 ) -> dict[str, Any]:
     """Test the best checkpoint, write result.json, say the figures and what to type next."""
     best, last = history.best(), history.rows[-1]
@@ -133,7 +156,9 @@ def _say_end(screen: Screen, folder: RunDir, result: dict[str, Any], found: Repo
     if found is not None:
         for row in worst(found, WORST):
             if row["f1"] < 1:
-                screen.say(f"  weakest: {row['name']}  recall {percent(row['recall'])}, precision {percent(row['precision'])}{_confused(found, row['name'])}")
+                screen.say(
+                    f"  weakest: {row['name']}  recall {percent(row['recall'])}, precision {percent(row['precision'])}{_confused(found, row['name'])}"
+                )
     screen.say(f"{clock(seconds)} of training; results in {folder.path}")
     screen.say("next:")
     screen.say(f"  python -m imgrec.evaluate ckpt={folder.path}")

@@ -52,14 +52,22 @@ def _train(run: RunConfig, folder: "RunDir", screen: "Screen") -> dict[str, Any]
     watching, history = observers(run, folder, screen)
     writer = CheckpointIO()
     trainer = build_trainer(
-        **settings(run), max_epochs=run.epochs, default_root_dir=folder.path, logger=build_logger(run.logger, folder.path),
-        callbacks=[*watching, *guards(run, folder.checkpoints)], plugins=[writer],
+        **settings(run),
+        max_epochs=run.epochs,
+        default_root_dir=folder.path,
+        logger=build_logger(run.logger, folder.path),
+        callbacks=[*watching, *guards(run, folder.checkpoints)],
+        plugins=[writer],
     )
     data = build(run.data)
     augment = build(run.augment)
     plan = data.prepare_run(
-        seed=run.seed, batch_size=run.batch_size, max_device_batch=run.max_device_batch, num_workers=run.num_workers,
-        augment=augment, devices=trainer.world_size,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        max_device_batch=run.max_device_batch,
+        num_workers=run.num_workers,
+        augment=augment,
+        devices=trainer.world_size,
     )
     accumulate(trainer, plan)
     run = run.with_classes(len(data.classes))

@@ -1,16 +1,17 @@
 """conf/trainer and conf/logger into a Lightning Trainer, and the parts of a run into a Classifier."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
 from torch import nn
 
-from imgrec.checkpoint import CheckpointIO
 from imgrec.classifier import Classifier
 from imgrec.config import Node, RunConfig, build, locate, parameters
 from imgrec.data.augment import Augment
@@ -60,7 +61,7 @@ def build_trainer(
             strategy=strategy,
             precision="32-true" if precision == "32" else precision,
             gradient_clip_val=gradient_clip or None,
-            max_time=None if max_minutes is None else {"seconds": max_minutes * 60},
+            max_time=None if max_minutes is None else timedelta(minutes=max_minutes),
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches,
             limit_test_batches=limit_test_batches,
@@ -73,7 +74,7 @@ def build_trainer(
             enable_model_summary=False,
             **run,
         )
-    except (pl.utilities.exceptions.MisconfigurationException, ValueError, RuntimeError) as error:
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
         gpus = torch.cuda.device_count()
         raise ConfigError(
             f"trainer.accelerator={accelerator} trainer.devices={devices} trainer.strategy={strategy} cannot be had: {str(error).strip().splitlines()[0]} "
@@ -88,8 +89,12 @@ def guards(run: RunConfig, folder: Path) -> list[Callback]:
     if run.trainer["ema_decay"]:
         found.append(EMAWeightAveraging(decay=run.trainer["ema_decay"]))
     if run.trainer["early_stopping_patience"]:
-        found.append(EarlyStopping(run.monitor, patience=run.trainer["early_stopping_patience"], mode=mode, check_on_train_epoch_end=True))
-    best = ModelCheckpoint(folder, "best", monitor=run.monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True)
+        found.append(
+            EarlyStopping(run.monitor, patience=run.trainer["early_stopping_patience"], mode=mode, check_on_train_epoch_end=True)
+        )
+    best = ModelCheckpoint(
+        folder, "best", monitor=run.monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
+    )
     # Last in the list, so that it holds the state of all the others.
     last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     return [*found, best, last]
@@ -129,9 +134,13 @@ def build_classifier(run: RunConfig, data: ImageData, augment: Augment) -> tuple
     size = describe(net, channels=run.data["channels"], image_size=run.data["image_size"])
     taken = load_weights(net, run.weights, model=run.model, classes=classes) if run.weights else None
     if run.finetune["freeze_epochs"] and run.weights is None:
-        raise ConfigError(f"finetune.freeze_epochs={run.finetune['freeze_epochs']} would train only the head of random weights. Set weights=DEFAULT or weights=RUN_FOLDER too.")
+        raise ConfigError(
+            f"finetune.freeze_epochs={run.finetune['freeze_epochs']} would train only the head of random weights. Set weights=DEFAULT or weights=RUN_FOLDER too."
+        )
     if run.monitor == "val/top5" and len(classes) <= 5:
-        raise ConfigError(f"monitor=val/top5, but with {len(classes)} classes every answer is among the first five. Set monitor=val/accuracy.")
+        raise ConfigError(
+            f"monitor=val/top5, but with {len(classes)} classes every answer is among the first five. Set monitor=val/accuracy."
+        )
     loss = build(run.loss)
     loss.set_class_counts(torch.from_numpy(data.counts("train")))
     if run.trainer["compile"]:
@@ -142,7 +151,9 @@ def build_classifier(run: RunConfig, data: ImageData, augment: Augment) -> tuple
         node = dict(run.optim)
         if run.trainer["precision"] == "16-mixed" and run.trainer["gradient_clip"] and node.get("fused"):
             node["fused"] = False  # fused kernels unscale by themselves, too late for clipping
-        return build_optimizer(node, net, decay_on=run.decay_on, layer_decay=decay, layers=layers(net, len(classes)) if decay != 1 else None)
+        return build_optimizer(
+            node, net, decay_on=run.decay_on, layer_decay=decay, layers=layers(net, len(classes)) if decay != 1 else None
+        )
 
     def make_schedulers(optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int) -> list[dict[str, Any]]:
         return lightning_schedulers(run.scheduler, optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)

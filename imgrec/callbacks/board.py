@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from imgrec.callbacks.history import History
+from imgrec.classifier import Classifier
 from imgrec.config import Node, RunConfig
 
 SHOWN = 32  # images of the sample batch
@@ -22,13 +23,17 @@ class Board(Callback):
         self.run = run
         self.history = history
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         logger = trainer.logger
         if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
         step = trainer.global_step
-        if step and step % trainer.log_every_n_steps == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            logger.log_metrics({"step/loss": float(outputs["loss"]), "step/lr": trainer.optimizers[0].param_groups[-1]["lr"]}, step)
+        if step and step % self.run.trainer["log_every_steps"] == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            logger.log_metrics(
+                {"step/loss": float(outputs["loss"]), "step/lr": trainer.optimizers[0].param_groups[-1]["lr"]}, step
+            )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         logger = trainer.logger
@@ -40,16 +45,23 @@ class Board(Callback):
             return
         from torchvision.utils import make_grid
 
-        images = pl_module.seen(batch, batch_idx)[:SHOWN]  # type: ignore[operator]
+        assert isinstance(pl_module, Classifier)
+        images = pl_module.seen(batch, batch_idx)[:SHOWN]
         trainer.logger.experiment.add_image("batch as the network sees it", make_grid(spread(images), nrow=8), 0)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         logger = trainer.logger
         if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
+        assert isinstance(pl_module, Classifier)
         found = pl_module.test_report
+        assert found is not None
         best = self.history.best() or self.history.rows[-1]
-        metrics = {"final/test accuracy": found.accuracy, "final/test macro F1": found.macro_f1, "final/val accuracy": best["val/accuracy"]}  # type: ignore[union-attr]
+        metrics = {
+            "final/test accuracy": found.accuracy,
+            "final/test macro F1": found.macro_f1,
+            "final/val accuracy": best["val/accuracy"],
+        }
         logger.log_hyperparams(dict(leaves(self.run.to_dict())), metrics)
 
 

@@ -32,13 +32,23 @@ class EpochLines(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", int(trainer.num_training_batches))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._advance(outputs)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin("validation", int(sum(trainer.num_val_batches)))
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         self._advance(None)
 
     def _begin(self, what: str, total: int) -> None:
@@ -62,7 +72,10 @@ class EpochLines(Callback):
         waited = row.get("data_wait_share", 0.0)
         if waited > WORTH_SAYING and not self._said_waiting:
             self._said_waiting = True
-            self.screen.say(f"  The network waited {waited:.0%} of the time for data: raise num_workers, use smaller image files, or a set held in memory.", style="yellow")
+            self.screen.say(
+                f"  The network waited {waited:.0%} of the time for data: raise num_workers, use smaller image files, or a set held in memory.",
+                style="yellow",
+            )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()

@@ -11,7 +11,19 @@ from pytorch_lightning.callbacks import Callback
 from imgrec.rundir import write
 
 COLUMNS = (
-    "epoch", "step", "lr", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1", "val/top5", "images_per_second", "data_wait_share", "seconds", "best",
+    "epoch",
+    "step",
+    "lr",
+    "train/loss",
+    "train/accuracy",
+    "val/loss",
+    "val/accuracy",
+    "val/macro_f1",
+    "val/top5",
+    "images_per_second",
+    "data_wait_share",
+    "seconds",
+    "best",
 )
 
 
@@ -44,7 +56,12 @@ class History(Callback):
         if trainer.sanity_checking or trainer.optimizers == []:
             return
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name in COLUMNS}
-        row: dict[str, Any] = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "lr": trainer.optimizers[0].param_groups[-1]["lr"], **figures}
+        row: dict[str, Any] = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "lr": trainer.optimizers[0].param_groups[-1]["lr"],
+            **figures,
+        }
         row["best"] = self._is_best(row)
         self.rows.append(row)
         if trainer.is_global_zero:

@@ -16,7 +16,12 @@ class Rates(Callback):
     """
 
     def __init__(
-        self, rates: NDArray[np.float64], *, lr: float, diverged: Callable[[NDArray[np.float64]], bool], advance: Callable[[], None]
+        self,
+        rates: NDArray[np.float64],
+        *,
+        lr: float,
+        diverged: Callable[[NDArray[np.float64]], bool],
+        advance: Callable[[], None],
     ) -> None:
         self.rates, self.lr, self.diverged, self.advance = rates, lr, diverged, advance
         self.losses: list[float] = []
@@ -30,8 +35,12 @@ class Rates(Callback):
         for group, share in zip(trainer.optimizers[0].param_groups, self._shares, strict=True):
             group["lr"] = float(self.rates[trainer.global_step]) * share
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._sum += float(trainer.strategy.reduce(outputs["loss"], reduce_op="mean"))  # Lightning has divided it by the micro-batches
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._sum += float(
+            trainer.strategy.reduce(outputs["loss"], reduce_op="mean")
+        )  # Lightning has divided it by the micro-batches
         if trainer.global_step == len(self.losses):
             return  # the step is not complete
         self.losses.append(self._sum)

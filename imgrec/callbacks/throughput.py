@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from imgrec.data.batch import Batch
 
 WORTH_SAYING = 0.2  # share of the time spent waiting for data, from which on a sentence is due
-WARM_UP = 2         # steps of an epoch left out: the first ones open workers, choose algorithms, compile
+WARM_UP = 2  # steps of an epoch left out: the first ones open workers, choose algorithms, compile
 
 
 class Throughput(Callback):
@@ -27,7 +27,9 @@ class Throughput(Callback):
             self._waited += now - self._mark
         self._mark = now
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         now = time.perf_counter()
         if self._steps >= WARM_UP:
             self._worked += now - self._mark
@@ -41,5 +43,8 @@ class Throughput(Callback):
             self._worked += time.perf_counter() - self._mark
         seconds = self._waited + self._worked
         if self._images and seconds:
-            pl_module.log_dict({"images_per_second": trainer.world_size * self._images / seconds, "data_wait_share": self._waited / seconds}, rank_zero_only=True)
+            pl_module.log_dict(
+                {"images_per_second": trainer.world_size * self._images / seconds, "data_wait_share": self._waited / seconds},
+                rank_zero_only=True,
+            )
         pl_module.log("seconds", time.perf_counter() - self._epoch_start, rank_zero_only=True)

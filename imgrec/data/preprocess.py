@@ -1,10 +1,8 @@
 """What happens to uint8 pictures on the device, the same in training, evaluation and prediction."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F  # noqa: N812
+from torchvision.transforms.v2 import functional as F
 
 
 class Preprocess(nn.Module):
@@ -32,4 +30,4 @@ class Preprocess(nn.Module):
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
-        return cast(Tensor, self.normalize(self.to_float(images)))
+        return self.normalize(self.to_float(images))

@@ -1,0 +1,61 @@
+# make train     train on the embedded digits; ARGS="model=vgg data=mnist" is passed on
+# make test      the fast tests;  make test-all: the slow ones too;  make check: lint, types and fast tests, what CI runs
+# Each target sets up what it needs in .venv the first time and starts at once the next.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help train test test-all check lint types format tensorboard wheel clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# One process per core, one torch thread each: networks this small gain nothing from a second thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+train: $(VENV)/installed
+	$(BIN)/python -m imgrec.train model=resnet optim=adam $(ARGS)
+
+test: $(VENV)/installed-dev
+	$(PYTEST)
+
+test-all: $(VENV)/installed-dev
+	$(PYTEST) -m ""
+
+check: lint types test
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+
+tensorboard: $(VENV)/installed
+	$(BIN)/tensorboard --logdir runs
+
+wheel: $(VENV)/installed-dev
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# Debian ships venv's pip apart from Python; root may fetch it, others are told what to type.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11. Type: make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
+	  || { echo "$(PYTHON) has no venv. Type: sudo apt-get install python3-venv"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch and torchvision come in one call, so that pip chooses a matching pair.
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
