@@ -1,0 +1,174 @@
+"""Many runs from one command: python -m imgrec.train -m optim.lr=0.1,0.01 model=resnet,vgg
+
+Hydra's sweepers choose the jobs (all combinations; with hydra/sweeper=optuna what the results so far suggest); each job is a run of
+its own, in RUNS_DIR/NAME/sweep_K/JOB. The same command again goes on: what is finished is read, not trained.
+"""
+
+import gc
+import logging
+import math
+import os
+import shlex
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.progress import Progress, TaskID
+
+from imgrec.config import conf_dir, load
+from imgrec.errors import ConfigError, ImgrecError
+from imgrec.screen import Screen
+from imgrec.sweepcheck import check, optuna_settings, sweep_name
+from imgrec.sweepdir import Job, SweepDir, choose
+from imgrec.sweepshow import Epoch, figures, ranking, shown
+
+# Hydra's log is silent and its folders go to a temporary place: the run folders hold config and log already.
+QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.job.chdir=false")
+
+
+def sweep(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Run all jobs of a sweep and show them ranked; 0 if all passed, 2 if one failed for bad input, else 1.
+
+    Raises ConfigError, before the first job, for what can be told by then.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("-m under torchrun: each job starts its own processes. Type python -m imgrec.train -m ... trainer.devices=auto.")
+    words = [word for word in argv if not word.lstrip("+~").startswith("hydra")]
+    settings = [word for word in argv if word not in words]
+    optuna = "hydra/sweeper=optuna" in settings
+    base, sweeps = check(words, config_dir, intervals=optuna)
+    folder = choose(
+        runs_dir=base["runs_dir"], name=sweep_name(base["name"], sweeps), id=base["id"], resume=base["resume"],
+        words=argv, monitor=base["monitor"],
+    )
+    if optuna:
+        settings = optuna_settings(settings, monitor=base["monitor"], seed=base["seed"])
+    elif not any(word.startswith("hydra.sweeper.max_batch_size=") for word in settings):
+        settings = [*settings, "hydra.sweeper.max_batch_size=1"]  # else Hydra composes all combinations before the first is run
+    screen = Screen()
+    with _multirun(settings, config_dir) as (sweeper, run), folder:
+        total = sweeper.get("n_trials") or math.prod(map(len, sweeps.values()))
+        screen.say(f"{total} jobs in {folder.path}, ranked by their best {folder.monitor}", style="bold")
+        if optuna:
+            screen.say(f"Optuna's objective is a job's best {folder.monitor}, to {sweeper['direction']}; sampler seed {base['seed']}")
+        with screen.bar() as bar:
+            jobs = Jobs(folder, screen, config_dir, bar=bar, total=total)
+            try:
+                run(jobs, words)
+            except ValueError:  # Optuna names the best trial at its end, also where none has finished
+                if not optuna or any(job.status == "finished" for job in folder.jobs):
+                    raise
+        folder.save()
+        _say_end(screen, folder)
+    failed = [job for job in jobs.met if job.status == "failed"]
+    return 0 if not failed else 2 if any(job.bad_input for job in failed) else 1
+
+
+class Jobs:
+    """The function that Hydra calls for each job. A failed one is noted and gives None, so that the others are run."""
+
+    def __init__(self, folder: SweepDir, screen: Screen, config_dir: str | None, *, bar: Progress, total: int) -> None:
+        self.folder, self.screen, self.config_dir, self.bar, self.total = folder, screen, config_dir, bar, total
+        self.met: list[Job] = []
+        self.epoch = Epoch()
+        bar.columns = (*bar.columns, self.epoch)
+        self._task: TaskID = bar.add_task("jobs", total=total, note="")
+
+    def __call__(self, _: Any) -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+
+        job = self.folder.job(list(HydraConfig.get().overrides.task))
+        HydraConfig.instance().cfg = None  # or Lightning would start the processes of this job as Hydra jobs; Hydra puts it back
+        self.met.append(job)
+        self.screen.say(f"job {len(self.met)}/{self.total}  {shown(job, self.folder) or 'as it is'}  log in {job.folder}/log.txt")
+        self.epoch.folder = job.folder
+        before = self.folder.result(job)
+        try:
+            result = before or self._train(job)
+        except ImgrecError as error:
+            job.fail(str(error), bad_input=True)
+            self.screen.say(f"  failed: {error}", style="red")
+        except Exception as error:
+            job.fail(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", bad_input=False)
+            self.screen.say(f"  failed: {job.error}", style="red")
+            traceback.print_exc()  # no fault of the user's
+        else:
+            job.take(result, self.folder.monitor)
+            self.screen.say(f"  {figures(job, self.folder.monitor)}{' (finished before)' if before else ''}")
+        self.folder.save()
+        self.bar.advance(self._task)
+        return job.value if job.status == "finished" else None
+
+    def _train(self, job: Job) -> dict[str, Any]:
+        from imgrec.train import train
+
+        self.folder.save()
+        name, id = self.folder.path.parent.name, f"{self.folder.path.name}/{job.number}"
+        words = [*(word for word in job.words if word.partition("=")[0] not in ("name", "id", "resume")), f"name={name}", f"id={id}"]
+        try:
+            with _command([*(["--config-dir", self.config_dir] if self.config_dir else []), *words]):
+                return train(load("train", words, self.config_dir), quiet=True)
+        finally:
+            gc.collect()  # trainer and network refer to each other: free their memory on the device
+
+
+@contextmanager
+def _command(argv: list[str]) -> Iterator[None]:
+    """Lets this process look like the single run that a job is: Lightning starts its further processes with sys.argv, and a child with
+    -m would be a sweep of its own. result.json records it too."""
+    before = sys.argv
+    sys.argv = [before[0], *(["train"] if before[1:2] == ["train"] else []), *argv]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _multirun(settings: Sequence[str], config_dir: str | None) -> Iterator[tuple[dict[str, Any], Callable[[Jobs, Sequence[str]], None]]]:
+    """The sweeper's composed settings, and the function that runs the sweep of some words.
+
+    hydra.main would read sys.argv, print errors itself and exit; GlobalHydra's multirun is what it calls, and what plugins' tests use.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    with tempfile.TemporaryDirectory(prefix="imgrec_sweep_") as litter, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="optuna|hydra_plugins")  # of their age: both were last released in 2022
+        logging.getLogger("hydra_plugins").setLevel(logging.CRITICAL)
+        search = [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"] if config_dir else []
+        settings = [*settings, *QUIET, f"hydra.sweep.dir={litter}", *search]
+        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+            try:
+                config = compose("train", settings, return_hydra_config=True)
+                sweeper = {str(key): config.hydra.sweeper[key] for key in config.hydra.sweeper if not OmegaConf.is_missing(config.hydra.sweeper, key)}
+            except (HydraException, OmegaConfBaseException) as error:
+                raise ConfigError(f"{str(error).strip().splitlines()[0].rstrip('.')}. Sweepers: hydra/sweeper=basic or optuna, with hydra.sweeper.KEY=VALUE.") from error
+            if "optuna" in str(sweeper["_target_"]):
+                import optuna
+
+                optuna.logging.set_verbosity(optuna.logging.ERROR)
+            hydra = GlobalHydra.instance().hydra
+            assert hydra is not None
+            yield sweeper, lambda task, words: hydra.multirun("train", task, [*words, *settings], with_log_configuration=False)
+
+
+def _say_end(screen: Screen, folder: SweepDir) -> None:
+    screen.say()
+    screen.say(ranking(folder))
+    for job in folder.ranked():
+        if job.status == "failed":
+            screen.say(f"  job {job.number} failed: {job.error}", style="red")
+    best = folder.ranked()[0]
+    screen.say(f"results in {folder.path}/sweep.csv")
+    screen.say("next:")
+    if best.status == "finished":
+        screen.say(f"  python -m imgrec.evaluate ckpt={shlex.quote(best.folder)}")
+    screen.say(f"  tensorboard --logdir {shlex.quote(str(folder.path))}")
