@@ -225,6 +225,8 @@ def _check_choices(command: str, parsed: Sequence[Any], search: Sequence[Path]) 
             continue
         if override.is_add() or override.is_delete():
             raise ConfigError(f"{override.input_line!r}: every choice is there already. Type {group}={option}.")
+        if "defaults:" not in (conf_dir() / f"{command}.yaml").read_text():
+            raise ConfigError(f"{override.input_line!r}: {command} takes its {group} from the checkpoint. Leave {group}= out.")
         given = list(option.list) if override.is_choice_sweep() else [option]
         for one in given:
             name = str(getattr(one, "text", one))

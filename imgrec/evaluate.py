@@ -1,0 +1,233 @@
+"""Figures of a checkpoint on any split, or on another folder: python -m imgrec.evaluate ckpt=runs/NAME/ID"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from imgrec import config
+from imgrec.errors import ConfigError, DataError
+from imgrec.files import check_out, quoted, replace, show
+from imgrec.rundir import find
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from imgrec.checkpoint import Stored
+    from imgrec.data.decode import Preprocessing
+    from imgrec.data.folder import BadImage
+    from imgrec.data.stored import ImageSet
+    from imgrec.metrics import Report
+    from imgrec.recognizer import Recognizer
+
+Split = Literal["test", "val", "train"]
+MOST_CLASSES = 20  # lines of the table per class, and of the confusion matrix on a terminal
+MARK = '{\n "imgrec": "evaluate"'  # how our JSON begins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """The keys of conf/evaluate.yaml."""
+
+    ckpt: str | None
+    split: Split
+    folder: str | None
+    data: dict[str, Any]
+    batch_size: int | None
+    num_workers: int | Literal["auto"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["32", "bf16-mixed", "16-mixed"] | None
+    out: str | None
+    plot: str | None
+    overwrite: bool
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Measure, print the tables, write JSON and picture."""
+    words = quoted(argv, ("ckpt", "folder", "data.root", "out", "plot", "precision"))
+    query = config.settings(Query, config.compose("evaluate", words, config_dir))
+    if query.ckpt is None:
+        raise ConfigError("ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
+    file = find(query.ckpt)
+    if query.folder is not None and not Path(query.folder).is_dir():
+        raise DataError(f"folder={query.folder} is no folder. Name a folder that holds CLASS/*.jpg.")
+    what = query.split if query.folder is None else Path(query.folder).resolve().name
+    out = Path(query.out) if query.out else _beside(file) / f"evaluate_{what}.json"
+    plot = None if query.plot == "none" else Path(query.plot) if query.plot else out.with_suffix(".png")
+    check_out("out", out, (".json",), ours=_ours, overwrite=query.overwrite)
+    if plot is not None:
+        check_out("plot", plot, (".png",), ours=_our_picture, overwrite=query.overwrite)
+    return _evaluate(query, file, out, plot)
+
+
+def _beside(file: Path) -> Path:
+    """The run folder of a checkpoint; the current one where it has left its run."""
+    folder = file.parent.parent
+    return folder if file.parent.name == "checkpoints" and (folder / "config.yaml").is_file() else Path()
+
+
+def _ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MARK)) == MARK.encode()
+
+
+def _our_picture(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"Software\0imgrec" in file.read(256)
+
+
+def _evaluate(query: Query, file: Path, out: Path, plot: Path | None) -> int:
+    from imgrec.checkpoint import load_run, versions
+    from imgrec.confusion import draw, table
+    from imgrec.metrics import render_table
+    from imgrec.recognizer import Recognizer
+    from imgrec.screen import Screen
+    from imgrec.story import quieten
+
+    quieten()
+    screen = Screen()
+    stored = load_run(file)
+    recognizer = Recognizer(stored, device=query.device, precision=query.precision)
+    images, counts = pictures(stored, split=query.split, folder=query.folder, changes=query.data)
+    what = f"folder {show(query.folder)}" if query.folder else f"{query.split} split"
+    where = f"{recognizer.device}, precision {recognizer.precision}"
+    screen.say(f"{file} (epoch {stored.checkpoint['epoch'] + 1}) on the {what}: {len(images):,} images; {where}")
+    start = time.perf_counter()
+    with screen.bar() as bar:
+        task = bar.add_task("images", total=len(images), note="")
+        found, bad = measure(
+            recognizer,
+            images,
+            counts,
+            batch_size=query.batch_size,
+            num_workers=query.num_workers,
+            watch=lambda done: bar.advance(task, done),
+        )
+    seconds = time.perf_counter() - start
+    screen.say()
+    render_table(found, screen.console, most=MOST_CLASSES)
+    screen.say()
+    screen.say(table(found, width=screen.console.width, most=MOST_CLASSES))
+    screen.say()
+    if bad:
+        first = ", ".join(map(show, bad[:3])) + (", ..." if len(bad) > 3 else "")
+        screen.say(f"{len(bad)} images could not be read and are left out: {first}", style="yellow")
+    if counts is None and stored.run.loss.get("class_weights") == "balanced":
+        screen.say("The loss counts every image alike: class weights follow the training counts, which are not read for a folder.")
+    content = {
+        "imgrec": "evaluate",
+        "checkpoint": str(file),
+        "split": query.split if query.folder is None else None,
+        "folder": query.folder,
+        "figures": found.to_dict(),
+        "unread_images": bad,
+        "device": str(recognizer.device),
+        "precision": recognizer.precision,
+        "seconds": round(seconds, 2),
+        "versions": versions(),
+    }
+    replace(out, json.dumps(content, indent=1).encode())
+    if plot is not None:
+        replace(plot, draw(found, title=f"{stored.run.name}, {what}: {found.accuracy:.2%} of {found.count:,} images right"))
+    screen.say(f"figures in {show(str(out))}" + ("" if plot is None else f", confusion matrix in {show(str(plot))}"))
+    return 0
+
+
+def pictures(stored: "Stored", *, split: Split, folder: str | None, changes: config.Node) -> "tuple[ImageSet, Tensor | None]":
+    """The images to measure on, and the training counts per class (int64 [K]), which class weights follow; None for a folder.
+
+    `changes` replace keys of the stored data config; those that are None do not. ConfigError for a key that the set does not
+    have, DataError for classes that are not the checkpoint's.
+    """
+    import torch
+
+    from imgrec.data.folder import ImageFolder, folder_split
+
+    changes = {key: value for key, value in changes.items() if value is not None}
+    takes = config.parameters(ImageFolder if folder is not None else config.locate(stored.run.data["_target_"]))
+    name = stored.run.data["_target_"].rpartition(".")[2]
+    for key, value in changes.items():
+        if folder is not None and key != "on_bad_image_eval":
+            raise ConfigError(f"data.{key}={value} has no effect beside folder={folder}. Leave one of them out.")
+        if key not in takes:
+            raise ConfigError(f"data.{key}={value} has no effect: the run's data, {name}, has no such key. Leave it out.")
+        if not config.matches(value, takes[key]):
+            raise ConfigError(f"data.{key}={value}: {key} takes {config.describe(takes[key])}.")
+    if folder is not None:
+        bad: BadImage = ({"on_bad_image_eval": "refuse"} | stored.run.data | changes)["on_bad_image_eval"]
+        preprocessing = cast("Preprocessing", stored.preprocessing)
+        return folder_split(folder, stored.classes, preprocessing, on_bad_image=bad, on_bad_image_eval=bad), None
+    data = config.build(stored.run.data, **changes)
+    data.num_classes = None  # compared by name below, not by number
+    data.setup()
+    if data.classes != stored.classes:
+        raise DataError(_other_classes(stored, data.classes, name))
+    return data.split(split), torch.from_numpy(data.counts("train"))
+
+
+def _other_classes(stored: "Stored", found: tuple[str, ...], name: str) -> str:
+    where = stored.run.data.get("root", name)
+    new, gone = sorted(set(found) - set(stored.classes)), sorted(set(stored.classes) - set(found))
+    parts = [f"{what} {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for what, names in (("new:", new), ("gone:", gone)) if names]
+    return (
+        f"{where} has {len(found)} classes now, but the checkpoint was trained on {len(stored.classes)} "
+        f"({'; '.join(parts) or 'in another order'}). Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*."
+    )
+
+
+def measure(
+    recognizer: "Recognizer",
+    images: "ImageSet",
+    counts: "Tensor | None",
+    *,
+    batch_size: int | None,
+    num_workers: int | Literal["auto"],
+    watch: Callable[[int], None] = lambda done: None,
+) -> "tuple[Report, list[str]]":
+    """The report of the checkpoint on `images`, and paths of what could not be read (on_bad_image_eval: skip).
+
+    The same steps as the test at the end of training, so the same figures. `watch` is told the images of each batch.
+    """
+    from imgrec.data.folder import Files
+    from imgrec.data.loader import Loader, workers
+    from imgrec.data.module import EVALUATION_BATCH
+    from imgrec.data.order import EpochBatches, sequential
+    from imgrec.recognizer import weighted_loss
+
+    size = batch_size or min(EVALUATION_BATCH, recognizer.stored.run.max_device_batch)
+    requests = EpochBatches(
+        samples=len(images),
+        order=sequential(len(images)),
+        epoch=lambda: 0,
+        batch_size=size,
+        devices=1,
+        rank=0,
+        accumulate=1,
+        keep_single=True,
+    )
+    loader = Loader(images, requests, num_workers=workers(num_workers, in_memory=not isinstance(images, Files), processes_here=1))
+    classifier = recognizer.classifier
+    classifier.loss = weighted_loss(recognizer.stored, counts).to(recognizer.device)
+    classifier.tally.reset()
+    bad: list[str] = []
+    for number, batch in enumerate(loader):
+        bad += batch.bad
+        if len(batch.labels):
+            with recognizer.inference(size):
+                moved = batch._replace(images=batch.images.to(recognizer.device), labels=batch.labels.to(recognizer.device))
+                classifier.test_step(moved, number)
+        watch(len(batch.labels) + len(batch.bad))
+    if len(bad) == len(images):
+        raise DataError(f"none of {len(images)} images could be read; the first is {bad[0]}. Name a folder of whole images.")
+    classifier.on_test_epoch_end()
+    assert classifier.test_report is not None
+    return classifier.test_report, bad
+
+
+if __name__ == "__main__":
+    from imgrec.cli import main as cli
+
+    sys.exit(cli(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,125 @@
+"""Classes and probabilities of image files: python -m imgrec.predict ckpt=runs/NAME/ID files=FOLDER"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from imgrec import config, tables
+from imgrec.errors import ConfigError, DataError
+from imgrec.files import check_out, expand, quoted, show
+from imgrec.rundir import find
+
+if TYPE_CHECKING:
+    import os
+
+    from imgrec.recognizer import Recognizer
+    from imgrec.screen import Screen
+
+MOST_SHOWN = 50  # files whose rows are printed too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """The keys of conf/predict.yaml."""
+
+    ckpt: str | None
+    files: str | list[str] | None
+    out: str
+    top_k: int
+    batch_size: int
+    num_workers: int | Literal["auto"]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["32", "bf16-mixed", "16-mixed"] | None
+    overwrite: bool
+
+
+def load(path: "str | os.PathLike[str]", *, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> "Recognizer":
+    """The recognizer of a checkpoint or run folder: `imgrec.load("runs/mnist_resnet/1").predict("seven.png")`.
+
+    Raises CheckpointError for a file that is no whole checkpoint of imgrec.
+    """
+    from imgrec.checkpoint import load_run
+    from imgrec.recognizer import Recognizer
+
+    return Recognizer(load_run(Path(path)), device=device)
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Predict and write the table; 0, also where some files could not be read. DataError, after writing, where none could."""
+    words = quoted(argv, ("ckpt", "files", "out", "precision"))
+    query = config.settings(Query, config.compose("predict", words, config_dir))
+    if query.ckpt is None:
+        raise ConfigError("ckpt=null: predict needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
+    if query.files is None:
+        raise ConfigError("files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg].")
+    find(query.ckpt)
+    out = Path(query.out)
+    files = expand(query.files)
+    tables.check_parquet(out)
+    check_out("out", out, tables.SUFFIXES, ours=tables.written_by_us, overwrite=query.overwrite)
+    return _predict(query, query.ckpt, files, out)
+
+
+def _predict(query: Query, ckpt: str, files: list[str], out: Path) -> int:
+    from imgrec.checkpoint import load_run
+    from imgrec.recognizer import Recognizer
+    from imgrec.screen import Screen
+    from imgrec.story import quieten
+
+    quieten()
+    screen = Screen()
+    recognizer = Recognizer(load_run(ckpt), device=query.device, precision=query.precision)
+    top_k = min(query.top_k, len(recognizer.classes))
+    start = time.perf_counter()
+    rows = []
+    with screen.bar() as bar:
+        task = bar.add_task("images", total=len(files), note="")
+        answers = recognizer.predict_files(files, top_k=top_k, batch_size=query.batch_size, num_workers=query.num_workers)
+        for path, answer in zip(files, answers, strict=True):
+            if isinstance(answer, DataError):
+                rows.append(tables.row(path, [], top_k=top_k, error=str(answer).removeprefix(f"{path} ")))
+            else:
+                rows.append(tables.row(path, answer.top, top_k=top_k))
+            bar.advance(task)
+    tables.write(out, rows, top_k=top_k)
+    _say(screen, rows, top_k, out, time.perf_counter() - start)
+    bad = [row for row in rows if row["error"]]
+    if len(bad) == len(rows):
+        first = f"{show(bad[0]['path'])} {bad[0]['error']}"
+        raise DataError(f"none of {len(rows)} files could be read: {first} {out} has the reason for each. Name image files.")
+    return 0
+
+
+def _say(screen: "Screen", rows: list[tables.Row], top_k: int, out: Path, seconds: float) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if len(rows) <= MOST_SHOWN:
+        table = Table(box=box.SIMPLE_HEAD if screen.console.is_terminal else None, pad_edge=False, show_edge=False)
+        table.add_column("file", overflow="fold")
+        table.add_column("class", overflow="fold")
+        table.add_column("probability", justify="right")
+        table.add_column("then" if top_k > 1 else "", overflow="fold")
+        for row in rows:
+            name = Text(show(row["path"]))
+            if row["error"]:
+                table.add_row(name, Text("-"), Text("-"), Text(row["error"], style="yellow"))
+            else:
+                then = [f"{row[f'class_{k}']} {row[f'probability_{k}']:.4f}" for k in range(2, top_k + 1)]
+                table.add_row(name, Text(row["class"], style="bold"), f"{row['probability']:.4f}", Text(", ".join(then)))
+        screen.say(table)
+        screen.say()
+    bad = sum(row["error"] is not None for row in rows)
+    unread = f"; {bad:,} of them could not be read, the column 'error' says why" if bad else ""
+    pace = f" ({len(rows) / seconds:,.0f} a second)" if len(rows) > MOST_SHOWN else ""
+    screen.say(f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {show(str(out))}{unread}", style="yellow" if bad else None)
+
+
+if __name__ == "__main__":
+    from imgrec.cli import main as cli
+
+    sys.exit(cli(["predict", *sys.argv[1:]]))
