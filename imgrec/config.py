@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from imgrec.errors import ConfigError
+from imgrec.rules import check_range, check_together, show
 
 # A stored config is code to be called: these packages and no others may be named by `_target_`.
 ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning")
@@ -58,48 +59,6 @@ class RunConfig:
     def with_classes(self, count: int) -> "RunConfig":
         """The run with the number of classes that the data has: what is stored needs no folder to be counted again."""
         return replace(self, data=self.data | {"num_classes": count}, model=self.model | {"num_classes": count})
-
-
-# Ranges by term: a term means the same in every file. (lowest, highest, is the lowest itself allowed?)
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "seed": (0, 2**63 - 1, True),
-    "split_seed": (0, 2**32 - 1, True),
-    "epochs": (1, float("inf"), True),
-    "batch_size": (1, float("inf"), True),
-    "max_device_batch": (1, float("inf"), True),
-    "num_workers": (0, float("inf"), True),
-    "freeze_epochs": (0, float("inf"), True),
-    "layer_decay": (0, 1, False),
-    "lr": (0, float("inf"), False),
-    "weight_decay": (0, float("inf"), True),
-    "momentum": (0, 1, True),
-    "eps": (0, float("inf"), False),
-    "l1": (0, float("inf"), True),
-    "l2": (0, float("inf"), True),
-    "label_smoothing": (0, 1, True),
-    "gamma": (0, float("inf"), True),
-    "dropout": (0, 1, True),
-    "dense_dropout": (0, 1, True),
-    "stage_dropout": (0, 1, True),
-    "warmup_share": (0, 1, True),
-    "num_classes": (2, float("inf"), True),
-    "image_size": (1, float("inf"), True),
-    "val_share": (0, 1, False),
-    "test_share": (0, 1, False),
-    "crop_share": (0, 1, False),
-    "flip": (0, 1, True),
-    "erase": (0, 1, True),
-    "mixup": (0, float("inf"), True),
-    "cutmix": (0, float("inf"), True),
-    "gradient_clip": (0, float("inf"), True),
-    "ema_decay": (0, 1, True),
-    "early_stopping_patience": (0, float("inf"), True),
-    "max_minutes": (0, float("inf"), False),
-    "top_k": (1, float("inf"), True),
-    "steps": (2, float("inf"), True),
-    "lr_min": (0, float("inf"), False),
-    "lr_max": (0, float("inf"), False),
-}
 
 
 def conf_dir() -> Path:
@@ -181,7 +140,9 @@ def compose(command: str, argv: Sequence[str], config_dir: str | None = None) ->
         raise ConfigError(f"the config cannot be composed: {_first_line(error)}.") from error
     if "name" in tree and tree["name"] is None:
         tree["name"] = choices.get("experiment") or f"{choices['data']}_{choices['model']}"
-    return _conform(tree, reference, "")
+    tree = _conform(tree, reference, "")
+    check_together([override.key_or_group for override in parsed], tree, choices)
+    return tree
 
 
 def _hydra_compose(command: str, overrides: list[str], search: Sequence[Path]) -> tuple[Node, dict[str, str]]:
@@ -288,7 +249,7 @@ def _conform(tree: Node, reference: Node, prefix: str) -> Node:
         path = prefix + key
         if key not in reference:
             raise ConfigError(
-                f"{path}={_show(value)}: there is no key {path}.{did_you_mean(key, list(reference))}"
+                f"{path}={show(value)}: there is no key {path}.{did_you_mean(key, list(reference))}"
                 f" Known here: {', '.join(k for k in reference if not k.startswith('_'))}."
             )
         checked[key] = _conform_value(value, reference[key], path)
@@ -299,37 +260,28 @@ def _conform_value(value: Any, like: Any, path: str) -> Any:
     if isinstance(like, dict) and like:
         if not isinstance(value, dict):
             raise ConfigError(
-                f"{path}={_show(value)}: {path} is a group of keys. Type {path}.KEY=VALUE; keys: {', '.join(k for k in like if not k.startswith('_'))}."
+                f"{path}={show(value)}: {path} is a group of keys. Type {path}.KEY=VALUE; keys: {', '.join(k for k in like if not k.startswith('_'))}."
             )
         return _conform(value, like, f"{path}.")
     key = path.rsplit(".", maxsplit=1)[-1]
     hint = typing.get_type_hints(RunConfig).get(key) if path.count(".") == 0 else None
     if hint is not None and not matches(value, hint) and not (value is None and like is None):
-        raise ConfigError(f"{path}={_show(value)}: {key} takes {describe(hint)}, not {_kind(value)}.")
+        raise ConfigError(f"{path}={show(value)}: {key} takes {describe(hint)}, not {_kind(value)}.")
     if not (value is None or like is None or like in ("auto", "full") or hint is not None):
-        if isinstance(like, str) and isinstance(value, int | float) and not isinstance(value, bool):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        share = key.startswith("limit_")  # of the batches where it is 0.5, their number where it is 2
+        if isinstance(like, str) and number:
             value = str(value)
-        if isinstance(like, float) and isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(like, float) and number and not share:
             value = float(value)
-        if type(value) is not type(like):
-            raise ConfigError(
-                f"{path}={_show(value)}: {key} takes {_kind(like)}, not {_kind(value)}. The default is {_show(like)}."
-            )
-    if key in RANGES and isinstance(value, int | float) and not isinstance(value, bool):
-        lowest, highest, closed = RANGES[key]
-        if not (lowest <= value <= highest) or (value == lowest and not closed):
-            above = f"{lowest:g} or more" if closed else f"more than {lowest:g}"
-            most = "" if highest in (float("inf"), 2**63 - 1) else f" and at most {highest:g}"
-            raise ConfigError(
-                f"{path}={_show(value)}: {key} must be {above}{most}. {'' if like is None else f'The default is {_show(like)}.'}".rstrip()
-            )
+        fits = number if share else type(value) is type(like)
+        if isinstance(like, list) and fits and any(isinstance(one, int | float) for one in like):
+            fits = all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
+        if not fits:
+            takes = "a list of numbers" if isinstance(value, list) and isinstance(like, list) else _kind(like)
+            raise ConfigError(f"{path}={show(value)}: {key} takes {takes}, not {_kind(value) if takes == _kind(like) else 'other values'}. The default is {show(like)}.")
+    check_range(path, value, like)
     return value
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _kind(value: Any) -> str:
@@ -413,10 +365,10 @@ def check_signatures(run: RunConfig) -> None:
                     continue
                 if key not in known:
                     raise ConfigError(
-                        f"{name}.{key}={_show(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"
+                        f"{name}.{key}={show(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"
                     )
                 if not matches(value, known[key]):
-                    raise ConfigError(f"{name}.{key}={_show(value)}: {key} takes {describe(known[key])}, not {_kind(value)}.")
+                    raise ConfigError(f"{name}.{key}={show(value)}: {key} takes {describe(known[key])}, not {_kind(value)}.")
 
 
 def matches(value: Any, hint: Any) -> bool:
@@ -457,7 +409,7 @@ def settings(kind: type[Settings], tree: Node) -> Settings:
         if not matches(tree[key], hint):
             words = [str(word) for word in typing.get_args(hint)]
             near = did_you_mean(tree[key], words) if isinstance(tree[key], str) else ""
-            raise ConfigError(f"{key}={_show(tree[key])}: {key} takes {describe(hint)}.{near}")
+            raise ConfigError(f"{key}={show(tree[key])}: {key} takes {describe(hint)}.{near}")
     return kind(**tree)
 
 
