@@ -15,8 +15,8 @@ class Preprocess(nn.Module):
         super().__init__()
         self.image_size = image_size
         # Not in the state dict: their home is the config, which every checkpoint holds.
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def to_float(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float in [0, 1] at image_size. Pictures cross the bus as uint8: one byte per value, not four."""
