@@ -152,7 +152,7 @@ def _hydra_compose(command: str, overrides: list[str], search: Sequence[Path]) -
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("by_size", lambda size, small, large: small if size < SMALL_IMAGE else large, replace=True)
+    OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
     outer = GlobalHydra.instance().hydra  # a sweep composes its jobs inside its own Hydra
     GlobalHydra.instance().clear()
     try:
@@ -171,6 +171,10 @@ def _hydra_compose(command: str, overrides: list[str], search: Sequence[Path]) -
     return typing.cast(Node, tree), choices
 
 
+def _by_size(size: Any, small: Any, large: Any) -> Any:
+    return small if isinstance(size, int) and size < SMALL_IMAGE else large  # what is no number is refused later, by its own name
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0].rstrip(".")
 
@@ -182,10 +186,11 @@ def _is_choice(override: Any, search: Sequence[Path]) -> bool:
 def _check_choices(command: str, parsed: Sequence[Any], search: Sequence[Path]) -> None:
     for override in parsed:
         group, option = override.key_or_group, override.value()
-        if not _is_choice(override, search) or option is None:
+        if not _is_choice(override, search):
             continue
-        if override.is_add() or override.is_delete():
-            raise ConfigError(f"{override.input_line!r}: every choice is there already. Type {group}={option}.")
+        if option is None or override.is_add() or override.is_delete():
+            some = "OPTION" if option is None else option
+            raise ConfigError(f"{override.input_line!r}: a choice is neither added nor taken away. Type {group}={some}, or leave it out.")
         if "defaults:" not in (conf_dir() / f"{command}.yaml").read_text():
             raise ConfigError(f"{override.input_line!r}: {command} takes its {group} from the checkpoint. Leave {group}= out.")
         given = list(option.list) if override.is_choice_sweep() else [option]
@@ -208,7 +213,7 @@ def _check_keys(command: str, parsed: Sequence[Any], reference: Node, search: Se
         ):
             continue
         if key not in known:
-            near = did_you_mean(key, [*known, *groups(search)])
+            near = _near_key(key, known, groups(search))
             raise ConfigError(
                 f"{override.input_line!r}: there is no key {key}.{near}{_siblings(key, reference)} `python -m imgrec.{command} --help` lists the keys."
             )
@@ -216,6 +221,17 @@ def _check_keys(command: str, parsed: Sequence[Any], reference: Node, search: Se
             raise ConfigError(f"{override.input_line!r}: {key} exists. Type {override.input_line.lstrip('+')}.")
         if override.is_delete():
             raise ConfigError(f"{override.input_line!r}: keys are not deleted. Type {key}=VALUE.")
+
+
+def _near_key(key: str, known: Sequence[str], choices: Sequence[str]) -> str:
+    """lr -> optim.lr, optim.lrr -> optim.lr: the words at the end are compared, as a shared optim. makes any two keys alike."""
+    head, _, last = key.rpartition(".")
+    if places := [one for one in known if one.rpartition(".")[2] == last]:
+        return f" Did you mean {places[0]}?"
+    beside = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == head}
+    if near := get_close_matches(last, beside, n=1, cutoff=0.6):
+        return f" Did you mean {beside[near[0]]}?"
+    return did_you_mean(key, choices) if not head else ""
 
 
 def _siblings(key: str, reference: Node) -> str:
@@ -265,6 +281,8 @@ def _conform_value(value: Any, like: Any, path: str) -> Any:
         return _conform(value, like, f"{path}.")
     key = path.rsplit(".", maxsplit=1)[-1]
     hint = typing.get_type_hints(RunConfig).get(key) if path.count(".") == 0 else None
+    if hint in (str, str | None) and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)  # id=5
     if hint is not None and not matches(value, hint) and not (value is None and like is None):
         raise ConfigError(f"{path}={show(value)}: {key} takes {describe(hint)}, not {_kind(value)}.")
     if not (value is None or like is None or like in ("auto", "full") or hint is not None):

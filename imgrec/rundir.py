@@ -61,6 +61,14 @@ class RunDir:
         if self.state == "new":
             write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
 
+    def forget(self) -> None:
+        """Take back `start` where nothing was learnt: a run that was refused holds its folder to no config."""
+        if self.state == "new" and not self.checkpoints.exists():
+            for name in ("config.yaml", "log.txt", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
+
     def close(self) -> None:
         if self.lock is not None:
             self.lock.close()
@@ -97,6 +105,9 @@ def choose(run: RunConfig) -> RunDir:
     With `id`, or in a SLURM job, that folder; otherwise the newest unfinished run of the same config, or the next free number.
     Raises ConfigError when the folder holds another config.
     """
+    for key, value in (("name", run.name), ("id", run.id)):
+        if value is not None and (value in ("", ".", "..") or "/" in value):
+            raise ConfigError(f"{key}={value} is no name for a folder. Type {key}=WORD without a slash; runs_dir=FOLDER says where runs are kept.")
     parent = Path(run.runs_dir) / run.name
     given = run.id or os.environ.get("SLURM_JOB_ID")
     if given:

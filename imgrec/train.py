@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from imgrec.config import RunConfig, check_signatures
+from imgrec.errors import ImgrecError
 
 if TYPE_CHECKING:
     from imgrec.rundir import RunDir
@@ -32,6 +33,9 @@ def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
     screen.log_to(folder.path / "log.txt")
     try:
         return _train(run, folder, screen)
+    except ImgrecError:
+        folder.forget()
+        raise
     finally:
         screen.close()
         folder.close()
