@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-SMOOTH = 0.03   # standard deviation of the smoothing, as a share of all steps
+SMOOTH = 0.03  # standard deviation of the smoothing, as a share of all steps
 DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai and Lightning
 OWN_KEYS = ("lr_min", "lr_max", "steps", "plot")
 FURTHER = 1000  # factor on the range that an error proposes
@@ -34,9 +34,9 @@ FURTHER = 1000  # factor on the range that an error proposes
 class Curve:
     """Losses of a range test: `losses[i]` is the mean of global batch i, penalties included, before its step at `rates[i]`."""
 
-    rates: Floats     # [steps], all that were planned
-    losses: Floats    # [steps done]
-    diverged: bool    # did the loss stop it?
+    rates: Floats  # [steps], all that were planned
+    losses: Floats  # [steps done]
+    diverged: bool  # did the loss stop it?
 
     def smoothed(self) -> Floats:
         return smooth(self.losses, width=SMOOTH * len(self.rates))
@@ -104,13 +104,22 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     pl.seed_everything(run.seed, workers=True, verbose=False)
     watch = Rates(rates, lr=run.optim["lr"], diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance)
     trainer = build_trainer(
-        **settings(run) | {"limit_val_batches": 0}, max_steps=len(rates), max_epochs=-1, logger=False, enable_checkpointing=False, callbacks=[watch],
+        **settings(run) | {"limit_val_batches": 0},
+        max_steps=len(rates),
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        callbacks=[watch],
     )
     data = build(run.data)
     augment = build(run.augment)
     plan = data.prepare_run(
-        seed=run.seed, batch_size=run.batch_size, max_device_batch=run.max_device_batch, num_workers=run.num_workers,
-        augment=augment, devices=trainer.world_size,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        max_device_batch=run.max_device_batch,
+        num_workers=run.num_workers,
+        augment=augment,
+        devices=trainer.world_size,
     )
     accumulate(trainer, plan)
     classifier, _, _ = build_classifier(run.with_classes(len(data.classes)), data, augment)
@@ -134,7 +143,13 @@ def draw(curve: Curve, found: Suggestion, file: Path) -> None:
     axes.plot(found.lr, at[found.lr], "o", color="tab:red", markersize=8, label=f"steepest descent: optim.lr={found.lr:.2g}")
     axes.plot(found.lowest, at[found.lowest], "v", color="tab:green", markersize=8, label=f"lowest loss: {found.lowest:.2g}")
     low, high = float(smoothed.min()), float(smoothed[0])  # a diverged end would press the rest flat
-    axes.set(xscale="log", xlabel="learning rate", ylabel="loss", title="Learning-rate range test", ylim=(low - 0.15 * (high - low), high + 0.6 * (high - low)))
+    axes.set(
+        xscale="log",
+        xlabel="learning rate",
+        ylabel="loss",
+        title="Learning-rate range test",
+        ylim=(low - 0.15 * (high - low), high + 0.6 * (high - low)),
+    )
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     figure.savefig(file, format="png")
@@ -145,7 +160,9 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     tree = compose("lr_find", argv, config_dir)
     lr_min, lr_max, file = tree["lr_min"], tree["lr_max"], Path(tree["plot"])
     if lr_min >= lr_max:
-        raise ConfigError(f"lr_min={lr_min:g} lr_max={lr_max:g}: the rate rises from lr_min to lr_max. Set lr_max={lr_min * FURTHER:g}.")
+        raise ConfigError(
+            f"lr_min={lr_min:g} lr_max={lr_max:g}: the rate rises from lr_min to lr_max. Set lr_max={lr_min * FURTHER:g}."
+        )
     if file.suffix.lower() != ".png" or not file.absolute().parent.is_dir():
         wrong = f"there is no folder {file.parent}" if file.suffix.lower() == ".png" else "the curve is drawn as PNG"
         raise ConfigError(f"plot={file}: {wrong}. Set plot=lr_find.png.")
@@ -159,8 +176,15 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     if found is None:
         raise ConfigError(_never_fell(curve, lr_min, lr_max))
     draw(curve, found, file)
-    end = f"diverged at {curve.rates[len(curve.losses) - 1]:.2g}" if curve.diverged else f"had not diverged at {curve.rates[len(curve.losses) - 1]:.2g}"
-    screen.say(f"suggested optim.lr={found.lr:.2g} (steepest descent; the loss was lowest at {found.lowest:.2g} and {end})", style="bold green")
+    end = (
+        f"diverged at {curve.rates[len(curve.losses) - 1]:.2g}"
+        if curve.diverged
+        else f"had not diverged at {curve.rates[len(curve.losses) - 1]:.2g}"
+    )
+    screen.say(
+        f"suggested optim.lr={found.lr:.2g} (steepest descent; the loss was lowest at {found.lowest:.2g} and {end})",
+        style="bold green",
+    )
     if found.lowest == curve.rates[-1]:
         screen.say(f"The loss was still falling at lr_max={lr_max:g}: lr_max={lr_max * FURTHER:g} shows where it ends.")
     screen.say(f"curve in {file}")

@@ -36,14 +36,20 @@ def sweep(argv: Sequence[str], config_dir: str | None = None) -> int:
     Raises ConfigError, before the first job, for what can be told by then.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("-m under torchrun: each job starts its own processes. Type python -m imgrec.train -m ... trainer.devices=auto.")
+        raise ConfigError(
+            "-m under torchrun: each job starts its own processes. Type python -m imgrec.train -m ... trainer.devices=auto."
+        )
     words = [word for word in argv if not word.lstrip("+~").startswith("hydra")]
     settings = [word for word in argv if word not in words]
     optuna = "hydra/sweeper=optuna" in settings
     base, sweeps = check(words, config_dir, intervals=optuna)
     folder = choose(
-        runs_dir=base["runs_dir"], name=sweep_name(base["name"], sweeps), id=base["id"], resume=base["resume"],
-        words=argv, monitor=base["monitor"],
+        runs_dir=base["runs_dir"],
+        name=sweep_name(base["name"], sweeps),
+        id=base["id"],
+        resume=base["resume"],
+        words=argv,
+        monitor=base["monitor"],
     )
     if optuna:
         settings = optuna_settings(settings, monitor=base["monitor"], seed=base["seed"])
@@ -54,7 +60,9 @@ def sweep(argv: Sequence[str], config_dir: str | None = None) -> int:
         total = sweeper.get("n_trials") or math.prod(map(len, sweeps.values()))
         screen.say(f"{total} jobs in {folder.path}, ranked by their best {folder.monitor}", style="bold")
         if optuna:
-            screen.say(f"Optuna's objective is a job's best {folder.monitor}, to {sweeper['direction']}; sampler seed {base['seed']}")
+            screen.say(
+                f"Optuna's objective is a job's best {folder.monitor}, to {sweeper['direction']}; sampler seed {base['seed']}"
+            )
         with screen.bar() as bar:
             jobs = Jobs(folder, screen, config_dir, bar=bar, total=total)
             try:
@@ -108,7 +116,11 @@ class Jobs:
 
         self.folder.save()
         name, id = self.folder.path.parent.name, f"{self.folder.path.name}/{job.number}"
-        words = [*(word for word in job.words if word.partition("=")[0] not in ("name", "id", "resume")), f"name={name}", f"id={id}"]
+        words = [
+            *(word for word in job.words if word.partition("=")[0] not in ("name", "id", "resume")),
+            f"name={name}",
+            f"id={id}",
+        ]
         try:
             with _command([*(["--config-dir", self.config_dir] if self.config_dir else []), *words]):
                 return train(load("train", words, self.config_dir), quiet=True)
@@ -129,7 +141,9 @@ def _command(argv: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _multirun(settings: Sequence[str], config_dir: str | None) -> Iterator[tuple[dict[str, Any], Callable[[Jobs, Sequence[str]], None]]]:
+def _multirun(
+    settings: Sequence[str], config_dir: str | None
+) -> Iterator[tuple[dict[str, Any], Callable[[Jobs, Sequence[str]], None]]]:
     """The sweeper's composed settings, and the function that runs the sweep of some words.
 
     hydra.main would read sys.argv, print errors itself and exit; GlobalHydra's multirun is what it calls, and what plugins' tests use.
@@ -148,16 +162,35 @@ def _multirun(settings: Sequence[str], config_dir: str | None) -> Iterator[tuple
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             try:
                 config = compose("train", settings, return_hydra_config=True)
-                sweeper = {str(key): config.hydra.sweeper[key] for key in config.hydra.sweeper if not OmegaConf.is_missing(config.hydra.sweeper, key)}
+                sweeper = {
+                    str(key): config.hydra.sweeper[key]
+                    for key in config.hydra.sweeper
+                    if not OmegaConf.is_missing(config.hydra.sweeper, key)
+                }
             except (HydraException, OmegaConfBaseException) as error:
-                raise ConfigError(f"{str(error).strip().splitlines()[0].rstrip('.')}. Sweepers: hydra/sweeper=basic or optuna, with hydra.sweeper.KEY=VALUE.") from error
+                line = str(error).strip().splitlines()[0].rstrip(".")
+                raise ConfigError(f"{line}. Type hydra/sweeper=basic or optuna{_sweeper_keys(settings)}.") from error
             if "optuna" in str(sweeper["_target_"]):
                 import optuna
 
-                optuna.logging.set_verbosity(optuna.logging.ERROR)
+                optuna.logging.set_verbosity(logging.ERROR)
             hydra = GlobalHydra.instance().hydra
             assert hydra is not None
             yield sweeper, lambda task, words: hydra.multirun("train", task, [*words, *settings], with_log_configuration=False)
+
+
+def _sweeper_keys(settings: Sequence[str]) -> str:
+    """', with hydra.sweeper.n_trials, ...': the keys of the sweeper that was chosen, where there is such a one."""
+    from hydra import compose
+    from hydra.errors import HydraException
+
+    try:
+        sweeper = compose(
+            "train", [word for word in settings if word.startswith("hydra/sweeper=")], return_hydra_config=True
+        ).hydra.sweeper
+    except HydraException:
+        return ""
+    return ", with " + ", ".join(f"hydra.sweeper.{key}" for key in sweeper if not str(key).startswith("_"))
 
 
 def _say_end(screen: Screen, folder: SweepDir) -> None:

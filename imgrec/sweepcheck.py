@@ -37,7 +37,9 @@ def check(words: Sequence[str], config_dir: str | None, *, intervals: bool) -> t
             continue
         key = override.key_or_group
         if override.is_interval_sweep() and not intervals:
-            raise ConfigError(f"{word}: an interval has no end of values. List some, {key}=0.1,0.01, or let Optuna choose: hydra/sweeper=optuna.")
+            raise ConfigError(
+                f"{word}: an interval has no end of values. List some, {key}=0.1,0.01, or let Optuna choose: hydra/sweeper=optuna."
+            )
         sweeps[key] = _values(override, config_dir, search)
         if key in SINGLE:
             raise ConfigError(f"{word}: a sweep has one {key} for all its jobs. Set {key}={sweeps[key][0]}.")
@@ -61,7 +63,9 @@ def _values(override: Any, config_dir: str | None, search: Sequence[Path]) -> li
     value, key = override.value(), override.key_or_group
     if isinstance(value, IntervalSweep):
         return [str(value.start), str(value.end)]
-    found = value.filter(options(key, search)) if isinstance(value, Glob) else [str(one) for one in override.sweep_string_iterator()]
+    found = (
+        value.filter(options(key, search)) if isinstance(value, Glob) else [str(one) for one in override.sweep_string_iterator()]
+    )
     if not found:
         raise ConfigError(f"{override.input_line}: that is not a single value. List some, {key}=A,B.")
     for option in found:
@@ -97,11 +101,20 @@ def optuna_settings(words: Sequence[str], *, monitor: str, seed: int) -> list[st
 
     The same seed and results give the same proposals, so a sweep started again meets its finished jobs.
     """
+    from importlib.metadata import version
     from importlib.util import find_spec
 
     if find_spec("hydra_plugins") is None or find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
-        raise ConfigError('hydra/sweeper=optuna needs hydra-optuna-sweeper, which is not installed. Type: pip install "imgrec[optuna]"')
+        raise ConfigError(
+            'hydra/sweeper=optuna needs hydra-optuna-sweeper, which is not installed. Type: pip install "imgrec[optuna]"'
+        )
     given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
+    stored = given.get("hydra.sweeper.storage", "null") != "null"
+    if stored and int(version("sqlalchemy").partition(".")[0]) >= 2:
+        raise ConfigError(
+            f"hydra.sweeper.storage={given['hydra.sweeper.storage']} needs an older SQLAlchemy for Optuna 2.10, found {version('sqlalchemy')}. "
+            'Leave it out, as the same command goes on without, or type: pip install "sqlalchemy<2" "alembic<1.20"'
+        )
     direction = "minimize" if monitor.endswith("loss") else "maximize"
     if given.get("hydra.sweeper.direction", direction) != direction:
         raise ConfigError(
@@ -109,6 +122,8 @@ def optuna_settings(words: Sequence[str], *, monitor: str, seed: int) -> list[st
             f"Leave it out, or set hydra.sweeper.direction={direction}."
         )
     found = {"hydra.sweeper.direction": direction, "hydra.sweeper.n_jobs": "1", "hydra.sweeper.max_failure_rate": "1.0"}
-    if given.get("hydra/sweeper/sampler", "tpe") != "grid":
+    if (
+        given.get("hydra/sweeper/sampler", "tpe") != "grid" and not stored
+    ):  # a stored study is to be gone on with, not proposed again
         found["hydra.sweeper.sampler.seed"] = str(seed)
     return [*words, *(f"{key}={value}" for key, value in found.items() if key not in given)]

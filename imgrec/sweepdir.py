@@ -18,13 +18,13 @@ class Job:
 
     number: int
     words: list[str]
-    status: str = "started"        # started, finished, failed
-    value: float | None = None     # the best `monitor`
+    status: str = "started"  # started, finished, failed
+    value: float | None = None  # the best `monitor`
     test_accuracy: float | None = None
-    seconds: float | None = None   # of training
+    seconds: float | None = None  # of training
     folder: str = ""
     error: str = ""
-    bad_input: bool = False        # was the error the user's to mend?
+    bad_input: bool = False  # was the error the user's to mend?
 
     def settings(self) -> dict[str, str]:
         """Key to value of its overrides."""
@@ -47,7 +47,7 @@ class SweepDir:
     """RUNS_DIR/NAME/sweep_K with a folder for each job; open it with `with`, which keeps a second process out."""
 
     path: Path
-    words: list[str]      # what was asked for
+    words: list[str]  # what was asked for
     monitor: str
     jobs: list[Job] = field(default_factory=list)
     _file: IO[str] | None = None
@@ -105,7 +105,9 @@ class SweepDir:
             settings = job.settings()
             place = rank if job.status == "finished" else ""
             varying = [settings.get(key, "") for key in self.varying()]
-            table.writerow([place, job.number, job.status, *varying, job.value, job.test_accuracy, job.seconds, job.folder, job.error])
+            table.writerow(
+                [place, job.number, job.status, *varying, job.value, job.test_accuracy, job.seconds, job.folder, job.error]
+            )
         write(self.path / "sweep.csv", text.getvalue())
 
 
@@ -129,9 +131,17 @@ def choose(*, runs_dir: str, name: str, id: str | None, resume: bool, words: Seq
         if sorted(found.words) != sorted(asked):
             raise ConfigError(f"{path} holds another sweep: {' '.join(found.words)}. Set another id.")
         return found
-    places = {int(path.name.removeprefix("sweep_")): path for path in parent.glob("sweep_*") if path.name.removeprefix("sweep_").isdecimal()}
+    places = {
+        int(path.name.removeprefix("sweep_")): path
+        for path in parent.glob("sweep_*")
+        if path.name.removeprefix("sweep_").isdecimal()
+    }
     for number in sorted(places, reverse=True):
-        if resume and (places[number] / "sweep.json").exists() and sorted((found := _read(places[number])).words) == sorted(asked):
+        if (
+            resume
+            and (places[number] / "sweep.json").exists()
+            and sorted((found := _read(places[number])).words) == sorted(asked)
+        ):
             return found
     return SweepDir(parent / f"sweep_{max(places, default=0) + 1}", asked, monitor)
 

@@ -20,7 +20,11 @@ class Epoch(ProgressColumn):
     def render(self, task: Task) -> Text:
         file = Path(self.folder or "") / "metrics.csv"
         rows = list(csv.DictReader(file.read_text().splitlines())) if self.folder and file.exists() else []
-        return Text(f"epoch {rows[-1]['epoch']}: val/accuracy {percent(float(rows[-1]['val/accuracy']))}" if rows and rows[-1]["val/accuracy"] else "")
+        return Text(
+            f"epoch {rows[-1]['epoch']}: val/accuracy {percent(float(rows[-1]['val/accuracy']))}"
+            if rows and rows[-1]["val/accuracy"]
+            else ""
+        )
 
 
 def brief(value: str) -> str:
@@ -62,6 +66,9 @@ def ranking(folder: SweepDir) -> Table:
         test = "-" if job.test_accuracy is None else percent(job.test_accuracy)
         settings = [brief(job.settings().get(key, "")) for key in varying]
         time = clock(job.seconds) if job.seconds is not None else "-"
+        place = f"{folder.path.name}/{job.number}"  # sweep.csv has the whole path, which would wrap on 80 columns
         style = "green" if rank == 1 and finished else None if finished else "red"
-        table.add_row(str(rank) if finished else job.status, *settings, measure(job.value, folder.monitor), test, time, job.folder, style=style)
+        table.add_row(
+            str(rank) if finished else job.status, *settings, measure(job.value, folder.monitor), test, time, place, style=style
+        )
     return table
