@@ -6,6 +6,7 @@ and devices count; the schedule does not. Lightning's Tuner.lr_find gives every 
 micro-batch, takes the slope over the rate and not over its logarithm, and writes a checkpoint: hence a callback of our own.
 """
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -77,15 +78,23 @@ def has_diverged(losses: Floats, steps: int) -> bool:
 def suggest(curve: Curve) -> Suggestion | None:
     """The rate before the lowest smoothed loss at which that falls steepest over the logarithm of the rate.
 
-    None where the loss never falls: by less than the batches differ among themselves.
+    None where the loss never falls, or by no more than the difference of batches can bring about.
     """
     smoothed = curve.smoothed()
     low = int(smoothed.argmin())
     fall = float(smoothed[0] - smoothed[low])
-    if low == 0 or fall <= (curve.losses - smoothed)[: low + 1].std():
+    if low == 0 or fall <= 4 * _noise(curve):
         return None
     slope = np.gradient(smoothed[: low + 1], np.log(curve.rates[: low + 1]))
     return Suggestion(lr=float(curve.rates[slope.argmin()]), lowest=float(curve.rates[low]), fall=fall)
+
+
+def _noise(curve: Curve) -> float:
+    """Standard deviation of the smoothed loss at an end of the curve, from the differences of neighbours; their median leaves out the
+    diverged end."""
+    deviation = 1.4826 * float(np.median(np.abs(np.diff(curve.losses)))) / math.sqrt(2)
+    averaged = math.sqrt(math.pi) * SMOOTH * len(curve.rates)  # losses that count under half a Gaussian
+    return deviation / math.sqrt(max(1.0, averaged))
 
 
 def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lambda: None) -> tuple[Curve, bool]:

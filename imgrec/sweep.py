@@ -8,6 +8,7 @@ import gc
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -115,17 +116,19 @@ class Jobs:
         from imgrec.train import train
 
         self.folder.save()
-        name, id = self.folder.path.parent.name, f"{self.folder.path.name}/{job.number}"
-        words = [
-            *(word for word in job.words if word.partition("=")[0] not in ("name", "id", "resume")),
-            f"name={name}",
-            f"id={id}",
-        ]
+        mine = ("name", "id", "runs_dir", "resume")
+        place = f"runs_dir={_quoted(str(self.folder.path.parent))}"
+        words = [*(word for word in job.words if word.partition("=")[0] not in mine), place, f"name={self.folder.path.name}", f"id={job.number}"]
         try:
             with _command([*(["--config-dir", self.config_dir] if self.config_dir else []), *words]):
                 return train(load("train", words, self.config_dir), quiet=True)
         finally:
             gc.collect()  # trainer and network refer to each other: free their memory on the device
+
+
+def _quoted(path: str) -> str:
+    """A path as a value of Hydra's grammar."""
+    return path if re.fullmatch(r"[\w./+-]+", path) else "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 @contextmanager
