@@ -118,7 +118,7 @@ def ending(
         trainer.test(classifier, dataloaders=data.test_dataloader(), verbose=False)
         found = classifier.test_report
         assert found is not None
-    seconds = sum(row["seconds"] for row in history.rows)
+    seconds = sum(row.get("seconds", 0.0) for row in history.rows)  # the first process measures
     result = {
         "summary": summary(found, best or last, run),
         "status": "finished",
@@ -128,6 +128,7 @@ def ending(
         "best": best,
         "last": last,
         "test": None if found is None else found.to_dict(),
+        "left_out": data.bad_images(),
         "train_seconds": round(seconds, 2),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": device(trainer, run),

@@ -23,6 +23,7 @@ class EpochLines(Callback):
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._said_waiting = False
+        self._left_out = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.screen.say(HEADER, style="bold")
@@ -69,6 +70,10 @@ class EpochLines(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.history.rows[-1]
         self.screen.say(epoch_line(row, trainer.max_epochs or 0), style="green" if row["best"] else None)
+        bad = trainer.datamodule.bad_images()  # type: ignore[attr-defined]
+        if len(bad) > self._left_out:
+            self._left_out = len(bad)
+            self.screen.say(f"  {len(bad)} images that cannot be read were left out: {bad[0]}{', ...' if len(bad) > 1 else ''}", style="yellow")
         waited = row.get("data_wait_share", 0.0)
         if waited > WORTH_SAYING and not self._said_waiting:
             self._said_waiting = True

@@ -1,0 +1,292 @@
+"""Every input that cannot be used: one line that says what was given, what was found and what to type, and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_data_folder import make
+from test_data_sets import write_mnist
+
+from conftest import SMALL
+from imgrec import cli
+from imgrec.checkpoint import load_run
+from imgrec.config import conf_dir
+
+NUMBERS = "There are: adagrad, adam, adamw, gd, lamb, momentum, muon, nesterov, rmsprop, sgd."
+ADAM = "optim has: lr, betas, eps, weight_decay, amsgrad, fused. `python -m imgrec.train --help` lists the keys."
+
+# What the composed config shows: (words after `imgrec`, the sentence or how it begins).
+SHOWN: dict[str, str] = {
+    # keys
+    "train optim.lrr=0.1": f"'optim.lrr=0.1': there is no key optim.lrr. Did you mean optim.lr? {ADAM}",
+    "train +optim.learning_rate=0.1": f"'+optim.learning_rate=0.1': there is no key optim.learning_rate. {ADAM}",
+    "train ++seed=1": "'++seed=1': seed exists. Type seed=1.",
+    "train ~seed": "'~seed': keys are not deleted. Type seed=VALUE.",
+    "train epoch=3": "'epoch=3': there is no key epoch. Did you mean epochs? `python -m imgrec.train --help` lists the keys.",
+    "train lr=0.1": "'lr=0.1': there is no key lr. Did you mean optim.lr? `python -m imgrec.train --help` lists the keys.",
+    "train resnet": "'resnet' cannot be read: Error parsing override 'resnet'. Overrides look like key=value, for example optim.lr=0.01.",
+    # options and commands
+    "train modle=vgg": "'modle=vgg': there is no key modle. Did you mean model? `python -m imgrec.train --help` lists the keys.",
+    "train optim=adma": f"optim=adma: there is no such optim. Did you mean adam? {NUMBERS}",
+    "train optim=null": "'optim=null': a choice is neither added nor taken away. Type optim=OPTION, or leave it out.",
+    "trian model=vgg": "trian: there is no such command. Did you mean train? There are: train, evaluate, predict, lr_find, models.",
+    "train --config-dir": "--config-dir needs a folder. Type --config-dir FOLDER that holds your model/, data/, experiment/ yaml.",
+    "train --config-dir none": "--config-dir none: there is no such folder. Name the folder that holds your model/, data/, experiment/ yaml.",
+    # types
+    "train optim.lr=fast": "optim.lr=fast: lr takes a number, not a word. The default is 0.001.",
+    "train seed=abc": "seed=abc: seed takes a whole number, not a word.",
+    "train epochs=2.5": "epochs=2.5: epochs takes a whole number, not a number.",
+    "train batch_size=big": "batch_size=big: batch_size takes a whole number or full, not a word.",
+    "train data.mean=red": "data.mean=red: mean takes a list, not a word. The default is [0.3053].",
+    "train data.mean=[red]": "data.mean=[red]: mean takes a list of numbers, not other values. The default is [0.3053].",
+    "train trainer.deterministic=7": "trainer.deterministic=7: deterministic takes true or false, not a whole number. The default is false.",
+    "train data.image_size=big": "data.image_size=big: image_size takes a whole number, not a word. The default is 8.",
+    "train finetune=3": "finetune=3: finetune is a group of keys. Type finetune.KEY=VALUE; keys: freeze_epochs, layer_decay.",
+    "train monitor=val/acc": "monitor=val/acc: monitor takes val/loss, val/accuracy, val/macro_f1 or val/top5, not a word.",
+    # ranges
+    "train batch_size=0": "batch_size=0: batch_size must be 1 or more. The default is 64.",
+    "train optim.lr=-0.1": "optim.lr=-0.1: lr must be more than 0. The default is 0.001.",
+    "train optim.lr=nan": "optim.lr=nan: lr must be more than 0. The default is 0.001.",
+    "train optim.betas=[0.9,1.0]": "optim.betas=[0.9,1.0]: betas must be 0 or more and less than 1. The default is [0.9,0.999].",
+    "train loss.label_smoothing=2": "loss.label_smoothing=2.0: label_smoothing must be 0 or more and less than 1. The default is 0.0.",
+    "train scheduler.warmup_share=1": "scheduler.warmup_share=1.0: warmup_share must be 0 or more and less than 1. The default is 0.3.",
+    "train trainer.limit_val_batches=1.5": "trainer.limit_val_batches=1.5: limit_val_batches is a share up to 1.0 or a whole number of batches. "
+    "Set trainer.limit_val_batches=2.",
+    # without effect
+    "train optim=gd batch_size=32": "batch_size=32, but optim=gd takes the whole training split for every step. "
+    "Type optim=sgd for batches, or leave batch_size out.",
+    "train decay_on=all": "decay_on=all has no effect with the other keys. "
+    "Set optim.weight_decay=0.0005, loss.l1 or loss.l2, or leave decay_on out.",
+    "train augment.randaug_ops=3": "augment.randaug_ops=3 has no effect with the other keys. "
+    "Set augment=randaug or augment.policy=randaug, or leave augment.randaug_ops out.",
+    "train data.crop_share=0.9": "data.crop_share=0.9 has no effect with the other keys. Set data.resize=crop, or leave data.crop_share out.",
+    "train finetune.freeze_epochs=2": "finetune.freeze_epochs=2 has no effect with the other keys. "
+    "Set weights=DEFAULT or weights=RUN_FOLDER too, or leave finetune.freeze_epochs out.",
+    "train trainer.early_stopping_patience=15": "trainer.early_stopping_patience=15 has no effect with the other keys. "
+    "Set fewer than epochs, or more epochs, or leave trainer.early_stopping_patience out.",
+    "train optim=nesterov optim.momentum=0 optim.nesterov=true": "optim.nesterov=true has no effect with the other keys. "
+    "Set optim.momentum=0.9, or leave optim.nesterov out.",
+    # what the file system shows
+    "evaluate ckpt=none": "none: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID.",
+    "train id=a/b": "id=a/b is no name for a folder. Type id=WORD without a slash; runs_dir=FOLDER says where runs are kept.",
+}
+
+MANY = """
+import contextlib, io, json, sys
+from imgrec.cli import main
+found = {}
+for words in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = main(words.split())
+    found[words] = (code, said.getvalue(), "torch" in sys.modules or "pytorch_lightning" in sys.modules)
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """(exit code, stderr, was torch imported) of every SHOWN input, from one process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY], input=json.dumps(list(SHOWN)), capture_output=True, text=True, check=True,
+        cwd=tmp_path_factory.mktemp("cwd"), env={k: v for k, v in os.environ.items() if k != "IMGREC_DEBUG"},
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("words", SHOWN)
+def test_what_the_config_shows_is_refused_before_torch_is_imported(answers, words):
+    assert answers[words] == [2, f"imgrec: {SHOWN[words]}\n", False]
+
+
+@pytest.mark.parametrize("start", [["-m", "imgrec.train"], ["-m", "imgrec.cli", "train"]])
+def test_a_process_ends_with_code_2_and_one_line(start, tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != "IMGREC_DEBUG"}
+    done = subprocess.run([sys.executable, *start, "optim=adma"], capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"imgrec: {SHOWN['train optim=adma']}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_imgrec_debug_shows_the_traceback(tmp_path):
+    env = {**os.environ, "IMGREC_DEBUG": "1"}
+    words = [sys.executable, "-m", "imgrec.cli", "train", "optim=adma"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
+    assert done.returncode != 0
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith(f"imgrec.errors.ConfigError: {SHOWN['train optim=adma']}\n")
+
+
+# Everything below runs in this process
+
+
+@pytest.fixture(autouse=True)
+def no_debug(monkeypatch, tmp_path):
+    monkeypatch.delenv("IMGREC_DEBUG", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused("train", ...) is the line on stderr of a command that ends with exit code 2."""
+
+    def run(*argv: str) -> str:
+        code = cli.main(list(argv))
+        said = capsys.readouterr().err
+        assert code == 2, said
+        assert said.startswith("imgrec: ")
+        assert said.count("\n") == 1
+        return said.removeprefix("imgrec: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def train(refused):
+    return lambda *words: refused("train", *SMALL, *words)
+
+
+def test_a_key_misspelt_in_a_file_of_ones_own(refused, tmp_path):
+    """At its top, in a group and beside _partial_: what Hydra lets pass."""
+    folder = tmp_path / "mine/experiment"
+    folder.mkdir(parents=True)
+    for text, sentence in {
+        "epoch: 3": "epoch=3: there is no key epoch. Did you mean epochs? Known here: ",
+        "optim: {learning_rate: 3}": "optim.learning_rate=3: there is no key optim.learning_rate. Known here: lr, betas, eps, ",
+        "finetune: {freeze_epoch: 3}": "finetune.freeze_epoch=3: there is no key finetune.freeze_epoch. Did you mean freeze_epochs? ",
+        "data: {val_share: 2}": "data.val_share=2.0: val_share must be more than 0 and less than 1. The default is 0.1.",
+        "optim: {lr: fast}": "optim.lr=fast: lr takes a number, not a word. The default is 0.001.",
+    }.items():
+        (folder / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+        assert refused("train", "--config-dir", str(tmp_path / "mine"), "experiment=mine").startswith(sentence)
+
+
+def test_an_option_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
+    """Only the signature tells, so this is after torch is imported and before any data is read."""
+    folder = tmp_path / "mine/optim"
+    folder.mkdir(parents=True)
+    for text, sentence in {
+        "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nmomentun: 0.9": "optim.momentun=0.9: torch.optim.SGD takes no momentun. Did you mean momentum?",
+        "_target_: torch.optim.SDG\n_partial_: true\nlr: 0.1": "_target_=torch.optim.SDG: torch.optim has no SDG. Did you mean SGD?",
+        "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nnesterov: 3": "optim.nesterov=3: nesterov takes true or false, not a whole number.",
+        "_target_: os.system\n_partial_: true\nlr: 0.1": "_target_=os.system: code outside imgrec, torch, torchvision, torchmetrics, timm, pytorch_lightning "
+        "is not called. Name something in one of these packages.",
+    }.items():
+        (folder / "mine.yaml").write_text(text + "\n")
+        assert train("--config-dir", str(tmp_path / "mine"), "optim=mine") == sentence
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_a_short_list_is_held_to_the_signature(train):
+    assert train("augment.crop_scale=[1]") == "augment.crop_scale=[1]: crop_scale takes a list of 2 values or null, not a list."
+
+
+# Data
+
+
+def folder_words(root: Path, *words: str) -> list[str]:
+    return ["data=imagefolder", f"data.root={root}", "data.image_size=16", *words]
+
+
+@pytest.fixture
+def refuse_folder(refused):
+    small = [word for word in SMALL if not word.startswith("data")]
+    return lambda root, *words: refused("train", *small, *folder_words(root, *words))
+
+
+HINT = "Set data.root=FOLDER that holds train/CLASS/*.jpg, or CLASS/*.jpg."
+
+
+def test_folders_that_cannot_be_used(refuse_folder, tmp_path):
+    root = tmp_path / "photos"
+    assert refuse_folder(root) == f"data.root={root} is no folder. {HINT}"
+    root.mkdir()
+    assert refuse_folder(root) == f"{root} has no class folders. {HINT}"
+    for name in ("cat", "dog"):
+        (root / "train" / name).mkdir(parents=True)
+    assert refuse_folder(root).startswith(f"{root}/train has no images in class folders (names that end in .jpg, ")
+    make(root / "more", {"cat": 4})
+    for file in (root / "more/cat").iterdir():
+        file.rename(root / "train/cat" / file.name)
+    assert refuse_folder(root) == f"the class folder {root}/train/dog has no images. Add some, or remove the folder."
+    assert not list(tmp_path.glob("runs/*/*")), "a refused run leaves no folder that holds the next start to its config"
+
+
+def test_a_split_with_an_unknown_class(refuse_folder, tmp_path):
+    make(tmp_path / "train", {"cat": 4, "dog": 4})
+    make(tmp_path / "val", {"cat": 2, "dogs": 2})
+    assert refuse_folder(tmp_path) == (
+        f"{tmp_path}/val has the class dogs, which train lacks (cat, dog). Did you mean dog? Rename the folder, or add the class to train."
+    )
+
+
+def test_more_or_fewer_classes_than_said(refuse_folder, tmp_path):
+    make(tmp_path / "train", {"cat": 4, "dog": 4})
+    assert refuse_folder(tmp_path, "data.num_classes=3") == (
+        f"data.num_classes=3, but {tmp_path} has 2 class folders (cat, dog). Set data.num_classes=2."
+    )
+
+
+def halve(file: Path) -> Path:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return file
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_truncated_image_of_train_is_named_or_left_out_and_counted(refuse_folder, capsys, tmp_path, num_workers):
+    make(tmp_path / "train", {"cat": 5, "dog": 5})
+    make(tmp_path / "val", {"cat": 2, "dog": 2})
+    bad = halve(tmp_path / "train/dog/001.jpg")
+    words = [f"num_workers={num_workers}", "trainer.limit_train_batches=1.0"]
+    said = refuse_folder(tmp_path, *words)
+    assert said.startswith(f"{bad} cannot be read: ")
+    assert said.endswith(" Remove or replace it, or leave out what cannot be read: data.on_bad_image=skip.")
+    if num_workers:
+        return
+    small = [word for word in SMALL if not word.startswith("data")]
+    assert cli.main(["train", *small, *folder_words(tmp_path, *words, "data.on_bad_image=skip", "name=skips")]) == 0
+    assert f"1 images that cannot be read were left out: {bad}" in capsys.readouterr().out
+    assert json.loads((tmp_path / "runs/skips/1/result.json").read_text())["left_out"] == [str(bad)]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_validation_and_test_refuse_a_bad_image_unless_told(refuse_folder, tmp_path, split):
+    make(tmp_path / "train", {"cat": 4, "dog": 4})
+    make(tmp_path / "val", {"cat": 2, "dog": 2})
+    make(tmp_path / "test", {"cat": 2, "dog": 2})
+    bad = halve(tmp_path / split / "cat/000.jpg")
+    said = refuse_folder(tmp_path, "data.on_bad_image=skip")
+    assert said.startswith(f"{bad} cannot be read: ")
+    assert said.endswith(" data.on_bad_image_eval=skip.")
+    small = [word for word in SMALL if not word.startswith("data")]
+    assert cli.main(["train", *small, *folder_words(tmp_path, "data.on_bad_image_eval=skip")]) == 0
+
+
+def test_a_label_outside_the_classes(refused, tmp_path):
+    write_mnist(tmp_path, "MNIST", np.arange(60) % 10)
+    labels = tmp_path / "MNIST/raw/train-labels-idx1-ubyte"
+    content = bytearray(labels.read_bytes())
+    content[8 + 7] = 12  # the eighth image, after a header of 8 bytes
+    labels.write_bytes(bytes(content))
+    words = [word for word in SMALL if not word.startswith("data")]
+    assert refused("train", *words, "data=mnist", f"data.root={tmp_path}") == (
+        "image 7 of the train split has the label 12, but the 10 classes have the labels 0 to 9. Mend the label or add the class."
+    )
+    assert refused("train", *words, "data=mnist", f"data.root={tmp_path}/none").startswith(
+        f"the files of MNIST are missing or damaged: {tmp_path}/none/MNIST/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte. Please put them there, "
+    )
+
+
+@pytest.mark.parametrize("model", [file.stem for file in sorted((conf_dir() / "model").glob("*.yaml"))])
+def test_a_network_takes_images_of_2_pixels_or_says_which_it_takes(capsys, model):
+    code = cli.main(["train", *SMALL, f"model={model}", "data.image_size=2"])
+    said = capsys.readouterr().err
+    assert code in (0, 2), said
+    if code == 2:
+        assert "data.image_size=" in said
+        assert said.count("\n") == 1
