@@ -94,7 +94,7 @@ def _evaluate(query: Query, file: Path, out: Path, plot: Path | None) -> int:
     images, counts = pictures(stored, split=query.split, folder=query.folder, changes=query.data)
     what = f"folder {show(query.folder)}" if query.folder else f"{query.split} split"
     where = f"{recognizer.device}, precision {recognizer.precision}"
-    screen.say(f"{file} (epoch {stored.checkpoint['epoch'] + 1}) on the {what}: {len(images):,} images; {where}")
+    screen.say(f"{file} (epoch {stored.checkpoint['epoch'] + 1}) on the {what}: {len(images):,} image{'s' * (len(images) != 1)}; {where}")
     start = time.perf_counter()
     with screen.bar() as bar:
         task = bar.add_task("images", total=len(images), note="")
@@ -114,7 +114,8 @@ def _evaluate(query: Query, file: Path, out: Path, plot: Path | None) -> int:
     screen.say()
     if bad:
         first = ", ".join(map(show, bad[:3])) + (", ..." if len(bad) > 3 else "")
-        screen.say(f"{len(bad)} images could not be read and are left out: {first}", style="yellow")
+        left = "image could not be read and is" if len(bad) == 1 else "images could not be read and are"
+        screen.say(f"{len(bad):,} {left} left out: {first}", style="yellow")
     if counts is None and stored.run.loss.get("class_weights") == "balanced":
         screen.say("The loss counts every image alike: class weights follow the training counts, which are not read for a folder.")
     content = {
@@ -157,7 +158,7 @@ def pictures(stored: "Stored", *, split: Split, folder: str | None, changes: con
         if not config.matches(value, takes[key]):
             raise ConfigError(f"data.{key}={value}: {key} takes {config.describe(takes[key])}.")
     if folder is not None:
-        bad: BadImage = ({"on_bad_image_eval": "refuse"} | stored.run.data | changes)["on_bad_image_eval"]
+        bad = cast("BadImage", ({"on_bad_image_eval": "refuse"} | stored.run.data | changes)["on_bad_image_eval"])
         preprocessing = cast("Preprocessing", stored.preprocessing)
         return folder_split(folder, stored.classes, preprocessing, on_bad_image=bad, on_bad_image_eval=bad), None
     data = config.build(stored.run.data, **changes)

@@ -1,5 +1,6 @@
 """Classes and probabilities of image files: python -m imgrec.predict ckpt=runs/NAME/ID files=FOLDER"""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,8 +14,6 @@ from imgrec.files import check_out, expand, quoted, show
 from imgrec.rundir import find
 
 if TYPE_CHECKING:
-    import os
-
     from imgrec.recognizer import Recognizer
     from imgrec.screen import Screen
 
@@ -36,7 +35,7 @@ class Query:
     overwrite: bool
 
 
-def load(path: "str | os.PathLike[str]", *, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> "Recognizer":
+def load(path: str | os.PathLike[str], *, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> "Recognizer":
     """The recognizer of a checkpoint or run folder: `imgrec.load("runs/mnist_resnet/1").predict("seven.png")`.
 
     Raises CheckpointError for a file that is no whole checkpoint of imgrec.
@@ -89,7 +88,7 @@ def _predict(query: Query, ckpt: str, files: list[str], out: Path) -> int:
     bad = [row for row in rows if row["error"]]
     if len(bad) == len(rows):
         first = f"{show(bad[0]['path'])} {bad[0]['error']}"
-        raise DataError(f"none of {len(rows)} files could be read: {first} {out} has the reason for each. Name image files.")
+        raise DataError(f"none of {len(rows):,} file{'s' * (len(rows) != 1)} could be read: {first} {out} has the reason for each. Name image files.")
     return 0
 
 
@@ -100,12 +99,15 @@ def _say(screen: "Screen", rows: list[tables.Row], top_k: int, out: Path, second
 
     if len(rows) <= MOST_SHOWN:
         table = Table(box=box.SIMPLE_HEAD if screen.console.is_terminal else None, pad_edge=False, show_edge=False)
+        parent = _parent([row["path"] for row in rows])
+        if parent:
+            screen.say(f"in {show(parent)}:")
         table.add_column("file", overflow="fold")
         table.add_column("class", overflow="fold")
         table.add_column("probability", justify="right")
         table.add_column("then" if top_k > 1 else "", overflow="fold")
         for row in rows:
-            name = Text(show(row["path"]))
+            name = Text(show(os.path.relpath(row["path"], parent) if parent else row["path"]))
             if row["error"]:
                 table.add_row(name, Text("-"), Text("-"), Text(row["error"], style="yellow"))
             else:
@@ -117,6 +119,13 @@ def _say(screen: "Screen", rows: list[tables.Row], top_k: int, out: Path, second
     unread = f"; {bad:,} of them could not be read, the column 'error' says why" if bad else ""
     pace = f" ({len(rows) / seconds:,.0f} a second)" if len(rows) > MOST_SHOWN else ""
     screen.say(f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {show(str(out))}{unread}", style="yellow" if bad else None)
+
+
+def _parent(paths: list[str]) -> str:
+    """The folder that several files share; nothing for one file, or where there is none."""
+    if len(paths) == 1 or len(set(map(os.path.isabs, paths))) > 1:
+        return ""
+    return os.path.commonpath(list(map(os.path.dirname, paths)))
 
 
 if __name__ == "__main__":

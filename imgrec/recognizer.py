@@ -16,6 +16,7 @@ from imgrec.checkpoint import Stored
 from imgrec.classifier import Classifier
 from imgrec.config import Node, build
 from imgrec.data.decode import Preprocessing, fit, from_pil, load_image
+from imgrec.data.folder import Names
 from imgrec.data.loader import start_worker, workers
 from imgrec.data.preprocess import Preprocess
 from imgrec.data.stored import to_channels
@@ -69,7 +70,11 @@ class Recognizer:
         if not len(images):
             return torch.empty(0, len(self.classes))
         with self.inference(len(images)):
-            return cast(Tensor, self.classifier(images.to(self.device))).float().cpu()
+            found = cast(Tensor, self.classifier(images.to(self.device))).float().cpu()
+        if found.isnan().any():
+            hint = "Train again" if self.precision == "32" else "Set precision=32, or train again"
+            raise CheckpointError(f"{self.stored.file}: the network's answer is not a number. {hint} with a lower optim.lr.")
+        return found
 
     def predict(self, images: Picture | Sequence[Picture], *, top_k: int = 1, batch_size: int = AT_ONCE) -> list[Prediction]:
         """One Prediction an image, in the order given.
@@ -93,7 +98,7 @@ class Recognizer:
             num_workers = 0 if len(paths) <= FEW else workers("auto", in_memory=False, processes_here=1)
         parts = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
         loader: DataLoader[_Read] = DataLoader(
-            _Files(paths, self.preprocessing),
+            _Files(Names(paths), self.preprocessing),
             batch_size=None,
             sampler=parts,
             num_workers=num_workers,
@@ -175,7 +180,7 @@ class _Read(NamedTuple):
 
 
 class _Files(Dataset[_Read]):
-    def __init__(self, paths: Sequence[str], preprocessing: Preprocessing) -> None:
+    def __init__(self, paths: Names, preprocessing: Preprocessing) -> None:
         self.paths, self.preprocessing = paths, preprocessing
 
     def __getitem__(self, places: range) -> _Read:

@@ -23,7 +23,7 @@ def columns(top_k: int) -> list[str]:
 
 
 def row(path: str, top: Sequence[tuple[str, float]], *, top_k: int, error: str | None = None) -> Row:
-    """A file's row. Probabilities have six significant digits: float32 has no more to say. None where there is nothing."""
+    """A file's row. Probabilities have six significant digits, about what float32 can say. None where there is nothing."""
     values: list[str | float | None] = [value for name, probability in top for value in (name, float(f"{probability:.6g}"))]
     values += [None] * (2 * top_k - len(values))
     return dict(zip(columns(top_k), [path, *values, error], strict=True))

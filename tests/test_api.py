@@ -1,0 +1,216 @@
+"""imgrec.load(path): the same answer for the same picture, in whatever form it is given."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from untrained import CLASSES, save_run
+
+import imgrec
+from imgrec.checkpoint import load_run
+from imgrec.errors import CheckpointError, ConfigError, DataError
+from imgrec.recognizer import Recognizer
+from imgrec.trainer import build_network
+
+RGB = ("data.channels=3", "data.mean=[0.3,0.4,0.5]", "data.std=[0.2,0.3,0.4]")
+
+
+@pytest.fixture(scope="module")
+def gray(tmp_path_factory):
+    return imgrec.load(save_run(tmp_path_factory.mktemp("gray")), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    return imgrec.load(save_run(tmp_path_factory.mktemp("colour"), *RGB, "data.resize=crop", "data.crop_share=0.875"), device="cpu")
+
+
+def picture(height, width, channels=None, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels)[: 2 + (channels is not None)], dtype=np.uint8)
+
+
+def test_probabilities_are_the_networks_own(gray):
+    images = torch.from_numpy(picture(5, 64)).view(5, 1, 8, 8)
+    run = gray.stored.run
+    net = build_network(run, CLASSES)
+    state = gray.stored.checkpoint["state_dict"]
+    net.load_state_dict({key[4:]: value for key, value in state.items() if key.startswith("net.")})
+    pixels = (images / 255 - run.data["mean"][0]) / run.data["std"][0]
+    with torch.no_grad():
+        expected = net.eval()(pixels).softmax(1)
+    torch.testing.assert_close(gray.probabilities(images), expected, rtol=1e-6, atol=0)
+
+
+def test_every_form_of_a_picture_has_the_same_answer(colour, tmp_path):
+    pixels = picture(13, 10, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    forms = [str(tmp_path / "a.png"), tmp_path / "a.png", Image.open(tmp_path / "a.png"), Image.fromarray(pixels), pixels, tensor, tensor[None]]
+    answers = [colour.predict(form, top_k=10) for form in forms]
+    assert all(answer == answers[0] for answer in answers)
+    first = colour.predict(forms[:6], top_k=10)
+    for answer in first:  # six in one batch
+        assert [name for name, _ in answer.top] == [name for name, _ in answers[0][0].top]
+        assert answer.probability == pytest.approx(answers[0][0].probability, rel=1e-5)
+    assert colour.probabilities(tensor[None, :, :8, :8])[0].sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_channels_are_converted(gray, colour):
+    shade = picture(8, 8)
+    assert colour.predict(shade) == colour.predict(np.stack([shade] * 3, axis=-1))
+    assert gray.predict(shade) == gray.predict(shade[..., None]) == gray.predict(torch.from_numpy(shade)[None]) == gray.predict(Image.fromarray(shade))
+
+
+def test_an_image_lying_on_its_side_is_turned(gray, tmp_path):
+    image = Image.fromarray(picture(8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert gray.predict(tmp_path / "turned.png") == gray.predict(image.rotate(-90))
+    assert gray.predict(Image.open(tmp_path / "turned.png")) == gray.predict(image.rotate(-90))
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 9), st.just(1), st.just(8), st.just(8))), st.integers(1, 4), st.integers(1, 12))
+def test_any_batch_and_top_k(gray, images, batch_size, top_k):
+    batch = torch.from_numpy(images)
+    chances = gray.probabilities(batch)
+    answers = gray.predict(batch, top_k=top_k, batch_size=batch_size)
+    assert len(answers) == len(batch)
+    for row, answer in zip(chances, answers, strict=True):
+        values = [value for _, value in answer.top]
+        assert len(values) == min(top_k, 10)
+        assert values == sorted(values, reverse=True)
+        assert values == pytest.approx(row.sort(descending=True).values[:top_k].tolist(), abs=1e-6)
+        assert answer.top[0] == (answer.class_name, answer.probability)
+        assert row[CLASSES.index(answer.class_name)] == pytest.approx(answer.probability, abs=1e-6)
+
+
+def test_of_equal_classes_the_first_is_named_as_argmax_does(gray):
+    (answer,) = gray.ranked(torch.tensor([[0.1, 0.3, 0.3, 0.3]]), 3)
+    assert [name for name, _ in answer.top] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("loss", ["bce", "mse", "focal", "cross_entropy"])
+def test_every_loss_answers_without_the_counts_that_balance_it(tmp_path, loss):
+    found = imgrec.load(save_run(tmp_path, f"loss={loss}", "loss.class_weights=balanced"), device="cpu")
+    chances = found.probabilities(torch.from_numpy(picture(3, 64)).view(3, 1, 8, 8))
+    torch.testing.assert_close(chances.sum(1), torch.ones(3))
+
+
+def test_nothing_given_is_nothing_answered(gray):
+    assert gray.predict([]) == []
+    assert gray.probabilities(torch.empty(0, 1, 8, 8, dtype=torch.uint8)).shape == (0, 10)
+
+
+def test_loading_leaves_the_random_numbers_alone(gray):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    Recognizer(gray.stored, device="cpu")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_weights_that_the_run_began_with_are_not_fetched_again(tmp_path, monkeypatch):
+    def fetch(*args, **keywords):
+        raise AssertionError("a download was tried")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fetch)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    model = ("model=torchvision", "model.name=squeezenet1_1", "weights=DEFAULT", "data.image_size=32", *RGB)
+    run = tmp_path / "run"
+    from imgrec import config  # TINY's model.widths belong to another network
+    from imgrec.checkpoint import CheckpointIO, card
+
+    settings = config.load("train", ["data=digits", *model]).with_classes(10)
+    state = {f"net.{key}": value for key, value in build_network(settings, CLASSES).state_dict().items()}
+    writer = CheckpointIO()
+    data = {key: settings.data[key] for key in ("image_size", "channels", "mean", "std", "resize", "crop_share")}
+    writer.card = card(settings, CLASSES, data)
+    writer.save_checkpoint({"state_dict": state}, run / "best.ckpt")
+    assert len(imgrec.load(run, device="cpu").predict(picture(40, 30, 3), top_k=4)[0].top) == 4
+
+
+def test_16_bit_precision_answers_much_the_same(gray):
+    half = Recognizer(gray.stored, device="cpu", precision="16-mixed")
+    assert half.precision == "bf16-mixed"  # what Lightning makes of it on a CPU
+    images = torch.from_numpy(picture(20, 64)).view(20, 1, 8, 8)
+    assert half.probabilities(images).dtype == torch.float32
+    torch.testing.assert_close(half.probabilities(images), gray.probabilities(images), atol=0.01, rtol=0)
+    assert not torch.equal(half.probabilities(images), gray.probabilities(images))
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((8, 8)), "float64 [8, 8]"),
+        (np.zeros((1, 8, 8), np.uint8), "uint8 [1, 8, 8]"),
+        (np.zeros((0, 8), np.uint8), "uint8 [0, 8]"),
+        (torch.zeros(1, 8, 8), "float32 [1, 8, 8]"),
+        (torch.zeros(8, 8, dtype=torch.uint8), "uint8 [8, 8]"),
+        (torch.zeros(4, 8, 8, dtype=torch.uint8), "uint8 [4, 8, 8]"),
+        ([3], "of type int"),
+    ],
+)
+def test_what_is_no_picture_is_refused(gray, image, found):
+    with pytest.raises(DataError) as error:
+        gray.predict(image)
+    assert str(error.value) == (
+        f"an image is {found}; predict takes uint8 arrays [H, W], [H, W, 1] or [H, W, 3], uint8 tensors [1, H, W] or [3, H, W], "
+        "with values from 0 to 255, and paths and PIL images."
+    )
+
+
+def test_other_refusals(gray, tmp_path):
+    with pytest.raises(DataError, match=r"none.png cannot be read: No such file or directory\."):
+        gray.predict("none.png")
+    with pytest.raises(DataError, match=r"images are float32 \[1, 1, 8, 8\]; probabilities takes uint8 \[B, 1, H, W\]"):
+        gray.probabilities(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ConfigError, match="top_k=0: one class at least is asked for"):
+        gray.predict(picture(8, 8), top_k=0)
+    with pytest.raises(CheckpointError, match="there is no such file or folder"):
+        imgrec.load(tmp_path / "none")
+
+
+def test_a_device_that_is_not_there_is_named(gray, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"device=cuda cannot be had; torch finds cpu here\. Set device=auto\."):
+        Recognizer(gray.stored, device="cuda")
+
+
+def test_memory_that_runs_out_says_which_key(gray, monkeypatch):
+    def full(images):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gray.classifier, "forward", full)
+    with pytest.raises(ConfigError, match=r"batch_size=4: so many images do not fit in the memory of cpu\. Set batch_size=2\."):
+        gray.probabilities(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    run = save_run(tmp_path)
+    file = run / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["imgrec"]["config"]["model"]["dense"] = 17
+    torch.save(checkpoint, file)
+    with pytest.raises(CheckpointError, match=r"its weights do not fit the network of its config .size mismatch for .*Train again") as error:
+        imgrec.load(run)
+    assert "\n" not in str(error.value)
+    checkpoint["imgrec"]["config"]["model"]["depht"] = 3
+    torch.save(checkpoint, file)
+    with pytest.raises(CheckpointError, match=r"this imgrec cannot build its network: .*depht"):
+        imgrec.load(run)
+
+
+def test_an_answer_that_is_no_number_is_refused(tmp_path):
+    found = imgrec.load(save_run(tmp_path), device="cpu")
+    with torch.no_grad():
+        next(found.classifier.net.parameters()).fill_(float("nan"))
+    with pytest.raises(CheckpointError, match=r"the network's answer is not a number\. Train again with a lower optim\.lr\."):
+        found.predict(picture(8, 8))
+
+
+def test_the_stored_dictionary_is_enough(gray):
+    assert load_run(gray.stored.file).classes == gray.classes == CLASSES

@@ -1,0 +1,230 @@
+"""evaluate gives the figures of the training's own test, scikit-learn's for the same predictions, and the same from files as from memory."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from sklearn.metrics import classification_report, confusion_matrix
+from untrained import save_run
+
+import imgrec
+from imgrec import cli, config
+from imgrec.confusion import draw, table
+from imgrec.data.folder import image_files
+from imgrec.metrics import report
+from imgrec.predict import load
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained run whose best checkpoint holds averaged weights, with class weights in the loss."""
+    root = tmp_path_factory.mktemp("runs")
+    words = [f"runs_dir={root}", "name=run", "id=one", "data=digits", "model=simple_cnn", "model.widths=[8,16]", "model.dense=32", "epochs=2"]
+    words += ["optim.lr=0.01", "trainer.ema_decay=0.9", "loss.class_weights=balanced", "logger=none", "trainer.accelerator=cpu", "trainer.devices=1"]
+    imgrec.train(config.load("train", words), quiet=True)
+    return root / "run" / "one"
+
+
+@pytest.fixture(scope="module")
+def pngs(run, tmp_path_factory):
+    """The images of the run's test split as files FOLDER/CLASS/*.png; class 7 has none."""
+    root = tmp_path_factory.mktemp("pngs")
+    stored = load(run).stored
+    data = config.build(stored.run.data)
+    data.setup()
+    images = data.split("test")
+    for number, (image, label) in enumerate(zip(images.images[:, 0].numpy(), images.labels, strict=True)):
+        if label != 7:
+            (root / str(label)).mkdir(exist_ok=True)
+            Image.fromarray(image).save(root / str(label) / f"{number:04d}.png")
+    return root
+
+
+def evaluate(*words):
+    return cli.main(["evaluate", *map(str, words), "device=cpu", "num_workers=0"])
+
+
+def test_the_test_split_has_the_figures_of_the_training(run, capsys):
+    assert evaluate(f"ckpt={run}") == 0
+    found = json.loads((run / "evaluate_test.json").read_text())
+    trained = json.loads((run / "result.json").read_text())["test"]
+    assert found["figures"] == trained  # the loss to the last bit
+    assert 0.3 < trained["accuracy"] < 1
+    assert found["unread_images"] == []
+    said = capsys.readouterr().out
+    assert f"accuracy {trained['accuracy']:.4f}" in said
+    assert f"figures in {run}/evaluate_test.json, confusion matrix in {run}/evaluate_test.png" in said
+    assert "\x1b" not in said
+    with Image.open(run / "evaluate_test.png") as picture:
+        assert picture.info["Software"] == "imgrec"
+        assert min(picture.size) > 300
+
+
+def test_val_and_train_are_other_images(run, tmp_path):
+    counts = {}
+    for split in ("val", "train"):
+        assert evaluate(f"ckpt={run}/checkpoints/last.ckpt", f"split={split}", f"out={tmp_path}/{split}.json", "plot=none") == 0
+        counts[split] = json.loads((tmp_path / f"{split}.json").read_text())["figures"]["count"]
+    assert counts == {"val": 144, "train": 1293}  # as the start screen of the training says: 1,797 in 1,293 + 144 + 360
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_files_of_the_test_split_have_its_figures(run, pngs, tmp_path, capsys):
+    evaluate(f"ckpt={run}", f"folder={pngs}", f"out={tmp_path}/folder.json", "plot=none")
+    said = capsys.readouterr().out
+    assert "without samples, so not in the macro mean: 1 of 10 classes (7)" in said
+    assert "The loss counts every image alike" in said
+    found = json.loads((tmp_path / "folder.json").read_text())
+    trained = json.loads((run / "result.json").read_text())["test"]
+    expected = np.array(trained["confusion"])
+    expected[7] = 0
+    assert np.array_equal(found["figures"]["confusion"], expected)
+    assert found["figures"]["absent_classes"] == ["7"]
+    assert (found["split"], found["folder"]) == (None, str(pngs))
+
+
+def test_figures_equal_sklearns_on_what_predict_says(run, pngs, tmp_path):
+    assert evaluate(f"ckpt={run}", f"folder={pngs}", f"out={tmp_path}/folder.json", "batch_size=7") == 0
+    found = json.loads((tmp_path / "folder.json").read_text())["figures"]
+    paths = [name for folder in sorted(pngs.iterdir()) for name in image_files(str(pngs), folder.name)]
+    answers = load(run, device="cpu").predict([pngs / name for name in paths], top_k=10)
+    true, predicted = [name.split("/")[0] for name in paths], [answer.class_name for answer in answers]
+    names = [row["name"] for row in found["per_class"]]
+    assert np.array_equal(found["confusion"], confusion_matrix(true, predicted, labels=names))
+    theirs = classification_report(true, predicted, labels=names, output_dict=True, zero_division=0)
+    for row in found["per_class"]:
+        assert [row["precision"], row["recall"], row["f1"], row["support"]] == pytest.approx(list(theirs[row["name"]].values()), abs=1e-12)
+    assert found["accuracy"] == pytest.approx(np.mean(np.array(true) == predicted), abs=1e-12)
+    chances = [dict(answer.top)[name] for answer, name in zip(answers, true, strict=True)]
+    assert found["loss"] == pytest.approx(-np.log(chances).mean(), rel=1e-5)  # every image alike, though the run's loss is weighted
+    top5 = [name in [one for one, _ in answer.top[:5]] for answer, name in zip(answers, true, strict=True)]
+    assert found["top5"] == np.mean(top5)
+
+
+def test_python_evaluates_too(run, pngs):
+    recognizer = load(run, device="cpu")
+    first = recognizer.evaluate(num_workers=0)
+    assert first.to_dict() == json.loads((run / "result.json").read_text())["test"]
+    assert recognizer.evaluate(folder=str(pngs), num_workers=0).count == first.count - first.per_class[7]["support"]
+    assert recognizer.evaluate(num_workers=0) == first  # nothing is left over from the calls before
+
+
+def test_predicting_with_a_batch_norm_network_changes_nothing_in_it(run):
+    recognizer = load(run, device="cpu")
+    before = {key: value.clone() for key, value in recognizer.classifier.state_dict().items()}
+    recognizer.evaluate("val", num_workers=0)
+    for key, value in recognizer.classifier.net.state_dict().items():
+        assert torch.equal(before[f"net.{key}"], value)
+
+
+def copy_of(pngs: Path, to: Path) -> Path:
+    for name in ("0/a.png", "1/b.png", "1/c.png"):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        source = sorted((pngs / name[0]).iterdir())[ord(name[2]) - ord("a")]
+        (to / name).write_bytes(source.read_bytes())
+    return to
+
+
+def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
+    folder = copy_of(pngs, tmp_path / "some")
+    whole = (folder / "1" / "b.png").read_bytes()
+    (folder / "1" / "b.png").write_bytes(whole[: len(whole) // 2])
+    assert evaluate(f"ckpt={run}", f"folder={folder}", f"out={tmp_path}/x.json") == 2
+    error = capsys.readouterr().err
+    assert f"{folder}/1/b.png cannot be read" in error
+    assert "data.on_bad_image_eval=skip" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x.json").exists()
+    assert evaluate(f"ckpt={run}", f"folder={folder}", f"out={tmp_path}/x.json", "data.on_bad_image_eval=skip") == 0
+    assert f"1 image could not be read and is left out: {folder}/1/b.png" in capsys.readouterr().out
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["figures"]["count"] == 2
+    assert found["unread_images"] == [f"{folder}/1/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file."),
+        (["ckpt=nowhere"], "nowhere: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID."),
+        (["ckpt={run}", "split=tset"], "split=tset: split takes test, val or train. Did you mean test?"),
+        (["ckpt={run}", "folder={tmp}/none"], "folder={tmp}/none is no folder. Name a folder that holds CLASS/*.jpg."),
+        (["ckpt={run}", "folder={tmp}"], "{tmp} has the class zero, which train lacks (0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Rename the folder, or add the class to train."),
+        (["ckpt={run}", "data.root={tmp}"], "data.root={tmp} has no effect: the run's data, Digits, has no such key. Leave it out."),
+        (["ckpt={run}", "folder={tmp}", "data.root=x"], "data.root=x has no effect beside folder={tmp}. Leave one of them out."),
+        (["ckpt={run}", "folder={tmp}", "data.on_bad_image_eval=drop"], "data.on_bad_image_eval=drop: on_bad_image_eval takes refuse or skip."),
+        (["ckpt={run}", "out={tmp}/notes.json"], "out={tmp}/notes.json exists, and imgrec did not write it. Set out=ANOTHER, or overwrite=true."),
+        (["ckpt={run}", "out={tmp}/x.txt"], "out={tmp}/x.txt: the name must end in .json. Set out={tmp}/x.json."),
+        (["ckpt={run}", "plot={tmp}/x.jpg"], "plot={tmp}/x.jpg: the name must end in .png. Set plot={tmp}/x.png."),
+        (["ckpt={run}", "model=vgg"], "'model=vgg': evaluate takes its model from the checkpoint. Leave model= out."),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, capsys, words, sentence):
+    (tmp_path / "zero").mkdir()
+    (tmp_path / "notes.json").write_text('{"mine": 1}')
+    names = {"run": str(run), "tmp": str(tmp_path)}
+    assert evaluate(*(word.format(**names) for word in words)) == 2
+    assert capsys.readouterr().err == f"imgrec: {sentence.format(**names)}\n"
+    assert (tmp_path / "notes.json").read_text() == '{"mine": 1}'
+
+
+def test_a_data_folder_with_other_classes_is_refused(tmp_path, capsys):
+    for name in ("train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "val/dog/1.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True)
+        Image.new("L", (8, 8), 9).save(tmp_path / "data" / name)
+    data = ("data=imagefolder", f"data.root={tmp_path}/data", "data.image_size=8", "data.channels=1", "data.mean=[0]", "data.std=[1]")
+    run = save_run(tmp_path / "run", *data, classes=("cat", "dog"))
+    assert evaluate(f"ckpt={run}") == 0
+    (tmp_path / "data" / "train" / "dog").rename(tmp_path / "data" / "train" / "wolf")
+    (tmp_path / "data" / "val" / "dog").rename(tmp_path / "data" / "val" / "wolf")
+    capsys.readouterr()
+    assert evaluate(f"ckpt={run}") == 2
+    assert capsys.readouterr().err == (
+        f"imgrec: {tmp_path}/data has 2 classes now, but the checkpoint was trained on 2 (new: wolf; gone: dog). "
+        "Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*.\n"
+    )
+    assert evaluate(f"ckpt={run}", f"folder={tmp_path}/data/test") == 0  # the folder alone is enough
+
+
+def made_report(classes):
+    counts = np.random.default_rng(0).integers(0, 5, (classes, classes)) + 50 * np.eye(classes, dtype=np.int64)
+    counts[0] = 0
+    return report(counts, top5_hits=1, loss=0.5, classes=[f"class number {k}" for k in range(classes)])
+
+
+def printed(what, width):
+    console = Console(width=width, no_color=True)
+    with console.capture() as capture:
+        console.print(what)
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+def test_the_matrix_on_a_terminal_holds_every_count():
+    found = made_report(12)
+    lines = printed(table(found, width=100, most=20), 100)
+    assert len(lines) == 2 + 12
+    cells = [[0 if cell == "." else int(cell) for cell in line.split()[4:]] for line in lines[2:]]  # "3 class number 3" stands before
+    assert cells == found.confusion
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(("classes", "width"), [(30, 200), (12, 40)])
+def test_where_the_matrix_does_not_fit_the_worst_confusions_are_listed(classes, width):
+    found = made_report(classes)
+    lines = printed(table(found, width=width, most=20), 200)
+    counts = np.array(found.confusion) * (1 - np.eye(classes, dtype=np.int64))
+    assert lines[0] == "most frequent confusions"
+    shown = [line.split() for line in lines[2:]]
+    assert [int(words[6]) for words in shown] == sorted(counts.ravel(), reverse=True)[:10]
+    assert all(counts[int(words[2]), int(words[5])] == int(words[6]) for words in shown)
+
+
+@pytest.mark.parametrize("classes", [2, 70])
+def test_pictures_of_few_and_many_classes_can_be_drawn(classes):
+    names = [f"$a_{k}^" for k in range(classes)]  # no formula, whatever the class is called
+    found = report(np.eye(classes, dtype=np.int64), top5_hits=classes, loss=0.0, classes=names)
+    assert draw(found, title="100% of $ right").startswith(b"\x89PNG")

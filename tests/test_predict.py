@@ -1,0 +1,236 @@
+"""predict: rows in the order given, the same in every format, whatever the batches; and a bad file costs its own row only."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from untrained import save_run
+
+from imgrec import cli, tables
+from imgrec.errors import DataError
+from imgrec.files import EXTENSIONS, expand, quoted
+from imgrec.predict import load
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """25 images of several kinds and sizes."""
+    root = tmp_path_factory.mktemp("images")
+    made = np.random.default_rng(0)
+    for number in range(25):
+        mode, suffix = [("L", "png"), ("RGB", "jpg"), ("RGBA", "png"), ("L", "bmp"), ("RGB", "webp")][number % 5]
+        height, width = made.integers(8, 30, 2)
+        pixels = made.integers(0, 256, (height, width, {"L": 1, "RGB": 3, "RGBA": 4}[mode]), dtype=np.uint8).squeeze()
+        folder = root / ("b" if number < 10 else "a/deep")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels, mode=None).save(folder / f"{number:02d}.{suffix}")
+    (root / "a" / "notes.txt").write_text("no image")
+    (root / ".hidden").mkdir()
+    (root / ".hidden" / "x.png").write_text("no image")
+    return root
+
+
+@pytest.fixture
+def bad(tmp_path, images):
+    """A folder with a whole image between three files that are none."""
+    whole = (images / "b" / "01.jpg").read_bytes()
+    (tmp_path / "bad").mkdir()
+    for name, content in (("a_cut.jpg", whole[: len(whole) // 2]), ("b_whole.jpg", whole), ("c_empty.png", b""), ("d_text.png", b"hello")):
+        (tmp_path / "bad" / name).write_bytes(content)
+    return tmp_path / "bad"
+
+
+def predict(*words):
+    return cli.main(["predict", *map(str, words), "device=cpu"])
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_rows_are_what_the_network_says_of_each_file(run, images, tmp_path, capsys):
+    assert predict(f"ckpt={run}", f"files={images}", f"out={tmp_path}/p.csv", "batch_size=8", "top_k=2") == 0
+    rows = read_csv(tmp_path / "p.csv")
+    assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2", "error"]
+    files = sorted(str(file) for file in images.rglob("*") if file.suffix in EXTENSIONS and ".hidden" not in file.parts)
+    assert [row["path"] for row in rows] == files
+    recognizer = load(run, device="cpu")
+    for row in rows:  # one by one: the batch an image was in changes nothing
+        (answer,) = recognizer.predict(row["path"], top_k=2)
+        told = [(row["class"], float(row["probability"])), (row["class_2"], float(row["probability_2"]))]
+        assert [name for name, _ in told] == [name for name, _ in answer.top]
+        assert [chance for _, chance in told] == pytest.approx([chance for _, chance in answer.top], rel=6e-6)  # six digits
+        assert row["error"] == ""
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"25 files in {tmp_path}/p.csv"
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("words", [("batch_size=1",), ("batch_size=25",), ("batch_size=7", "num_workers=2")])
+def test_batches_and_workers_change_nothing(run, images, tmp_path, words):
+    assert predict(f"ckpt={run}", f"files={images}", f"out={tmp_path}/all.json", "top_k=10") == 0
+    assert predict(f"ckpt={run}", f"files={images}", f"out={tmp_path}/some.json", "top_k=10", *words) == 0
+    whole, parts = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("all", "some"))
+    assert [row["path"] for row in whole] == [row["path"] for row in parts]
+    for one, other in zip(whole, parts, strict=True):
+        assert one["class"] == other["class"]
+        assert other["probability"] == pytest.approx(one["probability"], abs=2e-6)
+
+
+def test_every_format_holds_the_same(run, images, bad, tmp_path):
+    found = []
+    for suffix in ("csv", "json", "parquet"):
+        assert predict(f"ckpt={run}", f"files=[{bad},{images}/b]", f"out={tmp_path}/p.{suffix}") == 0
+    for row in read_csv(tmp_path / "p.csv"):
+        numbers = {name: float(value) if name.startswith("probability") and value else value or None for name, value in row.items()}
+        found.append(numbers)
+    assert json.loads((tmp_path / "p.json").read_text()) == found
+    assert pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pylist() == found
+    assert sum(row["error"] is None for row in found) == 11
+
+
+def test_a_bad_file_has_its_reason_in_its_row(run, bad, tmp_path, capsys):
+    assert predict(f"ckpt={run}", f"files={bad}", f"out={tmp_path}/p.csv") == 0
+    rows = read_csv(tmp_path / "p.csv")
+    assert [row["path"].rpartition("/")[2] for row in rows] == ["a_cut.jpg", "b_whole.jpg", "c_empty.png", "d_text.png"]
+    assert "truncated" in rows[0]["error"].lower()
+    assert (rows[1]["error"], rows[2]["error"]) == ("", "cannot be read: the file is empty.")
+    assert rows[3]["error"] == "cannot be read: it is no image that torchvision or PIL knows."
+    assert [row["class"] == "" for row in rows] == [True, False, True, True]
+    assert capsys.readouterr().out.splitlines()[-1].endswith("3 of them could not be read, the column 'error' says why")
+
+
+def test_where_no_file_can_be_read_the_exit_code_says_so(run, bad, tmp_path, capsys):
+    assert predict(f"ckpt={run}", f"files={bad}/c_empty.png", f"out={tmp_path}/p.csv") == 2
+    assert capsys.readouterr().err == (
+        f"imgrec: none of 1 file could be read: {bad}/c_empty.png cannot be read: the file is empty. "
+        f"{tmp_path}/p.csv has the reason for each. Name image files.\n"
+    )
+    assert len(read_csv(tmp_path / "p.csv")) == 1
+
+
+def test_there_are_no_more_columns_than_classes(tmp_path, images):
+    run = save_run(tmp_path / "run", classes=("cat", "dog"))
+    assert predict(f"ckpt={run}", f"files={images}/b", f"out={tmp_path}/p.csv", "top_k=5") == 0
+    rows = read_csv(tmp_path / "p.csv")
+    assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2", "error"]
+    assert all(float(row["probability"]) + float(row["probability_2"]) == pytest.approx(1, abs=2e-6) for row in rows)
+
+
+def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
+    for suffix, content in (("csv", "path,label\n"), ("json", '[{"path": 1}]'), ("parquet", "PAR1")):
+        out = tmp_path / f"mine.{suffix}"
+        out.write_text(content)
+        assert predict(f"ckpt={run}", f"files={images}/b", f"out={out}") == 2
+        assert capsys.readouterr().err == f"imgrec: out={out} exists, and imgrec did not write it. Set out=ANOTHER, or overwrite=true.\n"
+        assert out.read_text() == content
+        assert predict(f"ckpt={run}", f"files={images}/b", f"out={out}", "overwrite=true") == 0
+        first = out.read_bytes()
+        assert predict(f"ckpt={run}", f"files={images}/b", f"out={out}") == 0  # its own it replaces
+        assert out.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["files=x"], "ckpt=null: predict needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file."),
+        (["ckpt={run}"], "files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg]."),
+        (["ckpt={run}", "files={tmp}/no.png"], "files={tmp}/no.png: there is no such file or folder. Name an image, a folder or a pattern."),
+        (["ckpt={run}", "files=a.png,b.png"], "files=a.png,b.png: there is no such file or folder. For several files type files=[a.png,b.png]."),
+        (
+            ["ckpt={run}", "files={tmp}/*.tif"],
+            "files={tmp}/*.tif: no file matches this pattern. Put it in quotes, so that the shell passes it on as it is.",
+        ),
+        (
+            ["ckpt={run}", "files={tmp}"],
+            "files={tmp}: this folder has no images (names that end in " + ", ".join(EXTENSIONS) + "). Name another.",
+        ),
+        (["ckpt={run}", "files={run}", "out=x.xlsx"], "out=x.xlsx: the name must end in .csv or .json or .parquet. Set out=x.csv."),
+        (["ckpt={run}", "files={run}", "topk=3"], "'topk=3': there is no key topk. Did you mean top_k? `python -m imgrec.predict --help` lists the keys."),
+        (["ckpt={run}", "files={run}", "top_k=0"], "top_k=0: top_k must be 1 or more. The default is 3."),
+        (["ckpt={run}", "files={run}", "precision=16"], "precision=16: precision takes 32, bf16-mixed or 16-mixed or null."),
+        (["ckpt={run}", "files={run}", "data=mnist"], "'data=mnist': predict takes its data from the checkpoint. Leave data= out."),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, capsys, words, sentence):
+    names = {"run": str(run / "checkpoints" / "best.ckpt"), "tmp": str(tmp_path)}
+    assert predict(*(word.format(**names) for word in words)) == 2
+    assert capsys.readouterr().err == f"imgrec: {sentence.format(**names)}\n"
+
+
+def test_parquet_without_pyarrow_says_what_to_install(run, images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "find_spec", lambda name: None)
+    assert predict(f"ckpt={run}", f"files={images}", f"out={tmp_path}/p.parquet") == 2
+    assert capsys.readouterr().err == (
+        f'imgrec: out={tmp_path}/p.parquet needs pyarrow, which is not installed. Type: pip install "imgrec[parquet]", or set out={tmp_path}/p.csv.\n'
+    )
+
+
+def test_bad_input_is_refused_before_torch_is_imported(run):
+    code = (
+        "import sys; from imgrec import cli; "
+        f"rc = [cli.main(['predict', 'ckpt={run}', *words]) for words in (['files=none.png'], ['files={run}'], ['top_k=0'])]; "
+        f"rc += [cli.main(['evaluate', *words]) for words in (['ckpt=none'], ['ckpt={run}', 'out=x.txt'], ['split=x'])]; "
+        "print(rc, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[2, 2, 2, 2, 2, 2] False\n"
+
+
+# Names
+
+
+def test_extensions_are_torchvisions():
+    assert set(EXTENSIONS) == set(IMG_EXTENSIONS)
+
+
+def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):
+    monkeypatch.chdir(images)
+    deep = [f"a/deep/{name}" for name in sorted(os.listdir("a/deep"))]
+    first = sorted(os.listdir("b"))
+    assert expand("a") == deep  # the text file is left out
+    assert expand(["b/03.bmp", "b", "a/notes.txt"]) == ["b/03.bmp", *(f"b/{name}" for name in first if name != "03.bmp"), "a/notes.txt"]
+    assert expand("b/*.bmp") == ["b/03.bmp", "b/08.bmp"]
+    assert expand("**/*.webp") == [*(f for f in deep if f.endswith("webp")), "b/04.webp", "b/09.webp"]
+    assert expand("*") == [*deep, *(f"b/{name}" for name in first)]  # folders alone: the images in them
+    os.symlink("..", "b/up")
+    try:
+        assert expand("b") == sorted({*(f"b/{name}" for name in first), *(f"b/up/{file}" for file in deep)})
+    finally:
+        os.unlink("b/up")
+    with pytest.raises(DataError, match="no file matches this pattern"):
+        expand("*.gif")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(lambda name: name[0] not in "['\"~" and name != "null"))
+def test_any_file_name_passes_hydras_grammar(name):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (word,) = quoted([f"files={name}"], ["files"])
+    assert OverridesParser.create().parse_overrides([word])[0].value() == name
+
+
+def test_a_name_that_is_no_utf8_keeps_its_bytes(run, images, tmp_path):
+    name = os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg")
+    with open(name, "wb") as file:
+        file.write((images / "b" / "01.jpg").read_bytes())
+    for suffix in ("csv", "json", "parquet"):
+        assert predict(f"ckpt={run}", f"files={tmp_path}/caf*", f"out={tmp_path}/p.{suffix}") == 0
+    assert name in (tmp_path / "p.csv").read_bytes()
+    assert os.fsencode(json.loads((tmp_path / "p.json").read_text())[0]["path"]) == name
+    assert pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pylist()[0]["path"] == f"{tmp_path}/caf?.jpg"

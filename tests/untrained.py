@@ -1,0 +1,33 @@
+"""Run folders with the checkpoint of a network that was never trained: enough wherever its answers need not be good."""
+
+from pathlib import Path
+
+import torch
+
+from imgrec import config
+from imgrec.checkpoint import CheckpointIO, card
+from imgrec.classifier import Classifier
+from imgrec.config import build
+from imgrec.data.preprocess import Preprocess
+from imgrec.trainer import build_network
+
+TINY = ("data=digits", "model=simple_cnn", "model.widths=[4,8]", "model.dense=16", "trainer.channels_last=false")
+CLASSES = tuple("0123456789")
+
+
+def save_run(folder: Path, *words: str, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
+    """FOLDER/config.yaml and FOLDER/checkpoints/best.ckpt of TINY with overrides; gives the folder back."""
+    run = config.load("train", [*TINY, *words]).with_classes(len(classes))
+    torch.manual_seed(seed)
+    net = build_network(run, classes)
+    for module in net.modules():  # statistics as if it had seen something
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+    preprocess = Preprocess(image_size=run.data["image_size"], mean=run.data["mean"], std=run.data["std"])
+    classifier = Classifier(net=net, loss=build(run.loss), preprocess=preprocess, classes=classes)
+    keys = ("image_size", "channels", "mean", "std", "resize", "crop_share")
+    writer = CheckpointIO()
+    writer.card = card(run, classes, {key: run.data[key] for key in keys})
+    writer.save_checkpoint({"state_dict": classifier.state_dict(), "epoch": 0}, folder / "checkpoints" / "best.ckpt")
+    (folder / "config.yaml").touch()
+    return folder
