@@ -26,6 +26,8 @@ WHERE = (
     "trainer.log_every_steps",
 )
 
+CHOSEN = "IMGREC_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
+
 
 @dataclass
 class RunDir:
@@ -53,7 +55,9 @@ class RunDir:
         return found
 
     def start(self, run: RunConfig) -> None:
-        """Create the folder and write the resolved config into it."""
+        """Create the folder and write the resolved config into it; the first process does."""
+        if rank():
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock = _lock(self.path)
         if self.lock is None:
@@ -63,7 +67,7 @@ class RunDir:
 
     def forget(self) -> None:
         """Take back `start` where nothing was learnt: a run that was refused holds its folder to no config."""
-        if self.state == "new" and not self.checkpoints.exists():
+        if self.state == "new" and not rank() and not self.checkpoints.exists():
             for name in ("config.yaml", "log.txt", ".lock"):
                 (self.path / name).unlink(missing_ok=True)
             if not any(self.path.iterdir()):
@@ -97,6 +101,31 @@ def find(path: str | Path) -> Path:
     raise CheckpointError(
         f"{path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. Name a run folder such as runs/NAME/ID, or a .ckpt file."
     )
+
+
+def rank() -> int:
+    """Place of this process among those of the run, as torchrun, SLURM or Lightning have set it; 0 for a process alone."""
+    return int(next((os.environ[key] for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if key in os.environ), 0))
+
+
+def join(run: RunConfig) -> RunDir:
+    """The run folder that all processes of the run agree on: the first one chooses it, the others are told. Nothing is written."""
+    if rank() and CHOSEN in os.environ:  # started by Lightning, from the process that chose
+        path = Path(os.environ[CHOSEN])
+        return RunDir(path, _state(path))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:  # started all at once by torchrun
+        import torch
+        from torch import distributed
+
+        if not distributed.is_initialized():
+            distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        told: list[RunDir | None] = [choose(run) if rank() == 0 else None]
+        distributed.broadcast_object_list(told)
+        assert told[0] is not None
+        return told[0]
+    folder = choose(run)
+    os.environ[CHOSEN] = str(folder.path)
+    return folder
 
 
 def choose(run: RunConfig) -> RunDir:

@@ -20,17 +20,18 @@ def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
 
     `imgrec.config.load("train", ["model=vgg", "data=mnist"])` makes a `run`. Raises imgrec.errors.ImgrecError for what the user can mend.
     """
-    from imgrec.rundir import choose
+    from imgrec.rundir import join, rank
     from imgrec.screen import Screen
 
-    folder = choose(run)
-    screen = Screen(quiet=quiet)
+    folder = join(run)
+    screen = Screen(quiet=quiet or rank() > 0)
     if folder.state == "finished":
         result = folder.result()
         screen.say(f"{folder.path} is finished already: {result['summary']}. To start anew set another id, or none.")
         return result
     folder.start(run)
-    screen.log_to(folder.path / "log.txt")
+    if rank() == 0:
+        screen.log_to(folder.path / "log.txt")
     try:
         return _train(run, folder, screen)
     except ImgrecError:
