@@ -32,13 +32,15 @@ def quieten() -> None:
     """Lightning's tips and device lines say what the start screen says better."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)  # Lightning 2.6 under torch 2.15
-    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated.*")  # Lightning's own use of torch
-    warnings.filterwarnings(
-        "ignore", ".*does not have many workers.*"
-    )  # the start screen names the workers, Throughput measures the wait
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")  # a resumed run
-    warnings.filterwarnings("ignore", ".*The number of training batches .* is smaller than the logging interval.*")
+    for known in (
+        ".*treespec, LeafSpec.*",  # Lightning 2.6 under torch 2.15
+        ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has summed over processes already
+        ".*does not have many workers.*",  # the start screen names the workers, Throughput measures the wait
+        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
+        ".*The number of training batches .* is smaller than the logging interval.*",
+    ):
+        warnings.filterwarnings("ignore", known)
+
 
 
 def opening(
