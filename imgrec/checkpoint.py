@@ -3,6 +3,7 @@
 import os
 import pickle
 import platform
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,15 +71,17 @@ def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
     """
     file = find(path)
     try:
-        checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickle protocols: what comes of it is said below
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        size = file.stat().st_size
+        size, reason = file.stat().st_size, (str(error).splitlines() or ["it ends too early"])[0].rstrip(".")
         raise CheckpointError(
-            f"{file} ({size:,} bytes) is truncated or no checkpoint: {str(error).splitlines()[0]}. Name another, such as last.ckpt beside it."
+            f"{file} ({size:,} bytes) is truncated or no checkpoint: {reason}. Name another, such as last.ckpt beside it."
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not isinstance(checkpoint.get("imgrec"), dict):
         raise CheckpointError(
@@ -90,6 +93,9 @@ def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
             f"{file} has checkpoint format {found}; this imgrec reads format {VERSION}. "
             f"Install the imgrec that wrote it: {checkpoint['imgrec'].get('versions', {}).get('imgrec', 'unknown')}."
         )
+    for key in ("config", "classes", "preprocessing"):
+        if not isinstance(checkpoint["imgrec"].get(key), dict | list):
+            raise CheckpointError(f"{file} lacks '{key}' in its 'imgrec' entry. Name a checkpoint that imgrec wrote.")
     _refuse_foreign_code(checkpoint["imgrec"]["config"], file, "")
     return checkpoint
 

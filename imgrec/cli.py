@@ -1,5 +1,6 @@
 """The command line: `imgrec COMMAND key=value ...`, the same as `python -m imgrec.COMMAND key=value ...`."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ COMMANDS = {
     "lr_find": "suggest a learning rate and draw its curve",
     "models": "list the networks that can be selected",
 }
+NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # the disk's, not ours
 REFUSED = 2  # exit code: the input cannot be used
 
 
@@ -33,6 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("IMGREC_DEBUG") == "1":
             raise
         print(f"imgrec: {error}", file=sys.stderr)
+        return REFUSED
+    except OSError as error:
+        if error.errno not in NO_WRITING or os.environ.get("IMGREC_DEBUG") == "1":
+            raise
+        where = error.filename or "a file"
+        print(f"imgrec: {where} cannot be written: {error.strerror}. Mend that and start the same command again.", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         print("imgrec: interrupted. Start the same command again to go on.", file=sys.stderr)

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from conftest import SMALL
 from test_data_folder import make
 from test_data_sets import write_mnist
 
-from conftest import SMALL
 from imgrec import cli
-from imgrec.checkpoint import load_run
 from imgrec.config import conf_dir
 
 NUMBERS = "There are: adagrad, adam, adamw, gd, lamb, momentum, muon, nesterov, rmsprop, sgd."

@@ -1,5 +1,6 @@
 """Stop at the step whose loss is not a number."""
 
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -29,15 +30,27 @@ class Finite(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._look(keep=0)
+        # Weights that explode at an epoch's last step had a finite loss before it: the validation tells, and the saving comes after it.
+        found = trainer.callback_metrics.get("val/loss")
+        if found is not None and not torch.isfinite(found):
+            self._stop("validation loss", found, "after", trainer.global_step, trainer.current_epoch + 1)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._look(keep=0)  # a save between epochs: nothing unlooked-at may get into it
 
     def _look(self, keep: int) -> None:
         while len(self._losses) > keep:
             epoch, step, loss = self._losses.pop(0)
             if not torch.isfinite(loss):
-                raise NotFiniteError(
-                    f"the loss is {loss.item()} at step {step} (epoch {epoch}); training stopped there and {self.folder} keeps the last good checkpoint. "
-                    f"Lower optim.lr, set trainer.gradient_clip=1.0 or trainer.precision=32, or look at the data of that step."
-                )
+                self._stop("loss", loss, "at", step, epoch)
+
+    def _stop(self, what: str, value: Tensor, when: str, step: int, epoch: int) -> None:
+        saved = any(Path(self.folder).glob("*.ckpt"))
+        kept = f" and {self.folder} keeps the last good checkpoint" if saved else ", before anything was saved"
+        raise NotFiniteError(
+            f"the {what} is {value.item()} {when} step {step} (epoch {epoch}); training stopped there{kept}. "
+            "Lower optim.lr, set trainer.gradient_clip=1.0 or trainer.precision=32, or look at the data of that step."
+        )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> Any:
         self._losses.clear()

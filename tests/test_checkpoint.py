@@ -1,0 +1,236 @@
+"""What is written is plain data and is read back; what cannot be used is named; a failed write costs nothing that was there."""
+
+import os
+import pickle
+import resource
+import subprocess
+from contextlib import contextmanager, suppress
+
+import pytest
+import torch
+from conftest import SMALL
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgrec import cli
+from imgrec.checkpoint import VERSION, CheckpointIO, load_run, read
+from imgrec.config import load
+from imgrec.errors import CheckpointError
+from imgrec.losses import CrossEntropy
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The run folder of a finished run."""
+    runs = tmp_path_factory.mktemp("trained")
+    assert cli.main(["train", *SMALL, f"runs_dir={runs}", "name=small"]) == 0
+    return runs / "small/1"
+
+
+@pytest.fixture(autouse=True)
+def no_debug(monkeypatch):
+    monkeypatch.delenv("IMGREC_DEBUG", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+
+def refusal(path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        load_run(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def rewritten(trained, tmp_path, **change):
+    """The checkpoint with another "imgrec" entry, or None for it."""
+    checkpoint = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
+    checkpoint["imgrec"] = {**checkpoint["imgrec"], **change}
+    torch.save(checkpoint, tmp_path / "changed.ckpt")
+    return tmp_path / "changed.ckpt"
+
+
+def test_a_checkpoint_is_plain_data_and_enough_by_itself(trained):
+    stored = load_run(trained)
+    run = load("train", [*SMALL, f"runs_dir={trained.parent.parent}", "name=small"])
+    assert stored.file == trained / "checkpoints/best.ckpt"
+    assert stored.run == run.with_classes(3)
+    assert stored.classes == ("class_0", "class_1", "class_2")
+    assert stored.preprocessing == {
+        "image_size": 16, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "resize": "squash", "crop_share": 1.0,
+    }  # fmt: skip
+    assert not [key for key in stored.checkpoint["state_dict"] if not key.startswith("net.") and "tally" not in key]
+    assert load_run(trained / "checkpoints/last.ckpt").run == stored.run
+
+
+def test_a_file_that_imgrec_did_not_write(trained, tmp_path):
+    plain = tmp_path / "plain.pt"
+    torch.save(torch.nn.Linear(2, 2).state_dict(), plain)
+    assert refusal(plain) == (
+        f"{plain} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT."
+    )
+    objects = tmp_path / "objects.pt"
+    torch.save(torch.nn.Linear(2, 2), objects)
+    assert refusal(objects) == (
+        f"{objects} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). "
+        "Name a checkpoint that imgrec wrote."
+    )
+    objects.write_bytes(pickle.dumps({"a": os.getcwd}))
+    assert refusal(objects).startswith(f"{objects} holds pickled objects or is no checkpoint; ")
+    objects.write_bytes(b"")
+    assert refusal(objects).startswith(f"{objects} (0 bytes) is truncated or no checkpoint: ")
+    assert refusal(tmp_path).startswith(f"{tmp_path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. ")
+
+
+def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path):
+    file = rewritten(trained, tmp_path, version=VERSION + 1, versions={"imgrec": "9.1"})
+    assert refusal(file) == (
+        f"{file} has checkpoint format {VERSION + 1}; this imgrec reads format {VERSION}. Install the imgrec that wrote it: 9.1."
+    )
+    config = load_run(trained).run.to_dict()
+    file = rewritten(trained, tmp_path, config={**config, "model": {"_target_": "os.system", "command": "true"}})
+    assert refusal(file) == (
+        f"{file}: its config would call os.system (model._target_); only imgrec, torch, torchvision, torchmetrics, timm, "
+        "pytorch_lightning are called. Do not use this file."
+    )
+    for change in ({"config": None}, {"config": {}}, {"classes": None}, {"preprocessing": None}):
+        file = rewritten(trained, tmp_path, **change)
+        key = next(iter(change)) if change != {"config": {}} else "name"
+        assert refusal(file) == f"{file} lacks '{key}' in its 'imgrec' entry. Name a checkpoint that imgrec wrote."
+
+
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_truncated_checkpoint_is_refused_wherever_it_ends(trained, tmp_path_factory, share):
+    content = (trained / "checkpoints/last.ckpt").read_bytes()
+    file = tmp_path_factory.getbasetemp() / "cut.ckpt"
+    file.write_bytes(content[: int(share * len(content))])
+    assert refusal(file).startswith(str(file))
+
+
+@pytest.mark.parametrize("command", [["evaluate", "ckpt={}"], ["predict", "ckpt={}", "files={}"], ["train", *SMALL, "weights={}"]])
+def test_every_command_that_takes_a_checkpoint_refuses_half_of_one(trained, tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    content = (trained / "checkpoints/last.ckpt").read_bytes()
+    half = tmp_path / "half.ckpt"
+    half.write_bytes(content[: len(content) // 2])
+    assert cli.main([word.format(half) for word in command]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"imgrec: {half} ({len(content) // 2:,} bytes) is truncated or no checkpoint: ")
+    assert said.count("\n") == 1
+
+
+# A run that stops
+
+
+def run_words(tmp_path, *more: str) -> list[str]:
+    return ["train", *SMALL, f"runs_dir={tmp_path}/runs", "name=stops", *more]
+
+
+def test_a_loss_that_explodes_stops_at_its_step(tmp_path, capsys):
+    assert cli.main(run_words(tmp_path, "optim.lr=1e30", "scheduler=constant")) == 2
+    said = capsys.readouterr().err
+    assert said in [
+        f"imgrec: the loss is {loss} at step 2 (epoch 1); training stopped there, before anything was saved. "
+        "Lower optim.lr, set trainer.gradient_clip=1.0 or trainer.precision=32, or look at the data of that step.\n"
+        for loss in ("nan", "inf")
+    ]
+
+
+def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tmp_path, capsys, monkeypatch):
+    whole, steps = CrossEntropy.per_sample, []
+
+    def per_sample(self, logits, targets):
+        steps.extend([1] if torch.is_grad_enabled() else [])
+        return whole(self, logits, targets) * (float("nan") if len(steps) == 5 and torch.is_grad_enabled() else 1)
+
+    monkeypatch.setattr(CrossEntropy, "per_sample", per_sample)
+    assert cli.main(run_words(tmp_path, "epochs=4")) == 2
+    folder = tmp_path / "runs/stops/1/checkpoints"
+    assert capsys.readouterr().err == (
+        f"imgrec: the loss is nan at step 5 (epoch 3); training stopped there and {folder} keeps the last good checkpoint. "
+        "Lower optim.lr, set trainer.gradient_clip=1.0 or trainer.precision=32, or look at the data of that step.\n"
+    )
+    assert read(folder / "last.ckpt")["global_step"] == 4
+    assert all(value.isfinite().all() for value in load_run(folder.parent).checkpoint["state_dict"].values())
+    assert cli.main(run_words(tmp_path, "epochs=4")) == 0  # the same command goes on from there
+    assert read(folder / "last.ckpt")["global_step"] == 8
+
+
+def test_weights_that_explode_at_the_end_of_an_epoch_are_not_saved(tmp_path, capsys):
+    """The training loss of that step is still finite: the validation tells. The rate is 0 at the first step and 1e30 at the second."""
+    cycle = ["scheduler=cyclic", "scheduler.floor=0", "scheduler.up_epochs=1", "optim.lr=1e30"]
+    assert cli.main(run_words(tmp_path, "epochs=3", "trainer.limit_train_batches=1", *cycle)) == 2
+    folder = tmp_path / "runs/stops/1/checkpoints"
+    said = capsys.readouterr().err
+    assert said.startswith("imgrec: the validation loss is ")
+    assert f" after step 2 (epoch 2); training stopped there and {folder} keeps the last good checkpoint. " in said
+    assert read(folder / "last.ckpt")["global_step"] == 1
+
+
+# A disk that is full
+
+
+@contextmanager
+def no_large_files(_):
+    """The kernel refuses to write beyond 20 kB of a file, as a full disk or a quota does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def nothing_left(folder):
+    """The rest of the file system is taken."""
+    filler = folder / "filler"
+    with filler.open("wb") as file, suppress(OSError):
+        while True:
+            os.write(file.fileno(), bytes(4096))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def full_at_the_second_epoch(folder, monkeypatch, capsys, full) -> None:
+    whole, saved = CheckpointIO.save_checkpoint, []
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        saved.append(path)
+        if checkpoint["global_step"] == 2:
+            return whole(self, checkpoint, path, storage_options)
+        with full(folder):
+            return whole(self, checkpoint, path, storage_options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointIO, "save_checkpoint", save_checkpoint)
+        assert cli.main(run_words(folder, "epochs=3")) == 2
+    checkpoints = folder / "runs/stops/1/checkpoints"
+    said = capsys.readouterr().err
+    assert said.startswith(f"imgrec: {saved[-1]} cannot be written: ")
+    assert said.endswith(f"; {saved[-1]} of before is whole. Make room on that disk and start the same command again.\n")
+    assert said.count("\n") == 1
+    assert sorted(file.name for file in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert {read(file)["global_step"] for file in checkpoints.iterdir()} == {2}
+    assert cli.main(run_words(folder, "epochs=3")) == 0
+    assert read(checkpoints / "last.ckpt")["global_step"] == 6
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, capsys):
+    full_at_the_second_epoch(tmp_path, monkeypatch, capsys, no_large_files)
+
+
+def test_a_file_system_that_is_full_leaves_the_checkpoint_before(small_disk, monkeypatch, capsys):
+    full_at_the_second_epoch(small_disk, monkeypatch, capsys, nothing_left)
