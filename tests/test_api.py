@@ -11,6 +11,7 @@ from untrained import CLASSES, save_run
 
 import imgrec
 from imgrec.checkpoint import load_run
+from imgrec.data import decode
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.recognizer import Recognizer
 from imgrec.trainer import build_network
@@ -56,6 +57,18 @@ def test_every_form_of_a_picture_has_the_same_answer(colour, tmp_path):
         assert [name for name, _ in answer.top] == [name for name, _ in answers[0][0].top]
         assert answer.probability == pytest.approx(answers[0][0].probability, rel=1e-5)
     assert colour.probabilities(tensor[None, :, :8, :8])[0].sum() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 400), (400, 4), (10, 1000), (16, 1024)])
+def test_a_strip_cut_before_it_is_resized_is_the_same(colour, monkeypatch, shape):
+    strip = torch.from_numpy(picture(*shape, 3)).permute(2, 0, 1)
+    cut = decode.fit(strip, colour.preprocessing)
+    monkeypatch.setattr(decode, "MOST_ASPECT", 10**9)
+    assert (cut.int() - decode.fit(strip, colour.preprocessing)).abs().max() <= 1
+
+
+def test_a_very_long_strip_takes_little_memory(colour):
+    assert len(colour.predict(picture(1, 1_000_000, 3))) == 1  # resized whole, it would be 9 x 9,000,000
 
 
 def test_channels_are_converted(gray, colour):

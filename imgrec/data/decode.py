@@ -18,6 +18,7 @@ except ImportError:
 
 # What torchvision decodes faster than PIL, to the same bytes; its GIF and WebP lack gray, and the rest it does not know.
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
+MOST_ASPECT = 32  # longer side to shorter; what is longer is cut before it is resized
 
 
 class Preprocessing(TypedDict):
@@ -85,6 +86,10 @@ def fit(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     size = preprocessing["image_size"]
     if preprocessing["resize"] == "squash":
         return scale(image, size, size)
+    # Only the middle is kept: of a strip the rest is not resized, or 1x20000 pixels would become 4 GB on the way.
+    longest = MOST_ASPECT * min(image.shape[-2:])
+    if max(image.shape[-2:]) > longest:
+        image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
     height, width = image.shape[-2:]
     short = max(size, round(size / preprocessing["crop_share"]))
     # The longer side is rounded down, as torchvision's Resize does.
