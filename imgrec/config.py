@@ -135,7 +135,8 @@ def compose(command: str, argv: Sequence[str], config_dir: str | None = None) ->
             plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
             reference = _hydra_compose(command, plain, search)[0]
         _check_keys(command, parsed, reference, search)
-        tree, _ = _hydra_compose(command, [str(override.input_line) for override in parsed], search)
+        every = [str(override.input_line) for override in parsed]
+        tree = reference if every == chosen and choices.get("experiment") is None else _hydra_compose(command, every, search)[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the config cannot be composed: {_first_line(error)}.") from error
     if "name" in tree and tree["name"] is None:
@@ -159,7 +160,8 @@ def _hydra_compose(command: str, overrides: list[str], search: Sequence[Path]) -
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             paths = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]"] if search else []
             config = hydra_compose(command, [*overrides, *paths], return_hydra_config=True)
-            choices = {k: v for k, v in config.hydra.runtime.choices.items() if "/" not in k and k in groups(search)}
+            named = groups(search)
+            choices = {k: v for k, v in config.hydra.runtime.choices.items() if "/" not in k and k in named}
             OmegaConf.set_struct(config, False)
             del config["hydra"]
             tree = OmegaConf.to_container(config, resolve=True)

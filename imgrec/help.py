@@ -30,14 +30,14 @@ def text(command: str, argv: Sequence[str] = (), config_dir: str | None = None) 
 
     Raises ConfigError for overrides that cannot be composed.
     """
-    file = conf_dir() / f"{command}.yaml"
-    source = file.read_text()
+    source = (conf_dir() / f"{command}.yaml").read_text()
     search = [Path(config_dir)] if config_dir else []
     given = [word for word in argv if "=" in word]
     chosen = dict(word.split("=", 1) for word in given)
     usage = f"imgrec {command} key=value ...        the same as: python -m imgrec.{command} key=value ..."
     lines = [usage, "", *_header(source), ""]
-    groups = _defaults(source)
+    roots = [source, *((conf_dir() / f"{name}.yaml").read_text() for name in _parents(source))]  # lr_find has every key of train
+    groups = {group: default for root in roots for group, default in _defaults(root).items()}
     if groups:
         example = f"{command} model=vgg --help"
         lines += [f"Choices: a=b takes conf/a/b.yaml, *b is the default. Their keys: imgrec {example}"]
@@ -47,7 +47,7 @@ def text(command: str, argv: Sequence[str] = (), config_dir: str | None = None) 
         lines += [""]
     tree = compose(command, given, config_dir) if given else None
     lines += ["Keys, with their values"]
-    lines += [_line(tree, *key) for key in documented(source) if key[0][0] not in groups]
+    lines += [_line(tree, *key) for root in roots for key in documented(root) if key[0][0] not in groups]
     for group in groups:
         if group in chosen and (found := _file(group, chosen[group], search)) is not None:
             lines += ["", f"{group}={chosen[group]}", *_header(found.read_text())]
@@ -109,6 +109,12 @@ def _defaults(source: str) -> dict[str, str | None]:
     """Group to default option of a root's defaults list, in its order."""
     listed: list[Any] = (yaml.safe_load(source) or {}).get("defaults", [])
     return {str(group): option for entry in listed if isinstance(entry, dict) for group, option in entry.items()}
+
+
+def _parents(source: str) -> list[str]:
+    """Other roots that a root's defaults list takes in."""
+    listed: list[Any] = (yaml.safe_load(source) or {}).get("defaults", [])
+    return [entry for entry in listed if isinstance(entry, str) and entry != "_self_"]
 
 
 def _file(group: str, option: str, search: Sequence[Path]) -> Path | None:

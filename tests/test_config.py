@@ -1,0 +1,203 @@
+"""The config: every number has a range that is kept, values against types, the nearest word, and a tree that comes back from yaml."""
+
+import typing
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgrec import config
+from imgrec.config import compose, conf_dir, describe, did_you_mean, load, matches, options, parameters, run_config
+from imgrec.errors import ConfigError
+from imgrec.rules import NEEDS, RANGES, check_range, show
+
+# Ranges
+
+
+def numbers() -> dict[str, Any]:
+    """Dotted name to default of every number, or list of numbers, in conf/: the composed default of every option."""
+    found: dict[str, Any] = {}
+
+    def walk(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            first = value[0] if isinstance(value, list) and value else value
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            elif isinstance(first, int | float) and not isinstance(first, bool):
+                found[prefix + key] = value
+
+    for file in conf_dir().rglob("*.yaml"):
+        walk(yaml.safe_load(file.read_text()), "" if file.parent == conf_dir() else f"{file.parent.name}.")
+    return found
+
+
+@pytest.mark.parametrize(("path", "default"), sorted(numbers().items()), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_number_has_a_range_that_its_default_keeps(path, default):
+    key = path.rpartition(".")[2]
+    limits = RANGES[key]
+    check_range(path, default, default)
+    outside = [limits.low - 1, *([limits.low] if limits.open_low else []), float("nan"), float("inf")]
+    outside += [limits.high + 1, *([limits.high] if limits.open_high else [])] if limits.high < float("inf") else []
+    for value in outside:
+        with pytest.raises(ConfigError) as error:
+            check_range(path, value, default)
+        assert str(error.value).startswith(f"{path}={show(value)}: {key} must be ")
+        with pytest.raises(ConfigError, match=f"{key} must be "):
+            check_range(path, [default, value], default)
+
+
+def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
+    written = {path.rpartition(".")[2] for path in numbers()}
+    others = {"num_classes", "num_workers", "max_minutes", "crop_scale", "crop_padding", "elastic_alpha", "depth", "devices"}  # null or chosen by size
+    assert RANGES.keys() - written <= others
+    trees = [compose("train", [f"optim={option}"]) for option in ("momentum", "nesterov")]
+    known = {key for tree in trees for key in config._keys(tree)}
+    assert NEEDS.keys() <= known
+
+
+def test_a_share_is_no_number_of_batches():
+    tree = compose("train", ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1.0", "trainer.limit_test_batches=0.5"])
+    given = [tree["trainer"][f"limit_{split}_batches"] for split in ("train", "val", "test")]
+    assert [(value, type(value)) for value in given] == [(1, int), (1.0, float), (0.5, float)]
+
+
+def test_needs_are_met_by_what_the_sentence_says():
+    load("train", ["augment=randaug", "augment.randaug_ops=3"])
+    load("train", ["augment.policy=autoaug", "augment.autoaug_policy=svhn"])
+    load("train", ["optim=momentum", "optim.dampening=0.1", "decay_on=all"])
+    load("train", ["data.resize=crop", "data.crop_share=0.9", "loss.l2=0.1", "decay_on=all"])
+    load("train", ["weights=DEFAULT", "finetune.freeze_epochs=2", "trainer.early_stopping_patience=3"])
+    load("train", ["optim=gd", "batch_size=full"])
+
+
+# Composition
+
+
+def test_values_take_the_type_of_the_default():
+    run = load("train", ["optim.lr=1", "id=7", "trainer.precision=32", "optim.betas=[0,0.5]"])
+    assert [(value, type(value)) for value in (run.optim["lr"], run.id, run.trainer["precision"])] == [(1.0, float), ("7", str), ("32", str)]
+
+
+def test_the_last_of_two_values_wins_and_choices_come_before_values():
+    run = load("train", ["optim.lr=0.3", "optim=sgd", "seed=1", "seed=2"])
+    assert run.optim["_target_"] == "torch.optim.SGD"
+    assert (run.optim["lr"], run.seed) == (0.3, 2)
+
+
+def test_what_follows_from_the_image_size():
+    small, large = (load("train", ["data=fake", "augment=basic", f"data.image_size={size}"]) for size in (63, 64))
+    assert (small.model["stem"], large.model["stem"]) == ("small", "imagenet")
+    assert (small.augment["crop_scale"], large.augment["crop_scale"]) == (None, [0.35, 1.0])
+
+
+def test_a_folder_of_ones_own_adds_options_and_may_be_named_by_a_recipe(tmp_path):
+    (tmp_path / "optim").mkdir()
+    (tmp_path / "optim/mine.yaml").write_text("_target_: torch.optim.Adadelta\n_partial_: true\nlr: 1.0\nrho: 0.8\n")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /optim: mine\nepochs: 3\noptim:\n  rho: 0.7\n"
+    )
+    run = load("train", ["experiment=mine", "optim.lr=2"], str(tmp_path))
+    assert (run.optim, run.epochs) == ({"_target_": "torch.optim.Adadelta", "_partial_": True, "lr": 2.0, "rho": 0.7}, 3)
+    assert run.name == "mine"
+    assert load("train", ["optim=mine", "optim.rho=0.6"], str(tmp_path)).optim["rho"] == 0.6
+
+
+PLAIN = load("train", [])
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
+
+
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    lr=st.floats(min_value=1e-300, allow_infinity=False, allow_nan=False),
+    name=WORDS,
+    weights=st.none() | WORDS,
+    batch_size=st.integers(1) | st.just("full"),
+    mean=st.lists(st.floats(0, 1)),
+)
+def test_a_config_comes_back_from_its_yaml(seed, lr, name, weights, batch_size, mean):
+    change = {"seed": seed, "name": name, "weights": weights, "batch_size": batch_size}
+    run = run_config({**PLAIN.to_dict(), **change, "optim": {**PLAIN.optim, "lr": lr}, "data": {**PLAIN.data, "mean": mean}})
+    assert run_config(yaml.safe_load(yaml.safe_dump(run.to_dict(), sort_keys=False))) == run
+
+
+def test_what_is_not_a_runs_is_left_out_and_what_it_lacks_is_an_error():
+    assert run_config({**PLAIN.to_dict(), "lr_min": 1}) == PLAIN
+    with pytest.raises(KeyError, match="seed"):
+        run_config({key: value for key, value in PLAIN.to_dict().items() if key != "seed"})
+
+
+# Values and types
+
+# An annotation, and the values that a type checker would let through (JSON's lists stand for tuples).
+ATOMS: list[tuple[Any, st.SearchStrategy[Any]]] = [
+    (bool, st.booleans()),
+    (int, st.integers()),
+    (float, st.floats() | st.integers()),
+    (str, st.text()),
+    (type(None), st.none()),
+    (Literal["a", "b", 3], st.sampled_from(["a", "b", 3])),
+]
+OUTSIDE: dict[Any, list[Any]] = {
+    bool: [0, 1, "true", None],
+    int: [True, 1.0, "1", None],
+    float: [False, "1.0", None],
+    str: [1, True, None, ["a"]],
+    type(None): [0, False, "", "null"],
+    Literal["a", "b", 3]: ["c", 4, None, True],
+}
+
+
+@given(data=st.data(), atom=st.sampled_from(ATOMS), other=st.sampled_from(ATOMS))
+def test_values_of_a_type_match_it_alone_in_unions_lists_and_tuples(data, atom, other):
+    hint, values = atom
+    value, second = data.draw(values), data.draw(other[1])
+    assert matches(value, hint)
+    assert matches(value, typing.Union[hint, other[0]])  # noqa: UP007
+    assert matches([value, value], list[hint])
+    assert matches([], list[hint])
+    assert matches([value, second], tuple[hint, other[0]])
+    assert matches([value] * 3, tuple[hint, ...])
+    assert not matches([value], tuple[hint, other[0]])
+    assert matches({"key": value}, dict[str, hint])
+    assert not matches(value, list[hint])
+    assert isinstance(describe(hint), str)
+
+
+@given(data=st.data(), hint=st.sampled_from(list(OUTSIDE)))
+def test_other_values_do_not_match(data, hint):
+    wrong = data.draw(st.sampled_from(OUTSIDE[hint]))
+    assert not matches(wrong, hint)
+    assert not matches([wrong], list[hint])
+    assert not matches([wrong], tuple[hint, ...])
+    assert not matches({"key": hint}, list[hint])
+
+
+def test_parameters_are_those_of_the_parents_too_where_keywords_are_passed_on():
+    class Parent:
+        def __init__(self, *, a: int, b: str) -> None: ...
+
+    class Child(Parent):
+        def __init__(self, *, c: float, b: Literal["x"], **common: Any) -> None: ...
+
+    class Closed(Child):
+        def __init__(self, *, d: int) -> None: ...
+
+    assert parameters(Child) == {"c": float, "b": Literal["x"], "a": int}
+    assert parameters(Closed) == {"d": int}
+
+
+# The nearest word
+
+
+@given(word=st.text(), known=st.lists(st.text()))
+def test_did_you_mean_names_a_known_word_or_nothing(word, known):
+    said = did_you_mean(word, known)
+    assert said == "" or said in [f" Did you mean {one}?" for one in known]
+
+
+@pytest.mark.parametrize(("word", "meant"), [("resnt", "resnet"), ("RESNET", None), ("vgg16", "vgg"), ("zzz", None)])
+def test_did_you_mean(word, meant):
+    assert did_you_mean(word, options("model")) == ("" if meant is None else f" Did you mean {meant}?")

@@ -1,0 +1,88 @@
+"""What --help says is what the yaml says."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from imgrec import cli
+from imgrec.config import compose, conf_dir, options
+from imgrec.help import EXAMPLES, documented, text
+
+ROOT = yaml.safe_load((conf_dir() / "train.yaml").read_text())
+GROUPS = {name: default for entry in ROOT["defaults"] if isinstance(entry, dict) for name, default in entry.items()}
+COMMANDS = [name for name in cli.COMMANDS if (conf_dir() / f"{name}.yaml").is_file()]
+
+
+def test_documented_reads_comments_on_the_line_and_above():
+    source = "# header\na: 1   # one\n# two lines,\n# above\nb:\n  c: 'x # y'  # inside\n  d: [1,\n    2]\ne:\nf: ${a}\n"
+    assert documented(source) == [
+        (("a",), "1", "one"),
+        (("b", "c"), "'x # y'", "inside"),
+        (("b", "d"), "[1,\n    2]", ""),
+        (("e",), "null", ""),
+        (("f",), "${a}", ""),
+    ]
+    assert documented("# of a\na: 1\n")[0][2] == "of a"
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group_lists_its_options_and_marks_the_default(group):
+    said = text("train").splitlines()
+    start = next(i for i, line in enumerate(said) if line.startswith(f"  {group} "))
+    listed = said[start].split()[1:]
+    for line in said[start + 1 :]:
+        if not line.startswith(" " * 14):
+            break
+        listed += line.split()
+    assert listed == [f"*{name}" if name == GROUPS[group] else name for name in options(group)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_key_has_its_value_and_its_comment(command):
+    said = " ".join(text(command).split())
+    for path, value, comment in documented((conf_dir() / f"{command}.yaml").read_text()):
+        assert comment
+        assert " ".join(f"{'.'.join(path)}={value} {comment}".split()) in said
+
+
+def test_choices_beside_help_show_their_keys_with_the_values_they_would_get():
+    said = text("train", ["model=resnet", "data=imagefolder", "optim=gd", "optim.lr=0.3"])
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert "model.depth=18 20, 32, 44, 56, 110 (CIFAR family) or 18, 34, 50, 101, 152 (ImageNet family)" in " ".join(lines)
+    assert "model.channels=3 as data.channels" in lines
+    assert any(line.startswith("optim.lr=0.3 rate: the step is lr times") for line in lines)
+    assert any(line.startswith("batch_size=full the whole training split") for line in lines)
+
+
+def test_lr_find_has_the_keys_of_a_run_too():
+    said = text("lr_find")
+    assert "  lr_max=1.0 " in said
+    assert "  max_device_batch=1024 " in said
+    assert "*resnet" in said
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_every_command(capsys, command):
+    assert cli.main([command, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.isascii()
+    assert command in said
+
+
+def test_a_misspelt_choice_beside_help_is_refused(capsys):
+    assert cli.main(["train", "model=resnt", "--help"]) == 2
+    assert capsys.readouterr().err.startswith("imgrec: model=resnt: there is no such model. Did you mean resnet? ")
+
+
+@pytest.mark.parametrize("example", [f"{command} {example}" for command, found in EXAMPLES.items() for example in found])
+def test_examples_compose(example):
+    command, *words = example.split()
+    compose(command, words)
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from imgrec.cli import main; code = main(['train', '--help']); sys.exit(3 if 'torch' in sys.modules else code)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, text("train") + "\n")
