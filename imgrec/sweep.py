@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,8 @@ def sweep(argv: Sequence[str], config_dir: str | None = None) -> int:
         raise ConfigError(
             "-m under torchrun: each job starts its own processes. Type python -m imgrec.train -m ... trainer.devices=auto."
         )
-    words = [word for word in argv if not word.lstrip("+~").startswith("hydra")]
+    argv = list({_key(word): word for word in argv}.values())  # of two words for a key the later one counts, as in a single run
+    words = [word for word in argv if not _key(word).startswith("hydra")]
     settings = [word for word in argv if word not in words]
     optuna = "hydra/sweeper=optuna" in settings
     base, sweeps = check(words, config_dir, intervals=optuna)
@@ -65,7 +66,7 @@ def sweep(argv: Sequence[str], config_dir: str | None = None) -> int:
                 f"Optuna's objective is a job's best {folder.monitor}, to {sweeper['direction']}; sampler seed {base['seed']}"
             )
         with screen.bar() as bar:
-            jobs = Jobs(folder, screen, config_dir, bar=bar, total=total)
+            jobs = Jobs(folder, screen, config_dir, bar=bar, total=total, fixed={_key(word) for word in words} - sweeps.keys())
             try:
                 run(jobs, words)
             except ValueError:  # Optuna names the best trial at its end, also where none has finished
@@ -77,11 +78,18 @@ def sweep(argv: Sequence[str], config_dir: str | None = None) -> int:
     return 0 if not failed else 2 if any(job.bad_input for job in failed) else 1
 
 
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
 class Jobs:
     """The function that Hydra calls for each job. A failed one is noted and gives None, so that the others are run."""
 
-    def __init__(self, folder: SweepDir, screen: Screen, config_dir: str | None, *, bar: Progress, total: int) -> None:
+    def __init__(
+        self, folder: SweepDir, screen: Screen, config_dir: str | None, *, bar: Progress, total: int, fixed: Collection[str]
+    ) -> None:
         self.folder, self.screen, self.config_dir, self.bar, self.total = folder, screen, config_dir, bar, total
+        self.fixed = fixed
         self.met: list[Job] = []
         self.epoch = Epoch()
         bar.columns = (*bar.columns, self.epoch)
@@ -93,7 +101,7 @@ class Jobs:
         job = self.folder.job(list(HydraConfig.get().overrides.task))
         HydraConfig.instance().cfg = None  # or Lightning would start the processes of this job as Hydra jobs; Hydra puts it back
         self.met.append(job)
-        self.screen.say(f"job {len(self.met)}/{self.total}  {shown(job, self.folder) or 'as it is'}  log in {job.folder}/log.txt")
+        self.screen.say(f"job {len(self.met)}/{self.total}  {shown(job, self.fixed)}  log in {job.folder}/log.txt")
         self.epoch.folder = job.folder
         before = self.folder.result(job)
         try:
@@ -118,7 +126,12 @@ class Jobs:
         self.folder.save()
         mine = ("name", "id", "runs_dir", "resume")
         place = f"runs_dir={_quoted(str(self.folder.path.parent))}"
-        words = [*(word for word in job.words if word.partition("=")[0] not in mine), place, f"name={self.folder.path.name}", f"id={job.number}"]
+        words = [
+            *(word for word in job.words if word.partition("=")[0] not in mine),
+            place,
+            f"name={self.folder.path.name}",
+            f"id={job.number}",
+        ]
         try:
             with _command([*(["--config-dir", self.config_dir] if self.config_dir else []), *words]):
                 return train(load("train", words, self.config_dir), quiet=True)

@@ -52,10 +52,6 @@ class SweepDir:
     jobs: list[Job] = field(default_factory=list)
     _file: IO[str] | None = None
 
-    def fixed(self) -> set[str]:
-        """Keys that have the same value in every job, as the command says."""
-        return {key.lstrip("+") for key, _, value in (word.partition("=") for word in self.words) if not _is_sweep(value)}
-
     def __enter__(self) -> "SweepDir":
         self.path.mkdir(parents=True, exist_ok=True)
         self._file = _lock(self.path)

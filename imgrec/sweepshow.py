@@ -1,6 +1,7 @@
 """What a sweep shows: a line for each job, its last epoch beside the bar, the ranked table."""
 
 import csv
+from collections.abc import Collection
 from pathlib import Path
 
 from rich.progress import ProgressColumn, Task
@@ -40,9 +41,9 @@ def measure(value: float | None, name: str) -> str:
     return "-" if value is None else f"{value:.4f}" if name.endswith("loss") else percent(value)
 
 
-def shown(job: Job, folder: SweepDir) -> str:
-    """The overrides of a job that the sweep's own words do not fix."""
-    return " ".join(f"{key}={brief(value)}" for key, value in job.settings().items() if key not in folder.fixed())
+def shown(job: Job, fixed: Collection[str]) -> str:
+    """The overrides of a job but for the fixed keys, which the command gives one value for all jobs."""
+    return " ".join(f"{key}={brief(value)}" for key, value in job.settings().items() if key not in fixed)
 
 
 def figures(job: Job, monitor: str) -> str:
