@@ -1,0 +1,192 @@
+"""A run from end to end: its arithmetic against plain loops of torch, what it leaves, and what it says."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import imgrec
+from imgrec.checkpoint import load_run
+from imgrec.config import build
+from imgrec.data.preprocess import Preprocess
+from imgrec.errors import ConfigError
+from imgrec.train import train
+from imgrec.trainer import build_network
+
+WHOLE = ("trainer.limit_train_batches=1.0", "trainer.limit_val_batches=1.0", "trainer.limit_test_batches=1.0", "trainer.channels_last=false")
+
+
+def trained(result_of, run):
+    """(weights of last.ckpt by name, result) of a run."""
+    result = result_of(run, quiet=True)
+    stored = load_run(f"{run.runs_dir}/{run.name}/{run.id}/checkpoints/last.ckpt")
+    return {k.removeprefix("net."): v for k, v in stored.checkpoint["state_dict"].items() if k.startswith("net.")}, result
+
+
+def assert_close(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **tolerance)
+
+
+def start(run):
+    """The network as a run begins with it, and all of its training images and labels."""
+    import pytorch_lightning as pl
+
+    pl.seed_everything(run.seed, workers=True, verbose=False)
+    data = build(run.data)
+    data.setup()
+    net = build_network(run, data.classes)
+    split = data.split("train")
+    images, labels = split.images, torch.as_tensor(split.labels)
+    pixels = Preprocess(image_size=run.data["image_size"], mean=run.data["mean"], std=run.data["std"])(images)
+    return net, pixels, labels
+
+
+def test_gradient_descent_is_one_step_an_epoch_on_the_mean_over_all_samples(small):
+    run = small("optim=gd", "batch_size=full", "optim.lr=0.1", "scheduler=constant", "epochs=3", "max_device_batch=7", "augment=none", "id=a", *WHOLE)
+    weights, _ = trained(train, run)
+    net, images, labels = start(run)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+    assert_close(weights, dict(net.state_dict()), rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_parts_of_a_batch_give_the_step_of_the_whole(small):
+    # 21 samples after the validation cut, batches of 8: the last batch is short, and its parts are uneven.
+    keys = ("batch_size=8", "epochs=2", "augment=none", "optim=momentum", "loss.l2=0.01", *WHOLE)
+    whole, _ = trained(train, small(*keys, "id=whole"))
+    parts, _ = trained(train, small(*keys, "max_device_batch=3", "id=parts"))
+    assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+def test_l2_penalty_is_keras_sum_of_squares_on_weights_only(small):
+    run = small("batch_size=full", "epochs=1", "augment=none", "scheduler=constant", "loss.l2=0.05", "loss.l1=0.01", "optim=sgd", "optim.lr=0.1", "id=a", *WHOLE)
+    weights, _ = trained(train, run)
+    net, images, labels = start(run)
+    loss = F.cross_entropy(net(images), labels)
+    for parameter in net.parameters():
+        if parameter.ndim >= 2:
+            loss = loss + 0.05 * parameter.square().sum() + 0.01 * parameter.abs().sum()
+    loss.backward()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter -= 0.1 * parameter.grad
+    assert_close(weights, dict(net.state_dict()), rtol=1e-4, atol=1e-6)
+
+
+def test_averaged_weights_are_the_closed_form_of_the_steps(small):
+    """EMA after n steps: the first step's weights, then decay * average + (1 - decay) * weights at each step."""
+    keys = ("batch_size=full", "augment=none", "scheduler=constant", "optim=sgd", "optim.lr=0.1", *WHOLE)
+    averaged, _ = trained(train, small(*keys, "epochs=4", "trainer.ema_decay=0.75", "id=ema"))
+    steps = [trained(train, small(*keys, f"epochs={n}", f"id=plain{n}"))[0] for n in (1, 2, 3, 4)]
+    expected = steps[0]
+    for weights in steps[1:]:
+        expected = {name: 0.75 * expected[name] + 0.25 * weights[name] for name in expected}
+    assert_close(averaged, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_backbone_stays_as_it_was_and_then_moves(small):
+    first = small("model=resnet", "model.depth=20", "id=first", "name=first")
+    weights, _ = trained(train, first)
+    keys = ("model=resnet", "model.depth=20", f"weights={first.runs_dir}/first/first", "finetune.freeze_epochs=1", "optim.lr=0.1", "name=tuned")
+    frozen, _ = trained(train, small(*keys, "id=frozen"))
+    moved, _ = trained(train, small(*keys, "epochs=2", "id=moved"))
+    kept = torch.load(f"{first.runs_dir}/first/first/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(frozen["conv1.weight"], kept["net.conv1.weight"])
+    assert torch.equal(frozen["bn1.running_mean"], kept["net.bn1.running_mean"])
+    assert not torch.equal(frozen["fc.weight"], weights["fc.weight"])
+    assert not torch.equal(moved["conv1.weight"], kept["net.conv1.weight"])
+
+
+def test_freezing_random_weights_is_refused(small):
+    with pytest.raises(ConfigError, match=r"finetune.freeze_epochs=1 would train only the head of random weights. Set weights=DEFAULT"):
+        train(small("finetune.freeze_epochs=1"), quiet=True)
+
+
+class Stop(Exception):
+    """Ends a run in the middle of a test."""
+
+
+def test_a_run_that_was_cut_short_ends_with_the_weights_of_the_unbroken_one(small, monkeypatch):
+    from imgrec.callbacks.console import EpochLines
+
+    keys = ("model=simple_cnn", "model.widths=[4]", "model.dense_dropout=0.0", "optim=adam", "augment=affine", "augment.mixup=0.2", "epochs=4", *WHOLE)
+    whole, expected = trained(train, small(*keys, "id=whole"))
+    run = small(*keys)  # without an id: the same command finds the unfinished run by itself
+    original = EpochLines.on_train_epoch_start
+
+    def cut(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            raise Stop
+        original(self, trainer, pl_module)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(EpochLines, "on_train_epoch_start", cut)
+        train(run, quiet=True)
+    result = train(run, quiet=True)
+    stored = load_run(f"{run.runs_dir}/{run.name}/1/checkpoints/last.ckpt").checkpoint["state_dict"]
+    for name, weight in whole.items():
+        assert torch.equal(stored[f"net.{name}"], weight), name
+    assert result["test"] == expected["test"]
+    with open(f"{run.runs_dir}/{run.name}/1/metrics.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2", "3", "4"]
+
+
+def test_a_finished_run_is_read_and_not_trained_again(small):
+    run = small("id=a")
+    first = train(run, quiet=True)
+    assert train(run, quiet=True) == json.loads(json.dumps(first))
+
+
+def test_what_a_run_leaves(small, tmp_path):
+    run = small("id=a", "epochs=2", "logger=tensorboard", "trainer.log_every_steps=1")
+    result = train(run, quiet=True)
+    folder = tmp_path / "runs" / run.name / "a"
+    assert {path.name for path in folder.iterdir()} >= {"config.yaml", "metrics.csv", "result.json", "log.txt", "checkpoints", "tensorboard"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [2, 4]
+    assert float(rows[-1]["val/loss"]) == result["last"]["val/loss"]
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)  # plain data, or this raises
+    assert checkpoint["imgrec"]["classes"] == [row["name"] for row in result["test"]["per_class"]]
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert tags >= {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "step/lr", "step/loss", "images_per_second", "final/test accuracy"}
+    assert [event.step for event in events.Scalars("val/loss")] == [2, 4]
+    assert [event.value for event in events.Scalars("val/loss")] == pytest.approx([float(row["val/loss"]) for row in rows])
+    assert events.Tags()["images"] == ["batch as the network sees it"]
+    assert "weakest" in (folder / "log.txt").read_text() or result["test"]["accuracy"] == 1
+
+
+def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small):
+    run = small("id=a")
+    words = [f"runs_dir={run.runs_dir}", "id=b", "data=fake", "data.num_classes=3", "data.image_size=16", "data.train_samples=24", "data.test_samples=6"]
+    words += ["model=lenet", "epochs=2", "batch_size=4", "logger=none", "trainer=debug"]
+    done = subprocess.run([sys.executable, "-m", "imgrec.train", *words], capture_output=True, text=True, check=True)
+    assert re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout) is None
+    assert len(re.findall(r"^ +\d/2 ", done.stdout, re.M)) == 2
+    assert done.stderr == ""
+
+
+def test_importing_imgrec_and_composing_a_config_imports_no_torch():
+    code = "import sys, imgrec; imgrec.config.load('train', ['model=vgg']); print([m for m in ('torch', 'pytorch_lightning', 'rich', 'sklearn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_api_trains_under_its_own_name(small):
+    import imgrec.train as module  # binds the name imgrec.train to the module: it can still be called
+
+    assert imgrec.train is module
+    assert imgrec.train(small("id=a"), quiet=True)["status"] == "finished"
