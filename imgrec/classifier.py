@@ -72,14 +72,13 @@ class Classifier(pl.LightningModule):
         # The gradient of a global batch is its mean over samples, also where the last one is short: devices average and Lightning divides by the
         # number of accumulated batches, so each part adds its sum over the size of the whole.
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        objective = losses.sum() * (parts / batch.whole)
+        total = losses.sum()
         if self.loss.l1 or self.loss.l2:
-            objective = objective + self.loss.penalty(decayed(self.net, self.decay_on))
+            total = total + len(losses) * self.loss.penalty(decayed(self.net, self.decay_on))
+        objective: Tensor = total * (parts / batch.whole)
         with torch.no_grad():
             self.train_loss.update(losses.detach(), torch.ones_like(losses))
-            right = targets.gather(1, logits.argmax(1, keepdim=True)).squeeze(
-                1
-            )  # with soft labels, the share of the predicted class
+            right = targets.gather(1, logits.argmax(1, keepdim=True))[:, 0]  # with soft labels, the share of the predicted class
             self.train_accuracy.update(right, torch.ones_like(right))
         return objective
 

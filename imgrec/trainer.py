@@ -133,10 +133,6 @@ def build_classifier(run: RunConfig, data: ImageData, augment: Augment) -> tuple
     net = build_network(run, classes)
     size = describe(net, channels=run.data["channels"], image_size=run.data["image_size"])
     taken = load_weights(net, run.weights, model=run.model, classes=classes) if run.weights else None
-    if run.finetune["freeze_epochs"] and run.weights is None:
-        raise ConfigError(
-            f"finetune.freeze_epochs={run.finetune['freeze_epochs']} would train only the head of random weights. Set weights=DEFAULT or weights=RUN_FOLDER too."
-        )
     if run.monitor == "val/top5" and len(classes) <= 5:
         raise ConfigError(
             f"monitor=val/top5, but with {len(classes)} classes every answer is among the first five. Set monitor=val/accuracy."

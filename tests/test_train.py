@@ -15,11 +15,15 @@ import imgrec
 from imgrec.checkpoint import load_run
 from imgrec.config import build
 from imgrec.data.preprocess import Preprocess
-from imgrec.errors import ConfigError
 from imgrec.train import train
 from imgrec.trainer import build_network
 
-WHOLE = ("trainer.limit_train_batches=1.0", "trainer.limit_val_batches=1.0", "trainer.limit_test_batches=1.0", "trainer.channels_last=false")
+WHOLE = (
+    "trainer.limit_train_batches=1.0",
+    "trainer.limit_val_batches=1.0",
+    "trainer.limit_test_batches=1.0",
+    "trainer.channels_last=false",
+)
 
 
 def trained(result_of, run):
@@ -50,7 +54,17 @@ def start(run):
 
 
 def test_gradient_descent_is_one_step_an_epoch_on_the_mean_over_all_samples(small):
-    run = small("optim=gd", "batch_size=full", "optim.lr=0.1", "scheduler=constant", "epochs=3", "max_device_batch=7", "augment=none", "id=a", *WHOLE)
+    run = small(
+        "optim=gd",
+        "batch_size=full",
+        "optim.lr=0.1",
+        "scheduler=constant",
+        "epochs=3",
+        "max_device_batch=7",
+        "augment=none",
+        "id=a",
+        *WHOLE,
+    )
     weights, _ = trained(train, run)
     net, images, labels = start(run)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -70,7 +84,18 @@ def test_accumulated_parts_of_a_batch_give_the_step_of_the_whole(small):
 
 
 def test_l2_penalty_is_keras_sum_of_squares_on_weights_only(small):
-    run = small("batch_size=full", "epochs=1", "augment=none", "scheduler=constant", "loss.l2=0.05", "loss.l1=0.01", "optim=sgd", "optim.lr=0.1", "id=a", *WHOLE)
+    run = small(
+        "batch_size=full",
+        "epochs=1",
+        "augment=none",
+        "scheduler=constant",
+        "loss.l2=0.05",
+        "loss.l1=0.01",
+        "optim=sgd",
+        "optim.lr=0.1",
+        "id=a",
+        *WHOLE,
+    )
     weights, _ = trained(train, run)
     net, images, labels = start(run)
     loss = F.cross_entropy(net(images), labels)
@@ -98,7 +123,14 @@ def test_averaged_weights_are_the_closed_form_of_the_steps(small):
 def test_frozen_backbone_stays_as_it_was_and_then_moves(small):
     first = small("model=resnet", "model.depth=20", "id=first", "name=first")
     weights, _ = trained(train, first)
-    keys = ("model=resnet", "model.depth=20", f"weights={first.runs_dir}/first/first", "finetune.freeze_epochs=1", "optim.lr=0.1", "name=tuned")
+    keys = (
+        "model=resnet",
+        "model.depth=20",
+        f"weights={first.runs_dir}/first/first",
+        "finetune.freeze_epochs=1",
+        "optim.lr=0.1",
+        "name=tuned",
+    )
     frozen, _ = trained(train, small(*keys, "id=frozen"))
     moved, _ = trained(train, small(*keys, "epochs=2", "id=moved"))
     kept = torch.load(f"{first.runs_dir}/first/first/checkpoints/best.ckpt", weights_only=True)["state_dict"]
@@ -108,11 +140,6 @@ def test_frozen_backbone_stays_as_it_was_and_then_moves(small):
     assert not torch.equal(moved["conv1.weight"], kept["net.conv1.weight"])
 
 
-def test_freezing_random_weights_is_refused(small):
-    with pytest.raises(ConfigError, match=r"finetune.freeze_epochs=1 would train only the head of random weights. Set weights=DEFAULT"):
-        train(small("finetune.freeze_epochs=1"), quiet=True)
-
-
 class Stop(Exception):
     """Ends a run in the middle of a test."""
 
@@ -120,7 +147,16 @@ class Stop(Exception):
 def test_a_run_that_was_cut_short_ends_with_the_weights_of_the_unbroken_one(small, monkeypatch):
     from imgrec.callbacks.console import EpochLines
 
-    keys = ("model=simple_cnn", "model.widths=[4]", "model.dense_dropout=0.0", "optim=adam", "augment=affine", "augment.mixup=0.2", "epochs=4", *WHOLE)
+    keys = (
+        "model=simple_cnn",
+        "model.widths=[4]",
+        "model.dense_dropout=0.0",
+        "optim=adam",
+        "augment=affine",
+        "augment.mixup=0.2",
+        "epochs=4",
+        *WHOLE,
+    )
     whole, expected = trained(train, small(*keys, "id=whole"))
     run = small(*keys)  # without an id: the same command finds the unfinished run by itself
     original = EpochLines.on_train_epoch_start
@@ -152,7 +188,14 @@ def test_what_a_run_leaves(small, tmp_path):
     run = small("id=a", "epochs=2", "logger=tensorboard", "trainer.log_every_steps=1")
     result = train(run, quiet=True)
     folder = tmp_path / "runs" / run.name / "a"
-    assert {path.name for path in folder.iterdir()} >= {"config.yaml", "metrics.csv", "result.json", "log.txt", "checkpoints", "tensorboard"}
+    assert {path.name for path in folder.iterdir()} >= {
+        "config.yaml",
+        "metrics.csv",
+        "result.json",
+        "log.txt",
+        "checkpoints",
+        "tensorboard",
+    }
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -163,7 +206,17 @@ def test_what_a_run_leaves(small, tmp_path):
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    assert tags >= {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr", "step/lr", "step/loss", "images_per_second", "final/test accuracy"}
+    assert tags >= {
+        "train/loss",
+        "train/accuracy",
+        "val/loss",
+        "val/accuracy",
+        "lr",
+        "step/lr",
+        "step/loss",
+        "images_per_second",
+        "final/test accuracy",
+    }
     assert [event.step for event in events.Scalars("val/loss")] == [2, 4]
     assert [event.value for event in events.Scalars("val/loss")] == pytest.approx([float(row["val/loss"]) for row in rows])
     assert events.Tags()["images"] == ["batch as the network sees it"]
@@ -172,7 +225,15 @@ def test_what_a_run_leaves(small, tmp_path):
 
 def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small):
     run = small("id=a")
-    words = [f"runs_dir={run.runs_dir}", "id=b", "data=fake", "data.num_classes=3", "data.image_size=16", "data.train_samples=24", "data.test_samples=6"]
+    words = [
+        f"runs_dir={run.runs_dir}",
+        "id=b",
+        "data=fake",
+        "data.num_classes=3",
+        "data.image_size=16",
+        "data.train_samples=24",
+        "data.test_samples=6",
+    ]
     words += ["model=lenet", "epochs=2", "batch_size=4", "logger=none", "trainer=debug"]
     done = subprocess.run([sys.executable, "-m", "imgrec.train", *words], capture_output=True, text=True, check=True)
     assert re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout) is None

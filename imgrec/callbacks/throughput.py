@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from imgrec.data.batch import Batch
 
 WORTH_SAYING = 0.2  # share of the time spent waiting for data, from which on a sentence is due
-WARM_UP = 2  # steps of an epoch left out: the first ones open workers, choose algorithms, compile
+WARM_UP = 1  # steps of an epoch left out: the first one opens workers, chooses algorithms, compiles
 
 
 class Throughput(Callback):
