@@ -133,7 +133,7 @@ class Jobs:
             f"id={job.number}",
         ]
         try:
-            with _command([*(["--config-dir", self.config_dir] if self.config_dir else []), *words]):
+            with _alone([*(["--config-dir", self.config_dir] if self.config_dir else []), *words]):
                 return train(load("train", words, self.config_dir), quiet=True)
         finally:
             gc.collect()  # trainer and network refer to each other: free their memory on the device
@@ -145,15 +145,24 @@ def _quoted(path: str) -> str:
 
 
 @contextmanager
-def _command(argv: list[str]) -> Iterator[None]:
-    """Lets this process look like the single run that a job is: Lightning starts its further processes with sys.argv, and a child with
-    -m would be a sweep of its own. result.json records it too."""
-    before = sys.argv
+def _alone(argv: list[str]) -> Iterator[None]:
+    """Lets this process look like the single run that a job is, and forget it afterwards.
+
+    Lightning starts its further processes with sys.argv, and one with -m would be a sweep of its own; result.json records it too.
+    Of a job on several devices Lightning leaves LOCAL_RANK and the process group behind, and would start none for the next one.
+    """
+    before, environment = sys.argv, dict(os.environ)
     sys.argv = [before[0], *(["train"] if before[1:2] == ["train"] else []), *argv]
     try:
         yield
     finally:
         sys.argv = before
+        os.environ.clear()
+        os.environ.update(environment)
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 @contextmanager
