@@ -105,7 +105,7 @@ def test_l2_penalty_is_keras_sum_of_squares_on_weights_only(small):
     loss.backward()
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter -= 0.1 * parameter.grad
+            parameter.sub_(0.1 * parameter.grad)
     assert_close(weights, dict(net.state_dict()), rtol=1e-4, atol=1e-6)
 
 
@@ -166,9 +166,10 @@ def test_a_run_that_was_cut_short_ends_with_the_weights_of_the_unbroken_one(smal
             raise Stop
         original(self, trainer, pl_module)
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(EpochLines, "on_train_epoch_start", cut)
+    monkeypatch.setattr(EpochLines, "on_train_epoch_start", cut)
+    with pytest.raises(Stop):
         train(run, quiet=True)
+    monkeypatch.undo()
     result = train(run, quiet=True)
     stored = load_run(f"{run.runs_dir}/{run.name}/1/checkpoints/last.ckpt").checkpoint["state_dict"]
     for name, weight in whole.items():
