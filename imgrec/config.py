@@ -9,9 +9,10 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -130,13 +131,13 @@ def compose(command: str, argv: Sequence[str], config_dir: str | None = None) ->
     _check_choices(command, parsed, search)
     chosen = [str(override.input_line) for override in parsed if _is_choice(override, search)]
     try:
-        reference, choices = _hydra_compose(command, chosen, search)
+        reference, choices = hydra_tree(command, chosen, search)
         if choices.get("experiment") is not None:  # a recipe may hold any key: what there is, the files beside it say
             plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
-            reference = _hydra_compose(command, plain, search)[0]
+            reference = hydra_tree(command, plain, search)[0]
         _check_keys(command, parsed, reference, search)
         every = [str(override.input_line) for override in parsed]
-        tree = reference if every == chosen and choices.get("experiment") is None else _hydra_compose(command, every, search)[0]
+        tree = reference if every == chosen and choices.get("experiment") is None else hydra_tree(command, every, search)[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the config cannot be composed: {_first_line(error)}.") from error
     if "name" in tree and tree["name"] is None:
@@ -146,8 +147,19 @@ def compose(command: str, argv: Sequence[str], config_dir: str | None = None) ->
     return tree
 
 
-def _hydra_compose(command: str, overrides: list[str], search: Sequence[Path]) -> tuple[Node, dict[str, str]]:
-    """(resolved tree, choice made in each group) from Hydra."""
+def hydra_tree(command: str, overrides: Sequence[str], search: Sequence[Path]) -> tuple[Node, dict[str, str]]:
+    """(resolved tree, choice made in each group) from Hydra, unchecked."""
+    if search:
+        return _hydra_tree(command, tuple(overrides), tuple(search))
+    return deepcopy(_shipped_tree(command, tuple(overrides)))
+
+
+@lru_cache(maxsize=64)  # a fifth of a second each, and a sweep asks for the same ones again
+def _shipped_tree(command: str, overrides: tuple[str, ...]) -> tuple[Node, dict[str, str]]:
+    return _hydra_tree(command, overrides, ())
+
+
+def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ...]) -> tuple[Node, dict[str, str]]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -270,11 +282,11 @@ def _conform(tree: Node, reference: Node, prefix: str) -> Node:
                 f"{path}={show(value)}: there is no key {path}.{did_you_mean(key, list(reference))}"
                 f" Known here: {', '.join(k for k in reference if not k.startswith('_'))}."
             )
-        checked[key] = _conform_value(value, reference[key], path)
+        checked[key] = conform_value(value, reference[key], path)
     return checked
 
 
-def _conform_value(value: Any, like: Any, path: str) -> Any:
+def conform_value(value: Any, like: Any, path: str) -> Any:
     if isinstance(like, dict) and like:
         if not isinstance(value, dict):
             raise ConfigError(

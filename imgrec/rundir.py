@@ -59,7 +59,7 @@ class RunDir:
         if rank():
             return
         self.path.mkdir(parents=True, exist_ok=True)
-        self.lock = _lock(self.path)
+        self.lock = lock_folder(self.path)
         if self.lock is None:
             raise ConfigError(f"{self.path} is in use by another process. Wait for it, or set id=ANOTHER.")
         if self.state == "new":
@@ -194,7 +194,7 @@ def _differences(differ: dict[str, tuple[Any, Any]]) -> str:
     return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
 
 
-def _lock(path: Path) -> IO[str] | None:
+def lock_folder(path: Path) -> IO[str] | None:
     file = (path / ".lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -207,7 +207,7 @@ def _lock(path: Path) -> IO[str] | None:
 def _is_locked(path: Path) -> bool:
     if not (path / ".lock").exists():
         return False
-    file = _lock(path)
+    file = lock_folder(path)
     if file is None:
         return True
     file.close()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from imgrec.config import Node, _conform_value, _hydra_compose, compose, groups, options
+from imgrec.config import Node, compose, conform_value, groups, hydra_tree, options
 from imgrec.errors import ConfigError
 
 Sweeps = dict[str, list[str]]  # swept key: its values as they are typed
@@ -48,9 +48,9 @@ def check(words: Sequence[str], config_dir: str | None, *, intervals: bool) -> t
     chosen = [word for word in first if word.partition("=")[0] in groups(search)]
     for key, values in sweeps.items():
         if key not in groups(search):
-            like = _at(_hydra_compose("train", chosen, search)[0], key)
+            like = _at(hydra_tree("train", chosen, search)[0], key)
             for value in values[1:]:
-                _conform_value(parser.parse_override(f"{key}={value}").value(), like, key)
+                conform_value(parser.parse_override(f"{key}={value}").value(), like, key)
         elif key == "experiment" or config_dir or any(word.lstrip("+").startswith(f"{key}.") for word in words):
             for option in values[1:]:  # keys set beside it must be in every option
                 compose("train", [f"{key}={option}" if word.partition("=")[0] == key else word for word in first], config_dir)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from imgrec.errors import ConfigError
-from imgrec.rundir import WHERE, _lock, write
+from imgrec.rundir import WHERE, lock_folder, write
 
 
 @dataclass
@@ -54,7 +54,7 @@ class SweepDir:
 
     def __enter__(self) -> "SweepDir":
         self.path.mkdir(parents=True, exist_ok=True)
-        self._file = _lock(self.path)
+        self._file = lock_folder(self.path)
         if self._file is None:
             raise ConfigError(f"{self.path} is in use by another process. Wait for it, or set id=ANOTHER.")
         return self
