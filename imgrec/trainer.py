@@ -54,7 +54,7 @@ def build_trainer(
     Raises ConfigError for an accelerator or devices that are not there.
     """
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             accelerator=accelerator,
             devices=devices,
             num_nodes=num_nodes,
@@ -80,6 +80,9 @@ def build_trainer(
             f"trainer.accelerator={accelerator} trainer.devices={devices} trainer.strategy={strategy} cannot be had: {str(error).strip().splitlines()[0]} "
             f"Found: {gpus} CUDA devices. Set trainer.accelerator=auto trainer.devices=auto."
         ) from error
+    if precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":  # Lightning would compute in bfloat16 and say so in a warning
+        raise ConfigError("trainer.precision=16-mixed needs a GPU, but this run is on the CPU. Set trainer.precision=bf16-mixed or trainer.precision=32.")
+    return trainer
 
 
 def guards(run: RunConfig, folder: Path) -> list[Callback]:

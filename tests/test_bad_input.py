@@ -8,21 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL
 from test_data_folder import make
 from test_data_sets import write_mnist
 
 from imgrec import cli
-from imgrec.config import conf_dir
+from imgrec.config import conf_dir, load
+from imgrec.rules import show
 
-NUMBERS = "There are: adagrad, adam, adamw, gd, lamb, momentum, muon, nesterov, rmsprop, sgd."
+DEFAULT = load("train", ["optim=adam"])  # whose values may be tuned without an edit here
+OPTIMS = "There are: adagrad, adam, adamw, gd, lamb, momentum, muon, nesterov, rmsprop, sgd."
 ADAM = "optim has: lr, betas, eps, weight_decay, amsgrad, fused. `python -m imgrec.train --help` lists the keys."
 
 # What the composed config shows: (words after `imgrec`, the sentence or how it begins).
 SHOWN: dict[str, str] = {
     # keys
-    "train optim.lrr=0.1": f"'optim.lrr=0.1': there is no key optim.lrr. Did you mean optim.lr? {ADAM}",
-    "train +optim.learning_rate=0.1": f"'+optim.learning_rate=0.1': there is no key optim.learning_rate. {ADAM}",
+    "train optim=adam optim.lrr=0.1": f"'optim.lrr=0.1': there is no key optim.lrr. Did you mean optim.lr? {ADAM}",
+    "train optim=adam +optim.learning_rate=0.1": f"'+optim.learning_rate=0.1': there is no key optim.learning_rate. {ADAM}",
     "train ++seed=1": "'++seed=1': seed exists. Type seed=1.",
     "train ~seed": "'~seed': keys are not deleted. Type seed=VALUE.",
     "train epoch=3": "'epoch=3': there is no key epoch. Did you mean epochs? `python -m imgrec.train --help` lists the keys.",
@@ -30,13 +33,13 @@ SHOWN: dict[str, str] = {
     "train resnet": "'resnet' cannot be read: Error parsing override 'resnet'. Overrides look like key=value, for example optim.lr=0.01.",
     # options and commands
     "train modle=vgg": "'modle=vgg': there is no key modle. Did you mean model? `python -m imgrec.train --help` lists the keys.",
-    "train optim=adma": f"optim=adma: there is no such optim. Did you mean adam? {NUMBERS}",
+    "train optim=adma": f"optim=adma: there is no such optim. Did you mean adam? {OPTIMS}",
     "train optim=null": "'optim=null': a choice is neither added nor taken away. Type optim=OPTION, or leave it out.",
     "trian model=vgg": "trian: there is no such command. Did you mean train? There are: train, evaluate, predict, lr_find, models.",
     "train --config-dir": "--config-dir needs a folder. Type --config-dir FOLDER that holds your model/, data/, experiment/ yaml.",
     "train --config-dir none": "--config-dir none: there is no such folder. Name the folder that holds your model/, data/, experiment/ yaml.",
     # types
-    "train optim.lr=fast": "optim.lr=fast: lr takes a number, not a word. The default is 0.001.",
+    "train optim=adam optim.lr=fast": f"optim.lr=fast: lr takes a number, not a word. The default is {DEFAULT.optim['lr']}.",
     "train seed=abc": "seed=abc: seed takes a whole number, not a word.",
     "train epochs=2.5": "epochs=2.5: epochs takes a whole number, not a number.",
     "train batch_size=big": "batch_size=big: batch_size takes a whole number or full, not a word.",
@@ -47,12 +50,14 @@ SHOWN: dict[str, str] = {
     "train finetune=3": "finetune=3: finetune is a group of keys. Type finetune.KEY=VALUE; keys: freeze_epochs, layer_decay.",
     "train monitor=val/acc": "monitor=val/acc: monitor takes val/loss, val/accuracy, val/macro_f1 or val/top5, not a word.",
     # ranges
-    "train batch_size=0": "batch_size=0: batch_size must be 1 or more. The default is 64.",
-    "train optim.lr=-0.1": "optim.lr=-0.1: lr must be more than 0. The default is 0.001.",
-    "train optim.lr=nan": "optim.lr=nan: lr must be more than 0. The default is 0.001.",
-    "train optim.betas=[0.9,1.0]": "optim.betas=[0.9,1.0]: betas must be 0 or more and less than 1. The default is [0.9,0.999].",
+    "train batch_size=0": f"batch_size=0: batch_size must be 1 or more. The default is {DEFAULT.batch_size}.",
+    "train optim=adam optim.lr=-0.1": f"optim.lr=-0.1: lr must be more than 0. The default is {DEFAULT.optim['lr']}.",
+    "train optim=adam optim.lr=nan": f"optim.lr=nan: lr must be more than 0. The default is {DEFAULT.optim['lr']}.",
+    "train optim=adam optim.betas=[0.9,1.0]": "optim.betas=[0.9,1.0]: betas must be 0 or more and less than 1. "
+    f"The default is {show(DEFAULT.optim['betas'])}.",
     "train loss.label_smoothing=2": "loss.label_smoothing=2.0: label_smoothing must be 0 or more and less than 1. The default is 0.0.",
-    "train scheduler.warmup_share=1": "scheduler.warmup_share=1.0: warmup_share must be 0 or more and less than 1. The default is 0.3.",
+    "train scheduler.warmup_share=1": "scheduler.warmup_share=1.0: warmup_share must be 0 or more and less than 1. "
+    f"The default is {DEFAULT.scheduler['warmup_share']}.",
     "train trainer.limit_val_batches=1.5": "trainer.limit_val_batches=1.5: limit_val_batches is a share up to 1.0 or a whole number of batches. "
     "Set trainer.limit_val_batches=2.",
     # without effect
@@ -65,7 +70,7 @@ SHOWN: dict[str, str] = {
     "train data.crop_share=0.9": "data.crop_share=0.9 has no effect with the other keys. Set data.resize=crop, or leave data.crop_share out.",
     "train finetune.freeze_epochs=2": "finetune.freeze_epochs=2 has no effect with the other keys. "
     "Set weights=DEFAULT or weights=RUN_FOLDER too, or leave finetune.freeze_epochs out.",
-    "train trainer.early_stopping_patience=15": "trainer.early_stopping_patience=15 has no effect with the other keys. "
+    "train epochs=5 trainer.early_stopping_patience=5": "trainer.early_stopping_patience=5 has no effect with the other keys. "
     "Set fewer than epochs, or more epochs, or leave trainer.early_stopping_patience out.",
     "train optim=nesterov optim.momentum=0 optim.nesterov=true": "optim.nesterov=true has no effect with the other keys. "
     "Set optim.momentum=0.9, or leave optim.nesterov out.",
@@ -80,7 +85,7 @@ from imgrec.cli import main
 found = {}
 for words in json.load(sys.stdin):
     said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         code = main(words.split())
     found[words] = (code, said.getvalue(), "torch" in sys.modules or "pytorch_lightning" in sys.modules)
 json.dump(found, sys.stdout)
@@ -158,7 +163,7 @@ def test_a_key_misspelt_in_a_file_of_ones_own(refused, tmp_path):
         "optim: {learning_rate: 3}": "optim.learning_rate=3: there is no key optim.learning_rate. Known here: lr, betas, eps, ",
         "finetune: {freeze_epoch: 3}": "finetune.freeze_epoch=3: there is no key finetune.freeze_epoch. Did you mean freeze_epochs? ",
         "data: {val_share: 2}": "data.val_share=2.0: val_share must be more than 0 and less than 1. The default is 0.1.",
-        "optim: {lr: fast}": "optim.lr=fast: lr takes a number, not a word. The default is 0.001.",
+        "optim: {lr: fast}": f"optim.lr=fast: lr takes a number, not a word. The default is {DEFAULT.optim['lr']}.",
     }.items():
         (folder / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
         assert refused("train", "--config-dir", str(tmp_path / "mine"), "experiment=mine").startswith(sentence)
@@ -182,6 +187,24 @@ def test_an_option_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
 
 def test_a_short_list_is_held_to_the_signature(train):
     assert train("augment.crop_scale=[1]") == "augment.crop_scale=[1]: crop_scale takes a list of 2 values or null, not a list."
+
+
+@pytest.mark.filterwarnings("ignore:.*fp16 is not supported on CPU.*")
+def test_a_device_that_is_not_there_or_cannot(train):
+    end = f"Found: {torch.cuda.device_count()} CUDA devices. Set trainer.accelerator=auto trainer.devices=auto."
+    said = train("trainer.accelerator=cpux")
+    assert said.startswith("trainer.accelerator=cpux trainer.devices=1 trainer.strategy=auto cannot be had: ")
+    assert said.endswith(end)
+    assert train("trainer.precision=16-mixed") == (
+        "trainer.precision=16-mixed needs a GPU, but this run is on the CPU. Set trainer.precision=bf16-mixed or trainer.precision=32."
+    )
+
+
+def test_weights_that_are_nowhere(train):
+    assert train("weights=none.ckpt") == (
+        "weights=none.ckpt: there is no such file or folder, and torchvision has no weights for this lenet. "
+        "Set weights=PATH to an imgrec checkpoint or run folder, or weights=null."
+    )
 
 
 # Data
