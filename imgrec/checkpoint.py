@@ -13,11 +13,24 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from imgrec.config import ALLOWED_PACKAGES, Node, RunConfig, run_config
+from imgrec.config import Node, RunConfig, run_config
 from imgrec.errors import CheckpointError
 from imgrec.rundir import find
+from imgrec.target import ALLOW, in_your_packages
 
 VERSION = 1
+
+# A stored config is code to be called, and somebody else's file may name any: what each node of it may call.
+CALLED: dict[str, tuple[str, ...]] = {
+    "data": ("imgrec.data.",),
+    "model": ("imgrec.models.", "torchvision.models.", "timm.models."),
+    "augment": ("imgrec.data.augment.",),
+    "optim": ("torch.optim.", "timm.optim."),
+    "scheduler": ("imgrec.scheduler.",),
+    "loss": ("imgrec.losses.",),
+    "trainer": ("imgrec.trainer.",),
+    "logger": ("pytorch_lightning.loggers.",),
+}
 
 
 def versions() -> dict[str, str]:
@@ -96,19 +109,19 @@ def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
     for key in ("config", "classes", "preprocessing"):
         if not isinstance(checkpoint["imgrec"].get(key), dict | list):
             raise CheckpointError(f"{file} lacks '{key}' in its 'imgrec' entry. Name a checkpoint that imgrec wrote.")
-    _refuse_foreign_code(checkpoint["imgrec"]["config"], file, "")
+    _refuse_foreign_code(checkpoint["imgrec"]["config"], file)
     return checkpoint
 
 
-def _refuse_foreign_code(node: Any, file: Path, prefix: str) -> None:
-    if isinstance(node, dict):
-        target = node.get("_target_")
-        if target is not None and str(target).partition(".")[0] not in ALLOWED_PACKAGES:
-            raise CheckpointError(
-                f"{file}: its config would call {target} ({prefix}_target_); only {', '.join(ALLOWED_PACKAGES)} are called. Do not use this file."
-            )
-        for key, value in node.items():
-            _refuse_foreign_code(value, file, f"{prefix}{key}.")
+def _refuse_foreign_code(config: Node, file: Path) -> None:
+    for name, node in config.items():
+        target = node.get("_target_") if isinstance(node, dict) else None
+        if target is None or str(target).startswith(CALLED.get(name, ())) or in_your_packages(str(target)):
+            continue
+        raise CheckpointError(
+            f"{file}: its config would call {target} as its {name}; a stored one may call {' or '.join(f'{home}*' for home in CALLED.get(name, ())) or 'nothing there'}. "
+            f"Do not use this file, or if the code is yours: export {ALLOW}={str(target).partition('.')[0]}"
+        )
 
 
 def latest(folder: Path, say: Callable[[str], None]) -> Path | None:

@@ -106,12 +106,11 @@ class Classifier(pl.LightningModule):
             elif self.current_epoch == self.freeze_epochs:
                 unfreeze(self.net)
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.trainer.is_last_batch:  # not at the epoch's end: callbacks read the figures there, before this module's turn
-            figures = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
-            self.log_dict(figures, on_step=False, on_epoch=True, batch_size=1)
-            self.train_loss.reset()
-            self.train_accuracy.reset()
+    def log_training(self) -> None:
+        """Log the training figures of the epoch. History calls it: callbacks have their turn before this module's own on_train_epoch_end."""
+        self.log_dict({"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()})
+        self.train_loss.reset()
+        self.train_accuracy.reset()
 
     def _tally(self, batch: Batch) -> None:
         pixels = self.preprocess(batch.images).contiguous(memory_format=self.memory_format)

@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in NO_WRITING or os.environ.get("IMGREC_DEBUG") == "1":
             raise
         where = error.filename or "a file"
-        print(f"imgrec: {where} cannot be written: {error.strerror}. Mend that and start the same command again.", file=sys.stderr)
+        print(
+            f"imgrec: {where} cannot be written: {error.strerror}. Mend that and start the same command again.", file=sys.stderr
+        )
         return REFUSED
     except KeyboardInterrupt:
         print("imgrec: interrupted. Start the same command again to go on.", file=sys.stderr)
@@ -48,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str, argv: list[str]) -> int:
-    from imgrec.config import did_you_mean
-    from imgrec.errors import ConfigError
+    from imgrec.errors import ConfigError, did_you_mean
 
     if command not in COMMANDS:
         raise ConfigError(

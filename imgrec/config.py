@@ -4,23 +4,19 @@ Hydra composes; what it lets pass is refused here: a misspelt key in an experime
 `seed=abc`, `optim.lr=fast`, a rate below zero. The shipped yaml is the reference: its keys are the keys there are, its values show the types.
 """
 
-import importlib
-import inspect
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from functools import cache, lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from imgrec.errors import ConfigError
+from imgrec.annotations import describe, kind, matches
+from imgrec.errors import ConfigError, did_you_mean
 from imgrec.rules import check_range, check_together, show
 
-# A stored config is code to be called: these packages and no others may be named by `_target_`.
-ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning")
 SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
 
 Node = dict[str, Any]
@@ -69,12 +65,6 @@ def conf_dir() -> Path:
         if (found / "train.yaml").is_file():
             return found
     raise ConfigError(f"no conf/train.yaml beside {package}: the installation is incomplete. Install imgrec again.")
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """' Did you mean lr?' or nothing: the nearest known word, in a sentence that can follow another."""
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" Did you mean {near[0]}?" if near else ""
 
 
 def options(group: str, search: Sequence[Path] = ()) -> list[str]:
@@ -204,7 +194,9 @@ def _check_choices(command: str, parsed: Sequence[Any], search: Sequence[Path]) 
             continue
         if option is None or override.is_add() or override.is_delete():
             some = "OPTION" if option is None else option
-            raise ConfigError(f"{override.input_line!r}: a choice is neither added nor taken away. Type {group}={some}, or leave it out.")
+            raise ConfigError(
+                f"{override.input_line!r}: a choice is neither added nor taken away. Type {group}={some}, or leave it out."
+            )
         if "defaults:" not in (conf_dir() / f"{command}.yaml").read_text():
             raise ConfigError(f"{override.input_line!r}: {command} takes its {group} from the checkpoint. Leave {group}= out.")
         given = list(option.list) if override.is_choice_sweep() else [option]
@@ -298,7 +290,7 @@ def conform_value(value: Any, like: Any, path: str) -> Any:
     if hint in (str, str | None) and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)  # id=5
     if hint is not None and not matches(value, hint) and not (value is None and like is None):
-        raise ConfigError(f"{path}={show(value)}: {key} takes {describe(hint)}, not {_kind(value)}.")
+        raise ConfigError(f"{path}={show(value)}: {key} takes {describe(hint)}, not {kind(value)}.")
     if not (value is None or like is None or like in ("auto", "full") or hint is not None):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         share = key.startswith("limit_")  # of the batches where it is 0.5, their number where it is 2
@@ -310,158 +302,19 @@ def conform_value(value: Any, like: Any, path: str) -> Any:
         if isinstance(like, list) and fits and any(isinstance(one, int | float) for one in like):
             fits = all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
         if not fits:
-            takes = "a list of numbers" if isinstance(value, list) and isinstance(like, list) else _kind(like)
-            raise ConfigError(f"{path}={show(value)}: {key} takes {takes}, not {_kind(value) if takes == _kind(like) else 'other values'}. The default is {show(like)}.")
+            takes = "a list of numbers" if isinstance(value, list) and isinstance(like, list) else kind(like)
+            raise ConfigError(
+                f"{path}={show(value)}: {key} takes {takes}, not {kind(value) if takes == kind(like) else 'other values'}. The default is {show(like)}."
+            )
     check_range(path, value, like)
     return value
 
 
-def _kind(value: Any) -> str:
-    names = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a word",
-        list: "a list",
-        dict: "a group of keys",
-        type(None): "null",
-    }
-    return names.get(type(value), type(value).__name__)
-
-
-# --- after torch is imported: the user's own yaml against the signatures it names ---------------------------------------------------------------
-
-
-def locate(target: str) -> Callable[..., Any]:
-    """The class or function named by `_target_`; ConfigError for a package outside ALLOWED_PACKAGES or a name that does not exist."""
-    package = target.partition(".")[0]
-    if package not in ALLOWED_PACKAGES:
-        raise ConfigError(
-            f"_target_={target}: code outside {', '.join(ALLOWED_PACKAGES)} is not called. Name something in one of these packages."
-        )
-    module_name, _, name = target.rpartition(".")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name == "timm":
-            raise ConfigError(
-                f'_target_={target} needs timm, which is not installed. Type: pip install "imgrec[timm]"'
-            ) from error
-        raise ConfigError(f"_target_={target}: {error}.") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ConfigError(f"_target_={target}: {module_name} has no {name}.{did_you_mean(name, dir(module))}")
-    return typing.cast(Callable[..., Any], found)
-
-
-def build(node: Node, **extra: Any) -> Any:
-    """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` give the function back with these filled in."""
-    target = locate(node["_target_"])
-    settings = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")} | extra
-    return partial(target, **settings) if node.get("_partial_", False) else target(**settings)
-
-
-@cache
-def parameters(target: Callable[..., Any]) -> dict[str, Any]:
-    """Name to type of what a target takes by name; where it passes **keywords on, those of its parents too."""
-    if not inspect.isclass(target):
-        owners: list[Callable[..., Any]] = [target]
-    else:
-        owners = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
-    found: dict[str, Any] = {}
-    for function in owners:
-        signature = inspect.signature(function)
-        try:
-            hints = typing.get_type_hints(function)
-        except (NameError, TypeError):  # a library's annotation that exists for its type checker only
-            hints = {}
-        for name, parameter in signature.parameters.items():
-            if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(name, hints.get(name, Any))
-        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
-            break
-    return found
-
-
-def check_signatures(run: RunConfig) -> None:
-    """Every node's keys and value types against the signature of its `_target_`; ConfigError names the first that does not fit."""
-    for name, node in run.to_dict().items():
-        if isinstance(node, dict) and "_target_" in node:
-            known = parameters(locate(node["_target_"]))
-            for key, value in node.items():
-                if key in ("_target_", "_partial_") or (name, key, value) == (
-                    "model",
-                    "num_classes",
-                    None,
-                ):  # counted when the data is read
-                    continue
-                if key not in known:
-                    raise ConfigError(
-                        f"{name}.{key}={show(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"
-                    )
-                if not matches(value, known[key]):
-                    raise ConfigError(f"{name}.{key}={show(value)}: {key} takes {describe(known[key])}, not {_kind(value)}.")
-
-
-def matches(value: Any, hint: Any) -> bool:
-    """Does a value of plain data fit an annotation? Whole numbers pass for float, lists for tuples; what is not plain data in it is not judged."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint in (Any, inspect.Parameter.empty) or isinstance(hint, str | typing.TypeVar):
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(matches(value, arg) for arg in args)
-    if origin is Literal:
-        return value in args and type(value) in {type(arg) for arg in args}
-    if hint in (None, type(None)):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str, dict, list):
-        return isinstance(value, hint)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        return (
-            all(matches(v, args[0]) for v in value)
-            if args[-1] is ...
-            else len(value) == len(args) and all(map(matches, value, args))
-        )
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        return isinstance(value, list | tuple) and all(matches(v, args[0]) for v in value)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, dict)
-    return False
-
-
-def settings(kind: type[Settings], tree: Node) -> Settings:
-    """The dataclass `kind` from the keys of a composed tree; ConfigError for a value that its annotation does not allow."""
-    for key, hint in typing.get_type_hints(kind).items():
+def settings(cls: type[Settings], tree: Node) -> Settings:
+    """The dataclass `cls` from the keys of a composed tree; ConfigError for a value that its annotation does not allow."""
+    for key, hint in typing.get_type_hints(cls).items():
         if not matches(tree[key], hint):
             words = [str(word) for word in typing.get_args(hint)]
             near = did_you_mean(tree[key], words) if isinstance(tree[key], str) else ""
             raise ConfigError(f"{key}={show(tree[key])}: {key} takes {describe(hint)}.{near}")
-    return kind(**tree)
-
-
-def describe(hint: Any) -> str:
-    """An annotation in words: 'a whole number or full'."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    words = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "a word",
-        type(None): "null",
-        dict: "a group of keys",
-    }
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe(arg) for arg in args)
-    if origin is Literal:
-        return ", ".join(map(str, args[:-1])) + (f" or {args[-1]}" if len(args) > 1 else str(args[0]))
-    if origin is tuple and args[-1] is not ...:
-        return f"a list of {len(args)} values"
-    if origin in (list, tuple):
-        return f"a list of {describe(args[0])}s" if args[0] in words else "a list"
-    return words.get(hint, "a group of keys" if origin is dict else getattr(hint, "__name__", str(hint)))
+    return cls(**tree)

@@ -56,7 +56,9 @@ def _pairs(report: Report, names: list[str]) -> Any:
     found.add_column("images", justify="right")
     found.add_column("of its class", justify="right")
     for true, taken in pairs:
-        found.add_row(Text(names[true]), Text(names[taken]), str(matrix[true, taken]), f"{matrix[true, taken] / support[true]:.1%}")
+        found.add_row(
+            Text(names[true]), Text(names[taken]), str(matrix[true, taken]), f"{matrix[true, taken] / support[true]:.1%}"
+        )
     return Group(Text("most frequent confusions", style="bold"), found)
 
 

@@ -1,5 +1,8 @@
 """What imgrec says to its user: one line with what was given, what was found and what to type; the process ends with exit code 2."""
 
+from collections.abc import Sequence
+from difflib import get_close_matches
+
 
 class ImgrecError(Exception):
     """Base of the errors that are the user's to mend: the command line shows the message without a traceback."""
@@ -15,3 +18,9 @@ class DataError(ImgrecError):
 
 class CheckpointError(ImgrecError):
     """A checkpoint that cannot be loaded."""
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """' Did you mean lr?' or nothing: the nearest known word, in a sentence that can follow another."""
+    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""

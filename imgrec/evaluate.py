@@ -94,7 +94,9 @@ def _evaluate(query: Query, file: Path, out: Path, plot: Path | None) -> int:
     images, counts = pictures(stored, split=query.split, folder=query.folder, changes=query.data)
     what = f"folder {show(query.folder)}" if query.folder else f"{query.split} split"
     where = f"{recognizer.device}, precision {recognizer.precision}"
-    screen.say(f"{file} (epoch {stored.checkpoint['epoch'] + 1}) on the {what}: {len(images):,} image{'s' * (len(images) != 1)}; {where}")
+    screen.say(
+        f"{file} (epoch {stored.checkpoint['epoch'] + 1}) on the {what}: {len(images):,} image{'s' * (len(images) != 1)}; {where}"
+    )
     start = time.perf_counter()
     with screen.bar() as bar:
         task = bar.add_task("images", total=len(images), note="")
@@ -117,7 +119,9 @@ def _evaluate(query: Query, file: Path, out: Path, plot: Path | None) -> int:
         left = "image could not be read and is" if len(bad) == 1 else "images could not be read and are"
         screen.say(f"{len(bad):,} {left} left out: {first}", style="yellow")
     if counts is None and stored.run.loss.get("class_weights") == "balanced":
-        screen.say("The loss counts every image alike: class weights follow the training counts, which are not read for a folder.")
+        screen.say(
+            "The loss counts every image alike: class weights follow the training counts, which are not read for a folder."
+        )
     content = {
         "imgrec": "evaluate",
         "checkpoint": str(file),
@@ -145,23 +149,25 @@ def pictures(stored: "Stored", *, split: Split, folder: str | None, changes: con
     """
     import torch
 
+    from imgrec.annotations import describe, matches
     from imgrec.data.folder import ImageFolder, folder_split
+    from imgrec.target import build, locate, parameters
 
     changes = {key: value for key, value in changes.items() if value is not None}
-    takes = config.parameters(ImageFolder if folder is not None else config.locate(stored.run.data["_target_"]))
+    takes = parameters(ImageFolder if folder is not None else locate(stored.run.data["_target_"]))
     name = stored.run.data["_target_"].rpartition(".")[2]
     for key, value in changes.items():
         if folder is not None and key != "on_bad_image_eval":
             raise ConfigError(f"data.{key}={value} has no effect beside folder={folder}. Leave one of them out.")
         if key not in takes:
             raise ConfigError(f"data.{key}={value} has no effect: the run's data, {name}, has no such key. Leave it out.")
-        if not config.matches(value, takes[key]):
-            raise ConfigError(f"data.{key}={value}: {key} takes {config.describe(takes[key])}.")
+        if not matches(value, takes[key]):
+            raise ConfigError(f"data.{key}={value}: {key} takes {describe(takes[key])}.")
     if folder is not None:
         bad = cast("BadImage", ({"on_bad_image_eval": "refuse"} | stored.run.data | changes)["on_bad_image_eval"])
         preprocessing = cast("Preprocessing", stored.preprocessing)
         return folder_split(folder, stored.classes, preprocessing, on_bad_image=bad, on_bad_image_eval=bad), None
-    data = config.build(stored.run.data, **changes)
+    data = build(stored.run.data, **changes)
     data.num_classes = None  # compared by name below, not by number
     data.setup()
     if data.classes != stored.classes:
@@ -172,7 +178,9 @@ def pictures(stored: "Stored", *, split: Split, folder: str | None, changes: con
 def _other_classes(stored: "Stored", found: tuple[str, ...], name: str) -> str:
     where = stored.run.data.get("root", name)
     new, gone = sorted(set(found) - set(stored.classes)), sorted(set(stored.classes) - set(found))
-    parts = [f"{what} {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for what, names in (("new:", new), ("gone:", gone)) if names]
+    parts = [
+        f"{what} {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for what, names in (("new:", new), ("gone:", gone)) if names
+    ]
     return (
         f"{where} has {len(found)} classes now, but the checkpoint was trained on {len(stored.classes)} "
         f"({'; '.join(parts) or 'in another order'}). Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*."

@@ -68,7 +68,9 @@ def _walk(folder: str) -> Iterator[str]:
 def check_out(key: str, path: Path, suffixes: Sequence[str], *, ours: Callable[[Path], bool], overwrite: bool) -> None:
     """ConfigError unless `path` can be written: its ending, its folder (which is made), and no file of someone else's there."""
     if path.suffix not in suffixes:
-        raise ConfigError(f"{key}={path}: the name must end in {' or '.join(suffixes)}. Set {key}={path.with_suffix(suffixes[0])}.")
+        raise ConfigError(
+            f"{key}={path}: the name must end in {' or '.join(suffixes)}. Set {key}={path.with_suffix(suffixes[0])}."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

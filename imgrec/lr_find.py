@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.config import RunConfig, build, check_signatures, compose, run_config
+from imgrec.config import RunConfig, compose, run_config
 from imgrec.errors import ConfigError
+from imgrec.target import build, check_signatures
 
 if TYPE_CHECKING:
     from imgrec.screen import Screen

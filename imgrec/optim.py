@@ -81,7 +81,7 @@ def build_optimizer(
     groups = parameter_groups(
         net, lr=node["lr"], weight_decay=node.get("weight_decay"), decay_on=decay_on, layer_decay=layer_decay, layers=layers
     )
-    from imgrec.config import build
+    from imgrec.target import build
 
     optimizer = build({**node, "_partial_": True})(groups)
     assert isinstance(optimizer, Optimizer)

@@ -88,7 +88,9 @@ def _predict(query: Query, ckpt: str, files: list[str], out: Path) -> int:
     bad = [row for row in rows if row["error"]]
     if len(bad) == len(rows):
         first = f"{show(bad[0]['path'])} {bad[0]['error']}"
-        raise DataError(f"none of {len(rows):,} file{'s' * (len(rows) != 1)} could be read: {first} {out} has the reason for each. Name image files.")
+        raise DataError(
+            f"none of {len(rows):,} file{'s' * (len(rows) != 1)} could be read: {first} {out} has the reason for each. Name image files."
+        )
     return 0
 
 
@@ -118,7 +120,9 @@ def _say(screen: "Screen", rows: list[tables.Row], top_k: int, out: Path, second
     bad = sum(row["error"] is not None for row in rows)
     unread = f"; {bad:,} of them could not be read, the column 'error' says why" if bad else ""
     pace = f" ({len(rows) / seconds:,.0f} a second)" if len(rows) > MOST_SHOWN else ""
-    screen.say(f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {show(str(out))}{unread}", style="yellow" if bad else None)
+    screen.say(
+        f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {show(str(out))}{unread}", style="yellow" if bad else None
+    )
 
 
 def _parent(paths: list[str]) -> str:

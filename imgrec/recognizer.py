@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from imgrec.checkpoint import Stored
 from imgrec.classifier import Classifier
-from imgrec.config import Node, build
+from imgrec.config import Node
 from imgrec.data.decode import Preprocessing, fit, from_pil, load_image
 from imgrec.data.folder import Names
 from imgrec.data.loader import start_worker, workers
@@ -23,6 +23,7 @@ from imgrec.data.stored import to_channels
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.losses import Loss
 from imgrec.metrics import Report
+from imgrec.target import build
 from imgrec.trainer import Precision, build_network
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -145,7 +146,9 @@ class Recognizer:
                 yield
         except torch.OutOfMemoryError as error:
             less = f"Set batch_size={batch_size // 2}." if batch_size > 1 else "Set device=cpu."
-            raise ConfigError(f"batch_size={batch_size}: so many images do not fit in the memory of {self.device}. {less}") from error
+            raise ConfigError(
+                f"batch_size={batch_size}: so many images do not fit in the memory of {self.device}. {less}"
+            ) from error
 
     def _fitted(self, picture: Picture) -> Tensor:
         """uint8 [C, S, S] of any picture."""

@@ -140,7 +140,9 @@ def check_range(path: str, value: Any, default: Any) -> None:
             example = "" if default is None or default == value else f" The default is {show(default)}."
             raise ConfigError(f"{path}={show(value)}: {key} must be {RANGES[key]}.{example}")
         if key.startswith("limit_") and isinstance(one, float) and one > 1:
-            raise ConfigError(f"{path}={show(value)}: {key} is a share up to 1.0 or a whole number of batches. Set {path}={round(one)}.")
+            raise ConfigError(
+                f"{path}={show(value)}: {key} is a share up to 1.0 or a whole number of batches. Set {path}={round(one)}."
+            )
 
 
 def show(value: Any) -> str:
@@ -161,7 +163,10 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
     "augment.elastic_sigma": (lambda t: t["augment"].get("elastic_alpha"), "augment=elastic or augment.elastic_alpha=30"),
     "augment.crop_ratio": (lambda t: t["augment"].get("crop_scale") is not None, "augment.crop_scale=[0.35,1.0]"),
     "augment.fill": (
-        lambda t: any(t["augment"].get(key) for key in ("crop_padding", "rotation", "shift", "shear", "zoom", "perspective", "elastic_alpha")),
+        lambda t: any(
+            t["augment"].get(key)
+            for key in ("crop_padding", "rotation", "shift", "shear", "zoom", "perspective", "elastic_alpha")
+        ),
         "augment=affine or another that moves pixels",
     ),
     "data.crop_share": (lambda t: t["data"].get("resize") == "crop", "data.resize=crop"),
@@ -175,7 +180,10 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
         lambda t: t["trainer"].get("early_stopping_patience") < t["epochs"],
         "fewer than epochs, or more epochs",
     ),
-    "finetune.freeze_epochs": (lambda t: not t["finetune"]["freeze_epochs"] or t["weights"], "weights=DEFAULT or weights=RUN_FOLDER too"),
+    "finetune.freeze_epochs": (
+        lambda t: not t["finetune"]["freeze_epochs"] or t["weights"],
+        "weights=DEFAULT or weights=RUN_FOLDER too",
+    ),
 }
 
 

@@ -136,7 +136,9 @@ def choose(run: RunConfig) -> RunDir:
     """
     for key, value in (("name", run.name), ("id", run.id)):
         if value is not None and (value in ("", ".", "..") or "/" in value):
-            raise ConfigError(f"{key}={value} is no name for a folder. Type {key}=WORD without a slash; runs_dir=FOLDER says where runs are kept.")
+            raise ConfigError(
+                f"{key}={value} is no name for a folder. Type {key}=WORD without a slash; runs_dir=FOLDER says where runs are kept."
+            )
     parent = Path(run.runs_dir) / run.name
     given = run.id or os.environ.get("SLURM_JOB_ID")
     if given:

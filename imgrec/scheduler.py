@@ -185,7 +185,7 @@ def lightning_schedulers(
 
     Steps are optimizer steps (after accumulation). Their states are plain numbers; on resume the config gives the functions.
     """
-    from imgrec.config import build
+    from imgrec.target import build
 
     schedule = build(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     # A float16 scaler may skip the first optimizer step, and torch would warn about the order of calls; Lightning keeps it.

@@ -27,8 +27,14 @@ class Screen:
     def say(self, what: Any = "", style: str | None = None) -> None:
         """Print a line or a rich table; lines are never wrapped."""
         for console in (self.console, self.log):
-            if console is not None:
+            if console is None:
+                continue
+            if isinstance(what, str) or console.is_terminal:
                 console.print(what, style=style, soft_wrap=isinstance(what, str), markup=False)
+            else:  # a table pads its rows: fine on a terminal, noise in a file
+                with console.capture() as drawn:
+                    console.print(what, style=style, markup=False)
+                console.print("\n".join(line.rstrip() for line in drawn.get().splitlines()), soft_wrap=True, markup=False)
 
     def close(self) -> None:
         if self._file is not None:

@@ -42,7 +42,6 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", known)
 
 
-
 def opening(
     run: RunConfig,
     folder: RunDir,

@@ -33,7 +33,9 @@ def check_parquet(path: Path) -> None:
     """ConfigError where a .parquet is asked for and pyarrow is not installed."""
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         other = path.with_suffix(".csv")
-        raise ConfigError(f'out={path} needs pyarrow, which is not installed. Type: pip install "imgrec[parquet]", or set out={other}.')
+        raise ConfigError(
+            f'out={path} needs pyarrow, which is not installed. Type: pip install "imgrec[parquet]", or set out={other}.'
+        )
 
 
 def write(path: Path, rows: Sequence[Row], *, top_k: int) -> None:

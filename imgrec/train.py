@@ -7,8 +7,9 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from imgrec.config import RunConfig, check_signatures
+from imgrec.config import RunConfig
 from imgrec.errors import ImgrecError
+from imgrec.target import check_signatures
 
 if TYPE_CHECKING:
     from imgrec.rundir import RunDir
@@ -48,7 +49,7 @@ def _train(run: RunConfig, folder: "RunDir", screen: "Screen") -> dict[str, Any]
     from imgrec import story
     from imgrec.callbacks import observers
     from imgrec.checkpoint import CheckpointIO, card, latest
-    from imgrec.config import build
+    from imgrec.target import build
     from imgrec.trainer import accumulate, build_classifier, build_logger, build_trainer, guards, settings
 
     check_signatures(run)

@@ -13,7 +13,7 @@ from pytorch_lightning.loggers.logger import Logger
 from torch import nn
 
 from imgrec.classifier import Classifier
-from imgrec.config import Node, RunConfig, build, locate, parameters
+from imgrec.config import Node, RunConfig
 from imgrec.data.augment import Augment
 from imgrec.data.module import ImageData
 from imgrec.data.order import BatchPlan
@@ -22,6 +22,7 @@ from imgrec.errors import ConfigError
 from imgrec.models.summary import ModelSize, describe
 from imgrec.optim import build_optimizer
 from imgrec.scheduler import lightning_schedulers
+from imgrec.target import build, locate, parameters
 from imgrec.transfer import layers, load_weights
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
@@ -80,8 +81,12 @@ def build_trainer(
             f"trainer.accelerator={accelerator} trainer.devices={devices} trainer.strategy={strategy} cannot be had: {str(error).strip().splitlines()[0]} "
             f"Found: {gpus} CUDA devices. Set trainer.accelerator=auto trainer.devices=auto."
         ) from error
-    if precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":  # Lightning would compute in bfloat16 and say so in a warning
-        raise ConfigError("trainer.precision=16-mixed needs a GPU, but this run is on the CPU. Set trainer.precision=bf16-mixed or trainer.precision=32.")
+    if (
+        precision == "16-mixed" and trainer.strategy.root_device.type == "cpu"
+    ):  # Lightning would compute in bfloat16 and say so in a warning
+        raise ConfigError(
+            "trainer.precision=16-mixed needs a GPU, but this run is on the CPU. Set trainer.precision=bf16-mixed or trainer.precision=32."
+        )
     return trainer
 
 

@@ -89,7 +89,7 @@ def layers(net: nn.Module, num_classes: int) -> list[list[str]]:
     first = {name for name, _ in net.named_parameters(recurse=False)}
     last = {f"{head}.{name}" for name, _ in net.get_submodule(head).named_parameters()}
     seen: set[str] = set()
-    unique = dict(net.named_parameters())   # a tensor that is used twice is named once
+    unique = dict(net.named_parameters())  # a tensor that is used twice is named once
     for block, opens in _blocks("", net, whole):
         names = [name for name in block if name in unique and name not in first | last | seen]
         seen.update(names)
@@ -144,7 +144,7 @@ def unfreeze(net: nn.Module) -> None:
             module.train(net.training)
 
 
-_FROZEN = "_imgrec_frozen"   # on the network: names of the parameters that freeze() switched off
+_FROZEN = "_imgrec_frozen"  # on the network: names of the parameters that freeze() switched off
 
 
 def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
@@ -224,16 +224,17 @@ def _from_torchvision(weights: str, name: str, model: Mapping[str, Any]) -> Sour
     chosen = enum[member]
     file = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(chosen.url))
     try:
-        net = torchvision.models.get_model(name, weights=chosen, progress=False)   # it mends the names in old files
-    except Exception as error:   # no network, a wrong hash, a file cut short, other tensors: four libraries, each with its own
-        raise CheckpointError(f"weights={weights}: {chosen.url} could not be loaded ({_first_line(error)}). "
-                              f"Put that file at {file}.") from error
+        net = torchvision.models.get_model(name, weights=chosen, progress=False)  # it mends the names in old files
+    except Exception as error:  # no network, a wrong hash, a file cut short, other tensors: four libraries, each with its own
+        raise CheckpointError(
+            f"weights={weights}: {chosen.url} could not be loaded ({_first_line(error)}). Put that file at {file}."
+        ) from error
     state = net.state_dict()
     if getattr(net, "transform_input", False):
         _fold_input_transform(net, state)
     state = {key: value for key, value in state.items() if not re.match(r"(aux1|aux2|AuxLogits)\.", key)}
     changes = [f"model.{key}=imagenet" for key in ("stem", "head") if model.get(key) == "small"]
-    if "image_size" in model and model["image_size"] < chosen.meta["min_size"][0]:   # position embeddings
+    if "image_size" in model and model["image_size"] < chosen.meta["min_size"][0]:  # position embeddings
         changes.append(f"data.image_size={chosen.meta['min_size'][0]}")
     hint = f" Set {' '.join(changes)}." if changes else ""
     return Source(f"torchvision's {name} {chosen.name}", state, tuple(chosen.meta["categories"]), hint)
@@ -262,12 +263,14 @@ def _from_timm(model: Mapping[str, Any]) -> Source:
     timm, name = library(), str(model["name"])
     try:
         net = timm.create_model(name, pretrained=True, in_chans=model["channels"], **sizes(name, model["image_size"]))
-    except Exception as error:   # the hub, the network and torch each have their own
+    except Exception as error:  # the hub, the network and torch each have their own
         cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
-        raise CheckpointError(f"weights=DEFAULT: timm's weights for {name} could not be loaded ({_first_line(error)}). "
-                              f"They are looked for on the Hugging Face hub and in {cache}.") from error
+        raise CheckpointError(
+            f"weights=DEFAULT: timm's weights for {name} could not be loaded ({_first_line(error)}). "
+            f"They are looked for on the Hugging Face hub and in {cache}."
+        ) from error
     rows = int(net.num_classes)
-    categories = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]   # ImageNet-1k in the order that timm has too
+    categories = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]  # ImageNet-1k in the order that timm has too
     classes = tuple(categories) if rows == len(categories) else tuple(f"class {i} of {rows}" for i in range(rows))
     return Source(f"timm's {name}", net.state_dict(), classes, "")
 

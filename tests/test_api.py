@@ -26,7 +26,9 @@ def gray(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory):
-    return imgrec.load(save_run(tmp_path_factory.mktemp("colour"), *RGB, "data.resize=crop", "data.crop_share=0.875"), device="cpu")
+    return imgrec.load(
+        save_run(tmp_path_factory.mktemp("colour"), *RGB, "data.resize=crop", "data.crop_share=0.875"), device="cpu"
+    )
 
 
 def picture(height, width, channels=None, seed=0):
@@ -49,7 +51,15 @@ def test_every_form_of_a_picture_has_the_same_answer(colour, tmp_path):
     pixels = picture(13, 10, 3)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    forms = [str(tmp_path / "a.png"), tmp_path / "a.png", Image.open(tmp_path / "a.png"), Image.fromarray(pixels), pixels, tensor, tensor[None]]
+    forms = [
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+        Image.open(tmp_path / "a.png"),
+        Image.fromarray(pixels),
+        pixels,
+        tensor,
+        tensor[None],
+    ]
     answers = [colour.predict(form, top_k=10) for form in forms]
     assert all(answer == answers[0] for answer in answers)
     first = colour.predict(forms[:6], top_k=10)
@@ -74,7 +84,12 @@ def test_a_very_long_strip_takes_little_memory(colour):
 def test_channels_are_converted(gray, colour):
     shade = picture(8, 8)
     assert colour.predict(shade) == colour.predict(np.stack([shade] * 3, axis=-1))
-    assert gray.predict(shade) == gray.predict(shade[..., None]) == gray.predict(torch.from_numpy(shade)[None]) == gray.predict(Image.fromarray(shade))
+    assert (
+        gray.predict(shade)
+        == gray.predict(shade[..., None])
+        == gray.predict(torch.from_numpy(shade)[None])
+        == gray.predict(Image.fromarray(shade))
+    )
 
 
 def test_an_image_lying_on_its_side_is_turned(gray, tmp_path):
@@ -208,7 +223,9 @@ def test_weights_of_another_network_are_refused(tmp_path):
     checkpoint = torch.load(file, weights_only=True)
     checkpoint["imgrec"]["config"]["model"]["dense"] = 17
     torch.save(checkpoint, file)
-    with pytest.raises(CheckpointError, match=r"its weights do not fit the network of its config .size mismatch for .*Train again") as error:
+    with pytest.raises(
+        CheckpointError, match=r"its weights do not fit the network of its config .size mismatch for .*Train again"
+    ) as error:
         imgrec.load(run)
     assert "\n" not in str(error.value)
     checkpoint["imgrec"]["config"]["model"]["depht"] = 3

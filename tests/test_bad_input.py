@@ -110,7 +110,9 @@ def test_what_the_config_shows_is_refused_before_torch_is_imported(answers, word
 @pytest.mark.parametrize("start", [["-m", "imgrec.train"], ["-m", "imgrec.cli", "train"]])
 def test_a_process_ends_with_code_2_and_one_line(start, tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "IMGREC_DEBUG"}
-    done = subprocess.run([sys.executable, *start, "optim=adma"], capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
+    done = subprocess.run(
+        [sys.executable, *start, "optim=adma"], capture_output=True, text=True, check=False, cwd=tmp_path, env=env
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"imgrec: {SHOWN['train optim=adma']}\n")
     assert list(tmp_path.iterdir()) == []
 

@@ -88,9 +88,23 @@ def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path
     config = load_run(trained).run.to_dict()
     file = rewritten(trained, tmp_path, config={**config, "model": {"_target_": "os.system", "command": "true"}})
     assert refusal(file) == (
-        f"{file}: its config would call os.system (model._target_); only imgrec, torch, torchvision, torchmetrics, timm, "
-        "pytorch_lightning are called. Do not use this file."
+        f"{file}: its config would call os.system as its model; a stored one may call imgrec.models.* or torchvision.models.* or timm.models.*. "
+        "Do not use this file, or if the code is yours: export IMGREC_ALLOW=os"
     )
+    for node, target in (
+        ("data", "torch.hub.load"),
+        ("loss", "torch.utils.collect_env.run"),
+        ("name", "imgrec.models.lenet.LeNet"),
+    ):
+        file = rewritten(trained, tmp_path, config={**config, node: {"_target_": target}})
+        assert f"would call {target} as its {node}; " in refusal(file)
+
+
+def test_your_own_package_is_called_when_you_say_so(trained, tmp_path, monkeypatch):
+    config = load_run(trained).run.to_dict()
+    file = rewritten(trained, tmp_path, config={**config, "model": config["model"] | {"_target_": "mine.Net"}})
+    monkeypatch.setenv("IMGREC_ALLOW", "other, mine")
+    assert load_run(file).run.model["_target_"] == "mine.Net"
     for change in ({"config": None}, {"config": {}}, {"classes": None}, {"preprocessing": None}):
         file = rewritten(trained, tmp_path, **change)
         key = next(iter(change)) if change != {"config": {}} else "name"
@@ -105,7 +119,9 @@ def test_a_truncated_checkpoint_is_refused_wherever_it_ends(trained, tmp_path_fa
     assert refusal(file).startswith(str(file))
 
 
-@pytest.mark.parametrize("command", [["evaluate", "ckpt={}"], ["predict", "ckpt={}", "files={}"], ["train", *SMALL, "weights={}"]])
+@pytest.mark.parametrize(
+    "command", [["evaluate", "ckpt={}"], ["predict", "ckpt={}", "files={}"], ["train", *SMALL, "weights={}"]]
+)
 def test_every_command_that_takes_a_checkpoint_refuses_half_of_one(trained, tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
     content = (trained / "checkpoints/last.ckpt").read_bytes()
@@ -197,7 +213,9 @@ def small_disk(tmp_path):
     """A file system of 8 MB, where this process may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
     yield folder

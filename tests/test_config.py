@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgrec import config
-from imgrec.config import compose, conf_dir, describe, did_you_mean, load, matches, options, parameters, run_config
-from imgrec.errors import ConfigError
+from imgrec.annotations import describe, matches
+from imgrec.config import compose, conf_dir, load, options, run_config
+from imgrec.errors import ConfigError, did_you_mean
 from imgrec.rules import NEEDS, RANGES, check_range, show
+from imgrec.target import parameters
 
 # Ranges
 
@@ -33,7 +35,9 @@ def numbers() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("path", "default"), sorted(numbers().items()), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("path", "default"), sorted(numbers().items()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_every_number_has_a_range_that_its_default_keeps(path, default):
     key = path.rpartition(".")[2]
     limits = RANGES[key]
@@ -50,7 +54,16 @@ def test_every_number_has_a_range_that_its_default_keeps(path, default):
 
 def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
     written = {path.rpartition(".")[2] for path in numbers()}
-    others = {"num_classes", "num_workers", "max_minutes", "crop_scale", "crop_padding", "elastic_alpha", "depth", "devices"}  # null or chosen by size
+    others = {
+        "num_classes",
+        "num_workers",
+        "max_minutes",
+        "crop_scale",
+        "crop_padding",
+        "elastic_alpha",
+        "depth",
+        "devices",
+    }  # null or chosen by size
     assert RANGES.keys() - written <= others
     trees = [compose("train", [f"optim={option}"]) for option in ("momentum", "nesterov")]
     known = {key for tree in trees for key in config._keys(tree)}
@@ -77,7 +90,11 @@ def test_needs_are_met_by_what_the_sentence_says():
 
 def test_values_take_the_type_of_the_default():
     run = load("train", ["optim.lr=1", "id=7", "trainer.precision=32", "optim.betas=[0,0.5]"])
-    assert [(value, type(value)) for value in (run.optim["lr"], run.id, run.trainer["precision"])] == [(1.0, float), ("7", str), ("32", str)]
+    assert [(value, type(value)) for value in (run.optim["lr"], run.id, run.trainer["precision"])] == [
+        (1.0, float),
+        ("7", str),
+        ("32", str),
+    ]
 
 
 def test_the_last_of_two_values_wins_and_choices_come_before_values():

@@ -17,14 +17,31 @@ from imgrec.confusion import draw, table
 from imgrec.data.folder import image_files
 from imgrec.metrics import report
 from imgrec.predict import load
+from imgrec.target import build
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A trained run whose best checkpoint holds averaged weights, with class weights in the loss."""
     root = tmp_path_factory.mktemp("runs")
-    words = [f"runs_dir={root}", "name=run", "id=one", "data=digits", "model=simple_cnn", "model.widths=[8,16]", "model.dense=32", "epochs=2"]
-    words += ["optim.lr=0.01", "trainer.ema_decay=0.9", "loss.class_weights=balanced", "logger=none", "trainer.accelerator=cpu", "trainer.devices=1"]
+    words = [
+        f"runs_dir={root}",
+        "name=run",
+        "id=one",
+        "data=digits",
+        "model=simple_cnn",
+        "model.widths=[8,16]",
+        "model.dense=32",
+        "epochs=2",
+    ]
+    words += [
+        "optim.lr=0.01",
+        "trainer.ema_decay=0.9",
+        "loss.class_weights=balanced",
+        "logger=none",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+    ]
     imgrec.train(config.load("train", words), quiet=True)
     return root / "run" / "one"
 
@@ -34,7 +51,7 @@ def pngs(run, tmp_path_factory):
     """The images of the run's test split as files FOLDER/CLASS/*.png; class 7 has none."""
     root = tmp_path_factory.mktemp("pngs")
     stored = load(run).stored
-    data = config.build(stored.run.data)
+    data = build(stored.run.data)
     data.setup()
     images = data.split("test")
     for number, (image, label) in enumerate(zip(images.images[:, 0].numpy(), images.labels, strict=True)):
@@ -97,10 +114,14 @@ def test_figures_equal_sklearns_on_what_predict_says(run, pngs, tmp_path):
     assert np.array_equal(found["confusion"], confusion_matrix(true, predicted, labels=names))
     theirs = classification_report(true, predicted, labels=names, output_dict=True, zero_division=0)
     for row in found["per_class"]:
-        assert [row["precision"], row["recall"], row["f1"], row["support"]] == pytest.approx(list(theirs[row["name"]].values()), abs=1e-12)
+        assert [row["precision"], row["recall"], row["f1"], row["support"]] == pytest.approx(
+            list(theirs[row["name"]].values()), abs=1e-12
+        )
     assert found["accuracy"] == pytest.approx(np.mean(np.array(true) == predicted), abs=1e-12)
     chances = [dict(answer.top)[name] for answer, name in zip(answers, true, strict=True)]
-    assert found["loss"] == pytest.approx(-np.log(chances).mean(), rel=1e-5)  # every image alike, though the run's loss is weighted
+    assert found["loss"] == pytest.approx(
+        -np.log(chances).mean(), rel=1e-5
+    )  # every image alike, though the run's loss is weighted
     top5 = [name in [one for one, _ in answer.top[:5]] for answer, name in zip(answers, true, strict=True)]
     assert found["top5"] == np.mean(top5)
 
@@ -150,14 +171,29 @@ def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
     ("words", "sentence"),
     [
         ([], "ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file."),
-        (["ckpt=nowhere"], "nowhere: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID."),
+        (
+            ["ckpt=nowhere"],
+            "nowhere: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID.",
+        ),
         (["ckpt={run}", "split=tset"], "split=tset: split takes test, val or train. Did you mean test?"),
         (["ckpt={run}", "folder={tmp}/none"], "folder={tmp}/none is no folder. Name a folder that holds CLASS/*.jpg."),
-        (["ckpt={run}", "folder={tmp}"], "{tmp} has the class zero, which train lacks (0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Rename the folder, or add the class to train."),
-        (["ckpt={run}", "data.root={tmp}"], "data.root={tmp} has no effect: the run's data, Digits, has no such key. Leave it out."),
+        (
+            ["ckpt={run}", "folder={tmp}"],
+            "{tmp} has the class zero, which train lacks (0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Rename the folder, or add the class to train.",
+        ),
+        (
+            ["ckpt={run}", "data.root={tmp}"],
+            "data.root={tmp} has no effect: the run's data, Digits, has no such key. Leave it out.",
+        ),
         (["ckpt={run}", "folder={tmp}", "data.root=x"], "data.root=x has no effect beside folder={tmp}. Leave one of them out."),
-        (["ckpt={run}", "folder={tmp}", "data.on_bad_image_eval=drop"], "data.on_bad_image_eval=drop: on_bad_image_eval takes refuse or skip."),
-        (["ckpt={run}", "out={tmp}/notes.json"], "out={tmp}/notes.json exists, and imgrec did not write it. Set out=ANOTHER, or overwrite=true."),
+        (
+            ["ckpt={run}", "folder={tmp}", "data.on_bad_image_eval=drop"],
+            "data.on_bad_image_eval=drop: on_bad_image_eval takes refuse or skip.",
+        ),
+        (
+            ["ckpt={run}", "out={tmp}/notes.json"],
+            "out={tmp}/notes.json exists, and imgrec did not write it. Set out=ANOTHER, or overwrite=true.",
+        ),
         (["ckpt={run}", "out={tmp}/x.txt"], "out={tmp}/x.txt: the name must end in .json. Set out={tmp}/x.json."),
         (["ckpt={run}", "plot={tmp}/x.jpg"], "plot={tmp}/x.jpg: the name must end in .png. Set plot={tmp}/x.png."),
         (["ckpt={run}", "model=vgg"], "'model=vgg': evaluate takes its model from the checkpoint. Leave model= out."),
@@ -176,7 +212,14 @@ def test_a_data_folder_with_other_classes_is_refused(tmp_path, capsys):
     for name in ("train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "val/dog/1.png"):
         (tmp_path / "data" / name).parent.mkdir(parents=True)
         Image.new("L", (8, 8), 9).save(tmp_path / "data" / name)
-    data = ("data=imagefolder", f"data.root={tmp_path}/data", "data.image_size=8", "data.channels=1", "data.mean=[0]", "data.std=[1]")
+    data = (
+        "data=imagefolder",
+        f"data.root={tmp_path}/data",
+        "data.image_size=8",
+        "data.channels=1",
+        "data.mean=[0]",
+        "data.std=[1]",
+    )
     run = save_run(tmp_path / "run", *data, classes=("cat", "dog"))
     assert evaluate(f"ckpt={run}") == 0
     (tmp_path / "data" / "train" / "dog").rename(tmp_path / "data" / "train" / "wolf")
@@ -207,7 +250,9 @@ def test_the_matrix_on_a_terminal_holds_every_count():
     found = made_report(12)
     lines = printed(table(found, width=100, most=20), 100)
     assert len(lines) == 2 + 12
-    cells = [[0 if cell == "." else int(cell) for cell in line.split()[4:]] for line in lines[2:]]  # "3 class number 3" stands before
+    cells = [
+        [0 if cell == "." else int(cell) for cell in line.split()[4:]] for line in lines[2:]
+    ]  # "3 class number 3" stands before
     assert cells == found.confusion
     assert max(map(len, lines)) <= 100
 

@@ -12,9 +12,10 @@ from torchvision import datasets
 
 import imgrec
 from imgrec.checkpoint import load_run
-from imgrec.config import compose, conf_dir, groups, load, locate, options, parameters
+from imgrec.config import compose, conf_dir, groups, load, options
 from imgrec.data.folder import ImageFolder
 from imgrec.help import documented, option_keys
+from imgrec.target import locate, parameters
 
 FILES = sorted(conf_dir().rglob("*.yaml"))
 CHOICES = [group for group in groups() if group != "experiment"]

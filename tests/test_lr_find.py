@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imgrec import cli
-from imgrec.config import RunConfig, build, load
+from imgrec.config import RunConfig, load
 from imgrec.errors import ConfigError
 from imgrec.lr_find import Curve, has_diverged, main, next_command, range_test, rising, smooth, suggest
+from imgrec.target import build
 
 DIGITS = [
     "data=digits", "model=simple_cnn", "model.widths=[4]", "model.dense=16", "model.dense_dropout=0", "optim=sgd", "logger=none",
@@ -143,7 +144,10 @@ def test_command_says_the_rate_and_writes_nothing_but_the_picture(
     assert 1e-4 < float(rate) < 1000
     assert "(steepest descent; the loss was lowest at " in said[0]
     assert " and diverged at " in said[0]
-    assert said[0].splitlines()[-1].strip() == f"python -m imgrec.train {' '.join(repr(w) if '[' in w else w for w in DIGITS)} optim.lr={rate}"
+    assert (
+        said[0].splitlines()[-1].strip()
+        == f"python -m imgrec.train {' '.join(repr(w) if '[' in w else w for w in DIGITS)} optim.lr={rate}"
+    )
 
 
 def test_next_command_keeps_the_choices() -> None:

@@ -50,7 +50,7 @@ def assert_same_outputs(ours, theirs, images):
         theirs.train(training)
         results = []
         for net in (ours, theirs):
-            torch.manual_seed(7)   # dropout
+            torch.manual_seed(7)  # dropout
             results.append(net(images))
         torch.testing.assert_close(*results, rtol=0, atol=0)
         assert results[0].std() > 0
@@ -76,7 +76,7 @@ def test_vgg_gives_torchvisions_outputs(depth, batch_norm):
             torchvision.models.get_model(f"vgg{depth}{'_bn' if batch_norm else ''}", num_classes=10, init_weights=False),
             vgg(depth, batch_norm=batch_norm, head="imagenet"),
         ]
-    theirs, ours = (net.to_empty(device="cpu") for net in nets)   # initial values of 130 million weights would take the time
+    theirs, ours = (net.to_empty(device="cpu") for net in nets)  # initial values of 130 million weights would take the time
     for parameter in theirs.parameters():
         nn.init.uniform_(parameter, -0.05, 0.05)
     for module in theirs.modules():
@@ -111,7 +111,7 @@ def test_vgg_draws_torchvisions_first_weights():
     torch.testing.assert_close(vgg(11, head="imagenet").state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
-PUBLISHED = {   # torchvision's documentation: parameters, and GFLOPS, which are 10^9 multiply-adds
+PUBLISHED = {  # torchvision's documentation: parameters, and GFLOPS, which are 10^9 multiply-adds
     "resnet18": (lambda: resnet(18, num_classes=1000), 11_689_512, 1.814),
     "resnet34": (lambda: resnet(34, num_classes=1000), 21_797_672, 3.664),
     "resnet50": (lambda: resnet(50, num_classes=1000), 25_557_032, 4.089),
@@ -153,7 +153,7 @@ def test_parameters_and_operations_are_the_published_ones(name):
 
 @pytest.mark.parametrize("depth", CIFAR_DEPTHS)
 def test_cifar_family_has_the_papers_parameters(depth):
-    n = (depth - 2) // 6   # section 4.2: 6n + 2 layers of widths 16, 32, 64, shortcuts without parameters; a norm has two each
+    n = (depth - 2) // 6  # section 4.2: 6n + 2 layers of widths 16, 32, 64, shortcuts without parameters; a norm has two each
     convs = 9 * (3 * 16 + 2 * n * 16**2 + 16 * 32 + (2 * n - 1) * 32**2 + 32 * 64 + (2 * n - 1) * 64**2)
     norms = 2 * (16 + 2 * n * (16 + 32 + 64))
     with weightless():
@@ -239,11 +239,18 @@ def test_describe_leaves_the_network_as_it_was():
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("build", "size", "sentence"), [
-    (lambda: from_torchvision("alexnet", 28), 28, "model alexnet cannot take 28x28 images .* Set data.image_size=64 or more."),
-    (lambda: vgg(11, head="imagenet"), 8, "model vgg cannot take 8x8 images .* Set data.image_size=32 or more."),
-    (lambda: build_densenet(121, "imagenet"), 8, "model densenet cannot take 8x8 images .* Set data.image_size=32 or more."),
-])
+@pytest.mark.parametrize(
+    ("build", "size", "sentence"),
+    [
+        (
+            lambda: from_torchvision("alexnet", 28),
+            28,
+            "model alexnet cannot take 28x28 images .* Set data.image_size=64 or more.",
+        ),
+        (lambda: vgg(11, head="imagenet"), 8, "model vgg cannot take 8x8 images .* Set data.image_size=32 or more."),
+        (lambda: build_densenet(121, "imagenet"), 8, "model densenet cannot take 8x8 images .* Set data.image_size=32 or more."),
+    ],
+)
 def test_too_small_images_name_the_size_that_is_enough(build, size, sentence):
     with weightless():
         net = build()
@@ -254,19 +261,24 @@ def test_too_small_images_name_the_size_that_is_enough(build, size, sentence):
     describe(net, channels=3, image_size=enough)
 
 
-@pytest.mark.parametrize(("build", "sentence"), [
-    (lambda: resnet(19), r"model.depth=19 is not one of 20, 32, 44, 56, 110, 18, 34, 50, 101, 152. Set model.depth=20."),
-    (lambda: vgg(12), r"model.depth=12 is not one of 11, 13, 16, 19. Set model.depth=11."),
-    (lambda: build_densenet(120, "small"), r"model.depth=120 is not one of 121, 161, 169, 201. Set model.depth=121."),
-    (lambda: resnet(18, stem="smal"), r"model.stem=smal is not one of imagenet, small. Set model.stem=small."),
-    (lambda: from_torchvision("resnet5", 32), r"model.name=resnet5 .* Did you mean resnet50"),
-    (lambda: from_torchvision("vit_b_16", 100), r"16-pixel patches.* Set data.image_size=96."),
-    (lambda: from_torchvision("maxvit_t", 100), r"maxvit_t cannot take.* Set data.image_size=224."),
-    (lambda: from_timm("vit_tiny_patch16_224", 28), r"vit_tiny_patch16_224 cuts .* Set data.image_size=32."),
-    (lambda: from_timm("resnet_50", 64), r"model.name=resnet_50 .* Did you mean resnet50"),
-    (lambda: LeNet(num_classes=9, channels=3, image_size=8, activation="relu", pool="max"),
-     r"cannot take 8x8 images. Set data.image_size=12"),
-])
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda: resnet(19), r"model.depth=19 is not one of 20, 32, 44, 56, 110, 18, 34, 50, 101, 152. Set model.depth=20."),
+        (lambda: vgg(12), r"model.depth=12 is not one of 11, 13, 16, 19. Set model.depth=11."),
+        (lambda: build_densenet(120, "small"), r"model.depth=120 is not one of 121, 161, 169, 201. Set model.depth=121."),
+        (lambda: resnet(18, stem="smal"), r"model.stem=smal is not one of imagenet, small. Set model.stem=small."),
+        (lambda: from_torchvision("resnet5", 32), r"model.name=resnet5 .* Did you mean resnet50"),
+        (lambda: from_torchvision("vit_b_16", 100), r"16-pixel patches.* Set data.image_size=96."),
+        (lambda: from_torchvision("maxvit_t", 100), r"maxvit_t cannot take.* Set data.image_size=224."),
+        (lambda: from_timm("vit_tiny_patch16_224", 28), r"vit_tiny_patch16_224 cuts .* Set data.image_size=32."),
+        (lambda: from_timm("resnet_50", 64), r"model.name=resnet_50 .* Did you mean resnet50"),
+        (
+            lambda: LeNet(num_classes=9, channels=3, image_size=8, activation="relu", pool="max"),
+            r"cannot take 8x8 images. Set data.image_size=12",
+        ),
+    ],
+)
 def test_what_does_not_exist_is_said_in_one_line(build, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
         build()
@@ -303,7 +315,7 @@ def test_simple_cnn_can_be_the_three_recipes():
         9 * 3 * 32 + 32 + 9 * 32 * 64 + 64 + 9 * 64 * 128 + 128 + flat * 512 + 512 + 2 * 512 + 2
     )
     mnist = simple_cnn(channels=1, image_size=28)
-    assert sum(p.numel() for p in mnist.parameters()) == 225_034   # conv 320 + 18496, dense 204928 + 1290
+    assert sum(p.numel() for p in mnist.parameters()) == 225_034  # conv 320 + 18496, dense 204928 + 1290
     cifar = simple_cnn(padding=["same", "valid"], dense=512, stage_dropout=0.25, dense_dropout=0.5)
     assert sum(p.numel() for p in cifar.parameters()) == 1_250_858
     kinds = [type(m).__name__ for m in cifar.modules() if not list(m.children())]
@@ -340,14 +352,19 @@ def test_listing_says_in_the_row_what_a_network_cannot_take():
     assert "Set data.image_size=64" in row.note
 
 
-@pytest.mark.parametrize(("words", "sentence"), [
-    (["filtr=resnet"],
-     "filtr=resnet: there is no key filtr. Did you mean filter? Known here: source, filter, image_size, num_classes, out.\n"),
-    (["source=tim"], "source=tim: there is no such source. Did you mean timm? There are: imgrec, torchvision, timm, all.\n"),
-    (["image_size=big"], "image_size=big: image_size takes a whole number of 1 or more. The default is the network's own.\n"),
-    (["out=models.txt"], "out=models.txt: the list is written as .json or .csv. Set out=models.json.\n"),
-    (["filter=nothing"], "filter=nothing fits none of source=imgrec. Set source=all, or filter=*resnet*.\n"),
-])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["filtr=resnet"],
+            "filtr=resnet: there is no key filtr. Did you mean filter? Known here: source, filter, image_size, num_classes, out.\n",
+        ),
+        (["source=tim"], "source=tim: there is no such source. Did you mean timm? There are: imgrec, torchvision, timm, all.\n"),
+        (["image_size=big"], "image_size=big: image_size takes a whole number of 1 or more. The default is the network's own.\n"),
+        (["out=models.txt"], "out=models.txt: the list is written as .json or .csv. Set out=models.json.\n"),
+        (["filter=nothing"], "filter=nothing fits none of source=imgrec. Set source=all, or filter=*resnet*.\n"),
+    ],
+)
 def test_listing_refuses_in_one_line(words, sentence, capsys):
     assert main(words) == 2
     assert capsys.readouterr().err == f"imgrec: {sentence}"

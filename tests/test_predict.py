@@ -49,7 +49,12 @@ def bad(tmp_path, images):
     """A folder with a whole image between three files that are none."""
     whole = (images / "b" / "01.jpg").read_bytes()
     (tmp_path / "bad").mkdir()
-    for name, content in (("a_cut.jpg", whole[: len(whole) // 2]), ("b_whole.jpg", whole), ("c_empty.png", b""), ("d_text.png", b"hello")):
+    for name, content in (
+        ("a_cut.jpg", whole[: len(whole) // 2]),
+        ("b_whole.jpg", whole),
+        ("c_empty.png", b""),
+        ("d_text.png", b"hello"),
+    ):
         (tmp_path / "bad" / name).write_bytes(content)
     return tmp_path / "bad"
 
@@ -97,7 +102,9 @@ def test_every_format_holds_the_same(run, images, bad, tmp_path):
     for suffix in ("csv", "json", "parquet"):
         assert predict(f"ckpt={run}", f"files=[{bad},{images}/b]", f"out={tmp_path}/p.{suffix}") == 0
     for row in read_csv(tmp_path / "p.csv"):
-        numbers = {name: float(value) if name.startswith("probability") and value else value or None for name, value in row.items()}
+        numbers = {
+            name: float(value) if name.startswith("probability") and value else value or None for name, value in row.items()
+        }
         found.append(numbers)
     assert json.loads((tmp_path / "p.json").read_text()) == found
     assert pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pylist() == found
@@ -137,7 +144,10 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
         out = tmp_path / f"mine.{suffix}"
         out.write_text(content)
         assert predict(f"ckpt={run}", f"files={images}/b", f"out={out}") == 2
-        assert capsys.readouterr().err == f"imgrec: out={out} exists, and imgrec did not write it. Set out=ANOTHER, or overwrite=true.\n"
+        assert (
+            capsys.readouterr().err
+            == f"imgrec: out={out} exists, and imgrec did not write it. Set out=ANOTHER, or overwrite=true.\n"
+        )
         assert out.read_text() == content
         assert predict(f"ckpt={run}", f"files={images}/b", f"out={out}", "overwrite=true") == 0
         first = out.read_bytes()
@@ -150,8 +160,14 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
     [
         (["files=x"], "ckpt=null: predict needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file."),
         (["ckpt={run}"], "files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg]."),
-        (["ckpt={run}", "files={tmp}/no.png"], "files={tmp}/no.png: there is no such file or folder. Name an image, a folder or a pattern."),
-        (["ckpt={run}", "files=a.png,b.png"], "files=a.png,b.png: there is no such file or folder. For several files type files=[a.png,b.png]."),
+        (
+            ["ckpt={run}", "files={tmp}/no.png"],
+            "files={tmp}/no.png: there is no such file or folder. Name an image, a folder or a pattern.",
+        ),
+        (
+            ["ckpt={run}", "files=a.png,b.png"],
+            "files=a.png,b.png: there is no such file or folder. For several files type files=[a.png,b.png].",
+        ),
         (
             ["ckpt={run}", "files={tmp}/*.tif"],
             "files={tmp}/*.tif: no file matches this pattern. Put it in quotes, so that the shell passes it on as it is.",
@@ -160,11 +176,20 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
             ["ckpt={run}", "files={tmp}"],
             "files={tmp}: this folder has no images (names that end in " + ", ".join(EXTENSIONS) + "). Name another.",
         ),
-        (["ckpt={run}", "files={run}", "out=x.xlsx"], "out=x.xlsx: the name must end in .csv or .json or .parquet. Set out=x.csv."),
-        (["ckpt={run}", "files={run}", "topk=3"], "'topk=3': there is no key topk. Did you mean top_k? `python -m imgrec.predict --help` lists the keys."),
+        (
+            ["ckpt={run}", "files={run}", "out=x.xlsx"],
+            "out=x.xlsx: the name must end in .csv or .json or .parquet. Set out=x.csv.",
+        ),
+        (
+            ["ckpt={run}", "files={run}", "topk=3"],
+            "'topk=3': there is no key topk. Did you mean top_k? `python -m imgrec.predict --help` lists the keys.",
+        ),
         (["ckpt={run}", "files={run}", "top_k=0"], "top_k=0: top_k must be 1 or more. The default is 3."),
         (["ckpt={run}", "files={run}", "precision=16"], "precision=16: precision takes 32, bf16-mixed or 16-mixed or null."),
-        (["ckpt={run}", "files={run}", "data=mnist"], "'data=mnist': predict takes its data from the checkpoint. Leave data= out."),
+        (
+            ["ckpt={run}", "files={run}", "data=mnist"],
+            "'data=mnist': predict takes its data from the checkpoint. Leave data= out.",
+        ),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, capsys, words, sentence):
@@ -204,7 +229,11 @@ def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):
     deep = [f"a/deep/{name}" for name in sorted(os.listdir("a/deep"))]
     first = sorted(os.listdir("b"))
     assert expand("a") == deep  # the text file is left out
-    assert expand(["b/03.bmp", "b", "a/notes.txt"]) == ["b/03.bmp", *(f"b/{name}" for name in first if name != "03.bmp"), "a/notes.txt"]
+    assert expand(["b/03.bmp", "b", "a/notes.txt"]) == [
+        "b/03.bmp",
+        *(f"b/{name}" for name in first if name != "03.bmp"),
+        "a/notes.txt",
+    ]
     assert expand("b/*.bmp") == ["b/03.bmp", "b/08.bmp"]
     assert expand("**/*.webp") == [*(f for f in deep if f.endswith("webp")), "b/04.webp", "b/09.webp"]
     assert expand("*") == [*deep, *(f"b/{name}" for name in first)]  # folders alone: the images in them
@@ -217,7 +246,11 @@ def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):
         expand("*.gif")
 
 
-@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(lambda name: name[0] not in "['\"~" and name != "null"))
+@given(
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(
+        lambda name: name[0] not in "['\"~" and name != "null"
+    )
+)
 def test_any_file_name_passes_hydras_grammar(name):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

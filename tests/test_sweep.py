@@ -80,7 +80,9 @@ def test_jobs_are_single_runs_ranked_as_their_results_are(sweep: Sweep, tmp_path
     assert losses == sorted(losses)
     assert [float(row["val/loss"]) for row in found] == losses
     assert [float(row["test_accuracy"]) for row in found] == [result(row)["test"]["accuracy"] for row in found]
-    assert {row["folder"]: row["optim.lr"] for row in found} == {f"runs/fake_lenet/sweep_1/{job}": lr for job, lr in enumerate(("0.1", "0.001"))}
+    assert {row["folder"]: row["optim.lr"] for row in found} == {
+        f"runs/fake_lenet/sweep_1/{job}": lr for job, lr in enumerate(("0.1", "0.001"))
+    }
     # nothing of Hydra's is left
     assert sorted(path.name for path in Path().iterdir()) == ["runs", "tmp"]
     assert not list(Path("tmp").glob("imgrec*"))
@@ -102,20 +104,23 @@ def test_the_table_shows_what_the_files_hold(sweep: Sweep, trained: list[float],
     assert sweep("optim.lr=0.1,0.01", "seed=1", "optim.lr=1,0.01") == 0  # the later word counts
     assert trained == [1.0, 0.01]
     said = capsys.readouterr().out
-    assert said == """2 jobs in runs/fake_lenet/sweep_1, ranked by their best val/accuracy
+    assert (
+        said
+        == """2 jobs in runs/fake_lenet/sweep_1, ranked by their best val/accuracy
 job 1/2  optim.lr=1  log in runs/fake_lenet/sweep_1/0/log.txt
   best val/accuracy 20.00%, test accuracy 10.00%, 1:01 of training
 job 2/2  optim.lr=0.01  log in runs/fake_lenet/sweep_1/1/log.txt
   best val/accuracy 100.00%, test accuracy 50.00%, 1:01 of training
 
-rank  optim.lr  best val/accuracy  test accuracy  time  folder     
-   1  0.01                100.00%         50.00%  1:01  sweep_1/1  
-   2  1                    20.00%         10.00%  1:01  sweep_1/0  
+rank  optim.lr  best val/accuracy  test accuracy  time  folder
+   1  0.01                100.00%         50.00%  1:01  sweep_1/1
+   2  1                    20.00%         10.00%  1:01  sweep_1/0
 results in runs/fake_lenet/sweep_1/sweep.csv
 next:
   python -m imgrec.evaluate ckpt=runs/fake_lenet/sweep_1/1
   tensorboard --logdir runs/fake_lenet/sweep_1
-"""  # noqa: W291
+"""
+    )
     assert [list(row.values()) for row in rows("runs/fake_lenet/sweep_1")] == [
         ["1", "1", "finished", "0.01", "1.0", "0.5", "61.0", "runs/fake_lenet/sweep_1/1", ""],
         ["2", "0", "finished", "1", "0.2", "0.1", "61.0", "runs/fake_lenet/sweep_1/0", ""],
@@ -124,7 +129,9 @@ next:
     assert [job["number"] for job in kept["jobs"]] == [1, 0]
 
 
-def test_an_interrupted_sweep_goes_on_where_it_ended(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_sweep_goes_on_where_it_ended(
+    sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     words = list(sys.argv)
     assert sweep(f"optim.lr=0.1,{INTERRUPTED}") == 130
     assert sys.argv == words
@@ -138,7 +145,9 @@ def test_an_interrupted_sweep_goes_on_where_it_ended(sweep: Sweep, trained: list
     assert [row["optim.lr"] for row in rows("runs/fake_lenet/sweep_1")] == ["0.1", str(INTERRUPTED)]
 
 
-def test_a_failed_job_is_listed_and_stops_no_other(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_job_is_listed_and_stops_no_other(
+    sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert sweep("optim.lr=2,0.1") == 2
     found = rows("runs/fake_lenet/sweep_1")
     assert [(row["status"], row["optim.lr"], row["rank"]) for row in found] == [("finished", "0.1", "1"), ("failed", "2", "")]
@@ -148,7 +157,9 @@ def test_a_failed_job_is_listed_and_stops_no_other(sweep: Sweep, trained: list[f
     assert said.err == ""
 
 
-def test_our_own_fault_ends_with_one_and_its_traceback(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_our_own_fault_ends_with_one_and_its_traceback(
+    sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert sweep(f"optim.lr={OUR_FAULT},0.1") == 1
     assert [row["error"] for row in rows("runs/fake_lenet/sweep_1")] == ["", "ZeroDivisionError: no"]
     assert capsys.readouterr().err.count("Traceback") == 1
@@ -171,7 +182,9 @@ def test_our_own_fault_ends_with_one_and_its_traceback(sweep: Sweep, trained: li
         (["seed=1,2", "hydra/sweeper=optna"], "Could not find 'hydra/sweeper/optna'. Type hydra/sweeper=basic or optuna."),
     ],
 )  # fmt: skip
-def test_bad_values_are_refused_before_any_job(words: list[str], sentence: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_values_are_refused_before_any_job(
+    words: list[str], sentence: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert sweep(*words) == 2
     error = capsys.readouterr().err
     assert sentence in error
@@ -182,7 +195,11 @@ def test_bad_values_are_refused_before_any_job(words: list[str], sentence: str, 
 def test_values_of_every_kind_of_sweep() -> None:
     words = ["optim.lr=choice(0.1,0.2)", "seed=range(0,3)", "model=glob(l*)", "optim.betas=[0.9,0.99],[0.8,0.9]", "epochs=3"]
     base, sweeps = check(words, None, intervals=False)
-    assert {key: values for key, values in sweeps.items() if key != "optim.betas"} == {"optim.lr": ["0.1", "0.2"], "seed": ["0", "1", "2"], "model": ["lenet"]}
+    assert {key: values for key, values in sweeps.items() if key != "optim.betas"} == {
+        "optim.lr": ["0.1", "0.2"],
+        "seed": ["0", "1", "2"],
+        "model": ["lenet"],
+    }
     assert len(sweeps["optim.betas"]) == 2
     assert (base["seed"], base["epochs"], base["optim"]["lr"]) == (0, 3, 0.1)
     assert check(["optim.lr=tag(log,interval(0.001,0.1))"], None, intervals=True)[1] == {"optim.lr": ["0.001", "0.1"]}

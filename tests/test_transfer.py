@@ -23,7 +23,7 @@ from imgrec.models.torchvision import torchvision_net
 from imgrec.models.vgg import VGG
 from imgrec.transfer import _fold_input_transform, _same_rows, freeze, head_name, layers, load_weights, unfreeze
 
-ANIMALS = ("tench", "cat", "goldfish", "unicorn")   # two of ImageNet's categories, its first two
+ANIMALS = ("tench", "cat", "goldfish", "unicorn")  # two of ImageNet's categories, its first two
 
 
 def resnet(num_classes=4, channels=3, depth=18, stem="imagenet"):
@@ -37,8 +37,16 @@ def node(depth=18, stem="imagenet", family="resnet.ResNet", **more):
 def simple(num_classes, image_size=8):
     torch.manual_seed(num_classes)
     return SimpleCNN(
-        num_classes=num_classes, channels=1, image_size=image_size, widths=[4], padding=["same"], kernel=3, norm="batch", dense=5,
-        stage_dropout=0.0, dense_dropout=0.0,
+        num_classes=num_classes,
+        channels=1,
+        image_size=image_size,
+        widths=[4],
+        padding=["same"],
+        kernel=3,
+        norm="batch",
+        dense=5,
+        stage_dropout=0.0,
+        dense_dropout=0.0,
     )
 
 
@@ -64,7 +72,7 @@ def published(monkeypatch):
 
     def from_seed(self, *args, **kwargs):
         name = type(self).__name__.removesuffix("_Weights").lower()
-        settings = {"init_weights": False} if name == "googlenet" else {}   # torchvision's initial values take seconds
+        settings = {"init_weights": False} if name == "googlenet" else {}  # torchvision's initial values take seconds
         torch.manual_seed(1)
         net = torchvision.models.get_model(name, **settings)
         for module in net.modules():
@@ -167,12 +175,19 @@ def test_weights_that_cannot_be_fetched_say_where_the_file_goes(fault, tmp_path,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("weights", "model", "sentence"), [
-    ("IMAGENET1K_V9", node(), "for resnet18 torchvision has IMAGENET1K_V1, DEFAULT. Set weights=DEFAULT."),
-    ("DEFAULT", node(20, "small"), "torchvision has no weights for this resnet"),
-    ("runs/none", {"_target_": "imgrec.models.timm.timm_net", "name": "x"}, "timm knows DEFAULT alone"),
-    ("IMAGENET1K_FEATURES", node(16, family="vgg.VGG", batch_norm=False), "for vgg16 torchvision has IMAGENET1K_V1, DEFAULT."),
-])
+@pytest.mark.parametrize(
+    ("weights", "model", "sentence"),
+    [
+        ("IMAGENET1K_V9", node(), "for resnet18 torchvision has IMAGENET1K_V1, DEFAULT. Set weights=DEFAULT."),
+        ("DEFAULT", node(20, "small"), "torchvision has no weights for this resnet"),
+        ("runs/none", {"_target_": "imgrec.models.timm.timm_net", "name": "x"}, "timm knows DEFAULT alone"),
+        (
+            "IMAGENET1K_FEATURES",
+            node(16, family="vgg.VGG", batch_norm=False),
+            "for vgg16 torchvision has IMAGENET1K_V1, DEFAULT.",
+        ),
+    ],
+)
 def test_unknown_weights_name_those_there_are(weights, model, sentence):
     with pytest.raises(CheckpointError) as caught:
         load_weights(resnet(), weights, model=model, classes=ANIMALS)
@@ -251,7 +266,7 @@ def from_timm():
     return timm_net(name="vit_tiny_patch16_224", num_classes=10, channels=3, image_size=32)
 
 
-FAMILIES = {   # network, its head, number of groups
+FAMILIES = {  # network, its head, number of groups
     "resnet18": (lambda: resnet(10), "fc", 1 + 8 + 1),
     "resnet20": (lambda: resnet(10, depth=20, stem="small"), "fc", 1 + 9 + 1),
     "vgg11": (lambda: VGG(num_classes=10, channels=3, depth=11, batch_norm=True, head="small", dropout=0), "classifier.3", 8 + 2),

@@ -7,8 +7,8 @@ import torch
 from imgrec import config
 from imgrec.checkpoint import CheckpointIO, card
 from imgrec.classifier import Classifier
-from imgrec.config import build
 from imgrec.data.preprocess import Preprocess
+from imgrec.target import build
 from imgrec.trainer import build_network
 
 TINY = ("data=digits", "model=simple_cnn", "model.widths=[4,8]", "model.dense=16", "trainer.channels_last=false")

@@ -73,7 +73,10 @@ class EpochLines(Callback):
         bad = trainer.datamodule.bad_images()  # type: ignore[attr-defined]
         if len(bad) > self._left_out:
             self._left_out = len(bad)
-            self.screen.say(f"  {len(bad)} images that cannot be read were left out: {bad[0]}{', ...' if len(bad) > 1 else ''}", style="yellow")
+            self.screen.say(
+                f"  {len(bad)} images that cannot be read were left out: {bad[0]}{', ...' if len(bad) > 1 else ''}",
+                style="yellow",
+            )
         waited = row.get("data_wait_share", 0.0)
         if waited > WORTH_SAYING and not self._said_waiting:
             self._said_waiting = True

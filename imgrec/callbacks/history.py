@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from imgrec.classifier import Classifier
 from imgrec.rundir import write
 
 COLUMNS = (
@@ -53,8 +54,8 @@ class History(Callback):
         return next((row for row in reversed(self.rows) if row["best"]), None)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or trainer.optimizers == []:
-            return
+        assert isinstance(pl_module, Classifier)
+        pl_module.log_training()
         figures = {name: float(value) for name, value in trainer.callback_metrics.items() if name in COLUMNS}
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,

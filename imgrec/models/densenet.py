@@ -30,7 +30,7 @@ def densenet(
         assert isinstance(width, int)
         conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(conv.weight)
-        features.add_module("conv0", conv)   # replaces what has this name
+        features.add_module("conv0", conv)  # replaces what has this name
         features.add_module("pool0", nn.Identity())
     set_channels(net, channels)
     return net

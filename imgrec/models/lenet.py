@@ -35,13 +35,19 @@ class LeNet(nn.Module):
         act = nn.ReLU if activation == "relu" else nn.Tanh
         down = nn.MaxPool2d if pool == "max" else nn.AvgPool2d
         self.features = nn.Sequential(
-            nn.Conv2d(channels, 6, 5, padding=2), act(), down(2),
-            nn.Conv2d(6, 16, 5), act(), down(2),
+            nn.Conv2d(channels, 6, 5, padding=2),
+            act(),
+            down(2),
+            nn.Conv2d(6, 16, 5),
+            act(),
+            down(2),
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(16 * size**2, 120), act(),
-            nn.Linear(120, 84), act(),
+            nn.Linear(16 * size**2, 120),
+            act(),
+            nn.Linear(120, 84),
+            act(),
             nn.Linear(84, num_classes),
         )
         he_init(self)

@@ -11,8 +11,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgrec.config import SMALL_IMAGE, Node, build, conf_dir, did_you_mean, locate, options
-from imgrec.errors import ConfigError, ImgrecError
+from imgrec.config import SMALL_IMAGE, Node, conf_dir, options
+from imgrec.errors import ConfigError, ImgrecError, did_you_mean
+from imgrec.target import build, locate
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,7 +61,7 @@ class Candidate:
     select: str
     image_size: int
     num_classes: int
-    build: "Callable[[int, int], nn.Module]"   # (num_classes, image_size)
+    build: "Callable[[int, int], nn.Module]"  # (num_classes, image_size)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -106,8 +107,10 @@ def parse(argv: Sequence[str]) -> Query:
             given[key] = value
     query = Query(**given)
     if query.source not in SOURCES:
-        raise ConfigError(f"source={query.source}: there is no such source.{did_you_mean(query.source, SOURCES)} "
-                          f"There are: {', '.join(SOURCES)}.")
+        raise ConfigError(
+            f"source={query.source}: there is no such source.{did_you_mean(query.source, SOURCES)} "
+            f"There are: {', '.join(SOURCES)}."
+        )
     if query.out is not None:
         if Path(query.out).suffix not in (".json", ".csv"):
             raise ConfigError(f"out={query.out}: the list is written as .json or .csv. Set out=models.json.")
@@ -137,7 +140,7 @@ def measure(candidate: Candidate, query: Query) -> Row:
         try:
             with weightless():
                 net = candidate.build(num_classes, image_size)
-        except ConfigError:   # some of timm's compute with their weights while they are built, all on one device
+        except ConfigError:  # some of timm's compute with their weights while they are built, all on one device
             with torch.device("meta"):
                 net = candidate.build(num_classes, image_size)
         parameters = sum(parameter.numel() for parameter in net.parameters())
@@ -145,8 +148,14 @@ def measure(candidate: Candidate, query: Query) -> Row:
     except ConfigError as error:
         note = str(error)
     return Row(
-        source=candidate.source, name=candidate.name, select=candidate.select, parameters=parameters, flops=flops,
-        image_size=image_size, num_classes=num_classes, note=note,
+        source=candidate.source,
+        name=candidate.name,
+        select=candidate.select,
+        parameters=parameters,
+        flops=flops,
+        image_size=image_size,
+        num_classes=num_classes,
+        note=note,
     )
 
 

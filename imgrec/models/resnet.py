@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from imgrec.models.choice import check_choice
 
-CIFAR_DEPTHS = (20, 32, 44, 56, 110)    # section 4.2: 6n + 2 layers, three stages of 16, 32, 64 channels
+CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # section 4.2: 6n + 2 layers, three stages of 16, 32, 64 channels
 _IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 DEPTHS = (*CIFAR_DEPTHS, *_IMAGENET_STAGES)
 

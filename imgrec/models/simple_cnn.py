@@ -43,7 +43,7 @@ class SimpleCNN(nn.Module):
                 f"model.widths={widths} model.padding={padding} model.kernel={kernel} model.dense={dense} make no network. "
                 "Set model.widths=[32,64,128] model.padding=[valid] model.kernel=3 model.dense=512."
             )
-        lost = (kernel - 1) * padding.count("valid")   # pixels per stage
+        lost = (kernel - 1) * padding.count("valid")  # pixels per stage
         size = image_size
         for _ in widths:
             size = (size - lost) // 2

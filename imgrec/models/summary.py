@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imgrec.errors import ConfigError
 
-_SIZES = (8, 16, 32, 64, 128, 224, 256, 512)   # pixels, tried in turn for the hint; 224 is what transformers are built for
+_SIZES = (8, 16, 32, 64, 128, 224, 256, 512)  # pixels, tried in turn for the hint; 224 is what transformers are built for
 
 
 class ModelSize(NamedTuple):

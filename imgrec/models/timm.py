@@ -20,8 +20,10 @@ def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> 
     try:
         net: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=channels, **sizes(name, image_size))
     except (AssertionError, ValueError, RuntimeError, TypeError) as error:
-        raise ConfigError(f"timm cannot build model.name={name} for {image_size}x{image_size} images: "
-                          f"{' '.join(str(error).split())[:150]}. Set data.image_size={own_size(name)}.") from error
+        raise ConfigError(
+            f"timm cannot build model.name={name} for {image_size}x{image_size} images: "
+            f"{' '.join(str(error).split())[:150]}. Set data.image_size={own_size(name)}."
+        ) from error
     patches = getattr(net, "patch_embed", None)
     if isinstance(patches, timm.layers.PatchEmbed) and not patches.dynamic_img_pad:
         check_patches(name, patches.patch_size[0], image_size)

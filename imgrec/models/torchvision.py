@@ -28,9 +28,11 @@ def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: i
         settings["input_size"] = (image_size, image_size)
     try:
         net: nn.Module = torchvision.models.get_model(name, **settings)
-    except ValueError as error:   # MaxViT's windows
-        raise ConfigError(f"model {name} cannot take {image_size}x{image_size} images: {' '.join(str(error).split())[:150]} "
-                          "Set data.image_size=224.") from error
+    except ValueError as error:  # MaxViT's windows
+        raise ConfigError(
+            f"model {name} cannot take {image_size}x{image_size} images: {' '.join(str(error).split())[:150]} "
+            "Set data.image_size=224."
+        ) from error
     set_channels(net, channels)
     return net
 

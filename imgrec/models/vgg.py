@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from imgrec.models.choice import check_choice
 
-_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}   # convolutions per stage
+_STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions per stage
 _WIDTHS = (64, 128, 256, 512, 512)
 DEPTHS = tuple(_STAGES)
 
@@ -68,7 +68,7 @@ class VGG(nn.Module):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Linear):
-                if head == "small":   # a deviation of 0.01 suits 25088 inputs; from 512 it would shrink the signal six times
+                if head == "small":  # a deviation of 0.01 suits 25088 inputs; from 512 it would shrink the signal six times
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 else:
                     nn.init.normal_(module.weight, 0, 0.01)
