@@ -180,7 +180,7 @@ def test_an_option_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
         "_target_: torch.optim.SDG\n_partial_: true\nlr: 0.1": "_target_=torch.optim.SDG: torch.optim has no SDG. Did you mean SGD?",
         "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nnesterov: 3": "optim.nesterov=3: nesterov takes true or false, not a whole number.",
         "_target_: os.system\n_partial_: true\nlr: 0.1": "_target_=os.system: code outside imgrec, torch, torchvision, torchmetrics, timm, pytorch_lightning "
-        "is not called. Name something in one of these packages.",
+        "is not called unless you say so. If you trust it, type: export IMGREC_ALLOW=os",
     }.items():
         (folder / "mine.yaml").write_text(text + "\n")
         assert train("--config-dir", str(tmp_path / "mine"), "optim=mine") == sentence

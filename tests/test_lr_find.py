@@ -19,7 +19,7 @@ from imgrec.lr_find import Curve, has_diverged, main, next_command, range_test, 
 from imgrec.target import build
 
 DIGITS = [
-    "data=digits", "model=simple_cnn", "model.widths=[4]", "model.dense=16", "model.dense_dropout=0", "optim=sgd", "logger=none",
+    "data=digits", "augment=none", "model=simple_cnn", "model.widths=[4]", "model.dense=16", "model.dense_dropout=0", "optim=sgd", "logger=none",
     "trainer.accelerator=cpu", "trainer.devices=1", "num_workers=0",
 ]  # fmt: skip
 
