@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -20,7 +21,8 @@ def quoted(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
     for word in argv:
         key, equals, value = word.partition("=")
         if key in keys and equals and value != "null" and not value.startswith(("[", "'", '"')):
-            text = os.path.expanduser(value).replace("'", "\\'")
+            # A quote is escaped, and backslashes before a quote, also the closing one, are doubled: elsewhere they are themselves.
+            text = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), os.path.expanduser(value))
             words.append(f"{key}='{text}'")
         else:
             words.append(word)

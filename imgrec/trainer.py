@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAverag
 from pytorch_lightning.loggers.logger import Logger
 from torch import nn
 
+from imgrec.callbacks.best import Best
 from imgrec.classifier import Classifier
 from imgrec.config import Node, RunConfig
 from imgrec.data.augment import Augment
@@ -100,9 +101,7 @@ def guards(run: RunConfig, folder: Path) -> list[Callback]:
         found.append(
             EarlyStopping(run.monitor, patience=run.trainer["early_stopping_patience"], mode=mode, check_on_train_epoch_end=True)
         )
-    best = ModelCheckpoint(
-        folder, "best", monitor=run.monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
-    )
+    best = Best(folder, "best", monitor=run.monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True)
     # Last in the list, so that it holds the state of all the others.
     last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
     return [*found, best, last]

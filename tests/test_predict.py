@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -251,6 +251,8 @@ def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):
         lambda name: name[0] not in "['\"~" and name != "null"
     )
 )
+@example("\\")
+@example("a\\'b\\\\'")
 def test_any_file_name_passes_hydras_grammar(name):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -140,6 +140,19 @@ def test_frozen_backbone_stays_as_it_was_and_then_moves(small):
     assert not torch.equal(moved["conv1.weight"], kept["net.conv1.weight"])
 
 
+def test_of_equally_good_epochs_the_later_one_is_the_best(small):
+    # A rate this small changes no answer: every epoch has the same accuracy.
+    run = small("epochs=3", "optim.lr=1e-12", "monitor=val/accuracy", "id=a")
+    result = train(run, quiet=True)
+    folder = f"{run.runs_dir}/{run.name}/a/checkpoints"
+    assert result["best"]["epoch"] == 3
+    assert load_run(f"{folder}/best.ckpt").checkpoint["epoch"] == load_run(f"{folder}/last.ckpt").checkpoint["epoch"] == 2
+    result = train(small("epochs=3", "optim.lr=0.5", "monitor=val/loss", "id=b"), quiet=True)
+    with open(f"{run.runs_dir}/{run.name}/b/metrics.csv") as file:
+        losses = [float(row["val/loss"]) for row in csv.DictReader(file)]
+    assert result["best"]["val/loss"] == min(losses)
+
+
 class Stop(Exception):
     """Ends a run in the middle of a test."""
 

@@ -10,7 +10,8 @@ from imgrec.callbacks.history import History
 from imgrec.callbacks.throughput import WORTH_SAYING
 from imgrec.screen import Screen, clock, percent
 
-HEADER = f"{'epoch':>9}  {'train loss':>10}  {'accuracy':>8}  {'val loss':>10}  {'accuracy':>8}  {'macro F1':>8}  {'lr':>9}  {'images/s':>9}  {'time':>7}"
+# 80 characters wide; metrics.csv has the rest.
+HEADER = f"{'epoch':>7}  {'train loss':>10}  {'acc':>7}  {'val loss':>8}  {'acc':>7}  {'lr':>8}  {'images/s':>8}  {'time':>5}"
 EVERY_SECONDS = 0.1  # how often the loss beside the bar is fetched from the device
 
 
@@ -104,14 +105,13 @@ def epoch_line(row: dict[str, Any], epochs: int) -> str:
         return f"{form(row[name]) if name in row else '-':>{width}}"
 
     cells = [
-        f"{row['epoch']:>4}/{epochs:<4}",
+        "{}/{}".format(row["epoch"], epochs).rjust(7),
         cell("train/loss", 10, "{:.4f}".format),
-        cell("train/accuracy", 8, percent),
-        cell("val/loss", 10, "{:.4f}".format),
-        cell("val/accuracy", 8, percent),
-        cell("val/macro_f1", 8, percent),
-        cell("lr", 9, "{:.2e}".format),
-        cell("images_per_second", 9, "{:,.0f}".format),
-        cell("seconds", 7, clock),
+        cell("train/accuracy", 7, percent),
+        cell("val/loss", 8, "{:.4f}".format),
+        cell("val/accuracy", 7, percent),
+        cell("lr", 8, "{:.2e}".format),
+        cell("images_per_second", 8, "{:,.0f}".format),
+        cell("seconds", 5, clock),
     ]
     return "  ".join(cells) + ("  best" if row["best"] else "")

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
+from imgrec.callbacks.best import as_good
 from imgrec.classifier import Classifier
 from imgrec.rundir import write
 
@@ -75,5 +76,6 @@ class History(Callback):
     def _is_best(self, row: dict[str, Any]) -> bool:
         if self.monitor not in row:
             return False
-        sign = -1 if self.monitor.endswith("loss") else 1
-        return all(self.monitor not in before or sign * row[self.monitor] > sign * before[self.monitor] for before in self.rows)
+        minimize = self.monitor.endswith("loss")
+        before = [row[self.monitor] for row in self.rows if self.monitor in row]
+        return all(as_good(row[self.monitor], value, minimize=minimize) for value in before)
