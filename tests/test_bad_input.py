@@ -14,7 +14,7 @@ from test_data_folder import make
 from test_data_sets import write_mnist
 
 from imgrec import cli
-from imgrec.config import conf_dir, load
+from imgrec.config import load, options
 from imgrec.rules import show
 
 DEFAULT = load("train", ["optim=adam"])  # whose values may be tuned without an edit here
@@ -305,7 +305,11 @@ def test_a_label_outside_the_classes(refused, tmp_path):
     )
 
 
-@pytest.mark.parametrize("model", [file.stem for file in sorted((conf_dir() / "model").glob("*.yaml"))])
+QUICK = {"lenet", "resnet", "simple_cnn"}  # the others take a second each to be made
+MODELS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in options("model")]
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_a_network_takes_images_of_2_pixels_or_says_which_it_takes(capsys, model):
     code = cli.main(["train", *SMALL, f"model={model}", "data.image_size=2"])
     said = capsys.readouterr().err

@@ -109,7 +109,12 @@ def test_every_option_trains_two_steps(row, words_for, tmp_path):
     train_two_steps([*row, *words_for(tree["data"]), *TINY, *batch, "data.image_size=32", "data.val_share=0.25"], tmp_path)
 
 
-@pytest.mark.parametrize("recipe", options("experiment"))
+BIG = {"imagenet_resnet50"}  # its network takes seconds to be made
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(name, marks=[pytest.mark.slow] * (name in BIG)) for name in options("experiment")]
+)
 def test_every_recipe_trains_two_steps(recipe, words_for, tmp_path):
     """Its network, augmentation, optimizer and schedule as they are, on small pictures and batches, on the CPU."""
     tree = compose("train", [f"experiment={recipe}"])

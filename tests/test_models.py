@@ -61,14 +61,16 @@ def assert_same_outputs(ours, theirs, images):
     torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("depth", [18, 34, 50, 101, pytest.param(152, marks=SLOW)])
+@pytest.mark.parametrize("depth", [18, 50, *(pytest.param(depth, marks=SLOW) for depth in (34, 101, 152))])
 def test_resnet_gives_torchvisions_outputs(depth):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(f"resnet{depth}", num_classes=10)
     assert_same_outputs(resnet(depth), theirs, torch.rand(2, 3, 33, 33))
 
 
-@pytest.mark.parametrize(("depth", "batch_norm"), [(11, True), (13, False), (16, True), pytest.param(19, False, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("depth", "batch_norm"), [(11, True), (13, False), *(pytest.param(*kind, marks=SLOW) for kind in ((16, True), (19, False)))]
+)
 def test_vgg_gives_torchvisions_outputs(depth, batch_norm):
     torch.manual_seed(0)
     with torch.device("meta"):

@@ -129,6 +129,7 @@ next:
     assert [job["number"] for job in kept["jobs"]] == [1, 0]
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_where_it_ended(
     sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_failed_job_is_listed_and_stops_no_other(
     assert said.err == ""
 
 
+@pytest.mark.slow
 def test_our_own_fault_ends_with_one_and_its_traceback(
     sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +236,7 @@ def test_the_folder_of_a_sweep_is_that_of_its_words(tmp_path: Path) -> None:
         ask("seed=1,3", id="sweep_1")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("optuna") is None, reason="the extra optuna is not installed")
 def test_optuna_maximizes_the_monitor_and_goes_on(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     words = ["hydra/sweeper=optuna", "optim.lr=tag(log,interval(0.0001,0.1))"]
@@ -254,6 +257,7 @@ def test_optuna_maximizes_the_monitor_and_goes_on(sweep: Sweep, trained: list[fl
     assert [float(row["optim.lr"]) for row in found] == sorted(alone, key=lambda lr: abs(math.log10(lr / 0.01)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("optuna") is None, reason="the extra optuna is not installed")
 def test_optuna_where_every_job_fails(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=2,3") == 2
