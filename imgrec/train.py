@@ -81,7 +81,12 @@ def _train(run: RunConfig, folder: "RunDir", screen: "Screen") -> dict[str, Any]
     writer.card = card(run, data.classes, data.preprocessing())
     resume = latest(folder.checkpoints, screen.say)
     screen.say(story.opening(run, folder, trainer, data, plan, size, taken, resume))
-    trainer.fit(classifier, datamodule=data, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit as ended:  # Lightning's answer to Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from ended
+        raise
     return story.ending(run, folder, screen, trainer, classifier, data, history, size)
 
 

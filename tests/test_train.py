@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import imgrec
@@ -265,3 +266,22 @@ def test_the_api_trains_under_its_own_name(small):
 
     assert imgrec.train is module
     assert imgrec.train(small("id=a"), quiet=True)["status"] == "finished"
+
+
+def test_ctrl_c_says_how_to_go_on(small, monkeypatch, capsys):
+    from imgrec import cli
+    from imgrec.callbacks.console import EpochLines
+
+    def press(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        original(self, trainer, pl_module)
+
+    original = EpochLines.on_train_epoch_start
+    run = small()
+    monkeypatch.setattr(EpochLines, "on_train_epoch_start", press)
+    assert cli.main(["train", *SMALL, "epochs=2", f"runs_dir={run.runs_dir}"]) == 130
+    assert capsys.readouterr().err == "imgrec: interrupted. Start the same command again to go on.\n"
+    monkeypatch.undo()
+    assert cli.main(["train", *SMALL, "epochs=2", f"runs_dir={run.runs_dir}"]) == 0
+    assert "goes on from last.ckpt" in capsys.readouterr().out
