@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from imgrec.config import RunConfig, compose, run_config
 from imgrec.errors import ConfigError
-from imgrec.target import build, check_signatures
+from imgrec.target import check_signatures
 
 if TYPE_CHECKING:
     from imgrec.screen import Screen
@@ -107,7 +107,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
 
     from imgrec import story
     from imgrec.callbacks.rates import Rates
-    from imgrec.trainer import accumulate, build_classifier, build_trainer, settings
+    from imgrec.trainer import build_classifier, build_data, build_trainer, settings
 
     check_signatures(run)
     story.quieten()
@@ -121,17 +121,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
         enable_checkpointing=False,
         callbacks=[watch],
     )
-    data = build(run.data)
-    augment = build(run.augment)
-    plan = data.prepare_run(
-        seed=run.seed,
-        batch_size=run.batch_size,
-        max_device_batch=run.max_device_batch,
-        num_workers=run.num_workers,
-        augment=augment,
-        devices=trainer.world_size,
-    )
-    accumulate(trainer, plan)
+    data, augment, _ = build_data(run, trainer)
     classifier, _, _ = build_classifier(run.with_classes(len(data.classes)), data, augment)
     classifier.make_schedulers = lambda optimizer, total_steps, steps_per_epoch: []
     trainer.fit(classifier, datamodule=data)

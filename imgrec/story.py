@@ -124,7 +124,7 @@ def ending(
         "summary": summary(found, best or last, run),
         "status": "finished",
         "name": run.name,
-        "command": shlex.join([Path(sys.executable).name, "-m", "imgrec.train", *sys.argv[1:]]),
+        "command": command(),
         "seed": run.seed,
         "best": best,
         "last": last,
@@ -141,6 +141,13 @@ def ending(
         write(folder.path / "result.json", json.dumps(result, indent=1))
         _say_end(screen, folder, result, found, seconds)
     return result
+
+
+def command() -> str:
+    """What was typed, so that it can be typed again."""
+    script = Path(sys.argv[0])
+    start = ["python", "-m", "imgrec.train"] if script.parts[-2:] == ("imgrec", "train.py") else [script.name]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def summary(found: Report | None, row: dict[str, Any], run: RunConfig) -> str:

@@ -49,8 +49,7 @@ def _train(run: RunConfig, folder: "RunDir", screen: "Screen") -> dict[str, Any]
     from imgrec import story
     from imgrec.callbacks import observers
     from imgrec.checkpoint import CheckpointIO, card, latest
-    from imgrec.target import build
-    from imgrec.trainer import accumulate, build_classifier, build_logger, build_trainer, guards, settings
+    from imgrec.trainer import build_classifier, build_data, build_logger, build_trainer, guards, settings
 
     check_signatures(run)
     story.quieten()
@@ -65,17 +64,7 @@ def _train(run: RunConfig, folder: "RunDir", screen: "Screen") -> dict[str, Any]
         callbacks=[*watching, *guards(run, folder.checkpoints)],
         plugins=[writer],
     )
-    data = build(run.data)
-    augment = build(run.augment)
-    plan = data.prepare_run(
-        seed=run.seed,
-        batch_size=run.batch_size,
-        max_device_batch=run.max_device_batch,
-        num_workers=run.num_workers,
-        augment=augment,
-        devices=trainer.world_size,
-    )
-    accumulate(trainer, plan)
+    data, augment, plan = build_data(run, trainer)
     run = run.with_classes(len(data.classes))
     classifier, size, taken = build_classifier(run, data, augment)
     writer.card = card(run, data.classes, data.preprocessing())

@@ -115,11 +115,21 @@ def build_logger(node: Node, folder: Path) -> Logger:
     return logger
 
 
-def accumulate(trainer: pl.Trainer, plan: BatchPlan) -> None:
-    """Tell the Trainer the plan: its steps are global batches, and so are the limits given as numbers."""
+def build_data(run: RunConfig, trainer: pl.Trainer) -> tuple[ImageData, Augment, BatchPlan]:
+    """The data of a run, read; its augmentation; and the plan of its batches, which the Trainer is told: its steps and limits are global batches."""
+    data, augment = build(run.data), build(run.augment)
+    plan = data.prepare_run(
+        seed=run.seed,
+        batch_size=run.batch_size,
+        max_device_batch=run.max_device_batch,
+        num_workers=run.num_workers,
+        augment=augment,
+        devices=trainer.world_size,
+    )
     trainer.accumulate_grad_batches = plan.accumulate
     if isinstance(trainer.limit_train_batches, int):
         trainer.limit_train_batches *= plan.accumulate
+    return data, augment, plan
 
 
 def settings(run: RunConfig) -> Node:

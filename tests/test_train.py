@@ -261,6 +261,21 @@ def test_importing_imgrec_and_composing_a_config_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+@pytest.mark.parametrize(
+    ("argv", "typed"),
+    [
+        (["/a/imgrec/train.py", "data=digits", "name=two words"], "python -m imgrec.train data=digits 'name=two words'"),
+        (["/a/bin/imgrec", "train", "data=digits"], "imgrec train data=digits"),
+        (["study.py"], "study.py"),
+    ],
+)
+def test_the_command_is_kept_as_it_can_be_typed_again(monkeypatch, argv, typed):
+    from imgrec.story import command
+
+    monkeypatch.setattr(sys, "argv", argv)
+    assert command() == typed
+
+
 def test_the_api_trains_under_its_own_name(small):
     import imgrec.train as module  # binds the name imgrec.train to the module: it can still be called
 
