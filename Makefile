@@ -28,12 +28,14 @@ check: lint types test
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 tensorboard: $(VENV)/installed
 	$(BIN)/tensorboard --logdir runs
