@@ -95,8 +95,8 @@ def test_jobs_are_single_runs_ranked_as_their_results_are(sweep: Sweep, tmp_path
     assert job["test"] == alone["test"]
     # and its command that of a single run, with which Lightning would start further processes
     words = shlex.split(job["command"])
-    assert "-m" not in words[3:]
-    again = config.load("train", [word for word in words[3:] if word != "train"])
+    assert "-m" not in words[1:]
+    again = config.load("train", [word for word in words if "=" in word])
     assert (again.runs_dir, again.name, again.id, again.optim["lr"]) == ("runs/fake_lenet", "sweep_1", "1", 0.001)
 
 
