@@ -20,6 +20,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "model=vgg data=mnist optim=nesterov optim.lr=0.02 epochs=20",
         "data=fake trainer=debug",
     ),
+    "evaluate": (
+        "ckpt=runs/digits_resnet/1",
+        "ckpt=runs/digits_resnet/1 split=val",
+        "ckpt=runs/digits_resnet/1 folder=FOLDER out=figures.json",
+    ),
+    "predict": (
+        "ckpt=runs/digits_resnet/1 files=FOLDER",
+        "ckpt=runs/digits_resnet/1 files=[a.png,b.png] out=answers.json top_k=5",
+    ),
+    "lr_find": ("model=vgg data=mnist", "optim=sgd lr_min=1e-4 lr_max=10"),
 }
 
 Place = tuple[str, ...]  # place of a key: ("finetune", "freeze_epochs")

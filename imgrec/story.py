@@ -170,7 +170,7 @@ def _say_end(screen: Screen, folder: RunDir, result: dict[str, Any], found: Repo
                 )
     screen.say(f"{clock(seconds)} of training; results in {folder.path}")
     screen.say("next:")
-    screen.say(f"  python -m imgrec.evaluate ckpt={folder.path}")
+    screen.say(f"  python -m imgrec.evaluate ckpt={folder.path}{'' if found is not None else ' split=val'}")
     screen.say(f"  python -m imgrec.predict ckpt={folder.path} files=FOLDER_OR_IMAGES")
     screen.say(f"  tensorboard --logdir {folder.path.parent.parent}")
 
