@@ -70,8 +70,9 @@ class RunDir:
         if self.state == "new" and not rank() and not self.checkpoints.exists():
             for name in ("config.yaml", "log.txt", ".lock"):
                 (self.path / name).unlink(missing_ok=True)
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+            for folder in (self.path, self.path.parent):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
 
     def close(self) -> None:
         if self.lock is not None:
