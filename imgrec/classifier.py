@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from imgrec.data import draws
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch
 from imgrec.data.preprocess import Preprocess
@@ -100,6 +101,8 @@ class Classifier(pl.LightningModule):
         return self._augmented(batch, batch_idx)[0]
 
     def on_train_epoch_start(self) -> None:
+        # What the network itself draws (dropout) starts anew from (seed, epoch, rank), so that a resumed run draws what the unbroken one did.
+        torch.manual_seed(draws.word(self.seed, self.current_epoch, self.global_rank, draws.NETWORK, 0) >> 1)
         if self.freeze_epochs:
             if self.current_epoch < self.freeze_epochs:
                 freeze(self.net, len(self.classes))

@@ -164,7 +164,7 @@ def test_a_run_that_was_cut_short_ends_with_the_weights_of_the_unbroken_one(smal
     keys = (
         "model=simple_cnn",
         "model.widths=[4]",
-        "model.dense_dropout=0.0",
+        "model.dense_dropout=0.5",
         "optim=adam",
         "augment=affine",
         "augment.mixup=0.2",

@@ -15,7 +15,7 @@ FIRST = 0xBF58476D1CE4E5B9
 SECOND = 0x94D049BB133111EB
 
 # One stream per use, so that switching one augmentation on leaves the draws of the others as they were.
-CROP_BOX, POLICY, GEOMETRY, ELASTIC, ERASE, MIX = range(6)
+CROP_BOX, POLICY, GEOMETRY, ELASTIC, ERASE, MIX, NETWORK = range(7)
 
 
 def _finalise(x: int) -> int:
