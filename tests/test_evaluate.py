@@ -32,6 +32,7 @@ def run(tmp_path_factory):
         "model=simple_cnn",
         "model.widths=[8,16]",
         "model.dense=32",
+        "model.dense_dropout=0",
         "epochs=2",
     ]
     words += [
