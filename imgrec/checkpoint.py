@@ -125,7 +125,7 @@ def _refuse_foreign_code(config: Node, file: Path) -> None:
 
 
 def latest(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """last.ckpt of an unfinished run; None where nothing was saved yet. One that cannot be loaded is put aside, with a message, for best.ckpt."""
+    """last.ckpt of an unfinished run; None where nothing was saved yet. One that cannot be loaded is passed over, with a message, for best.ckpt."""
     for file in (folder / "last.ckpt", folder / "best.ckpt"):
         if file.is_file():
             try:

@@ -155,7 +155,7 @@ def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ..
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("by_size", _by_size, replace=True)
+    OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     outer = GlobalHydra.instance().hydra  # a sweep composes its jobs inside its own Hydra
     GlobalHydra.instance().clear()
     try:
@@ -175,7 +175,8 @@ def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ..
     return typing.cast(Node, tree), choices
 
 
-def _by_size(size: Any, small: Any, large: Any) -> Any:
+def by_size(size: Any, small: Any, large: Any) -> Any:
+    """What ${by_size:...} in a yaml stands for: `small` for images under SMALL_IMAGE pixels, else `large`."""
     return small if isinstance(size, int) and size < SMALL_IMAGE else large  # what is no number is refused later, by its own name
 
 

@@ -176,7 +176,7 @@ def _config(path: Path) -> Node:
 
 def differing(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
     """Keys in which a run differs from a stored config, with both values (given, stored)."""
-    given, kept = dict(_leaves(run.to_dict())), dict(_leaves(stored))
+    given, kept = dict(leaves(run.to_dict())), dict(leaves(stored))
     return {
         key: (given.get(key), kept.get(key))
         for key in given.keys() | kept.keys()
@@ -184,10 +184,11 @@ def differing(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every leaf of a config."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, list(value) if isinstance(value, tuple) else value
 

@@ -82,11 +82,8 @@ def check_signatures(run: "RunConfig") -> None:
         if isinstance(node, dict) and "_target_" in node:
             known = parameters(locate(node["_target_"]))
             for key, value in node.items():
-                if key in ("_target_", "_partial_") or (name, key, value) == (
-                    "model",
-                    "num_classes",
-                    None,
-                ):  # counted when the data is read
+                uncounted = (name, key, value) == ("model", "num_classes", None)  # it is set when the data is read
+                if key in ("_target_", "_partial_") or uncounted:
                     continue
                 if key not in known:
                     raise ConfigError(

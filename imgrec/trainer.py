@@ -52,7 +52,7 @@ def build_trainer(
 ) -> pl.Trainer:
     """The Lightning Trainer of a conf/trainer node; `run` holds what the run adds: callbacks, logger, epochs, accumulation.
 
-    `channels_last` and `compile` are the network's, `ema_decay` and `early_stopping_patience` become callbacks in `callbacks`.
+    `channels_last` and `compile` are the network's, `ema_decay` and `early_stopping_patience` become callbacks in `guards`.
     Raises ConfigError for an accelerator or devices that are not there.
     """
     try:
@@ -82,9 +82,8 @@ def build_trainer(
             f"trainer.accelerator={accelerator} trainer.devices={devices} trainer.strategy={strategy} cannot be had: {str(error).strip().splitlines()[0]} "
             f"Found: {gpus} CUDA devices. Set trainer.accelerator=auto trainer.devices=auto."
         ) from error
-    if (
-        precision == "16-mixed" and trainer.strategy.root_device.type == "cpu"
-    ):  # Lightning would compute in bfloat16 and say so in a warning
+    # Lightning would compute in bfloat16 and say so in a warning.
+    if precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":
         raise ConfigError(
             "trainer.precision=16-mixed needs a GPU, but this run is on the CPU. Set trainer.precision=bf16-mixed or trainer.precision=32."
         )
@@ -92,7 +91,7 @@ def build_trainer(
 
 
 def guards(run: RunConfig, folder: Path) -> list[Callback]:
-    """The callbacks that change the run: EMA, early stopping, the two checkpoints. Each is Lightning's own."""
+    """The callbacks that change the run: EMA, early stopping, the two checkpoints."""
     mode = "min" if run.monitor.endswith("loss") else "max"
     found: list[Callback] = []
     if run.trainer["ema_decay"]:

@@ -1,6 +1,5 @@
 """What TensorBoard shows beside the epoch's curves: rate and loss by step, a batch as the network sees it, hyper-parameters with their result."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from imgrec.callbacks.history import History
 from imgrec.classifier import Classifier
-from imgrec.config import Node, RunConfig
+from imgrec.config import RunConfig
+from imgrec.rundir import leaves
 
 SHOWN = 32  # images of the sample batch
 
@@ -62,19 +62,14 @@ class Board(Callback):
             "final/test macro F1": found.macro_f1,
             "final/val accuracy": best["val/accuracy"],
         }
-        logger.log_hyperparams(dict(leaves(self.run.to_dict())), metrics)
+        # TensorBoard's table shows numbers and words: lists and null go there as text.
+        settings = {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves(self.run.to_dict())
+        }
+        logger.log_hyperparams(settings, metrics)
 
 
 def spread(images: Tensor) -> Tensor:
     """Each image's values stretched to [0, 1]: normalised pictures lie around 0."""
     low, high = images.float().amin((1, 2, 3), keepdim=True), images.float().amax((1, 2, 3), keepdim=True)
     return (images.float() - low) / torch.clamp(high - low, min=1e-6)
-
-
-def leaves(node: Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of every leaf; lists as text, which is what TensorBoard's table can show."""
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value if isinstance(value, bool | int | float | str) else str(value)

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgrec.config import SMALL_IMAGE, Node, conf_dir, options
+from imgrec.config import Node, by_size, conf_dir, options
 from imgrec.errors import ConfigError, ImgrecError, did_you_mean
 from imgrec.target import build, locate
 
@@ -223,7 +223,7 @@ def _node(option: str, *, image_size: int, num_classes: int) -> Node:
     """conf/model/OPTION.yaml, resolved for RGB images of this size."""
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("by_size", lambda size, small, large: small if size < SMALL_IMAGE else large, replace=True)
+    OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     data = {"image_size": image_size, "num_classes": num_classes, "channels": 3}
     config = OmegaConf.create({"data": data, "model": OmegaConf.load(conf_dir() / "model" / f"{option}.yaml")})
     tree = OmegaConf.to_container(config, resolve=True)
