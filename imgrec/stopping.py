@@ -1,0 +1,73 @@
+"""Being asked to stop: signals and the time budget set a flag here, and the run looks at it where stopping is safe (imgrec.gate).
+
+Imports no torch, so that the handlers are there before the seconds that importing it takes: a signal in between would end the process.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPED = 75  # exit code of a run that was stopped and can go on; EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130  # exit code after a second Ctrl-C
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+_reason: str | None = None
+_since = 0.0  # time.monotonic() of the first request
+
+
+def asked() -> str | None:
+    """Why the run should stop, such as "SIGTERM" or "the time budget of 5 minutes"; None while it should not."""
+    return _reason
+
+
+def asked_for() -> float:
+    """Seconds since the first request; 0 without one."""
+    return time.monotonic() - _since if _reason is not None else 0.0
+
+
+def ask(reason: str) -> None:
+    """Ask the run of this process to stop at its next step. The first reason stays."""
+    global _reason, _since
+    if _reason is None:
+        _since = time.monotonic()
+        _reason = reason
+
+
+def forget() -> None:
+    """Nobody asks any more: before another run in this process."""
+    global _reason
+    _reason = None
+
+
+def listen() -> None:
+    """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask the run to stop. Does nothing off the main thread, where Python allows no handlers."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _asked_by)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """`listen` for a while: what handled the signals before does so again afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [(number, signal.getsignal(number)) for number in SIGNALS]
+    listen()
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _asked_by(number: int, frame: FrameType | None) -> None:
+    # Only a flag: a collective or a save in here could meet the other ranks in another one, and hang.
+    if number == signal.SIGINT and _reason == signal.SIGINT.name:
+        os.write(2, b"\nimgrec: interrupted at once. Start the same command again to go on from the last checkpoint.\n")
+        os._exit(INTERRUPTED)
+    ask(signal.Signals(number).name)
