@@ -1,0 +1,315 @@
+"""The processes of a run: who started them, whether that fits the config, and the group that connects them.
+
+Three ways lead to more than one process: torchrun, SLURM's srun, and a plain command that wants several devices of its host, for which
+imgrec.children starts them with torchrun's variables. Lightning's own launcher is never used: it starts its processes from sys.argv.
+Imports no torch before `connect`.
+"""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from imgrec.errors import ConfigError, ImgrecError
+from imgrec.rules import show
+
+if TYPE_CHECKING:
+    from lightning_fabric.plugins import ClusterEnvironment
+    from torch.distributed.distributed_c10d import Store
+
+    from imgrec.config import Node, RunConfig
+
+CHILD = "IMGREC_RUN_DIR"  # set in the processes that imgrec.children starts: the run folder, which their parent chose and locked
+NO_STEP = 0xFFFFFFF0  # SLURM's step numbers from here on are no srun: the batch script's, an interactive shell's
+OWN_LAUNCHERS = ("spawn", "fork", "notebook", "dp")  # endings of strategies by which Lightning starts processes or threads itself
+LINGER_S = 2.0  # how long a process that failed gives the others to say whether they failed alike
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among those of its run."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among those of its machine
+    local_size: int = 1
+    nodes: int = 1
+    started_by: Literal["alone", "imgrec", "torchrun", "slurm"] = "alone"
+
+
+def world() -> World:
+    """What torchrun's or SLURM's variables say, or imgrec's own to its children; a process in a batch or interactive shell is alone.
+
+    ConfigError where such a variable is no number.
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        size, local_size = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE", 1)
+        return World(
+            rank=_number("RANK"),
+            size=size,
+            local_rank=_number("LOCAL_RANK", 0),
+            local_size=local_size,
+            nodes=max(1, size // local_size),
+            started_by="imgrec" if CHILD in env else "torchrun",
+        )
+    if _number("SLURM_STEP_ID", NO_STEP) < NO_STEP and "SLURM_PROCID" in env and "SLURM_PTY_PORT" not in env:
+        size = _number("SLURM_STEP_NUM_TASKS", _number("SLURM_NTASKS", 1))
+        tasks = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", str(size)))
+        return World(
+            rank=_number("SLURM_PROCID"),
+            size=size,
+            local_rank=_number("SLURM_LOCALID", 0),
+            local_size=tasks[min(_number("SLURM_NODEID", 0), len(tasks) - 1)],
+            nodes=len(tasks),
+            started_by="slurm",
+        )
+    return World()
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isdecimal():
+        raise ConfigError(
+            f"{name}={text} in the environment: a number was expected there. Unset it, or start with torchrun or srun."
+        )
+    return int(text)
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """'2(x3),1' -> [2, 2, 2, 1]"""
+    found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    if not all(found):
+        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={text} in the environment cannot be read. Unset it, or start with srun.")
+    return [int(part[1]) for part in found if part for _ in range(int(part[2] or 1))]
+
+
+def check(run: "RunConfig", world: World) -> None:
+    """ConfigError where the config and those who started this process contradict each other: what to set, or which line to change."""
+    devices, nodes, strategy = (run.trainer[key] for key in ("devices", "num_nodes", "strategy"))
+    if isinstance(devices, str) and devices != "auto":
+        raise ConfigError(f"trainer.devices={devices}: devices takes auto, a number, or a list of device numbers such as [0,1].")
+    if isinstance(nodes, str) and nodes != "auto":
+        raise ConfigError(f"trainer.num_nodes={nodes}: num_nodes takes auto or a whole number.")
+    if str(strategy).endswith(OWN_LAUNCHERS) and strategy not in ("ddp", "fsdp"):
+        raise ConfigError(
+            f"trainer.strategy={strategy} starts processes in a way that cannot be resumed or watched. Set trainer.strategy=ddp."
+        )
+    if world.started_by == "alone":
+        _check_alone(nodes)
+        return
+    asked = None if devices == "auto" else len(devices) if isinstance(devices, list) else devices
+    if world.started_by == "slurm":
+        _check_slurm(run, world, asked)
+        return
+    if asked is not None and asked != world.local_size:
+        raise ConfigError(
+            f"trainer.devices={show(devices)}, but torchrun started {_many(world.local_size, 'process', 'es')} on this machine. "
+            f"Leave trainer.devices out, or type torchrun --nproc-per-node={asked}."
+        )
+    if nodes not in ("auto", world.nodes):
+        raise ConfigError(
+            f"trainer.num_nodes={nodes}, but torchrun runs on {_many(world.nodes, 'machine')}. "
+            f"Leave trainer.num_nodes out, or type torchrun --nnodes={nodes}."
+        )
+
+
+def _check_alone(nodes: Any) -> None:
+    tasks, machines = (_number(name, 1) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
+    if "SLURM_JOB_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ and (tasks > 1 or machines > 1):
+        raise ConfigError(
+            f"SLURM_NTASKS={tasks} SLURM_NNODES={machines}, but this process was started without srun, so once. "
+            "Write srun before python, or #SBATCH --nodes=1 --ntasks=1."
+        )
+    if nodes != "auto" and nodes > 1:
+        raise ConfigError(
+            f"trainer.num_nodes={nodes}, but this process was started alone. "
+            f"Type NODES={nodes} NODE_RANK=0 MASTER=HOST launch/torchrun.sh ... on each machine, or use SLURM (python -m imgrec.slurm --help)."
+        )
+
+
+def _check_slurm(run: "RunConfig", world: World, asked: int | None) -> None:
+    nodes, devices = run.trainer["num_nodes"], show(run.trainer["devices"])
+    if world.local_size * world.nodes != world.size:
+        spread = os.environ.get("SLURM_STEP_TASKS_PER_NODE")
+        raise ConfigError(
+            f"SLURM_STEP_TASKS_PER_NODE={spread}: every node must have as many tasks. "
+            f"Write #SBATCH --nodes={world.nodes} --ntasks-per-node={-(-world.size // world.nodes)}."
+        )
+    if asked is not None and asked != world.local_size:
+        raise ConfigError(
+            f"trainer.devices={devices}, but SLURM started {_many(world.local_size, 'task')} on this node. "
+            f"Leave trainer.devices out, or write #SBATCH --ntasks-per-node={asked}."
+        )
+    if nodes not in ("auto", world.nodes):
+        raise ConfigError(
+            f"trainer.num_nodes={nodes}, but SLURM started this job on {_many(world.nodes, 'node')}. "
+            f"Leave trainer.num_nodes out, or write #SBATCH --nodes={nodes}."
+        )
+    given = os.environ.get("SLURM_NTASKS_PER_NODE")
+    if world.size > 1 and given is None:  # Lightning's SLURMEnvironment insists
+        raise ConfigError(
+            f"SLURM_NTASKS={world.size} without --ntasks-per-node. Write #SBATCH --ntasks-per-node={world.local_size} instead of --ntasks."
+        )
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    seen = len([one for one in gpus.split(",") if one])
+    if run.trainer["accelerator"] not in ("cpu", "mps") and seen and asked is None and seen != world.local_size:
+        raise ConfigError(
+            f"SLURM started {_many(world.local_size, 'task')} on this node, but each sees {_many(seen, 'GPU')} (CUDA_VISIBLE_DEVICES={gpus}). "
+            f"Write #SBATCH --ntasks-per-node=N --gpus-per-node=N with the same N, or set trainer.devices={world.local_size}."
+        )
+
+
+def _many(count: int, what: str, ending: str = "s") -> str:
+    return f"{count} {what}{ending if count != 1 else ''}"
+
+
+def wanted(run: "RunConfig") -> int:
+    """Processes that a run started alone asks for on this host: one a device. 1: it trains in this very process."""
+    devices, accelerator = run.trainer["devices"], run.trainer["accelerator"]
+    if devices != "auto":
+        return len(devices) if isinstance(devices, list) else int(devices)
+    if accelerator in ("cpu", "mps"):
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def placed(run: "RunConfig", world: World) -> "Node":
+    """devices, num_nodes and strategy for the Trainer of this process."""
+    devices, strategy = run.trainer["devices"], run.trainer["strategy"]
+    if world.size == 1:
+        alone = world.started_by == "alone"
+        return {"devices": devices if alone else 1, "num_nodes": 1, "strategy": "auto" if strategy == "ddp" else strategy}
+    return {
+        "devices": devices if isinstance(devices, list) else world.local_size,
+        "num_nodes": world.nodes,
+        "strategy": "ddp" if strategy == "auto" else strategy,
+    }
+
+
+def environment(world: World) -> "ClusterEnvironment":
+    """What Lightning asks for ranks and addresses. Named, not left to its detection: that takes a batch shell without srun for a job step."""
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if world.started_by == "slurm":
+        return SLURMEnvironment(auto_requeue=False)
+    if world.started_by == "alone":
+        return LightningEnvironment()
+    os.environ.setdefault("LOCAL_RANK", str(world.local_rank))
+    return TorchElasticEnvironment()
+
+
+_stores: "list[Store]" = []  # the one of the connected processes, once they are; the first of them or torchrun keeps it
+
+
+def connect(world: World, *, timeout_s: float) -> None:
+    """One process group of all processes, before Lightning makes its own: gloo on the CPU, nccl on GPUs. A lone process needs none.
+
+    The processes may come `timeout_s` apart; after that a ConfigError says how many came. Calling it again does nothing.
+    """
+    from torch import cuda, distributed
+
+    if world.size == 1 or distributed.is_initialized():
+        return
+    _stores[:] = [_meet(world, timeout_s)]
+    backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
+    limit = timedelta(seconds=timeout_s)
+    distributed.init_process_group(backend, store=_stores[0], rank=world.rank, world_size=world.size, timeout=limit)
+
+
+def _meet(world: World, timeout_s: float) -> "Store":
+    """The store that all processes share, once all have come."""
+    from torch.distributed import DistError
+    from torch.distributed.distributed_c10d import PrefixStore, TCPStore
+
+    lightning = environment(world)
+    host, port = lightning.main_address, lightning.main_port
+    torchrun_keeps_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    me = f"rank {world.rank} on {socket.gethostname()}"
+    look = (
+        f"Look at what the others printed and whether a firewall closes port {port} of {host}; "
+        "where they only start slowly, set a higher trainer.timeout_s."
+    )
+    keeps = world.rank == 0 and not torchrun_keeps_it
+    end, limit = time.monotonic() + timeout_s, timedelta(seconds=timeout_s)
+    try:
+        store = PrefixStore(
+            f"imgrec/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
+            TCPStore(host, port, world.size, keeps, limit, wait_for_workers=False),
+        )
+    except DistError as error:
+        what = "cannot listen there" if keeps else f"nobody answered within {timeout_s:g} s"
+        raise ConfigError(f"{me} should meet the other {world.size - 1} at {host}:{port}, but {what}. {look}") from error
+    store.set(f"here/{world.rank}", socket.gethostname())
+    came = store.add("came", 1)
+    while came < world.size and time.monotonic() < end:
+        time.sleep(0.02 if world.size <= 16 else 0.5)  # seconds; thousands must not wear the store out
+        came = store.add("came", 0)
+    if came < world.size:
+        late = [rank for rank in range(world.size) if not store.check([f"here/{rank}"])]
+        named = ", ".join(map(str, late[:8])) + (", ..." if len(late) > 8 else "")
+        raise ConfigError(
+            f"{came} of {world.size} processes came to {host}:{port} within {timeout_s:g} s; missing: rank {named} (says {me}). {look}"
+        )
+    return store
+
+
+def agreed(first: Callable[[], T]) -> T:
+    """What `first` gives on the first process, on all of them; an ImgrecError is raised on all alike. Needs `connect`; alone it is a plain call."""
+    here = world()
+    if here.size == 1:
+        return first()
+    from torch import distributed
+
+    told: list[Any] = [None]
+    if here.rank == 0:
+        try:
+            told = [first()]
+        except ImgrecError as error:
+            told = [error]
+    distributed.broadcast_object_list(told)
+    if isinstance(told[0], ImgrecError):
+        raise told[0]
+    found: T = told[0]
+    return found
+
+
+def to_say(error: Exception) -> str | None:
+    """The line that this process should show for an error; None where another process speaks.
+
+    Of processes that fail alike the first speaks; one that fails alone names itself; and an error that only follows from the end of another
+    process, such as a connection that is closed, is not worth a line.
+    """
+    here = world()
+    if here.size == 1 or here.started_by == "imgrec":
+        return str(error)
+    if not _stores:
+        return str(error) if here.local_rank == 0 else None
+    from torch.distributed import DistError
+
+    store = _stores[0]
+    line = f"{str(error).rstrip('.')} (rank {here.rank} on {socket.gethostname()})."
+    try:
+        if not isinstance(error, ImgrecError):
+            return None if store.check(["failed"]) else line
+        store.set("failed", line)
+        if here.rank == 0:
+            store.set("failed/0", str(error))
+            time.sleep(LINGER_S)  # the store may live in this process, and the others ask it
+            return str(error)
+        store.wait(["failed/0"], timedelta(seconds=LINGER_S))
+        return None if store.get("failed/0").decode() == str(error) else line
+    except (DistError, RuntimeError):  # the store is gone, or the first process is well
+        return line
