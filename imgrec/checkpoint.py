@@ -4,7 +4,9 @@ import os
 import pickle
 import platform
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from imgrec.config import Node, RunConfig, run_config
 from imgrec.errors import CheckpointError
@@ -19,6 +22,7 @@ from imgrec.rundir import find
 from imgrec.target import ALLOW, in_your_packages
 
 VERSION = 1
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # of the two a run keeps to go on from
 
 # A stored config is code to be called, and somebody else's file may name any: what each node of it may call.
 CALLED: dict[str, tuple[str, ...]] = {
@@ -53,28 +57,65 @@ def card(run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, A
 
 
 class CheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name and renames: a kill or a full disk leaves the checkpoint before as it was."""
+    """Writes in a thread, to a temporary name, and renames: training goes on meanwhile, and a kill or a full disk leaves what was there.
+
+    The checkpoint is copied before `save_checkpoint` returns. An error of the thread is raised by the next save, or by `wait`.
+    """
 
     card: Node  # set once the data is read: it holds the class names
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = ThreadPoolExecutor(1, "imgrec-save")
+        self._writing: Future[None] | None = None
+
     @rank_zero_only
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
-        try:
-            with unfinished.open("wb") as file:
-                torch.save({**checkpoint, "imgrec": self.card}, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
-            unfinished.unlink(missing_ok=True)
-            kept = f"{path} of before is whole" if path.exists() else "nothing was there before"
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-            raise CheckpointError(
-                f"{path} cannot be written: {reason}; {kept}. Make room on that disk and start the same command again."
-            ) from error
-        unfinished.replace(path)
+        self.wait()  # no more than one copy in memory
+        self._writing = self._thread.submit(write, to_cpu({**checkpoint, "imgrec": self.card}), Path(path))
+
+    def wait(self) -> None:
+        """Return when all is written; raises CheckpointError if it could not be."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def teardown(self) -> None:
+        self.wait()
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
+    """A checkpoint file, whole or not at all; the last.ckpt before it becomes previous.ckpt."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
+        unfinished.unlink(missing_ok=True)
+        kept = f"{path} of before is whole" if path.exists() else "nothing was there before"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be written: {reason}; {kept}. Make room on that disk and start the same command again."
+        ) from error
+    if path.name == LAST and path.exists():
+        path.replace(path.with_name(PREVIOUS))
+    unfinished.replace(path)
+
+
+def to_cpu(found: Any) -> Any:
+    """A copy of nested dictionaries, lists and tuples whose tensors lie in CPU memory of their own."""
+    if isinstance(found, Tensor):
+        return found.detach().to("cpu", copy=True)
+    if isinstance(found, dict):
+        return {key: to_cpu(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [to_cpu(value) for value in found]
+    if isinstance(found, tuple):
+        return tuple(to_cpu(value) for value in found)
+    return found
 
 
 def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
@@ -87,6 +128,8 @@ def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other pickle protocols: what comes of it is said below
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+            with zipfile.ZipFile(file) as records:  # torch compares no checksum: one flipped bit would pass
+                damaged = records.testzip()
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
@@ -96,6 +139,10 @@ def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
         raise CheckpointError(
             f"{file} ({size:,} bytes) is truncated or no checkpoint: {reason}. Name another, such as last.ckpt beside it."
         ) from error
+    if damaged is not None:
+        raise CheckpointError(
+            f"{file} is damaged: the checksum of its record {damaged} does not match. Name another, such as {PREVIOUS} beside it."
+        )
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not isinstance(checkpoint.get("imgrec"), dict):
         raise CheckpointError(
             f"{file} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT."
@@ -124,16 +171,19 @@ def _refuse_foreign_code(config: Node, file: Path) -> None:
         )
 
 
-def latest(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """last.ckpt of an unfinished run; None where nothing was saved yet. One that cannot be loaded is passed over, with a message, for best.ckpt."""
-    for file in (folder / "last.ckpt", folder / "best.ckpt"):
+def latest(folder: Path, say: Callable[[str], None]) -> tuple[Path, Node] | None:
+    """The newest checkpoint of an unfinished run that is whole, with its "resume" entry; None where nothing was saved yet.
+
+    One that cannot be loaded is passed over, with a message, for the one before it.
+    """
+    for file in (folder / LAST, folder / PREVIOUS):
         if file.is_file():
             try:
-                read(file)
+                return file, read(file)["resume"]
             except CheckpointError as error:
                 say(str(error))
-            else:
-                return file
+            except KeyError:
+                say(f"{file} was not saved to go on from: it has no 'resume' entry.")
     return None
 
 

@@ -16,6 +16,7 @@ from imgrec.data.batch import Batch
 from imgrec.data.preprocess import Preprocess
 from imgrec.losses import Loss
 from imgrec.metrics import Report, Tally
+from imgrec.models.sync_norm import SyncNorm
 from imgrec.optim import DecayOn, decayed
 from imgrec.transfer import freeze, unfreeze
 
@@ -28,6 +29,7 @@ class Classifier(pl.LightningModule):
     """
 
     test_report: Report | None = None
+    joins_empty = False  # the network's forward pass waits for the other ranks (sharded weights), so it is run on an empty batch too
 
     def __init__(
         self,
@@ -67,7 +69,11 @@ class Classifier(pl.LightningModule):
         return self.loss.probabilities(logits.float())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, targets = self._augmented(batch, batch_idx)
+        if self._idle(batch):
+            # Batch norm would make NaN of no samples. Yet the gradients' reducer waits for every parameter, and for nothing else.
+            used = [weight.reshape(-1)[:0].sum() for weight in self.net.parameters() if weight.requires_grad]
+            return torch.stack(used).sum()
+        images, targets = self._augmented(batch)
         logits: Tensor = self.net(images).float()
         losses = self.loss(logits, targets)
         # The gradient of a global batch is its mean over samples, also where the last one is short: devices average and Lightning divides by the
@@ -83,7 +89,13 @@ class Classifier(pl.LightningModule):
             self.train_accuracy.update(right, torch.ones_like(right))
         return objective
 
-    def _augmented(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor]:
+    def _idle(self, batch: Batch) -> bool:
+        """Whether a short global batch, or files that cannot be read, left nothing for this rank to compute."""
+        if len(batch.labels) or self.joins_empty:
+            return False
+        return not (self.training and any(isinstance(module, SyncNorm) for module in self.net.modules()))
+
+    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Network input [B, C, H, W] and soft targets [B, K] of a training batch."""
         images = self.preprocess.to_float(batch.images)
         targets = F.one_hot(batch.labels, len(self.classes)).to(images.dtype)
@@ -91,23 +103,40 @@ class Classifier(pl.LightningModule):
             images = self.augment.batch(images, seed=self.seed, epoch=batch.epoch, indices=batch.indices)
         images = self.preprocess.normalize(images)
         if self.augment is not None:
-            step = batch.epoch * int(self.trainer.num_training_batches) + batch_idx
-            images, targets = self.augment.mix(images, targets, seed=self.seed, step=step)
+            step = self.trainer.global_step  # of the optimizer, so the same for all parts of a global batch
+            images, targets = self.augment.mix(images, targets, batch.partners, seed=self.seed, step=step)
         return images.contiguous(memory_format=self.memory_format), targets
 
     @torch.no_grad()
-    def seen(self, batch: Batch, batch_idx: int) -> Tensor:
+    def seen(self, batch: Batch) -> Tensor:
         """Float [B, C, H, W]: a training batch as the network sees it."""
-        return self._augmented(batch, batch_idx)[0]
+        return self._augmented(batch)[0]
 
     def on_train_epoch_start(self) -> None:
         # What the network itself draws (dropout) starts anew from (seed, epoch, rank), so that a resumed run draws what the unbroken one did.
         torch.manual_seed(draws.word(self.seed, self.current_epoch, self.global_rank, draws.NETWORK, 0) >> 1)
+        self._freeze()
+
+    def _freeze(self) -> None:
         if self.freeze_epochs:
             if self.current_epoch < self.freeze_epochs:
                 freeze(self.net, len(self.classes))
             elif self.current_epoch == self.freeze_epochs:
                 unfreeze(self.net)
+
+    def on_train_start(self) -> None:
+        self._freeze()  # a run that goes on within an epoch does not start it again
+
+    def training_sums(self) -> list[Tensor]:
+        """The sums behind this process' training figures of the epoch so far: loss, its samples, hits, their samples."""
+        return [value for metric in (self.train_loss, self.train_accuracy) for value in (metric.mean_value, metric.weight)]
+
+    def add_training_sums(self, sums: Sequence[Tensor]) -> None:
+        """Count in the steps of a run that goes on within an epoch."""
+        for metric in (self.train_loss, self.train_accuracy):
+            metric.update(torch.zeros(0), torch.zeros(0))  # no samples; but compute() warns of a metric without any update
+        for total, add in zip(self.training_sums(), sums, strict=True):
+            total.add_(add.to(total.device))
 
     def log_training(self) -> None:
         """Log the training figures of the epoch. History calls it: callbacks have their turn before this module's own on_train_epoch_end."""
@@ -116,6 +145,8 @@ class Classifier(pl.LightningModule):
         self.train_accuracy.reset()
 
     def _tally(self, batch: Batch) -> None:
+        if self._idle(batch):
+            return
         pixels = self.preprocess(batch.images).contiguous(memory_format=self.memory_format)
         logits = self.net(pixels).float()
         targets = F.one_hot(batch.labels, len(self.classes)).to(logits.dtype)

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from imgrec import __version__
-from imgrec.errors import ImgrecError
+from imgrec import __version__, stopping
+from imgrec.errors import ImgrecError, Stopped
 
 COMMANDS = {
     "train": "train a classifier and test it",
@@ -21,7 +21,7 @@ REFUSED = 2  # exit code: the input cannot be used
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0 done, 2 bad input (one line on stderr), 130 interrupted. IMGREC_DEBUG=1 shows the traceback."""
+    """Run a command; the exit code: 0 done, 2 bad input (one line on stderr), 75 stopped and can go on, 130 interrupted. IMGREC_DEBUG=1 shows the traceback."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not words or words[0] in ("-h", "--help", "help"):
@@ -44,9 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"imgrec: {where} cannot be written: {error.strerror}. Mend that and start the same command again.", file=sys.stderr
         )
         return REFUSED
+    except Stopped as stopped:
+        print(f"imgrec: {stopped}", file=sys.stderr)
+        return stopping.STOPPED
     except KeyboardInterrupt:
-        print("imgrec: interrupted. Start the same command again to go on.", file=sys.stderr)
-        return 130
+        print("imgrec: interrupted. Start the same command again.", file=sys.stderr)
+        return stopping.INTERRUPTED
 
 
 def _dispatch(command: str, argv: list[str]) -> int:
@@ -85,6 +88,8 @@ def run(command: str, argv: list[str]) -> int:
     """Compose the command's config and call the function of its name."""
     from imgrec.config import load
 
+    if command == "train":
+        stopping.listen()  # before the seconds that importing torch takes
     config_dir, argv = _config_dir(argv)
     if command == "train":
         if {"-m", "--multirun"} & set(argv):

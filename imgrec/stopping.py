@@ -15,32 +15,35 @@ STOPPED = 75  # exit code of a run that was stopped and can go on; EX_TEMPFAIL o
 INTERRUPTED = 130  # exit code after a second Ctrl-C
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
-_reason: str | None = None
-_since = 0.0  # time.monotonic() of the first request
+
+class _Request:
+    reason: str | None = None
+    since: float  # time.monotonic()
+
+
+_request = _Request()
 
 
 def asked() -> str | None:
     """Why the run should stop, such as "SIGTERM" or "the time budget of 5 minutes"; None while it should not."""
-    return _reason
+    return _request.reason
 
 
 def asked_for() -> float:
     """Seconds since the first request; 0 without one."""
-    return time.monotonic() - _since if _reason is not None else 0.0
+    return 0.0 if _request.reason is None else time.monotonic() - _request.since
 
 
 def ask(reason: str) -> None:
     """Ask the run of this process to stop at its next step. The first reason stays."""
-    global _reason, _since
-    if _reason is None:
-        _since = time.monotonic()
-        _reason = reason
+    if _request.reason is None:
+        _request.since = time.monotonic()
+        _request.reason = reason
 
 
 def forget() -> None:
     """Nobody asks any more: before another run in this process."""
-    global _reason
-    _reason = None
+    _request.reason = None
 
 
 def listen() -> None:
@@ -67,7 +70,7 @@ def listening() -> Iterator[None]:
 
 def _asked_by(number: int, frame: FrameType | None) -> None:
     # Only a flag: a collective or a save in here could meet the other ranks in another one, and hang.
-    if number == signal.SIGINT and _reason == signal.SIGINT.name:
+    if number == signal.SIGINT and _request.reason == signal.SIGINT.name:
         os.write(2, b"\nimgrec: interrupted at once. Start the same command again to go on from the last checkpoint.\n")
         os._exit(INTERRUPTED)
     ask(signal.Signals(number).name)

@@ -21,6 +21,7 @@ from imgrec.data.module import ImageData, Split
 from imgrec.data.order import BatchPlan
 from imgrec.metrics import Report, worst
 from imgrec.models.summary import ModelSize
+from imgrec.optim import rate_sentence
 from imgrec.rundir import RunDir, write
 from imgrec.screen import Screen, clock, percent
 
@@ -38,6 +39,8 @@ def quieten() -> None:
         ".*does not have many workers.*",  # the start screen names the workers, Throughput measures the wait
         ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
         ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # the order starts where it was left
+        ".*srun` command is available on your system but is not used.*",
     ):
         warnings.filterwarnings("ignore", known)
 
@@ -68,7 +71,7 @@ def opening(
         "data": f"{_name(run.data)}: {splits} images of {shape}, {len(data.classes)} classes with {per_class} in train",
         "network": f"{_name(run.model)}{_brief(run.model)}: {size.parameters:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image",
         "batch": f"{plan}; {plan.steps_per_epoch:,} steps an epoch, {steps:,} in {run.epochs} epochs",
-        "rate": f"{_name(run.optim)} lr={run.optim['lr']:g}, {_name(run.scheduler)} with {run.scheduler.get('warmup_share', 0):.0%} warm-up",
+        "rate": f"{_name(run.optim)} {rate_sentence(run.optim, plan.global_size)}, {_name(run.scheduler)} with {run.scheduler.get('warmup_share', 0):.0%} warm-up",
         "loader": f"{data.workers} worker processes" if data.workers else "in this process, the set is held in memory",
     }
     if taken:

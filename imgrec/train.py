@@ -7,6 +7,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from imgrec import stopping
 from imgrec.config import RunConfig
 from imgrec.errors import ImgrecError
 from imgrec.target import check_signatures
@@ -34,11 +35,13 @@ def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
     if rank() == 0:
         screen.log_to(folder.path / "log.txt")
     try:
-        return _train(run, folder, screen)
+        with stopping.listening():
+            return _train(run, folder, screen)
     except ImgrecError:
         folder.forget()
         raise
     finally:
+        stopping.forget()
         screen.close()
         folder.close()
 
@@ -47,8 +50,9 @@ def _train(run: RunConfig, folder: "RunDir", screen: "Screen") -> dict[str, Any]
     import pytorch_lightning as pl
 
     from imgrec import story
-    from imgrec.callbacks import observers
-    from imgrec.checkpoint import CheckpointIO, card, latest
+    from imgrec.callbacks import board, observers
+    from imgrec.checkpoint import CheckpointIO, card, latest, read
+    from imgrec.gate import Gate
     from imgrec.trainer import build_classifier, build_data, build_logger, build_trainer, guards, settings
 
     check_signatures(run)
@@ -56,26 +60,31 @@ def _train(run: RunConfig, folder: "RunDir", screen: "Screen") -> dict[str, Any]
     pl.seed_everything(run.seed, workers=True, verbose=False)
     watching, history = observers(run, folder, screen)
     writer = CheckpointIO()
+    found = latest(folder.checkpoints, screen.say)
+    file, resume = found or (None, None)
+    gate = Gate(run, folder, writer, resume, screen.say)
     trainer = build_trainer(
         **settings(run),
         max_epochs=run.epochs,
         default_root_dir=folder.path,
         logger=build_logger(run.logger, folder.path),
-        callbacks=[*watching, *guards(run, folder.checkpoints)],
+        callbacks=[*watching, gate, *guards(run, folder.checkpoints)],
         plugins=[writer],
     )
     data, augment, plan = build_data(run, trainer)
     run = run.with_classes(len(data.classes))
     classifier, size, taken = build_classifier(run, data, augment)
     writer.card = card(run, data.classes, data.preprocessing())
-    resume = latest(folder.checkpoints, screen.say)
-    screen.say(story.opening(run, folder, trainer, data, plan, size, taken, resume))
-    try:
-        trainer.fit(classifier, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit as ended:  # Lightning's answer to Ctrl-C
-        if trainer.interrupted:
-            raise KeyboardInterrupt from ended
-        raise
+    data.gate = gate
+    if resume is not None:
+        data.start = (resume["place"]["epoch"], resume["place"]["done"])
+        board.rewind(folder.path / "tensorboard", resume["events"])
+    screen.say(story.opening(run, folder, trainer, data, plan, size, taken, file))
+    if file is not None and resume is not None and resume["place"]["stage"] == "end":
+        history.load_state_dict(read(file)["callbacks"][history.state_key])
+    else:
+        trainer.fit(classifier, datamodule=data, ckpt_path=file, weights_only=True)
+        writer.wait()
     return story.ending(run, folder, screen, trainer, classifier, data, history, size)
 
 

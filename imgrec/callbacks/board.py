@@ -1,11 +1,15 @@
 """What TensorBoard shows beside the epoch's curves: rate and loss by step, a batch as the network sees it, hyper-parameters with their result."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from imgrec.callbacks.history import History
@@ -13,6 +17,7 @@ from imgrec.classifier import Classifier
 from imgrec.config import RunConfig
 from imgrec.rundir import leaves
 
+EVENTS = "events.out.tfevents.*"
 SHOWN = 32  # images of the sample batch
 
 
@@ -46,7 +51,7 @@ class Board(Callback):
         from torchvision.utils import make_grid
 
         assert isinstance(pl_module, Classifier)
-        images = pl_module.seen(batch, batch_idx)[:SHOWN]
+        images = pl_module.seen(batch)[:SHOWN]
         trainer.logger.experiment.add_image("batch as the network sees it", make_grid(spread(images), nrow=8), 0)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -67,6 +72,23 @@ class Board(Callback):
             key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves(self.run.to_dict())
         }
         logger.log_hyperparams(settings, metrics)
+
+
+def written(logger: Logger | None) -> dict[str, int]:
+    """Bytes of each event file so far, by its name: with `rewind`, what is logged after a save and then lost is not there twice."""
+    if not isinstance(logger, TensorBoardLogger) or rank_zero_only.rank:
+        return {}
+    logger.experiment.flush()
+    return {file.name: file.stat().st_size for file in sorted(Path(logger.log_dir).glob(EVENTS))}
+
+
+def rewind(folder: Path, sizes: dict[str, int]) -> None:
+    """Cut the event files in a folder back to these sizes, and remove those that came later."""
+    for file in folder.glob(EVENTS):
+        if file.name not in sizes:
+            file.unlink()
+        elif file.stat().st_size > sizes[file.name]:
+            os.truncate(file, sizes[file.name])
 
 
 def spread(images: Tensor) -> Tensor:

@@ -30,9 +30,14 @@ class EpochLines(Callback):
         self.screen.say(HEADER, style="bold")
         self._progress = self.screen.bar()
         self._progress.start()
+        self.on_train_epoch_start(trainer, pl_module)  # a run that goes on within an epoch does not start it again
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", int(trainer.num_training_batches))
+        self._begin(
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
+            int(trainer.num_training_batches),
+            trainer.fit_loop.epoch_loop.batch_progress.current.completed % max(1, int(trainer.num_training_batches)),
+        )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -53,11 +58,11 @@ class EpochLines(Callback):
     ) -> None:
         self._advance(None)
 
-    def _begin(self, what: str, total: int) -> None:
+    def _begin(self, what: str, total: int, done: int = 0) -> None:
         if self._progress is not None and not self._progress.disable:
             if self._task is not None:
                 self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(what, total=total, note="")
+            self._task = self._progress.add_task(what, total=total, note="", completed=done)
 
     def _advance(self, outputs: Any) -> None:
         if self._progress is None or self._task is None:

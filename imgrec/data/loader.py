@@ -4,7 +4,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any, Literal
+from itertools import count
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -18,15 +19,32 @@ MOST_WORKERS = 16  # more seldom help: the device waits no longer, and each hold
 STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
+POLL_SECONDS = 0.5  # how often the gate is asked while a batch is waited for
+
+
+class Gate(Protocol):
+    """Who is asked before batches are handed over (imgrec.gate.Gate)."""
+
+    def fetching(self) -> None: ...
+
+    def waiting(self) -> None: ...
+
+    def before(self) -> None: ...
+
+
 class Loader:
     """Batches of `dataset` as `requests` asks for them; an `iter()` is one epoch, and draws nothing before its first `next()`.
+
+    `gate` is asked before the first of every `every` batches, which is between two optimizer steps.
 
     It holds a DataLoader but is none: Lightning would replace the sampler (overfit_batches) and warn about few workers, which
     sets in memory do not need. A DataError in a worker arrives as it was raised, not buried in the worker's traceback.
     """
 
-    def __init__(self, dataset: ImageSet, requests: EpochBatches, *, num_workers: int) -> None:
-        self.dataset, self.requests, self.num_workers = dataset, requests, num_workers
+    def __init__(
+        self, dataset: ImageSet, requests: EpochBatches, *, num_workers: int, gate: Gate | None = None, every: int = 1
+    ) -> None:
+        self.dataset, self.requests, self.num_workers, self.gate, self.every = dataset, requests, num_workers, gate, every
         self._loader: DataLoader[Batch | DataError] = DataLoader(
             _Guarded(dataset),
             batch_size=None,
@@ -36,6 +54,8 @@ class Loader:
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             worker_init_fn=start_worker if num_workers else None,
+            timeout=POLL_SECONDS if num_workers and gate is not None else 0,
+            generator=torch.Generator(),  # its own: seeding workers must not draw from the network's randomness
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -45,10 +65,29 @@ class Loader:
             batches = iter(self._loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for batch in batches:
+        for place in count():
+            at_gate = self.gate if place % self.every == 0 else None
+            if at_gate is not None:
+                at_gate.fetching()
+            try:
+                batch = self._next(batches)
+            except StopIteration:
+                return
             if isinstance(batch, DataError):
                 raise batch
+            if at_gate is not None:
+                at_gate.before()
             yield batch
+
+    def _next(self, batches: Iterator[Batch | DataError]) -> Batch | DataError:
+        while True:
+            try:
+                return next(batches)
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                assert self.gate is not None
+                self.gate.waiting()
 
     def __len__(self) -> int:
         return len(self.requests)

@@ -1,6 +1,7 @@
 """The data of a run: splits, classes and preprocessing behind Lightning's data module; each set overrides `read`."""
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 
 from imgrec.data.batch import Batch
 from imgrec.data.decode import Preprocessing
-from imgrec.data.loader import Loader, workers
-from imgrec.data.order import BatchPlan, EpochBatches, plan, sequential, shuffled
+from imgrec.data.loader import Gate, Loader, workers
+from imgrec.data.order import BatchPlan, EpochBatches, plan, sequential
+from imgrec.data.sampling import Sampling, training_order
 from imgrec.data.splits import check_labels, stratified
 from imgrec.data.stored import ImageSet
 from imgrec.errors import ConfigError, DataError
@@ -84,6 +86,7 @@ class ImageData(pl.LightningDataModule):
             image_size=image_size, channels=channels, mean=list(mean), std=list(std), resize=resize, crop_share=crop_share
         )
         self.start: tuple[int, int] = (0, 0)  # (epoch, global batches of it already done): where a resumed run goes on
+        self.gate: Gate | None = None  # of a training: asked between its steps, and between the batches of its evaluations
         self._splits: Splits | None = None
         self._plan: BatchPlan | None = None
         self._bad: set[str] = set()
@@ -157,12 +160,18 @@ class ImageData(pl.LightningDataModule):
         num_workers: int | Literal["auto"],
         augment: "Augment | None",
         devices: int,
+        sampling: Sampling = "shuffle",
+        class_weights: Mapping[str, float] | None = None,
     ) -> BatchPlan:
         """Fixes how the run goes through the data on `devices` processes; returns the parts of its global batch."""
         self.setup()
         train = self.splits.train
-        self._plan = plan(batch_size=batch_size, samples=len(train), devices=devices, max_device_batch=max_device_batch)
-        self._seed, self._training = seed, train.for_training(augment, seed)
+        pairs = augment is not None and augment.mixes
+        self._plan = plan(
+            batch_size=batch_size, samples=len(train), devices=devices, max_device_batch=max_device_batch, pairs=pairs
+        )
+        self._order = training_order(sampling, class_weights or {}, labels=train.labels, classes=self.classes, seed=seed)
+        self._training = train.for_training(augment, seed)
         self._evaluation_batch = max(self._plan.per_device, min(EVALUATION_BATCH, max_device_batch))
         # torchrun says how many processes share the machine; else it is one machine with all of them.
         here = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
@@ -177,16 +186,18 @@ class ImageData(pl.LightningDataModule):
     def train_dataloader(self) -> Loader:
         requests = EpochBatches(
             samples=len(self._training),
-            order=shuffled(len(self._training), seed=self._seed),
+            order=self._order,
             epoch=self._epoch,
             batch_size=self.plan.global_size,
             devices=self.plan.devices,
             rank=self._rank(),
             accumulate=self.plan.accumulate,
             keep_single=False,
+            pairs=self.plan.pairs,
+            most=self.plan.per_device,
             start=self.start,
         )
-        return Loader(self._training, requests, num_workers=self.workers)
+        return Loader(self._training, requests, num_workers=self.workers, gate=self.gate, every=self.plan.accumulate)
 
     def val_dataloader(self) -> Loader:
         return self.evaluation_loader(self.split("val"))
@@ -206,7 +217,7 @@ class ImageData(pl.LightningDataModule):
             accumulate=1,
             keep_single=True,
         )
-        return Loader(images, requests, num_workers=self.workers)
+        return Loader(images, requests, num_workers=self.workers, gate=self.gate)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Notes the images that were left out, and sends the rest on."""

@@ -1,0 +1,209 @@
+"""Between two steps: where all processes of a run agree to go on, to save or to stop.
+
+Nothing is decided anywhere else. Signals, the time budget and the clock of the saves only set flags; before each optimizer step and each batch of
+validation the processes reduce them, so all save and stop at the same step, and no collective ever runs inside a signal handler.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, WeightAveraging
+from torch import distributed
+
+from imgrec import stopping
+from imgrec.callbacks.board import written
+from imgrec.callbacks.finite import NotFiniteError
+from imgrec.checkpoint import CheckpointIO
+from imgrec.classifier import Classifier
+from imgrec.errors import CheckpointError, Stopped
+from imgrec.resume import Held, Mark, Place, Plain, held, place, set_loops, take_up, to_plain
+
+if TYPE_CHECKING:
+    from imgrec.config import RunConfig
+    from imgrec.rundir import RunDir
+
+SHARE = 100  # a save that kept the training waiting for t seconds is followed by SHARE * t seconds without one, so saving takes 1% of the time
+
+
+class Beat(Protocol):
+    """What tells the other processes what this one is doing."""
+
+    doing: str
+
+
+class Gate(Callback):
+    """Called by the loaders while a batch is fetched (`fetching`, `waiting`) and before it is handed over (`before`).
+
+    `resume` is the "resume" entry of the checkpoint that the run goes on from; `say` prints a line.
+    """
+
+    def __init__(
+        self, run: "RunConfig", folder: "RunDir", writer: CheckpointIO, resume: Plain | None, say: Callable[[str], None]
+    ) -> None:
+        self.folder, self.writer, self.say = folder, writer, say
+        self.every_steps, self.every_minutes = run.trainer["save_every_steps"], run.trainer["save_every_minutes"]
+        self.max_minutes = run.trainer["max_minutes"]
+        self.beat: Beat | None = None
+        self.saving = False
+        self.saved: Place | None = None  # by the last save
+        self._resume = resume
+        self._entry: Plain | None = None  # of the save under way
+        self._updating = False  # the optimizer is changing the weights
+        self._cost = 0.0  # seconds that the last save kept the training waiting
+        self._begun = self._last = time.monotonic()
+
+    # What Lightning calls
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, Classifier)
+        self.trainer, self.classifier = trainer, pl_module
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        assert self._resume is not None
+        self.saved = Place(**self._resume["place"])
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        set_loops(checkpoint["loops"], self.saved, batches=batches, accumulate=trainer.accumulate_grad_batches)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._mark = Mark(self.classifier)
+        self._begun = self._last = time.monotonic()
+        if self._resume is not None:
+            assert self.saved is not None
+            take_up(self.classifier, self._resume["ranks"], self.saved)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        self._updating = True
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning would leave out ReduceLROnPlateau at the end of an epoch that was resumed in its middle.
+        trainer.fit_loop.restarting = False
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        now = place(trainer)
+        self._save(Place(now.epoch, 0, "end", now.step))
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._entry is not None:
+            checkpoint["resume"] = self._entry
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save what the failed step had not changed yet; not where the loss is not finite or the disk is full, as what is there is better."""
+        if (
+            not isinstance(exception, Stopped | NotFiniteError | CheckpointError)
+            and trainer.world_size == 1
+            and trainer.fit_loop.epoch_progress.current.ready
+        ):
+            self._rescue()
+
+    # What the loaders call
+
+    def fetching(self) -> None:
+        """The next batch is being fetched."""
+        self._do("waiting for data of")
+
+    def waiting(self) -> None:
+        """It is not there yet: stop if that is asked for. The other processes wait in `before`, or do the same."""
+        if stopping.asked() is not None:
+            self.before()
+
+    def before(self) -> None:
+        """It is there: all processes agree to go on, to save first, or to stop, which raises Stopped on all of them."""
+        if self.max_minutes is not None and time.monotonic() - self._begun > 60 * self.max_minutes:
+            stopping.ask(f"the time budget of {self.max_minutes:g} minutes")
+        training = bool(self.trainer.training)
+        stop, save = self._reduce(stopping.asked() is not None, training and self.trainer.is_global_zero and self._due())
+        if stop:
+            self._stop()
+        if training:
+            now = place(self.trainer)
+            if save:
+                self._save(now)
+            self._mark.take(now)
+            self._updating = False
+        self._do("training" if training else "at")
+
+    def _reduce(self, *flags: bool) -> list[bool]:
+        """Each flag, set on any process."""
+        if self.trainer.world_size == 1:
+            return list(flags)
+        self._do("waiting for the others before")
+        found = torch.tensor(flags, dtype=torch.int32)
+        distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return [bool(flag) for flag in found.tolist()]
+
+    def _do(self, what: str) -> None:
+        if self.beat is None:
+            return
+        trainer = self.trainer
+        if trainer.training:
+            self.beat.doing = f"{what} step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1})"
+        else:
+            batch = "validation" if trainer.validating else "test"
+            self.beat.doing = f"{what} a {batch} batch (epoch {trainer.current_epoch + 1})"
+
+    # Saving
+
+    def _due(self) -> bool:
+        now, waited = place(self.trainer), time.monotonic() - self._last
+        if now == self.saved or now.step == 0:
+            return False
+        if self.every_steps and now.step % self.every_steps == 0:
+            return True
+        return waited >= SHARE * self._cost and (now.done == 0 or waited >= 60 * self.every_minutes)
+
+    def _save(self, now: Place, inhand: Held | None = None) -> None:
+        """Write last.ckpt as of `now`; every process calls it."""
+        begun = time.monotonic()
+        if self.beat is not None:
+            self.beat.doing = f"saving at step {now.step}"
+        self.saving = True
+        mine = to_plain(inhand or held(self.classifier))
+        states: list[Any] = [mine] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            distributed.all_gather_object(states, mine)
+        self._entry = {"place": now.to_dict(), "ranks": states, "events": written(self.trainer.logger)}
+        self.trainer.save_checkpoint(self.folder.last)
+        self._entry, self.saved, self.saving = None, now, False
+        self._last = time.monotonic()
+        self._cost = self._last - begun
+
+    def _stop(self) -> NoReturn:
+        reason = stopping.asked() or "a signal to another process"
+        stopping.ask(reason)
+        step = f"at step {self.trainer.global_step} (epoch {self.trainer.current_epoch + 1} of {self.trainer.max_epochs})"
+        if self.trainer.testing:
+            step = "in the test"  # all is saved
+        else:
+            self._leave_validation()
+            self._save(place(self.trainer))
+            self.writer.wait()
+        raise Stopped(f"stopped by {reason} {step}; saved. Start the same command again to go on.")
+
+    def _leave_validation(self) -> None:
+        """Give the network back the weights that it is trained with: an average stands in for them during validation."""
+        if self.trainer.validating:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, WeightAveraging):
+                    callback.on_validation_epoch_end(self.trainer, self.classifier)
+
+    def _rescue(self) -> None:
+        """After an exception: save as of the last step that is whole, if this process still has it."""
+        epoch, batches = self.trainer.fit_loop.epoch_progress.current, self.trainer.fit_loop.epoch_loop.batch_progress.current
+        whole = batches.ready == batches.completed and (
+            self.trainer.validating or batches.completed % self.trainer.accumulate_grad_batches == 0
+        )
+        if epoch.processed == epoch.ready or (self._updating and not whole):
+            return  # between two epochs, or half of the weights are new
+        if whole:
+            self._leave_validation()
+            self._save(place(self.trainer))
+        else:
+            self._mark.put_back()
+            self._save(self._mark.place, self._mark.held)
+        self.writer.wait()
+        self.say(
+            f"saved at step {self.trainer.global_step}, before what went wrong. Start the same command again to go on from there."
+        )

@@ -1,0 +1,140 @@
+"""What a run needs beside weights and optimizer to go on bit for bit: its place in the epoch, and what each process had in hand."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from imgrec.classifier import Classifier
+from imgrec.data import draws
+
+COUNTS = ("ready", "started", "processed", "completed")  # of one of Lightning's progress trackers
+Plain = dict[str, Any]  # tensors, numbers and words: what loads with weights_only=True
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in its run a checkpoint was taken: always between two optimizer steps."""
+
+    epoch: int  # finished epochs
+    done: int  # global batches done in the next one
+    stage: Literal[
+        "train", "validate", "end"
+    ]  # validate: the epoch's steps are done and its validation is not; end: nothing is left to train
+    step: int  # optimizer steps so far
+
+    def to_dict(self) -> Plain:
+        return asdict(self)
+
+
+def place(trainer: pl.Trainer) -> Place:
+    """The place of a trainer between two steps, or in a validation, which starts anew."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    whole = batches >= trainer.num_training_batches
+    done = -(-batches // trainer.accumulate_grad_batches) if whole else batches // trainer.accumulate_grad_batches
+    return Place(trainer.fit_loop.epoch_progress.current.processed, done, "validate" if whole else "train", trainer.global_step)
+
+
+def set_loops(loops: Plain, place: Place, *, batches: int, accumulate: int) -> None:
+    """Write a place into the loops of a Lightning checkpoint, for epochs of `batches` micro-batches, `accumulate` of them a step.
+
+    The number of micro-batches depends on the number of processes, so the counts are made here and not taken as they were saved. Lightning
+    itself would skip the validation of a run that was stopped in it, and take the first step of an epoch for the last one's end.
+    """
+    fit = loops["fit_loop"]
+    done = batches if place.stage == "validate" else min(place.done * accumulate, batches)
+    begun = place.epoch + (done > 0)  # an epoch of which nothing is done is begun anew, with its hooks
+    for count in ("total", "current"):
+        fit["epoch_progress"][count].update(ready=begun, started=begun, processed=place.epoch, completed=place.epoch)
+    progress = fit["epoch_loop.batch_progress"]
+    progress["is_last_batch"] = place.stage == "validate"
+    progress["total"].update(dict.fromkeys(COUNTS, place.epoch * batches + done))
+    progress["current"].update(dict.fromkeys(COUNTS, done))
+    # Validation counts as interrupted, before its first batch, or as not begun.
+    validation = fit["epoch_loop.val_loop.batch_progress"]
+    interrupted = int(place.stage == "validate")
+    validation["is_last_batch"] = False
+    validation["current"].update(dict.fromkeys(COUNTS, 0))
+    validation["total"].update(ready=interrupted, started=interrupted, processed=0, completed=0)
+    # Lightning's x-axis. It counts a step when the validation after it is over.
+    fit["epoch_loop.state_dict"]["_batches_that_stepped"] = place.step - interrupted
+
+
+class Held(NamedTuple):
+    """What one process has in hand between two steps, cheap to take: nothing here waits for the device."""
+
+    torch: Tensor
+    cuda: Tensor | None
+    numpy: dict[str, Any]
+    python: tuple[Any, ...]
+    sums: list[Tensor]  # of the epoch's training figures
+
+
+def held(classifier: Classifier) -> Held:
+    cuda = torch.cuda.get_rng_state(classifier.device) if classifier.device.type == "cuda" else None
+    state = np.random.get_state(legacy=False)
+    assert isinstance(state, dict)
+    return Held(torch.get_rng_state(), cuda, state, random.getstate(), [value.clone() for value in classifier.training_sums()])
+
+
+def to_plain(held: Held) -> Plain:
+    """As it is saved: tensors and numbers, which load with weights_only=True."""
+    version, words, gauss = held.python
+    inner = held.numpy["state"]
+    return {
+        "torch": held.torch,
+        "cuda": held.cuda,
+        "numpy": {**held.numpy, "state": {**inner, "key": torch.from_numpy(inner["key"].astype(np.int64))}},
+        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
+        "sums": [value.cpu() for value in held.sums],
+    }
+
+
+def take_up(classifier: Classifier, states: Sequence[Plain], place: Place) -> None:
+    """Give this process what it had in hand.
+
+    On another number of processes the first one takes all sums, which gives the same figures up to rounding, and each process draws anew from
+    (seed, epoch, rank, steps done): the randomness of one is not enough for two.
+    """
+    world, rank = classifier.trainer.world_size, classifier.global_rank
+    if len(states) != world:
+        torch.manual_seed(draws.word(classifier.seed, place.epoch, rank, draws.NETWORK, place.done) >> 1)
+        if rank == 0:
+            classifier.add_training_sums([torch.stack(parts).sum(0) for parts in zip(*(s["sums"] for s in states), strict=True)])
+        return
+    state = states[rank]
+    classifier.add_training_sums(state["sums"])
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and classifier.device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), classifier.device)
+    inner = state["numpy"]["state"]
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": inner["key"].cpu().numpy().astype(np.uint32)}})
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+
+
+class Mark:
+    """What a step changes before its optimizer does (batch-norm statistics, random states, sums), as it was between two steps.
+
+    So a step that fails halfway is taken back, and the run can be saved as it was before it. Weights are not copied: they have not changed yet.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.classifier = classifier
+        self._buffers = list(classifier.net.buffers())
+        self._kept = [buffer.clone() for buffer in self._buffers]
+
+    def take(self, place: Place) -> None:
+        self.place, self.held = place, held(self.classifier)
+        if self._buffers:
+            torch._foreach_copy_(self._kept, self._buffers)
+
+    def put_back(self) -> None:
+        """The buffers; what the process had in hand is in `held`."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._kept)
