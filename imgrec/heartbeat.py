@@ -1,0 +1,369 @@
+"""One thread per process that tells the others what this one is doing, and ends the run with a line when one of them dies or hangs.
+
+    heartbeat = Heartbeat(rank, world_size, timeout_s=300, say=screen.say)
+    heartbeat.start()                                # a collective; alone it does nothing
+    heartbeat.doing = "training step 12 of epoch 3"  # as often as you like: any assignment is a sign of life, also of the same words
+    ...
+    except BaseException as error:
+        if line := heartbeat.explain(error):         # a collective failed because another rank is gone
+            heartbeat.end(line)                      # prints it, exit code 1, does not return
+        heartbeat.leave(error)                       # our own failure: the others end and name it
+    heartbeat.close()                                # in the end, however it came
+
+Rank 0 listens on a free port, each other rank holds one TCP connection to it and sends a short line about once a second. A process that is killed
+closes its connection, so its death is known at once; a stopped one, a crashed machine or a cut network is known by `timeout_s` of silence. What counts as
+a hang is said in imgrec.peers.stuck. Rank 0 decides and tells all; about rank 0 itself each rank decides. Then all end with exit code 1 by
+os._exit, since a collective cannot be interrupted. Work: O(ranks) a second on rank 0, O(1) on the others.
+
+Not torch.distributed.TCPStore, which tells nobody when a client dies, and whose calls block for good when the process that hosts it is stopped.
+"""
+
+import base64
+import os
+import re
+import secrets
+import selectors
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+
+from imgrec import stopping
+from imgrec.peers import Line, Message, Peer, gone, stuck
+from imgrec.watchdog import end_process
+
+BEAT_S = 1.0
+BEATS_PER_S = 512  # that rank 0 reads at most; above as many ranks the beat is slower
+POLL_S = 0.25  # for a stop that was asked for in this process
+NAP_S = 0.05  # rank 0 reads what has come in bundles: each reading takes the interpreter from the training
+ALONE_S = 3.0  # between the verdict and the end, for a main thread that can still end by itself
+OWN_END_S = 60.0  # for a main thread that does: it may be saving
+EXPLAIN_S = 5.0
+FLUSH_S = 2.0
+NETWORK = re.compile(
+    r"gloo|nccl|\bpeer\b|connection|socket|timed? ?out|\bstore\b|broken pipe|process ?group|collective", re.IGNORECASE
+)
+
+_open: "weakref.WeakSet[Heartbeat]" = weakref.WeakSet()
+
+
+class Heartbeat:
+    """The heartbeat of one rank; see the module. `say` writes a line to the log, and is used on rank 0."""
+
+    def __init__(self, rank: int, world_size: int, timeout_s: float, say: Callable[[str], None]) -> None:
+        self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
+        self._say = say
+        self._doing, self._moves = "starting", 0
+        self._who = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._beat_s = min(max(BEAT_S, world_size / BEATS_PER_S), timeout_s / 5)
+        self._peers: dict[int, Peer] = {}  # on rank 0 all, itself too; elsewhere rank 0
+        self._lines: dict[int, Line] = {}
+        self._listener: socket.socket | None = None
+        self._token = ""
+        self._queue: deque[Message] = deque()  # from the main thread, for rank 0
+        self._wake, self._woken = socket.socketpair()
+        self._selector = selectors.PollSelector()  # epoll's set would be shared with loader workers that were forked
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._posts: dict[str, dict[int, bytes]] = defaultdict(dict)
+        self._changed = threading.Condition()
+        self._left: Message | None = None
+        self._verdict: str | None = None
+        self._end_at = 0.0
+        self._known = threading.Event()
+        self._closing = threading.Event()
+        self._stop_told = False
+        self._thread = threading.Thread(target=self._run, name="imgrec heartbeat", daemon=True)
+
+    # What the main thread calls
+
+    @property
+    def doing(self) -> str:
+        """What this rank is doing, to be read after "rank 1 is ..." or "died while ..."."""
+        return self._doing
+
+    @doing.setter
+    def doing(self, text: str) -> None:
+        self._doing = text
+        self._moves += 1
+
+    def start(self) -> None:
+        """Connect to rank 0 and start the thread. All ranks must call it, after torch.distributed is initialised."""
+        if self.world_size == 1:
+            return
+        from torch import distributed
+
+        told: list[tuple[list[str], int, str] | None] = [self._listen() if self.rank == 0 else None]
+        distributed.broadcast_object_list(told)
+        assert told[0] is not None
+        now = time.monotonic()
+        self._peers = {rank: Peer(rank, now, now) for rank in (range(self.world_size) if self.rank == 0 else (0,))}
+        if self.rank:
+            self._connect(*told[0])
+        _open.add(self)
+        self._thread.start()
+
+    def explain(self, error: BaseException) -> str | None:
+        """The line about the rank that made a collective fail here; None when `error` is this rank's own. Waits EXPLAIN_S at most."""
+        if not self._thread.is_alive() or not _is_of_the_network(error):
+            return None
+        self._end_at = time.monotonic() + OWN_END_S
+        self._known.wait(EXPLAIN_S)
+        return self._verdict
+
+    def end(self, line: str) -> None:
+        """Say the line and end this process with exit code 1. Rank 0 speaks for all, unless it is the one who is gone."""
+        gone = self.rank != 0 and (self._peers[0].failed or self._peers[0].cut is not None or self._silent())
+        speaks = self.rank == 0 or gone
+        end_process(line if speaks else None, 1, self._say if self.rank == 0 else None)
+
+    def leave(self, reason: str | BaseException) -> None:
+        """Tell the others that this rank ends: regularly, for a reason in words, or by an exception, which ends them too."""
+        if self._left is None:
+            failed = isinstance(reason, BaseException)
+            text = f"{type(reason).__name__}: {str(reason).strip()}".splitlines()[0] if failed else str(reason)
+            self._left = {"left": text, "failed": failed}
+            self._put(self._left)
+            self._flush()
+
+    def post(self, key: str, blob: bytes) -> None:
+        """Give rank 0 a few KB of this rank."""
+        with self._changed:
+            if self.rank == 0:
+                self._posts[key][0] = blob
+            else:
+                self._put({"post": key, "blob": base64.b64encode(blob).decode()})
+                self._flush()
+
+    def collect(self, key: str, timeout_s: float = 3.0) -> list[bytes | None]:
+        """On rank 0: what each rank posted under a key; None for a rank that did not within `timeout_s`."""
+        assert self.rank == 0, "posts are kept on rank 0"
+
+        def complete() -> bool:
+            return all(rank in self._posts[key] or peer.cut is not None for rank, peer in self._peers.items())
+
+        with self._changed:
+            self._changed.wait_for(complete, timeout_s)
+            found = dict(self._posts[key])
+        return [found.get(rank) for rank in range(self.world_size)]
+
+    def close(self) -> None:
+        """Leave, if that was not said yet, and stop the thread."""
+        if self._thread.is_alive():
+            self.leave("finished")
+            self._closing.set()
+            self._wake.send(b".")
+            self._thread.join(FLUSH_S + 1)
+        _open.discard(self)
+        for connection in list(self._sockets()):
+            connection.close()
+        self._selector.close()
+
+    # The thread
+
+    def _run(self) -> None:
+        beat_at = last = time.monotonic()
+        moves, moved = self._moves, last
+        while not self._closing.is_set():
+            self._read(min(POLL_S, self._beat_s))
+            now = time.monotonic()
+            if (
+                now - last > 2 * self._beat_s
+            ):  # this process was stopped, or held up: its own absence says nothing about the others
+                for peer in self._peers.values():
+                    peer.heard, peer.moved = peer.heard + now - last, peer.moved + now - last
+            last = now
+            if self._moves != moves:
+                moves, moved = self._moves, now
+            self._spread_stop()
+            if now >= beat_at:
+                beat_at = now + self._beat_s
+                self._beat(now, _at() if now - moved > self.timeout_s / 2 else "")
+            self._send()
+            if self.rank and self._peers[0].cut is not None and self._peers[0].left is not None and not self._verdict:
+                return  # rank 0 has ended as it should
+            self._judge(now)
+
+    def _beat(self, now: float, at: str) -> None:
+        message = {"doing": self._doing, "moves": self._moves, "at": at, **self._who}
+        if self.rank == 0:
+            self._peers[0].take(message, now)
+        self._tell(message)
+
+    def _read(self, timeout: float) -> None:
+        """Wait for messages, and take them."""
+        ready = [key for key, _ in self._selector.select(timeout)]
+        if self.rank == 0 and ready:
+            time.sleep(NAP_S)
+            ready = [key for key, _ in self._selector.select(0)]
+        now = time.monotonic()
+        for key in ready:
+            if key.fileobj is self._woken:
+                self._woken.recv(4096)
+            elif key.fileobj is self._listener:
+                self._watch(Line(self._listener.accept()[0]))
+            else:
+                self._hear(key.data, now)
+
+    def _hear(self, line: Line, now: float) -> None:
+        try:
+            messages, stands = line.receive()
+            if line.rank is None and messages:  # only a rank knows the token; others, such as a scan of the ports, are sent away
+                stands = secrets.compare_digest(str(messages[0]["token"]), self._token)
+                line.rank = messages[0]["rank"] if stands else None
+        except (ValueError, TypeError, KeyError):
+            stands = False
+        if line.rank is not None:
+            self._lines[line.rank] = line
+            for message in messages:
+                self._take(line.rank, message, now)
+        if not stands:
+            self._selector.unregister(line.socket)
+            line.socket.close()
+            if line.rank is not None:
+                del self._lines[line.rank]
+                self._peers[line.rank].cut = now
+                self._notify()
+
+    def _take(self, rank: int, message: Message, now: float) -> None:
+        self._peers[rank].take(message, now)
+        if "stop" in message:
+            stopping.ask(message["stop"])
+        if "post" in message:
+            self._posts[message["post"]][rank] = base64.b64decode(message["blob"])
+            self._notify()
+        if "end" in message:
+            self._conclude(message["end"], now)
+
+    def _spread_stop(self) -> None:
+        reason = stopping.asked()
+        if reason is None or self._stop_told:
+            return
+        self._stop_told = True
+        by_another = " on rank " in reason
+        if self.rank == 0 or not by_another:
+            self._tell({"stop": reason if by_another else f"{reason} on rank {self.rank}"})
+
+    def _judge(self, now: float) -> None:
+        if self._verdict is None:
+            others = [peer for rank, peer in self._peers.items() if rank != self.rank]
+            found = gone(others, now, self.timeout_s)
+            if found is None and self.rank == 0 and self._left is None:
+                found = stuck(list(self._peers.values()), now, self.timeout_s)
+            if found is not None:
+                self._conclude(found, now)
+        elif now > self._end_at + (OWN_END_S if self._left else 0):
+            self.end(self._verdict)
+
+    def _conclude(self, line: str, now: float) -> None:
+        if self._verdict is None:
+            if self.rank == 0:
+                self._tell({"end": line})
+            self._verdict = line
+            self._end_at = max(self._end_at, now + ALONE_S)
+            self._known.set()
+
+    # Connections
+
+    def _listen(self) -> tuple[list[str], int, str]:
+        """Open the port; how it is reached: host names to try, port, and the token that lets a process in."""
+        if socket.has_dualstack_ipv6():
+            self._listener = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=self.world_size)
+        else:
+            self._listener = socket.create_server(("", 0), backlog=self.world_size)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._token = secrets.token_hex(16)
+        hosts = [os.environ[key] for key in ("MASTER_ADDR",) if key in os.environ]  # where the process group has met already
+        return [*hosts, socket.gethostname()], self._listener.getsockname()[1], self._token
+
+    def _connect(self, hosts: list[str], port: int, token: str) -> None:
+        failures = []
+        for host in hosts:
+            try:
+                connection = socket.create_connection((host, port), timeout=min(30.0, self.timeout_s))
+            except OSError as error:
+                failures.append(f"{host}:{port} ({error})")
+                continue
+            self._lines[0] = Line(connection, rank=0)
+            self._watch(self._lines[0])
+            self._lines[0].send({"rank": self.rank, "token": token, **self._who})
+            return
+        raise RuntimeError(
+            f"rank {self.rank} on {socket.gethostname()} cannot reach rank 0 at {' or '.join(failures)}. "
+            "Let the machines of the run talk to one another on all ports."
+        )
+
+    def _put(self, message: Message) -> None:
+        """Hand a message to the thread."""
+        if self._thread.is_alive():
+            self._queue.append(message)
+            self._wake.send(b".")
+
+    def _flush(self) -> None:
+        """Wait until the thread has sent everything, FLUSH_S at most."""
+        until = time.monotonic() + FLUSH_S
+        while self._thread.is_alive() and time.monotonic() < until:
+            if not self._queue and all(line.sent for line in list(self._lines.values())):
+                return
+            time.sleep(0.005)
+
+    def _tell(self, message: Message) -> None:
+        """To rank 0; from rank 0 to all."""
+        for line in list(self._lines.values()):
+            if line.sent or "doing" not in message:  # who does not read needs no more beats
+                line.send(message)
+
+    def _send(self) -> None:
+        while self._queue:
+            self._tell(self._queue[0])
+            self._queue.popleft()
+        for line in self._lines.values():
+            line.send()
+
+    def _watch(self, line: Line) -> None:
+        self._selector.register(line.socket, selectors.EVENT_READ, line)
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _silent(self) -> bool:
+        return time.monotonic() - self._peers[0].heard >= self.timeout_s
+
+    def _sockets(self) -> Iterator[socket.socket]:
+        yield self._wake
+        for key in list(self._selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            yield key.fileobj
+
+
+def _at() -> str:
+    """Where the main thread is: 'decode.py:41 in read', with the folder it is in."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return ""
+    code = frame.f_code
+    return f"{'/'.join(code.co_filename.split('/')[-3:])}:{frame.f_lineno} in {code.co_name}"
+
+
+def _is_of_the_network(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is what a collective raises when another process is gone."""
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, RuntimeError | OSError) and NETWORK.search(str(error)):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
+
+
+def _close_in_child() -> None:
+    # A loader worker that was forked holds the connection too: it would outlive a killed rank, and hide its death.
+    for heartbeat in list(_open):
+        for connection in heartbeat._sockets():
+            connection.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,0 +1,161 @@
+"""What the processes of a run know of one another: the line each one sends, the connection it goes over, and the sentence about who is at fault."""
+
+import json
+import re
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WAITING = "waiting for the others"  # how `doing` begins in front of a collective
+# A process does these by itself, for as long as it takes, while none of the others waits for it.
+ALONE = ("starting", "reading", "compiling")
+COLLECTIVE = (
+    "torch/distributed/",
+    "torch/autograd/graph.py",
+)  # where the main thread stands when it waits in a collective or in backward's all-reduce
+NAMED = 3  # ranks named in a sentence
+GATHER_S = 0.3
+AGAIN = "Start the same command again to go on from the last checkpoint."
+
+Message = dict[str, Any]
+
+
+@dataclass
+class Peer:
+    """A rank as the others see it. Times are time.monotonic() of the one who watches."""
+
+    rank: int
+    heard: float  # when its last line came
+    moved: float  # when it last set `doing`
+    host: str = "an unknown host"
+    pid: int = 0
+    doing: str = "starting"
+    moves: int = -1  # how often it has set `doing`
+    at: str = ""  # file:line of its main thread, once it has not moved for a while
+    left: str | None = None  # why it ended of its own accord
+    failed: bool = False  # it ended by an exception
+    cut: float | None = None  # when its connection ended
+
+    def take(self, message: Message, now: float) -> None:
+        """Note a line of this rank."""
+        self.heard = now
+        if "moves" in message:
+            if message["moves"] != self.moves:
+                self.moved = now
+            self.doing, self.moves, self.at = message["doing"], message["moves"], message["at"]
+        self.host, self.pid = message.get("host", self.host), message.get("pid", self.pid)
+        if "left" in message:
+            self.left, self.failed = message["left"], message["failed"]
+
+    @property
+    def name(self) -> str:
+        return f"rank {self.rank} on {self.host} (pid {self.pid})"
+
+    @property
+    def waits(self) -> bool:
+        """In front of or inside a collective, as far as can be seen."""
+        return self.doing.startswith(WAITING) or any(place in self.at for place in COLLECTIVE)
+
+    @property
+    def step(self) -> int:
+        found = re.search(r"step (\d+)", self.doing)
+        return int(found[1]) if found else -1
+
+
+def gone(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
+    """Which of these ranks has ended, in a line with its host and what it was doing; None while all of them live.
+
+    In this order: a rank that failed by an exception; connections that ended without a word (the process was killed); no sign for `timeout_s` (it is
+    stopped, or the machine or the network is gone).
+    """
+    if failed := [peer for peer in peers if peer.failed]:
+        rest = f" (so did {_ranks(failed[1:])})" if failed[1:] else ""
+        return f"{failed[0].name} failed: {failed[0].left}{rest}. Mend that, then start the same command again to go on."
+    here = [peer for peer in peers if peer.left is None]
+    dead = [peer for peer in here if peer.cut is not None]
+    # A machine that goes takes all of its ranks along: name them together.
+    if dead and now - min(peer.cut for peer in dead if peer.cut is not None) >= GATHER_S:
+        return f"{_each(dead, lambda peer: f'{peer.name} died while {peer.doing}')}. {AGAIN}"
+    if silent := [peer for peer in here if peer.cut is None and now - peer.heard >= timeout_s]:
+        said = _each(silent, lambda peer: f"{peer.name} has given no sign for {timeout_s:g} s; it was {peer.doing}")
+        return f"{said}. Is its machine up, is the process stopped? {AGAIN}"
+    return None
+
+
+def stuck(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
+    """Whom the others wait for when no rank has set `doing` for `timeout_s`, in a line; None while one of them has.
+
+    Nor is it a fault while every rank works by itself (ALONE): reading a huge folder takes what it takes. It becomes one when a rank waits for the others.
+    """
+    here = [peer for peer in peers if peer.left is None]
+    if not here or any(now - peer.moved < timeout_s for peer in here):
+        return None
+    if all(peer.doing.startswith(ALONE) and not peer.waits for peer in here):
+        return None
+    behind = lagging(here)
+    said = _each(behind, lambda peer: f"{peer.name} is {peer.doing}{f' (at {peer.at})' if peer.at else ''}")
+    others = [peer for peer in here if peer not in behind]
+    rest = f"; {_ranks(others)} {'is' if len(others) == 1 else 'are'} {others[0].doing}" if others else ""
+    return f"nothing has moved for {timeout_s:g} s: {said}{rest}. {AGAIN} If it was only slow, set trainer.timeout_s={2 * timeout_s:g}."
+
+
+def lagging(here: Sequence[Peer]) -> list[Peer]:
+    """The ranks that the others wait for: of those that do not wait themselves, else of all, the ones at the lowest step."""
+    behind = [peer for peer in here if not peer.doing.startswith(WAITING)] or list(here)
+    behind = [peer for peer in behind if not peer.waits] or behind
+    lowest = min(peer.step for peer in behind)
+    return [peer for peer in behind if peer.step == lowest]
+
+
+def _each(peers: Sequence[Peer], say: Callable[[Peer], str]) -> str:
+    more = f"; and {_ranks(peers[NAMED:])}" if len(peers) > NAMED else ""
+    return "; ".join(say(peer) for peer in peers[:NAMED]) + more
+
+
+def _ranks(peers: Sequence[Peer]) -> str:
+    if len(peers) > NAMED:
+        return f"{len(peers)} other ranks"
+    return f"rank{'s' if len(peers) > 1 else ''} {', '.join(str(peer.rank) for peer in peers)}"
+
+
+class Line:
+    """A connection that carries one JSON object per line. Never blocks: what does not fit now is sent with the next call."""
+
+    def __init__(self, connection: socket.socket, rank: int | None = None) -> None:
+        self.rank = rank  # who is at the other end; None: it has not said so yet
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket = connection
+        self._out, self._in = bytearray(), bytearray()
+
+    @property
+    def sent(self) -> bool:
+        return not self._out
+
+    def send(self, message: Message | None = None) -> None:
+        """Send a message, and what is left of the ones before. A connection that is gone shows in `receive`."""
+        if message is not None:
+            self._out += json.dumps(message).encode() + b"\n"
+        try:
+            while self._out:
+                del self._out[: self.socket.send(self._out)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._out.clear()
+
+    def receive(self) -> tuple[list[Message], bool]:
+        """The messages that have come, and whether the connection still stands."""
+        stands = True
+        try:
+            while chunk := self.socket.recv(1 << 16):
+                self._in += chunk
+            stands = False
+        except BlockingIOError:
+            pass
+        except OSError:
+            stands = False
+        *lines, rest = self._in.split(b"\n")
+        self._in = bytearray(rest)
+        return [json.loads(line) for line in lines], stands

@@ -1,0 +1,287 @@
+"""imgrec.heartbeat, with real processes: `python tests/test_heartbeat.py FOLDER` plays all scenes at once after importing torch once."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import distributed
+
+from imgrec import stopping
+from imgrec.heartbeat import Heartbeat
+
+RANKS = 3
+TIMEOUT_S = 3.0
+FEW_S = 20.0  # on top of it: the machine may be busy with other things
+HOST = socket.gethostname()
+
+
+def steps(rank: int, heartbeat: Heartbeat, at_five: Callable[[], Any], collective: bool = True, count: int = 8) -> None:
+    for step in range(count):
+        heartbeat.doing = f"waiting for the others before step {step}"
+        if collective or step < 5:
+            distributed.all_reduce(torch.ones(1))
+        elif step == 6:
+            time.sleep(600)  # what a collective of NCCL does when another process is gone
+        heartbeat.doing = f"training step {step} of epoch 1"
+        if step == 5:
+            time.sleep(1.2)  # so that the others have heard of step 5
+            at_five()
+        time.sleep(0.02)
+
+
+def on(rank: int, at: int, do: Callable[[], Any]) -> Callable[[], Any]:
+    return do if rank == at else lambda: None
+
+
+def me(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def fail() -> None:
+    raise ValueError("no such thing\nand more")
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+def leave_a_child_behind() -> None:
+    if os.fork() == 0:
+        time.sleep(15)
+        os._exit(0)
+    me(signal.SIGKILL)()
+
+
+def read_long(rank: int, heartbeat: Heartbeat) -> None:
+    heartbeat.doing = "reading the data"
+    time.sleep(2.5 * TIMEOUT_S)
+    steps(rank, heartbeat, lambda: None)
+
+
+def read_longer_on_one(rank: int, heartbeat: Heartbeat) -> None:
+    heartbeat.doing = "reading the data" if rank == 2 else "waiting for the others before step 0"
+    if rank == 2:
+        time.sleep(600)
+    distributed.all_reduce(torch.ones(1))
+
+
+def be_asked(rank: int, heartbeat: Heartbeat) -> None:
+    if rank == 1:
+        stopping.ask("SIGTERM")
+    until = time.monotonic() + FEW_S
+    while stopping.asked() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    print(stopping.asked(), flush=True)
+    distributed.barrier()
+
+
+def hand_in(rank: int, heartbeat: Heartbeat) -> None:
+    if rank != 1:
+        heartbeat.post("state", f"of rank {rank}".encode() * 1000)
+    if rank == 0:
+        found = heartbeat.collect("state", 2.0)
+        print([None if blob is None else len(blob) for blob in found], flush=True)
+    distributed.barrier()
+
+
+SCENES: dict[str, Callable[[int, Heartbeat], None]] = {
+    "rank 1 is killed": lambda rank, beat: steps(rank, beat, on(rank, 1, me(signal.SIGKILL))),
+    "rank 0 is killed": lambda rank, beat: steps(rank, beat, on(rank, 0, me(signal.SIGKILL))),
+    "rank 1 is killed, and collectives do not notice": lambda rank, beat: steps(
+        rank, beat, on(rank, 1, leave_a_child_behind), collective=False
+    ),
+    "rank 1 is stopped": lambda rank, beat: steps(rank, beat, on(rank, 1, me(signal.SIGSTOP))),
+    "rank 0 is stopped": lambda rank, beat: steps(rank, beat, on(rank, 0, me(signal.SIGSTOP))),
+    "rank 2 loops": lambda rank, beat: steps(rank, beat, on(rank, 2, loop)),
+    "rank 0 loops": lambda rank, beat: steps(rank, beat, on(rank, 0, loop)),
+    "rank 1 fails": lambda rank, beat: steps(rank, beat, on(rank, 1, fail)),
+    "rank 0 fails": lambda rank, beat: steps(rank, beat, on(rank, 0, fail)),
+    "all fail": lambda rank, beat: steps(rank, beat, fail),
+    "all go on": lambda rank, beat: steps(rank, beat, lambda: None),
+    "all read for long": read_long,
+    "one reads for long": read_longer_on_one,
+    "rank 1 is asked to stop": be_asked,
+    "states are handed in": hand_in,
+}
+
+
+def play(scene: Callable[[int, Heartbeat], None], rank: int, port: int, folder: Path) -> int:
+    """What imgrec.train does around a training."""
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}{rank}", os.O_CREAT | os.O_WRONLY), stream)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
+    heartbeat = Heartbeat(rank, RANKS, TIMEOUT_S, (folder / "log").write_text)
+    heartbeat.start()
+    distributed.barrier()
+    (folder / f"began{rank}").touch()
+    try:
+        scene(rank, heartbeat)
+    except Exception as error:
+        if line := heartbeat.explain(error):
+            heartbeat.end(line)
+        heartbeat.leave(error)
+        traceback.print_exc()
+        return 1
+    finally:
+        heartbeat.close()
+    return 0
+
+
+def main(folder: Path) -> None:
+    children = {}
+    for number, (name, scene) in enumerate(SCENES.items()):
+        (folder / str(number)).mkdir()
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        for rank in range(RANKS):
+            child = os.fork()
+            if child == 0:
+                os._exit(play(scene, rank, port, folder / str(number)))
+            children[child] = (name, number, rank)
+    codes: dict[str, dict[int, int | None]] = {name: {} for name in SCENES}
+    seconds = dict.fromkeys(SCENES, 0.0)
+    until = time.monotonic() + 4 * FEW_S
+    while children and time.monotonic() < until:
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child == 0:
+            stopped = {key for key in children if Path(f"/proc/{key}/stat").read_text().rpartition(")")[2].split()[0] == "T"}
+            if stopped == children.keys():
+                break
+            time.sleep(0.05)
+            continue
+        name, number, rank = children.pop(child)
+        codes[name][rank] = os.waitstatus_to_exitcode(status)
+        began = folder / str(number) / f"began{rank}"
+        seconds[name] = max(seconds[name], time.time() - began.stat().st_mtime if began.exists() else 0.0)
+    for child, (name, _, rank) in children.items():  # stopped ones, and what should not be
+        codes[name][rank] = None
+        os.kill(child, signal.SIGKILL)
+    (folder / "played.json").write_text(json.dumps([codes, seconds]))
+
+
+class Played(NamedTuple):
+    codes: list[int | None]
+    seconds: float
+    out: list[str]
+    err: list[str]
+    log: str
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Played]:
+    folder = tmp_path_factory.mktemp("heartbeat")
+    subprocess.run([sys.executable, __file__, str(folder)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=150)
+    codes, seconds = json.loads((folder / "played.json").read_text())
+
+    def find(name: str) -> Played:
+        place = folder / str(list(SCENES).index(name))
+        texts = [[(place / f"{stream}{rank}").read_text() for rank in range(RANKS)] for stream in ("out", "err")]
+        log = (place / "log").read_text() if (place / "log").exists() else ""
+        return Played([codes[name][str(rank)] for rank in range(RANKS)], seconds[name], *texts, log)
+
+    return find
+
+
+AGAIN = "Start the same command again to go on from the last checkpoint."
+
+
+def test_killed(played: Callable[[str], Played]) -> None:
+    for name in ("rank 1 is killed", "rank 1 is killed, and collectives do not notice"):
+        scene = played(name)
+        assert scene.codes == [1, -signal.SIGKILL, 1], scene
+        assert f"imgrec: rank 1 on {HOST} (pid " in scene.err[0], scene
+        assert f") died while training step 5 of epoch 1. {AGAIN}\n" in scene.err[0]
+        assert scene.log in scene.err[0]
+        assert scene.log.startswith("rank 1 on ")
+        assert scene.err[2] == ""
+        assert scene.seconds < TIMEOUT_S + FEW_S
+
+
+def test_killed_first(played: Callable[[str], Played]) -> None:
+    scene = played("rank 0 is killed")
+    assert scene.codes == [-signal.SIGKILL, 1, 1], scene
+    for err in scene.err[1:]:
+        assert f"imgrec: rank 0 on {HOST} (pid " in err
+        assert f") died while training step 5 of epoch 1. {AGAIN}\n" in err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_stopped(played: Callable[[str], Played], rank: int) -> None:
+    scene = played(f"rank {rank} is stopped")
+    speaker = 1 - rank
+    assert scene.codes[rank] is None, scene
+    assert scene.codes[speaker] == scene.codes[2] == 1
+    assert f"imgrec: rank {rank} on {HOST} (pid " in scene.err[speaker]
+    assert ") has given no sign for 3 s; it was training step 5 of epoch 1. " in scene.err[speaker]
+    assert scene.seconds < TIMEOUT_S + FEW_S
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_loops(played: Callable[[str], Played], rank: int) -> None:
+    scene = played(f"rank {rank} loops")
+    assert scene.codes == [1, 1, 1], scene
+    assert scene.err[0].startswith(f"imgrec: nothing has moved for 3 s: rank {rank} on {HOST} (pid ")
+    others = ", ".join(str(other) for other in range(RANKS) if other != rank)
+    assert ") is training step 5 of epoch 1 (at " in scene.err[0]
+    assert f" in loop); ranks {others} are waiting for the others before step 6. " in scene.err[0]
+    assert scene.err[0].endswith("If it was only slow, set trainer.timeout_s=6.\n")
+    assert scene.seconds < TIMEOUT_S + FEW_S
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_fails(played: Callable[[str], Played], rank: int) -> None:
+    scene = played(f"rank {rank} fails")
+    assert scene.codes == [1, 1, 1], scene
+    assert "ValueError: no such thing\nand more" in scene.err[rank]
+    assert "imgrec: " not in scene.err[rank]
+    line = ") failed: ValueError: no such thing. Mend that, then start the same command again to go on.\n"
+    speaker = 1 - rank
+    assert scene.err[speaker].startswith(f"imgrec: rank {rank} on {HOST} (pid ")
+    assert scene.err[speaker].endswith(line)
+
+
+def test_all_fail_by_their_own_words(played: Callable[[str], Played]) -> None:
+    scene = played("all fail")
+    assert scene.codes == [1, 1, 1], scene
+    assert all("ValueError: no such thing" in err and "imgrec: " not in err for err in scene.err)
+
+
+@pytest.mark.parametrize("name", ["all go on", "all read for long"])
+def test_nothing_wrong(played: Callable[[str], Played], name: str) -> None:
+    scene = played(name)
+    assert (scene.codes, scene.err, scene.log) == ([0, 0, 0], ["", "", ""], ""), scene
+
+
+def test_reads_while_others_wait(played: Callable[[str], Played]) -> None:
+    scene = played("one reads for long")
+    assert scene.codes == [1, 1, 1], scene
+    assert scene.err[0].startswith(f"imgrec: nothing has moved for 3 s: rank 2 on {HOST} (pid ")
+    assert " is reading the data (at " in scene.err[0]
+    assert "; ranks 0, 1 are waiting for the others before step 0. " in scene.err[0]
+
+
+def test_stop_reaches_all(played: Callable[[str], Played]) -> None:
+    scene = played("rank 1 is asked to stop")
+    assert scene.out == ["SIGTERM on rank 1\n", "SIGTERM\n", "SIGTERM on rank 1\n"], scene
+    assert scene.codes == [0, 0, 0]
+
+
+def test_collect(played: Callable[[str], Played]) -> None:
+    scene = played("states are handed in")
+    assert scene.out[0] == "[9000, None, 9000]\n", scene
+    assert scene.codes == [0, 0, 0]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
