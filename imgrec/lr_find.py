@@ -98,10 +98,11 @@ def _noise(curve: Curve) -> float:
     return deviation / math.sqrt(max(1.0, averaged))
 
 
-def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lambda: None) -> tuple[Curve, bool]:
-    """Trains one step at each rate; gives the curve, and whether this is the process that should speak. Same seed, same curve.
+def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lambda: None) -> tuple[Curve, int, bool]:
+    """Trains one step at each rate; gives the curve, the global batch, and whether this is the process that should speak. Same seed, same curve.
 
-    Groups keep their share of optim.lr (layer decay). Short epochs are followed by further ones.
+    Rates are values of optim.lr: a step's own rate follows from it as in a training (base_batch, layer decay). Short epochs are followed
+    by further ones.
     """
     import pytorch_lightning as pl
 
@@ -121,12 +122,12 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
         enable_checkpointing=False,
         callbacks=[watch],
     )
-    data, augment, _ = build_data(run, trainer)
+    data, augment, plan = build_data(run, trainer)
     classifier, _, _ = build_classifier(run.with_classes(len(data.classes)), data, augment)
     classifier.make_schedulers = lambda optimizer, total_steps, steps_per_epoch: []
     trainer.fit(classifier, datamodule=data)
     losses = np.array(watch.losses)
-    return Curve(rates, losses[np.isfinite(losses)], watch.stopped), trainer.is_global_zero
+    return Curve(rates, losses[np.isfinite(losses)], watch.stopped), plan.global_size, trainer.is_global_zero
 
 
 def draw(curve: Curve, found: Suggestion, file: Path) -> None:
@@ -169,7 +170,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     from imgrec.screen import Screen
 
     screen = Screen()
-    curve, speaks = _with_bar(run_config(tree), rising(lr_min, lr_max, tree["steps"]), screen)
+    run = run_config(tree)
+    curve, batch, speaks = _with_bar(run, rising(lr_min, lr_max, tree["steps"]), screen)
     if not speaks:
         return 0
     found = suggest(curve)
@@ -185,6 +187,11 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         f"suggested optim.lr={found.lr:.2g} (steepest descent; the loss was lowest at {found.lowest:.2g} and {end})",
         style="bold green",
     )
+    if run.optim.get("base_batch") is not None:
+        from imgrec.optim import rate_sentence
+
+        written = {**run.optim, "lr": float(f"{found.lr:.2g}")}
+        screen.say(f"That is the rate to write; the steps then have {rate_sentence(written, batch)}.")
     if found.lowest == curve.rates[-1]:
         screen.say(f"The loss was still falling at lr_max={lr_max:g}: lr_max={lr_max * FURTHER:g} shows where it ends.")
     screen.say(f"curve in {file}")
@@ -193,7 +200,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     return 0
 
 
-def _with_bar(run: RunConfig, rates: Floats, screen: "Screen") -> tuple[Curve, bool]:
+def _with_bar(run: RunConfig, rates: Floats, screen: "Screen") -> tuple[Curve, int, bool]:
     screen.say(f"{len(rates)} steps with optim.lr from {rates[0]:g} to {rates[-1]:g}")
     with screen.bar() as bar:
         task = bar.add_task("range test", total=len(rates), note="")

@@ -1,5 +1,6 @@
-"""Parameter groups: what weight decay touches, and a smaller rate for the layers far from the head."""
+"""The rate for a global batch, and parameter groups: what weight decay touches, a smaller rate for the layers far from the head."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,48 @@ from torch.optim import Optimizer
 from imgrec.errors import ConfigError
 
 DecayOn = Literal["weights", "all"]
+BatchRule = Literal["linear", "sqrt", "none"]
+
+
+def batch_factor(batch: int, /, *, base_batch: int | None, batch_rule: BatchRule) -> float:
+    """What optim.lr, written for a global batch of `base_batch`, is multiplied by for one of `batch` samples. base_batch None: 1.
+
+    "linear": batch / base_batch (Goyal 2017): k steps of SGD on small batches move the weights as one on their union does.
+    "sqrt": its square root (Krizhevsky 2014), which keeps the variance of a step; for optimizers that divide by the gradient's size
+    (Malladi 2022, whose rule moves Adam's betas and eps too; here they stay). "none": 1.
+    """
+    if base_batch is None or batch_rule == "none":
+        return 1.0
+    return batch / base_batch if batch_rule == "linear" else math.sqrt(batch / base_batch)
+
+
+def rate(node: dict[str, Any], batch: int) -> float:
+    """The rate that a conf/optim node means for a global batch. ConfigError: no lr, or one of base_batch and batch_rule without the other."""
+    if "lr" not in node:
+        raise ConfigError(f"optim has no lr (found {', '.join(sorted(node))}), but {node['_target_']} needs it. Set optim.lr.")
+    scaled: float = node["lr"] * batch_factor(batch, **_batch_keys(node))
+    return scaled
+
+
+def rate_sentence(node: dict[str, Any], batch: int) -> str:
+    """'lr 0.4 = 0.1 x 1024/256 (linear in the global batch)', or 'lr 0.1' where the batch does not count."""
+    keys = _batch_keys(node)
+    if keys["base_batch"] is None or keys["batch_rule"] == "none":
+        return f"lr {node['lr']:g}"
+    share, words = f"{batch}/{keys['base_batch']}", "linear in the global batch"
+    if keys["batch_rule"] == "sqrt":
+        share, words = f"sqrt({share})", "square root of the global batch"
+    return f"lr {rate(node, batch):.4g} = {node['lr']:g} x {share} ({words})"
+
+
+def _batch_keys(node: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `batch_factor` in a node. A yaml of one's own may have neither: its lr is taken as it is."""
+    found: dict[str, Any] = {key: node[key] for key in ("base_batch", "batch_rule") if key in node}
+    if len(found) == 1:
+        raise ConfigError(
+            f"optim has {next(iter(found))} alone. Write both beside lr, for example base_batch: 256 and batch_rule: linear, or neither."
+        )
+    return found or {"base_batch": None, "batch_rule": "none"}
 
 
 def _decays(parameter: Parameter, decay_on: DecayOn) -> bool:
@@ -69,20 +112,26 @@ def parameter_groups(
 
 
 def build_optimizer(
-    node: dict[str, Any], net: nn.Module, *, decay_on: DecayOn, layer_decay: float, layers: list[list[str]] | None
+    node: dict[str, Any],
+    net: nn.Module,
+    *,
+    batch: int,
+    decay_on: DecayOn,
+    layer_decay: float,
+    layers: list[list[str]] | None,
 ) -> Optimizer:
-    """The optimizer of a conf/optim node for `net`, with the groups of `parameter_groups`.
+    """The optimizer of a conf/optim node for `net` and a global batch of `batch` samples, with the groups of `parameter_groups`.
 
-    node: {"_target_", "_partial_", "lr", ...}, and "weight_decay" where the optimizer has one.
-    ConfigError: no lr; a layer_decay that cannot be; timm is not installed.
+    node: {"_target_", "_partial_", "lr", "base_batch", "batch_rule", ...}, and "weight_decay" where the optimizer has one.
+    ConfigError: as `rate`; a layer_decay that cannot be; timm is not installed.
     """
-    if "lr" not in node:
-        raise ConfigError(f"optim has no lr (found {', '.join(sorted(node))}), but {node['_target_']} needs it. Set optim.lr.")
+    lr = rate(node, batch)
     groups = parameter_groups(
-        net, lr=node["lr"], weight_decay=node.get("weight_decay"), decay_on=decay_on, layer_decay=layer_decay, layers=layers
+        net, lr=lr, weight_decay=node.get("weight_decay"), decay_on=decay_on, layer_decay=layer_decay, layers=layers
     )
     from imgrec.target import build
 
-    optimizer = build({**node, "_partial_": True})(groups)
+    own = {key: value for key, value in node.items() if key not in _batch_keys(node)}
+    optimizer = build({**own, "lr": lr, "_partial_": True})(groups)
     assert isinstance(optimizer, Optimizer)
     return optimizer

@@ -85,6 +85,7 @@ RANGES: dict[str, Range] = {
     "cutmix": NOT_NEGATIVE,
     # optim
     "lr": POSITIVE,
+    "base_batch": COUNT,
     "lr_decay": NOT_NEGATIVE,
     "weight_decay": NOT_NEGATIVE,
     "momentum": BELOW_ONE,
@@ -173,6 +174,14 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
     "decay_on": (
         lambda t: t["optim"].get("weight_decay") or t["loss"].get("l1") or t["loss"].get("l2"),
         "optim.weight_decay=0.0005, loss.l1 or loss.l2",
+    ),
+    "optim.base_batch": (
+        lambda t: t["optim"]["base_batch"] is None or t["optim"].get("batch_rule") != "none",
+        "optim.batch_rule=linear or optim.batch_rule=sqrt",
+    ),
+    "optim.batch_rule": (
+        lambda t: t["optim"].get("base_batch") is not None,
+        "optim.base_batch=256, the batch that optim.lr is for",
     ),
     "optim.dampening": (lambda t: t["optim"].get("momentum"), "optim.momentum=0.9"),
     "optim.nesterov": (lambda t: not t["optim"].get("nesterov") or t["optim"].get("momentum"), "optim.momentum=0.9"),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # What `_target_` may name, but for the packages in the environment variable ALLOW.
 ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning")
+# Keys of a group that do not go to its `_target_`, but to a function of ours.
+BESIDE = {"optim": "imgrec.optim.batch_factor"}
 ALLOW = "IMGREC_ALLOW"  # your own packages, separated by commas
 
 
@@ -80,7 +82,7 @@ def check_signatures(run: "RunConfig") -> None:
     """Every node's keys and value types against the signature of its `_target_`; ConfigError names the first that does not fit."""
     for name, node in run.to_dict().items():
         if isinstance(node, dict) and "_target_" in node:
-            known = parameters(locate(node["_target_"]))
+            known = parameters(locate(node["_target_"])) | (parameters(locate(BESIDE[name])) if name in BESIDE else {})
             for key, value in node.items():
                 uncounted = (name, key, value) == ("model", "num_classes", None)  # it is set when the data is read
                 if key in ("_target_", "_partial_") or uncounted:

@@ -164,7 +164,12 @@ def build_classifier(run: RunConfig, data: ImageData, augment: Augment) -> tuple
         if run.trainer["precision"] == "16-mixed" and run.trainer["gradient_clip"] and node.get("fused"):
             node["fused"] = False  # fused kernels unscale by themselves, too late for clipping
         return build_optimizer(
-            node, net, decay_on=run.decay_on, layer_decay=decay, layers=layers(net, len(classes)) if decay != 1 else None
+            node,
+            net,
+            batch=data.plan.global_size,
+            decay_on=run.decay_on,
+            layer_decay=decay,
+            layers=layers(net, len(classes)) if decay != 1 else None,
         )
 
     def make_schedulers(optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int) -> list[dict[str, Any]]:

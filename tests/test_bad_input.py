@@ -19,7 +19,7 @@ from imgrec.rules import show
 
 DEFAULT = load("train", ["optim=adam"])  # whose values may be tuned without an edit here
 OPTIMS = "There are: adagrad, adam, adamw, gd, lamb, momentum, muon, nesterov, rmsprop, sgd."
-ADAM = "optim has: lr, betas, eps, weight_decay, amsgrad, fused. `python -m imgrec.train --help` lists the keys."
+ADAM = "optim has: lr, base_batch, batch_rule, betas, eps, weight_decay, amsgrad, fused. `python -m imgrec.train --help` lists the keys."
 
 # What the composed config shows: (words after `imgrec`, the sentence or how it begins).
 SHOWN: dict[str, str] = {
@@ -53,6 +53,7 @@ SHOWN: dict[str, str] = {
     "train batch_size=0": f"batch_size=0: batch_size must be 1 or more. The default is {DEFAULT.batch_size}.",
     "train optim=adam optim.lr=-0.1": f"optim.lr=-0.1: lr must be more than 0. The default is {DEFAULT.optim['lr']}.",
     "train optim=adam optim.lr=nan": f"optim.lr=nan: lr must be more than 0. The default is {DEFAULT.optim['lr']}.",
+    "train optim=adam optim.base_batch=0": "optim.base_batch=0: base_batch must be 1 or more.",
     "train optim=adam optim.betas=[0.9,1.0]": "optim.betas=[0.9,1.0]: betas must be 0 or more and less than 1. "
     f"The default is {show(DEFAULT.optim['betas'])}.",
     "train loss.label_smoothing=2": "loss.label_smoothing=2.0: label_smoothing must be 0 or more and less than 1. The default is 0.0.",
@@ -72,6 +73,10 @@ SHOWN: dict[str, str] = {
     "Set weights=DEFAULT or weights=RUN_FOLDER too, or leave finetune.freeze_epochs out.",
     "train epochs=5 trainer.early_stopping_patience=5": "trainer.early_stopping_patience=5 has no effect with the other keys. "
     "Set fewer than epochs, or more epochs, or leave trainer.early_stopping_patience out.",
+    "train optim=sgd optim.batch_rule=sqrt": "optim.batch_rule=sqrt has no effect with the other keys. "
+    "Set optim.base_batch=256, the batch that optim.lr is for, or leave optim.batch_rule out.",
+    "train optim=gd optim.base_batch=256": "optim.base_batch=256 has no effect with the other keys. "
+    "Set optim.batch_rule=linear or optim.batch_rule=sqrt, or leave optim.base_batch out.",
     "train optim=nesterov optim.momentum=0 optim.nesterov=true": "optim.nesterov=true has no effect with the other keys. "
     "Set optim.momentum=0.9, or leave optim.nesterov out.",
     # what the file system shows
@@ -162,7 +167,7 @@ def test_a_key_misspelt_in_a_file_of_ones_own(refused, tmp_path):
     folder.mkdir(parents=True)
     for text, sentence in {
         "epoch: 3": "epoch=3: there is no key epoch. Did you mean epochs? Known here: ",
-        "optim: {learning_rate: 3}": "optim.learning_rate=3: there is no key optim.learning_rate. Known here: lr, betas, eps, ",
+        "optim: {learning_rate: 3}": "optim.learning_rate=3: there is no key optim.learning_rate. Known here: lr, base_batch, ",
         "finetune: {freeze_epoch: 3}": "finetune.freeze_epoch=3: there is no key finetune.freeze_epoch. Did you mean freeze_epochs? ",
         "data: {val_share: 2}": "data.val_share=2.0: val_share must be more than 0 and less than 1. The default is 0.1.",
         "optim: {lr: fast}": f"optim.lr=fast: lr takes a number, not a word. The default is {DEFAULT.optim['lr']}.",
@@ -185,6 +190,19 @@ def test_an_option_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
         (folder / "mine.yaml").write_text(text + "\n")
         assert train("--config-dir", str(tmp_path / "mine"), "optim=mine") == sentence
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("*/*"))
+
+
+def test_the_keys_of_the_batch_are_held_to_the_rule_that_takes_them(train, tmp_path):
+    assert train("optim.base_batch=8", "optim.batch_rule=linaer") == (
+        "optim.batch_rule=linaer: batch_rule takes linear, sqrt or none, not a word."
+    )
+    assert train("optim.base_batch=8.5") == "optim.base_batch=8.5: base_batch takes a whole number or null, not a number."
+    folder = tmp_path / "mine/optim"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nbase_batch: 8\n")
+    assert train("--config-dir", str(tmp_path / "mine"), "optim=mine") == (
+        "optim has base_batch alone. Write both beside lr, for example base_batch: 256 and batch_rule: linear, or neither."
+    )
 
 
 def test_a_short_list_is_held_to_the_signature(train):

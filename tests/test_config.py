@@ -83,6 +83,8 @@ def test_needs_are_met_by_what_the_sentence_says():
     load("train", ["data.resize=crop", "data.crop_share=0.9", "loss.l2=0.1", "decay_on=all"])
     load("train", ["weights=DEFAULT", "finetune.freeze_epochs=2", "trainer.early_stopping_patience=3"])
     load("train", ["optim=gd", "batch_size=full"])
+    load("train", ["optim.base_batch=256", "optim.batch_rule=linear"])
+    load("train", ["experiment=mnist_cnn", "optim.batch_rule=none"])
 
 
 # Composition

@@ -15,7 +15,8 @@ from imgrec.checkpoint import load_run
 from imgrec.config import compose, conf_dir, groups, load, options
 from imgrec.data.folder import ImageFolder
 from imgrec.help import documented, option_keys
-from imgrec.target import locate, parameters
+from imgrec.optim import rate
+from imgrec.target import BESIDE, locate, parameters
 
 FILES = sorted(conf_dir().rglob("*.yaml"))
 CHOICES = [group for group in groups() if group != "experiment"]
@@ -58,7 +59,8 @@ def test_a_recipe_says_its_command_and_what_was_measured(file):
 @pytest.mark.parametrize("file", [file for file in FILES if file.read_text().startswith("_target_")], ids=name)
 def test_every_key_is_one_that_its_target_takes(file):
     node = yaml.safe_load(file.read_text())
-    assert node.keys() - {"_target_", "_partial_", "defaults"} <= parameters(locate(node["_target_"])).keys()
+    beside = parameters(locate(BESIDE[file.parent.name])).keys() if file.parent.name in BESIDE else set()
+    assert node.keys() - {"_target_", "_partial_", "defaults"} - beside <= parameters(locate(node["_target_"])).keys()
 
 
 # Two steps
@@ -121,3 +123,12 @@ def test_every_recipe_trains_two_steps(recipe, words_for, tmp_path):
     batch = [] if tree["batch_size"] == "full" else ["batch_size=4"]
     small = [f"data.image_size={min(tree['data']['image_size'], 64)}", "data.val_share=0.25", "logger=none"]
     train_two_steps([f"experiment={recipe}", *words_for(tree["data"]), *TINY, *batch, *small], tmp_path)
+
+
+# Rates
+
+
+@pytest.mark.parametrize("recipe", options("experiment"))
+def test_a_recipe_has_the_rate_that_it_states(recipe):
+    run = load("train", [f"experiment={recipe}"])
+    assert rate(run.optim, run.batch_size) == run.optim["lr"]

@@ -108,8 +108,8 @@ def plain_losses(run: RunConfig, rates: np.ndarray, share: Callable[[str], float
 def test_losses_equal_a_plain_loop_of_torch_over_several_epochs(extra: list[str]) -> None:
     run = load("train", [*DIGITS, "batch_size=400", "model.norm=none", *extra])  # 4 batches an epoch
     rates = rising(1e-3, 0.1, 10)
-    curve, speaks = range_test(run, rates)
-    assert speaks
+    curve, batch, speaks = range_test(run, rates)
+    assert (batch, speaks) == (400, True)
     assert not curve.diverged
     np.testing.assert_allclose(curve.losses, plain_losses(run, rates), rtol=1e-4)
     assert np.ptp(curve.losses) > 0.05
@@ -125,6 +125,12 @@ def test_parameter_groups_keep_their_share_of_the_rate() -> None:
     expected = plain_losses(run, rates, lambda name: 0.5 ** (len(found) - 1 - place[name]))
     np.testing.assert_allclose(range_test(run, rates)[0].losses, expected, rtol=1e-4)
     assert not np.allclose(expected, plain_losses(run, rates), rtol=1e-3)
+
+
+def test_rates_are_written_ones_and_the_steps_have_those_of_their_batch() -> None:
+    plain, scaled = (load("train", [*DIGITS, "batch_size=400", *words]) for words in ([], ["optim.base_batch=100"]))
+    expected = range_test(plain, rising(4e-3, 0.4, 8))[0].losses
+    np.testing.assert_array_equal(range_test(scaled, rising(1e-3, 0.1, 8))[0].losses, expected)
 
 
 def test_command_says_the_rate_and_writes_nothing_but_the_picture(
@@ -148,6 +154,19 @@ def test_command_says_the_rate_and_writes_nothing_but_the_picture(
         said[0].splitlines()[-1].strip()
         == f"python -m imgrec.train {' '.join(repr(w) if '[' in w else w for w in DIGITS)} optim.lr={rate}"
     )
+
+
+def test_the_suggestion_is_what_to_write_and_the_rate_of_the_steps_stands_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*DIGITS, "lr_min=1e-4", "lr_max=10", "steps=30", f"plot={tmp_path}/curve.png", "optim.base_batch=16"]
+    assert cli.main(["lr_find", *words]) == 0
+    said = capsys.readouterr().out
+    found = float(said.partition("suggested optim.lr=")[2].split()[0])
+    used, _, rest = said.partition("the steps then have lr ")[2].partition(" = ")
+    assert float(used) == pytest.approx(4 * found)
+    assert rest.startswith(f"{found:g} x 64/16 (linear in the global batch).")
+    assert f"optim.lr={found:.2g}" in said.splitlines()[-1]
 
 
 def test_next_command_keeps_the_choices() -> None:

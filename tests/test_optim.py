@@ -2,20 +2,25 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import nn
 from torchvision.models import resnet18
 
-from imgrec.config import conf_dir
+import imgrec
+from imgrec.checkpoint import load_run
+from imgrec.config import RunConfig, conf_dir, load
 from imgrec.errors import ConfigError
-from imgrec.optim import build_optimizer, decayed, parameter_groups
+from imgrec.optim import BatchRule, batch_factor, build_optimizer, decayed, parameter_groups, rate, rate_sentence
 
 CONF = Path(conf_dir()) / "optim"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -45,7 +50,7 @@ LAYERS = [["stem.weight", "stem.bias"], ["norm.weight", "norm.bias"], ["head.wei
 
 
 def build(name: str, net: nn.Module, **changed: Any) -> torch.optim.Optimizer:
-    return build_optimizer({**node(name), **changed}, net, decay_on="weights", layer_decay=1.0, layers=None)
+    return build_optimizer({**node(name), **changed}, net, batch=64, decay_on="weights", layer_decay=1.0, layers=None)
 
 
 def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
@@ -59,6 +64,103 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+# The rate of a global batch
+
+BATCHES = st.integers(1, 2**20)
+RULES = st.sampled_from(get_args(BatchRule))
+
+
+@pytest.mark.parametrize(
+    ("rule", "batch", "factor"),
+    [("linear", 1024, 4.0), ("linear", 64, 0.25), ("sqrt", 1024, 2.0), ("sqrt", 64, 0.5), ("none", 1024, 1.0)],
+)
+def test_the_rate_of_a_batch_is_its_closed_form(rule: BatchRule, batch: int, factor: float) -> None:
+    assert batch_factor(batch, base_batch=256, batch_rule=rule) == factor
+    assert batch_factor(batch, base_batch=None, batch_rule=rule) == 1
+    written = {"_target_": "torch.optim.SGD", "lr": 0.1, "base_batch": 256, "batch_rule": rule}
+    assert rate(written, batch) == 0.1 * factor
+    assert rate({"_target_": "torch.optim.SGD", "lr": 0.1}, batch) == 0.1  # a yaml of one's own without the two keys
+
+
+@given(rule=RULES, base=BATCHES, batch=BATCHES, further=BATCHES, lr=st.floats(1e-6, 10))
+def test_scaling_twice_is_scaling_once_and_the_base_batch_has_the_written_rate(
+    rule: BatchRule, base: int, batch: int, further: int, lr: float
+) -> None:
+    there = batch_factor(batch, base_batch=base, batch_rule=rule) * batch_factor(further, base_batch=batch, batch_rule=rule)
+    assert there == pytest.approx(batch_factor(further, base_batch=base, batch_rule=rule))
+    assert rate({"lr": lr, "base_batch": base, "batch_rule": rule}, base) == lr  # exactly: a recipe keeps its rate
+
+
+@given(base=BATCHES, batch=BATCHES)
+def test_the_square_of_the_root_rule_is_the_linear_one(base: int, batch: int) -> None:
+    root = batch_factor(batch, base_batch=base, batch_rule="sqrt")
+    assert root**2 == pytest.approx(batch_factor(batch, base_batch=base, batch_rule="linear"))
+
+
+def test_linear_scaling_makes_one_step_on_the_union_of_k_batches_where_the_gradient_is_constant() -> None:
+    # The premise of Goyal 2017 holds exactly for a linear loss: k steps on its batches are one on all of them, k times as long.
+    data = torch.arange(8.0).reshape(4, 2)
+    ends = []
+    for batch in (1, 4):
+        net = nn.Linear(2, 1, bias=False)
+        nn.init.ones_(net.weight)
+        keys = {"base_batch": 1, "batch_rule": "linear"}
+        optimizer = build_optimizer(
+            {"_target_": "torch.optim.SGD", "lr": 0.25, **keys}, net, batch=batch, decay_on="all", layer_decay=1.0, layers=None
+        )
+        for part in data.split(batch):
+            optimizer.zero_grad()
+            net(part).mean().backward()
+            optimizer.step()
+        ends.append(net.weight.detach().clone())
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scaled_rate_reaches_every_optimizer_and_its_layers(name: str) -> None:
+    written = {**node(name), "base_batch": 16, "batch_rule": "sqrt"}
+    optimizer = build_optimizer(written, Small(), batch=64, decay_on="weights", layer_decay=0.5, layers=LAYERS)
+    head = optimizer.param_groups[-1]["lr"]
+    assert head == optimizer.defaults["lr"] == 2 * node(name)["lr"]
+    assert [group["lr"] / head for group in optimizer.param_groups if "layer0" in group["name"]] == pytest.approx(
+        [0.25] * sum("layer0" in group["name"] for group in optimizer.param_groups)
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "rule", "sentence"),
+    [
+        (256, "linear", "lr 0.4 = 0.1 x 1024/256 (linear in the global batch)"),
+        (256, "sqrt", "lr 0.2 = 0.1 x sqrt(1024/256) (square root of the global batch)"),
+        (256, "none", "lr 0.1"),
+        (None, "linear", "lr 0.1"),
+    ],
+)
+def test_the_start_screen_says_how_the_rate_comes_about(base: int | None, rule: BatchRule, sentence: str) -> None:
+    assert rate_sentence({"lr": 0.1, "base_batch": base, "batch_rule": rule}, 1024) == sentence
+
+
+@pytest.mark.parametrize(("batch", "samples"), [("4", 4), ("full", 19)])
+def test_a_run_steps_at_the_scaled_rate_and_stores_the_written_one(
+    small: Callable[..., RunConfig], batch: str, samples: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small("optim.base_batch=2", f"batch_size={batch}", "scheduler=constant", "optim.lr=0.01", "id=a")
+    result = imgrec.train(run)
+    assert result["last"]["lr"] == 0.01 * samples / 2
+    said = f"SGD lr {0.01 * samples / 2:.4g} = 0.01 x {samples}/2 (linear in the global batch), constant"
+    assert said in " ".join(capsys.readouterr().out.split())
+    stored = load_run(f"{run.runs_dir}/{run.name}/a").run.optim
+    assert (stored["lr"], stored["base_batch"], stored["batch_rule"]) == (0.01, 2, "linear")
+
+
+def test_the_default_run_has_the_rate_it_is_measured_with() -> None:
+    run = load("train", [])
+    assert (run.batch_size, rate(run.optim, 64), run.optim["lr"]) == (64, 0.003, 0.003)
+
+
+# Groups
 
 
 def test_decay_touches_what_timm_s_touches() -> None:
@@ -203,12 +305,22 @@ def test_without_timm_the_error_says_what_to_type(monkeypatch: pytest.MonkeyPatc
     [
         ({"lr": 0.1}, 0.0, "finetune.layer_decay=0.0 must be above 0 and at most 1. Set finetune.layer_decay=1.0"),
         ({"lr": 0.1}, 0.5, "finetune.layer_decay=0.5, but Small names no layers. Set finetune.layer_decay=1.0"),
+        (
+            {"lr": 0.1, "batch_rule": "linear"},
+            1.0,
+            "optim has batch_rule alone. Write both beside lr, for example base_batch: 256 and batch_rule: linear, or neither.",
+        ),
         ({}, 1.0, "optim has no lr (found _target_), but torch.optim.SGD needs it. Set optim.lr."),
     ],
 )
 def test_what_cannot_be_is_one_sentence(settings: dict[str, Any], layer_decay: float, sentence: str) -> None:
     with pytest.raises(ConfigError) as error:
         build_optimizer(
-            {"_target_": "torch.optim.SGD", **settings}, Small(), decay_on="weights", layer_decay=layer_decay, layers=None
+            {"_target_": "torch.optim.SGD", **settings},
+            Small(),
+            batch=64,
+            decay_on="weights",
+            layer_decay=layer_decay,
+            layers=None,
         )
     assert str(error.value) == sentence
