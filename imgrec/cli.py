@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from imgrec import __version__, stopping
-from imgrec.errors import ImgrecError, Stopped
+from imgrec.errors import Died, ImgrecError, Stopped
 
 COMMANDS = {
     "train": "train a classifier and test it",
@@ -17,7 +17,7 @@ COMMANDS = {
     "models": "list the networks that can be selected",
 }
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # the disk's, not ours
-REFUSED = 2  # exit code: the input cannot be used
+FAILED, REFUSED = 1, 2  # exit codes: a process failed; the input cannot be used
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(f"imgrec: {stopped}", file=sys.stderr)
         return stopping.STOPPED
+    except Died as died:
+        print(f"imgrec: {died}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("imgrec: interrupted. Start the same command again.", file=sys.stderr)
         return stopping.INTERRUPTED

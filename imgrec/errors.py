@@ -24,6 +24,10 @@ class Stopped(Exception):
     """A run that was asked to stop, saved and can go on; raised on all its processes after the same step. Exit code 75."""
 
 
+class Died(Exception):
+    """A process of the run was killed or failed, which ended the others. Exit code 1."""
+
+
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """' Did you mean lr?' or nothing: the nearest known word, in a sentence that can follow another."""
     near = get_close_matches(word, known, n=1, cutoff=0.6)

@@ -231,8 +231,7 @@ def connect(world: World, *, timeout_s: float) -> None:
 
 def _meet(world: World, timeout_s: float) -> "Store":
     """The store that all processes share, once all have come."""
-    from torch.distributed import DistError
-    from torch.distributed.distributed_c10d import PrefixStore, TCPStore
+    from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     lightning = environment(world)
     host, port = lightning.main_address, lightning.main_port

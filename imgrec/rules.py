@@ -120,10 +120,13 @@ RANGES: dict[str, Range] = {
     # trainer
     "devices": NATURAL,
     "num_nodes": COUNT,
+    "timeout_s": POSITIVE,
     "gradient_clip": NOT_NEGATIVE,
     "ema_decay": BELOW_ONE,
     "early_stopping_patience": NATURAL,
     "max_minutes": POSITIVE,
+    "save_every_steps": COUNT,
+    "save_every_minutes": NOT_NEGATIVE,
     "limit_train_batches": POSITIVE,
     "limit_val_batches": POSITIVE,
     "limit_test_batches": POSITIVE,
@@ -196,6 +199,27 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
 }
 
 
+def _check_sampling(tree: Tree, choices: Mapping[str, str]) -> None:
+    sampling, weights = tree.get("sampling"), tree.get("class_weights")
+    if sampling == "weighted" and not weights:
+        raise ConfigError(
+            "sampling=weighted, but there are no class_weights. Set 'class_weights={CLASS: 2}', or sampling=balanced for all alike."
+        )
+    if weights and sampling != "weighted":
+        raise ConfigError(f"class_weights has no effect with sampling={sampling}. Set sampling=weighted, or leave class_weights out.")
+    for name, weight in (weights or {}).items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not NOT_NEGATIVE.holds(weight):
+            raise ConfigError(
+                f"class_weights.{name}={show(weight)}: a class is seen that many times as often as one of weight 1, so it takes a number, 0 or more. "
+                f"Set 'class_weights={{{name}: 2}}'."
+            )
+    if sampling not in (None, "shuffle") and choices.get("optim") == "gd":
+        raise ConfigError(
+            f"sampling={sampling} repeats some images and leaves others out, but optim=gd takes the whole training split for every step. "
+            "Set loss.class_weights=balanced, or type optim=sgd."
+        )
+
+
 def check_together(given: Collection[str], tree: Tree, choices: Mapping[str, str]) -> None:
     """ConfigError for a key among those `given` that has no effect beside the others, or takes the sense of a choice away."""
     for key in given:
@@ -204,6 +228,7 @@ def check_together(given: Collection[str], tree: Tree, choices: Mapping[str, str
             for part in key.split("."):
                 value = value[part]
             raise ConfigError(f"{key}={show(value)} has no effect with the other keys. Set {NEEDS[key][1]}, or leave {key} out.")
+    _check_sampling(tree, choices)
     if choices.get("optim") == "gd" and tree["batch_size"] != "full":
         raise ConfigError(
             f"batch_size={tree['batch_size']}, but optim=gd takes the whole training split for every step. "

@@ -12,6 +12,7 @@ import yaml
 
 from imgrec.config import Node, RunConfig
 from imgrec.errors import CheckpointError, ConfigError
+from imgrec.processes import CHILD, agreed, world
 
 # Keys that may differ when a run goes on: they say where and how fast it is computed, not what.
 WHERE = (
@@ -23,10 +24,12 @@ WHERE = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.strategy",
+    "trainer.timeout_s",
     "trainer.log_every_steps",
+    "trainer.max_minutes",
+    "trainer.save_every_steps",
+    "trainer.save_every_minutes",
 )
-
-CHOSEN = "IMGREC_RUN_DIR"  # tells the processes that Lightning starts which folder the first one chose
 
 
 @dataclass
@@ -55,9 +58,14 @@ class RunDir:
         return found
 
     def start(self, run: RunConfig) -> None:
-        """Create the folder and write the resolved config into it; the first process does."""
-        if rank():
-            return
+        """Create the folder, lock it and write the resolved config into it: the first process does, and what it cannot do is raised on all.
+
+        Where imgrec.children started the processes, their parent has done so; its lock is open in all of them, so it is held while one of them lives.
+        """
+        if CHILD not in os.environ:
+            agreed(lambda: self._start(run))
+
+    def _start(self, run: RunConfig) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock = lock_folder(self.path)
         if self.lock is None:
@@ -67,7 +75,7 @@ class RunDir:
 
     def forget(self) -> None:
         """Take back `start` where nothing was learnt: a run that was refused holds its folder to no config."""
-        if self.state == "new" and not rank() and not self.checkpoints.exists():
+        if self.state == "new" and not world().rank and not self.checkpoints.exists():
             for name in ("config.yaml", "log.txt", ".lock"):
                 (self.path / name).unlink(missing_ok=True)
             for folder in (self.path, self.path.parent):
@@ -104,29 +112,12 @@ def find(path: str | Path) -> Path:
     )
 
 
-def rank() -> int:
-    """Place of this process among those of the run, as torchrun, SLURM or Lightning have set it; 0 for a process alone."""
-    return int(next((os.environ[key] for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if key in os.environ), 0))
-
-
 def join(run: RunConfig) -> RunDir:
     """The run folder that all processes of the run agree on: the first one chooses it, the others are told. Nothing is written."""
-    if rank() and CHOSEN in os.environ:  # started by Lightning, from the process that chose
-        path = Path(os.environ[CHOSEN])
+    if CHILD in os.environ:
+        path = Path(os.environ[CHILD])
         return RunDir(path, _state(path))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ:  # started all at once by torchrun
-        import torch
-        from torch import distributed
-
-        if not distributed.is_initialized():
-            distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        told: list[RunDir | None] = [choose(run) if rank() == 0 else None]
-        distributed.broadcast_object_list(told)
-        assert told[0] is not None
-        return told[0]
-    folder = choose(run)
-    os.environ[CHOSEN] = str(folder.path)
-    return folder
+    return agreed(lambda: choose(run))
 
 
 def choose(run: RunConfig) -> RunDir:

@@ -3,9 +3,9 @@
 import json
 import logging
 import shlex
-import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,7 @@ def ending(
     data: ImageData,
     history: History,
     size: ModelSize,
+    argv: Sequence[str],
 ) -> dict[str, Any]:
     """Test the best checkpoint, write result.json, say the figures and what to type next."""
     best, last = history.best(), history.rows[-1]
@@ -127,7 +128,7 @@ def ending(
         "summary": summary(found, best or last, run),
         "status": "finished",
         "name": run.name,
-        "command": command(),
+        "command": command(argv),
         "seed": run.seed,
         "best": best,
         "last": last,
@@ -146,11 +147,11 @@ def ending(
     return result
 
 
-def command() -> str:
-    """What was typed, so that it can be typed again."""
-    script = Path(sys.argv[0])
+def command(argv: Sequence[str]) -> str:
+    """A command line as it can be typed again."""
+    script = Path(argv[0])
     start = ["python", "-m", "imgrec.train"] if script.parts[-2:] == ("imgrec", "train.py") else [script.name]
-    return shlex.join([*start, *sys.argv[1:]])
+    return shlex.join([*start, *argv[1:]])
 
 
 def summary(found: Report | None, row: dict[str, Any], run: RunConfig) -> str:

@@ -4,6 +4,7 @@ Composes conf/train.yaml, opens the run folder, fits, tests the best checkpoint 
 """
 
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,26 +18,37 @@ if TYPE_CHECKING:
     from imgrec.screen import Screen
 
 
-def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
+def train(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, test and record a run; gives the content of its result.json. An unfinished run folder is finished, a finished one is read.
 
     `imgrec.config.load("train", ["model=vgg", "data=mnist"])` makes a `run`. Raises imgrec.errors.ImgrecError for what the user can mend.
+    `command` is for result.json; None: sys.argv.
     """
-    from imgrec.rundir import join, rank
+    from imgrec.processes import check, connect, wanted, world
+    from imgrec.rundir import join
     from imgrec.screen import Screen
 
+    command = sys.argv if command is None else command
+    here = world()
+    check(run, here)
+    if here.size > 1:
+        connect(here, timeout_s=run.trainer["timeout_s"])
     folder = join(run)
-    screen = Screen(quiet=quiet or rank() > 0)
+    screen = Screen(quiet=quiet or here.rank > 0)
     if folder.state == "finished":
         result = folder.result()
         screen.say(f"{folder.path} is finished already: {result['summary']}. To start anew set another id, or none.")
         return result
     folder.start(run)
-    if rank() == 0:
-        screen.log_to(folder.path / "log.txt")
     try:
+        if here.started_by == "alone" and (count := wanted(run)) > 1:
+            from imgrec.children import supervise
+
+            return supervise(run, folder, count, quiet=quiet, command=command)
+        if here.rank == 0:
+            screen.log_to(folder.path / "log.txt")
         with stopping.listening():
-            return _train(run, folder, screen)
+            return _train(run, folder, screen, command)
     except ImgrecError:
         folder.forget()
         raise
@@ -46,7 +58,7 @@ def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
         folder.close()
 
 
-def _train(run: RunConfig, folder: "RunDir", screen: "Screen") -> dict[str, Any]:
+def _train(run: RunConfig, folder: "RunDir", screen: "Screen", command: Sequence[str]) -> dict[str, Any]:
     import pytorch_lightning as pl
 
     from imgrec import story
@@ -85,14 +97,14 @@ def _train(run: RunConfig, folder: "RunDir", screen: "Screen") -> dict[str, Any]
     else:
         trainer.fit(classifier, datamodule=data, ckpt_path=file, weights_only=True)
         writer.wait()
-    return story.ending(run, folder, screen, trainer, classifier, data, history, size)
+    return story.ending(run, folder, screen, trainer, classifier, data, history, size, command)
 
 
 class _CallableModule(ModuleType):
     """`imgrec.train(run)` trains, whether or not this module, of the same name, was imported before."""
 
-    def __call__(self, run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
-        return train(run, quiet=quiet)
+    def __call__(self, run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
+        return train(run, quiet=quiet, command=command)
 
 
 sys.modules[__name__].__class__ = _CallableModule

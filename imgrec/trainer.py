@@ -1,14 +1,13 @@
 """conf/trainer and conf/logger into a Lightning Trainer, and the parts of a run into a Classifier."""
 
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.loggers.logger import Logger
 from torch import nn
 
@@ -21,8 +20,11 @@ from imgrec.data.order import BatchPlan
 from imgrec.data.preprocess import Preprocess
 from imgrec.errors import ConfigError
 from imgrec.models.summary import ModelSize, describe
+from imgrec.models.sync_norm import synchronize_norms
 from imgrec.optim import build_optimizer
+from imgrec.processes import environment, placed, world
 from imgrec.scheduler import lightning_schedulers
+from imgrec.strategies import Strategy, make_strategy
 from imgrec.target import build, locate, parameters
 from imgrec.transfer import layers, load_weights
 
@@ -34,8 +36,10 @@ def build_trainer(
     *,
     accelerator: str,
     devices: int | str | list[int],
-    num_nodes: int,
-    strategy: str,
+    num_nodes: int | Literal["auto"],
+    strategy: Strategy,
+    sync_batchnorm: bool,
+    timeout_s: float,
     precision: Precision,
     gradient_clip: float,
     channels_last: bool,
@@ -43,27 +47,30 @@ def build_trainer(
     ema_decay: float,
     early_stopping_patience: int,
     max_minutes: float | None,
+    save_every_steps: int | None,
+    save_every_minutes: float,
     limit_train_batches: Limit,
     limit_val_batches: Limit,
     limit_test_batches: Limit,
     deterministic: bool,
     log_every_steps: int,
+    plugins: Sequence[Any] = (),
     **run: Any,
 ) -> pl.Trainer:
     """The Lightning Trainer of a conf/trainer node; `run` holds what the run adds: callbacks, logger, epochs, accumulation.
 
-    `channels_last` and `compile` are the network's, `ema_decay` and `early_stopping_patience` become callbacks in `guards`.
+    `channels_last`, `compile` and `sync_batchnorm` are the network's, `ema_decay` and `early_stopping_patience` become callbacks in `guards`, `max_minutes` and
+    `save_every_*` are the gate's.
     Raises ConfigError for an accelerator or devices that are not there.
     """
     try:
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=devices,
-            num_nodes=num_nodes,
-            strategy=strategy,
+            num_nodes=1 if num_nodes == "auto" else num_nodes,
+            strategy=make_strategy(strategy, processes=world().size, sync_batchnorm=sync_batchnorm),
             precision="32-true" if precision == "32" else precision,
             gradient_clip_val=gradient_clip or None,
-            max_time=None if max_minutes is None else timedelta(minutes=max_minutes),
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches,
             limit_test_batches=limit_test_batches,
@@ -74,6 +81,7 @@ def build_trainer(
             use_distributed_sampler=False,  # imgrec.data.order shares the samples out, and pads nothing
             enable_progress_bar=False,
             enable_model_summary=False,
+            plugins=[*plugins, environment(world())],
             **run,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
@@ -87,11 +95,15 @@ def build_trainer(
         raise ConfigError(
             "trainer.precision=16-mixed needs a GPU, but this run is on the CPU. Set trainer.precision=bf16-mixed or trainer.precision=32."
         )
+    # Lightning's SIGTERM handler broadcasts, which can meet the other ranks in another collective, and each of its steps asks the device for a flag
+    # and waits for it. imgrec.stopping and the gate do both.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
 def guards(run: RunConfig, folder: Path) -> list[Callback]:
-    """The callbacks that change the run: EMA, early stopping, the two checkpoints."""
+    """The callbacks that change the run: EMA, early stopping, the best checkpoint."""
     mode = "min" if run.monitor.endswith("loss") else "max"
     found: list[Callback] = []
     if run.trainer["ema_decay"]:
@@ -101,9 +113,7 @@ def guards(run: RunConfig, folder: Path) -> list[Callback]:
             EarlyStopping(run.monitor, patience=run.trainer["early_stopping_patience"], mode=mode, check_on_train_epoch_end=True)
         )
     best = Best(folder, "best", monitor=run.monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True)
-    # Last in the list, so that it holds the state of all the others.
-    last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
-    return [*found, best, last]
+    return [*found, best]
 
 
 def build_logger(node: Node, folder: Path) -> Logger:
@@ -124,6 +134,8 @@ def build_data(run: RunConfig, trainer: pl.Trainer) -> tuple[ImageData, Augment,
         num_workers=run.num_workers,
         augment=augment,
         devices=trainer.world_size,
+        sampling=run.sampling,
+        class_weights=run.class_weights,
     )
     trainer.accumulate_grad_batches = plan.accumulate
     if isinstance(trainer.limit_train_batches, int):
@@ -132,8 +144,8 @@ def build_data(run: RunConfig, trainer: pl.Trainer) -> tuple[ImageData, Augment,
 
 
 def settings(run: RunConfig) -> Node:
-    """The trainer node as keywords."""
-    return {key: value for key, value in run.trainer.items() if not key.startswith("_")}
+    """The trainer node as keywords, with the devices and nodes that this process has a part in."""
+    return {key: value for key, value in run.trainer.items() if not key.startswith("_")} | placed(run, world())
 
 
 def build_network(run: RunConfig, classes: Sequence[str]) -> nn.Module:
@@ -155,6 +167,8 @@ def build_classifier(run: RunConfig, data: ImageData, augment: Augment) -> tuple
         )
     loss = build(run.loss)
     loss.set_class_counts(torch.from_numpy(data.counts("train")))
+    if run.trainer["sync_batchnorm"]:
+        net = synchronize_norms(net)
     if run.trainer["compile"]:
         net.compile()  # in place: torch.compile(net) would rename every key of the state dict
 
