@@ -36,6 +36,8 @@ class RunConfig:
     batch_size: int | Literal["full"]
     max_device_batch: int
     num_workers: int | Literal["auto"]
+    sampling: Literal["shuffle", "balanced", "sqrt", "weighted"]
+    class_weights: dict[str, float] | None
     weights: str | None
     finetune: Node
     decay_on: Literal["weights", "all"]
@@ -290,8 +292,12 @@ def conform_value(value: Any, like: Any, path: str) -> Any:
     hint = typing.get_type_hints(RunConfig).get(key) if path.count(".") == 0 else None
     if hint in (str, str | None) and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)  # id=5
+    if hint == dict[str, float] | None and isinstance(value, dict):
+        value = {str(name): one for name, one in value.items()}  # class_weights={0: 2}
     if hint is not None and not matches(value, hint) and not (value is None and like is None):
-        raise ConfigError(f"{path}={show(value)}: {key} takes {describe(hint)}, not {kind(value)}.")
+        words = [str(word) for word in typing.get_args(hint)] if isinstance(value, str) else []
+        near = did_you_mean(value, words) if words else ""
+        raise ConfigError(f"{path}={show(value)}: {key} takes {describe(hint)}{near and '.'}{near or f', not {kind(value)}.'}")
     if not (value is None or like is None or like in ("auto", "full") or hint is not None):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         share = key.startswith("limit_")  # of the batches where it is 0.5, their number where it is 2

@@ -247,9 +247,9 @@ def test_the_input_is_left_alone_and_off_is_the_input_itself() -> None:
     assert not any((off.needs_samples, off.needs_batches, off.mixes))
     targets = torch.eye(5)
     assert off.batch(images, seed=0, epoch=0, indices=indices) is images
-    assert off.mix(images, targets, seed=0, step=0)[0] is images
+    assert off.mix(images, targets, indices, seed=0, step=0)[0] is images
     assert off.crop_box(9, 9, seed=0, epoch=0, index=0) is None
-    assert augment(mixup=0.2).mix(images[:1], targets[:1], seed=0, step=0)[0].equal(images[:1])
+    assert augment(mixup=0.2).mix(images[:1], targets[:1], indices[:1], seed=0, step=0)[0].equal(images[:1])
 
 
 # ---- policies and the crop of files --------------------------------------------------------------------------------------------

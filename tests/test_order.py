@@ -1,12 +1,16 @@
 """The order of samples: each exactly once, the same global batches on any number of devices, nothing drawn too early."""
 
+import re
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from imgrec.data.batch import Request
-from imgrec.data.order import BatchPlan, EpochBatches, global_batches, plan, sequential, shuffled
+from imgrec.data.order import BatchPlan, EpochBatches, cut, global_batches, plan, sequential, shuffled
+from imgrec.data.sampling import drawn
 from imgrec.errors import ConfigError
 
 
@@ -65,26 +69,78 @@ def test_an_epoch_is_a_partition_cut_the_same_way_on_any_devices(samples, batch_
     assert len(alone) == global_batches(samples, batch_size, keep_single=False) == -(-(samples - len(left_out)) // batch_size)
 
 
-@given(samples=sizes, batch_size=sizes, devices=small, accumulate=small)
-def test_no_micro_batch_is_larger_than_planned_and_len_counts_them(samples, batch_size, devices, accumulate):
+@given(samples=sizes, share=st.integers(1, 40), devices=small, most=st.integers(1, 40), pairs=st.booleans())
+def test_no_part_is_larger_than_planned_or_a_single_in_a_short_batch(samples, share, devices, most, pairs):
+    size = share * devices
+    try:
+        made = plan(batch_size=size, samples=samples, devices=devices, max_device_batch=most, pairs=pairs)
+    except ConfigError:
+        assert pairs
+        assert most < 3
+        return
+    assert made.per_device <= most
     order = sequential(samples)
+    ranks = []
     for rank in range(devices):
         requests = EpochBatches(
             samples=samples,
             order=order,
             epoch=lambda: 0,
-            batch_size=batch_size,
+            batch_size=size,
             devices=devices,
             rank=rank,
-            accumulate=accumulate,
+            accumulate=made.accumulate,
             keep_single=False,
+            pairs=pairs,
+            most=made.per_device,
         )
         drawn = list(requests)
         assert len(drawn) == len(requests)
-        assert max(len(request.indices) for request in drawn) <= -(-batch_size // (devices * accumulate))
-        whole = samples // batch_size
-        if batch_size % (devices * accumulate) == 0:
-            assert {len(r.indices) for r in drawn[: whole * accumulate]} <= {batch_size // (devices * accumulate)}
+        ranks.append([len(request.indices) for request in drawn])
+    assert max(map(max, ranks)) <= made.per_device
+    assert all(ranks[0]), "the first device always has something to do"
+    whole = samples // size * made.accumulate
+    parts = {part for rank in ranks for part in rank[:whole]}
+    if not pairs and size % (devices * made.accumulate) == 0:
+        assert parts <= {size // (devices * made.accumulate)}
+    short = [part for rank in ranks for part in rank[whole:]]
+    if sum(short) > 1 and (pairs or -(-size // (devices * made.accumulate)) > 2):
+        assert 1 not in short
+
+
+@given(
+    samples=sizes,
+    share=st.integers(1, 12),
+    accumulate=st.integers(1, 3),
+    pairs=st.booleans(),
+    sampling=st.booleans(),
+    start=st.none() | st.tuples(st.just(3), st.integers(0, 12)),
+)
+def test_batch_k_holds_the_same_samples_on_1_2_3_and_8_processes(samples, share, accumulate, pairs, sampling, start):
+    size = 24 * share
+    order = drawn(np.arange(samples) % 3, [Fraction(1, min(3, samples))] * min(3, samples), seed=5) if sampling else None
+    settings = {"pairs": pairs, "start": start or (0, 0)} | ({"order": order} if order else {})
+    whole = order(3) if order else shuffled(samples, seed=0)(3)
+    alone = [whole[k : k + size].tolist() for k in range(0, samples, size)]
+    if len(alone) > 1 and len(alone[-1]) == 1:
+        alone.pop()
+    for devices in (1, 2, 3, 8):
+        ranks = batches(samples, size, devices=devices, accumulate=accumulate, epoch=3, **settings)
+        assert together(ranks, accumulate, size) == alone[start[1] if start else 0 :]
+
+
+@given(size=sizes, devices=small, parts=small)
+def test_pairs_are_never_parted_and_the_last_three_stay_together(size, devices, parts):
+    runs = [run for runs in cut(size, devices=devices, parts=parts, pairs=True) for run in runs if run.stop > run.start]
+    assert [i for run in runs for i in range(size)[run]] == list(range(size))
+    assert all(run.start % 2 == 0 and (run.stop % 2 == 0 or run.stop == size) for run in runs)
+    assert all(run.stop - run.start > 1 for run in runs) or size == 1
+
+
+@given(size=sizes, devices=small, parts=small)
+def test_without_pairs_a_batch_is_cut_as_numpy_cuts(size, devices, parts):
+    theirs = [[part.tolist() for part in np.array_split(mine, parts)] for mine in np.array_split(np.arange(size), devices)]
+    assert [[list(range(size)[run]) for run in runs] for runs in cut(size, devices=devices, parts=parts)] == theirs
 
 
 @given(samples=sizes, batch_size=sizes, devices=small, done=st.integers(0, 10))
@@ -152,6 +208,24 @@ def test_plans():
     whole = plan(batch_size="full", samples=1437, devices=2, max_device_batch=256)
     assert str(whole) == "global batch 1437 = 2 devices x at most 240 x 3"
     assert whole.steps_per_epoch == 1
+
+
+def test_a_plan_knows_of_pairs_and_of_three_in_a_short_batch():
+    assert plan(batch_size=6, samples=60, devices=2, max_device_batch=9).per_device == 3
+    assert plan(batch_size=6, samples=60, devices=2, max_device_batch=9, pairs=True) == BatchPlan(6, 2, 4, 1, 10, True)
+    assert plan(batch_size=6, samples=60, devices=2, max_device_batch=3, pairs=True) == BatchPlan(6, 2, 2, 2, 10, True)
+    assert plan(batch_size=8, samples=19, devices=4, max_device_batch=3).per_device == 3  # the last three on one device
+    assert plan(batch_size=8, samples=19, devices=4, max_device_batch=2).per_device == 2  # or a single on the second
+    assert plan(batch_size="full", samples=9_999, devices=1, max_device_batch=3, pairs=True).accumulate == 4_999
+    assert plan(batch_size="full", samples=9_999, devices=1, max_device_batch=64, pairs=True).per_device == 64
+
+
+@pytest.mark.parametrize(("size", "samples", "most", "needs"), [(8, 80, 1, "pair on"), (8, 83, 2, "pair (three at the end of")])
+def test_a_device_that_cannot_hold_a_pair_is_refused(size, samples, most, needs):
+    with pytest.raises(
+        ConfigError, match=rf"max_device_batch={most}, but .*{re.escape(needs)}.* Set max_device_batch={most + 1} "
+    ):
+        plan(batch_size=size, samples=samples, devices=2, max_device_batch=most, pairs=True)
 
 
 @given(batch=st.integers(1, 5000), devices=st.integers(1, 16), most=st.integers(1, 500))

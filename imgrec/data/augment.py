@@ -149,7 +149,7 @@ class Augment:
     def batch(self, images: Tensor, *, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Geometry, flip and erasing of float images [B, C, H, W] in [0, 1] on their device, every image with its own draw.
 
-        `indices`, int64 [B], are the samples' places in their split.
+        `indices`, int64 [B], are the samples' codes, see `Batch`.
         """
         assert images.dtype == torch.float32
         assert images.ndim == 4
@@ -163,12 +163,15 @@ class Augment:
                 images = self._erase(images, draws.uniform(seed, epoch, indices, draws.ERASE, 3 + 2 * TRIES))
         return images
 
-    def mix(self, images: Tensor, targets: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mixup or cutmix of float images [B, C, H, W] and targets [B, K] whose rows sum to 1. A batch of one is left alone."""
+    def mix(self, images: Tensor, targets: Tensor, partners: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Mixup or cutmix of float images [B, C, H, W] and targets [B, K] whose rows sum to 1 with their `Batch.partners`.
+
+        `step` is the optimizer's: the micro-batches of all ranks are mixed alike.
+        """
         if not self.mixes or len(images) < 2:
             return images, targets
-        plan = mixing.draw(self.mixup, self.cutmix, tuple(images.shape), seed=seed, step=step)
-        return mixing.apply(images, targets, plan)
+        height, width = images.shape[-2:]
+        return mixing.apply(images, targets, partners, mixing.draw(self.mixup, self.cutmix, height, width, seed=seed, step=step))
 
     def _move(self, images: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
         height, width = images.shape[-2:]

@@ -13,7 +13,9 @@ class Request(NamedTuple):
     """Which samples make up the next batch of this process: what `EpochBatches` yields and a set's `__getitem__` takes."""
 
     epoch: int
-    indices: Indices  # [B], places in the split; empty where a short global batch leaves nothing for this rank
+    # [B], codes: place in the split + len(split) x times that the epoch has had it before (only where `sampling` repeats images);
+    # empty where a short global batch leaves nothing for this rank.
+    indices: Indices
     whole: int  # samples in the global batch that this one is a part of
 
 
@@ -22,7 +24,8 @@ class Batch(NamedTuple):
 
     images: Tensor  # uint8 [B, C, H, W]
     labels: Tensor  # int64 [B]
-    indices: Tensor  # int64 [B], place of each image in its split
+    indices: Tensor  # int64 [B], code of each image as in Request: all that is drawn for it follows from the code
+    partners: Tensor  # int64 [B], place in this batch of the image that each is mixed with (see mixing.py)
     epoch: int
     whole: int  # samples in the global batch this one is a part of, the skipped ones among them
     bad: tuple[str, ...] = ()  # paths of the images that could not be read and were left out (on_bad_image: skip)

@@ -13,6 +13,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, crop, decode, fit
+from imgrec.data.mixing import partners
 from imgrec.data.module import Common, ImageData, Splits
 from imgrec.data.splits import stratified, unknown_class
 from imgrec.errors import DataError
@@ -77,16 +78,17 @@ class Files(Dataset[Batch]):
         kept: list[int] = []
         bad: list[str] = []
         skip = (self.on_bad_image if self.training else self.on_bad_image_eval) == "skip"
-        for index in request.indices.tolist():
+        for asked, index in enumerate(request.indices.tolist()):
+            path = self.path(index % len(self))
             try:
-                image = decode(self.path(index), channels)
+                image = decode(path, channels)
             except DataError as error:
                 if not skip:
                     key = "on_bad_image" if self.training else "on_bad_image_eval"
                     raise DataError(
                         f"{error} Remove or replace it, or leave out what cannot be read: data.{key}=skip."
                     ) from error
-                bad.append(self.path(index))
+                bad.append(path)
                 continue
             box = None
             if self.augment is not None:
@@ -96,10 +98,12 @@ class Files(Dataset[Batch]):
             if self.augment is not None and self.augment.needs_samples:
                 image = self.augment.sample(image, seed=self.seed, epoch=request.epoch, index=index)
             images[len(kept)] = image
-            kept.append(index)
-        places = np.array(kept, dtype=np.int64)
-        labels = torch.from_numpy(self.labels[places])
-        return Batch(images[: len(kept)], labels, torch.from_numpy(places), request.epoch, request.whole, tuple(bad))
+            kept.append(asked)
+        rows = np.array(kept, dtype=np.int64)
+        indices = request.indices[rows]
+        labels = torch.from_numpy(self.labels[indices % len(self)])
+        mates = torch.from_numpy(partners(rows, len(request.indices)))
+        return Batch(images[: len(kept)], labels, torch.from_numpy(indices), mates, request.epoch, request.whole, tuple(bad))
 
     def take(self, rows: Indices) -> Self:
         taken = self._copy()

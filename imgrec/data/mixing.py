@@ -1,4 +1,10 @@
-"""Two pictures in one, with soft labels: mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), on a whole batch."""
+"""Two pictures in one, with soft labels: mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), on a whole batch.
+
+A picture's partner is its neighbour in the global batch: places 0 and 1, 2 and 3, ...; the last three of an odd batch rotate, and
+a batch of one is left alone. Neighbours in an epoch whose order was drawn are as random as any permutation of the batch would make
+them, and they let the order be cut between ranks and micro-batches without parting any: so the same pictures are mixed on any
+number of devices. How they are mixed is a function of (seed, optimizer step).
+"""
 
 import math
 from typing import NamedTuple
@@ -7,45 +13,54 @@ import numpy as np
 from torch import Tensor
 
 from imgrec.data import draws
+from imgrec.data.batch import Indices
 
 
 class Mix(NamedTuple):
-    """One step's mixing. A picture's partner stands `offset` places before it: any other in a shuffled batch, never itself."""
+    """One step's mixing."""
 
     share: float  # weight of the picture itself in the targets; its partner has the rest
-    offset: int
     box: tuple[int, int, int, int] | None  # top, left, bottom, right in pixels: the partner's (cutmix); None: all blend (mixup)
 
 
-def draw(mixup: float, cutmix: float, shape: tuple[int, ...], *, seed: int, step: int) -> Mix:
-    """The mixing of a batch of `shape` (B, C, H, W), B at least 2: a function of (seed, step).
+def partners(kept: Indices, asked: int) -> Indices:
+    """Place of each picture's partner among those that are there, int64 [B]: the next of its pair or three, around.
+
+    `kept`, ascending, are the pictures' places in the request of `asked`: a file that could not be read leaves its partner to the
+    third, or alone (its own partner), and parts no other pair.
+    """
+    group = np.minimum(kept // 2, max(asked // 2 - 1, 0))
+    places = np.arange(len(kept), dtype=np.int64)
+    there = np.append(group[1:] == group[:-1], False)[: len(kept)]  # whether the next one is of the same group
+    return np.where(there, places + 1, np.searchsorted(group, group))
+
+
+def draw(mixup: float, cutmix: float, height: int, width: int, *, seed: int, step: int) -> Mix:
+    """The mixing of pictures of `height` x `width`: a function of (seed, step).
 
     `mixup` and `cutmix` are the alphas of their Beta(alpha, alpha); if both are above 0, each step takes one of them with equal
     chance.
     """
     generator = np.random.default_rng(draws.word(seed, step, 0, draws.MIX, 0))
-    count, _, height, width = shape
     cuts = generator.random() < 0.5 if mixup > 0 and cutmix > 0 else cutmix > 0
-    offset = int(generator.integers(1, count))
     alpha = cutmix if cuts else mixup
     share = float(generator.beta(alpha, alpha))
     if not cuts:
-        return Mix(share, offset, None)
+        return Mix(share, None)
     # As in the paper and torchvision: centred on a pixel drawn anywhere, clipped at the edges; the targets follow what is left.
     half = 0.5 * math.sqrt(1.0 - share)
     y, x = int(generator.integers(height)), int(generator.integers(width))
     reach_y, reach_x = int(half * height), int(half * width)
     top, left, bottom, right = max(y - reach_y, 0), max(x - reach_x, 0), min(y + reach_y, height), min(x + reach_x, width)
-    return Mix(1.0 - (bottom - top) * (right - left) / (height * width), offset, (top, left, bottom, right))
+    return Mix(1.0 - (bottom - top) * (right - left) / (height * width), (top, left, bottom, right))
 
 
-def apply(images: Tensor, targets: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
-    """Float images [B, C, H, W] and float targets [B, K] mixed with their partners; new tensors."""
-    partners = images.roll(mix.offset, 0)
+def apply(images: Tensor, targets: Tensor, partners: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
+    """Float images [B, C, H, W] and float targets [B, K] mixed with their `partners` (int64 [B]); new tensors."""
+    others = targets.index_select(0, partners).lerp_(targets, mix.share)
     if mix.box is None:
-        mixed = partners.lerp_(images, mix.share)
-    else:
-        top, left, bottom, right = mix.box
-        mixed = images.clone()
-        mixed[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
-    return mixed, targets.roll(mix.offset, 0).lerp_(targets, mix.share)
+        return images.index_select(0, partners).lerp_(images, mix.share), others
+    top, left, bottom, right = mix.box
+    mixed = images.clone()
+    mixed[..., top:bottom, left:right] = images[..., top:bottom, left:right].index_select(0, partners)
+    return mixed, others

@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import crop
+from imgrec.data.mixing import partners
 
 if TYPE_CHECKING:
     from imgrec.data.augment import Augment
@@ -44,15 +45,17 @@ class Stored(Dataset[Batch]):
         return len(self.labels)
 
     def __getitem__(self, request: Request) -> Batch:
-        indices = torch.from_numpy(request.indices)
-        images = self.images.index_select(0, indices)
+        places = request.indices % len(self)
+        images = self.images.index_select(0, torch.from_numpy(places))
         if self.augment is not None:
             height, width = images.shape[-2:]
             for image, index in zip(images, request.indices.tolist(), strict=True):
                 box = self.augment.crop_box(height, width, seed=self.seed, epoch=request.epoch, index=index)
                 cropped = image if box is None else crop(image, box, height, width)
                 image.copy_(self.augment.sample(cropped, seed=self.seed, epoch=request.epoch, index=index))
-        return Batch(images, torch.from_numpy(self.labels[request.indices]), indices, request.epoch, request.whole)
+        labels = torch.from_numpy(self.labels[places])
+        mates = torch.from_numpy(partners(np.arange(len(places)), len(places)))
+        return Batch(images, labels, torch.from_numpy(request.indices), mates, request.epoch, request.whole)
 
     def take(self, rows: Indices) -> "Stored":
         return Stored(
