@@ -1,14 +1,11 @@
 """One thread per process that tells the others what this one is doing, and ends the run with a line when one of them dies or hangs.
 
-    heartbeat = Heartbeat(rank, world_size, timeout_s=300, say=screen.say)
-    heartbeat.start()                                # a collective; alone it does nothing
-    heartbeat.doing = "training step 12 of epoch 3"  # as often as you like: any assignment is a sign of life, also of the same words
-    ...
-    except BaseException as error:
-        if line := heartbeat.explain(error):         # a collective failed because another rank is gone
-            heartbeat.end(line)                      # prints it, exit code 1, does not return
-        heartbeat.leave(error)                       # our own failure: the others end and name it
-    heartbeat.close()                                # in the end, however it came
+    with Heartbeat(rank, world_size, timeout_s, note) as heartbeat:  # on all ranks, connected by torch.distributed; alone it does nothing
+        heartbeat.doing = "training step 12 of epoch 3"  # as often as you like: any assignment is a sign of life, also of the same words
+        ...
+
+An exception that leaves the block is explained: if a collective failed because another rank is gone, the process ends with the line about that one;
+otherwise the others are told, and end with a line about this one.
 
 Rank 0 listens on a free port, each other rank holds one TCP connection to it and sends a short line about once a second. A process that is killed
 closes its connection, so its death is known at once; a stopped one, a crashed machine or a cut network is known by `timeout_s` of silence. What counts as
@@ -32,6 +29,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 
 from imgrec import stopping
+from imgrec.errors import Stopped
 from imgrec.peers import Line, Message, Peer, gone, stuck
 from imgrec.watchdog import end_process
 
@@ -51,11 +49,11 @@ _open: "weakref.WeakSet[Heartbeat]" = weakref.WeakSet()
 
 
 class Heartbeat:
-    """The heartbeat of one rank; see the module. `say` writes a line to the log, and is used on rank 0."""
+    """The heartbeat of one rank; see the module. `note` writes a line to the log, and is used on rank 0."""
 
-    def __init__(self, rank: int, world_size: int, timeout_s: float, say: Callable[[str], None]) -> None:
+    def __init__(self, rank: int, world_size: int, timeout_s: float, note: Callable[[str], None]) -> None:
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
-        self._say = say
+        self._note = note
         self._doing, self._moves = "starting", 0
         self._who = {"host": socket.gethostname(), "pid": os.getpid()}
         self._beat_s = min(max(BEAT_S, world_size / BEATS_PER_S), timeout_s / 5)
@@ -78,6 +76,19 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="imgrec heartbeat", daemon=True)
 
     # What the main thread calls
+
+    def __enter__(self) -> "Heartbeat":
+        self.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is not None:
+                if line := self.explain(error):
+                    self.end(line)
+                self.leave(str(error) if isinstance(error, Stopped) else error)
+        finally:
+            self.close()
 
     @property
     def doing(self) -> str:
@@ -117,7 +128,7 @@ class Heartbeat:
         """Say the line and end this process with exit code 1. Rank 0 speaks for all, unless it is the one who is gone."""
         gone = self.rank != 0 and (self._peers[0].failed or self._peers[0].cut is not None or self._silent())
         speaks = self.rank == 0 or gone
-        end_process(line if speaks else None, 1, self._say if self.rank == 0 else None)
+        end_process(line if speaks else None, 1, self._note if self.rank == 0 else None)
 
     def leave(self, reason: str | BaseException) -> None:
         """Tell the others that this rank ends: regularly, for a reason in words, or by an exception, which ends them too."""

@@ -5,26 +5,30 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 from imgrec import stopping
+
+if TYPE_CHECKING:
+    from imgrec.resume import Place
 
 GRACE_S = 15.0  # a stop should be over inside 20 s
 SAVING_S = 120.0  # for a save that has begun, and for the way out after it
 FLUSH_S = 3.0
 
 
-def end_process(line: str | None, code: int, say: Callable[[str], None] | None = None) -> None:
-    """Print a line on stderr, hand it to `say`, flush and leave with `code`, from any thread.
+def end_process(line: str | None, code: int, note: Callable[[str], None] | None = None) -> None:
+    """Print a line on stderr, hand it to `note`, flush and leave with `code`, from any thread.
 
-    For when the main thread sits in a collective or a read that nothing interrupts. What it may hold the lock of (a stream, the screen) is waited
-    for no longer than FLUSH_S.
+    For when the main thread sits in a collective or a read that nothing interrupts. It may hold the lock of a stream or a log, or be writing into a full
+    pipe, so that is waited for no longer than FLUSH_S.
     """
-    if line is not None:
-        os.write(2, f"imgrec: {line}\n".encode())
 
     def flush() -> None:
-        if line is not None and say is not None:
-            say(line)
+        if line is not None:
+            os.write(2, f"imgrec: {line}\n".encode())
+            if note is not None:
+                note(line)
         sys.stdout.flush()
         sys.stderr.flush()
 
@@ -34,24 +38,32 @@ def end_process(line: str | None, code: int, say: Callable[[str], None] | None =
     os._exit(code)
 
 
+class Saves(Protocol):
+    """Who saves (imgrec.gate.Gate): whether a save is under way, and the place of the last one."""
+
+    saving: bool
+    saved: "Place | None"
+
+
 class Watchdog:
     """A thread that ends this process with exit code 75 when it was asked to stop `grace_s` ago and no step boundary came.
 
-    The main thread then sits where Python runs no code of ours: a compile, a read from a share that is gone. `saving_since` gives the
-    time.monotonic() at which the save under way began, None without one; `saved` says what was saved last, for the line: "step 120 of epoch 3",
-    None for nothing. A save, and the way out after it, may take SAVING_S. Use it as a context manager around all of a training.
+    The main thread then sits where Python runs no code of ours: a compile, a read from a share that is gone. A save that begins in time, and the way
+    out after it, may take `saving_s`. Use it as a context manager around a run; set `saves` once there is something that saves. `leave` is called before
+    the end, so that the other ranks do not take it for a death; `note` writes to the log; `speaks`: this process prints the line.
     """
 
     def __init__(
         self,
         *,
-        saving_since: Callable[[], float | None],
-        saved: Callable[[], str | None],
-        say: Callable[[str], None] | None = None,
+        note: Callable[[str], None],
+        leave: Callable[[str], None],
+        speaks: bool = True,
         grace_s: float = GRACE_S,
         saving_s: float = SAVING_S,
     ) -> None:
-        self._saving_since, self._saved, self._say = saving_since, saved, say
+        self.saves: Saves | None = None
+        self._note, self._leave, self._speaks = note, leave, speaks
         self._grace_s, self._saving_s = grace_s, saving_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="imgrec watchdog", daemon=True)
@@ -64,24 +76,22 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        began: float | None = None  # the newest save since the stop was asked for
-        while not self._over.wait(min(0.5, self._grace_s / 4)):
-            reason, waited = stopping.asked(), stopping.asked_for()
+        before: Place | None = None  # what was saved when the stop was asked for
+        began: float | None = None  # when the save after that did
+        while not self._over.wait(min(0.25, self._grace_s / 10)):
+            saves, reason = self.saves, stopping.asked()
             if reason is None:
-                began = None
+                before = None if saves is None else saves.saved
                 continue
-            began = self._saving_since() or began
-            if began is None and waited > self._grace_s:
-                since = "nothing was saved" if (last := self._saved()) is None else f"nothing was saved since {last}"
-                end_process(
-                    f"stopped by {reason}; no step boundary came within {self._grace_s:g} s: {since}. Start the same command again to go on.",
-                    stopping.STOPPED,
-                    self._say,
-                )
+            if began is None and saves is not None and (saves.saving or saves.saved is not before):
+                began = time.monotonic()
+            if began is None and stopping.asked_for() > self._grace_s:
+                since = "" if before is None else f" since step {before.step}"
+                self._end(f"stopped by {reason}; no step boundary came within {self._grace_s:g} s: nothing was saved{since}")
             if began is not None and time.monotonic() - began > self._saving_s:
-                end_process(
-                    f"stopped by {reason}; the save that began then did not end within {self._saving_s:g} s. "
-                    "Start the same command again to go on from the last checkpoint.",
-                    stopping.STOPPED,
-                    self._say,
-                )
+                self._end(f"stopped by {reason}; the save that began then did not end within {self._saving_s:g} s")
+
+    def _end(self, line: str) -> None:
+        self._leave(line)
+        line = f"{line}. Start the same command again to go on."
+        end_process(line if self._speaks else None, stopping.STOPPED, self._note)

@@ -17,7 +17,8 @@ import torch
 from torch import distributed
 
 from imgrec import stopping
-from imgrec.heartbeat import Heartbeat
+from imgrec.heartbeat import Heartbeat, _is_of_the_network
+from imgrec.peers import Peer, gone, lagging, stuck
 
 RANKS = 3
 TIMEOUT_S = 3.0
@@ -121,20 +122,14 @@ def play(scene: Callable[[int, Heartbeat], None], rank: int, port: int, folder: 
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{name}{rank}", os.O_CREAT | os.O_WRONLY), stream)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
-    heartbeat = Heartbeat(rank, RANKS, TIMEOUT_S, (folder / "log").write_text)
-    heartbeat.start()
-    distributed.barrier()
-    (folder / f"began{rank}").touch()
     try:
-        scene(rank, heartbeat)
-    except Exception as error:
-        if line := heartbeat.explain(error):
-            heartbeat.end(line)
-        heartbeat.leave(error)
+        with Heartbeat(rank, RANKS, TIMEOUT_S, (folder / "log").write_text) as heartbeat:
+            distributed.barrier()
+            (folder / f"began{rank}").touch()
+            scene(rank, heartbeat)
+    except Exception:
         traceback.print_exc()
         return 1
-    finally:
-        heartbeat.close()
     return 0
 
 
@@ -281,6 +276,113 @@ def test_collect(played: Callable[[str], Played]) -> None:
     scene = played("states are handed in")
     assert scene.out[0] == "[9000, None, 9000]\n", scene
     assert scene.codes == [0, 0, 0]
+
+
+def peer(rank: int, doing: str = "training step 5", at: str = "", **more: Any) -> Peer:
+    return Peer(rank, heard=100.0, moved=0.0, host="n1", pid=10 + rank, doing=doing, at=at, **more)
+
+
+WAITS = "waiting for the others before step 6"
+
+
+@pytest.mark.parametrize(
+    ("doing", "behind"),
+    [
+        ([WAITS, "training step 5", WAITS], [1]),
+        ([WAITS, "training step 5", "training step 5"], [1, 2]),
+        (["waiting for data of step 7", "training step 6", "waiting for data of step 6"], [1, 2]),
+        (["waiting for the others before step 12", "waiting for the others before step 9", WAITS], [2]),
+        (["validating batch 4 of epoch 3", WAITS, WAITS], [0]),
+        (["training step 5 (collective)", "training step 5", "training step 5 (collective)"], [1]),
+        (["training step 5 (collective)", WAITS, "training step 5 (collective)"], [0, 2]),
+    ],
+)
+def test_who_is_behind(doing: list[str], behind: list[int]) -> None:
+    inside = "torch/autograd/graph.py:829 in _engine_run_backward"
+    peers = [
+        peer(rank, text.removesuffix(" (collective)"), inside if "collective" in text else "") for rank, text in enumerate(doing)
+    ]
+    assert [found.rank for found in lagging(peers)] == behind
+    assert stuck(peers, 99.0, 100.0) is None
+    line = stuck(peers, 100.0, 100.0)
+    assert line is not None
+    assert line.startswith("nothing has moved for 100 s: rank ")
+    peers[0].moved = 0.1
+    assert stuck(peers, 100.0, 100.0) is None
+
+
+def test_what_is_no_hang() -> None:
+    inside = "torch/distributed/distributed_c10d.py:3001 in barrier"
+    alone = [peer(0, "reading the data"), peer(1, "starting"), peer(2, "compiling the network for step 1")]
+    assert stuck(alone, 1e6, 100.0) is None
+    assert stuck([*alone, peer(3, WAITS)], 1e6, 100.0) is not None
+    assert stuck([*alone, peer(3, "starting", inside)], 1e6, 100.0) is not None
+    assert stuck([*alone, peer(3, WAITS, left="finished")], 1e6, 100.0) is None
+
+
+def test_many_at_once() -> None:
+    peers = [peer(rank, cut=50.0 if 2 <= rank < 10 else None) for rank in range(16)]
+    assert gone(peers, 50.1, 100.0) is None  # there may be more
+    assert gone(peers, 51.0, 100.0) == (
+        "rank 2 on n1 (pid 12) died while training step 5; rank 3 on n1 (pid 13) died while training step 5; "
+        f"rank 4 on n1 (pid 14) died while training step 5; and 5 other ranks. {AGAIN}"
+    )
+    assert gone([peer(0, cut=50.0, left="finished"), peer(1)], 60.0, 100.0) is None
+    assert gone([peer(0, left="finished"), peer(1, left="stopped")], 1e6, 100.0) is None
+
+
+def test_strangers_are_sent_away() -> None:
+    heartbeat = Heartbeat(0, 2, 10.0, print)
+    _, port, token = heartbeat._listen()
+    heartbeat._peers = {rank: Peer(rank, 0.0, 0.0) for rank in (0, 1)}
+    heartbeat._thread.start()
+    for words in (
+        b"GET / HTTP/1.1\r\n\r\n",
+        b'{"rank": 1, "token": "guessed"}\n',
+        b"[]\n",
+        b"7\n",
+        b"\xff\xfe\n",
+        b'{"rank": 1}\n',
+    ):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as stranger:
+            stranger.sendall(words)
+            assert stranger.recv(100) == b"", words
+    assert heartbeat._lines == {}
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as rank:
+        rank.sendall(
+            json.dumps({"rank": 1, "token": token, "host": "n2", "pid": 7}).encode()
+            + b'\n{"left": "finished", "failed": false}\n'
+        )
+        assert b'"doing": "starting"' in rank.recv(1000)
+    assert heartbeat._peers[1].left == "finished"
+    heartbeat.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "of_the_network"),
+    [
+        (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1234"), True),
+        (RuntimeError("Timed out waiting 3000ms for recv operation to complete"), True),
+        (distributed.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:1234, remote process exited"), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (ValueError("no such peer"), False),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x5 and 6x7)"), False),
+    ],
+)
+def test_which_errors_come_from_another_rank(error: Exception, of_the_network: bool) -> None:
+    assert _is_of_the_network(error) == of_the_network
+    outer = KeyError("outer")
+    outer.__cause__ = error
+    assert _is_of_the_network(outer) == of_the_network
+
+
+def test_alone_it_does_nothing() -> None:
+    with Heartbeat(0, 1, 1.0, print) as heartbeat:
+        heartbeat.doing = "training step 1"
+        heartbeat.post("state", b"x")
+        assert heartbeat.collect("state") == [b"x"]
+        assert heartbeat.explain(RuntimeError("Connection closed by peer")) is None
 
 
 if __name__ == "__main__":
