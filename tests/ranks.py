@@ -18,8 +18,11 @@ SECONDS = 60  # a hang longer than this is a failure
 T = TypeVar("T")
 
 
-def together(size: int, work: Callable[[int], T]) -> list[T]:
-    """What `work(rank)` gives in each of `size` processes, in the order of the ranks: plain data and tensors. One that fails fails the test."""
+def together(size: int, work: Callable[[int], T], *, group: bool = True) -> list[T]:
+    """What `work(rank)` gives in each of `size` processes, in the order of the ranks: plain data and tensors. One that fails fails the test.
+
+    `group`: do they share a gloo group already when `work` begins?
+    """
     pipes, children = [], []
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -31,7 +34,7 @@ def together(size: int, work: Callable[[int], T]) -> list[T]:
                     )  # Python 3.12 of a fork beside threads: the child needs none
                     child = os.fork()
                 if child == 0:
-                    _work(rank, size, f"file://{folder}/store", work, there)
+                    _work(rank, size, f"file://{folder}/store" if group else None, work, there)
                 there.close()
                 pipes.append(here)
                 children.append(child)
@@ -45,13 +48,15 @@ def together(size: int, work: Callable[[int], T]) -> list[T]:
     return [torch.load(io.BytesIO(data), weights_only=False) for _, data in answers]
 
 
-def _work(rank: int, size: int, store: str, work: Callable[[int], Any], pipe: Connection) -> None:
+def _work(rank: int, size: int, store: str | None, work: Callable[[int], Any], pipe: Connection) -> None:
     try:
         torch.set_num_threads(1)
-        distributed.init_process_group("gloo", store, rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS))
+        if store is not None:
+            distributed.init_process_group("gloo", store, rank=rank, world_size=size, timeout=timedelta(seconds=SECONDS))
         data = io.BytesIO()
         torch.save(work(rank), data)
-        distributed.barrier()
+        if distributed.is_initialized():
+            distributed.barrier()
         pipe.send((None, data.getvalue()))
     except BaseException:
         pipe.send((traceback.format_exc(), b""))
