@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from imgrec import errors, stopping
+from imgrec import errors, stopping, watchdog
 from imgrec.cli import NO_WRITING
 from imgrec.config import RunConfig, run_config
 from imgrec.errors import Died, ImgrecError, Stopped
@@ -155,10 +155,18 @@ def _raise_what_they_said(children: Sequence[Child]) -> None:
         return
     if refused := [child for child in children if child.code == REFUSED and child.said()]:
         raise _error(refused[0])
-    if killed := [child for child in children if child.code is not None and child.code < 0]:
+    killed = [child for child in children if child.code is not None and child.code < 0]
+    failed = [child for child in children if child.code == FAILED and "traceback" in child.said()]
+    told = [child for child in children if child.said().get("error") == "Died"]
+    if told and not failed:  # the heartbeat's line: it knows what a rank was doing, and here it is known how that rank ended
+        text = told[0].said()["text"]
+        for child in killed:
+            text = text.replace(f"{child} died", f"{child} was killed by {signal.Signals(-(child.code or 0)).name}")
+        raise Died(text)
+    if killed:
         ends = (f"{child} was killed by {signal.Signals(-child.code).name}" for child in killed if child.code)
         raise Died(f"{'; '.join(ends)}. {AGAIN}")
-    if failed := [child for child in children if child.code == FAILED and child.said()]:
+    if failed:
         first = min(failed, key=lambda child: child.report.stat().st_mtime_ns)  # the others failed because it did
         sys.stderr.write(first.said()["traceback"])
         raise Died(f"{first} failed: {first.said()['text']}. {AGAIN}")
@@ -191,6 +199,9 @@ def main(config: str, report: str, parent: str) -> None:
     given = json.loads(Path(config).read_text())
     os.register_at_fork(after_in_child=lambda: os.close(given["lock"]))  # loader workers may outlive a killed parent for a while
     code, said = FAILED, dict[str, Any]()
+    watchdog.speak = lambda line, code: write(
+        Path(report), json.dumps({"text": line} | ({"error": "Died"} if code == FAILED else {}))
+    )
     try:
         from imgrec.train import train
 

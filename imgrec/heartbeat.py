@@ -27,10 +27,11 @@ import time
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from imgrec import stopping
 from imgrec.errors import Stopped
-from imgrec.peers import Line, Message, Peer, gone, stuck
+from imgrec.peers import COMPILES, Line, Message, Peer, gone, stuck
 from imgrec.watchdog import end_process
 
 BEAT_S = 1.0
@@ -41,6 +42,7 @@ ALONE_S = 3.0  # between the verdict and the end, for a main thread that can sti
 OWN_END_S = 60.0  # for a main thread that does: it may be saving
 EXPLAIN_S = 5.0
 FLUSH_S = 2.0
+COMPILERS = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py")  # on the stack while torch.compile compiles
 NETWORK = re.compile(
     r"gloo|nccl|\bpeer\b|connection|socket|timed? ?out|\bstore\b|broken pipe|process ?group|collective", re.IGNORECASE
 )
@@ -352,12 +354,18 @@ class Heartbeat:
 
 
 def _at() -> str:
-    """Where the main thread is: 'decode.py:41 in read', with the folder it is in."""
+    """Where the main thread is: 'at data/decode.py:41 in read'."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     if frame is None:
         return ""
     code = frame.f_code
-    return f"{'/'.join(code.co_filename.split('/')[-3:])}:{frame.f_lineno} in {code.co_name}"
+    place = f"{'/'.join(code.co_filename.split('/')[-3:])}:{frame.f_lineno} in {code.co_name}"
+    outer: FrameType | None = frame
+    while outer is not None:
+        if any(part in outer.f_code.co_filename for part in COMPILERS):
+            return COMPILES + place
+        outer = outer.f_back
+    return f"at {place}"
 
 
 def _is_of_the_network(error: BaseException | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 WAITING = "waiting for the others"  # how `doing` begins in front of a collective
 # A process does these by itself, for as long as it takes, while none of the others waits for it.
 ALONE = ("starting", "reading", "compiling")
+COMPILES = "compiling, at "  # how `at` begins in a compile
 COLLECTIVE = (
     "torch/distributed/",
     "torch/autograd/graph.py",
@@ -58,6 +59,10 @@ class Peer:
         return self.doing.startswith(WAITING) or any(place in self.at for place in COLLECTIVE)
 
     @property
+    def works_alone(self) -> bool:
+        return not self.waits and (self.doing.startswith(ALONE) or self.at.startswith(COMPILES))
+
+    @property
     def step(self) -> int:
         found = re.search(r"step (\d+)", self.doing)
         return int(found[1]) if found else -1
@@ -86,15 +91,16 @@ def gone(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
 def stuck(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
     """Whom the others wait for when no rank has set `doing` for `timeout_s`, in a line; None while one of them has.
 
-    Nor is it a fault while every rank works by itself (ALONE): reading a huge folder takes what it takes. It becomes one when a rank waits for the others.
+    Nor is it a fault while every rank works by itself (ALONE, or a compile): reading a huge folder takes what it takes. It becomes one when a rank waits
+    for the others.
     """
     here = [peer for peer in peers if peer.left is None]
     if not here or any(now - peer.moved < timeout_s for peer in here):
         return None
-    if all(peer.doing.startswith(ALONE) and not peer.waits for peer in here):
+    if all(peer.works_alone for peer in here):
         return None
     behind = lagging(here)
-    said = _each(behind, lambda peer: f"{peer.name} is {peer.doing}{f' (at {peer.at})' if peer.at else ''}")
+    said = _each(behind, lambda peer: f"{peer.name} is {peer.doing}{f' ({peer.at})' if peer.at else ''}")
     others = [peer for peer in here if peer not in behind]
     rest = f"; {_ranks(others)} {'is' if len(others) == 1 else 'are'} {others[0].doing}" if others else ""
     return f"nothing has moved for {timeout_s:g} s: {said}{rest}. {AGAIN} If it was only slow, set trainer.timeout_s={2 * timeout_s:g}."

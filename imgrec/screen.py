@@ -36,6 +36,11 @@ class Screen:
                     console.print(what, style=style, markup=False)
                 console.print("\n".join(line.rstrip() for line in drawn.get().splitlines()), soft_wrap=True, markup=False)
 
+    def note(self, line: str) -> None:
+        """A line for the log file alone."""
+        if self.log is not None:
+            self.log.print(line, soft_wrap=True, markup=False)
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()

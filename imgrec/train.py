@@ -14,8 +14,10 @@ from imgrec.errors import ImgrecError
 from imgrec.target import check_signatures
 
 if TYPE_CHECKING:
+    from imgrec.heartbeat import Heartbeat
     from imgrec.rundir import RunDir
     from imgrec.screen import Screen
+    from imgrec.watchdog import Watchdog
 
 
 def train(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
@@ -24,9 +26,11 @@ def train(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None 
     `imgrec.config.load("train", ["model=vgg", "data=mnist"])` makes a `run`. Raises imgrec.errors.ImgrecError for what the user can mend.
     `command` is for result.json; None: sys.argv.
     """
+    from imgrec.heartbeat import Heartbeat
     from imgrec.processes import check, connect, wanted, world
     from imgrec.rundir import join
     from imgrec.screen import Screen
+    from imgrec.watchdog import Watchdog
 
     command = sys.argv if command is None else command
     here = world()
@@ -47,8 +51,10 @@ def train(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None 
             return supervise(run, folder, count, quiet=quiet, command=command)
         if here.rank == 0:
             screen.log_to(folder.path / "log.txt")
-        with stopping.listening():
-            return _train(run, folder, screen, command)
+        heartbeat = Heartbeat(here.rank, here.size, run.trainer["timeout_s"], screen.note)
+        watchdog = Watchdog(note=screen.note, leave=heartbeat.leave, speaks=here.rank == 0)
+        with stopping.listening(), watchdog, heartbeat:
+            return _train(run, folder, screen, command, heartbeat, watchdog)
     except ImgrecError:
         folder.forget()
         raise
@@ -58,7 +64,9 @@ def train(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None 
         folder.close()
 
 
-def _train(run: RunConfig, folder: "RunDir", screen: "Screen", command: Sequence[str]) -> dict[str, Any]:
+def _train(
+    run: RunConfig, folder: "RunDir", screen: "Screen", command: Sequence[str], heartbeat: "Heartbeat", watchdog: "Watchdog"
+) -> dict[str, Any]:
     import pytorch_lightning as pl
 
     from imgrec import story
@@ -75,6 +83,7 @@ def _train(run: RunConfig, folder: "RunDir", screen: "Screen", command: Sequence
     found = latest(folder.checkpoints, screen.say)
     file, resume = found or (None, None)
     gate = Gate(run, folder, writer, resume, screen.say)
+    gate.beat, watchdog.saves = heartbeat, gate
     trainer = build_trainer(
         **settings(run),
         max_epochs=run.epochs,
@@ -83,8 +92,10 @@ def _train(run: RunConfig, folder: "RunDir", screen: "Screen", command: Sequence
         callbacks=[*watching, gate, *guards(run, folder.checkpoints)],
         plugins=[writer],
     )
+    heartbeat.doing = "reading the data"
     data, augment, plan = build_data(run, trainer)
     run = run.with_classes(len(data.classes))
+    heartbeat.doing = "starting"
     classifier, size, taken = build_classifier(run, data, augment)
     writer.card = card(run, data.classes, data.preprocessing())
     data.gate = gate

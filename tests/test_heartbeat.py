@@ -21,7 +21,7 @@ from imgrec.heartbeat import Heartbeat, _is_of_the_network
 from imgrec.peers import Peer, gone, lagging, stuck
 
 RANKS = 3
-TIMEOUT_S = 3.0
+TIMEOUT_S = 2.0
 FEW_S = 20.0  # on top of it: the machine may be busy with other things
 HOST = socket.gethostname()
 
@@ -66,7 +66,7 @@ def leave_a_child_behind() -> None:
 
 def read_long(rank: int, heartbeat: Heartbeat) -> None:
     heartbeat.doing = "reading the data"
-    time.sleep(2.5 * TIMEOUT_S)
+    time.sleep(2 * TIMEOUT_S)
     steps(rank, heartbeat, lambda: None)
 
 
@@ -218,7 +218,7 @@ def test_stopped(played: Callable[[str], Played], rank: int) -> None:
     assert scene.codes[rank] is None, scene
     assert scene.codes[speaker] == scene.codes[2] == 1
     assert f"imgrec: rank {rank} on {HOST} (pid " in scene.err[speaker]
-    assert ") has given no sign for 3 s; it was training step 5 of epoch 1. " in scene.err[speaker]
+    assert ") has given no sign for 2 s; it was training step 5 of epoch 1. " in scene.err[speaker]
     assert scene.seconds < TIMEOUT_S + FEW_S
 
 
@@ -226,7 +226,7 @@ def test_stopped(played: Callable[[str], Played], rank: int) -> None:
 def test_loops(played: Callable[[str], Played], rank: int) -> None:
     scene = played(f"rank {rank} loops")
     assert scene.codes == [1, 1, 1], scene
-    assert scene.err[0].startswith(f"imgrec: nothing has moved for 3 s: rank {rank} on {HOST} (pid ")
+    assert scene.err[0].startswith(f"imgrec: nothing has moved for 2 s: rank {rank} on {HOST} (pid ")
     others = ", ".join(str(other) for other in range(RANKS) if other != rank)
     assert ") is training step 5 of epoch 1 (at " in scene.err[0]
     assert f" in loop); ranks {others} are waiting for the others before step 6. " in scene.err[0]
@@ -261,7 +261,7 @@ def test_nothing_wrong(played: Callable[[str], Played], name: str) -> None:
 def test_reads_while_others_wait(played: Callable[[str], Played]) -> None:
     scene = played("one reads for long")
     assert scene.codes == [1, 1, 1], scene
-    assert scene.err[0].startswith(f"imgrec: nothing has moved for 3 s: rank 2 on {HOST} (pid ")
+    assert scene.err[0].startswith(f"imgrec: nothing has moved for 2 s: rank 2 on {HOST} (pid ")
     assert " is reading the data (at " in scene.err[0]
     assert "; ranks 0, 1 are waiting for the others before step 0. " in scene.err[0]
 
