@@ -1,9 +1,10 @@
 # make train     train on the embedded digits; ARGS="model=vgg data=mnist" is passed on
 # make test      the fast tests;  make test-all: the slow ones too;  make check: lint, types and fast tests, what CI runs
+# make test-slurm  on a SLURM cluster of two nodes that it starts on this machine, and ends; needs root
 # Each target sets up what it needs in .venv the first time and starts at once the next.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all check lint types format tensorboard wheel clean
+.PHONY: help train test test-all test-slurm check lint types format tensorboard wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,7 @@ ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 train: $(VENV)/installed
 	$(BIN)/python -m imgrec.train model=resnet optim=adam $(ARGS)
@@ -22,7 +23,11 @@ test: $(VENV)/installed-dev
 	$(PYTEST)
 
 test-all: $(VENV)/installed-dev
-	$(PYTEST) -m ""
+	$(PYTEST) -m "not slurm"
+
+# The fixture starts tests/slurm/cluster and ends it; one process, as the nodes share this machine's cores.
+test-slurm: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -v --durations=0 -rs tests/slurm $(ARGS)
 
 check: lint types test
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "classes and probabilities of files and folders",
     "lr_find": "suggest a learning rate and draw its curve",
     "models": "list the networks that can be selected",
+    "slurm": "submit a training to a cluster's queue",
 }
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # the disk's, not ours
 FAILED, REFUSED = 1, 2  # exit codes: a process failed; the input cannot be used
@@ -64,11 +65,12 @@ def _dispatch(command: str, argv: list[str]) -> int:
         )
     if command == "models":
         return int(import_module("imgrec.models.listing").main(argv))
-    if {"-h", "--help"} & set(argv):
+    before = argv[: argv.index("--")] if "--" in argv else argv
+    if {"-h", "--help"} & set(before):
         from imgrec.help import text
 
-        config_dir, argv = _config_dir(argv)
-        print(text(command, argv, config_dir))
+        config_dir, given = _config_dir(before)
+        print(text(command, given, config_dir))
         return 0
     return run(command, argv)
 

@@ -30,6 +30,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "ckpt=runs/digits_resnet/1 files=[a.png,b.png] out=answers.json top_k=5",
     ),
     "lr_find": ("model=vgg data=mnist", "optim=sgd lr_min=1e-4 lr_max=10"),
+    "slurm": (
+        "nodes=2 gpus_per_node=4 time=8h -- data=imagenet data.root=FOLDER",
+        "gpus_per_node=0 tasks_per_node=4 dry_run=true -- model=vgg",
+        "time=2h array=%4 -- -m optim.lr=0.1,0.03,0.01 seed=0,1",
+    ),
 }
 
 Place = tuple[str, ...]  # place of a key: ("finetune", "freeze_epochs")

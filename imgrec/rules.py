@@ -131,6 +131,13 @@ RANGES: dict[str, Range] = {
     "limit_val_batches": POSITIVE,
     "limit_test_batches": POSITIVE,
     "log_every_steps": COUNT,
+    # slurm
+    "nodes": COUNT,
+    "gpus_per_node": NATURAL,
+    "tasks_per_node": COUNT,
+    "cpus_per_task": COUNT,
+    "signal_s": COUNT,
+    "requeue_on_failure": NATURAL,
 }
 
 

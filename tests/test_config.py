@@ -58,11 +58,15 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
         "num_classes",
         "num_workers",
         "max_minutes",
+        "save_every_steps",
         "crop_scale",
         "crop_padding",
         "elastic_alpha",
         "depth",
         "devices",
+        "num_nodes",
+        "tasks_per_node",
+        "cpus_per_task",
     }  # null or chosen by size
     assert RANGES.keys() - written <= others
     trees = [compose("train", [f"optim={option}"]) for option in ("momentum", "nesterov")]

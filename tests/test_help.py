@@ -78,8 +78,8 @@ def test_a_misspelt_choice_beside_help_is_refused(capsys):
 
 @pytest.mark.parametrize("example", [f"{command} {example}" for command, found in EXAMPLES.items() for example in found])
 def test_examples_compose(example):
-    command, *words = example.split()
-    compose(command, words)
+    command, *words = example.partition(" -- ")[0].split()
+    compose(command, words)  # what follows -- is a training: tests/test_slurm_script.py
 
 
 def test_help_needs_no_torch():
