@@ -18,6 +18,7 @@ from imgrec.losses import Loss
 from imgrec.metrics import Report, Tally
 from imgrec.models.sync_norm import SyncNorm
 from imgrec.optim import DecayOn, decayed
+from imgrec.strategies import DDP
 from imgrec.transfer import freeze, unfreeze
 
 
@@ -29,7 +30,8 @@ class Classifier(pl.LightningModule):
     """
 
     test_report: Report | None = None
-    joins_empty = False  # the network's forward pass waits for the other ranks (sharded weights), so it is run on an empty batch too
+    # Whether the network's forward pass waits for the other ranks (sharded weights), so that it is run on an empty batch too.
+    joins_empty = False
 
     def __init__(
         self,
@@ -72,6 +74,8 @@ class Classifier(pl.LightningModule):
         if self._idle(batch):
             # Batch norm would make NaN of no samples. Yet the gradients' reducer waits for every parameter, and for nothing else.
             used = [weight.reshape(-1)[:0].sum() for weight in self.net.parameters() if weight.requires_grad]
+            for figure in (self.train_loss, self.train_accuracy):
+                figure.update(torch.zeros(0), torch.zeros(0))  # compute() warns of a metric without any update
             return torch.stack(used).sum()
         images, targets = self._augmented(batch)
         logits: Tensor = self.net(images).float()
@@ -118,11 +122,15 @@ class Classifier(pl.LightningModule):
         self._freeze()
 
     def _freeze(self) -> None:
-        if self.freeze_epochs:
-            if self.current_epoch < self.freeze_epochs:
-                freeze(self.net, len(self.classes))
-            elif self.current_epoch == self.freeze_epochs:
-                unfreeze(self.net)
+        if not self.freeze_epochs:
+            return
+        before = [parameter.requires_grad for parameter in self.net.parameters()]
+        if self.current_epoch < self.freeze_epochs:
+            freeze(self.net, len(self.classes))
+        else:
+            unfreeze(self.net)
+        if isinstance(self.trainer.strategy, DDP) and before != [parameter.requires_grad for parameter in self.net.parameters()]:
+            self.trainer.strategy.rewrap()
 
     def on_train_start(self) -> None:
         self._freeze()  # a run that goes on within an epoch does not start it again
@@ -146,9 +154,10 @@ class Classifier(pl.LightningModule):
 
     def _tally(self, batch: Batch) -> None:
         if self._idle(batch):
-            return
-        pixels = self.preprocess(batch.images).contiguous(memory_format=self.memory_format)
-        logits = self.net(pixels).float()
+            logits = torch.zeros(0, len(self.classes), device=batch.labels.device)
+        else:
+            pixels = self.preprocess(batch.images).contiguous(memory_format=self.memory_format)
+            logits = self.net(pixels).float()
         targets = F.one_hot(batch.labels, len(self.classes)).to(logits.dtype)
         self.tally.update(logits, batch.labels, self.loss(logits, targets))
 

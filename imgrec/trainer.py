@@ -68,7 +68,7 @@ def build_trainer(
             accelerator=accelerator,
             devices=devices,
             num_nodes=1 if num_nodes == "auto" else num_nodes,
-            strategy=make_strategy(strategy, processes=world().size, sync_batchnorm=sync_batchnorm),
+            strategy=make_strategy(strategy, processes=world().size),
             precision="32-true" if precision == "32" else precision,
             gradient_clip_val=gradient_clip or None,
             limit_train_batches=limit_train_batches,
@@ -175,8 +175,10 @@ def build_classifier(run: RunConfig, data: ImageData, augment: Augment) -> tuple
     def make_optimizer(net: nn.Module) -> torch.optim.Optimizer:
         decay = run.finetune["layer_decay"]
         node = dict(run.optim)
-        if run.trainer["precision"] == "16-mixed" and run.trainer["gradient_clip"] and node.get("fused"):
-            node["fused"] = False  # fused kernels unscale by themselves, too late for clipping
+        # Fused kernels unscale by themselves, too late for clipping; and not all of them take the parts of fsdp.
+        late = run.trainer["precision"] == "16-mixed" and run.trainer["gradient_clip"]
+        if node.get("fused") and (late or run.trainer["strategy"] == "fsdp"):
+            node["fused"] = False
         return build_optimizer(
             node,
             net,

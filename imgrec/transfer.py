@@ -118,8 +118,7 @@ def _blocks(prefix: str, module: nn.Module, whole: int) -> Iterator[tuple[list[s
 def freeze(net: nn.Module, num_classes: int) -> None:
     """Until `unfreeze`, only the head learns: the other parameters get no gradient, batch norms keep their running statistics.
 
-    `net.train()` does not wake them. Calling it again changes nothing. Dropout goes on. Under DDP the strategy must be told to
-    expect parameters without gradients (`ddp_find_unused_parameters_true`).
+    `net.train()` does not wake them. Calling it again changes nothing. Dropout goes on. DDP must be told (`imgrec.strategies.DDP.rewrap`).
     """
     head = head_name(net, num_classes)
     for name, parameter in net.named_parameters():
