@@ -1,50 +1,60 @@
 """Many runs from one command: python -m imgrec.train -m optim.lr=0.1,0.01 model=resnet,vgg
 
 Hydra's sweepers choose the jobs (all combinations; with hydra/sweeper=optuna what the results so far suggest); each job is a run of
-its own, in RUNS_DIR/NAME/sweep_K/JOB. The same command again goes on: what is finished is read, not trained.
+its own, in RUNS_DIR/NAME/sweep_K/JOB. The same command again goes on: what is finished is read, not trained, what was begun is finished, and
+what failed is tried again. job=K runs one of them alone (imgrec.sweepjob).
 """
 
 import gc
 import logging
 import math
 import os
-import re
-import shlex
-import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.progress import Progress, TaskID
 
-from imgrec.config import conf_dir, load
-from imgrec.errors import ConfigError, ImgrecError
+from imgrec import stopping
+from imgrec.config import conf_dir
+from imgrec.errors import ConfigError, Died, ImgrecError, Stopped
+from imgrec.processes import world
 from imgrec.screen import Screen
 from imgrec.sweepcheck import check, optuna_settings, sweep_name
 from imgrec.sweepdir import Job, SweepDir, choose
-from imgrec.sweepshow import Epoch, figures, ranking, shown
+from imgrec.sweepjob import WHICH, run_one, train_job
+from imgrec.sweepshow import Epoch, figures, say_end, shown
 
 # Hydra's log is silent and its folders go to a temporary place: the run folders hold config and log already.
 QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.job.chdir=false")
 
 
 def sweep(argv: Sequence[str], config_dir: str | None = None) -> int:
-    """Run all jobs of a sweep and show them ranked; 0 if all passed, 2 if one failed for bad input, else 1.
+    """Run all jobs of a sweep and show them ranked; 0 if all passed, 75 if it was stopped, 2 if one failed for bad input, else 1.
 
     Raises ConfigError, before the first job, for what can be told by then.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "-m under torchrun: each job starts its own processes. Type python -m imgrec.train -m ... trainer.devices=auto."
-        )
     argv = list({_key(word): word for word in argv}.values())  # of two words for a key the later one counts, as in a single run
+    which = next((word.partition("=")[2] for word in argv if _key(word) == WHICH), None)
+    argv = [word for word in argv if _key(word) != WHICH]
+    if world().size > 1 and which is None:
+        raise ConfigError(
+            f"-m under {world().started_by}: each job starts its own processes. "
+            f"Type python -m imgrec.train -m ... without it, or add {WHICH}=0 to run the first job alone."
+        )
     words = [word for word in argv if not _key(word).startswith("hydra")]
     settings = [word for word in argv if word not in words]
     optuna = "hydra/sweeper=optuna" in settings
     base, sweeps = check(words, config_dir, intervals=optuna)
+    if which is not None:
+        if optuna:
+            raise ConfigError(
+                f"{WHICH}={which}: what Optuna proposes depends on the jobs before. Leave {WHICH} or hydra/sweeper out."
+            )
+        return run_one(which, argv, words, base, sweeps, config_dir)
     folder = choose(
         runs_dir=base["runs_dir"],
         name=sweep_name(base["name"], sweeps),
@@ -69,17 +79,27 @@ def sweep(argv: Sequence[str], config_dir: str | None = None) -> int:
             jobs = Jobs(folder, screen, config_dir, bar=bar, total=total, fixed={_key(word) for word in words} - sweeps.keys())
             try:
                 run(jobs, words)
+            except _Stop:
+                screen.say()
             except ValueError:  # Optuna names the best trial at its end, also where none has finished
                 if not optuna or any(job.status == "finished" for job in folder.jobs):
                     raise
         folder.save()
-        _say_end(screen, folder)
+        say_end(screen, folder)
+    if jobs.stopped is not None:
+        left = total - sum(job.status == "finished" for job in folder.jobs)
+        screen.say(f"{jobs.stopped} {left} of {total} jobs are not finished.")
+        return stopping.STOPPED
     failed = [job for job in jobs.met if job.status == "failed"]
     return 0 if not failed else 2 if any(job.bad_input for job in failed) else 1
 
 
 def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
+
+
+class _Stop(BaseException):
+    """Ends the sweep; no Exception, which Hydra would take for the job's own."""
 
 
 class Jobs:
@@ -91,6 +111,7 @@ class Jobs:
         self.folder, self.screen, self.config_dir, self.bar, self.total = folder, screen, config_dir, bar, total
         self.fixed = fixed
         self.met: list[Job] = []
+        self.stopped: str | None = None  # why the sweep ended before its end
         self.epoch = Epoch()
         bar.columns = (*bar.columns, self.epoch)
         self._task: TaskID = bar.add_task("jobs", total=total, note="")
@@ -99,16 +120,26 @@ class Jobs:
         from hydra.core.hydra_config import HydraConfig
 
         job = self.folder.job(list(HydraConfig.get().overrides.task))
-        HydraConfig.instance().cfg = None  # or Lightning would start the processes of this job as Hydra jobs; Hydra puts it back
+        HydraConfig.instance().cfg = (
+            None  # a job is a run like any other: Lightning takes it for one of Hydra's else; Hydra puts it back
+        )
+        if (reason := stopping.asked()) is not None:
+            self._stop(f"stopped by {reason} between two jobs. Start the same command again to go on.")
         self.met.append(job)
         self.screen.say(f"job {len(self.met)}/{self.total}  {shown(job, self.fixed)}  log in {job.folder}/log.txt")
         self.epoch.folder = job.folder
         before = self.folder.result(job)
         try:
             result = before or self._train(job)
+        except Stopped as stopped:
+            job.status = "stopped"
+            self._stop(str(stopped))
         except ImgrecError as error:
             job.fail(str(error), bad_input=True)
             self.screen.say(f"  failed: {error}", style="red")
+        except Died as died:
+            job.fail(str(died), bad_input=False)
+            self.screen.say(f"  failed: {died}", style="red")
         except Exception as error:
             job.fail(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", bad_input=False)
             self.screen.say(f"  failed: {job.error}", style="red")
@@ -120,49 +151,17 @@ class Jobs:
         self.bar.advance(self._task)
         return job.value if job.status == "finished" else None
 
-    def _train(self, job: Job) -> dict[str, Any]:
-        from imgrec.train import train
+    def _stop(self, line: str) -> NoReturn:
+        self.stopped = line
+        raise _Stop
 
+    def _train(self, job: Job) -> dict[str, Any]:
+        job.status = "started"
         self.folder.save()
-        mine = ("name", "id", "runs_dir", "resume")
-        place = f"runs_dir={_quoted(str(self.folder.path.parent))}"
-        words = [
-            *(word for word in job.words if word.partition("=")[0] not in mine),
-            place,
-            f"name={self.folder.path.name}",
-            f"id={job.number}",
-        ]
         try:
-            with _alone([*(["--config-dir", self.config_dir] if self.config_dir else []), *words]):
-                return train(load("train", words, self.config_dir), quiet=True)
+            return train_job(self.folder, job, self.config_dir, quiet=True)
         finally:
             gc.collect()  # trainer and network refer to each other: free their memory on the device
-
-
-def _quoted(path: str) -> str:
-    """A path as a value of Hydra's grammar."""
-    return path if re.fullmatch(r"[\w./+-]+", path) else "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-@contextmanager
-def _alone(argv: list[str]) -> Iterator[None]:
-    """Lets this process look like the single run that a job is, and forget it afterwards.
-
-    Lightning starts its further processes with sys.argv, and one with -m would be a sweep of its own; result.json records it too.
-    Of a job on several devices Lightning leaves LOCAL_RANK and the process group behind, and would start none for the next one.
-    """
-    before, environment = sys.argv, dict(os.environ)
-    sys.argv = [before[0], *(["train"] if before[1:2] == ["train"] else []), *argv]
-    try:
-        yield
-    finally:
-        sys.argv = before
-        os.environ.clear()
-        os.environ.update(environment)
-        from torch import distributed
-
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
 
 
 @contextmanager
@@ -216,17 +215,3 @@ def _sweeper_keys(settings: Sequence[str]) -> str:
     except HydraException:
         return ""
     return ", with " + ", ".join(f"hydra.sweeper.{key}" for key in sweeper if not str(key).startswith("_"))
-
-
-def _say_end(screen: Screen, folder: SweepDir) -> None:
-    screen.say()
-    screen.say(ranking(folder))
-    for job in folder.ranked():
-        if job.status == "failed":
-            screen.say(f"  job {job.number} failed: {job.error}", style="red")
-    best = folder.ranked()[0]
-    screen.say(f"results in {folder.path}/sweep.csv")
-    screen.say("next:")
-    if best.status == "finished":
-        screen.say(f"  python -m imgrec.evaluate ckpt={shlex.quote(best.folder)}")
-    screen.say(f"  tensorboard --logdir {shlex.quote(str(folder.path))}")

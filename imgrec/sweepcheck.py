@@ -1,5 +1,6 @@
 """What a sweep's command line says, checked before the first job and without torch."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def check(words: Sequence[str], config_dir: str | None, *, intervals: bool) -> t
             for option in values[1:]:  # keys set beside it must be in every option
                 compose("train", [f"{key}={option}" if word.partition("=")[0] == key else word for word in first], config_dir)
     return base, sweeps
+
+
+def grid(words: Sequence[str], sweeps: Sweeps) -> list[list[str]]:
+    """The words of each job, in the order in which Hydra's basic sweeper runs them: the last key changes first."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    choices = []
+    for override in OverridesParser.create().parse_overrides(list(words)):
+        swept = override.is_sweep_override()
+        values = sweeps[override.key_or_group] if swept else [override.get_value_element_as_str()]
+        choices.append([f"{override.get_key_element()}={value}" for value in values])
+    return [list(job) for job in itertools.product(*choices)]
 
 
 def _values(override: Any, config_dir: str | None, search: Sequence[Path]) -> list[str]:

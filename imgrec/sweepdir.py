@@ -1,9 +1,11 @@
 """The folder of a sweep: which one a command means, its jobs with their results, and their ranking in sweep.csv and sweep.json."""
 
 import csv
+import fcntl
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +20,7 @@ class Job:
 
     number: int
     words: list[str]
-    status: str = "started"  # started, finished, failed
+    status: str = "started"  # waiting, started, stopped, finished, failed
     value: float | None = None  # the best `monitor`
     test_accuracy: float | None = None
     seconds: float | None = None  # of training
@@ -63,12 +65,23 @@ class SweepDir:
         assert self._file is not None
         self._file.close()
 
-    def job(self, words: list[str]) -> Job:
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        """For a moment, alone with sweep.json: what is changed inside is written, on top of what other processes wrote before."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".table").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if (self.path / "sweep.json").exists():
+                self.jobs = _read(self.path).jobs
+            yield
+            self.save()
+
+    def job(self, words: list[str], status: str = "started") -> Job:
         """The job of these overrides; a new one has the next number."""
         for job in self.jobs:
             if job.words == words:
                 return job
-        job = Job(len(self.jobs), words)
+        job = Job(len(self.jobs), words, status)
         job.folder = str(self.path / str(job.number))
         self.jobs.append(job)
         return job

@@ -1,6 +1,7 @@
 """What a sweep shows: a line for each job, its last epoch beside the bar, the ranked table."""
 
 import csv
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from rich.progress import ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
 
-from imgrec.screen import clock, percent
+from imgrec.screen import Screen, clock, percent
 from imgrec.sweepdir import Job, SweepDir
 
 
@@ -68,8 +69,22 @@ def ranking(folder: SweepDir) -> Table:
         settings = [brief(job.settings().get(key, "")) for key in varying]
         time = clock(job.seconds) if job.seconds is not None else "-"
         place = f"{folder.path.name}/{job.number}"  # sweep.csv has the whole path, which would wrap on 80 columns
-        style = "green" if rank == 1 and finished else None if finished else "red"
+        style = "green" if rank == 1 and finished else "red" if job.status == "failed" else None
         table.add_row(
             str(rank) if finished else job.status, *settings, measure(job.value, folder.monitor), test, time, place, style=style
         )
     return table
+
+
+def say_end(screen: Screen, folder: SweepDir) -> None:
+    """The ranked table, what failed, and what to type next."""
+    screen.say()
+    screen.say(ranking(folder))
+    for job in folder.ranked():
+        if job.status == "failed":
+            screen.say(f"  job {job.number} failed: {job.error}", style="red")
+    screen.say(f"results in {folder.path}/sweep.csv")
+    screen.say("next:")
+    if (best := folder.ranked()[0]).status == "finished":
+        screen.say(f"  python -m imgrec.evaluate ckpt={shlex.quote(best.folder)}")
+    screen.say(f"  tensorboard --logdir {shlex.quote(str(folder.path))}")

@@ -7,7 +7,7 @@ import math
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from conftest import SMALL
 from hydra.core.global_hydra import GlobalHydra
 
 import imgrec
-from imgrec import cli, config
-from imgrec.errors import ConfigError
-from imgrec.sweepcheck import check, optuna_settings, sweep_name
+from imgrec import cli, config, stopping
+from imgrec.errors import ConfigError, Stopped
+from imgrec.sweepcheck import check, grid, optuna_settings, sweep_name
 from imgrec.sweepdir import SweepDir, choose
 
-INTERRUPTED, OUR_FAULT = 0.25, 0.125  # rates at which `trained` does not
+INTERRUPTED, STOPPED, OUR_FAULT = 0.25, 0.5, 0.125  # rates at which `trained` does not
 Sweep = Callable[..., int]
 # Swept keys come after these.
 WORDS = [word for word in SMALL if word.partition("=")[0] not in ("optim.lr", "data.image_size")]
@@ -40,11 +40,13 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Instead of training, notes the rate and writes a result whose accuracy is highest at optim.lr=0.01. Refuses rates above 1."""
     seen: list[float] = []
 
-    def instead(run: config.RunConfig, *, quiet: bool) -> dict[str, Any]:
+    def instead(run: config.RunConfig, *, quiet: bool, command: Sequence[str]) -> dict[str, Any]:
         lr = run.optim["lr"]
         seen.append(lr)
         if lr == INTERRUPTED and seen.count(lr) == 1:
             raise KeyboardInterrupt
+        if lr == STOPPED and seen.count(lr) == 1:
+            raise Stopped("stopped by SIGTERM at step 3; saved. Start the same command again to go on.")
         if lr == OUR_FAULT:
             raise ZeroDivisionError("no\nsecond line")
         if lr > 1:
@@ -53,7 +55,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found = {"best": {"val/accuracy": accuracy}, "test": {"accuracy": accuracy / 2}, "train_seconds": 61.0}
         assert run.id is not None
         folder = Path(run.runs_dir) / run.name / run.id
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "result.json").write_text(json.dumps(found))
         return found
 
@@ -93,7 +95,7 @@ def test_jobs_are_single_runs_ranked_as_their_results_are(sweep: Sweep, tmp_path
     (job,) = [result(row) for row in found if row["optim.lr"] == "0.001"]
     assert job["last"]["train/loss"] == alone["last"]["train/loss"]
     assert job["test"] == alone["test"]
-    # and its command that of a single run, with which Lightning would start further processes
+    # and its command that of a single run
     words = shlex.split(job["command"])
     assert "-m" not in words[1:]
     again = config.load("train", [word for word in words if "=" in word])
@@ -144,6 +146,67 @@ def test_an_interrupted_sweep_goes_on_where_it_ended(
         assert trained == expected
         assert capsys.readouterr().out.count("(finished before)") == again
     assert [row["optim.lr"] for row in rows("runs/fake_lenet/sweep_1")] == ["0.1", str(INTERRUPTED)]
+
+
+def test_a_stopped_job_stops_the_sweep_and_the_same_command_goes_on(
+    sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"optim.lr=2,{STOPPED},0.1"
+    assert sweep(words) == 75
+    assert [row["status"] for row in rows("runs/fake_lenet/sweep_1")] == ["failed", "stopped"]
+    said = capsys.readouterr()
+    assert said.out.endswith(
+        "stopped by SIGTERM at step 3; saved. Start the same command again to go on. 3 of 3 jobs are not finished.\n"
+    )
+    assert said.err == ""
+    assert sweep(words) == 2  # the first job fails again
+    assert trained == [2.0, STOPPED, 2.0, STOPPED, 0.1]
+    assert [row["optim.lr"] for row in rows("runs/fake_lenet/sweep_1")] == ["0.1", str(STOPPED), "2"]
+
+
+def test_a_signal_between_two_jobs_stops_the_sweep(
+    sweep: Sweep, trained: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stopping, "asked", lambda: "SIGUSR1" if trained else None)
+    assert sweep("optim.lr=0.1,0.2") == 75
+    assert trained == [0.1]
+    assert (
+        "stopped by SIGUSR1 between two jobs. Start the same command again to go on. 1 of 2 jobs are not"
+        in capsys.readouterr().out
+    )
+
+
+def test_jobs_one_by_one_are_those_of_the_sweep(
+    sweep: Sweep, trained: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["optim.lr=2,0.1,0.01", "seed=range(0,2)", "optim.fused=false"]
+    assert sweep(*words, "job=count") == 0
+    assert capsys.readouterr().out == "6\n"
+    for job in ("6", "last"):
+        assert sweep(*words, f"job={job}") == 2
+        assert f"job={job}: job takes a number from 0 to 5, count or none. Set job=5" in capsys.readouterr().err
+    assert not Path("runs").exists()
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
+    assert sweep(*words, "job=4") == 0
+    assert sweep(*words, "job=1") == 2
+    assert trained == [0.01, 2.0]
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
+    status = ["finished", "waiting", "failed", "waiting", "waiting", "waiting"]
+    assert [row["status"] for row in rows("runs/fake_lenet/sweep_77")] == status
+    capsys.readouterr()
+    assert sweep(*words, "job=none") == 0
+    assert "     1  0.01      0               100.00%         50.00%  1:01  sweep_77/4\n" in capsys.readouterr().out
+    assert sweep(*words) == 2  # all that is missing, in the same folder: the same words are the same jobs
+    assert trained[2:] == [2.0, 2.0, 0.1, 0.1, 0.01]
+    assert sorted(int(row["job"]) for row in rows("runs/fake_lenet/sweep_77")) == list(range(6))
+
+
+def test_the_grid_is_in_hydras_order() -> None:
+    words = ["seed=1,2", "epochs=3", "model=glob(l*)", "optim.lr=choice(0.1,0.2)"]
+    sweeps = check(words, None, intervals=False)[1]
+    assert grid(words, sweeps) == [
+        [f"seed={seed}", "epochs=3", "model=lenet", f"optim.lr={lr}"] for seed in (1, 2) for lr in (0.1, 0.2)
+    ]
 
 
 def test_a_failed_job_is_listed_and_stops_no_other(
