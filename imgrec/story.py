@@ -68,7 +68,8 @@ def opening(
     rows = {
         "run": f"{folder.path}{'' if resume is None else f' (goes on from {resume.name})'}",
         "device": device(trainer, run),
-        "data": f"{_name(run.data)}: {splits} images of {shape}, {len(data.classes)} classes with {per_class} in train",
+        "data": f"{_name(run.data)}: {splits} images of {shape}, {len(data.classes)} classes with {per_class} in train"
+        + ("" if run.sampling == "shuffle" else f", drawn sampling={run.sampling}"),
         "network": f"{_name(run.model)}{_brief(run.model)}: {size.parameters:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image",
         "batch": f"{plan}; {plan.steps_per_epoch:,} steps an epoch, {steps:,} in {run.epochs} epochs",
         "rate": f"{_name(run.optim)} {rate_sentence(run.optim, plan.global_size)}, {_name(run.scheduler)} with {run.scheduler.get('warmup_share', 0):.0%} warm-up",

@@ -84,6 +84,8 @@ def coded(places: Indices, samples: int) -> Indices:
     """Places with repeats -> the codes of an Order: a place, plus `samples` for each time that it came before."""
     by_place = np.argsort(places, kind="stable")
     ordered = places[by_place]
+    rank = np.arange(len(places), dtype=np.int64)
+    first = np.maximum.accumulate(np.where(np.diff(ordered, prepend=-1) != 0, rank, 0))  # rank of the place's first time
     before = np.empty_like(places)
-    before[by_place] = np.arange(len(places)) - np.searchsorted(ordered, ordered)
+    before[by_place] = rank - first
     return places + samples * before
