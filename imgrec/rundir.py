@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,8 +190,21 @@ def _differences(differ: dict[str, tuple[Any, Any]]) -> str:
     return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
 
 
+_locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    # A loader's worker that was forked holds the lock too, and outlives a run that is killed by some seconds: the next start would be refused.
+    for file in list(_locks):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
 def lock_folder(path: Path) -> IO[str] | None:
     file = (path / ".lock").open("w")
+    _locks.add(file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

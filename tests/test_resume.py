@@ -1,0 +1,329 @@
+"""A run that was killed anywhere and started again equals the unbroken run, bit for bit: weights, optimizer, average, curves, decisions."""
+
+import csv
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from imgrec import config
+from imgrec.callbacks.history import History
+from imgrec.checkpoint import read
+from imgrec.classifier import Classifier
+from imgrec.data.stored import Stored
+from imgrec.errors import Stopped
+from imgrec.gate import Gate
+from imgrec.train import train
+
+# All that a resume can get wrong: dropout, batch norm, augmentation, mixing, momentum, average, warm-up, accumulation, a short last batch, early stopping.
+EVERYTHING = (
+    "data=fake",
+    "data.num_classes=3",
+    "data.image_size=16",
+    "data.train_samples=29",
+    "data.test_samples=6",
+    "data.val_share=0.2",
+    "model=simple_cnn",
+    "model.widths=[4,8]",
+    "model.dense=8",
+    "augment=light",
+    "augment.flip=0.5",
+    "augment.mixup=0.4",
+    "augment.cutmix=1.0",
+    "optim=momentum",
+    "optim.lr=0.05",
+    "scheduler=cosine",
+    "scheduler.warmup_share=0.2",
+    "epochs=3",
+    "batch_size=6",
+    "max_device_batch=4",
+    "logger=tensorboard",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.ema_decay=0.9",
+    "trainer.early_stopping_patience=2",
+    "trainer.log_every_steps=1",
+)
+STEPS_PER_EPOCH = 4  # 24 images in sixes
+TIMES = ("images_per_second", "data_wait_share", "seconds")
+
+
+def load(folder: Path, *words: str) -> config.RunConfig:
+    return config.load("train", [*EVERYTHING, f"runs_dir={folder}", "name=r", "id=a", *words])
+
+
+def in_child(work) -> int:
+    """Run `work` in a fork of this process; its exit code, or minus the signal that ended it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def calls(count: int, where: type, name: str, then):
+    """`then()` at the count-th call of a method, before it does anything."""
+    whole, seen = getattr(where, name), []
+
+    def counted(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == count:
+            then(self, *args)
+        return whole(self, *args, **kwargs)
+
+    setattr(where, name, counted)
+
+
+def die(*_) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(run: config.RunConfig, count: int, where: type, name: str) -> None:
+    """Train until the count-th call of a method, and no further."""
+
+    def work() -> None:
+        calls(count, where, name, die)
+        train(run, quiet=True)
+
+    assert in_child(work) == -signal.SIGKILL
+
+
+def finished(run: config.RunConfig) -> dict:
+    """Train to the end; all that the run has learnt and said, less times."""
+
+    def work() -> None:
+        assert train(run, quiet=True)["status"] == "finished"
+
+    assert in_child(work) == 0
+    return outcome(Path(run.runs_dir) / "r/a")
+
+
+def outcome(folder: Path) -> dict:
+    last, best = (read(folder / f"checkpoints/{name}.ckpt") for name in ("last", "best"))
+    with (folder / "metrics.csv").open() as file:
+        rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+    return {
+        **{key: last[key] for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step")},
+        "best": best["state_dict"],
+        "stopping": [last["callbacks"][key] for key in last["callbacks"] if key.startswith(("EarlyStopping", "EMA"))],
+        "rows": rows,
+        "curves": curves(folder / "tensorboard"),
+    }
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every point in the event files, as it stands there: nothing is purged."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(folder.glob("events*")):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}, purge_orphaned_data=False)
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            if tag not in TIMES:
+                points.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
+    return {tag: sorted(found) for tag, found in points.items()}
+
+
+def assert_same(a, b, at: str = "") -> None:
+    """Equal to the last bit."""
+    assert type(a) is type(b), at
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), at
+        for key in a:
+            assert_same(a[key], b[key], f"{at}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), (at, a, b)
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{at}[{k}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), at
+    else:
+        assert a == b, (at, a, b)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> dict:
+    return finished(load(tmp_path_factory.mktemp("unbroken")))
+
+
+# Each is the last thing that the process does: a call of a method, counted from 1.
+MOMENTS = {
+    "in the first step": (1, Classifier, "training_step"),
+    "between two micro-batches of a step": (2 * STEPS_PER_EPOCH + 4, Classifier, "training_step"),
+    "before an update in the middle of an epoch": (STEPS_PER_EPOCH + 3, Gate, "on_before_optimizer_step"),
+    "before the last update of an epoch": (STEPS_PER_EPOCH, Gate, "on_before_optimizer_step"),
+    "inside validation": (2, Classifier, "validation_step"),
+    "at the end of an epoch": (2, History, "on_train_epoch_end"),
+    "after the last step": (1, Gate, "on_train_end"),
+    "in the test": (1, Classifier, "test_step"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, unbroken, moment):
+    run = load(tmp_path, "trainer.save_every_steps=1")
+    killed(run, *MOMENTS[moment])
+    assert_same(finished(run), unbroken)
+
+
+def test_a_run_is_killed_again_and_again(tmp_path, unbroken):
+    """Each time a little later, with two loader processes and saves that are some steps old."""
+    run = load(tmp_path, "trainer.save_every_steps=2", "num_workers=2")
+    for steps in (3, 4, 5):
+        killed(run, steps, Gate, "on_before_optimizer_step")
+    assert_same(finished(run), unbroken)
+
+
+def test_killed_inside_a_checkpoint_write(tmp_path, unbroken):
+    run = load(tmp_path, "trainer.save_every_steps=1")
+
+    def half_a_file(checkpoint, file):
+        if checkpoint["global_step"] == 6:
+            file.write(b"PK")
+            file.flush()
+            die()
+        save(checkpoint, file)
+
+    def work() -> None:
+        torch.save = half_a_file
+        train(run, quiet=True)
+
+    save = torch.save
+    assert in_child(work) == -signal.SIGKILL
+    checkpoints = tmp_path / "r/a/checkpoints"
+    assert [read(checkpoints / name)["global_step"] for name in ("previous.ckpt", "last.ckpt")] == [4, 5]
+    assert (checkpoints / "last.ckpt.unfinished").exists()
+    assert_same(finished(run), unbroken)
+    assert not list(checkpoints.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a flipped bit", "gone"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbroken, capfd, damage):
+    run = load(tmp_path, "trainer.save_every_steps=1")
+    killed(run, 7, Gate, "on_before_optimizer_step")
+    last = tmp_path / "r/a/checkpoints/last.ckpt"
+    content = bytearray(last.read_bytes())
+    if damage == "cut short":
+        del content[len(content) // 2 :]
+    content[len(content) // 2 - 9] ^= 1
+    last.write_bytes(content)
+    if damage == "gone":
+        last.unlink()
+    assert in_child(lambda: train(run)) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert {
+        "cut short": f"{last} ({len(content):,} bytes) is truncated or no checkpoint: ",
+        "a flipped bit": f"{last} is damaged: the checksum of its record ",
+        "gone": "(goes on from previous.ckpt)",
+    }[damage] in said
+    assert "(goes on from previous.ckpt)" in said
+    assert_same(outcome(tmp_path / "r/a"), unbroken)
+
+
+# Stopping
+
+
+def stopped(
+    run: config.RunConfig, count: int, where: type, name: str, then=lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+) -> str:
+    """What a run says that is asked to stop at the count-th call of a method."""
+    said = Path(run.runs_dir) / "said"
+
+    def work() -> None:
+        calls(count, where, name, then)
+        with pytest.raises(Stopped) as stop:
+            train(run, quiet=True)
+        said.write_text(str(stop.value))
+
+    assert in_child(work) == 0
+    return said.read_text()
+
+
+STOPS = {
+    "in the first step": (1, Classifier, "training_step", 1, 1),
+    "between two micro-batches of a step": (2 * STEPS_PER_EPOCH + 4, Classifier, "training_step", 6, 2),
+    "in the last step of an epoch": (STEPS_PER_EPOCH, Gate, "on_before_optimizer_step", STEPS_PER_EPOCH, 1),
+    "while a batch is read": (STEPS_PER_EPOCH + 1, Stored, "__getitem__", 2, 1),
+    "at the end of an epoch": (1, History, "on_train_epoch_end", STEPS_PER_EPOCH, 2),
+}
+
+
+@pytest.mark.parametrize("moment", STOPS)
+def test_a_stopped_run_is_saved_at_that_step_and_goes_on(tmp_path, unbroken, moment):
+    run = load(tmp_path)
+    count, where, name, step, epoch = STOPS[moment]
+    assert stopped(run, count, where, name) == (
+        f"stopped by SIGTERM at step {step} (epoch {epoch} of 3); saved. Start the same command again to go on."
+    )
+    assert read(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == step
+    assert_same(finished(run), unbroken)
+
+
+def test_a_stop_in_validation_repeats_the_validation_alone(tmp_path, unbroken):
+    """Its six images come in two batches; the average of the weights stands in for them meanwhile."""
+    run = load(tmp_path)
+    said = stopped(run, 3, Classifier, "validation_step")
+    assert said == "stopped by SIGTERM at step 8 (epoch 2 of 3); saved. Start the same command again to go on."
+    place = {"epoch": 1, "done": STEPS_PER_EPOCH, "stage": "validate", "step": 2 * STEPS_PER_EPOCH}
+    assert read(tmp_path / "r/a/checkpoints/last.ckpt")["resume"]["place"] == place
+    assert_same(finished(run), unbroken)
+
+
+def test_a_stop_in_the_test_repeats_the_test_alone(tmp_path, unbroken):
+    run = load(tmp_path)
+    said = stopped(run, 1, Classifier, "test_step")
+    assert said == "stopped by SIGTERM in the test; saved. Start the same command again to go on."
+    assert_same(finished(run), unbroken)
+
+
+def test_a_time_budget_stops_each_start_anew(tmp_path, unbroken):
+    run = load(tmp_path, "trainer.max_minutes=0.001")
+    said = stopped(run, 4, Classifier, "training_step", lambda *_: time.sleep(0.1))
+    assert (
+        said
+        == "stopped by the time budget of 0.001 minutes at step 2 (epoch 1 of 3); saved. Start the same command again to go on."
+    )
+    assert_same(finished(load(tmp_path)), unbroken)
+
+
+# Errors
+
+
+def failed(run: config.RunConfig, count: int, where: type, name: str) -> None:
+    def fail(*_) -> None:
+        raise RuntimeError("out of memory")
+
+    def work() -> None:
+        calls(count, where, name, fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            train(run, quiet=True)
+
+    assert in_child(work) == 0
+
+
+FAILURES = {
+    "in the second micro-batch of a step": (6, Classifier, "training_step", 2),
+    "in backward": (6, Classifier, "on_before_backward", 2),
+    "while a batch is read": (7, Stored, "__getitem__", 3),
+    "inside validation": (4, Classifier, "validation_step", 2 * STEPS_PER_EPOCH),
+}
+
+
+@pytest.mark.parametrize("moment", FAILURES)
+def test_an_error_saves_what_the_failed_step_had_not_changed(tmp_path, unbroken, moment):
+    run = load(tmp_path)
+    count, where, name, step = FAILURES[moment]
+    failed(run, count, where, name)
+    assert read(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == step
+    assert_same(finished(run), unbroken)
