@@ -1,0 +1,207 @@
+"""On a real SLURM: whatever happens to a job on its way, it ends with the weights of an undisturbed one."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import HERE, Cluster, Job, assert_same_run, read
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+
+ROOT = HERE.parent.parent
+STEPS = 21  # an epoch, of 64 of the digits
+TRAINING = (
+    "--config-dir",
+    str(HERE / "conf"),
+    "data=digits",
+    "model=slow",
+    "augment.mixup=0.2",
+    "optim=momentum",
+    "epochs=8",
+    "num_workers=0",
+    "logger=none",
+    "trainer.accelerator=cpu",
+    "trainer.ema_decay=0.9",
+    "trainer.timeout_s=120",
+)
+TWO = "nodes=2 gpus_per_node=0 tasks_per_node=1"  # a process on each of two nodes
+SLOW = "model.seconds=0.2"  # 34 s of training at least
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> Path:
+    """The run folder of a job on two nodes that nothing happened to."""
+    job = cluster.submit(TWO, *TRAINING)
+    job.finished(restarts=0)
+    return job.folder
+
+
+def test_two_nodes_of_two_processes_match_one_process(cluster):
+    # No dropout: each process draws its own. Pretended GPUs: counted by SLURM, trained on the CPU.
+    words = [*TRAINING[:-3], "epochs=2", "model.dense_dropout=0"]
+    job = cluster.submit("nodes=2 gpus_per_node=2", *words)
+    job.finished(restarts=0)
+    assert "global batch 64 = 4 devices x 16 x 1" in job.said()
+    assert job.said().count("\n    2/2 ") == 1  # one process speaks, in plain lines
+    assert not re.search(r"\x1b|\r", job.said())
+    cluster.run(sys.executable, "-m", "imgrec.train", *words, "trainer.accelerator=cpu", "trainer.devices=1", "id=alone")
+    alone, many = read(job.folder.parent / "alone"), read(job.folder)
+    assert many["global_step"] == alone["global_step"] == 2 * STEPS
+    for name, weights in alone["state_dict"].items():
+        torch.testing.assert_close(many["state_dict"][name], weights, rtol=1e-4, atol=1e-5, msg=name)
+    results = [json.loads((folder / "result.json").read_text())["test"] for folder in (job.folder.parent / "alone", job.folder)]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+
+
+def test_requeued_in_the_middle(cluster, undisturbed):
+    job = cluster.submit(TWO, *TRAINING, SLOW)
+    job.reaches(2)
+    job.command("scontrol", "requeue", job.number)
+    job.finished(restarts=1)
+    assert_same_run(job.folder, undisturbed)
+
+
+@pytest.mark.parametrize("partition", ["low", "lowcancel"])
+def test_preempted_by_a_job_of_higher_priority(cluster, undisturbed, partition):
+    job = cluster.submit(f"{TWO} partition={partition}", *TRAINING, SLOW)
+    job.reaches(2)
+    cluster.run("sbatch", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+    job.finished(restarts=1)
+    assert "imgrec: stopped by SIGUSR1 at step " in job.said()
+    assert_same_run(job.folder, undisturbed)
+
+
+def test_out_of_time_again_and_again(cluster, undisturbed):
+    # SLURM counts in minutes and may send the signal half a minute early: 45 s to 105 s of each two minutes are for starting and training.
+    job = cluster.submit(f"{TWO} time=2m signal_s=15", *TRAINING, "model.seconds=0.9")
+    job.finished()
+    assert 1 <= int(job.shown()["Restarts"]) == job.said().count(" has stopped and can go on: back into the queue")
+    assert_same_run(job.folder, undisturbed)
+
+
+@pytest.mark.parametrize("node", ["n1", "n2"])  # the batch shell is on n1
+def test_a_node_crashes_and_comes_back(cluster, undisturbed, node):
+    job = cluster.submit(TWO, *TRAINING, SLOW, "trainer.save_every_steps=10")
+    job.reaches(2)
+    cluster.node("crash", node)
+    job.wait("back in the queue", lambda: job.shown()["JobState"] in ("PENDING", "REQUEUED"))
+    cluster.node("up")
+    job.finished()
+    assert int(job.shown()["Restarts"]) >= 1
+    assert_same_run(job.folder, undisturbed)
+
+
+def kill_rank_1(cluster: Cluster) -> None:
+    found = cluster.on("n2", "pgrep", "-f", "imgrec.train").split()
+    subprocess.run([HERE / "cluster", "exec", "n2", "kill", "-9", *found], env=cluster.environment, check=True)
+
+
+def test_a_killed_process_ends_the_job_and_it_says_so(cluster):
+    job = cluster.submit(TWO, *TRAINING, SLOW)
+    job.reaches(2)
+    kill_rank_1(cluster)
+    state, code = job.ends()
+    assert (state, int(job.shown()["Restarts"])) == ("FAILED", 0)
+    assert code not in (0, 2, 75)
+    assert re.search(r"^slurm: .* failed with code \d+, see above$", job.said(), re.MULTILINE)
+    assert "n2: task 1: Killed" in job.said()
+
+
+def test_a_killed_process_is_started_again_where_that_is_asked_for(cluster, undisturbed):
+    job = cluster.submit(f"{TWO} requeue_on_failure=1", *TRAINING, SLOW, "trainer.save_every_steps=10")
+    job.reaches(2)
+    kill_rank_1(cluster)
+    job.finished(restarts=1)
+    assert "is started again (1 of 1): back into the queue" in job.said()
+    assert_same_run(job.folder, undisturbed)
+
+
+def test_a_failure_that_repeats_itself_is_given_up(cluster):
+    """Each start is killed; after as many as were asked for the job fails."""
+    job = cluster.submit(f"{TWO} requeue_on_failure=1", *TRAINING, SLOW)
+    for start in (1, 2):
+        job.starts(start)
+        job.wait(
+            "a process on n2", lambda: cluster.run("sh", "-c", f"'{HERE}/cluster' exec n2 pgrep -f imgrec.train || true").strip()
+        )
+        kill_rank_1(cluster)
+    assert job.ends()[0] == "FAILED"
+    assert int(job.shown()["Restarts"]) == 1
+
+
+def test_cancelled_means_cancelled_and_the_run_can_go_on_in_another_job(cluster, undisturbed):
+    job = cluster.submit(TWO, *TRAINING, SLOW)
+    job.reaches(2)
+    job.command("scancel", job.number)
+    assert job.ends()[0] == "CANCELLED"
+    assert "imgrec: stopped by SIGTERM at step " in job.said()
+    assert f"go on with: sbatch the same again, with id={job.number}" in job.said()
+    again = cluster.submit(TWO, *TRAINING, SLOW, f"id={job.number}")
+    again.finished(restarts=0)
+    assert again.folder == job.folder
+    assert_same_run(job.folder, undisturbed)
+
+
+def test_an_array_runs_a_sweep_and_a_task_of_it_goes_on(cluster):
+    sweep = [*TRAINING[:-3], "epochs=4", "trainer.accelerator=cpu", "-m", "optim.lr=0.05,0.01"]
+    array = cluster.submit("gpus_per_node=0 array=%1", *sweep, SLOW)
+    tasks = [array.task(number) for number in (0, 1)]
+    tasks[0].reaches(2)
+    tasks[0].command("scontrol", "requeue", tasks[0].number)
+    for task, restarts in zip(tasks, (1, 0), strict=True):
+        task.finished(restarts=restarts)
+    for task, lr in zip(tasks, ("0.05", "0.01"), strict=True):
+        cluster.run(sys.executable, "-m", "imgrec.train", *sweep[:-2], f"optim.lr={lr}", "trainer.devices=1", f"id=lr_{lr}")
+        assert_same_run(task.folder, array.folder.parent / f"lr_{lr}")
+    table = cluster.run(sys.executable, "-m", "imgrec.train", *sweep, SLOW, f"id={array.folder.name}", "job=none")
+    assert len(re.findall(r"finished|\b[01]\b", table)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "says"),
+    [
+        (["--ntasks-per-node=2"], ["trainer.devices=1"], "trainer.devices=1, but SLURM started 2 tasks on this node."),
+        (["--ntasks-per-node=1", "--gpus-per-node=2"], [], "each sees 2 GPUs"),
+        (["--nodes=2", "--ntasks-per-node=1"], ["trainer.num_nodes=1"], "trainer.num_nodes=1, but SLURM started this job on 2 nodes."),
+    ],
+)  # fmt: skip
+def test_what_sbatch_was_told_must_fit(cluster, options, words, says):
+    """The script for hands, with options of sbatch that contradict the config: one line, exit code 2, and no second start."""
+    log = cluster.place / f"refused-{len(list(cluster.place.glob('refused-*')))}.log"
+    given = [
+        "sbatch",
+        "--parsable",
+        f"--chdir={ROOT}",
+        f"--output={log}",
+        "--cpus-per-task=1",
+        *options,
+        str(ROOT / "launch" / "slurm.sbatch"),
+    ]
+    number = cluster.run(*given, f"runs_dir={cluster.place}/runs", "data=fake", *words).strip()
+    job = Job(number, log, cluster.place, cluster.environment)
+    assert job.ends() == ("FAILED", 2), job.said()
+    assert job.shown()["Restarts"] == "0"
+    lines = [line for line in job.said().splitlines() if line.startswith("imgrec: ")]
+    assert lines
+    assert all(says in line and "#SBATCH --" in line for line in lines)
+    assert " was refused, see above" in job.said()
+
+
+def test_the_script_for_hands_trains(cluster):
+    log = cluster.place / "by_hand.log"
+    given = [
+        "sbatch",
+        "--parsable",
+        f"--chdir={ROOT}",
+        f"--output={log}",
+        "--cpus-per-task=1",
+        str(ROOT / "launch" / "slurm.sbatch"),
+    ]
+    words = ["data=fake", "model=lenet", "trainer=debug", f"runs_dir={cluster.place}/runs", "name=by hand"]
+    job = Job(cluster.run(*given, *words).strip(), log, cluster.place, cluster.environment)
+    job.finished(restarts=0)
+    assert (cluster.place / "runs" / "by hand" / job.number / "result.json").is_file()
