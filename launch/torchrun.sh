@@ -16,4 +16,4 @@ if ((nodes > 1)); then
   rendezvous=(--node-rank "${NODE_RANK:?which machine is this? 0 to $((nodes - 1))}" --master-addr "${MASTER:?name of the first machine}" --master-port "${PORT:-29500}")
 fi
 exec "$python" -m torch.distributed.run "${rendezvous[@]}" --nnodes "$nodes" --nproc-per-node "$processes" \
-  -m imgrec.train trainer.devices="$processes" trainer.num_nodes="$nodes" trainer.strategy=ddp "$@"
+  -m imgrec.train "$@"
