@@ -4,13 +4,15 @@ Nothing is decided anywhere else. Signals, the time budget and the clock of the 
 validation the processes reduce them, so all save and stop at the same step, and no collective ever runs inside a signal handler.
 """
 
+import io
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
 
 from imgrec import stopping
@@ -19,19 +21,14 @@ from imgrec.callbacks.finite import NotFiniteError
 from imgrec.checkpoint import CheckpointIO
 from imgrec.classifier import Classifier
 from imgrec.errors import CheckpointError, Stopped
-from imgrec.resume import Held, Mark, Place, Plain, held, place, set_loops, take_up, to_plain
+from imgrec.resume import Mark, Place, Plain, held, place, set_loops, take_up, to_plain
 
 if TYPE_CHECKING:
     from imgrec.config import RunConfig
+    from imgrec.heartbeat import Heartbeat
     from imgrec.rundir import RunDir
 
 SHARE = 100  # a save that kept the training waiting for t seconds is followed by SHARE * t seconds without one, so saving takes 1% of the time
-
-
-class Beat(Protocol):
-    """What tells the other processes what this one is doing."""
-
-    doing: str
 
 
 class Gate(Callback):
@@ -46,7 +43,7 @@ class Gate(Callback):
         self.folder, self.writer, self.say = folder, writer, say
         self.every_steps, self.every_minutes = run.trainer["save_every_steps"], run.trainer["save_every_minutes"]
         self.max_minutes = run.trainer["max_minutes"]
-        self.beat: Beat | None = None
+        self.beat: Heartbeat | None = None
         self.saving = False
         self.saved: Place | None = None  # by the last save
         self._resume = resume
@@ -69,6 +66,8 @@ class Gate(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._mark = Mark(self.classifier)
+        if self.beat is not None:
+            self.beat.in_hand = self._in_hand
         self._begun = self._last = time.monotonic()
         if self._resume is not None:
             assert self.saved is not None
@@ -90,12 +89,8 @@ class Gate(Callback):
             checkpoint["resume"] = self._entry
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save what the failed step had not changed yet; not where the loss is not finite or the disk is full, as what is there is better."""
-        if (
-            not isinstance(exception, Stopped | NotFiniteError | CheckpointError)
-            and trainer.world_size == 1
-            and trainer.fit_loop.epoch_progress.current.ready
-        ):
+        """Save; not where the loss is not finite or the disk is full, as what is there already is better."""
+        if not isinstance(exception, Stopped | NotFiniteError | CheckpointError):
             self._rescue()
 
     # What the loaders call
@@ -123,6 +118,8 @@ class Gate(Callback):
                 self._save(now)
             self._mark.take(now)
             self._updating = False
+        elif self.trainer.validating:
+            self._mark.move(place(self.trainer))
         self._do("training" if training else "at")
 
     def _reduce(self, *flags: bool) -> list[bool]:
@@ -154,17 +151,17 @@ class Gate(Callback):
             return True
         return waited >= SHARE * self._cost and (now.done == 0 or waited >= 60 * self.every_minutes)
 
-    def _save(self, now: Place, inhand: Held | None = None) -> None:
+    def _save(self, now: Place) -> None:
         """Write last.ckpt as of `now`; every process calls it."""
         begun = time.monotonic()
         if self.beat is not None:
             self.beat.doing = f"saving at step {now.step}"
         self.saving = True
-        mine = to_plain(inhand or held(self.classifier))
+        mine = to_plain(held(self.classifier))
         states: list[Any] = [mine] * self.trainer.world_size
         if self.trainer.world_size > 1:
             distributed.all_gather_object(states, mine)
-        self._entry = {"place": now.to_dict(), "ranks": states, "events": written(self.trainer.logger)}
+        self._entry = {"place": now.to_dict(), "ranks": states, "events": written(self.trainer)}
         self.trainer.save_checkpoint(self.folder.last)
         self._entry, self.saved, self.saving = None, now, False
         self._last = time.monotonic()
@@ -190,20 +187,53 @@ class Gate(Callback):
                     callback.on_validation_epoch_end(self.trainer, self.classifier)
 
     def _rescue(self) -> None:
-        """After an exception: save as of the last step that is whole, if this process still has it."""
-        epoch, batches = self.trainer.fit_loop.epoch_progress.current, self.trainer.fit_loop.epoch_loop.batch_progress.current
-        whole = batches.ready == batches.completed and (
-            self.trainer.validating or batches.completed % self.trainer.accumulate_grad_batches == 0
-        )
-        if epoch.processed == epoch.ready or (self._updating and not whole):
-            return  # between two epochs, or half of the weights are new
-        if whole:
+        """After an exception on any process: save as of the last step that is whole, if it can be had without a collective.
+
+        Each process sends what it had in hand through the heartbeat. Several GPUs are left alone: their copies may wait for a rank that is gone.
+        """
+        trainer, epoch = self.trainer, self.trainer.fit_loop.epoch_progress.current
+        alone = trainer.world_size == 1
+        finished = epoch.processed == epoch.ready  # type: ignore[attr-defined]
+        if finished or not (alone or (isinstance(trainer.strategy, DDPStrategy) and self.classifier.device.type == "cpu")):
+            return
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        if batches.ready == batches.completed and (
+            trainer.validating or batches.completed % trainer.accumulate_grad_batches == 0
+        ):
             self._leave_validation()
-            self._save(place(self.trainer))
+            self._mark.take(place(trainer))
+        elif self._updating:
+            return  # some weights are new
         else:
             self._mark.put_back()
-            self._save(self._mark.place, self._mark.held)
-        self.writer.wait()
-        self.say(
-            f"saved at step {self.trainer.global_step}, before what went wrong. Start the same command again to go on from there."
+        now, inhand = self._mark.at
+        states = [to_plain(inhand)] if alone else self._states_of_all()
+        if states is not None:
+            self.saving = True
+            self._entry = {"place": now.to_dict(), "ranks": states, "events": written(trainer)}
+            # Not trainer.save_checkpoint, which ends with a barrier.
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), self.folder.last)
+            self.writer.wait()
+            self.say(f"saved at step {now.step}, before what went wrong.")
+
+    def _states_of_all(self) -> list[Plain] | None:
+        """On the first process: what each had in hand at the mark; None where that is not to be had."""
+        assert self.beat is not None
+        self.beat.hold()
+        key, blob = self._in_hand()
+        self.beat.post(key, blob)
+        if not self.trainer.is_global_zero:
+            return None
+        blobs = [found for found in self.beat.collect(key) if found is not None]
+        return (
+            [torch.load(io.BytesIO(found), weights_only=True) for found in blobs]
+            if len(blobs) == self.trainer.world_size
+            else None
         )
+
+    def _in_hand(self) -> tuple[str, bytes]:
+        """The mark's place, as a key, and what this process had in hand there."""
+        now, inhand = self._mark.at
+        blob = io.BytesIO()
+        torch.save(to_plain(inhand), blob)
+        return f"{now.stage} {now.epoch} {now.done}", blob.getvalue()

@@ -18,6 +18,7 @@ Not torch.distributed.TCPStore, which tells nobody when a client dies, and whose
 import base64
 import os
 import re
+import resource
 import secrets
 import selectors
 import socket
@@ -30,14 +31,15 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from imgrec import stopping
-from imgrec.errors import Stopped
-from imgrec.peers import COMPILES, Line, Message, Peer, gone, stuck
+from imgrec.errors import ImgrecError, Stopped
+from imgrec.peers import COMPILES, TOLD, Line, Message, Peer, gone, stuck
 from imgrec.watchdog import end_process
 
+REFUSED = 2  # exit code of imgrec.errors
 BEAT_S = 1.0
-BEATS_PER_S = 512  # that rank 0 reads at most; above as many ranks the beat is slower
+BEATS_PER_S = 256  # that rank 0 reads at most; above as many ranks the beat is slower
 POLL_S = 0.25  # for a stop that was asked for in this process
-NAP_S = 0.05  # rank 0 reads what has come in bundles: each reading takes the interpreter from the training
+NAP_S = 0.2  # at most: rank 0 reads what has come in bundles, as each reading takes the interpreter from the training
 ALONE_S = 3.0  # between the verdict and the end, for a main thread that can still end by itself
 OWN_END_S = 60.0  # for a main thread that does: it may be saving
 EXPLAIN_S = 5.0
@@ -75,6 +77,7 @@ class Heartbeat:
         self._known = threading.Event()
         self._closing = threading.Event()
         self._stop_told = False
+        self.in_hand: Callable[[], tuple[str, bytes]] | None = None  # (key, blob) that this rank posts when rank 0 wants it
         self._thread = threading.Thread(target=self._run, name="imgrec heartbeat", daemon=True)
 
     # What the main thread calls
@@ -118,6 +121,10 @@ class Heartbeat:
         _open.add(self)
         self._thread.start()
 
+    def hold(self) -> None:
+        """This rank has something to save: let it do so, even if the run is to end."""
+        self._end_at = time.monotonic() + OWN_END_S
+
     def explain(self, error: BaseException) -> str | None:
         """The line about the rank that made a collective fail here; None when `error` is this rank's own. Waits EXPLAIN_S at most."""
         if not self._thread.is_alive() or not _is_of_the_network(error):
@@ -127,7 +134,12 @@ class Heartbeat:
         return self._verdict
 
     def end(self, line: str) -> None:
-        """Say the line and end this process with exit code 1. Rank 0 speaks for all, unless it is the one who is gone."""
+        """Say the line and end this process with exit code 1. Rank 0 speaks for all, unless it is the one who is gone.
+
+        Where a rank was refused (imgrec.errors), that one speaks, and all end with exit code 2.
+        """
+        if line == TOLD:
+            end_process(None, REFUSED)
         gone = self.rank != 0 and (self._peers[0].failed or self._peers[0].cut is not None or self._silent())
         speaks = self.rank == 0 or gone
         end_process(line if speaks else None, 1, self._note if self.rank == 0 else None)
@@ -137,7 +149,7 @@ class Heartbeat:
         if self._left is None:
             failed = isinstance(reason, BaseException)
             text = f"{type(reason).__name__}: {str(reason).strip()}".splitlines()[0] if failed else str(reason)
-            self._left = {"left": text, "failed": failed}
+            self._left = {"left": text, "failed": failed, "refused": isinstance(reason, ImgrecError)}
             self._put(self._left)
             self._flush()
 
@@ -151,8 +163,9 @@ class Heartbeat:
                 self._flush()
 
     def collect(self, key: str, timeout_s: float = 3.0) -> list[bytes | None]:
-        """On rank 0: what each rank posted under a key; None for a rank that did not within `timeout_s`."""
+        """On rank 0: what each rank posted under a key, or has `in_hand` for it; None for a rank that did not answer within `timeout_s`."""
         assert self.rank == 0, "posts are kept on rank 0"
+        self._put({"want": key})
 
         def complete() -> bool:
             return all(rank in self._posts[key] or peer.cut is not None for rank, peer in self._peers.items())
@@ -209,16 +222,24 @@ class Heartbeat:
         """Wait for messages, and take them."""
         ready = [key for key, _ in self._selector.select(timeout)]
         if self.rank == 0 and ready:
-            time.sleep(NAP_S)
+            time.sleep(min(NAP_S, self.world_size / 1000))
             ready = [key for key, _ in self._selector.select(0)]
         now = time.monotonic()
         for key in ready:
             if key.fileobj is self._woken:
                 self._woken.recv(4096)
             elif key.fileobj is self._listener:
-                self._watch(Line(self._listener.accept()[0]))
+                self._accept()
             else:
                 self._hear(key.data, now)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        while True:
+            try:
+                self._watch(Line(self._listener.accept()[0]))
+            except BlockingIOError:
+                return
 
     def _hear(self, line: Line, now: float) -> None:
         try:
@@ -247,6 +268,9 @@ class Heartbeat:
         if "post" in message:
             self._posts[message["post"]][rank] = base64.b64decode(message["blob"])
             self._notify()
+        if "want" in message and self.in_hand is not None:
+            key, blob = self.in_hand()
+            self._tell({"post": key, "blob": base64.b64encode(blob).decode()})
         if "end" in message:
             self._conclude(message["end"], now)
 
@@ -282,6 +306,10 @@ class Heartbeat:
 
     def _listen(self) -> tuple[list[str], int, str]:
         """Open the port; how it is reached: host names to try, port, and the token that lets a process in."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY:  # often 1024, and a connection is a file
+            more = soft + self.world_size
+            resource.setrlimit(resource.RLIMIT_NOFILE, (more if hard == resource.RLIM_INFINITY else min(more, hard), hard))
         if socket.has_dualstack_ipv6():
             self._listener = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=self.world_size)
         else:

@@ -37,7 +37,8 @@ def place(trainer: pl.Trainer) -> Place:
     batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
     whole = batches >= trainer.num_training_batches
     done = -(-batches // trainer.accumulate_grad_batches) if whole else batches // trainer.accumulate_grad_batches
-    return Place(trainer.fit_loop.epoch_progress.current.processed, done, "validate" if whole else "train", trainer.global_step)
+    epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    return Place(epochs, done, "validate" if whole else "train", trainer.global_step)
 
 
 def set_loops(loops: Plain, place: Place, *, batches: int, accumulate: int) -> None:
@@ -130,11 +131,15 @@ class Mark:
         self._kept = [buffer.clone() for buffer in self._buffers]
 
     def take(self, place: Place) -> None:
-        self.place, self.held = place, held(self.classifier)
+        self.move(place)
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
 
+    def move(self, place: Place) -> None:
+        """Only what the process has in hand: an average may stand in for the buffers."""
+        self.at = place, held(self.classifier)  # in one assignment: the heartbeat's thread may read it
+
     def put_back(self) -> None:
-        """The buffers; what the process had in hand is in `held`."""
+        """The buffers; the place, and what the process had in hand there, are in `at`."""
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._kept)

@@ -73,6 +73,7 @@ def _train(
     from imgrec.callbacks import board, observers
     from imgrec.checkpoint import CheckpointIO, card, latest, read
     from imgrec.gate import Gate
+    from imgrec.processes import agreed
     from imgrec.trainer import build_classifier, build_data, build_logger, build_trainer, guards, settings
 
     check_signatures(run)
@@ -80,8 +81,7 @@ def _train(
     pl.seed_everything(run.seed, workers=True, verbose=False)
     watching, history = observers(run, folder, screen)
     writer = CheckpointIO()
-    found = latest(folder.checkpoints, screen.say)
-    file, resume = found or (None, None)
+    file, resume = agreed(lambda: latest(folder.checkpoints, screen.say)) or (None, None)
     gate = Gate(run, folder, writer, resume, screen.say)
     gate.beat, watchdog.saves = heartbeat, gate
     trainer = build_trainer(
@@ -101,7 +101,8 @@ def _train(
     data.gate = gate
     if resume is not None:
         data.start = (resume["place"]["epoch"], resume["place"]["done"])
-        board.rewind(folder.path / "tensorboard", resume["events"])
+        if trainer.is_global_zero:
+            board.rewind(folder.path / "tensorboard", resume["events"])
     screen.say(story.opening(run, folder, trainer, data, plan, size, taken, file))
     if file is not None and resume is not None and resume["place"]["stage"] == "end":
         history.load_state_dict(read(file)["callbacks"][history.state_key])

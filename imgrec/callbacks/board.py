@@ -8,8 +8,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.loggers.logger import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from imgrec.callbacks.history import History
@@ -74,9 +72,10 @@ class Board(Callback):
         logger.log_hyperparams(settings, metrics)
 
 
-def written(logger: Logger | None) -> dict[str, int]:
+def written(trainer: pl.Trainer) -> dict[str, int]:
     """Bytes of each event file so far, by its name: with `rewind`, what is logged after a save and then lost is not there twice."""
-    if not isinstance(logger, TensorBoardLogger) or rank_zero_only.rank:
+    logger = trainer.logger
+    if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
         return {}
     logger.experiment.flush()
     return {file.name: file.stat().st_size for file in sorted(Path(logger.log_dir).glob(EVENTS))}
