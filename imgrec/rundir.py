@@ -1,8 +1,10 @@
 """The run folder RUNS_DIR/NAME/ID: which one a command means, and what it says about the run in it."""
 
+import errno
 import fcntl
 import json
 import os
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ WHERE = (
     "trainer.save_every_steps",
     "trainer.save_every_minutes",
 )
+
+LOST_LOCK_S = 120.0  # an NFSv4 server gives the locks of a lost machine back after 90 s
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, an NFSv3 share without its lock service
 
 
 @dataclass
@@ -68,7 +73,11 @@ class RunDir:
 
     def _start(self, run: RunConfig) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        self.lock = lock_folder(self.path)
+        # A job that SLURM starts again after its node was lost: on a network file system the node's lock may outlive it for a while.
+        end = time.monotonic() + (LOST_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
+        while (lock := lock_folder(self.path)) is None and time.monotonic() < end:
+            time.sleep(1)
+        self.lock = lock
         if self.lock is None:
             raise ConfigError(f"{self.path} is in use by another process. Wait for it, or set id=ANOTHER.")
         if self.state == "new":
@@ -203,14 +212,24 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 
 def lock_folder(path: Path) -> IO[str] | None:
+    """The open lock file of a folder, None where another process has it."""
     file = (path / ".lock").open("w")
     _locks.add(file)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
     return file
+
+
+def flock(file: IO[str], operation: int) -> None:
+    """fcntl.flock, which keeps nobody out on a file system that has no locks."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 def _is_locked(path: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from imgrec.errors import ConfigError
-from imgrec.rundir import WHERE, lock_folder, write
+from imgrec.rundir import WHERE, flock, lock_folder, write
 
 
 @dataclass
@@ -70,7 +70,7 @@ class SweepDir:
         """For a moment, alone with sweep.json: what is changed inside is written, on top of what other processes wrote before."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".table").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            flock(file, fcntl.LOCK_EX)
             if (self.path / "sweep.json").exists():
                 self.jobs = _read(self.path).jobs
             yield

@@ -1,5 +1,6 @@
 """Which run folder a command means: the unfinished run of the same config, a finished one to read, or an error that names what differs."""
 
+import errno
 import fcntl
 import json
 import os
@@ -131,3 +132,26 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
 def test_differing_names_the_keys_that_differ_and_no_others(plain, key, value):
     stored = plain.to_dict()
     assert differing(run_config({**stored, key: value}), stored) == ({} if value == stored[key] else {key: (value, stored[key])})
+
+
+def test_a_job_that_is_started_again_waits_for_the_lock_of_its_lost_node(run, monkeypatch):
+    first, again = choose(run(id="a")), choose(run(id="a"))
+    first.start(run(id="a"))
+    with pytest.raises(ConfigError, match="is in use by another process"):
+        again.start(run(id="a"))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr("time.sleep", lambda seconds: first.close())
+    again.start(run(id="a"))
+    assert again.lock is not None
+    again.close()
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(run, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    folder = choose(run(id="a"))
+    folder.start(run(id="a"))
+    assert (folder.path / "config.yaml").is_file()
+    folder.close()
