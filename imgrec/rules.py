@@ -213,7 +213,9 @@ def _check_sampling(tree: Tree, choices: Mapping[str, str]) -> None:
             "sampling=weighted, but there are no class_weights. Set 'class_weights={CLASS: 2}', or sampling=balanced for all alike."
         )
     if weights and sampling != "weighted":
-        raise ConfigError(f"class_weights has no effect with sampling={sampling}. Set sampling=weighted, or leave class_weights out.")
+        raise ConfigError(
+            f"class_weights has no effect with sampling={sampling}. Set sampling=weighted, or leave class_weights out."
+        )
     for name, weight in (weights or {}).items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not NOT_NEGATIVE.holds(weight):
             raise ConfigError(
@@ -236,6 +238,12 @@ def check_together(given: Collection[str], tree: Tree, choices: Mapping[str, str
                 value = value[part]
             raise ConfigError(f"{key}={show(value)} has no effect with the other keys. Set {NEEDS[key][1]}, or leave {key} out.")
     _check_sampling(tree, choices)
+    for key in ("l1", "l2"):
+        if tree.get("trainer", {}).get("strategy") == "fsdp" and tree["loss"].get(key):
+            raise ConfigError(
+                f"loss.{key}={show(tree['loss'][key])} needs every weight whole, and trainer.strategy=fsdp has a part of each. "
+                "Set optim.weight_decay instead, or trainer.strategy=ddp."
+            )
     if choices.get("optim") == "gd" and tree["batch_size"] != "full":
         raise ConfigError(
             f"batch_size={tree['batch_size']}, but optim=gd takes the whole training split for every step. "

@@ -175,9 +175,10 @@ def build_classifier(run: RunConfig, data: ImageData, augment: Augment) -> tuple
     def make_optimizer(net: nn.Module) -> torch.optim.Optimizer:
         decay = run.finetune["layer_decay"]
         node = dict(run.optim)
-        # Fused kernels unscale by themselves, too late for clipping; and not all of them take the parts of fsdp.
-        late = run.trainer["precision"] == "16-mixed" and run.trainer["gradient_clip"]
-        if node.get("fused") and (late or run.trainer["strategy"] == "fsdp"):
+        # Fused kernels unscale by themselves, too late for clipping (Lightning refuses them with bf16 too); not all of them take the parts of
+        # fsdp; and SGD's wants momentum of all parameters or of none, while those that are thawed have none yet.
+        late = run.trainer["precision"] != "32" and run.trainer["gradient_clip"]
+        if node.get("fused") and (late or run.trainer["strategy"] == "fsdp" or run.finetune["freeze_epochs"]):
             node["fused"] = False
         return build_optimizer(
             node,
