@@ -4,7 +4,6 @@ Fills launch/slurm.sbatch in, keeps it beside the log in RUNS_DIR/slurm and hand
 the words after -- are composed as `imgrec train` would. Imports no torch.
 """
 
-import math
 import os
 import re
 import shlex
@@ -102,7 +101,7 @@ def _training(words: list[str], config_dir: str | None) -> Training:
     if len(sweep) == len(words):
         run = config.load("train", words, config_dir)
         return Training([*place, *words], run, None, run.name)
-    from imgrec.sweepcheck import check, sweep_name
+    from imgrec.sweepcheck import check, grid, sweep_name
 
     if any(word.startswith(("hydra/sweeper=", "hydra.")) for word in sweep):
         raise ConfigError(
@@ -114,7 +113,7 @@ def _training(words: list[str], config_dir: str | None) -> Training:
         )
     base, sweeps = check(sweep, config_dir, intervals=False)
     run = config.run_config(base)
-    return Training([*place, "-m", *sweep], run, math.prod(map(len, sweeps.values())), sweep_name(run.name, sweeps))
+    return Training([*place, "-m", *sweep], run, len(grid(sweep, sweeps)), sweep_name(run.name, sweeps))
 
 
 def _check(asked: Submission, training: Training) -> None:

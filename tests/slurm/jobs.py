@@ -98,9 +98,9 @@ class Cluster:
             [SCRIPT, "exec", node, *words], env=self.environment, check=True, capture_output=True, text=True
         ).stdout
 
-    def submit(self, keys: str, *words: str) -> Job:
+    def submit(self, keys: str, *words: str, setup: str = "null") -> Job:
         """`imgrec slurm KEYS -- WORDS`"""
-        said = self.run(sys.executable, "-m", "imgrec.slurm", *keys.split(), "--", *words)
+        said = self.run(sys.executable, "-m", "imgrec.slurm", *keys.split(), f"setup={setup}", "--", *words)
         told = dict(line.split(maxsplit=1) for line in said.splitlines())
         number = told["job"].partition(":")[0]
         return Job(number, Path(told["log"].removeprefix("tail -F ")), self.place / told["run"], self.environment)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from jobs import HERE, Cluster, Job, assert_same_run, read
+from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -205,3 +206,28 @@ def test_the_script_for_hands_trains(cluster):
     job = Job(cluster.run(*given, *words).strip(), log, cluster.place, cluster.environment)
     job.finished(restarts=0)
     assert (cluster.place / "runs" / "by hand" / job.number / "result.json").is_file()
+
+
+def test_an_archive_is_unpacked_on_each_node_first(cluster):
+    """Each node has a /dev/shm of its own."""
+    photos = cluster.place / "photos"
+    for name, grey in (("dark", 20), ("light", 230)):
+        (photos / name).mkdir(parents=True)
+        for i in range(12):
+            Image.new("L", (16, 16), grey + i).save(photos / name / f"{i}.png")
+    cluster.run("tar", "-cf", "photos.tar", "photos")
+    setup = f"srun --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 tar -xf {cluster.place}/photos.tar -C /dev/shm"
+    words = [
+        "data=imagefolder",
+        "data.root=/dev/shm/photos",
+        "data.image_size=16",
+        "model=lenet",
+        "epochs=1",
+        "batch_size=4",
+        "logger=none",
+    ]
+    job = cluster.submit("nodes=2 gpus_per_node=0", *words, "trainer.accelerator=cpu", setup=setup)
+    job.finished(restarts=0)
+    assert not Path("/dev/shm/photos").exists()
+    for node in ("n1", "n2"):
+        assert cluster.on(node, "ls", "/dev/shm/photos").split() == ["dark", "light"]
