@@ -35,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImgrecError as error:
         if os.environ.get("IMGREC_DEBUG") == "1":
             raise
-        print(f"imgrec: {error}", file=sys.stderr)
+        from imgrec.processes import to_say
+
+        if (line := to_say(error)) is not None:
+            print(f"imgrec: {line}", file=sys.stderr)
         return REFUSED
     except OSError as error:
         if error.errno not in NO_WRITING or os.environ.get("IMGREC_DEBUG") == "1":
@@ -46,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return REFUSED
     except Stopped as stopped:
-        print(f"imgrec: {stopped}", file=sys.stderr)
+        from imgrec.processes import world
+
+        if world().rank == 0:  # the others stopped with it
+            print(f"imgrec: {stopped}", file=sys.stderr)
         return stopping.STOPPED
     except Died as died:
         print(f"imgrec: {died}", file=sys.stderr)
@@ -92,6 +98,7 @@ def _config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
 def run(command: str, argv: list[str]) -> int:
     """Compose the command's config and call the function of its name."""
     from imgrec.config import load
+    from imgrec.processes import only_alone
 
     if command == "train":
         stopping.listen()  # before the seconds that importing torch takes
@@ -104,6 +111,8 @@ def run(command: str, argv: list[str]) -> int:
         settings = load("train", argv, config_dir)
         import_module("imgrec.train").train(settings)
         return 0
+    if command in ("evaluate", "predict"):
+        only_alone(command)
     return int(import_module(f"imgrec.{command}").main(argv, config_dir))
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from imgrec.config import RunConfig, compose, run_config
 from imgrec.errors import ConfigError
+from imgrec.processes import world
 from imgrec.target import check_signatures
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def _noise(curve: Curve) -> float:
 def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lambda: None) -> tuple[Curve, int, bool]:
     """Trains one step at each rate; gives the curve, the global batch, and whether this is the process that should speak. Same seed, same curve.
 
+    It runs on the processes that torchrun or SLURM started, else on one device: the global batch is the same on any number of them.
     Rates are values of optim.lr: a step's own rate follows from it as in a training (base_batch, layer decay). Short epochs are followed
     by further ones.
     """
@@ -108,14 +110,18 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
 
     from imgrec import story
     from imgrec.callbacks.rates import Rates
+    from imgrec.processes import check, connect, one_device
     from imgrec.trainer import build_classifier, build_data, build_trainer, settings
 
+    here = world()
+    check(run, here)
+    connect(here, timeout_s=run.trainer["timeout_s"])
     check_signatures(run)
     story.quieten()
     pl.seed_everything(run.seed, workers=True, verbose=False)
     watch = Rates(rates, lr=run.optim["lr"], diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance)
     trainer = build_trainer(
-        **settings(run) | {"limit_val_batches": 0},
+        **settings(run) | {"limit_val_batches": 0} | ({"devices": one_device(run)} if here.size == 1 else {}),
         max_steps=len(rates),
         max_epochs=-1,
         logger=False,
@@ -169,8 +175,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         raise ConfigError(f"plot={file}: {wrong}. Set plot=lr_find.png.")
     from imgrec.screen import Screen
 
-    screen = Screen()
     run = run_config(tree)
+    screen = Screen(quiet=world().rank > 0)
     curve, batch, speaks = _with_bar(run, rising(lr_min, lr_max, tree["steps"]), screen)
     if not speaks:
         return 0

@@ -184,6 +184,12 @@ def wanted(run: "RunConfig") -> int:
     return max(1, torch.cuda.device_count())
 
 
+def one_device(run: "RunConfig") -> int | list[int]:
+    """trainer.devices for a command that needs but one of them."""
+    devices = run.trainer["devices"]
+    return devices[:1] if isinstance(devices, list) else 1
+
+
 def placed(run: "RunConfig", world: World) -> "Node":
     """devices, num_nodes and strategy for the Trainer of this process."""
     devices, strategy = run.trainer["devices"], run.trainer["strategy"]
@@ -265,6 +271,14 @@ def _meet(world: World, timeout_s: float) -> "Store":
     return store
 
 
+def only_alone(command: str) -> None:
+    """ConfigError where a command that works in one process was started as several."""
+    if (here := world()).size > 1:
+        raise ConfigError(
+            f"{command} works in one process, but {here.started_by} started {here.size}. Start it without {here.started_by}."
+        )
+
+
 def agreed(first: Callable[[], T]) -> T:
     """What `first` gives on the first process, on all of them; an ImgrecError is raised on all alike. Needs `connect`; alone it is a plain call."""
     here = world()
@@ -285,13 +299,15 @@ def agreed(first: Callable[[], T]) -> T:
     return found
 
 
-def to_say(error: Exception) -> str | None:
-    """The line that this process should show for an error; None where another process speaks.
+def to_say(error: ImgrecError) -> str | None:
+    """The line that this process should show for an error; None where another process speaks: of those that fail alike the first.
 
-    Of processes that fail alike the first speaks; one that fails alone names itself; and an error that only follows from the end of another
-    process, such as a connection that is closed, is not worth a line.
+    One that fails alone names itself. The heartbeat ends the others.
     """
-    here = world()
+    try:
+        here = world()
+    except ConfigError:  # that is the error
+        return str(error)
     if here.size == 1 or here.started_by == "imgrec":
         return str(error)
     if not _stores:
@@ -301,14 +317,13 @@ def to_say(error: Exception) -> str | None:
     store = _stores[0]
     line = f"{str(error).rstrip('.')} (rank {here.rank} on {socket.gethostname()})."
     try:
-        if not isinstance(error, ImgrecError):
-            return None if store.check(["failed"]) else line
-        store.set("failed", line)
         if here.rank == 0:
             store.set("failed/0", str(error))
             time.sleep(LINGER_S)  # the store may live in this process, and the others ask it
             return str(error)
-        store.wait(["failed/0"], timedelta(seconds=LINGER_S))
-        return None if store.get("failed/0").decode() == str(error) else line
-    except (DistError, RuntimeError):  # the store is gone, or the first process is well
+        end = time.monotonic() + LINGER_S
+        while not store.check(["failed/0"]) and time.monotonic() < end:  # its wait() would warn on stderr
+            time.sleep(0.05)
+        return None if store.check(["failed/0"]) and store.get("failed/0").decode() == str(error) else line
+    except DistError:  # the first process took the store along
         return line
