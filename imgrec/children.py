@@ -79,7 +79,12 @@ def supervise(run: RunConfig, folder: RunDir, count: int, *, quiet: bool, comman
                 child.process.kill()
             for child in children:
                 child.process.wait()
-        _raise_what_they_said(children)
+        try:
+            _raise_what_they_said(children)
+        except (Died, Stopped) as ended:
+            with (folder.path / "log.txt").open("a") as log:
+                log.write(f"{ended}\n")
+            raise
     return folder.result()
 
 

@@ -32,7 +32,7 @@ from types import FrameType
 
 from imgrec import stopping
 from imgrec.errors import ImgrecError, Stopped
-from imgrec.peers import COMPILES, TOLD, Line, Message, Peer, gone, stuck
+from imgrec.peers import BY_ITSELF, FAILED, TOLD, Line, Message, Peer, gone, stuck
 from imgrec.watchdog import end_process
 
 REFUSED = 2  # exit code of imgrec.errors
@@ -44,7 +44,8 @@ ALONE_S = 3.0  # between the verdict and the end, for a main thread that can sti
 OWN_END_S = 60.0  # for a main thread that does: it may be saving
 EXPLAIN_S = 5.0
 FLUSH_S = 2.0
-COMPILERS = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py")  # on the stack while torch.compile compiles
+# What is on the stack of a rank that does by itself what may take minutes: torch.compile, a first import from a share that all machines read.
+COMPILING, IMPORTING = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py"), ("<frozen importlib._bootstrap",)
 NETWORK = re.compile(
     r"gloo|nccl|\bpeer\b|connection|socket|timed? ?out|\bstore\b|broken pipe|process ?group|collective", re.IGNORECASE
 )
@@ -75,6 +76,8 @@ class Heartbeat:
         self._verdict: str | None = None
         self._end_at = 0.0
         self._known = threading.Event()
+        self._explaining = False
+        self._ending = threading.Lock()
         self._closing = threading.Event()
         self._stop_told = False
         self.in_hand: Callable[[], tuple[str, bytes]] | None = None  # (key, blob) that this rank posts when rank 0 wants it
@@ -130,6 +133,8 @@ class Heartbeat:
         if not self._thread.is_alive() or not _is_of_the_network(error):
             return None
         self._end_at = time.monotonic() + OWN_END_S
+        self._explaining = True
+        self._wake.send(b".")
         self._known.wait(EXPLAIN_S)
         return self._verdict
 
@@ -138,6 +143,7 @@ class Heartbeat:
 
         Where a rank was refused (imgrec.errors), that one speaks, and all end with exit code 2.
         """
+        self._ending.acquire()  # for good: both the main thread and that of the heartbeat may come here
         if line == TOLD:
             end_process(None, REFUSED)
         gone = self.rank != 0 and (self._peers[0].failed or self._peers[0].cut is not None or self._silent())
@@ -191,7 +197,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         beat_at = last = time.monotonic()
-        moves, moved = self._moves, last
+        moves, moved, told = self._moves, last, False
         while not self._closing.is_set():
             self._read(min(POLL_S, self._beat_s))
             now = time.monotonic()
@@ -204,9 +210,10 @@ class Heartbeat:
             if self._moves != moves:
                 moves, moved = self._moves, now
             self._spread_stop()
-            if now >= beat_at:
+            if now >= beat_at or (self._explaining and not told):
+                told = self._explaining
                 beat_at = now + self._beat_s
-                self._beat(now, _at() if now - moved > self.timeout_s / 2 else "")
+                self._beat(now, FAILED if self._explaining else _at() if now - moved > self.timeout_s / 2 else "")
             self._send()
             if self.rank and self._peers[0].cut is not None and self._peers[0].left is not None and not self._verdict:
                 return  # rank 0 has ended as it should
@@ -272,7 +279,7 @@ class Heartbeat:
             key, blob = self.in_hand()
             self._tell({"post": key, "blob": base64.b64encode(blob).decode()})
         if "end" in message:
-            self._conclude(message["end"], now)
+            self._conclude(message["end"], now + message["in_s"])
 
     def _spread_stop(self) -> None:
         reason = stopping.asked()
@@ -287,19 +294,19 @@ class Heartbeat:
         if self._verdict is None:
             others = [peer for rank, peer in self._peers.items() if rank != self.rank]
             found = gone(others, now, self.timeout_s)
-            if found is None and self.rank == 0 and self._left is None:
-                found = stuck(list(self._peers.values()), now, self.timeout_s)
             if found is not None:
-                self._conclude(found, now)
+                self._conclude(found, now + ALONE_S)
+            elif self.rank == 0 and self._left is None and (found := stuck(list(self._peers.values()), now, self.timeout_s)):
+                self._conclude(found, now)  # the main threads are where nothing wakes them
         elif now > self._end_at + (OWN_END_S if self._left else 0):
             self.end(self._verdict)
 
-    def _conclude(self, line: str, now: float) -> None:
+    def _conclude(self, line: str, end_at: float) -> None:
         if self._verdict is None:
             if self.rank == 0:
-                self._tell({"end": line})
+                self._tell({"end": line, "in_s": end_at - time.monotonic()})
             self._verdict = line
-            self._end_at = max(self._end_at, now + ALONE_S)
+            self._end_at = max(self._end_at, end_at)
             self._known.set()
 
     # Connections
@@ -390,8 +397,9 @@ def _at() -> str:
     place = f"{'/'.join(code.co_filename.split('/')[-3:])}:{frame.f_lineno} in {code.co_name}"
     outer: FrameType | None = frame
     while outer is not None:
-        if any(part in outer.f_code.co_filename for part in COMPILERS):
-            return COMPILES + place
+        for begins, marks in zip(BY_ITSELF, (COMPILING, IMPORTING), strict=True):
+            if any(mark in outer.f_code.co_filename for mark in marks):
+                return begins + place
         outer = outer.f_back
     return f"at {place}"
 

@@ -10,13 +10,15 @@ from typing import Any
 WAITING = "waiting for the others"  # how `doing` begins in front of a collective
 # A process does these by itself, for as long as it takes, while none of the others waits for it.
 ALONE = ("starting", "reading", "compiling")
-COMPILES = "compiling, at "  # how `at` begins in a compile
+BY_ITSELF = ("compiling, at ", "importing, at ")  # how `at` begins in these
+FAILED = "in a collective that failed"  # `at` of a rank whose collective gave up waiting
 COLLECTIVE = (
     "torch/distributed/",
     "torch/autograd/graph.py",
 )  # where the main thread stands when it waits in a collective or in backward's all-reduce
 NAMED = 3  # ranks named in a sentence
 GATHER_S = 0.3
+TOLD = "another rank cannot use what it was given, and tells the user itself"
 AGAIN = "Start the same command again to go on from the last checkpoint."
 
 Message = dict[str, Any]
@@ -36,6 +38,7 @@ class Peer:
     at: str = ""  # file:line of its main thread, once it has not moved for a while
     left: str | None = None  # why it ended of its own accord
     failed: bool = False  # it ended by an exception
+    refused: bool = False  # one that it tells the user itself: imgrec.errors
     cut: float | None = None  # when its connection ended
 
     def take(self, message: Message, now: float) -> None:
@@ -47,7 +50,7 @@ class Peer:
             self.doing, self.moves, self.at = message["doing"], message["moves"], message["at"]
         self.host, self.pid = message.get("host", self.host), message.get("pid", self.pid)
         if "left" in message:
-            self.left, self.failed = message["left"], message["failed"]
+            self.left, self.failed, self.refused = message["left"], message["failed"], message.get("refused", False)
 
     @property
     def name(self) -> str:
@@ -56,11 +59,11 @@ class Peer:
     @property
     def waits(self) -> bool:
         """In front of or inside a collective, as far as can be seen."""
-        return self.doing.startswith(WAITING) or any(place in self.at for place in COLLECTIVE)
+        return self.doing.startswith(WAITING) or self.at == FAILED or any(place in self.at for place in COLLECTIVE)
 
     @property
     def works_alone(self) -> bool:
-        return not self.waits and (self.doing.startswith(ALONE) or self.at.startswith(COMPILES))
+        return not self.waits and (self.doing.startswith(ALONE) or self.at.startswith(BY_ITSELF))
 
     @property
     def step(self) -> int:
@@ -75,6 +78,8 @@ def gone(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
     stopped, or the machine or the network is gone).
     """
     if failed := [peer for peer in peers if peer.failed]:
+        if failed[0].refused:
+            return TOLD
         rest = f" (so did {_ranks(failed[1:])})" if failed[1:] else ""
         return f"{failed[0].name} failed: {failed[0].left}{rest}. Mend that, then start the same command again to go on."
     here = [peer for peer in peers if peer.left is None]
@@ -91,7 +96,7 @@ def gone(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
 def stuck(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
     """Whom the others wait for when no rank has set `doing` for `timeout_s`, in a line; None while one of them has.
 
-    Nor is it a fault while every rank works by itself (ALONE, or a compile): reading a huge folder takes what it takes. It becomes one when a rank waits
+    Nor is it a fault while every rank works by itself (ALONE, a compile, an import): reading a huge folder takes what it takes. It becomes one when a rank waits
     for the others.
     """
     here = [peer for peer in peers if peer.left is None]

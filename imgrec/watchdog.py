@@ -16,24 +16,22 @@ GRACE_S = 15.0  # a stop should be over inside 20 s
 SAVING_S = 120.0  # for a save that has begun, and for the way out after it
 FLUSH_S = 3.0
 
-speak: "Callable[[str, int], None] | None" = (
-    None  # takes the line and the exit code in a process whose parent speaks for it (imgrec.children)
-)
+# Takes the line and the exit code in a process whose parent speaks for it (imgrec.children).
+speak: Callable[[str, int], None] | None = None
 
 
 def end_process(line: str | None, code: int, note: Callable[[str], None] | None = None) -> None:
-    """Print a line on stderr (or hand it to `speak`), hand it to `note`, flush and leave with `code`, from any thread.
+    """Print a line on stderr and hand it to `note`, or hand it to `speak` alone; flush and leave with `code`, from any thread.
 
     For when the main thread sits in a collective or a read that nothing interrupts. It may hold the lock of a stream or a log, or be writing into a full
     pipe, so that is waited for no longer than FLUSH_S.
     """
 
     def flush() -> None:
-        if line is not None:
-            if speak is None:
-                os.write(2, f"imgrec: {line}\n".encode())
-            else:
-                speak(line, code)
+        if line is not None and speak is not None:
+            speak(line, code)
+        elif line is not None:
+            os.write(2, f"imgrec: {line}\n".encode())
             if note is not None:
                 note(line)
         sys.stdout.flush()
