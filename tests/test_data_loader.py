@@ -130,6 +130,7 @@ class Tiny(pl.LightningModule):
 
 # Lightning 2.6 and torch 2.15 between themselves, not ours.
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:The `srun` command is available")  # on a machine with SLURM
 def test_lightning_runs_through_the_planned_batches_without_a_warning(tmp_path):
     """Warnings are errors here: Lightning must find nothing to say about workers or samplers."""
     data = fake()

@@ -34,7 +34,7 @@ RUN = (
     "trainer.accelerator=cpu",
     "trainer.log_every_steps=1",
 )
-NORMED = ("model=resnet", "model.depth=20", "model.stem=small")
+NORMED = ("model=resnet", "model.depth=20", "model.stem=small", "optim.lr=0.005")
 
 
 def run(folder: Path, processes: int, *words: str) -> dict[str, Any]:
