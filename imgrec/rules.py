@@ -156,6 +156,18 @@ def check_range(path: str, value: Any, default: Any) -> None:
             )
 
 
+def check_devices(batch_size: int | str, devices: int) -> None:
+    """ConfigError where the number of devices does not divide the global batch; "full" is cut as evenly as it goes."""
+    if isinstance(batch_size, int) and batch_size % devices:
+        lower, upper = batch_size // devices * devices, -(-batch_size // devices) * devices
+        fits = [n for n in range(1, devices + 1) if batch_size % n == 0]
+        near = f"batch_size={lower} or batch_size={upper}" if lower else f"batch_size={upper}"
+        raise ConfigError(
+            f"batch_size={batch_size} is the global batch, and {devices} devices do not divide it. "
+            f"Set {near}, or use {' or '.join(map(str, fits[-2:]))} device{'' if fits[-2:] == [1] else 's'}."
+        )
+
+
 def show(value: Any) -> str:
     """A value as it is typed."""
     if value is None:

@@ -17,6 +17,7 @@ from imgrec import config
 from imgrec.config import RunConfig
 from imgrec.errors import ConfigError
 from imgrec.files import quoted
+from imgrec.rules import check_devices
 
 TEMPLATE = "slurm.sbatch"
 UNITS = {"d": 86400, "h": 3600, "m": 60}  # seconds
@@ -134,12 +135,7 @@ def _check(asked: Submission, training: Training) -> None:
         count = len(value) if isinstance(value, list) else value
         if count not in ("auto", have):
             raise ConfigError(f"trainer.{key}={value}, but {line}={have}. Leave trainer.{key} out: it is read from SLURM.")
-    if isinstance(run.batch_size, int) and run.batch_size % (asked.nodes * tasks):
-        from imgrec.data.order import plan  # imports torch, to say which values do
-
-        plan(
-            batch_size=run.batch_size, samples=run.batch_size, devices=asked.nodes * tasks, max_device_batch=run.max_device_batch
-        )
+    check_devices(run.batch_size, asked.nodes * tasks)
     if not run.resume:
         raise ConfigError(
             "resume=false: a job that is queued again has to find its run. Leave it out: each new job has a new folder."

@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 
 from imgrec.data.batch import Indices, Request
 from imgrec.errors import ConfigError
+from imgrec.rules import check_devices
 
 # epoch -> codes of the samples in the order in which they are seen: a sample's place in the split, plus `samples` for each time
 # that the epoch has had it before. So what is drawn for a sample follows from its code also where it comes again.
@@ -180,14 +181,7 @@ def plan(
     size = samples if batch_size == "full" else batch_size
     if size < 1 or max_device_batch < 1:
         raise ConfigError(f"batch_size={batch_size} and max_device_batch={max_device_batch}, but both must be 1 or more.")
-    if batch_size != "full" and size % devices:
-        lower, upper = size // devices * devices, -(-size // devices) * devices
-        fits = [n for n in range(1, devices + 1) if size % n == 0]
-        near = f"batch_size={lower} or batch_size={upper}" if lower else f"batch_size={upper}"
-        raise ConfigError(
-            f"batch_size={size} is the global batch, and {devices} devices do not divide it. "
-            f"Set {near}, or use {' or '.join(map(str, fits[-2:]))} device{'' if fits[-2:] == [1] else 's'}."
-        )
+    check_devices(batch_size, devices)
     steps = global_batches(samples, size, keep_single=False)
     last = min(samples, steps * size) - (steps - 1) * size if steps else size
     share, most = -(-size // devices), max_device_batch
