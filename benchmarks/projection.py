@@ -18,7 +18,8 @@ all-reduce = k * (inside + between), of S = bytes / k in each of k = ceil(bytes 
 not hidden = max(all-reduce / k, all-reduce - backward (k-1)/k)                  backward of the last micro-batch makes bucket after bucket
 gate       = 2 (n-1) hop_host                                                    gloo reduces the stop and save flags on a ring, before every step; counted in full,
                                                                                  though on a GPU part of it passes while kernels run
-epoch(n)   = ceil(images / batch) step + ceil(val / (n * val_batch)) * val_batch_time + saves * held"""
+epoch(n)   = order + ceil(images / batch) step + ceil(val / (n * val_batch)) * val_batch_time + saves * held
+                                                     order: every process sorts all images of the epoch before its first batch"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Work:
     val_image: float
     held: float  # seconds that a save keeps the training waiting
     saves: int  # in an epoch
+    order: float  # seconds to draw the order of an epoch
 
 
 def ring(n: int, size: float, speed: float, hop: float) -> float:
@@ -93,6 +95,7 @@ class Row:
     gate: float
     validation: float  # of an epoch
     saving: float
+    order: float
     steps: int  # of an epoch
 
     @property
@@ -101,7 +104,12 @@ class Row:
 
     @property
     def epoch(self) -> float:
-        return self.steps * self.step + self.validation + self.saving
+        return self.steps * self.step + self.between
+
+    @property
+    def between(self) -> float:
+        """Seconds of an epoch in which nothing is trained."""
+        return self.order + self.validation + self.saving
 
     @property
     def rate(self) -> float:
@@ -130,6 +138,7 @@ def project(gpus: int, batch: int, work: Work, links: Links) -> Row:
         gate=2 * (gpus - 1) * links.hop_host,
         validation=val_batches * (work.val_fixed + in_batch * work.val_image),
         saving=work.saves * work.held,
+        order=work.order,
         steps=math.ceil(work.images / (gpus * batch)),
     )
 
@@ -167,9 +176,9 @@ def bends(rows: Sequence[Row]) -> list[str]:
             ),
         ),
         (
-            lambda r: r.validation + r.saving > 0.05 * r.epoch,
+            lambda r: r.between > 0.05 * r.epoch,
             lambda r: (
-                f"validation and saving show: {r.validation:.2g} s and {r.saving:.2g} s of an epoch of {r.epoch:.3g} s ({r.steps:,} steps)"
+                f"what lies between epochs shows: order {r.order:.2g} s, validation {r.validation:.2g} s, saves {r.saving:.2g} s of {r.epoch:.3g} s ({r.steps:,} steps)"
             ),
         ),
     ]
