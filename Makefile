@@ -31,6 +31,9 @@ test-slurm: $(VENV)/installed-dev
 
 check: lint types test
 
+prove-resume: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/prove_resume.py $(ARGS)
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

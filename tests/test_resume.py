@@ -1,16 +1,13 @@
 """A run that was killed anywhere and started again equals the unbroken run, bit for bit: weights, optimizer, average, curves, decisions."""
 
-import csv
 import os
 import signal
-import sys
 import time
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from resuming import STEPS_PER_EPOCH, assert_same, calls, codes, die, finished, forked, killed, load, outcome
 
 from imgrec import config
 from imgrec.callbacks.history import History
@@ -20,136 +17,6 @@ from imgrec.data.stored import Stored
 from imgrec.errors import Stopped
 from imgrec.gate import Gate
 from imgrec.train import train
-
-# All that a resume can get wrong: dropout, batch norm, augmentation, mixing, momentum, average, warm-up, accumulation, a short last batch, early stopping.
-EVERYTHING = (
-    "data=fake",
-    "data.num_classes=3",
-    "data.image_size=16",
-    "data.train_samples=29",
-    "data.test_samples=6",
-    "data.val_share=0.2",
-    "model=simple_cnn",
-    "model.widths=[4,8]",
-    "model.dense=8",
-    "augment=light",
-    "augment.flip=0.5",
-    "augment.mixup=0.4",
-    "augment.cutmix=1.0",
-    "optim=momentum",
-    "optim.lr=0.05",
-    "scheduler=cosine",
-    "scheduler.warmup_share=0.2",
-    "epochs=3",
-    "batch_size=6",
-    "max_device_batch=4",
-    "logger=tensorboard",
-    "trainer.accelerator=cpu",
-    "trainer.devices=1",
-    "trainer.ema_decay=0.9",
-    "trainer.early_stopping_patience=2",
-    "trainer.log_every_steps=1",
-)
-STEPS_PER_EPOCH = 4  # 24 images in sixes
-TIMES = ("images_per_second", "data_wait_share", "seconds")
-
-
-def load(folder: Path, *words: str) -> config.RunConfig:
-    return config.load("train", [*EVERYTHING, f"runs_dir={folder}", "name=r", "id=a", *words])
-
-
-def in_child(work) -> int:
-    """Run `work` in a fork of this process; its exit code, or minus the signal that ended it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def calls(count: int, where: type, name: str, then):
-    """`then()` at the count-th call of a method, before it does anything."""
-    whole, seen = getattr(where, name), []
-
-    def counted(self, *args, **kwargs):
-        seen.append(1)
-        if len(seen) == count:
-            then(self, *args)
-        return whole(self, *args, **kwargs)
-
-    setattr(where, name, counted)
-
-
-def die(*_) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed(run: config.RunConfig, count: int, where: type, name: str) -> None:
-    """Train until the count-th call of a method, and no further."""
-
-    def work() -> None:
-        calls(count, where, name, die)
-        train(run, quiet=True)
-
-    assert in_child(work) == -signal.SIGKILL
-
-
-def finished(run: config.RunConfig) -> dict:
-    """Train to the end; all that the run has learnt and said, less times."""
-
-    def work() -> None:
-        assert train(run, quiet=True)["status"] == "finished"
-
-    assert in_child(work) == 0
-    return outcome(Path(run.runs_dir) / "r/a")
-
-
-def outcome(folder: Path) -> dict:
-    last, best = (read(folder / f"checkpoints/{name}.ckpt") for name in ("last", "best"))
-    with (folder / "metrics.csv").open() as file:
-        rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
-    return {
-        **{key: last[key] for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step")},
-        "best": best["state_dict"],
-        "stopping": [last["callbacks"][key] for key in last["callbacks"] if key.startswith(("EarlyStopping", "EMA"))],
-        "rows": rows,
-        "curves": curves(folder / "tensorboard"),
-    }
-
-
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every point in the event files, as it stands there: nothing is purged."""
-    points: dict[str, list[tuple[int, float]]] = {}
-    for file in sorted(folder.glob("events*")):
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0}, purge_orphaned_data=False)
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            if tag not in TIMES:
-                points.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
-    return {tag: sorted(found) for tag, found in points.items()}
-
-
-def assert_same(a, b, at: str = "") -> None:
-    """Equal to the last bit."""
-    assert type(a) is type(b), at
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), at
-        for key in a:
-            assert_same(a[key], b[key], f"{at}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), (at, a, b)
-        for k, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{at}[{k}]")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), at
-    else:
-        assert a == b, (at, a, b)
 
 
 @pytest.fixture(scope="module")
@@ -195,12 +62,12 @@ def test_killed_inside_a_checkpoint_write(tmp_path, unbroken):
             die()
         save(checkpoint, file)
 
-    def work() -> None:
+    def work(rank: int) -> None:
         torch.save = half_a_file
         train(run, quiet=True)
 
     save = torch.save
-    assert in_child(work) == -signal.SIGKILL
+    assert codes(forked(1, work)) == [-signal.SIGKILL]
     checkpoints = tmp_path / "r/a/checkpoints"
     assert [read(checkpoints / name)["global_step"] for name in ("previous.ckpt", "last.ckpt")] == [4, 5]
     assert (checkpoints / "last.ckpt.unfinished").exists()
@@ -220,7 +87,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
     last.write_bytes(content)
     if damage == "gone":
         last.unlink()
-    assert in_child(lambda: train(run)) == 0
+    assert codes(forked(1, lambda rank: train(run))) == [0]
     said = " ".join(capfd.readouterr().out.split())
     assert {
         "cut short": f"{last} ({len(content):,} bytes) is truncated or no checkpoint: ",
@@ -240,13 +107,13 @@ def stopped(
     """What a run says that is asked to stop at the count-th call of a method."""
     said = Path(run.runs_dir) / "said"
 
-    def work() -> None:
+    def work(rank: int) -> None:
         calls(count, where, name, then)
         with pytest.raises(Stopped) as stop:
             train(run, quiet=True)
         said.write_text(str(stop.value))
 
-    assert in_child(work) == 0
+    assert codes(forked(1, work)) == [0]
     return said.read_text()
 
 
@@ -302,12 +169,12 @@ def failed(run: config.RunConfig, count: int, where: type, name: str) -> None:
     def fail(*_) -> None:
         raise RuntimeError("out of memory")
 
-    def work() -> None:
+    def work(rank: int) -> None:
         calls(count, where, name, fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             train(run, quiet=True)
 
-    assert in_child(work) == 0
+    assert codes(forked(1, work)) == [0]
 
 
 FAILURES = {

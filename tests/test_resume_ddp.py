@@ -2,15 +2,11 @@
 
 import os
 import signal
-import socket
-import sys
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
-from test_resume import assert_same, calls, die, load, outcome
-from worlds import variables
+from resuming import assert_same, calls, codes, finished, forked, killed, load
 
 from imgrec.checkpoint import read
 from imgrec.classifier import Classifier
@@ -20,52 +16,20 @@ from imgrec.gate import Gate
 from imgrec.train import train
 
 
-def world(size: int, work) -> list[int]:
-    """`work(rank)` in each of `size` processes; their exit codes, minus the signal for those that were killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    sys.stdout.flush()
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                os.environ |= {key: str(value) for key, value in variables(rank, size, port=port).items()}
-                work(rank)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def finished(run: RunConfig, size: int) -> dict:
-    assert world(size, lambda rank: train(run, quiet=True)) == [0] * size
-    return outcome(Path(run.runs_dir) / "r/a")
-
-
 def together(folder: Path, *words: str) -> RunConfig:
     return load(folder, "trainer.devices=auto", "trainer.timeout_s=20", *words)
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> dict:
-    return finished(together(tmp_path_factory.mktemp("unbroken")), 2)
+    return finished(together(tmp_path_factory.mktemp("unbroken")), size=2)
 
 
 def test_two_killed_processes_go_on_as_if_nothing_had_been(tmp_path, unbroken):
     run = together(tmp_path, "trainer.save_every_steps=1", "num_workers=2")
 
-    def work(rank: int) -> None:
-        calls(6, Gate, "on_before_optimizer_step", die)
-        train(run, quiet=True)
-
-    assert world(2, work) == [-signal.SIGKILL] * 2
-    assert_same(finished(run, 2), unbroken)
+    killed(run, 6, Gate, "on_before_optimizer_step", size=2)
+    assert_same(finished(run, size=2), unbroken)
 
 
 def test_a_signal_for_one_process_stops_all_at_the_same_step(tmp_path, unbroken):
@@ -78,12 +42,12 @@ def test_a_signal_for_one_process_stops_all_at_the_same_step(tmp_path, unbroken)
             train(run, quiet=True)
         (tmp_path / f"said{rank}").write_text(str(stop.value))
 
-    assert world(2, work) == [0, 0]
+    assert codes(forked(2, work)) == [0, 0]
     said = [(tmp_path / f"said{rank}").read_text() for rank in (0, 1)]
     assert "at step 6 (epoch 2 of 3); saved." in said[0]
     assert "at step 6 (epoch 2 of 3); saved." in said[1]
     assert read(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == 6
-    assert_same(finished(run, 2), unbroken)
+    assert_same(finished(run, size=2), unbroken)
 
 
 def test_an_error_on_one_process_saves_too(tmp_path, unbroken):
@@ -97,9 +61,9 @@ def test_an_error_on_one_process_saves_too(tmp_path, unbroken):
             calls(8, Classifier, "training_step", fail)
         train(run, quiet=True)
 
-    assert world(2, work) == [1, 1]
+    assert codes(forked(2, work)) == [1, 1]
     assert read(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == 7
-    assert_same(finished(run, 2), unbroken)
+    assert_same(finished(run, size=2), unbroken)
 
 
 # No batch norm, whose statistics are a device's own, and no dropout, which each process draws for itself.
@@ -108,15 +72,11 @@ SAME = ("model.norm=none", "model.dense_dropout=0", "model.stage_dropout=0")
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 1)])
 def test_on_another_number_of_processes_it_is_the_same_run_to_rounding(tmp_path, before, after):
-    whole = finished(together(tmp_path / "whole", *SAME), 1)
+    whole = finished(together(tmp_path / "whole", *SAME))
     run = together(tmp_path / "parts", *SAME, "trainer.save_every_steps=1")
 
-    def work(rank: int) -> None:
-        calls(7, Gate, "on_before_optimizer_step", die)
-        train(run, quiet=True)
-
-    assert world(before, work) == [-signal.SIGKILL] * before
-    found = finished(run, after)
+    killed(run, 7, Gate, "on_before_optimizer_step", size=before)
+    found = finished(run, size=after)
     for kind in ("state_dict", "current_model_state"):
         assert found[kind].keys() == whole[kind].keys()
         for name, value in whole[kind].items():

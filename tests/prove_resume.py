@@ -1,0 +1,107 @@
+"""Kill real runs at random moments, a hundred times, and compare each with the unbroken one, bit for bit: make prove-resume
+
+    python tests/prove_resume.py [--kills 100] [--seed 0]
+
+A run has everything on (resuming.EVERYTHING). It is killed with SIGKILL after a random share of the time that the unbroken one took, started again, and
+maybe killed again, until it is through; of two processes sometimes only one is killed, and the other has to end by itself. Exit code 1 if a bit differs.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+from resuming import assert_same, codes, finished, forked, load, outcome
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import imgrec.gate
+import imgrec.story  # before the forks, which then need not import it each
+import imgrec.trainer  # noqa: F401
+from imgrec.checkpoint import latest
+from imgrec.config import RunConfig
+from imgrec.train import train
+
+WAYS = [(size, workers) for size in (1, 2) for workers in (0, 2)]  # processes, loader workers of each
+AT = ("before any save", "train", "validate", "end")
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--kills", type=int, default=100)
+    options.add_argument("--seed", type=int, default=0, help="of the moments; what is trained is always the same")
+    asked = options.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    chance = random.Random(asked.seed)
+    goes_on: dict[tuple[int, int], Counter[str]] = {way: Counter() for way in WAYS}
+    runs: Counter[tuple[int, int]] = Counter()
+    differ: list[str] = []
+    with tempfile.TemporaryDirectory() as place:
+        unbroken, seconds = {}, {}
+        for way in WAYS:
+            begun = time.perf_counter()
+            unbroken[way] = finished(run_of(Path(place, f"unbroken_{way[0]}_{way[1]}"), way), size=way[0])
+            seconds[way] = time.perf_counter() - begun
+        folder, way = Path(place, "0"), WAYS[0]
+        kills = iter(track(range(asked.kills), "kills", console=Console(stderr=True)))
+        while True:
+            children = forked(way[0], partial(train_quietly, run_of(folder, way)))
+            time.sleep(chance.random() * seconds[way])
+            victims = children if chance.random() < 0.7 else [chance.choice(children)]
+            for child in victims:
+                os.kill(child, signal.SIGKILL)
+            ended = codes(children)
+            if all(code == 0 for code in ended):
+                runs[way] += 1
+                try:
+                    assert_same(outcome(folder / "r/a"), unbroken[way])
+                except AssertionError as error:
+                    differ.append(f"{folder.name}: {way[0]} processes, {way[1]} workers: {error}")
+                folder, way = Path(place, str(sum(runs.values()))), WAYS[sum(runs.values()) % len(WAYS)]
+                if sum(map(Counter.total, goes_on.values())) >= asked.kills:
+                    break
+                continue
+            found = latest(folder / "r/a/checkpoints", print)
+            goes_on[way][found[1]["place"]["stage"] if found else AT[0]] += 1
+            next(kills, None)
+    show(goes_on, runs, differ)
+    return 1 if differ else 0
+
+
+def train_quietly(run: RunConfig, rank: int) -> None:
+    with open(os.devnull, "w") as nowhere:  # a process says a line when the other one is killed
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
+    train(run, quiet=True)
+
+
+def run_of(folder: Path, way: tuple[int, int]) -> RunConfig:
+    return load(folder, f"num_workers={way[1]}", "trainer.devices=auto", "trainer.save_every_steps=2", "trainer.timeout_s=20")
+
+
+def show(goes_on: dict[tuple[int, int], Counter[str]], runs: Counter[tuple[int, int]], differ: list[str]) -> None:
+    table = Table(
+        "processes",
+        "loader workers",
+        "kills",
+        *(f"goes on {at}" if at == AT[0] else f"in {at}" for at in AT),
+        "finished",
+        "not equal",
+    )
+    for size, workers in WAYS:
+        way = (size, workers)
+        wrong = sum(f": {size} processes, {workers} workers:" in line for line in differ)
+        table.add_row(*map(str, (size, workers, goes_on[way].total(), *(goes_on[way][at] for at in AT), runs[way], wrong)))
+    Console(width=120).print(table)
+    for line in differ:
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""A run with everything on, killed, started again and compared: what test_resume.py, test_resume_ddp.py and prove_resume.py share."""
+
+import csv
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from worlds import variables
+
+from imgrec import config
+from imgrec.checkpoint import read
+from imgrec.train import train
+
+# All that a resume can get wrong: dropout, batch norm, augmentation, mixing, momentum, average, warm-up, accumulation, a short last batch, early stopping.
+EVERYTHING = (
+    "data=fake",
+    "data.num_classes=3",
+    "data.image_size=16",
+    "data.train_samples=29",
+    "data.test_samples=6",
+    "data.val_share=0.2",
+    "model=simple_cnn",
+    "model.widths=[4,8]",
+    "model.dense=8",
+    "augment=light",
+    "augment.flip=0.5",
+    "augment.mixup=0.4",
+    "augment.cutmix=1.0",
+    "optim=momentum",
+    "optim.lr=0.05",
+    "scheduler=cosine",
+    "scheduler.warmup_share=0.2",
+    "epochs=3",
+    "batch_size=6",
+    "max_device_batch=4",
+    "logger=tensorboard",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.ema_decay=0.9",
+    "trainer.early_stopping_patience=2",
+    "trainer.log_every_steps=1",
+)
+STEPS_PER_EPOCH = 4  # 24 images in sixes
+TIMES = ("images_per_second", "data_wait_share", "seconds")
+
+
+def load(folder: Path, *words: str) -> config.RunConfig:
+    return config.load("train", [*EVERYTHING, f"runs_dir={folder}", "name=r", "id=a", *words])
+
+
+def forked(size: int, work: Callable[[int], Any]) -> list[int]:
+    """The process numbers of `size` forks of this process that do `work(rank)`; with more than one they are ranks, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                if size > 1:
+                    os.environ |= {key: str(value) for key, value in variables(rank, size, port=port).items()}
+                work(rank)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        children.append(child)
+    return children
+
+
+def codes(children: list[int]) -> list[int]:
+    """Exit codes, minus the signal where one ended the process."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def calls(count: int, where: type, name: str, then: Callable[..., Any]) -> None:
+    """`then()` at the count-th call of a method, before it does anything; for use in a fork."""
+    whole, seen = getattr(where, name), []
+
+    def counted(self, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == count:
+            then(self, *args)
+        return whole(self, *args, **kwargs)
+
+    setattr(where, name, counted)
+
+
+def die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(run: config.RunConfig, count: int, where: type, name: str, *, size: int = 1) -> None:
+    """Train until the count-th call of a method on each process, and no further."""
+
+    def work(rank: int) -> None:
+        calls(count, where, name, die)
+        train(run, quiet=True)
+
+    assert codes(forked(size, work)) == [-signal.SIGKILL] * size
+
+
+def finished(run: config.RunConfig, *, size: int = 1) -> dict[str, Any]:
+    """Train to the end; all that the run has learnt and logged, less times."""
+    assert codes(forked(size, lambda rank: train(run, quiet=True))) == [0] * size
+    return outcome(Path(run.runs_dir) / "r/a")
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    last, best = (read(folder / f"checkpoints/{name}.ckpt") for name in ("last", "best"))
+    with (folder / "metrics.csv").open() as file:
+        rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+    return {
+        **{key: last[key] for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step")},
+        "best": best["state_dict"],
+        "stopping": [last["callbacks"][key] for key in last["callbacks"] if key.startswith(("EarlyStopping", "EMA"))],
+        "rows": rows,
+        "curves": curves(folder / "tensorboard"),
+    }
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every point in the event files, as it stands there: nothing is purged."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for file in sorted(folder.glob("events*")):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}, purge_orphaned_data=False)
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            if tag not in TIMES:
+                points.setdefault(tag, []).extend((event.step, event.value) for event in events.Scalars(tag))
+    return {tag: sorted(found) for tag, found in points.items()}
+
+
+def assert_same(a: Any, b: Any, at: str = "") -> None:
+    """Equal to the last bit."""
+    assert type(a) is type(b), at
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), at
+        for key in a:
+            assert_same(a[key], b[key], f"{at}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), (at, a, b)
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{at}[{k}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), at
+    else:
+        assert a == b, (at, a, b)
