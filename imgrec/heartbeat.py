@@ -393,6 +393,8 @@ def _at() -> str:
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     if frame is None:
         return ""
+    while frame.f_code.co_filename.startswith("<frozen os") and frame.f_back is not None:
+        frame = frame.f_back  # who called it says more
     code = frame.f_code
     place = f"{'/'.join(code.co_filename.split('/')[-3:])}:{frame.f_lineno} in {code.co_name}"
     outer: FrameType | None = frame

@@ -91,7 +91,7 @@ def hand_in(rank: int, heartbeat: Heartbeat) -> None:
     if rank != 1:
         heartbeat.post("state", f"of rank {rank}".encode() * 1000)
     if rank == 0:
-        found = heartbeat.collect("state", 2.0)
+        found = heartbeat.collect("state", 0.5)
         print([None if blob is None else len(blob) for blob in found], flush=True)
     distributed.barrier()
 
