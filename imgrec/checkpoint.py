@@ -21,7 +21,7 @@ from imgrec.errors import CheckpointError
 from imgrec.rundir import find
 from imgrec.target import ALLOW, in_your_packages
 
-VERSION = 1
+VERSION = 2
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # of the two a run keeps to go on from
 
 # A stored config is code to be called, and somebody else's file may name any: what each node of it may call.

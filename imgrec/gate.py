@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, WeightAveraging
-from pytorch_lightning.strategies import DDPStrategy
 from torch import distributed
 
 from imgrec import stopping
@@ -22,6 +21,7 @@ from imgrec.checkpoint import CheckpointIO
 from imgrec.classifier import Classifier
 from imgrec.errors import CheckpointError, Stopped
 from imgrec.resume import Mark, Place, Plain, held, place, set_loops, take_up, to_plain
+from imgrec.strategies import DDP
 
 if TYPE_CHECKING:
     from imgrec.config import RunConfig
@@ -193,9 +193,9 @@ class Gate(Callback):
         """
         trainer, epoch = self.trainer, self.trainer.fit_loop.epoch_progress.current
         alone = trainer.world_size == 1
-        finished = epoch.processed == epoch.ready  # type: ignore[attr-defined]
-        if finished or not (alone or (isinstance(trainer.strategy, DDPStrategy) and self.classifier.device.type == "cpu")):
-            return
+        between = epoch.processed == epoch.ready or epoch.started != epoch.ready  # type: ignore[attr-defined]
+        if between or not (alone or (isinstance(trainer.strategy, DDP) and self.classifier.device.type == "cpu")):
+            return  # between two epochs, whose ends and starts are not to be repeated by halves
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
         if batches.ready == batches.completed and (
             trainer.validating or batches.completed % trainer.accumulate_grad_batches == 0
@@ -214,6 +214,7 @@ class Gate(Callback):
             # Not trainer.save_checkpoint, which ends with a barrier.
             trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), self.folder.last)
             self.writer.wait()
+            self._entry, self.saving = None, False
             self.say(f"saved at step {now.step}, before what went wrong.")
 
     def _states_of_all(self) -> list[Plain] | None:

@@ -12,8 +12,9 @@ from conftest import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
 
+import imgrec.checkpoint
 from imgrec import cli
-from imgrec.checkpoint import VERSION, CheckpointIO, load_run, read
+from imgrec.checkpoint import VERSION, load_run, read
 from imgrec.config import load
 from imgrec.errors import CheckpointError
 from imgrec.losses import CrossEntropy
@@ -158,7 +159,7 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tmp_path, capsy
         return whole(self, logits, targets) * (float("nan") if len(steps) == 5 and torch.is_grad_enabled() else 1)
 
     monkeypatch.setattr(CrossEntropy, "per_sample", per_sample)
-    assert cli.main(run_words(tmp_path, "epochs=4")) == 2
+    assert cli.main(run_words(tmp_path, "epochs=4", "trainer.save_every_steps=2")) == 2
     folder = tmp_path / "runs/stops/1/checkpoints"
     assert capsys.readouterr().err == (
         f"imgrec: the loss is nan at step 5 (epoch 3); training stopped there and {folder} keeps the last good checkpoint. "
@@ -173,7 +174,7 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tmp_path, capsy
 def test_weights_that_explode_at_the_end_of_an_epoch_are_not_saved(tmp_path, capsys):
     """The training loss of that step is still finite: the validation tells. The rate is 0 at the first step and 1e30 at the second."""
     cycle = ["scheduler=cyclic", "scheduler.floor=0", "scheduler.up_epochs=1", "optim.lr=1e30"]
-    assert cli.main(run_words(tmp_path, "epochs=3", "trainer.limit_train_batches=1", *cycle)) == 2
+    assert cli.main(run_words(tmp_path, "epochs=3", "trainer.limit_train_batches=1", "trainer.save_every_steps=1", *cycle)) == 2
     folder = tmp_path / "runs/stops/1/checkpoints"
     said = capsys.readouterr().err
     assert said.startswith("imgrec: the validation loss is ")
@@ -223,26 +224,27 @@ def small_disk(tmp_path):
 
 
 def full_at_the_second_epoch(folder, monkeypatch, capsys, full) -> None:
-    whole, saved = CheckpointIO.save_checkpoint, []
+    whole, failed = imgrec.checkpoint.write, []
 
-    def save_checkpoint(self, checkpoint, path, storage_options=None):
-        saved.append(path)
+    def write(checkpoint, path):
         if checkpoint["global_step"] == 2:
-            return whole(self, checkpoint, path, storage_options)
+            return whole(checkpoint, path)
+        failed.append(path)
         with full(folder):
-            return whole(self, checkpoint, path, storage_options)
+            return whole(checkpoint, path)
 
+    words = run_words(folder, "epochs=3", "trainer.save_every_steps=2")
     with monkeypatch.context() as patched:
-        patched.setattr(CheckpointIO, "save_checkpoint", save_checkpoint)
-        assert cli.main(run_words(folder, "epochs=3")) == 2
+        patched.setattr(imgrec.checkpoint, "write", write)
+        assert cli.main(words) == 2
     checkpoints = folder / "runs/stops/1/checkpoints"
     said = capsys.readouterr().err
-    assert said.startswith(f"imgrec: {saved[-1]} cannot be written: ")
-    assert said.endswith(f"; {saved[-1]} of before is whole. Make room on that disk and start the same command again.\n")
+    assert said.startswith(f"imgrec: {failed[0]} cannot be written: ")
+    assert said.endswith(f"; {failed[0]} of before is whole. Make room on that disk and start the same command again.\n")
     assert said.count("\n") == 1
     assert sorted(file.name for file in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
     assert {read(file)["global_step"] for file in checkpoints.iterdir()} == {2}
-    assert cli.main(run_words(folder, "epochs=3")) == 0
+    assert cli.main(words) == 0
     assert read(checkpoints / "last.ckpt")["global_step"] == 6
 
 

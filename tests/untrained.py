@@ -29,5 +29,6 @@ def save_run(folder: Path, *words: str, classes: tuple[str, ...] = CLASSES, seed
     writer = CheckpointIO()
     writer.card = card(run, classes, {key: run.data[key] for key in keys})
     writer.save_checkpoint({"state_dict": classifier.state_dict(), "epoch": 0}, folder / "checkpoints" / "best.ckpt")
+    writer.wait()
     (folder / "config.yaml").touch()
     return folder
