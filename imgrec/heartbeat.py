@@ -112,6 +112,7 @@ class Heartbeat:
         """Connect to rank 0 and start the thread. All ranks must call it, after torch.distributed is initialised."""
         if self.world_size == 1:
             return
+        import torch
         from torch import distributed
 
         told: list[tuple[list[str], int, str] | None] = [self._listen() if self.rank == 0 else None]
@@ -123,6 +124,7 @@ class Heartbeat:
             self._connect(*told[0])
         _open.add(self)
         self._thread.start()
+        distributed.all_reduce(torch.zeros(1))  # a rank that failed at once would be gone before the others have met it
 
     def hold(self) -> None:
         """This rank has something to save: let it do so, even if the run is to end."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from imgrec.errors import ConfigError, ImgrecError
+from imgrec import stopping
+from imgrec.errors import ConfigError, ImgrecError, Stopped
 from imgrec.rules import show
 
 if TYPE_CHECKING:
@@ -220,6 +221,9 @@ def environment(world: World) -> "ClusterEnvironment":
 _stores: "list[Store]" = []  # the one of the connected processes, once they are; the first of them or torchrun keeps it
 
 
+LATER_S = 30.0  # a collective that waits in vain is ended by the heartbeat, with a line that names the rank; nccl would abort without one
+
+
 def connect(world: World, *, timeout_s: float) -> None:
     """One process group of all processes, before Lightning makes its own: gloo on the CPU, nccl on GPUs. A lone process needs none.
 
@@ -231,7 +235,7 @@ def connect(world: World, *, timeout_s: float) -> None:
         return
     _stores[:] = [_meet(world, timeout_s)]
     backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
-    limit = timedelta(seconds=timeout_s)
+    limit = timedelta(seconds=timeout_s + LATER_S)
     distributed.init_process_group(backend, store=_stores[0], rank=world.rank, world_size=world.size, timeout=limit)
 
 
@@ -250,16 +254,19 @@ def _meet(world: World, timeout_s: float) -> "Store":
     keeps = world.rank == 0 and not torchrun_keeps_it
     end, limit = time.monotonic() + timeout_s, timedelta(seconds=timeout_s)
     try:
+        if not keeps:
+            _wait_for(host, port, end)
         store = PrefixStore(
             f"imgrec/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
             TCPStore(host, port, world.size, keeps, limit, wait_for_workers=False),
         )
-    except DistError as error:
+    except (DistError, OSError) as error:
         what = "cannot listen there" if keeps else f"nobody answered within {timeout_s:g} s"
         raise ConfigError(f"{me} should meet the other {world.size - 1} at {host}:{port}, but {what}. {look}") from error
     store.set(f"here/{world.rank}", socket.gethostname())
     came = store.add("came", 1)
     while came < world.size and time.monotonic() < end:
+        _go_on()
         time.sleep(0.02 if world.size <= 16 else 0.5)  # seconds; thousands must not wear the store out
         came = store.add("came", 0)
     if came < world.size:
@@ -269,6 +276,25 @@ def _meet(world: World, timeout_s: float) -> "Store":
             f"{came} of {world.size} processes came to {host}:{port} within {timeout_s:g} s; missing: rank {named} (says {me}). {look}"
         )
     return store
+
+
+def _wait_for(host: str, port: int, end: float) -> None:
+    """Until somebody listens there; the store's own waiting could not be stopped. OSError at `end`, a time.monotonic()."""
+    while True:
+        _go_on()
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+        except OSError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _go_on() -> None:
+    if (reason := stopping.asked()) is not None:
+        raise Stopped(f"stopped by {reason} before all processes had come. Start the same command again.")
 
 
 def only_alone(command: str) -> None:
