@@ -18,6 +18,7 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from typing import Any
 
@@ -169,32 +170,45 @@ def ranks(counts: Sequence[int], rounds: int) -> None:
         "pid": 12345,
     }
     print(f"heartbeat: a line of about {len(json.dumps(beat)) + 1} bytes a second from each rank to the first")
-    context = multiprocessing.get_context("fork")
     for count in counts:
-        port, queue = 29_500 + os.getpid() % 400 + count, context.Queue()
-        workers = [context.Process(target=flags, args=(rank, count, port, rounds, queue)) for rank in range(count)]
-        for worker in workers:
-            worker.start()
-        times = queue.get(timeout=300)
-        for worker in workers:
-            worker.join()
+        times, _ = together(flags, count, rounds)
         mid = median(times)
         print(
             f"reduce of the stop and save flags over {count} gloo processes: {seconds(mid)} ({seconds(min(times))} to {seconds(max(times))}), "
             f"{mid / (2 * (count - 1)) * 1e6:.0f} us a hop",
             flush=True,
         )
+    for count in counts[:4]:
+        times, more = together(confusion, count, 1)
+        print(
+            f"sum of the confusion matrix of {CLASSES:,} classes over {count} gloo processes: {seconds(times[0])}, {size(more)} more on each"
+        )
 
 
-def _saved(found: Any) -> bytes:
-    file = io.BytesIO()
-    torch.save(found, file)
-    return file.getvalue()
+def together(way: Callable[..., Any], count: int, rounds: int) -> tuple[list[float], int]:
+    """What `way` puts into its queue in the first of `count` forked processes that one group connects."""
+    context = multiprocessing.get_context("fork")
+    queue, port = context.Queue(), random.randint(20_000, 29_000)
+    workers = [context.Process(target=connected, args=(way, rank, count, port, rounds, queue)) for rank in range(count)]
+    for worker in workers:
+        worker.start()
+    found: tuple[list[float], int] = queue.get(timeout=300)
+    for worker in workers:
+        worker.join()
+    return found
 
 
-def flags(rank: int, count: int, port: int, rounds: int, queue: Any) -> None:
+def connected(way: Callable[[int], tuple[list[float], int]], rank: int, count: int, port: int, rounds: int, queue: Any) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=count)
+    found = way(rounds)
+    if rank == 0:
+        queue.put(found)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def flags(rounds: int) -> tuple[list[float], int]:
     found, times = torch.zeros(2, dtype=torch.int32), []
     for _ in range(rounds + 1):
         distributed.barrier()
@@ -202,9 +216,23 @@ def flags(rank: int, count: int, port: int, rounds: int, queue: Any) -> None:
         for _ in range(50):
             distributed.all_reduce(found, distributed.ReduceOp.MAX)
         times.append((time.perf_counter() - start) / 50)
-    if rank == 0:
-        queue.put(times[1:])
-    distributed.destroy_process_group()
+    return times[1:], 0
+
+
+def confusion(rounds: int) -> tuple[list[float], int]:
+    """Once: the most memory that a process has had is known, but not that of a second time."""
+    tally = Tally(num_classes=CLASSES)
+    tally.update(torch.randn(256, CLASSES), torch.arange(256), torch.ones(256))
+    distributed.barrier()
+    before, start = getrusage(RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    tally.compute()
+    return [time.perf_counter() - start], (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def _saved(found: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(found, file)
+    return file.getvalue()
 
 
 def main() -> None:
