@@ -89,8 +89,8 @@ class Gate(Callback):
             checkpoint["resume"] = self._entry
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save; not where the loss is not finite or the disk is full, as what is there already is better."""
-        if not isinstance(exception, Stopped | NotFiniteError | CheckpointError):
+        """Save; not before the training has begun, nor where the loss is not finite or the disk is full: what is there already is better."""
+        if hasattr(self, "_mark") and not isinstance(exception, Stopped | NotFiniteError | CheckpointError):
             self._rescue()
 
     # What the loaders call
