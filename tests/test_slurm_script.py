@@ -202,3 +202,92 @@ def test_what_sbatch_says_is_passed_on(tmp_path, monkeypatch, capsys):
 def test_a_script_needs_no_torch():
     code = "import sys; from imgrec.cli import main; code = main(['slurm', 'dry_run=true', '--', 'model=vgg']); sys.exit(3 if 'torch' in sys.modules else code)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def start(tmp_path):
+    """start(said, code) is a start of launch/slurm.sbatch whose srun prints `said` and ends with `code`: (exit code, what scontrol was told, new lines)."""
+    log = tmp_path / "log"
+    programs = {
+        "srun": 'case "$*" in *" true") exit "$NODES_ANSWER" ;; esac; printf "%s" "$SAID"; exit "$CODE"',
+        "squeue": 'echo "$STATE"',
+        "scontrol": 'echo "$*" >>"$TOLD"; exit "$REQUEUE"',
+        "sleep": "",
+    }
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def started(said="", code=0, *, state="RUNNING None", requeue=0, nodes_answer=0, failures=0, **more):
+        told = tmp_path / "told"
+        told.write_text("")
+        before = len(log.read_text()) if log.exists() else 0
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1"}
+        fake = {"SAID": said, "CODE": code, "STATE": state, "TOLD": told, "REQUEUE": requeue, "NODES_ANSWER": nodes_answer}
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | {k: str(v) for k, v in (job | fake | more).items()}
+        script = HAND.replace("requeue_on_failure=0", f"requeue_on_failure={failures}")
+        with log.open("a") as file:
+            done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, stdout=file, stderr=file, check=False)
+        return done.returncode, told.read_text().strip(), log.read_text()[before:]
+
+    return started
+
+
+def stopped(step, *codes):
+    said = f"imgrec: stopped by SIGUSR1 at step {step} (epoch 1 of 3); saved. Start the same command again to go on.\n"
+    return said + "".join(f"srun: error: n1: task {rank}: {code}\n" for rank, code in enumerate(codes))
+
+
+STOPPED, KILLED = "Exited with exit code 75", "Killed"
+
+
+def test_a_stopped_job_is_requeued_and_a_finished_one_is_not(start):
+    assert start()[:2] == (0, "")
+    assert start(stopped(20, STOPPED), 75)[:2] == (75, "requeue 7")
+    assert start(stopped(30, STOPPED, KILLED), 137)[:2] == (75, "requeue 7")  # one that was slow to end, after all had saved
+    assert start(stopped(40, STOPPED), 75, state="COMPLETING TimeLimit")[1] == "requeue 7"
+    assert start(stopped(50, STOPPED), 75, state="COMPLETING None")[1] == ""  # scancel, or SLURM's own requeue
+    assert start(stopped(60, STOPPED), 75, SLURM_ARRAY_JOB_ID=7, SLURM_ARRAY_TASK_ID=3)[1] == "requeue 7_3"
+
+
+def test_what_failed_first_is_what_happened(start):
+    first = "srun: error: n1: tasks 0-1: Exited with exit code 2\nsrun: error: n2: task 2: Killed\n"
+    code, told, said = start(first, 137)
+    assert (code, told) == (2, "")
+    assert " was refused, see above" in said
+    code, told, said = start(
+        "srun: error: n2: task 2: Exited with exit code 1\nsrun: error: n1: task 0: Exited with exit code 75\n", 75
+    )
+    assert (code, told) == (1, "")
+    assert " failed with code 1, see above" in said
+    assert start("srun: error: n1: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 75\n", 137)[0] == 137
+
+
+def test_failures_are_started_again_as_often_as_was_asked_for(start):
+    found = [start("", 1, failures=2) for _ in range(3)]
+    assert [(code, told) for code, told, _ in found] == [(1, "requeue 7"), (1, "requeue 7"), (1, "")]
+    assert "is started again (2 of 2): back into the queue" in found[1][2]
+
+
+def test_a_lost_node_is_no_failure_of_the_run(start):
+    code, told, said = start("", 1, nodes_answer=1)
+    assert (code, told) == (1, "requeue 7")
+    assert "has lost a node: back into the queue" in said
+    assert start("", 1, nodes_answer=1, state="COMPLETING NodeFail")[1] == ""  # SLURM knows, and requeues
+
+
+def test_three_starts_without_a_step_are_enough(start):
+    assert [start(stopped(20, STOPPED), 75)[1] for _ in range(3)] == ["requeue 7"] * 3
+    code, told, said = start(stopped(20, STOPPED), 75)
+    assert (code, told) == (75, "")
+    assert "came no further in 3 starts, given up" in said
+
+
+def test_steps_between_starts_are_progress(start):
+    assert {start(stopped(step, STOPPED), 75)[1] for step in (9, 20, 20, 20, 100, 100, 101)} == {"requeue 7"}
+
+
+def test_a_requeue_that_is_not_allowed_says_how_to_go_on(start):
+    code, told, said = start(stopped(20, STOPPED), 75, requeue=1)
+    assert (code, told.splitlines()) == (75, ["requeue 7"] * 5)
+    assert "could not be requeued. To go on: sbatch the same again, with id=7" in said

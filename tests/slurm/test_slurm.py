@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -96,9 +95,8 @@ def test_a_node_crashes_and_comes_back(cluster, undisturbed, node):
     assert_same_run(job.folder, undisturbed)
 
 
-def kill_rank_1(cluster: Cluster) -> None:
-    found = cluster.on("n2", "pgrep", "-f", "imgrec.train").split()
-    subprocess.run([HERE / "cluster", "exec", "n2", "kill", "-9", *found], env=cluster.environment, check=True)
+def kill_rank_1(cluster: Cluster, signal: str = "KILL") -> None:
+    cluster.on("n2", "pkill", f"-{signal}", "-f", "imgrec.train")
 
 
 def test_a_killed_process_ends_the_job_and_it_says_so(cluster):
@@ -110,6 +108,15 @@ def test_a_killed_process_ends_the_job_and_it_says_so(cluster):
     assert code not in (0, 2, 75)
     assert re.search(r"^slurm: .* failed with code \d+, see above$", job.said(), re.MULTILINE)
     assert "n2: task 1: Killed" in job.said()
+
+
+def test_a_process_that_hangs_ends_the_job_and_is_named(cluster):
+    job = cluster.submit(TWO, *TRAINING[:-1], SLOW, "trainer.timeout_s=30")
+    job.reaches(2)
+    kill_rank_1(cluster, "STOP")
+    assert job.ends()[0] == "FAILED"
+    assert re.search(r"^imgrec: rank 1 on n2 .* has given no sign for 30 s", job.said(), re.MULTILINE)
+    assert " failed with code 1, see above" in job.said()
 
 
 def test_a_killed_process_is_started_again_where_that_is_asked_for(cluster, undisturbed):
