@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from conftest import SMALL
 from ranks import together
-from worlds import started, variables
+from worlds import exit_codes, started, variables
 
-from imgrec import cli
+from imgrec import cli, stopping
 from imgrec.config import RunConfig, load
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, DataError, Stopped
 from imgrec.processes import World, agreed, check, connect, wanted, world
 from imgrec.rundir import choose
 
@@ -151,6 +151,41 @@ def test_nobody_at_the_address() -> None:
 
     (said,) = together(1, lambda rank: [os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="9"), work(rank)][1], group=False)
     assert "should meet the other 1 at 127.0.0.1:9, but nobody answered within 1 s" in said
+
+
+def test_a_signal_ends_the_waiting_for_the_others() -> None:
+    def work(rank: int) -> str:
+        if rank == 2:
+            return ""
+        stopping.ask("SIGTERM")
+        with pytest.raises(Stopped) as caught:
+            connect(world(), timeout_s=60)
+        return str(caught.value)
+
+    start = time.monotonic()
+    said = "stopped by SIGTERM before all processes had come. Start the same command again."
+    assert started(3, work) == [said, said, ""]
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("who", [(0, 1, 2), (2,), (0,)])
+def test_bad_input_of_processes_that_torchrun_started_is_one_line(
+    who: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from imgrec import trainer
+
+    build = trainer.build_data
+
+    def refuse(run: RunConfig, *rest: Any) -> Any:
+        if world().rank in who:
+            raise DataError("pictures cannot be read. Name others.")
+        return build(run, *rest)
+
+    monkeypatch.setattr(trainer, "build_data", refuse)
+    words = [word for word in SMALL if not word.startswith(("trainer.devices", "batch_size"))]
+    assert exit_codes(3, lambda: cli.main(["train", *words, "batch_size=6", f"runs_dir={tmp_path}"])) == [2, 2, 2]
+    name = "" if 0 in who else f" (rank {who[0]} on {os.uname().nodename})"
+    assert capfd.readouterr().err == f"imgrec: pictures cannot be read. Name others{name}.\n"
 
 
 # The children of a run, with a stand-in for the training: what the run's name says
