@@ -121,7 +121,7 @@ def ending(
     classifier.load_state_dict(read(folder.best if folder.best.exists() else folder.last)["state_dict"])
     found = None
     if data.counts("test").any():
-        trainer.test(classifier, dataloaders=data.test_dataloader(), verbose=False)
+        trainer.test(classifier, datamodule=data, verbose=False)
         found = classifier.test_report
         assert found is not None
     seconds = sum(row.get("seconds", 0.0) for row in history.rows)  # the first process measures

@@ -2,7 +2,7 @@
 
     python tests/prove_resume.py [--kills 100] [--seed 0]
 
-A run has everything on (resuming.EVERYTHING). It is killed with SIGKILL after a random share of the time that the unbroken one took, started again, and
+A run has everything on (resuming.EVERYTHING). It is killed with SIGKILL after a random time, at most one and a half times what the unbroken one took, started again, and
 maybe killed again, until it is through; of two processes sometimes only one is killed, and the other has to end by itself. Exit code 1 if a bit differs.
 """
 
@@ -53,7 +53,7 @@ def main() -> int:
         kills = iter(track(range(asked.kills), "kills", console=Console(stderr=True)))
         while True:
             children = forked(way[0], partial(train_quietly, run_of(folder, way)))
-            time.sleep(chance.random() * seconds[way])
+            time.sleep(1.5 * chance.random() * seconds[way])
             victims = children if chance.random() < 0.7 else [chance.choice(children)]
             for child in victims:
                 os.kill(child, signal.SIGKILL)

@@ -158,6 +158,7 @@ def test_weights_that_the_run_began_with_are_not_fetched_again(tmp_path, monkeyp
     data = {key: settings.data[key] for key in ("image_size", "channels", "mean", "std", "resize", "crop_share")}
     writer.card = card(settings, CLASSES, data)
     writer.save_checkpoint({"state_dict": state}, run / "best.ckpt")
+    writer.wait()
     assert len(imgrec.load(run, device="cpu").predict(picture(40, 30, 3), top_k=4)[0].top) == 4
 
 

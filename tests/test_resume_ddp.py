@@ -32,6 +32,12 @@ def test_two_killed_processes_go_on_as_if_nothing_had_been(tmp_path, unbroken):
     assert_same(finished(run, size=2), unbroken)
 
 
+def test_two_processes_killed_in_the_test_repeat_the_test_alone(tmp_path, unbroken):
+    run = together(tmp_path)
+    killed(run, 1, Classifier, "test_step", size=2)
+    assert_same(finished(run, size=2), unbroken)
+
+
 def test_a_signal_for_one_process_stops_all_at_the_same_step(tmp_path, unbroken):
     run = together(tmp_path)
 
