@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, distributed
 from torchmetrics import Metric
 
 
@@ -34,7 +34,7 @@ class Tally(Metric):
     count: Tensor
 
     def __init__(self, *, num_classes: int) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)
         self.num_classes = num_classes
         long = torch.zeros((), dtype=torch.int64)
         self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
@@ -56,7 +56,13 @@ class Tally(Metric):
         self.count += labels.numel()
 
     def compute(self) -> Counts:
-        return Counts(self.confusion, self.top5_hits, self.loss_sum, self.count)
+        """Of all processes, which must all call it: one sum of K^2 numbers, where torchmetrics would gather a matrix from each of them."""
+        whole = torch.cat([self.confusion.view(-1), self.top5_hits[None], self.count[None]])
+        loss_sum = self.loss_sum.clone()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(whole)
+            distributed.all_reduce(loss_sum)
+        return Counts(whole[:-2].view_as(self.confusion), whole[-2], loss_sum, whole[-1])
 
     def report(self, classes: Sequence[str]) -> "Report":
         """The report of everything seen; every process must call it. classes: K names in the order of the labels."""

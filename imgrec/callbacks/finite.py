@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imgrec.errors import ImgrecError
 
-LAG = 10  # steps; on an accelerator a look at the loss waits for it, so it is looked at when it has long been computed
+LAG = 10  # steps; on a GPU a look at the loss would wait for all that is queued, so it is copied behind its step and looked at later
 
 
 class NotFiniteError(ImgrecError):
@@ -22,10 +22,10 @@ class Finite(Callback):
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._losses: list[tuple[int, int, Tensor]] = []
+        self._losses: list[tuple[int, int, Tensor, torch.cuda.Event | None]] = []
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self._losses.append((trainer.current_epoch + 1, trainer.global_step + 1, loss.detach()))
+        self._losses.append((trainer.current_epoch + 1, trainer.global_step + 1, *on_its_way(loss.detach())))
         self._look(keep=0 if loss.device.type == "cpu" else LAG)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -40,7 +40,9 @@ class Finite(Callback):
 
     def _look(self, keep: int) -> None:
         while len(self._losses) > keep:
-            epoch, step, loss = self._losses.pop(0)
+            epoch, step, loss, copied = self._losses.pop(0)
+            if copied is not None:
+                copied.synchronize()
             if not torch.isfinite(loss):
                 self._stop("loss", loss, "at", step, epoch)
 
@@ -54,3 +56,14 @@ class Finite(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> Any:
         self._losses.clear()
+
+
+def on_its_way(loss: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """From a GPU: where the loss will be in the host's memory, and the event after which it is there."""
+    if loss.device.type != "cuda":
+        return loss, None
+    there = torch.empty((), dtype=loss.dtype, pin_memory=True)
+    there.copy_(loss, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    return there, copied
