@@ -217,9 +217,9 @@ class Heartbeat:
                 beat_at = now + self._beat_s
                 self._beat(now, FAILED if self._explaining else _at() if now - moved > self.timeout_s / 2 else "")
             self._send()
+            self._judge(now)
             if self.rank and self._peers[0].cut is not None and self._peers[0].left is not None and not self._verdict:
                 return  # rank 0 has ended as it should
-            self._judge(now)
 
     def _beat(self, now: float, at: str) -> None:
         message = {"doing": self._doing, "moves": self._moves, "at": at, **self._who}
