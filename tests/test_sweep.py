@@ -340,3 +340,19 @@ def test_settings_of_optuna_follow_the_run() -> None:
     assert str(caught.value) == (
         "hydra.sweeper.direction=minimize, but the objective is monitor=val/accuracy. Leave it out, or set hydra.sweeper.direction=maximize."
     )
+
+
+@pytest.mark.slow
+def test_jobs_on_two_devices_are_those_on_one(sweep: Sweep) -> None:
+    """Each job starts its processes from its own config, and nothing of it is left for the next one."""
+    words = ["data.image_size=12", "trainer.limit_test_batches=1.0", "data.test_samples=7"]
+    assert sweep("optim.lr=0.1,0.001", *words, "trainer.devices=2", "name=two") == 0
+    assert sweep("optim.lr=0.1,0.001", *words, "trainer.devices=1", "name=one") == 0
+    two, one = rows("runs/two/sweep_1"), rows("runs/one/sweep_1")
+    assert [row["job"] for row in two] == [row["job"] for row in one]
+    for mine, other in zip(map(result, two), map(result, one), strict=True):
+        assert mine["device"].startswith("2 x cpu")
+        assert mine["test"]["count"] == 7
+        assert mine["test"]["confusion"] == other["test"]["confusion"]
+        assert mine["last"]["train/loss"] == pytest.approx(other["last"]["train/loss"], rel=1e-5)
+        assert "-m" not in shlex.split(mine["command"])[1:]
