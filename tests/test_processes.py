@@ -242,6 +242,7 @@ def parent(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
         return subprocess.Popen(
             [sys.executable, "-c", start, "train", *words, *own],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
         )  # fmt: skip
 
     return begin
