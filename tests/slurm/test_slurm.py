@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,17 @@ def test_requeued_in_the_middle(cluster, undisturbed):
     job.reaches(2)
     job.command("scontrol", "requeue", job.number)
     job.finished(restarts=1)
+    assert_same_run(job.folder, undisturbed)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 3.0])
+def test_a_signal_that_comes_early_kills_nothing(cluster, undisturbed, seconds):
+    """While bash, Python or torch starts."""
+    job = cluster.submit(TWO, *TRAINING)
+    job.starts(1)
+    time.sleep(seconds)
+    job.command("scancel", "--signal=USR1", job.number)
+    job.finished()
     assert_same_run(job.folder, undisturbed)
 
 
@@ -166,7 +178,9 @@ def test_an_array_runs_a_sweep_and_a_task_of_it_goes_on(cluster):
         cluster.run(sys.executable, "-m", "imgrec.train", *sweep[:-2], f"optim.lr={lr}", "trainer.devices=1", f"id=lr_{lr}")
         assert_same_run(task.folder, array.folder.parent / f"lr_{lr}")
     table = cluster.run(sys.executable, "-m", "imgrec.train", *sweep, SLOW, f"id={array.folder.name}", "job=none")
-    assert len(re.findall(r"finished|\b[01]\b", table)) >= 2
+    assert sorted(line.split()[-1] for line in table.splitlines() if re.match(r" +[12]  0\.0", line)) == [
+        f"{array.folder.name}/{k}" for k in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +211,23 @@ def test_what_sbatch_was_told_must_fit(cluster, options, words, says):
     assert lines
     assert all(says in line and "#SBATCH --" in line for line in lines)
     assert " was refused, see above" in job.said()
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "says"),
+    [
+        (["--ntasks=2", "--nodes=1"], "srun", "SLURM_NTASKS=2 without --ntasks-per-node. Write #SBATCH --ntasks-per-node=2 instead of --ntasks."),
+        (["--ntasks-per-node=2"], "", "this process was started without srun, so once. Write srun before python"),
+        (["--ntasks=3", "--nodes=2", "--ntasks-per-node=2"], "srun", "every node must have as many tasks. Write #SBATCH --nodes=2 --ntasks-per-node=2."),
+    ],
+)  # fmt: skip
+def test_a_script_of_ones_own_must_start_the_processes_as_they_are_needed(cluster, options, command, says):
+    log = cluster.place / f"own-{len(list(cluster.place.glob('own-*')))}.log"
+    line = f"{command} {sys.executable} -m imgrec.train runs_dir={cluster.place}/runs data=fake"
+    number = cluster.run("sbatch", "--parsable", f"--output={log}", *options, f"--wrap={line}").strip()
+    job = Job(number, log, cluster.place, cluster.environment)
+    assert job.ends() == ("FAILED", 2), job.said()
+    assert says in job.said()
 
 
 def test_the_script_for_hands_trains(cluster):
