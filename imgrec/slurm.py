@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -18,10 +18,7 @@ from imgrec.config import RunConfig
 from imgrec.errors import ConfigError
 from imgrec.files import quoted
 from imgrec.rules import check_devices
-
-TEMPLATE = "slurm.sbatch"
-UNITS = {"d": 86400, "h": 3600, "m": 60}  # seconds
-Options = dict[str, str | None]  # of sbatch; None: not given
+from imgrec.slurmscript import Options, clock, fill, jobs_of, seconds, template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +74,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     training = _training(words, config_dir)
     _check(asked, training)
     logs = Path(training.run.runs_dir).absolute() / "slurm"
-    text = script(asked, training, logs=logs, source=shlex.join(["imgrec", "slurm", *argv]))
+    text = script(asked, training, logs=logs, source=shlex.join(["imgrec", "slurm", *given, "--", *training.words]))
     if asked.dry_run:
         print(text, end="")
         return 0
@@ -144,7 +141,7 @@ def _check(asked: Submission, training: Training) -> None:
         raise ConfigError(
             f"name={run.name} id={run.id} job_name={asked.job_name}: they are words without a slash; runs_dir=FOLDER says where runs are kept."
         )
-    if asked.time is not None and asked.signal_s >= _seconds(asked.time):
+    if asked.time is not None and asked.signal_s >= seconds(asked.time):
         raise ConfigError(
             f"signal_s={asked.signal_s}, but time={asked.time} is over by then: the job would save as soon as it starts. Set a longer time, or a smaller signal_s."
         )
@@ -156,42 +153,6 @@ def _check(asked: Submission, training: Training) -> None:
         )
 
 
-def _seconds(text: str) -> int:
-    """'1d12h', '90m', '8:00:00' and '1-12:00:00' in seconds; ConfigError for anything else."""
-    short = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", text)
-    long = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text)
-    if text and short:
-        return sum(int(part or 0) * size for part, size in zip(short.groups(), UNITS.values(), strict=True))
-    if long and long[4] is not None:
-        days, hours, minutes, seconds = (int(part or 0) for part in long.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-    near = (
-        f" Type time={text}m for minutes or time={text}h for hours." if text.isdecimal() else " Type 90m, 8h, 1d12h or 8:00:00."
-    )
-    raise ConfigError(f"time={text}: a number with its unit is needed.{near}")
-
-
-def _clock(text: str) -> str:
-    """A time as sbatch reads it in one way only: DAYS-HH:MM:SS."""
-    minutes, seconds = divmod(_seconds(text), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{f'{days}-' if days else ''}{hours:02}:{minutes:02}:{seconds:02}"
-
-
-def _array(text: str | None, jobs: int) -> str:
-    """What follows --array= for a sweep of `jobs` jobs; ConfigError for a job that there is not."""
-    which, percent, most = (text or "").partition("%")
-    numbers = [int(number) for number in re.findall(r"\d+", which.partition(":")[0])]
-    if not re.fullmatch(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?(%[1-9]\d*)?", text or ""):
-        raise ConfigError(
-            f"array={text} cannot be read. Type numbers of jobs and how many at once: 0-7, 0,3,5 or 0-{jobs - 1}%4."
-        )
-    if any(number >= jobs for number in numbers):
-        raise ConfigError(f"array={text}, but the sweep has {jobs} jobs. Type array=0-{jobs - 1} or less.")
-    return (which or f"0-{jobs - 1}") + percent + most
-
-
 def script(asked: Submission, training: Training, *, logs: Path, source: str) -> str:
     """launch/slurm.sbatch with the settings filled in; the log goes into `logs`."""
     numbers = "%j" if training.jobs is None else "%A_%a"
@@ -201,7 +162,7 @@ def script(asked: Submission, training: Training, *, logs: Path, source: str) ->
         "ntasks-per-node": str(asked.tasks),
         "gpus-per-node": str(asked.gpus_per_node) if asked.gpus_per_node else None,
         "cpus-per-task": None if asked.cpus_per_task is None else str(asked.cpus_per_task),
-        "time": None if asked.time is None else _clock(asked.time),
+        "time": None if asked.time is None else clock(asked.time),
         "signal": f"USR1@{asked.signal_s}",
         "output": f"{str(logs / training.folder).replace('%', '%%')}-{numbers}.log",
         "chdir": os.getcwd(),
@@ -210,7 +171,7 @@ def script(asked: Submission, training: Training, *, logs: Path, source: str) ->
         "account": asked.account,
         "qos": asked.qos,
         "constraint": asked.constraint,
-        "array": None if training.jobs is None else _array(asked.array, training.jobs),
+        "array": None if training.jobs is None else jobs_of(asked.array, training.jobs),
         "mail-user": asked.mail,
         "mail-type": "END,FAIL,REQUEUE" if asked.mail else None,
     }
@@ -224,58 +185,6 @@ def script(asked: Submission, training: Training, *, logs: Path, source: str) ->
     }
     extra = shlex.split(asked.extra) if asked.extra else []
     return fill(template().read_text(), options, extra=extra, body=body, head=f"Written by: {source}")
-
-
-def template() -> Path:
-    """launch/slurm.sbatch of a checkout or of an installed wheel."""
-    package = Path(__file__).parent
-    for found in (package / "launch" / TEMPLATE, package.parent / "launch" / TEMPLATE):
-        if found.is_file():
-            return found
-    raise ConfigError(f"no launch/{TEMPLATE} beside {package}: the installation is incomplete. Install imgrec again.")
-
-
-def fill(text: str, options: Options, *, extra: Sequence[str], body: Mapping[str, str | None], head: str) -> str:
-    """A script with other values of its #SBATCH lines, further ones after them, and lines of its body replaced.
-
-    `body` maps the beginning of a line to the line to put there, or None for none. The comment at the head gives way to `head`.
-    """
-    lines = text.splitlines()
-    found = [re.fullmatch(r"#SBATCH --([a-z-]+)(?:=(\S+))?(\s+#.*)?", line) for line in lines]
-    first = next(place for place, match in enumerate(found) if match)
-    last = max(place for place, match in enumerate(found) if match)
-    filled = [lines[0], f"# {head}"]
-    there = set()
-    for line, match in zip(lines[first : last + 1], found[first : last + 1], strict=True):
-        assert match, f"not an option of sbatch: {line}"
-        name = match[1]
-        there.add(name)
-        if name not in options:
-            filled.append(line)
-        elif (value := options[name]) is not None:
-            option, comment = _option(name, value), (match[3] or "").strip()
-            filled.append(f"{option:<{match.end() - len(comment) - 1}} {comment}".rstrip())
-    filled += [_option(name, value) for name, value in options.items() if name not in there and value is not None]
-    filled += [_option(*option.removeprefix("--").partition("=")[::2]) for option in extra]
-    for line in lines[last + 1 :]:
-        start = next((start for start in body if line.startswith(start)), None)
-        if start is None:
-            filled.append(line)
-        elif (new := body[start]) is not None:
-            filled.append(new)
-    return "\n".join(filled) + "\n"
-
-
-def _option(name: str, value: str) -> str:
-    key = name.replace("-", "_")
-    if '"' in value or "\\" in value or not value.isprintable():
-        raise ConfigError(f"{key}={value!r} has a character that sbatch cannot read in a script. Leave it out.")
-    return f"#SBATCH --{name}" + (f"={_protected(value)}" if value else "")
-
-
-def _protected(value: str) -> str:
-    """sbatch takes a # outside quotes for a comment, and a blank for the end."""
-    return f'"{value}"' if re.search(r"[\s#']", value) else value
 
 
 def _submit(text: str, logs: Path, name: str) -> tuple[str, Path]:
@@ -303,7 +212,7 @@ def _say(asked: Submission, training: Training, number: str, logs: Path, kept: P
     each = f"{asked.nodes} node{'s' * (asked.nodes > 1)} x {asked.tasks} process{'es' * (asked.tasks > 1)}"
     folder = Path(run.runs_dir) / training.folder / (run.id or (f"sweep_{number}" if array else number))
     log = logs / f"{training.folder}-{number}{'_*' if array else ''}.log"
-    print(f"job     {number}: {each}{f', array {_array(asked.array, training.jobs or 0)}' if array else ''}")
+    print(f"job     {number}: {each}{f', array {jobs_of(asked.array, training.jobs or 0)}' if array else ''}")
     print(f"script  {kept}")
     print(f"run     {folder}")
     print(f"log     tail -F {log}")

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgrec import slurm
+from imgrec import slurm, slurmscript
 from imgrec.cli import main
 from imgrec.config import load
 from imgrec.errors import ConfigError
 from imgrec.help import EXAMPLES
 
-HAND = slurm.template().read_text()
+HAND = slurmscript.template().read_text()
 
 
 def printed(capsys, *words):
@@ -164,16 +164,16 @@ def test_the_trainings_of_the_examples_compose(example):
 @given(st.integers(0, 9), st.integers(0, 23), st.integers(0, 59))
 def test_a_time_is_the_same_however_it_is_written(days, hours, minutes):
     total = ((days * 24 + hours) * 60 + minutes) * 60
-    clock = slurm._clock(f"{days}d{hours}h{minutes}m")
+    clock = slurmscript.clock(f"{days}d{hours}h{minutes}m")
     assert (
-        slurm._seconds(clock)
-        == slurm._seconds(f"{days * 1440 + hours * 60 + minutes}m")
-        == slurm._seconds(f"{days}-{hours}:{minutes:02}:00")
+        slurmscript.seconds(clock)
+        == slurmscript.seconds(f"{days * 1440 + hours * 60 + minutes}m")
+        == slurmscript.seconds(f"{days}-{hours}:{minutes:02}:00")
         == total
     )
     assert re.fullmatch(r"([1-9]-)?\d\d:\d\d:00", clock)
     with pytest.raises(ConfigError):
-        slurm._seconds(f"{hours}:{minutes}s")
+        slurmscript.seconds(f"{hours}:{minutes}s")
 
 
 def test_what_sbatch_says_is_passed_on(tmp_path, monkeypatch, capsys):

@@ -24,7 +24,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment |= {
         "SLURM_CLUSTER_DIR": state,
         "PATH": f"{state}/bin:{os.environ['PATH']}",
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": f"{HERE}:{HERE.parent.parent}",  # slow.py, and the imgrec of this checkout
         "IMGREC_ALLOW": "slow",
         "OMP_NUM_THREADS": "1",
     }
