@@ -17,7 +17,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from imgrec.config import Node, RunConfig, run_config
-from imgrec.errors import CheckpointError
+from imgrec.errors import CheckpointError, DamagedError
 from imgrec.rundir import find
 from imgrec.target import ALLOW, in_your_packages
 
@@ -134,13 +134,13 @@ def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
         raise CheckpointError(
             f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         size, reason = file.stat().st_size, (str(error).splitlines() or ["it ends too early"])[0].rstrip(".")
-        raise CheckpointError(
+        raise DamagedError(
             f"{file} ({size:,} bytes) is truncated or no checkpoint: {reason}. Name another, such as last.ckpt beside it."
         ) from error
     if damaged is not None:
-        raise CheckpointError(
+        raise DamagedError(
             f"{file} is damaged: the checksum of its record {damaged} does not match. Name another, such as {PREVIOUS} beside it."
         )
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not isinstance(checkpoint.get("imgrec"), dict):
@@ -174,16 +174,20 @@ def _refuse_foreign_code(config: Node, file: Path) -> None:
 def latest(folder: Path, say: Callable[[str], None]) -> tuple[Path, Node] | None:
     """The newest checkpoint of an unfinished run that is whole, with its "resume" entry; None where nothing was saved yet.
 
-    One that cannot be loaded is passed over, with a message, for the one before it.
+    A damaged one is passed over, with a message, for the one before it. Raises CheckpointError where no other is left, or for another format.
     """
-    for file in (folder / LAST, folder / PREVIOUS):
-        if file.is_file():
-            try:
-                return file, read(file)["resume"]
-            except CheckpointError as error:
-                say(str(error))
-            except KeyError:
-                say(f"{file} was not saved to go on from: it has no 'resume' entry.")
+    files = [file for file in (folder / LAST, folder / PREVIOUS) if file.is_file()]
+    for file in files:
+        try:
+            return file, read(file)["resume"]
+        except DamagedError as error:
+            if file == files[-1]:
+                raise
+            say(str(error))
+        except KeyError as error:
+            raise CheckpointError(
+                f"{file} was not saved to go on from: it lacks {error}. Start anew with resume=false."
+            ) from error
     return None
 
 

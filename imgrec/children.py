@@ -4,7 +4,6 @@ It trains nothing itself. The children read the config of the run from a file, s
 Python, or as a job of a sweep. They get torchrun's variables, and report how they ended in files, so that a run ends with one line and one exit code.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -26,7 +25,7 @@ from imgrec import errors, stopping, watchdog
 from imgrec.cli import NO_WRITING
 from imgrec.config import RunConfig, run_config
 from imgrec.errors import Died, ImgrecError, Stopped
-from imgrec.processes import CHILD
+from imgrec.processes import CHILD, end_with_parent
 from imgrec.rundir import RunDir, write
 
 FAILED, REFUSED = 1, 2
@@ -36,7 +35,6 @@ GRACE_S = 8.0  # after a death: the others find out by themselves, and say what 
 # Ctrl-C on a terminal reaches the whole process group. So it is blocked in the children, and their parent passes it on once, as this signal.
 CTRL_C = signal.SIGRTMIN
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-PR_SET_PDEATHSIG = 1  # of prctl(2)
 AGAIN = "Start the same command again to go on from the last checkpoint."
 
 
@@ -194,8 +192,7 @@ def _error(child: Child) -> Exception:
 
 def main(config: str, report: str, parent: str) -> None:
     """Train as one of the processes of a run, and write into `report` how that ended where it did not end well."""
-    if sys.platform == "linux":  # nobody would pass signals on, or end what hangs
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()  # nobody would pass signals on, or end what hangs
     if os.getppid() != int(parent):
         os._exit(FAILED)
     stopping.listen()

@@ -28,6 +28,10 @@ class Died(Exception):
     """A process of the run was killed or failed, which ended the others. Exit code 1."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint that is cut short, or whose checksums do not match."""
+
+
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """' Did you mean lr?' or nothing: the nearest known word, in a sentence that can follow another."""
     near = get_close_matches(word, known, n=1, cutoff=0.6)

@@ -5,9 +5,12 @@ imgrec.children starts them with torchrun's variables. Lightning's own launcher 
 Imports no torch before `connect`.
 """
 
+import ctypes
 import os
 import re
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -221,6 +224,7 @@ def environment(world: World) -> "ClusterEnvironment":
 _stores: "list[Store]" = []  # the one of the connected processes, once they are; the first of them or torchrun keeps it
 
 
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 LATER_S = 30.0  # a collective that waits in vain is ended by the heartbeat, with a line that names the rank; nccl would abort without one
 
 
@@ -297,12 +301,10 @@ def _go_on() -> None:
         raise Stopped(f"stopped by {reason} before all processes had come. Start the same command again.")
 
 
-def only_alone(command: str) -> None:
-    """ConfigError where a command that works in one process was started as several."""
-    if (here := world()).size > 1:
-        raise ConfigError(
-            f"{command} works in one process, but {here.started_by} started {here.size}. Start it without {here.started_by}."
-        )
+def end_with_parent() -> None:
+    """Let the kernel end this process when the one that started it is gone, however that ended (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def agreed(first: Callable[[], T]) -> T:
@@ -326,9 +328,9 @@ def agreed(first: Callable[[], T]) -> T:
 
 
 def to_say(error: ImgrecError) -> str | None:
-    """The line that this process should show for an error; None where another process speaks: of those that fail alike the first.
+    """The line that this process should show for an error; None where another process speaks: of those that fail one does, the first if it is among them.
 
-    One that fails alone names itself. The heartbeat ends the others.
+    Another one names itself. The heartbeat ends those that did not fail.
     """
     try:
         here = world()
@@ -344,12 +346,13 @@ def to_say(error: ImgrecError) -> str | None:
     line = f"{str(error).rstrip('.')} (rank {here.rank} on {socket.gethostname()})."
     try:
         if here.rank == 0:
+            speaks = store.add("speaks", 1) == 1
             store.set("failed/0", str(error))
             time.sleep(LINGER_S)  # the store may live in this process, and the others ask it
-            return str(error)
+            return str(error) if speaks else None
         end = time.monotonic() + LINGER_S
         while not store.check(["failed/0"]) and time.monotonic() < end:  # its wait() would warn on stderr
             time.sleep(0.05)
-        return None if store.check(["failed/0"]) and store.get("failed/0").decode() == str(error) else line
+        return None if store.check(["failed/0"]) or store.add("speaks", 1) > 1 else line
     except DistError:  # the first process took the store along
         return line

@@ -47,7 +47,7 @@ EVERYTHING = (
     "trainer.early_stopping_patience=2",
     "trainer.log_every_steps=1",
 )
-STEPS_PER_EPOCH = 4  # 24 images in sixes
+SAMPLES, STEPS_PER_EPOCH = 23, 4  # in sixes
 TIMES = ("images_per_second", "data_wait_share", "seconds")
 
 
@@ -123,7 +123,10 @@ def outcome(folder: Path) -> dict[str, Any]:
     with (folder / "metrics.csv").open() as file:
         rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
     return {
-        **{key: last[key] for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step")},
+        **{
+            key: last.get(key)
+            for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step")
+        },
         "best": best["state_dict"],
         "stopping": [last["callbacks"][key] for key in last["callbacks"] if key.startswith(("EarlyStopping", "EMA"))],
         "rows": rows,

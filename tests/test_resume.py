@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from resuming import STEPS_PER_EPOCH, assert_same, calls, codes, die, finished, forked, killed, load, outcome
+from resuming import SAMPLES, STEPS_PER_EPOCH, assert_same, calls, codes, die, finished, forked, killed, load, outcome
 
 from imgrec import config
 from imgrec.callbacks.history import History
-from imgrec.checkpoint import read
+from imgrec.checkpoint import VERSION, read
 from imgrec.classifier import Classifier
+from imgrec.data.order import shuffled
 from imgrec.data.stored import Stored
-from imgrec.errors import Stopped
+from imgrec.errors import CheckpointError, Stopped
 from imgrec.gate import Gate
 from imgrec.train import train
 
@@ -98,6 +99,53 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
     assert_same(outcome(tmp_path / "r/a"), unbroken)
 
 
+def test_without_a_whole_checkpoint_nothing_is_trained_over_what_is_there(tmp_path):
+    run = load(tmp_path, "trainer.save_every_steps=1")
+    killed(run, 4, Gate, "on_before_optimizer_step")
+    checkpoints = tmp_path / "r/a/checkpoints"
+    with (checkpoints / "previous.ckpt").open("r+b") as file:
+        file.truncate(3000)
+    last = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    torch.save(last | {"imgrec": last["imgrec"] | {"version": VERSION + 1}}, checkpoints / "last.ckpt")
+    with pytest.raises(
+        CheckpointError, match=rf"last.ckpt has checkpoint format {VERSION + 1}; this imgrec reads format {VERSION}\. "
+    ):
+        train(run, quiet=True)
+    (checkpoints / "last.ckpt").unlink()
+    with pytest.raises(CheckpointError, match=r"previous.ckpt \(3,000 bytes\) is truncated"):
+        train(run, quiet=True)
+
+
+def test_early_stopping_counts_on(tmp_path):
+    """At this rate no epoch is better than the first: the run ends after the third of six, also where it was killed in the third, or after it."""
+    words = ("epochs=6", "optim.lr=1e-12", "model.norm=none", "trainer.ema_decay=0.0", "monitor=val/accuracy")
+    whole = finished(load(tmp_path / "whole", *words))
+    assert [row["epoch"] for row in whole["rows"]] == ["1", "2", "3"]
+    run = load(tmp_path / "parts", *words, "trainer.save_every_steps=1")
+    killed(run, 2 * STEPS_PER_EPOCH + 2, Gate, "on_before_optimizer_step")
+    killed(run, 1, Classifier, "test_step")
+    assert_same(finished(run), whole)
+
+
+def test_a_rate_that_falls_on_a_plateau_falls_at_the_same_epoch(tmp_path):
+    words = (
+        "epochs=4",
+        "scheduler=plateau",
+        "scheduler.patience_epochs=0",
+        "scheduler.warmup_share=0",
+        "optim.lr=1e-12",
+        "model.norm=none",
+        "trainer.early_stopping_patience=0",
+        "monitor=val/accuracy",
+    )
+    whole = finished(load(tmp_path / "whole", *words))
+    assert len({row["lr"] for row in whole["rows"]}) == 3  # it falls after the second epoch, and after the third
+    run = load(tmp_path / "parts", *words, "trainer.save_every_steps=1")
+    for steps in (STEPS_PER_EPOCH + 3, STEPS_PER_EPOCH + 2):
+        killed(run, steps, Gate, "on_before_optimizer_step")
+    assert_same(finished(run), whole)
+
+
 # Stopping
 
 
@@ -152,6 +200,49 @@ def test_a_stop_in_the_test_repeats_the_test_alone(tmp_path, unbroken):
     said = stopped(run, 1, Classifier, "test_step")
     assert said == "stopped by SIGTERM in the test; saved. Start the same command again to go on."
     assert_same(finished(run), unbroken)
+
+
+def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unbroken):
+    """The worker sleeps for ten minutes over the second batch."""
+    run = load(tmp_path, "num_workers=1")
+
+    def work(rank: int) -> None:
+        read_images = Stored.__getitem__
+
+        def slow(self, request):
+            if len(self) == SAMPLES and request.indices[0] == second:
+                time.sleep(3)  # in which the first step is done
+                os.kill(os.getppid(), signal.SIGTERM)
+                time.sleep(600)
+            return read_images(self, request)
+
+        second = int(shuffled(SAMPLES, seed=run.seed)(0)[6])
+        Stored.__getitem__ = slow
+        begun = time.monotonic()
+        with pytest.raises(Stopped, match=r"at step 1 \(epoch 1 of 3\)"):
+            train(run, quiet=True)
+        assert time.monotonic() - begun < 60
+
+    assert codes(forked(1, work)) == [0]
+    assert_same(finished(run), unbroken)
+
+
+def test_the_second_ctrl_c_ends_at_once(tmp_path, capfd):
+    run = load(tmp_path)
+
+    def twice(*_) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def work(rank: int) -> None:
+        calls(2, Classifier, "training_step", twice)
+        train(run, quiet=True)
+
+    assert codes(forked(1, work)) == [130]
+    assert (
+        capfd.readouterr().err
+        == "\nimgrec: interrupted at once. Start the same command again to go on from the last checkpoint.\n"
+    )
 
 
 def test_a_time_budget_stops_each_start_anew(tmp_path, unbroken):

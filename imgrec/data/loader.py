@@ -14,6 +14,7 @@ from imgrec.data.batch import Batch, Request
 from imgrec.data.order import EpochBatches
 from imgrec.data.stored import ImageSet
 from imgrec.errors import DataError
+from imgrec.processes import end_with_parent
 
 MOST_WORKERS = 16  # more seldom help: the device waits no longer, and each holds prefetched batches
 STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -118,6 +119,7 @@ def start_worker(worker: int) -> None:
     SLURM and a terminal send their signals to every process of a job. SIGTERM from the parent must still work, as that is how
     DataLoader and multiprocessing end a worker; so a thread takes the SIGTERMs and looks at the sender.
     """
+    end_with_parent()
     torch.set_num_threads(1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
