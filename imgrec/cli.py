@@ -58,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"imgrec: {died}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("imgrec: interrupted. Start the same command again.", file=sys.stderr)
+        from imgrec.processes import world
+
+        if world().rank == 0:
+            print("imgrec: interrupted. Start the same command again.", file=sys.stderr)
         return stopping.INTERRUPTED
 
 
@@ -98,7 +101,6 @@ def _config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
 def run(command: str, argv: list[str]) -> int:
     """Compose the command's config and call the function of its name."""
     from imgrec.config import load
-    from imgrec.processes import only_alone
 
     if command == "train":
         stopping.listen()  # before the seconds that importing torch takes
@@ -111,8 +113,6 @@ def run(command: str, argv: list[str]) -> int:
         settings = load("train", argv, config_dir)
         import_module("imgrec.train").train(settings)
         return 0
-    if command in ("evaluate", "predict"):
-        only_alone(command)
     return int(import_module(f"imgrec.{command}").main(argv, config_dir))
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from imgrec import config
+from imgrec.crew import Crew, gathered, shares
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import check_out, quoted, replace, show
+from imgrec.processes import agreed, world
 from imgrec.rundir import find
 
 if TYPE_CHECKING:
@@ -40,17 +42,25 @@ class Query:
     num_workers: int | Literal["auto"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["32", "bf16-mixed", "16-mixed"] | None
+    trainer: dict[str, Any]
     out: str | None
     plot: str | None
     overwrite: bool
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
-    """Measure, print the tables, write JSON and picture."""
+    """Measure, print the tables, write JSON and picture; on several processes each measures its share."""
     words = quoted(argv, ("ckpt", "folder", "data.root", "out", "plot", "precision"))
     query = config.settings(Query, config.compose("evaluate", words, config_dir))
     if query.ckpt is None:
         raise ConfigError("ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
+    with gathered(query.trainer["timeout_s"]) as crew:
+        return _evaluate(query, *agreed(lambda: _checked(query)), crew)
+
+
+def _checked(query: Query) -> tuple[Path, Path, Path | None]:
+    """The checkpoint's file, the .json and the picture."""
+    assert query.ckpt is not None
     file = find(query.ckpt)
     if query.folder is not None and not Path(query.folder).is_dir():
         raise DataError(f"folder={query.folder} is no folder. Name a folder that holds CLASS/*.jpg.")
@@ -60,7 +70,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     check_out("out", out, (".json",), ours=_ours, overwrite=query.overwrite)
     if plot is not None:
         check_out("plot", plot, (".png",), ours=_our_picture, overwrite=query.overwrite)
-    return _evaluate(query, file, out, plot)
+    return file, out, plot
 
 
 def _beside(file: Path) -> Path:
@@ -79,7 +89,7 @@ def _our_picture(path: Path) -> bool:
         return b"Software\0imgrec" in file.read(256)
 
 
-def _evaluate(query: Query, file: Path, out: Path, plot: Path | None) -> int:
+def _evaluate(query: Query, file: Path, out: Path, plot: Path | None, crew: Crew) -> int:
     from imgrec.checkpoint import load_run, versions
     from imgrec.confusion import draw, table
     from imgrec.metrics import render_table
@@ -88,26 +98,31 @@ def _evaluate(query: Query, file: Path, out: Path, plot: Path | None) -> int:
     from imgrec.story import quieten
 
     quieten()
-    screen = Screen()
+    screen = Screen(quiet=crew.rank > 0)
+    crew.do("reading the checkpoint and the data")
     stored = load_run(file)
     recognizer = Recognizer(stored, device=query.device, precision=query.precision)
     images, counts = pictures(stored, split=query.split, folder=query.folder, changes=query.data)
     what = f"folder {show(query.folder)}" if query.folder else f"{query.split} split"
-    where = f"{recognizer.device}, precision {recognizer.precision}"
+    where = f"{recognizer.device}, precision {recognizer.precision}{f', {crew.size} processes' * (crew.size > 1)}"
     screen.say(
         f"{file} (epoch {stored.checkpoint['epoch'] + 1}) on the {what}: {len(images):,} image{'s' * (len(images) != 1)}; {where}"
     )
     start = time.perf_counter()
     with screen.bar() as bar:
-        task = bar.add_task("images", total=len(images), note="")
+        task = bar.add_task("images", total=None, note="")
         found, bad = measure(
             recognizer,
             images,
             counts,
             batch_size=query.batch_size,
             num_workers=query.num_workers,
-            watch=lambda done: bar.advance(task, done),
+            crew=crew,
+            watch=lambda done, of: bar.update(task, completed=done, total=of),
         )
+    if crew.rank > 0:
+        return 0
+    crew.do("writing the figures")
     seconds = time.perf_counter() - start
     screen.say()
     render_table(found, screen.console, most=MOST_CLASSES)
@@ -131,6 +146,7 @@ def _evaluate(query: Query, file: Path, out: Path, plot: Path | None) -> int:
         "unread_images": bad,
         "device": str(recognizer.device),
         "precision": recognizer.precision,
+        "processes": crew.size,
         "seconds": round(seconds, 2),
         "versions": versions(),
     }
@@ -194,22 +210,31 @@ def measure(
     *,
     batch_size: int | None,
     num_workers: int | Literal["auto"],
-    watch: Callable[[int], None] = lambda done: None,
+    crew: Crew,
+    watch: Callable[[int, int], None] = lambda done, of: None,
 ) -> "tuple[Report, list[str]]":
     """The report of the checkpoint on `images`, and paths of what could not be read (on_bad_image_eval: skip).
 
-    The same steps as the test at the end of training, so the same figures. `watch` is told the images of each batch.
+    The same steps as the test at the end of training, so the same figures. Each process of the crew measures its share, all must call it, and all get
+    the whole. `watch` is told how many of this process' images are done, after each batch, and how many there are.
     """
+    import numpy as np
+    import torch
+
     from imgrec.data.folder import Files
     from imgrec.data.loader import Loader, workers
     from imgrec.data.module import EVALUATION_BATCH
-    from imgrec.data.order import EpochBatches, sequential
+    from imgrec.data.order import EpochBatches
     from imgrec.recognizer import weighted_loss
 
+    found = crew.everywhere(len(images))
+    if len(set(found)) > 1:
+        raise DataError(f"the processes found {min(found)} to {max(found)} images. Give all machines the same files.")
     size = batch_size or min(EVALUATION_BATCH, recognizer.stored.run.max_device_batch)
+    share = shares(len(images), size, crew.size)[crew.rank]
     requests = EpochBatches(
-        samples=len(images),
-        order=sequential(len(images)),
+        samples=len(share),
+        order=lambda epoch: np.arange(share.start, share.stop),
         epoch=lambda: 0,
         batch_size=size,
         devices=1,
@@ -217,20 +242,33 @@ def measure(
         accumulate=1,
         keep_single=True,
     )
-    loader = Loader(images, requests, num_workers=workers(num_workers, in_memory=not isinstance(images, Files), processes_here=1))
-    classifier = recognizer.classifier
-    classifier.loss = weighted_loss(recognizer.stored, counts).to(recognizer.device)
-    classifier.tally.reset()
+    count = workers(num_workers, in_memory=not isinstance(images, Files), processes_here=world().local_size)
+    classifier, device = recognizer.classifier, recognizer.device
+    classifier.loss = weighted_loss(recognizer.stored, counts).to(device)
+    tally = classifier.tally.to(device)
+    tally.reset()
+    with torch.inference_mode():  # a process without images has none to add, and compute() warns of a metric without any update
+        tally.update(
+            torch.zeros(0, len(recognizer.classes), device=device),
+            torch.zeros(0, dtype=torch.int64, device=device),
+            torch.zeros(0, device=device),
+        )
     bad: list[str] = []
-    for number, batch in enumerate(loader):
+    done = 0
+    for number, batch in enumerate(Loader(images, requests, num_workers=count)):
+        crew.do(f"measuring batch {number + 1} of {len(requests)}")
         bad += batch.bad
         if len(batch.labels):
             with recognizer.inference(size):
-                moved = batch._replace(images=batch.images.to(recognizer.device), labels=batch.labels.to(recognizer.device))
+                moved = batch._replace(images=batch.images.to(device), labels=batch.labels.to(device))
                 classifier.test_step(moved, number)
-        watch(len(batch.labels) + len(batch.bad))
+        done += len(batch.labels) + len(batch.bad)
+        watch(done, len(share))
+    bad = [path for part in crew.everywhere(bad) for path in part]
     if len(bad) == len(images):
         raise DataError(f"none of {len(images)} images could be read; the first is {bad[0]}. Name a folder of whole images.")
+    if crew.group is not None:
+        tally.cpu()  # its group is gloo's
     classifier.on_test_epoch_end()
     assert classifier.test_report is not None
     return classifier.test_report, bad

@@ -5,12 +5,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from imgrec import config, tables
+from imgrec.crew import Crew, gathered
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import check_out, expand, quoted, show
+from imgrec.processes import agreed
 from imgrec.rundir import find
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ class Query:
     num_workers: int | Literal["auto"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["32", "bf16-mixed", "16-mixed"] | None
+    trainer: dict[str, Any]
     overwrite: bool
 
 
@@ -47,42 +51,67 @@ def load(path: str | os.PathLike[str], *, device: Literal["auto", "cpu", "cuda",
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
-    """Predict and write the table; 0, also where some files could not be read. DataError, after writing, where none could."""
+    """Predict and write the table, on several processes each its share of the files; 0, also where some files could not be read. DataError, after writing, where none could."""
     words = quoted(argv, ("ckpt", "files", "out", "precision"))
     query = config.settings(Query, config.compose("predict", words, config_dir))
     if query.ckpt is None:
         raise ConfigError("ckpt=null: predict needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
     if query.files is None:
         raise ConfigError("files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg].")
-    find(query.ckpt)
+    files: list[str] = []  # on the first process
+    with gathered(query.trainer["timeout_s"]) as crew:
+        crew.do("reading the names of the files")
+        agreed(lambda: files.extend(_checked(query)))
+        return _predict(query, files, crew)
+
+
+def _checked(query: Query) -> list[str]:
+    """The files."""
+    assert query.ckpt is not None
+    assert query.files is not None
     out = Path(query.out)
+    find(query.ckpt)
     files = expand(query.files)
     tables.check_parquet(out)
     check_out("out", out, tables.SUFFIXES, ours=tables.written_by_us, overwrite=query.overwrite)
-    return _predict(query, query.ckpt, files, out)
+    return files
 
 
-def _predict(query: Query, ckpt: str, files: list[str], out: Path) -> int:
+def _predict(query: Query, files: list[str], crew: Crew) -> int:
     from imgrec.checkpoint import load_run
     from imgrec.recognizer import Recognizer
     from imgrec.screen import Screen
     from imgrec.story import quieten
 
     quieten()
-    screen = Screen()
-    recognizer = Recognizer(load_run(ckpt), device=query.device, precision=query.precision)
+    screen = Screen(quiet=crew.rank > 0)
+    assert query.ckpt is not None
+    crew.do("reading the checkpoint")
+    recognizer = Recognizer(load_run(query.ckpt), device=query.device, precision=query.precision)
     top_k = min(query.top_k, len(recognizer.classes))
     start = time.perf_counter()
-    rows = []
+    mine, parts = crew.deal(files, query.batch_size)
+    crew.do("predicting")
+    rows: list[tables.Row] = []
     with screen.bar() as bar:
         task = bar.add_task("images", total=len(files), note="")
-        answers = recognizer.predict_files(files, top_k=top_k, batch_size=query.batch_size, num_workers=query.num_workers)
-        for path, answer in zip(files, answers, strict=True):
-            if isinstance(answer, DataError):
-                rows.append(tables.row(path, [], top_k=top_k, error=str(answer).removeprefix(f"{path} ")))
-            else:
-                rows.append(tables.row(path, answer.top, top_k=top_k))
-            bar.advance(task)
+        answers = recognizer.predict_files(mine, top_k=top_k, batch_size=query.batch_size, num_workers=query.num_workers)
+        each = zip(mine, answers, strict=True)
+        for part in parts:
+            own: list[tables.Row] = []
+            for path, answer in islice(each, part):
+                if isinstance(answer, DataError):
+                    own.append(tables.row(path, [], top_k=top_k, error=str(answer).removeprefix(f"{path} ")))
+                else:
+                    own.append(tables.row(path, answer.top, top_k=top_k))
+                crew.do(f"predicting, {len(own)} of {part} files done")
+                bar.advance(task)
+            rows += crew.collect(own)
+            bar.update(task, completed=len(rows))
+    if crew.rank > 0:
+        return 0
+    crew.do("writing the table")
+    out = Path(query.out)
     tables.write(out, rows, top_k=top_k)
     _say(screen, rows, top_k, out, time.perf_counter() - start)
     bad = [row for row in rows if row["error"]]

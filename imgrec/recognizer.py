@@ -9,12 +9,13 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset
 
 from imgrec.checkpoint import Stored
 from imgrec.classifier import Classifier
 from imgrec.config import Node
+from imgrec.crew import Crew
 from imgrec.data.decode import Preprocessing, fit, from_pil, load_image
 from imgrec.data.folder import Names
 from imgrec.data.loader import start_worker, workers
@@ -23,6 +24,7 @@ from imgrec.data.stored import to_channels
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.losses import Loss
 from imgrec.metrics import Report
+from imgrec.processes import world
 from imgrec.target import build
 from imgrec.trainer import Precision, build_network
 
@@ -96,7 +98,7 @@ class Recognizer:
     ) -> Iterator[Prediction | DataError]:
         """Like `predict`, read by worker processes; for a file that cannot be read its DataError takes the Prediction's place."""
         if num_workers == "auto":
-            num_workers = 0 if len(paths) <= FEW else workers("auto", in_memory=False, processes_here=1)
+            num_workers = 0 if len(paths) <= FEW else workers("auto", in_memory=False, processes_here=world().local_size)
         parts = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
         loader: DataLoader[_Read] = DataLoader(
             _Files(Names(paths), self.preprocessing),
@@ -131,11 +133,16 @@ class Recognizer:
         batch_size: int | None = None,
         num_workers: int | Literal["auto"] = "auto",
     ) -> Report:
-        """Figures on a split of the stored data set, or on FOLDER/CLASS/*; `data` holds what has changed: {"root": ...}."""
+        """Figures on a split of the stored data set, or on FOLDER/CLASS/*; `data` holds what has changed: {"root": ...}.
+
+        Where torch.distributed is initialised each process measures its share, so all must call it; each gets the figures of the whole.
+        """
         from imgrec.evaluate import measure, pictures
 
         images, counts = pictures(self.stored, split=split, folder=folder, changes=data or {})
-        return measure(self, images, counts, batch_size=batch_size, num_workers=num_workers)[0]
+        connected = distributed.is_available() and distributed.is_initialized()
+        crew = Crew(distributed.get_rank(), distributed.get_world_size()) if connected else Crew()
+        return measure(self, images, counts, batch_size=batch_size, num_workers=num_workers, crew=crew)[0]
 
     @contextmanager
     def inference(self, batch_size: int) -> Iterator[None]:
