@@ -61,7 +61,8 @@ class Gate(Callback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert self._resume is not None
         self.saved = Place(**self._resume["place"])
-        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches  # type: ignore[attr-defined]
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)  # Lightning counts them only later
         set_loops(checkpoint["loops"], self.saved, batches=batches, accumulate=trainer.accumulate_grad_batches)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgrec import stopping
 from imgrec.config import RunConfig
-from imgrec.errors import ImgrecError
+from imgrec.errors import ImgrecError, Stopped
 from imgrec.target import check_signatures
 
 if TYPE_CHECKING:
@@ -65,7 +65,12 @@ def train(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None 
 
 
 def _train(
-    run: RunConfig, folder: "RunDir", screen: "Screen", command: Sequence[str], heartbeat: "Heartbeat", watchdog: "Watchdog"
+    run: RunConfig,
+    folder: "RunDir",
+    screen: "Screen",
+    command: Sequence[str],
+    heartbeat: "Heartbeat",
+    watchdog: "Watchdog",
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
 
@@ -93,7 +98,9 @@ def _train(
         plugins=[writer],
     )
     heartbeat.doing = "reading the data"
+    _stop_if_asked(heartbeat.world_size)
     data, augment, plan = build_data(run, trainer)
+    _stop_if_asked(heartbeat.world_size)
     run = run.with_classes(len(data.classes))
     heartbeat.doing = "starting"
     classifier, size, taken = build_classifier(run, data, augment)
@@ -110,6 +117,12 @@ def _train(
         trainer.fit(classifier, datamodule=data, ckpt_path=file, weights_only=True)
         writer.wait()
     return story.ending(run, folder, screen, trainer, classifier, data, history, size, command)
+
+
+def _stop_if_asked(processes: int) -> None:
+    """Between the parts of a start. A process of several waits for the first step, where all can agree."""
+    if processes == 1 and (reason := stopping.asked()) is not None:
+        raise Stopped(f"stopped by {reason} while starting. Start the same command again to go on.")
 
 
 class _CallableModule(ModuleType):

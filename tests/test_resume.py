@@ -195,6 +195,16 @@ def test_a_stop_in_validation_repeats_the_validation_alone(tmp_path, unbroken):
     assert_same(finished(run), unbroken)
 
 
+@pytest.mark.parametrize("limit", [3, 0.8])
+def test_epochs_that_are_cut_short_by_a_limit_go_on_too(tmp_path, limit):
+    words = (f"trainer.limit_train_batches={limit}",)
+    whole = finished(load(tmp_path / "whole", *words))
+    run = load(tmp_path / "parts", *words)
+    assert "at step 2 (epoch 1 of 3)" in stopped(run, 2, Gate, "on_before_optimizer_step")
+    assert "at step 3 (epoch 1 of 3)" in stopped(run, 1, Classifier, "validation_step")
+    assert_same(finished(run), whole)
+
+
 def test_a_stop_in_the_test_repeats_the_test_alone(tmp_path, unbroken):
     run = load(tmp_path)
     said = stopped(run, 1, Classifier, "test_step")
