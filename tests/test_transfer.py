@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from imgrec.checkpoint import VERSION
 from imgrec.errors import CheckpointError, ConfigError
 from imgrec.models.densenet import densenet
 from imgrec.models.googlenet import googlenet
@@ -60,7 +61,7 @@ SIMPLE = {"_target_": "imgrec.models.simple_cnn.SimpleCNN", "image_size": 8, "de
 def save_run(folder, net, classes, model):
     """A checkpoint as a run leaves it."""
     state = {f"net.{key}": value for key, value in net.state_dict().items()} | {"loss.weight": torch.ones(3)}
-    card = {"version": 1, "classes": list(classes), "config": {"model": model}, "preprocessing": {}}
+    card = {"version": VERSION, "classes": list(classes), "config": {"model": model}, "preprocessing": {}}
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": state, "imgrec": card}, folder / "checkpoints" / "best.ckpt")
     return folder
