@@ -1,11 +1,9 @@
 """What a run needs beside weights and optimizer to go on bit for bit: its place in the epoch, and what each process had in hand."""
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -67,33 +65,24 @@ def set_loops(loops: Plain, place: Place, *, batches: int, accumulate: int) -> N
 
 
 class Held(NamedTuple):
-    """What one process has in hand between two steps, cheap to take: nothing here waits for the device."""
+    """What one process has in hand between two steps, cheap to take: nothing here waits for the device.
+
+    Of the random states only torch's: networks draw from no other, and what augmentation draws is a function of seed, epoch and image.
+    """
 
     torch: Tensor
     cuda: Tensor | None
-    numpy: dict[str, Any]
-    python: tuple[Any, ...]
     sums: list[Tensor]  # of the epoch's training figures
 
 
 def held(classifier: Classifier) -> Held:
     cuda = torch.cuda.get_rng_state(classifier.device) if classifier.device.type == "cuda" else None
-    state = np.random.get_state(legacy=False)
-    assert isinstance(state, dict)
-    return Held(torch.get_rng_state(), cuda, state, random.getstate(), [value.clone() for value in classifier.training_sums()])
+    return Held(torch.get_rng_state(), cuda, [value.clone() for value in classifier.training_sums()])
 
 
 def to_plain(held: Held) -> Plain:
-    """As it is saved: tensors and numbers, which load with weights_only=True."""
-    version, words, gauss = held.python
-    inner = held.numpy["state"]
-    return {
-        "torch": held.torch,
-        "cuda": held.cuda,
-        "numpy": {**held.numpy, "state": {**inner, "key": torch.from_numpy(inner["key"].astype(np.int64))}},
-        "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
-        "sums": [value.cpu() for value in held.sums],
-    }
+    """As it is saved: it loads with weights_only=True."""
+    return {"torch": held.torch, "cuda": held.cuda, "sums": [value.cpu() for value in held.sums]}
 
 
 def take_up(classifier: Classifier, states: Sequence[Plain], place: Place) -> None:
@@ -113,10 +102,6 @@ def take_up(classifier: Classifier, states: Sequence[Plain], place: Place) -> No
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and classifier.device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), classifier.device)
-    inner = state["numpy"]["state"]
-    np.random.set_state({**state["numpy"], "state": {**inner, "key": inner["key"].cpu().numpy().astype(np.uint32)}})
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
 
 
 class Mark:
@@ -127,13 +112,15 @@ class Mark:
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
-        self._buffers = list(classifier.net.buffers())
-        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._buffers: dict[torch.dtype, list[Tensor]] = {}  # by their kind, as each kind is copied at once
+        for buffer in classifier.net.buffers():
+            self._buffers.setdefault(buffer.dtype, []).append(buffer)
+        self._kept = {dtype: [buffer.clone() for buffer in buffers] for dtype, buffers in self._buffers.items()}
 
     def take(self, place: Place) -> None:
         self.move(place)
-        if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+        for dtype, buffers in self._buffers.items():
+            torch._foreach_copy_(self._kept[dtype], buffers)
 
     def move(self, place: Place) -> None:
         """Only what the process has in hand: an average may stand in for the buffers."""
@@ -141,5 +128,5 @@ class Mark:
 
     def put_back(self) -> None:
         """The buffers; the place, and what the process had in hand there, are in `at`."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._kept)
+        for dtype, buffers in self._buffers.items():
+            torch._foreach_copy_(buffers, self._kept[dtype])
