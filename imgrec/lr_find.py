@@ -110,7 +110,8 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
 
     from imgrec import story
     from imgrec.callbacks.rates import Rates
-    from imgrec.processes import check, connect, one_device
+    from imgrec.placement import check, one_device
+    from imgrec.processes import connect
     from imgrec.trainer import build_classifier, build_data, build_trainer, settings
 
     here = world()

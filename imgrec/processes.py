@@ -1,4 +1,4 @@
-"""The processes of a run: who started them, whether that fits the config, and the group that connects them.
+"""The processes of a run: who started them, the group that connects them, and what they say with one voice.
 
 Three ways lead to more than one process: torchrun, SLURM's srun, and a plain command that wants several devices of its host, for which
 imgrec.children starts them with torchrun's variables. Lightning's own launcher is never used: it starts its processes from sys.argv.
@@ -19,17 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from imgrec import stopping
 from imgrec.errors import ConfigError, ImgrecError, Stopped
-from imgrec.rules import show
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins import ClusterEnvironment
     from torch.distributed.distributed_c10d import Store
 
-    from imgrec.config import Node, RunConfig
-
 CHILD = "IMGREC_RUN_DIR"  # set in the processes that imgrec.children starts: the run folder, which their parent chose and locked
 NO_STEP = 0xFFFFFFF0  # SLURM's step numbers from here on are no srun: the batch script's, an interactive shell's
-OWN_LAUNCHERS = ("spawn", "fork", "notebook", "dp")  # endings of strategies by which Lightning starts processes or threads itself
 LINGER_S = 2.0  # how long a process that failed gives the others to say whether they failed alike
 
 T = TypeVar("T")
@@ -54,30 +50,31 @@ def world() -> World:
     """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
-        size, local_size = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE", 1)
+        size, local_size = number("WORLD_SIZE"), number("LOCAL_WORLD_SIZE", 1)
         return World(
-            rank=_number("RANK"),
+            rank=number("RANK"),
             size=size,
-            local_rank=_number("LOCAL_RANK", 0),
+            local_rank=number("LOCAL_RANK", 0),
             local_size=local_size,
             nodes=max(1, size // local_size),
             started_by="imgrec" if CHILD in env else "torchrun",
         )
-    if _number("SLURM_STEP_ID", NO_STEP) < NO_STEP and "SLURM_PROCID" in env and "SLURM_PTY_PORT" not in env:
-        size = _number("SLURM_STEP_NUM_TASKS", _number("SLURM_NTASKS", 1))
+    if number("SLURM_STEP_ID", NO_STEP) < NO_STEP and "SLURM_PROCID" in env and "SLURM_PTY_PORT" not in env:
+        size = number("SLURM_STEP_NUM_TASKS", number("SLURM_NTASKS", 1))
         tasks = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", str(size)))
         return World(
-            rank=_number("SLURM_PROCID"),
+            rank=number("SLURM_PROCID"),
             size=size,
-            local_rank=_number("SLURM_LOCALID", 0),
-            local_size=tasks[min(_number("SLURM_NODEID", 0), len(tasks) - 1)],
+            local_rank=number("SLURM_LOCALID", 0),
+            local_size=tasks[min(number("SLURM_NODEID", 0), len(tasks) - 1)],
             nodes=len(tasks),
             started_by="slurm",
         )
     return World()
 
 
-def _number(name: str, default: int | None = None) -> int:
+def number(name: str, default: int | None = None) -> int:
+    """An environment variable that holds a whole number; ConfigError where it does not, or is unset and there is no default."""
     text = os.environ.get(name)
     if text is None and default is not None:
         return default
@@ -96,117 +93,6 @@ def _tasks_per_node(text: str) -> list[int]:
     return [int(part[1]) for part in found if part for _ in range(int(part[2] or 1))]
 
 
-def check(run: "RunConfig", world: World) -> None:
-    """ConfigError where the config and those who started this process contradict each other: what to set, or which line to change."""
-    devices, nodes, strategy = (run.trainer[key] for key in ("devices", "num_nodes", "strategy"))
-    if isinstance(devices, str) and devices != "auto":
-        raise ConfigError(f"trainer.devices={devices}: devices takes auto, a number, or a list of device numbers such as [0,1].")
-    if isinstance(nodes, str) and nodes != "auto":
-        raise ConfigError(f"trainer.num_nodes={nodes}: num_nodes takes auto or a whole number.")
-    if str(strategy).endswith(OWN_LAUNCHERS) and strategy not in ("ddp", "fsdp"):
-        raise ConfigError(
-            f"trainer.strategy={strategy} starts processes in a way that cannot be resumed or watched. Set trainer.strategy=ddp."
-        )
-    if world.started_by == "alone":
-        _check_alone(nodes)
-        return
-    asked = None if devices == "auto" else len(devices) if isinstance(devices, list) else devices
-    if world.started_by == "slurm":
-        _check_slurm(run, world, asked)
-        return
-    if asked is not None and asked != world.local_size:
-        raise ConfigError(
-            f"trainer.devices={show(devices)}, but torchrun started {_many(world.local_size, 'process', 'es')} on this machine. "
-            f"Leave trainer.devices out, or type torchrun --nproc-per-node={asked}."
-        )
-    if nodes not in ("auto", world.nodes):
-        raise ConfigError(
-            f"trainer.num_nodes={nodes}, but torchrun runs on {_many(world.nodes, 'machine')}. "
-            f"Leave trainer.num_nodes out, or type torchrun --nnodes={nodes}."
-        )
-
-
-def _check_alone(nodes: Any) -> None:
-    tasks, machines = (_number(name, 1) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
-    if "SLURM_JOB_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ and (tasks > 1 or machines > 1):
-        raise ConfigError(
-            f"SLURM_NTASKS={tasks} SLURM_NNODES={machines}, but this process was started without srun, so once. "
-            "Write srun before python, or #SBATCH --nodes=1 --ntasks=1."
-        )
-    if nodes != "auto" and nodes > 1:
-        raise ConfigError(
-            f"trainer.num_nodes={nodes}, but this process was started alone. "
-            f"Type NODES={nodes} NODE_RANK=0 MASTER=HOST launch/torchrun.sh ... on each machine, or use SLURM (python -m imgrec.slurm --help)."
-        )
-
-
-def _check_slurm(run: "RunConfig", world: World, asked: int | None) -> None:
-    nodes, devices = run.trainer["num_nodes"], show(run.trainer["devices"])
-    if world.local_size * world.nodes != world.size:
-        spread = os.environ.get("SLURM_STEP_TASKS_PER_NODE")
-        raise ConfigError(
-            f"SLURM_STEP_TASKS_PER_NODE={spread}: every node must have as many tasks. "
-            f"Write #SBATCH --nodes={world.nodes} --ntasks-per-node={-(-world.size // world.nodes)}."
-        )
-    if asked is not None and asked != world.local_size:
-        raise ConfigError(
-            f"trainer.devices={devices}, but SLURM started {_many(world.local_size, 'task')} on this node. "
-            f"Leave trainer.devices out, or write #SBATCH --ntasks-per-node={asked}."
-        )
-    if nodes not in ("auto", world.nodes):
-        raise ConfigError(
-            f"trainer.num_nodes={nodes}, but SLURM started this job on {_many(world.nodes, 'node')}. "
-            f"Leave trainer.num_nodes out, or write #SBATCH --nodes={nodes}."
-        )
-    given = os.environ.get("SLURM_NTASKS_PER_NODE")
-    if world.size > 1 and given is None:  # Lightning's SLURMEnvironment insists
-        raise ConfigError(
-            f"SLURM_NTASKS={world.size} without --ntasks-per-node. Write #SBATCH --ntasks-per-node={world.local_size} instead of --ntasks."
-        )
-    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    seen = len([one for one in gpus.split(",") if one])
-    if run.trainer["accelerator"] not in ("cpu", "mps") and seen and asked is None and seen != world.local_size:
-        raise ConfigError(
-            f"SLURM started {_many(world.local_size, 'task')} on this node, but each sees {_many(seen, 'GPU')} (CUDA_VISIBLE_DEVICES={gpus}). "
-            f"Write #SBATCH --ntasks-per-node=N --gpus-per-node=N with the same N, or set trainer.devices={world.local_size}."
-        )
-
-
-def _many(count: int, what: str, ending: str = "s") -> str:
-    return f"{count} {what}{ending if count != 1 else ''}"
-
-
-def wanted(run: "RunConfig") -> int:
-    """Processes that a run started alone asks for on this host: one a device. 1: it trains in this very process."""
-    devices, accelerator = run.trainer["devices"], run.trainer["accelerator"]
-    if devices != "auto":
-        return len(devices) if isinstance(devices, list) else int(devices)
-    if accelerator in ("cpu", "mps"):
-        return 1
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
-def one_device(run: "RunConfig") -> int | list[int]:
-    """trainer.devices for a command that needs but one of them."""
-    devices = run.trainer["devices"]
-    return devices[:1] if isinstance(devices, list) else 1
-
-
-def placed(run: "RunConfig", world: World) -> "Node":
-    """devices, num_nodes and strategy for the Trainer of this process."""
-    devices, strategy = run.trainer["devices"], run.trainer["strategy"]
-    if world.size == 1:
-        alone = world.started_by == "alone"
-        return {"devices": devices if alone else 1, "num_nodes": 1, "strategy": "auto" if strategy == "ddp" else strategy}
-    return {
-        "devices": devices if isinstance(devices, list) else world.local_size,
-        "num_nodes": world.nodes,
-        "strategy": "ddp" if strategy == "auto" else strategy,
-    }
-
-
 def environment(world: World) -> "ClusterEnvironment":
     """What Lightning asks for ranks and addresses. Named, not left to its detection: that takes a batch shell without srun for a job step."""
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -222,8 +108,6 @@ def environment(world: World) -> "ClusterEnvironment":
 
 
 _stores: "list[Store]" = []  # the one of the connected processes, once they are; the first of them or torchrun keeps it
-
-
 PR_SET_PDEATHSIG = 1  # of prctl(2)
 LATER_S = 30.0  # a collective that waits in vain is ended by the heartbeat, with a line that names the rank; nccl would abort without one
 

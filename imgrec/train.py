@@ -27,7 +27,8 @@ def train(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None 
     `command` is for result.json; None: sys.argv.
     """
     from imgrec.heartbeat import Heartbeat
-    from imgrec.processes import check, connect, wanted, world
+    from imgrec.placement import check, wanted
+    from imgrec.processes import connect, world
     from imgrec.rundir import join
     from imgrec.screen import Screen
     from imgrec.watchdog import Watchdog

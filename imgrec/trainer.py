@@ -22,7 +22,8 @@ from imgrec.errors import ConfigError
 from imgrec.models.summary import ModelSize, describe
 from imgrec.models.sync_norm import synchronize_norms
 from imgrec.optim import build_optimizer
-from imgrec.processes import environment, placed, world
+from imgrec.placement import placed
+from imgrec.processes import environment, world
 from imgrec.scheduler import lightning_schedulers
 from imgrec.strategies import Strategy, make_strategy
 from imgrec.target import build, locate, parameters

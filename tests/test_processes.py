@@ -18,7 +18,8 @@ from worlds import exit_codes, started, variables
 from imgrec import cli, stopping
 from imgrec.config import RunConfig, load
 from imgrec.errors import ConfigError, DataError, Stopped
-from imgrec.processes import World, agreed, check, connect, wanted, world
+from imgrec.placement import check, wanted
+from imgrec.processes import World, agreed, connect, world
 from imgrec.rundir import choose
 
 STEP = {
