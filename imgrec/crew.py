@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 AT_ONCE = 4096  # items of each process that go over the network in one message: some MB
+AGAIN = "Start the same command again."
 FOR_GOOD = timedelta(days=365)  # shares take unequally long, and the heartbeat watches
 
 
@@ -94,7 +95,7 @@ def gathered(timeout_s: float) -> Iterator[Crew]:
         if cuda.is_available():
             cuda.set_device(here.local_rank % cuda.device_count())  # with --gpus-per-task each sees one
         group = cast("ProcessGroup", distributed.new_group(backend="gloo", timeout=FOR_GOOD))
-    with Heartbeat(here.rank, here.size, timeout_s, lambda line: None) as beat:
+    with Heartbeat(here.rank, here.size, timeout_s, lambda line: None, AGAIN) as beat:
         yield Crew(here.rank, here.size, group=group, beat=beat)
 
 

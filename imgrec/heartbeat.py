@@ -32,7 +32,7 @@ from types import FrameType
 
 from imgrec import stopping
 from imgrec.errors import ImgrecError, Stopped
-from imgrec.peers import BY_ITSELF, FAILED, TOLD, Line, Message, Peer, gone, stuck
+from imgrec.peers import AGAIN, BY_ITSELF, FAILED, TOLD, Line, Message, Peer, gone, stuck
 from imgrec.watchdog import end_process
 
 REFUSED = 2  # exit code of imgrec.errors
@@ -54,11 +54,11 @@ _open: "weakref.WeakSet[Heartbeat]" = weakref.WeakSet()
 
 
 class Heartbeat:
-    """The heartbeat of one rank; see the module. `note` writes a line to the log, and is used on rank 0."""
+    """The heartbeat of one rank; see the module. `note` writes a line to the log, and is used on rank 0; `again` says what to type after a death."""
 
-    def __init__(self, rank: int, world_size: int, timeout_s: float, note: Callable[[str], None]) -> None:
+    def __init__(self, rank: int, world_size: int, timeout_s: float, note: Callable[[str], None], again: str = AGAIN) -> None:
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
-        self._note = note
+        self._note, self._again = note, again
         self._doing, self._moves = "starting", 0
         self._who = {"host": socket.gethostname(), "pid": os.getpid()}
         self._beat_s = min(max(BEAT_S, world_size / BEATS_PER_S), timeout_s / 5)
@@ -295,10 +295,14 @@ class Heartbeat:
     def _judge(self, now: float) -> None:
         if self._verdict is None:
             others = [peer for rank, peer in self._peers.items() if rank != self.rank]
-            found = gone(others, now, self.timeout_s)
+            found = gone(others, now, self.timeout_s, self._again)
             if found is not None:
                 self._conclude(found, now + ALONE_S)
-            elif self.rank == 0 and self._left is None and (found := stuck(list(self._peers.values()), now, self.timeout_s)):
+            elif (
+                self.rank == 0
+                and self._left is None
+                and (found := stuck(list(self._peers.values()), now, self.timeout_s, self._again))
+            ):
                 self._conclude(found, now)  # the main threads are where nothing wakes them
         elif now > self._end_at + (OWN_END_S if self._left else 0):
             self.end(self._verdict)

@@ -71,7 +71,7 @@ class Peer:
         return int(found[1]) if found else -1
 
 
-def gone(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
+def gone(peers: Sequence[Peer], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
     """Which of these ranks has ended, in a line with its host and what it was doing; None while all of them live.
 
     In this order: a rank that failed by an exception; connections that ended without a word (the process was killed); no sign for `timeout_s` (it is
@@ -86,14 +86,14 @@ def gone(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
     dead = [peer for peer in here if peer.cut is not None]
     # A machine that goes takes all of its ranks along: name them together.
     if dead and now - min(peer.cut for peer in dead if peer.cut is not None) >= GATHER_S:
-        return f"{_each(dead, lambda peer: f'{peer.name} died while {peer.doing}')}. {AGAIN}"
+        return f"{_each(dead, lambda peer: f'{peer.name} died while {peer.doing}')}. {again}"
     if silent := [peer for peer in here if peer.cut is None and now - peer.heard >= timeout_s]:
         said = _each(silent, lambda peer: f"{peer.name} has given no sign for {timeout_s:g} s; it was {peer.doing}")
-        return f"{said}. Is its machine up, is the process stopped? {AGAIN}"
+        return f"{said}. Is its machine up, is the process stopped? {again}"
     return None
 
 
-def stuck(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
+def stuck(peers: Sequence[Peer], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
     """Whom the others wait for when no rank has set `doing` for `timeout_s`, in a line; None while one of them has.
 
     Nor is it a fault while every rank works by itself (ALONE, a compile, an import): reading a huge folder takes what it takes. It becomes one when a rank waits
@@ -108,7 +108,7 @@ def stuck(peers: Sequence[Peer], now: float, timeout_s: float) -> str | None:
     said = _each(behind, lambda peer: f"{peer.name} is {peer.doing}{f' ({peer.at})' if peer.at else ''}")
     others = [peer for peer in here if peer not in behind]
     rest = f"; {_ranks(others)} {'is' if len(others) == 1 else 'are'} {others[0].doing}" if others else ""
-    return f"nothing has moved for {timeout_s:g} s: {said}{rest}. {AGAIN} If it was only slow, set trainer.timeout_s={2 * timeout_s:g}."
+    return f"nothing has moved for {timeout_s:g} s: {said}{rest}. {again} If it was only slow, set trainer.timeout_s={2 * timeout_s:g}."
 
 
 def lagging(here: Sequence[Peer]) -> list[Peer]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from untrained import save_run
 from worlds import exit_codes, started
 
-from imgrec import cli, crew, processes
+from imgrec import cli, crew, heartbeat, processes
 from imgrec.crew import Crew, rounds, shares
 from imgrec.predict import load
 
@@ -234,6 +235,30 @@ def test_one_process_that_cannot_go_on_ends_all(
     assert "best.ckpt" in said
     assert f"(rank 1 on {os.uname().nodename})" in said
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_process_that_is_killed_is_named(
+    run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(heartbeat, "ALONE_S", 0.5)
+    collect = Crew.collect
+
+    def killed(self: Crew, mine: list[Any]) -> list[Any]:
+        if self.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return collect(self, mine)
+
+    monkeypatch.setattr(Crew, "collect", killed)
+    assert on(3, "predict", f"ckpt={run}", f"files={images}", f"out={tmp_path}/out.csv", "batch_size=2") == [
+        1,
+        -signal.SIGKILL,
+        1,
+    ]
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(f"imgrec: rank 1 on {os.uname().nodename} (pid ")
+    assert " died while " in said  # doing what it had last sent, a second ago
+    assert said.endswith(". Start the same command again.\n")
 
 
 def test_alone_a_crew_changes_nothing() -> None:
