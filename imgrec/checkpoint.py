@@ -127,22 +127,21 @@ def read(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other pickle protocols: what comes of it is said below
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as records:  # torch compares no checksum: one flipped bit would pass
+                    damaged = records.testzip()
+                if damaged is not None:
+                    raise zipfile.BadZipFile(f"the checksum of its record {damaged} does not match")
             checkpoint = torch.load(file, map_location=map_location, weights_only=True)
-            with zipfile.ZipFile(file) as records:  # torch compares no checksum: one flipped bit would pass
-                damaged = records.testzip()
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         size, reason = file.stat().st_size, (str(error).splitlines() or ["it ends too early"])[0].rstrip(".")
         raise DamagedError(
             f"{file} ({size:,} bytes) is truncated or no checkpoint: {reason}. Name another, such as last.ckpt beside it."
         ) from error
-    if damaged is not None:
-        raise DamagedError(
-            f"{file} is damaged: the checksum of its record {damaged} does not match. Name another, such as {PREVIOUS} beside it."
-        )
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not isinstance(checkpoint.get("imgrec"), dict):
         raise CheckpointError(
             f"{file} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT."

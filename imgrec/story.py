@@ -54,6 +54,7 @@ def opening(
     size: ModelSize,
     taken: str | None,
     resume: Path | None,
+    done: int,
 ) -> Table:
     """The start screen: device, data, network, batch and rate, run folder."""
     table = Table.grid(padding=(0, 2))
@@ -66,7 +67,7 @@ def opening(
     per_class = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     steps = plan.steps_per_epoch * run.epochs
     rows = {
-        "run": f"{folder.path}{'' if resume is None else f' (goes on from {resume.name})'}",
+        "run": f"{folder.path}{'' if resume is None else f' (goes on from {resume.name}, after {done:,} steps)'}",
         "device": device(trainer, run),
         "data": f"{_name(run.data)}: {splits} images of {shape}, {len(data.classes)} classes with {per_class} in train"
         + ("" if run.sampling == "shuffle" else f", drawn sampling={run.sampling}"),

@@ -111,7 +111,7 @@ def _train(
         data.start = (resume["place"]["epoch"], resume["place"]["done"])
         if trainer.is_global_zero:
             board.rewind(folder.path / "tensorboard", resume["events"])
-    screen.say(story.opening(run, folder, trainer, data, plan, size, taken, file))
+    screen.say(story.opening(run, folder, trainer, data, plan, size, taken, file, resume["place"]["step"] if resume else 0))
     if file is not None and resume is not None and resume["place"]["stage"] == "end":
         history.load_state_dict(read(file)["callbacks"][history.state_key])
     else:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from resuming import SAMPLES, STEPS_PER_EPOCH, assert_same, calls, codes, die, finished, forked, killed, load, outcome
+from resuming import SAMPLES, STEPS_PER_EPOCH, assert_same, calls, die, finished, killed, load, outcome
+from worlds import codes, forked
 
 from imgrec import config
 from imgrec.callbacks.history import History
@@ -96,10 +97,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
     said = " ".join(capfd.readouterr().out.split())
     assert {
         "cut short": f"{last} ({len(content):,} bytes) is truncated or no checkpoint: ",
-        "a flipped bit": f"{last} is damaged: the checksum of its record ",
-        "gone": "(goes on from previous.ckpt)",
+        "a flipped bit": f"{last} ({len(content):,} bytes) is truncated or no checkpoint: the checksum of its record ",
+        "gone": "(goes on from previous.ckpt, after 5 steps)",
     }[damage] in said
-    assert "(goes on from previous.ckpt)" in said
+    assert "(goes on from previous.ckpt, after 5 steps)" in said
     assert_same(outcome(tmp_path / "r/a"), unbroken)
 
 

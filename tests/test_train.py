@@ -310,4 +310,4 @@ def test_ctrl_c_says_how_to_go_on(small, monkeypatch, capsys):
     assert capsys.readouterr().err == said
     monkeypatch.undo()
     assert cli.main(["train", *SMALL, "epochs=2", f"runs_dir={run.runs_dir}"]) == 0
-    assert "(goes on from last.ckpt)" in " ".join(capsys.readouterr().out.split())
+    assert "(goes on from last.ckpt, after 2 steps)" in " ".join(capsys.readouterr().out.split())
