@@ -17,10 +17,11 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from resuming import assert_same, codes, finished, forked, load, outcome
+from resuming import assert_same, finished, load, outcome
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from worlds import codes, forked
 
 import imgrec.gate
 import imgrec.story  # before the forks, which then need not import it each

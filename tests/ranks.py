@@ -1,4 +1,4 @@
-"""Processes that share a gloo group, forked from the test, so that torch is imported once."""
+"""Processes that share a gloo group, forked from the test, so that torch, and what a training imports, is imported once."""
 
 import io
 import os
@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
+import imgrec.trainer  # noqa: F401  # each child of each test would import it for itself: 30 s instead of 1 on two cores
+from imgrec.processes import end_with_parent
+
 SECONDS = 60  # a hang longer than this is a failure
 T = TypeVar("T")
 
@@ -28,12 +31,7 @@ def together(size: int, work: Callable[[int], T], *, group: bool = True) -> list
         try:
             for rank in range(size):
                 here, there = Pipe(duplex=False)
-                with warnings.catch_warnings():
-                    warnings.simplefilter(
-                        "ignore", DeprecationWarning
-                    )  # Python 3.12 of a fork beside threads: the child needs none
-                    child = os.fork()
-                if child == 0:
+                if (child := fork()) == 0:
                     _work(rank, size, f"file://{folder}/store" if group else None, work, there)
                 there.close()
                 pipes.append(here)
@@ -46,6 +44,16 @@ def together(size: int, work: Callable[[int], T], *, group: bool = True) -> list
     failed = "\n".join(f"rank {rank}: {error}" for rank, (error, _) in enumerate(answers) if error)
     assert not failed, failed
     return [torch.load(io.BytesIO(data), weights_only=False) for _, data in answers]
+
+
+def fork() -> int:
+    """os.fork, of a child that ends with this process at the latest."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 of a fork beside threads: the child needs none
+        child = os.fork()
+    if child == 0:
+        end_with_parent()
+    return child
 
 
 def _work(rank: int, size: int, store: str | None, work: Callable[[int], Any], pipe: Connection) -> None:

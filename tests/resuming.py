@@ -3,16 +3,13 @@
 import csv
 import os
 import signal
-import socket
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from worlds import variables
+from worlds import codes, forked
 
 from imgrec import config
 from imgrec.checkpoint import read
@@ -53,36 +50,6 @@ TIMES = ("images_per_second", "data_wait_share", "seconds")
 
 def load(folder: Path, *words: str) -> config.RunConfig:
     return config.load("train", [*EVERYTHING, f"runs_dir={folder}", "name=r", "id=a", *words])
-
-
-def forked(size: int, work: Callable[[int], Any]) -> list[int]:
-    """The process numbers of `size` forks of this process that do `work(rank)`; with more than one they are ranks, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                if size > 1:
-                    os.environ |= {key: str(value) for key, value in variables(rank, size, port=port).items()}
-                work(rank)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-    return children
-
-
-def codes(children: list[int]) -> list[int]:
-    """Exit codes, minus the signal where one ended the process."""
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def calls(count: int, where: type, name: str, then: Callable[..., Any]) -> None:

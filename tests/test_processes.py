@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,6 @@ def test_processes_agree_on_what_the_first_one_finds() -> None:
 def test_who_did_not_come_is_named() -> None:
     def work(rank: int) -> str:
         if rank == 2:
-            time.sleep(3)
             return ""
         with pytest.raises(ConfigError) as caught:
             connect(world(), timeout_s=1)
@@ -230,23 +229,32 @@ children.main(*sys.argv[3:])
 
 
 @pytest.fixture
-def parent(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+def parent(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     """parent("killed") starts the command for a run of that name on two devices, whose children are stand-ins."""
     standin = tmp_path / "standin"
     standin.write_text(STANDIN.format(python=sys.executable, path=sys.path))
     standin.chmod(0o755)
-    start = f"import sys; from imgrec import cli; sys.argv[0] = 'imgrec'; sys.executable = {str(standin)!r}; code = cli.main(); assert 'torch' not in sys.modules; sys.exit(code)"
+    # With a short GRACE_S, as the stand-ins wait for it: no heartbeat ends them.
+    start = f"import sys; from imgrec import children, cli; children.GRACE_S = 1; sys.argv[0] = 'imgrec'; sys.executable = {str(standin)!r}; "
+    start += "code = cli.main(); assert 'torch' not in sys.modules; sys.exit(code)"
     words = [word for word in SMALL if not word.startswith("trainer.devices")]
+
+    begun: list[subprocess.Popen[str]] = []
 
     def begin(name: str) -> subprocess.Popen[str]:
         own = [f"name={name}", "id=1", f"runs_dir={tmp_path}", "trainer.devices=2"]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", start, "train", *words, *own],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env={**os.environ, "TMPDIR": str(tmp_path)},
         )  # fmt: skip
+        begun.append(process)
+        return process
 
-    return begin
+    yield begin
+    for process in begun:
+        with process:
+            process.kill()  # its children end with it
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str]:

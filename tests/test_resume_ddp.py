@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from resuming import assert_same, calls, codes, finished, forked, killed, load
+from resuming import assert_same, calls, finished, killed, load
+from worlds import codes, forked
 
 from imgrec.checkpoint import read
 from imgrec.classifier import Classifier

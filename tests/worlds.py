@@ -7,12 +7,11 @@ import os
 import socket
 import sys
 import traceback
-import warnings
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from ranks import together
+from ranks import fork, together
 
 T = TypeVar("T")
 
@@ -30,18 +29,27 @@ def started(size: int, work: Callable[[int], T]) -> list[T]:
 
 def exit_codes(size: int, work: Callable[[], int]) -> list[int]:
     """The exit codes of processes that have torchrun's variables and end with what `work()` gives, or before."""
+    return codes(forked(size, lambda rank: work()))
+
+
+def forked(size: int, work: Callable[[int], Any]) -> list[int]:
+    """The process numbers of `size` forks of this process; more than one are ranks, as torchrun starts them.
+
+    Each ends with what `work(rank)` gives where that is an exit code, else with 0, and with 1 by an exception; at the latest with this process.
+    """
     port = free_port()
     children = []
+    sys.stdout.flush()
+    sys.stderr.flush()
     for rank in range(size):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 of a fork beside threads: see ranks.together
-            child = os.fork()
-        if child == 0:
-            code = 99
+        if (child := fork()) == 0:
+            code = 1
             try:
                 torch.set_num_threads(1)
-                os.environ |= {key: str(value) for key, value in variables(rank, size, port=port).items()}
-                code = work()
+                if size > 1:
+                    os.environ |= {key: str(value) for key, value in variables(rank, size, port=port).items()}
+                given = work(rank)
+                code = given if isinstance(given, int) else 0
             except BaseException:
                 traceback.print_exc()
             finally:
@@ -49,6 +57,11 @@ def exit_codes(size: int, work: Callable[[], int]) -> list[int]:
                 sys.stderr.flush()
                 os._exit(code)
         children.append(child)
+    return children
+
+
+def codes(children: list[int]) -> list[int]:
+    """Exit codes, minus the signal where one ended the process."""
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
