@@ -151,12 +151,17 @@ def _meet(world: World, timeout_s: float) -> "Store":
     except (DistError, OSError) as error:
         what = "cannot listen there" if keeps else f"nobody answered within {timeout_s:g} s"
         raise ConfigError(f"{me} should meet the other {world.size - 1} at {host}:{port}, but {what}. {look}") from error
-    store.set(f"here/{world.rank}", socket.gethostname())
-    came = store.add("came", 1)
-    while came < world.size and time.monotonic() < end:
-        _go_on()
-        time.sleep(0.02 if world.size <= 16 else 0.5)  # seconds; thousands must not wear the store out
-        came = store.add("came", 0)
+    try:
+        store.set(f"here/{world.rank}", socket.gethostname())
+        came = store.add("came", 1)
+        while came < world.size and time.monotonic() < end:
+            _go_on()
+            time.sleep(0.02 if world.size <= 16 else 0.5)  # seconds; thousands must not wear the store out
+            came = store.add("came", 0)
+    except DistError as error:
+        raise ConfigError(
+            f"{me} lost {host}:{port}, where the {world.size} processes meet, before all had come. {look}"
+        ) from error
     if came < world.size:
         late = [rank for rank in range(world.size) if not store.check([f"here/{rank}"])]
         named = ", ".join(map(str, late[:8])) + (", ..." if len(late) > 8 else "")

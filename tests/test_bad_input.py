@@ -35,7 +35,7 @@ SHOWN: dict[str, str] = {
     "train modle=vgg": "'modle=vgg': there is no key modle. Did you mean model? `python -m imgrec.train --help` lists the keys.",
     "train optim=adma": f"optim=adma: there is no such optim. Did you mean adam? {OPTIMS}",
     "train optim=null": "'optim=null': a choice is neither added nor taken away. Type optim=OPTION, or leave it out.",
-    "trian model=vgg": "trian: there is no such command. Did you mean train? There are: train, evaluate, predict, lr_find, models.",
+    "trian model=vgg": "trian: there is no such command. Did you mean train? There are: train, evaluate, predict, lr_find, models, slurm.",
     "train --config-dir": "--config-dir needs a folder. Type --config-dir FOLDER that holds your model/, data/, experiment/ yaml.",
     "train --config-dir none": "--config-dir none: there is no such folder. Name the folder that holds your model/, data/, experiment/ yaml.",
     # types
@@ -48,7 +48,7 @@ SHOWN: dict[str, str] = {
     "train trainer.deterministic=7": "trainer.deterministic=7: deterministic takes true or false, not a whole number. The default is false.",
     "train data.image_size=big": "data.image_size=big: image_size takes a whole number, not a word. The default is 8.",
     "train finetune=3": "finetune=3: finetune is a group of keys. Type finetune.KEY=VALUE; keys: freeze_epochs, layer_decay.",
-    "train monitor=val/acc": "monitor=val/acc: monitor takes val/loss, val/accuracy, val/macro_f1 or val/top5, not a word.",
+    "train monitor=val/acc": "monitor=val/acc: monitor takes val/loss, val/accuracy, val/macro_f1 or val/top5. Did you mean val/accuracy?",
     # ranges
     "train batch_size=0": f"batch_size=0: batch_size must be 1 or more. The default is {DEFAULT.batch_size}.",
     "train optim=adam optim.lr=-0.1": f"optim.lr=-0.1: lr must be more than 0. The default is {DEFAULT.optim['lr']}.",
