@@ -18,28 +18,24 @@ Not torch.distributed.TCPStore, which tells nobody when a client dies, and whose
 import base64
 import os
 import re
-import resource
-import secrets
-import selectors
 import socket
 import sys
 import threading
 import time
-import weakref
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable
 from types import FrameType
 
 from imgrec import stopping
+from imgrec.connections import Connections
 from imgrec.errors import ImgrecError, Stopped
-from imgrec.peers import AGAIN, BY_ITSELF, FAILED, TOLD, Line, Message, Peer, gone, stuck
+from imgrec.peers import AGAIN, BY_ITSELF, FAILED, TOLD, Message, Peer, gone, stuck
 from imgrec.watchdog import end_process
 
 REFUSED = 2  # exit code of imgrec.errors
 BEAT_S = 1.0
 BEATS_PER_S = 256  # that rank 0 reads at most; above as many ranks the beat is slower
 POLL_S = 0.25  # for a stop that was asked for in this process
-NAP_S = 0.2  # at most: rank 0 reads what has come in bundles, as each reading takes the interpreter from the training
 ALONE_S = 3.0  # between the verdict and the end, for a main thread that can still end by itself
 OWN_END_S = 60.0  # for a main thread that does: it may be saving
 EXPLAIN_S = 5.0
@@ -49,8 +45,6 @@ COMPILING, IMPORTING = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compi
 NETWORK = re.compile(
     r"gloo|nccl|\bpeer\b|connection|socket|timed? ?out|\bstore\b|broken pipe|process ?group|collective", re.IGNORECASE
 )
-
-_open: "weakref.WeakSet[Heartbeat]" = weakref.WeakSet()
 
 
 class Heartbeat:
@@ -63,13 +57,7 @@ class Heartbeat:
         self._who = {"host": socket.gethostname(), "pid": os.getpid()}
         self._beat_s = min(max(BEAT_S, world_size / BEATS_PER_S), timeout_s / 5)
         self._peers: dict[int, Peer] = {}  # on rank 0 all, itself too; elsewhere rank 0
-        self._lines: dict[int, Line] = {}
-        self._listener: socket.socket | None = None
-        self._token = ""
-        self._queue: deque[Message] = deque()  # from the main thread, for rank 0
-        self._wake, self._woken = socket.socketpair()
-        self._selector = selectors.PollSelector()  # epoll's set would be shared with loader workers that were forked
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._connections = Connections(rank, world_size)
         self._posts: dict[str, dict[int, bytes]] = defaultdict(dict)
         self._changed = threading.Condition()
         self._left: Message | None = None
@@ -115,14 +103,13 @@ class Heartbeat:
         import torch
         from torch import distributed
 
-        told: list[tuple[list[str], int, str] | None] = [self._listen() if self.rank == 0 else None]
+        told: list[tuple[list[str], int, str] | None] = [self._connections.listen() if self.rank == 0 else None]
         distributed.broadcast_object_list(told)
         assert told[0] is not None
         now = time.monotonic()
         self._peers = {rank: Peer(rank, now, now) for rank in (range(self.world_size) if self.rank == 0 else (0,))}
         if self.rank:
-            self._connect(*told[0])
-        _open.add(self)
+            self._connections.connect(*told[0], {"rank": self.rank, **self._who}, self.timeout_s)
         self._thread.start()
         distributed.all_reduce(torch.zeros(1))  # a rank that failed at once would be gone before the others have met it
 
@@ -136,7 +123,7 @@ class Heartbeat:
             return None
         self._end_at = time.monotonic() + OWN_END_S
         self._explaining = True
-        self._wake.send(b".")
+        self._connections.wake()
         self._known.wait(EXPLAIN_S)
         return self._verdict
 
@@ -188,12 +175,9 @@ class Heartbeat:
         if self._thread.is_alive():
             self.leave("finished")
             self._closing.set()
-            self._wake.send(b".")
+            self._connections.wake()
             self._thread.join(FLUSH_S + 1)
-        _open.discard(self)
-        for connection in list(self._sockets()):
-            connection.close()
-        self._selector.close()
+        self._connections.close()
 
     # The thread
 
@@ -216,7 +200,7 @@ class Heartbeat:
                 told = self._explaining
                 beat_at = now + self._beat_s
                 self._beat(now, FAILED if self._explaining else _at() if now - moved > self.timeout_s / 2 else "")
-            self._send()
+            self._connections.send()
             self._judge(now)
             if self.rank and self._peers[0].cut is not None and self._peers[0].left is not None and not self._verdict:
                 return  # rank 0 has ended as it should
@@ -225,50 +209,17 @@ class Heartbeat:
         message = {"doing": self._doing, "moves": self._moves, "at": at, **self._who}
         if self.rank == 0:
             self._peers[0].take(message, now)
-        self._tell(message)
+        self._connections.tell(message)
 
     def _read(self, timeout: float) -> None:
         """Wait for messages, and take them."""
-        ready = [key for key, _ in self._selector.select(timeout)]
-        if self.rank == 0 and ready:
-            time.sleep(min(NAP_S, self.world_size / 1000))
-            ready = [key for key, _ in self._selector.select(0)]
-        now = time.monotonic()
-        for key in ready:
-            if key.fileobj is self._woken:
-                self._woken.recv(4096)
-            elif key.fileobj is self._listener:
-                self._accept()
-            else:
-                self._hear(key.data, now)
-
-    def _accept(self) -> None:
-        assert self._listener is not None
-        while True:
-            try:
-                self._watch(Line(self._listener.accept()[0]))
-            except BlockingIOError:
-                return
-
-    def _hear(self, line: Line, now: float) -> None:
-        try:
-            messages, stands = line.receive()
-            if line.rank is None and messages:  # only a rank knows the token; others, such as a scan of the ports, are sent away
-                stands = secrets.compare_digest(str(messages[0]["token"]), self._token)
-                line.rank = messages[0]["rank"] if stands else None
-        except (ValueError, TypeError, KeyError):
-            stands = False
-        if line.rank is not None:
-            self._lines[line.rank] = line
-            for message in messages:
-                self._take(line.rank, message, now)
-        if not stands:
-            self._selector.unregister(line.socket)
-            line.socket.close()
-            if line.rank is not None:
-                del self._lines[line.rank]
-                self._peers[line.rank].cut = now
+        for rank, message in self._connections.read(timeout):
+            now = time.monotonic()
+            if message is None:
+                self._peers[rank].cut = now
                 self._notify()
+            else:
+                self._take(rank, message, now)
 
     def _take(self, rank: int, message: Message, now: float) -> None:
         self._peers[rank].take(message, now)
@@ -279,7 +230,7 @@ class Heartbeat:
             self._notify()
         if "want" in message and self.in_hand is not None:
             key, blob = self.in_hand()
-            self._tell({"post": key, "blob": base64.b64encode(blob).decode()})
+            self._connections.tell({"post": key, "blob": base64.b64encode(blob).decode()})
         if "end" in message:
             self._conclude(message["end"], now + message["in_s"])
 
@@ -290,7 +241,7 @@ class Heartbeat:
         self._stop_told = True
         by_another = " on rank " in reason
         if self.rank == 0 or not by_another:
-            self._tell({"stop": reason if by_another else f"{reason} on rank {self.rank}"})
+            self._connections.tell({"stop": reason if by_another else f"{reason} on rank {self.rank}"})
 
     def _judge(self, now: float) -> None:
         if self._verdict is None:
@@ -310,75 +261,23 @@ class Heartbeat:
     def _conclude(self, line: str, end_at: float) -> None:
         if self._verdict is None:
             if self.rank == 0:
-                self._tell({"end": line, "in_s": end_at - time.monotonic()})
+                self._connections.tell({"end": line, "in_s": end_at - time.monotonic()})
             self._verdict = line
             self._end_at = max(self._end_at, end_at)
             self._known.set()
 
-    # Connections
-
-    def _listen(self) -> tuple[list[str], int, str]:
-        """Open the port; how it is reached: host names to try, port, and the token that lets a process in."""
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY:  # often 1024, and a connection is a file
-            more = soft + self.world_size
-            resource.setrlimit(resource.RLIMIT_NOFILE, (more if hard == resource.RLIM_INFINITY else min(more, hard), hard))
-        if socket.has_dualstack_ipv6():
-            self._listener = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=self.world_size)
-        else:
-            self._listener = socket.create_server(("", 0), backlog=self.world_size)
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._token = secrets.token_hex(16)
-        hosts = [os.environ[key] for key in ("MASTER_ADDR",) if key in os.environ]  # where the process group has met already
-        return [*hosts, socket.gethostname()], self._listener.getsockname()[1], self._token
-
-    def _connect(self, hosts: list[str], port: int, token: str) -> None:
-        failures = []
-        for host in hosts:
-            try:
-                connection = socket.create_connection((host, port), timeout=min(30.0, self.timeout_s))
-            except OSError as error:
-                failures.append(f"{host}:{port} ({error})")
-                continue
-            self._lines[0] = Line(connection, rank=0)
-            self._watch(self._lines[0])
-            self._lines[0].send({"rank": self.rank, "token": token, **self._who})
-            return
-        raise RuntimeError(
-            f"rank {self.rank} on {socket.gethostname()} cannot reach rank 0 at {' or '.join(failures)}. "
-            "Let the machines of the run talk to one another on all ports."
-        )
-
     def _put(self, message: Message) -> None:
         """Hand a message to the thread."""
         if self._thread.is_alive():
-            self._queue.append(message)
-            self._wake.send(b".")
+            self._connections.put(message)
 
     def _flush(self) -> None:
         """Wait until the thread has sent everything, FLUSH_S at most."""
         until = time.monotonic() + FLUSH_S
         while self._thread.is_alive() and time.monotonic() < until:
-            if not self._queue and all(line.sent for line in list(self._lines.values())):
+            if self._connections.sent:
                 return
             time.sleep(0.005)
-
-    def _tell(self, message: Message) -> None:
-        """To rank 0; from rank 0 to all."""
-        for line in list(self._lines.values()):
-            if line.sent or "doing" not in message:  # who does not read needs no more beats
-                line.send(message)
-
-    def _send(self) -> None:
-        while self._queue:
-            self._tell(self._queue[0])
-            self._queue.popleft()
-        for line in self._lines.values():
-            line.send()
-
-    def _watch(self, line: Line) -> None:
-        self._selector.register(line.socket, selectors.EVENT_READ, line)
 
     def _notify(self) -> None:
         with self._changed:
@@ -386,12 +285,6 @@ class Heartbeat:
 
     def _silent(self) -> bool:
         return time.monotonic() - self._peers[0].heard >= self.timeout_s
-
-    def _sockets(self) -> Iterator[socket.socket]:
-        yield self._wake
-        for key in list(self._selector.get_map().values()):
-            assert isinstance(key.fileobj, socket.socket)
-            yield key.fileobj
 
 
 def _at() -> str:
@@ -420,13 +313,3 @@ def _is_of_the_network(error: BaseException | None) -> bool:
             return True
         error, seen = error.__cause__ or error.__context__, seen + 1
     return False
-
-
-def _close_in_child() -> None:
-    # A loader worker that was forked holds the connection too: it would outlive a killed rank, and hide its death.
-    for heartbeat in list(_open):
-        for connection in heartbeat._sockets():
-            connection.close()
-
-
-os.register_at_fork(after_in_child=_close_in_child)

@@ -1,8 +1,6 @@
-"""What the processes of a run know of one another: the line each one sends, the connection it goes over, and the sentence about who is at fault."""
+"""What the processes of a run know of one another from the messages of imgrec.heartbeat, and the sentence about who is at fault."""
 
-import json
 import re
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,45 +126,3 @@ def _ranks(peers: Sequence[Peer]) -> str:
     if len(peers) > NAMED:
         return f"{len(peers)} other ranks"
     return f"rank{'s' if len(peers) > 1 else ''} {', '.join(str(peer.rank) for peer in peers)}"
-
-
-class Line:
-    """A connection that carries one JSON object per line. Never blocks: what does not fit now is sent with the next call."""
-
-    def __init__(self, connection: socket.socket, rank: int | None = None) -> None:
-        self.rank = rank  # who is at the other end; None: it has not said so yet
-        connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket = connection
-        self._out, self._in = bytearray(), bytearray()
-
-    @property
-    def sent(self) -> bool:
-        return not self._out
-
-    def send(self, message: Message | None = None) -> None:
-        """Send a message, and what is left of the ones before. A connection that is gone shows in `receive`."""
-        if message is not None:
-            self._out += json.dumps(message).encode() + b"\n"
-        try:
-            while self._out:
-                del self._out[: self.socket.send(self._out)]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._out.clear()
-
-    def receive(self) -> tuple[list[Message], bool]:
-        """The messages that have come, and whether the connection still stands."""
-        stands = True
-        try:
-            while chunk := self.socket.recv(1 << 16):
-                self._in += chunk
-            stands = False
-        except BlockingIOError:
-            pass
-        except OSError:
-            stands = False
-        *lines, rest = self._in.split(b"\n")
-        self._in = bytearray(rest)
-        return [json.loads(line) for line in lines], stands

@@ -333,7 +333,7 @@ def test_many_at_once() -> None:
 
 def test_strangers_are_sent_away() -> None:
     heartbeat = Heartbeat(0, 2, 10.0, print)
-    _, port, token = heartbeat._listen()
+    _, port, token = heartbeat._connections.listen()
     heartbeat._peers = {rank: Peer(rank, 0.0, 0.0) for rank in (0, 1)}
     heartbeat._thread.start()
     for words in (
@@ -347,7 +347,7 @@ def test_strangers_are_sent_away() -> None:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as stranger:
             stranger.sendall(words)
             assert stranger.recv(100) == b"", words
-    assert heartbeat._lines == {}
+    assert heartbeat._connections.lines == {}
     with socket.create_connection(("127.0.0.1", port), timeout=20) as rank:
         rank.sendall(
             json.dumps({"rank": 1, "token": token, "host": "n2", "pid": 7}).encode()
