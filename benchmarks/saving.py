@@ -8,6 +8,7 @@ all tensors is waited for; the file is written meanwhile, so its processor time 
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,7 +38,8 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=20, help="steps from one save to the next in the second figures")
     asked, words = options.parse_known_args()
     shares: dict[str, list[tuple[float, float, int]]] = {"by default": [], f"every {asked.steps} steps": []}
-    for _ in range(asked.rounds):
+    for number in range(asked.rounds):
+        print(f"round {number + 1} of {asked.rounds}", file=sys.stderr)
         shares["by default"].append(measured(words or WORDS))
         shares[f"every {asked.steps} steps"].append(measured([*(words or WORDS), f"trainer.save_every_steps={asked.steps}"]))
     for name, found in shares.items():
