@@ -24,18 +24,17 @@ from typing import Any
 from imgrec import errors, stopping, watchdog
 from imgrec.cli import NO_WRITING
 from imgrec.config import RunConfig, run_config
-from imgrec.errors import Died, ImgrecError, Stopped
+from imgrec.errors import FAILED, REFUSED, Died, ImgrecError, Stopped
+from imgrec.peers import AGAIN
 from imgrec.processes import CHILD, end_with_parent
 from imgrec.rundir import RunDir, write
 
-FAILED, REFUSED = 1, 2
 POLL_S = 0.05
 ALIKE_S = 0.5  # after the first refusal: the others may be refused alike, else they wait for the one that was
 GRACE_S = 8.0  # after a death: the others find out by themselves, and say what it was doing
 # Ctrl-C on a terminal reaches the whole process group. So it is blocked in the children, and their parent passes it on once, as this signal.
 CTRL_C = signal.SIGRTMIN
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-AGAIN = "Start the same command again to go on from the last checkpoint."
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from imgrec import __version__, stopping
-from imgrec.errors import Died, ImgrecError, Stopped
+from imgrec.errors import FAILED, REFUSED, Died, ImgrecError, Stopped
 
 COMMANDS = {
     "train": "train a classifier and test it",
@@ -18,7 +18,6 @@ COMMANDS = {
     "slurm": "submit a training to a cluster's queue",
 }
 NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # the disk's, not ours
-FAILED, REFUSED = 1, 2  # exit codes: a process failed; the input cannot be used
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,11 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+FAILED, REFUSED = (
+    1,
+    2,
+)  # exit codes: a fault of ours or a process that died; what the user can mend. Those of a stop: imgrec.stopping
+
 
 class ImgrecError(Exception):
     """Base of the errors that are the user's to mend: the command line shows the message without a traceback."""

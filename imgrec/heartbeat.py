@@ -28,11 +28,10 @@ from types import FrameType
 
 from imgrec import stopping
 from imgrec.connections import Connections
-from imgrec.errors import ImgrecError, Stopped
-from imgrec.peers import AGAIN, BY_ITSELF, FAILED, TOLD, Message, Peer, gone, stuck
+from imgrec.errors import FAILED, REFUSED, ImgrecError, Stopped
+from imgrec.peers import AGAIN, BY_ITSELF, GAVE_UP, TOLD, Message, Peer, gone, stuck
 from imgrec.watchdog import end_process
 
-REFUSED = 2  # exit code of imgrec.errors
 BEAT_S = 1.0
 BEATS_PER_S = 256  # that rank 0 reads at most; above as many ranks the beat is slower
 POLL_S = 0.25  # for a stop that was asked for in this process
@@ -137,7 +136,7 @@ class Heartbeat:
             end_process(None, REFUSED)
         gone = self.rank != 0 and (self._peers[0].failed or self._peers[0].cut is not None or self._silent())
         speaks = self.rank == 0 or gone
-        end_process(line if speaks else None, 1, self._note if self.rank == 0 else None)
+        end_process(line if speaks else None, FAILED, self._note if self.rank == 0 else None)
 
     def leave(self, reason: str | BaseException) -> None:
         """Tell the others that this rank ends: regularly, for a reason in words, or by an exception, which ends them too."""
@@ -187,9 +186,8 @@ class Heartbeat:
         while not self._closing.is_set():
             self._read(min(POLL_S, self._beat_s))
             now = time.monotonic()
-            if (
-                now - last > 2 * self._beat_s
-            ):  # this process was stopped, or held up: its own absence says nothing about the others
+            # This process was stopped, or held up: its own absence says nothing about the others.
+            if now - last > 2 * self._beat_s:
                 for peer in self._peers.values():
                     peer.heard, peer.moved = peer.heard + now - last, peer.moved + now - last
             last = now
@@ -199,7 +197,7 @@ class Heartbeat:
             if now >= beat_at or (self._explaining and not told):
                 told = self._explaining
                 beat_at = now + self._beat_s
-                self._beat(now, FAILED if self._explaining else _at() if now - moved > self.timeout_s / 2 else "")
+                self._beat(now, GAVE_UP if self._explaining else _at() if now - moved > self.timeout_s / 2 else "")
             self._connections.send()
             self._judge(now)
             if self.rank and self._peers[0].cut is not None and self._peers[0].left is not None and not self._verdict:
@@ -249,12 +247,10 @@ class Heartbeat:
             found = gone(others, now, self.timeout_s, self._again)
             if found is not None:
                 self._conclude(found, now + ALONE_S)
-            elif (
-                self.rank == 0
-                and self._left is None
-                and (found := stuck(list(self._peers.values()), now, self.timeout_s, self._again))
-            ):
-                self._conclude(found, now)  # the main threads are where nothing wakes them
+            elif self.rank == 0 and self._left is None:
+                found = stuck(list(self._peers.values()), now, self.timeout_s, self._again)
+                if found is not None:
+                    self._conclude(found, now)  # the main threads are where nothing wakes them
         elif now > self._end_at + (OWN_END_S if self._left else 0):
             self.end(self._verdict)
 

@@ -9,13 +9,11 @@ WAITING = "waiting for the others"  # how `doing` begins in front of a collectiv
 # A process does these by itself, for as long as it takes, while none of the others waits for it.
 ALONE = ("starting", "reading", "compiling")
 BY_ITSELF = ("compiling, at ", "importing, at ")  # how `at` begins in these
-FAILED = "in a collective that failed"  # `at` of a rank whose collective gave up waiting
-COLLECTIVE = (
-    "torch/distributed/",
-    "torch/autograd/graph.py",
-)  # where the main thread stands when it waits in a collective or in backward's all-reduce
+GAVE_UP = "in a collective that failed"  # `at` of a rank whose collective gave up waiting
+# Where the main thread stands when it waits in a collective or in backward's all-reduce.
+COLLECTIVE = ("torch/distributed/", "torch/autograd/graph.py")
 NAMED = 3  # ranks named in a sentence
-GATHER_S = 0.3
+GATHER_S = 0.3  # after a death: those that died with it are named with it
 TOLD = "another rank cannot use what it was given, and tells the user itself"
 AGAIN = "Start the same command again to go on from the last checkpoint."
 
@@ -57,7 +55,7 @@ class Peer:
     @property
     def waits(self) -> bool:
         """In front of or inside a collective, as far as can be seen."""
-        return self.doing.startswith(WAITING) or self.at == FAILED or any(place in self.at for place in COLLECTIVE)
+        return self.doing.startswith(WAITING) or self.at == GAVE_UP or any(place in self.at for place in COLLECTIVE)
 
     @property
     def works_alone(self) -> bool:

@@ -50,7 +50,7 @@ def world() -> World:
     """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
-        size, local_size = number("WORLD_SIZE"), number("LOCAL_WORLD_SIZE", 1)
+        size, local_size = number("WORLD_SIZE", least=1), number("LOCAL_WORLD_SIZE", 1, least=1)
         return World(
             rank=number("RANK"),
             size=size,
@@ -73,14 +73,14 @@ def world() -> World:
     return World()
 
 
-def number(name: str, default: int | None = None) -> int:
-    """An environment variable that holds a whole number; ConfigError where it does not, or is unset and there is no default."""
+def number(name: str, default: int | None = None, *, least: int = 0) -> int:
+    """An environment variable that holds a whole number, `least` or more; ConfigError where it does not, or is unset and there is no default."""
     text = os.environ.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not text.isdecimal():
+    if text is None or not text.isdecimal() or int(text) < least:
         raise ConfigError(
-            f"{name}={text} in the environment: a number was expected there. Unset it, or start with torchrun or srun."
+            f"{name}={text} in the environment: a number{f' of {least} or more' if least else ''} was expected there. Unset it, or start with torchrun or srun."
         )
     return int(text)
 

@@ -120,9 +120,8 @@ class Jobs:
         from hydra.core.hydra_config import HydraConfig
 
         job = self.folder.job(list(HydraConfig.get().overrides.task))
-        HydraConfig.instance().cfg = (
-            None  # a job is a run like any other: Lightning takes it for one of Hydra's else; Hydra puts it back
-        )
+        # A job is a run like any other: Lightning takes it for one of Hydra's else; Hydra puts it back.
+        HydraConfig.instance().cfg = None
         if (reason := stopping.asked()) is not None:
             self._stop(f"stopped by {reason} between two jobs. Start the same command again to go on.")
         self.met.append(job)

@@ -135,8 +135,7 @@ def optuna_settings(words: Sequence[str], *, monitor: str, seed: int) -> list[st
             f"Leave it out, or set hydra.sweeper.direction={direction}."
         )
     found = {"hydra.sweeper.direction": direction, "hydra.sweeper.n_jobs": "1", "hydra.sweeper.max_failure_rate": "1.0"}
-    if (
-        given.get("hydra/sweeper/sampler", "tpe") != "grid" and not stored
-    ):  # a stored study is to be gone on with, not proposed again
+    # A stored study is to be gone on with, not proposed again.
+    if given.get("hydra/sweeper/sampler", "tpe") != "grid" and not stored:
         found["hydra.sweeper.sampler.seed"] = str(seed)
     return [*words, *(f"{key}={value}" for key, value in found.items() if key not in given)]

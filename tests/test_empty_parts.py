@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import together
+from worlds import variables
 
 from imgrec import config
 from imgrec.checkpoint import read
@@ -42,9 +43,7 @@ def run(folder: Path, processes: int, *words: str) -> dict[str, Any]:
 
     def work(rank: int) -> dict[str, Any]:
         if processes > 1:
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0}
-            os.environ.update({key: str(value) for key, value in place.items()})
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1", TORCHELASTIC_RUN_ID="test")
+            os.environ |= {key: str(value) for key, value in variables(rank, processes, port=1).items()}
         return train(settings, quiet=True)
 
     result = together(processes, work)[0]

@@ -71,6 +71,7 @@ def test_the_world_is_that_of_whoever_started_the_process(
         ({}, ["trainer.num_nodes=2"], "trainer.num_nodes=2, but this process was started alone. Type NODES=2 "),
         ({}, ["trainer.devices=all"], "trainer.devices=all: devices takes auto, a number, or a list of device numbers"),
         ({}, ["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn starts processes in a way that cannot be resumed or watched. Set trainer.strategy=ddp."),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, [], "LOCAL_WORLD_SIZE=0 in the environment: a number of 1 or more was expected there."),
         ({"RANK": "one", "WORLD_SIZE": "2"}, [], "RANK=one in the environment: a number was expected there."),
         (BATCH, [], "SLURM_NTASKS=4 SLURM_NNODES=2, but this process was started without srun, so once. Write srun before python, or "),
         (TORCHRUN, ["trainer.devices=4"], "trainer.devices=4, but torchrun started 3 processes on this machine. Leave trainer.devices out, or type torchrun --nproc-per-node=4."),

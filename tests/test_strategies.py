@@ -11,6 +11,7 @@ import torch
 from ranks import together
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from worlds import variables
 
 from imgrec import config, stopping
 from imgrec.checkpoint import read
@@ -52,19 +53,17 @@ def run(folder: Path, id: str, *words: str, processes: int = 2, stop_at: int | N
 
     def work(rank: int) -> dict[str, Any]:
         if processes > 1:
-            os.environ.update(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), LOCAL_WORLD_SIZE=str(processes), GROUP_RANK="0"
-            )
-            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1", TORCHELASTIC_RUN_ID="test")
+            os.environ |= {key: str(value) for key, value in variables(rank, processes, port=1).items()}
         if stop_at is None:
             return train(settings, quiet=True)
         step = Classifier.training_step
-        Classifier.training_step = lambda self, *batch: (
-            (  # type: ignore[method-assign]
-                stopping.ask("the test") if rank == 1 and self.trainer.global_step + 2 == stop_at else None
-            )
-            or step(self, *batch)
-        )
+
+        def asked_at(self: Classifier, *batch: Any) -> Any:
+            if rank == 1 and self.trainer.global_step + 2 == stop_at:
+                stopping.ask("the test")
+            return step(self, *batch)
+
+        Classifier.training_step = asked_at  # type: ignore[method-assign]
         with pytest.raises(Stopped):
             train(settings, quiet=True)
         return {}
