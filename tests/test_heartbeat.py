@@ -1,5 +1,6 @@
 """imgrec.heartbeat, with real processes: `python tests/test_heartbeat.py FOLDER` plays all scenes at once after importing torch once."""
 
+import contextlib
 import json
 import os
 import signal
@@ -176,7 +177,13 @@ class Played(NamedTuple):
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Played]:
     folder = tmp_path_factory.mktemp("heartbeat")
-    subprocess.run([sys.executable, __file__, str(folder)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=150)
+    words = [sys.executable, __file__, str(folder)]
+    with subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True) as playing:
+        try:
+            assert playing.wait(timeout=150) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # all have ended; else one was left behind by a rank, or hangs
+                os.killpg(playing.pid, signal.SIGKILL)
     codes, seconds = json.loads((folder / "played.json").read_text())
 
     def find(name: str) -> Played:
