@@ -109,8 +109,8 @@ def _train(
     data.gate = gate
     if resume is not None:
         data.start = (resume["place"]["epoch"], resume["place"]["done"])
-        if trainer.is_global_zero:
-            board.rewind(folder.path / "tensorboard", resume["events"])
+    if trainer.is_global_zero:
+        board.rewind(folder.path / "tensorboard", resume["events"] if resume is not None else {})
     screen.say(story.opening(run, folder, trainer, data, plan, size, taken, file, resume["place"]["step"] if resume else 0))
     if file is not None and resume is not None and resume["place"]["stage"] == "end":
         history.load_state_dict(read(file)["callbacks"][history.state_key])

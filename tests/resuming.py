@@ -52,7 +52,7 @@ def load(folder: Path, *words: str) -> config.RunConfig:
     return config.load("train", [*EVERYTHING, f"runs_dir={folder}", "name=r", "id=a", *words])
 
 
-def calls(count: int, where: type, name: str, then: Callable[..., Any]) -> None:
+def calls(count: int, where: Any, name: str, then: Callable[..., Any]) -> None:
     """`then()` at the count-th call of a method, before it does anything; for use in a fork."""
     whole, seen = getattr(where, name), []
 
@@ -69,7 +69,7 @@ def die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed(run: config.RunConfig, count: int, where: type, name: str, *, size: int = 1) -> None:
+def killed(run: config.RunConfig, count: int, where: Any, name: str, *, size: int = 1) -> None:
     """Train until the count-th call of a method on each process, and no further."""
 
     def work(rank: int) -> None:

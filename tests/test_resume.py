@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from resuming import SAMPLES, STEPS_PER_EPOCH, assert_same, calls, die, finished, killed, load, outcome
+from resuming import SAMPLES, STEPS_PER_EPOCH, assert_same, calls, curves, die, finished, killed, load, outcome
 from worlds import codes, forked
 
+import imgrec.checkpoint
 from imgrec import config
 from imgrec.callbacks.history import History
 from imgrec.checkpoint import VERSION, read
@@ -44,6 +45,15 @@ MOMENTS = {
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, unbroken, moment):
     run = load(tmp_path, "trainer.save_every_steps=1")
     killed(run, *MOMENTS[moment])
+    assert_same(finished(run), unbroken)
+
+
+def test_killed_in_the_first_save(tmp_path, unbroken):
+    """What it had logged until then is not there twice."""
+    run = load(tmp_path, "trainer.save_every_steps=2")
+    killed(run, 1, imgrec.checkpoint, "write")
+    assert not (tmp_path / "r/a/checkpoints/last.ckpt").exists()
+    assert curves(tmp_path / "r/a/tensorboard")["step/loss"]
     assert_same(finished(run), unbroken)
 
 
