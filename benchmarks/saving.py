@@ -22,7 +22,7 @@ from imgrec.train import train
 # A network of 11 million parameters, for which a step takes long and a checkpoint is large (134 MB with Adam's states).
 WORDS = [
     "data=fake",
-    "data.train_samples=5120",
+    "data.train_samples=1280",
     "model=resnet",
     "model.depth=18",
     "model.stem=small",

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
 from test_data_folder import make
 from test_data_sets import write_mnist
+from words import SMALL
 
 from imgrec import cli
 from imgrec.config import load, options

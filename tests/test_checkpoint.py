@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 
 import pytest
 import torch
-from conftest import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
+from words import SMALL
 
 import imgrec.checkpoint
 from imgrec import cli

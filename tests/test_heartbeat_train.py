@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from words import SMALL
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL
 from ranks import together
+from words import SMALL
 from worlds import exit_codes, started, variables
 
 from imgrec import cli, stopping

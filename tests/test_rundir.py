@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SMALL
 from hypothesis import given
 from hypothesis import strategies as st
+from words import SMALL
 
 import imgrec
 from imgrec import cli

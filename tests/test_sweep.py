@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL
 from hydra.core.global_hydra import GlobalHydra
+from words import SMALL
 
 import imgrec
 from imgrec import cli, config, stopping

@@ -11,8 +11,8 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from words import SMALL
 
 import imgrec
 from imgrec.checkpoint import load_run
