@@ -145,10 +145,9 @@ def end_of_epoch(history: History, trainer: Any) -> None:
 
 def ranks(counts: Sequence[int], rounds: int) -> None:
     print("\nranks")
-    numpy_state: Any = np.random.get_state(legacy=False)
     sums = [torch.zeros(()) for _ in range(4)]
     cuda = torch.zeros(16, dtype=torch.uint8)  # a seed and an offset
-    mine = to_plain(Held(torch.get_rng_state(), cuda, numpy_state, random.getstate(), sums))
+    mine = to_plain(Held(torch.get_rng_state(), cuda, sums))
 
     def stored(states: list[Any]) -> int:
         file = io.BytesIO()

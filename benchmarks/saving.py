@@ -23,10 +23,11 @@ from imgrec.train import train
 WORDS = [
     "data=fake",
     "data.train_samples=1280",
+    "data.image_size=16",
     "model=resnet",
     "model.depth=18",
-    "model.stem=small",
-    "epochs=4",
+    "model.stem=imagenet",
+    "epochs=5",
     "batch_size=64",
     "logger=none",
 ]
