@@ -3,6 +3,7 @@
 import os
 import pickle
 import platform
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -68,11 +69,17 @@ class CheckpointIO(TorchCheckpointIO):
         super().__init__()
         self._thread = ThreadPoolExecutor(1, "imgrec-save")
         self._writing: Future[None] | None = None
+        self.seconds = 0.0  # of the processor, that the last write took beside the training
 
     @rank_zero_only
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         self.wait()  # no more than one copy in memory
-        self._writing = self._thread.submit(write, to_cpu({**checkpoint, "imgrec": self.card}), Path(path))
+        self._writing = self._thread.submit(self._write, to_cpu({**checkpoint, "imgrec": self.card}), Path(path))
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        begun = time.thread_time()
+        write(checkpoint, path)
+        self.seconds = time.thread_time() - begun
 
     def wait(self) -> None:
         """Return when all is written; raises CheckpointError if it could not be."""

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from imgrec.heartbeat import Heartbeat
     from imgrec.rundir import RunDir
 
-SHARE = 100  # a save that kept the training waiting for t seconds is followed by SHARE * t seconds without one, so saving takes 1% of the time
+# A save that took t seconds, of waiting and of the writer's processor time, comes after SHARE * t seconds without one: saving takes 1% of the time.
+SHARE = 100
+SPEED = 500e6  # bytes of states per second, before anything was measured (copied and written at 600e6 to 1e9 on a 2-core Xeon)
 
 
 class Gate(Callback):
@@ -70,6 +72,10 @@ class Gate(Callback):
         if self.beat is not None:
             self.beat.in_hand = self._in_hand
         self._begun = self._last = time.monotonic()
+        states = 3 * sum(
+            parameter.numel() * parameter.element_size() for parameter in self.classifier.parameters()
+        )  # with Adam's
+        self._cost = states / SPEED
         if self._resume is not None:
             assert self.saved is not None
             take_up(self.classifier, self._resume["ranks"], self.saved)
@@ -150,7 +156,7 @@ class Gate(Callback):
             return False
         if self.every_steps and now.step % self.every_steps == 0:
             return True
-        return waited >= SHARE * self._cost and (now.done == 0 or waited >= 60 * self.every_minutes)
+        return waited >= SHARE * (self._cost + self.writer.seconds) and (now.done == 0 or waited >= 60 * self.every_minutes)
 
     def _save(self, now: Place) -> None:
         """Write last.ckpt as of `now`; every process calls it."""
