@@ -10,8 +10,8 @@ WAITING = "waiting for the others"  # how `doing` begins in front of a collectiv
 ALONE = ("starting", "reading", "compiling")
 BY_ITSELF = ("compiling, at ", "importing, at ")  # how `at` begins in these
 GAVE_UP = "in a collective that failed"  # `at` of a rank whose collective gave up waiting
-# Where the main thread stands when it waits in a collective or in backward's all-reduce.
-COLLECTIVE = ("torch/distributed/", "torch/autograd/graph.py")
+# Where the main thread stands when it waits in a collective: on its own, in the sending of buffers before a step, or in backward's all-reduce.
+COLLECTIVE = ("torch/distributed/", "nn/parallel/distributed.py", "torch/autograd/graph.py")
 NAMED = 3  # ranks named in a sentence
 GATHER_S = 0.3  # after a death: those that died with it are named with it
 TOLD = "another rank cannot use what it was given, and tells the user itself"
