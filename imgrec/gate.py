@@ -36,22 +36,26 @@ SPEED = 500e6  # bytes of states per second, before anything was measured (copie
 class Gate(Callback):
     """Called by the loaders while a batch is fetched (`fetching`, `waiting`) and before it is handed over (`before`).
 
-    `resume` is the "resume" entry of the checkpoint that the run goes on from; `say` prints a line.
+    `resume` is the "resume" entry of the checkpoint that the run goes on from; `beat` is told what this process does; `say` prints a line.
     """
 
     def __init__(
-        self, run: "RunConfig", folder: "RunDir", writer: CheckpointIO, resume: Plain | None, say: Callable[[str], None]
+        self,
+        run: "RunConfig",
+        folder: "RunDir",
+        writer: CheckpointIO,
+        resume: Plain | None,
+        beat: "Heartbeat",
+        say: Callable[[str], None],
     ) -> None:
-        self.folder, self.writer, self.say = folder, writer, say
+        self.folder, self.writer, self.beat, self.say = folder, writer, beat, say
         self.every_steps, self.every_minutes = run.trainer["save_every_steps"], run.trainer["save_every_minutes"]
         self.max_minutes = run.trainer["max_minutes"]
-        self.beat: Heartbeat | None = None
         self.saving = False
         self.saved: Place | None = None  # by the last save
         self._resume = resume
         self._entry: Plain | None = None  # of the save under way
         self._updating = False  # the optimizer is changing the weights
-        self._cost = 0.0  # seconds that the last save kept the training waiting
         self._begun = self._last = time.monotonic()
 
     # What Lightning calls
@@ -69,13 +73,12 @@ class Gate(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._mark = Mark(self.classifier)
-        if self.beat is not None:
-            self.beat.in_hand = self._in_hand
+        self.beat.in_hand = self._in_hand
         self._begun = self._last = time.monotonic()
         states = 3 * sum(
             parameter.numel() * parameter.element_size() for parameter in self.classifier.parameters()
         )  # with Adam's
-        self._cost = states / SPEED
+        self._cost = states / SPEED  # seconds; from then on those that the last save kept the training waiting
         if self._resume is not None:
             assert self.saved is not None
             take_up(self.classifier, self._resume["ranks"], self.saved)
@@ -116,17 +119,17 @@ class Gate(Callback):
         if self.max_minutes is not None and time.monotonic() - self._begun > 60 * self.max_minutes:
             stopping.ask(f"the time budget of {self.max_minutes:g} minutes")
         training = bool(self.trainer.training)
-        stop, save = self._reduce(stopping.asked() is not None, training and self.trainer.is_global_zero and self._due())
+        now = place(self.trainer)
+        stop, save = self._reduce(stopping.asked() is not None, training and self.trainer.is_global_zero and self._due(now))
         if stop:
-            self._stop()
+            self._stop(now)
         if training:
-            now = place(self.trainer)
             if save:
                 self._save(now)
             self._mark.take(now)
             self._updating = False
         elif self.trainer.validating:
-            self._mark.move(place(self.trainer))
+            self._mark.move(now)
         self._do("training" if training else "at")
 
     def _reduce(self, *flags: bool) -> list[bool]:
@@ -139,8 +142,6 @@ class Gate(Callback):
         return [bool(flag) for flag in found.tolist()]
 
     def _do(self, what: str) -> None:
-        if self.beat is None:
-            return
         trainer = self.trainer
         if trainer.training:
             self.beat.doing = f"{what} step {trainer.global_step + 1} (epoch {trainer.current_epoch + 1})"
@@ -150,8 +151,8 @@ class Gate(Callback):
 
     # Saving
 
-    def _due(self) -> bool:
-        now, waited = place(self.trainer), time.monotonic() - self._last
+    def _due(self, now: Place) -> bool:
+        waited = time.monotonic() - self._last
         if now == self.saved or now.step == 0:
             return False
         if self.every_steps and now.step % self.every_steps == 0:
@@ -161,8 +162,7 @@ class Gate(Callback):
     def _save(self, now: Place) -> None:
         """Write last.ckpt as of `now`; every process calls it."""
         begun = time.monotonic()
-        if self.beat is not None:
-            self.beat.doing = f"saving at step {now.step}"
+        self.beat.doing = f"saving at step {now.step}"
         self.saving = True
         mine = to_plain(held(self.classifier))
         states: list[Any] = [mine] * self.trainer.world_size
@@ -174,7 +174,7 @@ class Gate(Callback):
         self._last = time.monotonic()
         self._cost = self._last - begun
 
-    def _stop(self) -> NoReturn:
+    def _stop(self, now: Place) -> NoReturn:
         reason = stopping.asked() or "a signal to another process"
         stopping.ask(reason)
         step = f"at step {self.trainer.global_step} (epoch {self.trainer.current_epoch + 1} of {self.trainer.max_epochs})"
@@ -182,7 +182,7 @@ class Gate(Callback):
             step = "in the test"  # all is saved
         else:
             self._leave_validation()
-            self._save(place(self.trainer))
+            self._save(now)
             self.writer.wait()
         raise Stopped(f"stopped by {reason} {step}; saved. Start the same command again to go on.")
 
@@ -226,7 +226,6 @@ class Gate(Callback):
 
     def _states_of_all(self) -> list[Plain] | None:
         """On the first process: what each had in hand at the mark; None where that is not to be had."""
-        assert self.beat is not None
         self.beat.hold()
         key, blob = self._in_hand()
         self.beat.post(key, blob)

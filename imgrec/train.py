@@ -88,8 +88,8 @@ def _train(
     watching, history = observers(run, folder, screen)
     writer = CheckpointIO()
     file, resume = agreed(lambda: latest(folder.checkpoints, screen.say)) or (None, None)
-    gate = Gate(run, folder, writer, resume, screen.say)
-    gate.beat, watchdog.saves = heartbeat, gate
+    gate = Gate(run, folder, writer, resume, heartbeat, screen.say)
+    watchdog.saves = gate
     trainer = build_trainer(
         **settings(run),
         max_epochs=run.epochs,
