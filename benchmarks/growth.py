@@ -29,13 +29,13 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from torch import distributed, multiprocessing
 from torch.utils.tensorboard import SummaryWriter
 
-from imgrec.callbacks.history import COLUMNS, History
-from imgrec.data.folder import Names
-from imgrec.data.order import shuffled
-from imgrec.data.sampling import drawn
+from imgrec.data.class_balance import weighted_order
+from imgrec.data.folder import FileNames
+from imgrec.data.sampler import shuffled_order
 from imgrec.data.splits import stratified
-from imgrec.metrics import Tally
-from imgrec.resume import Held, to_plain
+from imgrec.inference.metrics import ConfusionTally
+from imgrec.training.callbacks.history import COLUMNS, History
+from imgrec.training.resume_state import RankState, to_plain_data
 
 IMAGENET, CLASSES = 1_281_167, 1000
 
@@ -69,12 +69,12 @@ def size(count: float) -> str:
 def images(counts: Sequence[int], rounds: int) -> None:
     print("\nimages")
     for count in counts:
-        row(f"order of an epoch, {count:,} images", lambda count=count: shuffled(count, seed=0)(1), rounds)
+        row(f"order of an epoch, {count:,} images", lambda count=count: shuffled_order(count, seed=0)(1), rounds)
     labels = np.arange(IMAGENET, dtype=np.int64) % CLASSES
-    balanced = drawn(labels, [Fraction(1, CLASSES)] * CLASSES, seed=0)
+    balanced = weighted_order(labels, [Fraction(1, CLASSES)] * CLASSES, seed=0)
     row(f"the same drawn evenly from {CLASSES:,} classes, {IMAGENET:,} images", lambda: balanced(1), rounds)
     words = [f"n{k % CLASSES:08d}/n{k % CLASSES:08d}_{k}.JPEG" for k in range(IMAGENET)]
-    row(f"file names, {IMAGENET:,} of {len(words[-1])} characters", lambda: Names(words), rounds)
+    row(f"file names, {IMAGENET:,} of {len(words[-1])} characters", lambda: FileNames(words), rounds)
     classes = tuple(map(str, range(CLASSES)))
     row(
         f"validation cut by class, {IMAGENET:,} images",
@@ -86,7 +86,7 @@ def images(counts: Sequence[int], rounds: int) -> None:
 def classes(counts: Sequence[int], rounds: int) -> None:
     print("\nclasses")
     for count in counts:
-        tally, names = Tally(num_classes=count), [str(k) for k in range(count)]
+        tally, names = ConfusionTally(num_classes=count), [str(k) for k in range(count)]
         scores, labels = torch.randn(256, count), torch.arange(256) % count
         losses = torch.ones(256)
         print(
@@ -137,7 +137,7 @@ def epochs(counts: Sequence[int], rounds: int) -> None:
 
 def end_of_epoch(history: History, trainer: Any) -> None:
     """History's own work, with a classifier that logs nothing."""
-    from imgrec.classifier import Classifier
+    from imgrec.training.module import Classifier
 
     silent = object.__new__(type("Silent", (Classifier,), {"log_training": lambda self: None}))
     history.on_train_epoch_end(trainer, silent)
@@ -147,7 +147,7 @@ def ranks(counts: Sequence[int], rounds: int) -> None:
     print("\nranks")
     sums = [torch.zeros(()) for _ in range(4)]
     cuda = torch.zeros(16, dtype=torch.uint8)  # a seed and an offset
-    mine = to_plain(Held(torch.get_rng_state(), cuda, sums))
+    mine = to_plain_data(RankState(torch.get_rng_state(), cuda, sums))
 
     def stored(states: list[Any]) -> int:
         file = io.BytesIO()
@@ -220,7 +220,7 @@ def flags(rounds: int) -> tuple[list[float], int]:
 
 def confusion(rounds: int) -> tuple[list[float], int]:
     """Once: the most memory that a process has had is known, but not that of a second time."""
-    tally = Tally(num_classes=CLASSES)
+    tally = ConfusionTally(num_classes=CLASSES)
     tally.update(torch.randn(256, CLASSES), torch.arange(256), torch.ones(256))
     distributed.barrier()
     before, start = getrusage(RUSAGE_SELF).ru_maxrss, time.perf_counter()

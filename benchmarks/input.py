@@ -22,7 +22,7 @@ from torchvision import transforms
 
 from imgrec.data.batch import Request
 from imgrec.data.decode import Preprocessing
-from imgrec.data.folder import class_folders, folder_split, layout
+from imgrec.data.folder import class_folders, folder_split, split_folders
 
 BATCH = 64
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -32,7 +32,12 @@ def main() -> None:
     given = {"size": "224", "images": "256", "rounds": "5", **dict(word.split("=", 1) for word in sys.argv[1:])}
     if "root" not in given:
         raise SystemExit("usage: python benchmarks/input.py root=DIR [size=224] [images=256] [rounds=5]")
-    root, size, images, rounds = layout(given["root"])["train"], int(given["size"]), int(given["images"]), int(given["rounds"])
+    root, size, images, rounds = (
+        split_folders(given["root"])["train"],
+        int(given["size"]),
+        int(given["images"]),
+        int(given["rounds"]),
+    )
     torch.set_num_threads(1)
     prep = Preprocessing(image_size=size, channels=3, mean=MEAN, std=STD, resize="squash", crop_share=1.0)
     files = folder_split(root, class_folders(root), prep, on_bad_image="refuse", on_bad_image_eval="refuse")

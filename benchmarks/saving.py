@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import imgrec.checkpoint
-from imgrec.config import load
-from imgrec.gate import Gate
-from imgrec.train import train
+import imgrec.training.checkpoint
+from imgrec.config.compose import load_config
+from imgrec.train import fit
+from imgrec.training.step_boundary import StepBoundary
 
 # A network of 11 million parameters, for which a step takes long and a checkpoint is large (134 MB with Adam's states).
 WORDS = [
@@ -53,7 +53,7 @@ def main() -> None:
 def measured(words: list[str]) -> tuple[float, float, int]:
     """(share of the time waited, processor time of the writer over the time, saves) of the epochs of one training, its end left out."""
     waited, written = [], []
-    save, write = Gate._save, imgrec.checkpoint.write
+    save, write = StepBoundary._save, imgrec.training.checkpoint.write_checkpoint
 
     def timed(whole: Callable[..., Any], clock: Callable[[], float], seconds: list[float]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -65,13 +65,13 @@ def measured(words: list[str]) -> tuple[float, float, int]:
         return call
 
     with tempfile.TemporaryDirectory() as folder:
-        Gate._save = timed(save, time.perf_counter, waited)  # type: ignore[method-assign]
-        imgrec.checkpoint.write = timed(write, time.thread_time, written)
+        StepBoundary._save = timed(save, time.perf_counter, waited)  # type: ignore[method-assign]
+        imgrec.training.checkpoint.write_checkpoint = timed(write, time.thread_time, written)
         try:
-            result = train(load("train", [*words, f"runs_dir={folder}"]), quiet=True)
+            result = fit(load_config("train", [*words, f"runs_dir={folder}"]), quiet=True)
         finally:
-            Gate._save = save  # type: ignore[method-assign]
-            imgrec.checkpoint.write = write
+            StepBoundary._save = save  # type: ignore[method-assign]
+            imgrec.training.checkpoint.write_checkpoint = write
     seconds = result["train_seconds"]
     return sum(waited[:-1]) / seconds, sum(written) / seconds, len(waited)
 

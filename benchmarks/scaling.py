@@ -25,11 +25,12 @@ from input import processor
 from projection import FORMULA, Links, Row, Work, bends, efficiency, project
 from steps import EVALUATED, Sizes, Times, classes, measure
 
-from imgrec.config import RunConfig, load
-from imgrec.data.order import shuffled
+from imgrec.config.compose import load_config
+from imgrec.config.schema import RunConfig
+from imgrec.data.sampler import shuffled_order
 from imgrec.errors import ImgrecError
-from imgrec.models.summary import describe as size_of
-from imgrec.trainer import build_network
+from imgrec.models.factory import build_network
+from imgrec.models.summary import measure_size as size_of
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
@@ -83,7 +84,7 @@ def main(argv: list[str]) -> None:
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={given.processes}"]
         os.execv(sys.executable, [*start, __file__, *argv])
     try:
-        run = load("train", given.overrides)
+        run = load_config("train", given.overrides)
     except ImgrecError as error:
         raise SystemExit(f"benchmarks/scaling.py: {error}") from error
     large = run.data["num_classes"] == 1000
@@ -217,7 +218,7 @@ def order(images: int) -> float:
     times = []
     for epoch in range(3):
         start = time.perf_counter()
-        shuffled(images, seed=0)(epoch)
+        shuffled_order(images, seed=0)(epoch)
         times.append(time.perf_counter() - start)
     return min(times)
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from imgrec.checkpoint import to_cpu, write
-from imgrec.config import RunConfig
+from imgrec.config.instantiate import instantiate
+from imgrec.config.schema import RunConfig
 from imgrec.data.preprocess import Preprocess
-from imgrec.optim import build_optimizer
-from imgrec.target import build
-from imgrec.trainer import build_network
+from imgrec.models.factory import build_network
+from imgrec.training.checkpoint import to_cpu, write_checkpoint
+from imgrec.training.optimizer import build_optimizer
 
 EVALUATED = 256  # images of a batch of validation
 Times = dict[str, list[float]]  # seconds
@@ -42,7 +42,7 @@ class Steps:
         torch.manual_seed(run.seed)
         self.layout = torch.channels_last if run.trainer["channels_last"] else torch.contiguous_format
         self.net = build_network(run, [str(k) for k in range(classes(run))]).to(memory_format=self.layout)
-        self.loss = build(run.loss)
+        self.loss = instantiate(run.loss)
         self.loss.set_class_counts(torch.ones(classes(run), dtype=torch.int64))
         self.optimizer = self.optimizer_of(self.net, run)
         self.prep = Preprocess(image_size=run.data["image_size"], mean=run.data["mean"], std=run.data["std"])
@@ -86,7 +86,7 @@ def alone(steps: Steps, batch: int, share: int, copy: dict[str, Any], folder: Pa
         "validate": lambda: steps.evaluate(EVALUATED),
         "validate half": lambda: steps.evaluate(EVALUATED // 2),
         "hold": lambda: to_cpu(steps.states()),
-        "write": lambda: write(copy, folder / "last.ckpt"),
+        "write": lambda: write_checkpoint(copy, folder / "last.ckpt"),
     }
 
 

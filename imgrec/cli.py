@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from imgrec import __version__, stopping
+from imgrec import __version__
+from imgrec.distributed import signals
 from imgrec.errors import FAILED, REFUSED, Died, ImgrecError, Stopped
 
 COMMANDS = {
@@ -34,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImgrecError as error:
         if os.environ.get("IMGREC_DEBUG") == "1":
             raise
-        from imgrec.processes import to_say
+        from imgrec.distributed.process_group import error_line
 
-        if (line := to_say(error)) is not None:
+        if (line := error_line(error)) is not None:
             print(f"imgrec: {line}", file=sys.stderr)
         return REFUSED
     except OSError as error:
@@ -48,20 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return REFUSED
     except Stopped as stopped:
-        from imgrec.processes import world
+        from imgrec.distributed.world import world
 
         if world().rank == 0:  # the others stopped with it
             print(f"imgrec: {stopped}", file=sys.stderr)
-        return stopping.STOPPED
+        return signals.STOPPED
     except Died as died:
         print(f"imgrec: {died}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        from imgrec.processes import world
+        from imgrec.distributed.world import world
 
         if world().rank == 0:
             print("imgrec: interrupted. Start the same command again.", file=sys.stderr)
-        return stopping.INTERRUPTED
+        return signals.INTERRUPTED
 
 
 def _dispatch(command: str, argv: list[str]) -> int:
@@ -72,13 +73,13 @@ def _dispatch(command: str, argv: list[str]) -> int:
             f"{command}: there is no such command.{did_you_mean(command, list(COMMANDS))} There are: {', '.join(COMMANDS)}."
         )
     if command == "models":
-        return int(import_module("imgrec.models.listing").main(argv))
+        return int(import_module("imgrec.models.__main__").main(argv))
     before = argv[: argv.index("--")] if "--" in argv else argv
     if {"-h", "--help"} & set(before):
-        from imgrec.help import text
+        from imgrec.config.help import help_text
 
         config_dir, given = _config_dir(before)
-        print(text(command, given, config_dir))
+        print(help_text(command, given, config_dir))
         return 0
     return run(command, argv)
 
@@ -99,18 +100,18 @@ def _config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def run(command: str, argv: list[str]) -> int:
     """Compose the command's config and call the function of its name."""
-    from imgrec.config import load
+    from imgrec.config.compose import load_config
 
     if command == "train":
-        stopping.listen()  # before the seconds that importing torch takes
+        signals.install_handlers()  # before the seconds that importing torch takes
     config_dir, argv = _config_dir(argv)
     if command == "train":
         if {"-m", "--multirun"} & set(argv):
             return int(
-                import_module("imgrec.sweep").sweep([word for word in argv if word not in ("-m", "--multirun")], config_dir)
+                import_module("imgrec.sweeps.run").sweep([word for word in argv if word not in ("-m", "--multirun")], config_dir)
             )
-        settings = load("train", argv, config_dir)
-        import_module("imgrec.train").train(settings)
+        settings = load_config("train", argv, config_dir)
+        import_module("imgrec.train").fit(settings)
         return 0
     return int(import_module(f"imgrec.{command}").main(argv, config_dir))
 

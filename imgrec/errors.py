@@ -6,7 +6,7 @@ from difflib import get_close_matches
 FAILED, REFUSED = (
     1,
     2,
-)  # exit codes: a fault of ours or a process that died; what the user can mend. Those of a stop: imgrec.stopping
+)  # exit codes: a fault of ours or a process that died; what the user can mend. Those of a stop: imgrec.distributed.signals
 
 
 class ImgrecError(Exception):

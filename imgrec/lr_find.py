@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.config import RunConfig, compose, run_config
+from imgrec.config.compose import compose_config
+from imgrec.config.instantiate import check_signatures
+from imgrec.config.schema import RunConfig, run_config
+from imgrec.distributed.world import world
 from imgrec.errors import ConfigError
-from imgrec.processes import world
-from imgrec.target import check_signatures
 
 if TYPE_CHECKING:
-    from imgrec.screen import Screen
+    from imgrec.terminal import Terminal
+
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +44,7 @@ class Curve:
     diverged: bool  # did the loss stop it?
 
     def smoothed(self) -> Floats:
-        return smooth(self.losses, width=SMOOTH * len(self.rates))
+        return smooth_losses(self.losses, width=SMOOTH * len(self.rates))
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,12 @@ class Suggestion:
     fall: float
 
 
-def rising(lr_min: float, lr_max: float, steps: int) -> Floats:
+def rising_rates(lr_min: float, lr_max: float, steps: int) -> Floats:
     """lr_min * (lr_max / lr_min) ** (i / (steps - 1)) for i = 0 .. steps - 1."""
     return np.asarray(lr_min * (lr_max / lr_min) ** (np.arange(steps) / (steps - 1)), dtype=np.float64)
 
 
-def smooth(values: Floats, *, width: float) -> Floats:
+def smooth_losses(values: Floats, *, width: float) -> Floats:
     """Each value's mean with its neighbours under a Gaussian of standard deviation `width` (in steps).
 
     Centred: the running average of other range tests lags behind, and so suggests a rate that is too high.
@@ -73,11 +75,11 @@ def has_diverged(losses: Floats, steps: int) -> bool:
     """Is the smoothed loss above the one at the start and above DIVERGED times the lowest, or the last loss no number?"""
     if not np.isfinite(losses[-1]):
         return True
-    curve = smooth(losses, width=SMOOTH * steps)
+    curve = smooth_losses(losses, width=SMOOTH * steps)
     return bool(curve[-1] > max(curve[0], DIVERGED * curve.min()))
 
 
-def suggest(curve: Curve) -> Suggestion | None:
+def suggest_rate(curve: Curve) -> Suggestion | None:
     """The rate before the lowest smoothed loss at which that falls steepest over the logarithm of the rate.
 
     None where the loss never falls, or by no more than the difference of batches can bring about.
@@ -108,21 +110,21 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     """
     import pytorch_lightning as pl
 
-    from imgrec import story
-    from imgrec.callbacks.rates import Rates
-    from imgrec.placement import check, one_device
-    from imgrec.processes import connect
-    from imgrec.trainer import build_classifier, build_data, build_trainer, settings
+    from imgrec.distributed.device_checks import check_world, one_device
+    from imgrec.distributed.process_group import connect
+    from imgrec.training import summary
+    from imgrec.training.callbacks.lr_range import LRRange
+    from imgrec.training.trainer import build_classifier, build_data, build_trainer, trainer_arguments
 
     here = world()
-    check(run, here)
+    check_world(run, here)
     connect(here, timeout_s=run.trainer["timeout_s"])
     check_signatures(run)
-    story.quieten()
+    summary.silence_known_warnings()
     pl.seed_everything(run.seed, workers=True, verbose=False)
-    watch = Rates(rates, lr=run.optim["lr"], diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance)
+    watch = LRRange(rates, lr=run.optim["lr"], diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance)
     trainer = build_trainer(
-        **settings(run) | {"limit_val_batches": 0} | ({"devices": one_device(run)} if here.size == 1 else {}),
+        **trainer_arguments(run) | {"limit_val_batches": 0} | ({"devices": one_device(run)} if here.size == 1 else {}),
         max_steps=len(rates),
         max_epochs=-1,
         logger=False,
@@ -137,7 +139,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     return Curve(rates, losses[np.isfinite(losses)], watch.stopped), plan.global_size, trainer.is_global_zero
 
 
-def draw(curve: Curve, found: Suggestion, file: Path) -> None:
+def draw_curve(curve: Curve, found: Suggestion, file: Path) -> None:
     """The curve as PNG: loss over rate on a logarithmic axis, with the suggestion and the lowest loss."""
     from matplotlib.figure import Figure
 
@@ -165,7 +167,7 @@ def draw(curve: Curve, found: Suggestion, file: Path) -> None:
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """The command: the suggestion in a sentence, the plot, the next command. ConfigError where no rate can be suggested."""
-    tree = compose("lr_find", argv, config_dir)
+    tree = compose_config("lr_find", argv, config_dir)
     lr_min, lr_max, file = tree["lr_min"], tree["lr_max"], Path(tree["plot"])
     if lr_min >= lr_max:
         raise ConfigError(
@@ -174,17 +176,17 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     if file.suffix.lower() != ".png" or not file.absolute().parent.is_dir():
         wrong = f"there is no folder {file.parent}" if file.suffix.lower() == ".png" else "the curve is drawn as PNG"
         raise ConfigError(f"plot={file}: {wrong}. Set plot=lr_find.png.")
-    from imgrec.screen import Screen
+    from imgrec.terminal import Terminal
 
     run = run_config(tree)
-    screen = Screen(quiet=world().rank > 0)
-    curve, batch, speaks = _with_bar(run, rising(lr_min, lr_max, tree["steps"]), screen)
+    screen = Terminal(quiet=world().rank > 0)
+    curve, batch, speaks = _with_bar(run, rising_rates(lr_min, lr_max, tree["steps"]), screen)
     if not speaks:
         return 0
-    found = suggest(curve)
+    found = suggest_rate(curve)
     if found is None:
         raise ConfigError(_never_fell(curve, lr_min, lr_max))
-    draw(curve, found, file)
+    draw_curve(curve, found, file)
     end = (
         f"diverged at {curve.rates[len(curve.losses) - 1]:.2g}"
         if curve.diverged
@@ -195,7 +197,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         style="bold green",
     )
     if run.optim.get("base_batch") is not None:
-        from imgrec.optim import rate_sentence
+        from imgrec.training.optimizer import rate_sentence
 
         written = {**run.optim, "lr": float(f"{found.lr:.2g}")}
         screen.say(f"That is the rate to write; the steps then have {rate_sentence(written, batch)}.")
@@ -207,7 +209,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     return 0
 
 
-def _with_bar(run: RunConfig, rates: Floats, screen: "Screen") -> tuple[Curve, int, bool]:
+def _with_bar(run: RunConfig, rates: Floats, screen: "Terminal") -> tuple[Curve, int, bool]:
     screen.say(f"{len(rates)} steps with optim.lr from {rates[0]:g} to {rates[-1]:g}")
     with screen.bar() as bar:
         task = bar.add_task("range test", total=len(rates), note="")

@@ -9,22 +9,24 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from imgrec import config, tables
-from imgrec.crew import Crew, gathered
+from imgrec.config.compose import compose_config, quote_values
+from imgrec.config.schema import parse_settings
+from imgrec.distributed.process_group import on_first_rank
+from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
-from imgrec.files import check_out, expand, quoted, show
-from imgrec.processes import agreed
-from imgrec.rundir import find
+from imgrec.inference import prediction_table
+from imgrec.inference.paths import check_output, expand_files, find_checkpoint
+from imgrec.terminal import printable
 
 if TYPE_CHECKING:
-    from imgrec.recognizer import Recognizer
-    from imgrec.screen import Screen
+    from imgrec.terminal import Terminal
+
 
 MOST_SHOWN = 50  # files whose rows are printed too
 
 
 @dataclass(frozen=True, kw_only=True)
-class Query:
+class PredictConfig:
     """The keys of conf/predict.yaml."""
 
     ckpt: str | None
@@ -39,71 +41,60 @@ class Query:
     overwrite: bool
 
 
-def load(path: str | os.PathLike[str], *, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> "Recognizer":
-    """The recognizer of a checkpoint or run folder: `imgrec.load("runs/mnist_resnet/1").predict("seven.png")`.
-
-    Raises CheckpointError for a file that is no whole checkpoint of imgrec.
-    """
-    from imgrec.checkpoint import load_run
-    from imgrec.recognizer import Recognizer
-
-    return Recognizer(load_run(Path(path)), device=device)
-
-
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Predict and write the table, on several processes each its share of the files; 0, also where some files could not be read. DataError, after writing, where none could."""
-    words = quoted(argv, ("ckpt", "files", "out", "precision"))
-    query = config.settings(Query, config.compose("predict", words, config_dir))
+    words = quote_values(argv, ("ckpt", "files", "out", "precision"))
+    query = parse_settings(PredictConfig, compose_config("predict", words, config_dir))
     if query.ckpt is None:
         raise ConfigError("ckpt=null: predict needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
     if query.files is None:
         raise ConfigError("files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg].")
     files: list[str] = []  # on the first process
-    with gathered(query.trainer["timeout_s"]) as crew:
+    with worker_group(query.trainer["timeout_s"]) as crew:
         crew.do("reading the names of the files")
-        agreed(lambda: files.extend(_checked(query)))
+        on_first_rank(lambda: files.extend(_checked(query)))
         return _predict(query, files, crew)
 
 
-def _checked(query: Query) -> list[str]:
+def _checked(query: PredictConfig) -> list[str]:
     """The files."""
     assert query.ckpt is not None
     assert query.files is not None
     out = Path(query.out)
-    find(query.ckpt)
-    files = expand(query.files)
-    tables.check_parquet(out)
-    check_out("out", out, tables.SUFFIXES, ours=tables.written_by_us, overwrite=query.overwrite)
+    find_checkpoint(query.ckpt)
+    files = expand_files(query.files)
+    prediction_table.check_parquet(out)
+    check_output("out", out, prediction_table.SUFFIXES, ours=prediction_table.written_by_us, overwrite=query.overwrite)
     return files
 
 
-def _predict(query: Query, files: list[str], crew: Crew) -> int:
-    from imgrec.checkpoint import load_run
-    from imgrec.recognizer import Recognizer
-    from imgrec.screen import Screen
-    from imgrec.story import quieten
+def _predict(query: PredictConfig, files: list[str], crew: WorkerGroup) -> int:
+    from imgrec.inference.checkpoint import load_checkpoint
+    from imgrec.inference.predictor import Predictor
+    from imgrec.terminal import Terminal
+    from imgrec.training.summary import silence_known_warnings
 
-    quieten()
-    screen = Screen(quiet=crew.rank > 0)
+    silence_known_warnings()
+    screen = Terminal(quiet=crew.rank > 0)
     assert query.ckpt is not None
     crew.do("reading the checkpoint")
-    recognizer = Recognizer(load_run(query.ckpt), device=query.device, precision=query.precision)
+    recognizer = Predictor(load_checkpoint(query.ckpt), device=query.device, precision=query.precision)
     top_k = min(query.top_k, len(recognizer.classes))
     start = time.perf_counter()
     mine, parts = crew.deal(files, query.batch_size)
     crew.do("predicting")
-    rows: list[tables.Row] = []
+    rows: list[prediction_table.PredictionRow] = []
     with screen.bar() as bar:
         task = bar.add_task("images", total=len(files), note="")
         answers = recognizer.predict_files(mine, top_k=top_k, batch_size=query.batch_size, num_workers=query.num_workers)
         each = zip(mine, answers, strict=True)
         for part in parts:
-            own: list[tables.Row] = []
+            own: list[prediction_table.PredictionRow] = []
             for path, answer in islice(each, part):
                 if isinstance(answer, DataError):
-                    own.append(tables.row(path, [], top_k=top_k, error=str(answer).removeprefix(f"{path} ")))
+                    own.append(prediction_table.prediction_row(path, [], top_k=top_k, error=str(answer).removeprefix(f"{path} ")))
                 else:
-                    own.append(tables.row(path, answer.top, top_k=top_k))
+                    own.append(prediction_table.prediction_row(path, answer.top, top_k=top_k))
                 crew.do(f"predicting, {len(own)} of {part} files done")
                 bar.advance(task)
             rows += crew.collect(own)
@@ -112,18 +103,18 @@ def _predict(query: Query, files: list[str], crew: Crew) -> int:
         return 0
     crew.do("writing the table")
     out = Path(query.out)
-    tables.write(out, rows, top_k=top_k)
+    prediction_table.write_table(out, rows, top_k=top_k)
     _say(screen, rows, top_k, out, time.perf_counter() - start)
     bad = [row for row in rows if row["error"]]
     if len(bad) == len(rows):
-        first = f"{show(bad[0]['path'])} {bad[0]['error']}"
+        first = f"{printable(bad[0]['path'])} {bad[0]['error']}"
         raise DataError(
             f"none of {len(rows):,} file{'s' * (len(rows) != 1)} could be read: {first} {out} has the reason for each. Name image files."
         )
     return 0
 
 
-def _say(screen: "Screen", rows: list[tables.Row], top_k: int, out: Path, seconds: float) -> None:
+def _say(screen: "Terminal", rows: list[prediction_table.PredictionRow], top_k: int, out: Path, seconds: float) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -132,13 +123,13 @@ def _say(screen: "Screen", rows: list[tables.Row], top_k: int, out: Path, second
         table = Table(box=box.SIMPLE_HEAD if screen.console.is_terminal else None, pad_edge=False, show_edge=False)
         parent = _parent([row["path"] for row in rows])
         if parent:
-            screen.say(f"in {show(parent)}:")
+            screen.say(f"in {printable(parent)}:")
         table.add_column("file", overflow="fold")
         table.add_column("class", overflow="fold")
         table.add_column("probability", justify="right")
         table.add_column("then" if top_k > 1 else "", overflow="fold")
         for row in rows:
-            name = Text(show(os.path.relpath(row["path"], parent) if parent else row["path"]))
+            name = Text(printable(os.path.relpath(row["path"], parent) if parent else row["path"]))
             if row["error"]:
                 table.add_row(name, Text("-"), Text("-"), Text(row["error"], style="yellow"))
             else:
@@ -150,7 +141,8 @@ def _say(screen: "Screen", rows: list[tables.Row], top_k: int, out: Path, second
     unread = f"; {bad:,} of them could not be read, the column 'error' says why" if bad else ""
     pace = f" ({len(rows) / seconds:,.0f} a second)" if len(rows) > MOST_SHOWN else ""
     screen.say(
-        f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {show(str(out))}{unread}", style="yellow" if bad else None
+        f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {printable(str(out))}{unread}",
+        style="yellow" if bad else None,
     )
 
 

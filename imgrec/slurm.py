@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from imgrec import config
-from imgrec.config import RunConfig
+from imgrec.config.checks import check_batch_divides
+from imgrec.config.compose import compose_config, load_config, quote_values
+from imgrec.config.options import group_names
+from imgrec.config.schema import RunConfig, parse_settings, run_config
 from imgrec.errors import ConfigError
-from imgrec.files import quoted
-from imgrec.rules import check_devices
-from imgrec.slurmscript import Options, clock, fill, jobs_of, seconds, template
+from imgrec.slurmscript import Options, array_tasks, fill_template, parse_time, sbatch_time, template_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,11 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     given, words = list(argv[:place]), list(argv[place + 1 :])
     _check_side(given)
     texts = [field.name for field in fields(Submission) if field.type == (str | None)]
-    asked = config.settings(Submission, config.compose("slurm", quoted(given, texts)))
+    asked = parse_settings(Submission, compose_config("slurm", quote_values(given, texts)))
     training = _training(words, config_dir)
     _check(asked, training)
     logs = Path(training.run.runs_dir).absolute() / "slurm"
-    text = script(asked, training, logs=logs, source=shlex.join(["imgrec", "slurm", *given, "--", *training.words]))
+    text = job_script(asked, training, logs=logs, source=shlex.join(["imgrec", "slurm", *given, "--", *training.words]))
     if asked.dry_run:
         print(text, end="")
         return 0
@@ -86,7 +86,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
 def _check_side(given: Sequence[str]) -> None:
     """ConfigError for a training's word in front of --."""
     known = {field.name for field in fields(Submission)}
-    trainings = {field.name for field in fields(RunConfig)} | set(config.groups())
+    trainings = {field.name for field in fields(RunConfig)} | set(group_names())
     for word in given:
         root = re.split(r"[.=/]", word.lstrip("+~"), maxsplit=1)[0]
         if word in ("-m", "--multirun") or (root in trainings - known):
@@ -97,9 +97,9 @@ def _training(words: list[str], config_dir: str | None) -> Training:
     sweep = [word for word in words if word not in ("-m", "--multirun")]
     place = ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
     if len(sweep) == len(words):
-        run = config.load("train", words, config_dir)
+        run = load_config("train", words, config_dir)
         return Training([*place, *words], run, None, run.name)
-    from imgrec.sweepcheck import check, grid, sweep_name
+    from imgrec.sweeps.grid import check_sweep, grid_jobs, sweep_name
 
     if any(word.startswith(("hydra/sweeper=", "hydra.")) for word in sweep):
         raise ConfigError(
@@ -109,9 +109,9 @@ def _training(words: list[str], config_dir: str | None) -> Training:
         raise ConfigError(
             f"{own}: each task of the array has its own. Leave it out, and type array={own[4:]} for that job alone."
         )
-    base, sweeps = check(sweep, config_dir, intervals=False)
-    run = config.run_config(base)
-    return Training([*place, "-m", *sweep], run, len(grid(sweep, sweeps)), sweep_name(run.name, sweeps))
+    base, sweeps = check_sweep(sweep, config_dir, intervals=False)
+    run = run_config(base)
+    return Training([*place, "-m", *sweep], run, len(grid_jobs(sweep, sweeps)), sweep_name(run.name, sweeps))
 
 
 def _check(asked: Submission, training: Training) -> None:
@@ -132,7 +132,7 @@ def _check(asked: Submission, training: Training) -> None:
         count = len(value) if isinstance(value, list) else value
         if count not in ("auto", have):
             raise ConfigError(f"trainer.{key}={value}, but {line}={have}. Leave trainer.{key} out: it is read from SLURM.")
-    check_devices(run.batch_size, asked.nodes * tasks)
+    check_batch_divides(run.batch_size, asked.nodes * tasks)
     if not run.resume:
         raise ConfigError(
             "resume=false: a job that is queued again has to find its run. Leave it out: each new job has a new folder."
@@ -141,7 +141,7 @@ def _check(asked: Submission, training: Training) -> None:
         raise ConfigError(
             f"name={run.name} id={run.id} job_name={asked.job_name}: they are words without a slash; runs_dir=FOLDER says where runs are kept."
         )
-    if asked.time is not None and asked.signal_s >= seconds(asked.time):
+    if asked.time is not None and asked.signal_s >= parse_time(asked.time):
         raise ConfigError(
             f"signal_s={asked.signal_s}, but time={asked.time} is over by then: the job would save as soon as it starts. Set a longer time, or a smaller signal_s."
         )
@@ -153,7 +153,7 @@ def _check(asked: Submission, training: Training) -> None:
         )
 
 
-def script(asked: Submission, training: Training, *, logs: Path, source: str) -> str:
+def job_script(asked: Submission, training: Training, *, logs: Path, source: str) -> str:
     """launch/slurm.sbatch with the settings filled in; the log goes into `logs`."""
     numbers = "%j" if training.jobs is None else "%A_%a"
     options: Options = {
@@ -162,7 +162,7 @@ def script(asked: Submission, training: Training, *, logs: Path, source: str) ->
         "ntasks-per-node": str(asked.tasks),
         "gpus-per-node": str(asked.gpus_per_node) if asked.gpus_per_node else None,
         "cpus-per-task": None if asked.cpus_per_task is None else str(asked.cpus_per_task),
-        "time": None if asked.time is None else clock(asked.time),
+        "time": None if asked.time is None else sbatch_time(asked.time),
         "signal": f"USR1@{asked.signal_s}",
         "output": f"{str(logs / training.folder).replace('%', '%%')}-{numbers}.log",
         "chdir": os.getcwd(),
@@ -171,7 +171,7 @@ def script(asked: Submission, training: Training, *, logs: Path, source: str) ->
         "account": asked.account,
         "qos": asked.qos,
         "constraint": asked.constraint,
-        "array": None if training.jobs is None else jobs_of(asked.array, training.jobs),
+        "array": None if training.jobs is None else array_tasks(asked.array, training.jobs),
         "mail-user": asked.mail,
         "mail-type": "END,FAIL,REQUEUE" if asked.mail else None,
     }
@@ -184,7 +184,7 @@ def script(asked: Submission, training: Training, *, logs: Path, source: str) ->
         "words=": f"words=({shlex.join(training.words)})",
     }
     extra = shlex.split(asked.extra) if asked.extra else []
-    return fill(template().read_text(), options, extra=extra, body=body, head=f"Written by: {source}")
+    return fill_template(template_file().read_text(), options, extra=extra, body=body, head=f"Written by: {source}")
 
 
 def _submit(text: str, logs: Path, name: str) -> tuple[str, Path]:
@@ -212,7 +212,7 @@ def _say(asked: Submission, training: Training, number: str, logs: Path, kept: P
     each = f"{asked.nodes} node{'s' * (asked.nodes > 1)} x {asked.tasks} process{'es' * (asked.tasks > 1)}"
     folder = Path(run.runs_dir) / training.folder / (run.id or (f"sweep_{number}" if array else number))
     log = logs / f"{training.folder}-{number}{'_*' if array else ''}.log"
-    print(f"job     {number}: {each}{f', array {jobs_of(asked.array, training.jobs or 0)}' if array else ''}")
+    print(f"job     {number}: {each}{f', array {array_tasks(asked.array, training.jobs or 0)}' if array else ''}")
     print(f"script  {kept}")
     print(f"run     {folder}")
     print(f"log     tail -F {log}")

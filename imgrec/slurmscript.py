@@ -11,7 +11,7 @@ UNITS = {"d": 86400, "h": 3600, "m": 60}  # seconds
 Options = dict[str, str | None]  # of sbatch; None: not given
 
 
-def template() -> Path:
+def template_file() -> Path:
     """launch/slurm.sbatch of a checkout or of an installed wheel."""
     package = Path(__file__).parent
     for found in (package / "launch" / TEMPLATE, package.parent / "launch" / TEMPLATE):
@@ -20,7 +20,7 @@ def template() -> Path:
     raise ConfigError(f"no launch/{TEMPLATE} beside {package}: the installation is incomplete. Install imgrec again.")
 
 
-def fill(text: str, options: Options, *, extra: Sequence[str], body: Mapping[str, str | None], head: str) -> str:
+def fill_template(text: str, options: Options, *, extra: Sequence[str], body: Mapping[str, str | None], head: str) -> str:
     """A script with other values of its #SBATCH lines, further ones after them, and lines of its body replaced.
 
     `body` maps the beginning of a line to the line to put there, or None for none. The comment at the head gives way to `head`.
@@ -63,7 +63,7 @@ def _protected(value: str) -> str:
     return f'"{value}"' if re.search(r"[\s#']", value) else value
 
 
-def seconds(text: str) -> int:
+def parse_time(text: str) -> int:
     """'1d12h', '90m', '8:00:00' and '1-12:00:00' in seconds; ConfigError for anything else."""
     short = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", text)
     long = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
@@ -77,13 +77,13 @@ def seconds(text: str) -> int:
     raise ConfigError(f"time={text}: a number with its unit is needed.{near}")
 
 
-def clock(text: str) -> str:
+def sbatch_time(text: str) -> str:
     """A time as sbatch reads it in one way only: DAYS-HH:MM:SS."""
-    days, rest = divmod(seconds(text), UNITS["d"])
+    days, rest = divmod(parse_time(text), UNITS["d"])
     return f"{f'{days}-' if days else ''}{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
 
 
-def jobs_of(text: str | None, jobs: int) -> str:
+def array_tasks(text: str | None, jobs: int) -> str:
     """What follows --array= for a sweep of `jobs` jobs; ConfigError for a job that there is not."""
     which, percent, most = (text or "").partition("%")
     numbers = [int(number) for number in re.findall(r"\d+", which.partition(":")[0])]

@@ -5,93 +5,94 @@ Composes conf/train.yaml, opens the run folder, fits, tests the best checkpoint 
 
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from imgrec import stopping
-from imgrec.config import RunConfig
+from imgrec.config.instantiate import check_signatures
+from imgrec.config.schema import RunConfig
+from imgrec.distributed import signals
 from imgrec.errors import ImgrecError, Stopped
-from imgrec.target import check_signatures
 
 if TYPE_CHECKING:
-    from imgrec.heartbeat import Heartbeat
-    from imgrec.rundir import RunDir
-    from imgrec.screen import Screen
-    from imgrec.watchdog import Watchdog
+    from imgrec.distributed.heartbeat import Heartbeat
+    from imgrec.distributed.watchdog import Watchdog
+    from imgrec.terminal import Terminal
+    from imgrec.training.run_dir import RunDir
 
 
-def train(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
+def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, test and record a run; gives the content of its result.json. An unfinished run folder is finished, a finished one is read.
 
     `imgrec.config.load("train", ["model=vgg", "data=mnist"])` makes a `run`. Raises imgrec.errors.ImgrecError for what the user can mend.
     `command` is for result.json; None: sys.argv.
     """
-    from imgrec.heartbeat import Heartbeat
-    from imgrec.placement import check, wanted
-    from imgrec.processes import connect, world
-    from imgrec.rundir import join
-    from imgrec.screen import Screen
-    from imgrec.watchdog import Watchdog
+    from imgrec.distributed.device_checks import check_world, wanted_processes
+    from imgrec.distributed.heartbeat import Heartbeat
+    from imgrec.distributed.process_group import connect
+    from imgrec.distributed.watchdog import Watchdog
+    from imgrec.distributed.world import world
+    from imgrec.terminal import Terminal
+    from imgrec.training.run_dir import join_run_dir
 
     command = sys.argv if command is None else command
     here = world()
-    check(run, here)
+    check_world(run, here)
     if here.size > 1:
         connect(here, timeout_s=run.trainer["timeout_s"])
-    folder = join(run)
-    screen = Screen(quiet=quiet or here.rank > 0)
+    folder = join_run_dir(run)
+    screen = Terminal(quiet=quiet or here.rank > 0)
     if folder.state == "finished":
         result = folder.result()
         screen.say(f"{folder.path} is finished already: {result['summary']}. To start anew set another id, or none.")
         return result
     folder.start(run)
     try:
-        if here.started_by == "alone" and (count := wanted(run)) > 1:
-            from imgrec.children import supervise
+        if here.started_by == "alone" and (count := wanted_processes(run)) > 1:
+            from imgrec.distributed.launcher import launch
 
-            return supervise(run, folder, count, quiet=quiet, command=command)
+            return launch(run, folder, count, quiet=quiet, command=command)
         if here.rank == 0:
             screen.log_to(folder.path / "log.txt")
         heartbeat = Heartbeat(here.rank, here.size, run.trainer["timeout_s"], screen.note)
         watchdog = Watchdog(note=screen.note, leave=heartbeat.leave, speaks=here.rank == 0)
-        with stopping.listening(), watchdog, heartbeat:
-            return _train(run, folder, screen, command, heartbeat, watchdog)
+        with signals.handlers_installed(), watchdog, heartbeat:
+            return _fit(run, folder, screen, command, heartbeat, watchdog)
     except ImgrecError:
         folder.forget()
         raise
     finally:
-        stopping.forget()
+        signals.clear_request()
         screen.close()
         folder.close()
 
 
-def _train(
+def _fit(
     run: RunConfig,
     folder: "RunDir",
-    screen: "Screen",
+    screen: "Terminal",
     command: Sequence[str],
     heartbeat: "Heartbeat",
     watchdog: "Watchdog",
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
 
-    from imgrec import story
-    from imgrec.callbacks import board, observers
-    from imgrec.checkpoint import CheckpointIO, card, latest, read
-    from imgrec.gate import Gate
-    from imgrec.processes import agreed
-    from imgrec.trainer import build_classifier, build_data, build_logger, build_trainer, guards, settings
+    from imgrec.distributed.process_group import on_first_rank
+    from imgrec.inference.checkpoint import read_checkpoint
+    from imgrec.training import summary
+    from imgrec.training.callbacks import observers, tensorboard
+    from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, latest_checkpoint
+    from imgrec.training.step_boundary import StepBoundary
+    from imgrec.training.trainer import build_classifier, build_data, build_logger, build_trainer, guards, trainer_arguments
 
     check_signatures(run)
-    story.quieten()
+    summary.silence_known_warnings()
     pl.seed_everything(run.seed, workers=True, verbose=False)
     watching, history = observers(run, folder, screen)
-    writer = CheckpointIO()
-    file, resume = agreed(lambda: latest(folder.checkpoints, screen.say)) or (None, None)
-    gate = Gate(run, folder, writer, resume, heartbeat, screen.say)
+    writer = CheckpointWriter()
+    file, resume = on_first_rank(lambda: latest_checkpoint(folder.checkpoints, screen.say)) or (None, None)
+    gate = StepBoundary(run, folder, writer, resume, heartbeat, screen.say)
     watchdog.saves = gate
     trainer = build_trainer(
-        **settings(run),
+        **trainer_arguments(run),
         max_epochs=run.epochs,
         default_root_dir=folder.path,
         logger=build_logger(run.logger, folder.path),
@@ -105,35 +106,28 @@ def _train(
     run = run.with_classes(len(data.classes))
     heartbeat.doing = "starting"
     classifier, size, taken = build_classifier(run, data, augment)
-    writer.card = card(run, data.classes, data.preprocessing())
+    writer.metadata = checkpoint_metadata(run, data.classes, data.preprocessing())
     data.gate = gate
     if resume is not None:
         data.start = (resume["place"]["epoch"], resume["place"]["done"])
     if trainer.is_global_zero:
-        board.rewind(folder.path / "tensorboard", resume["events"] if resume is not None else {})
-    screen.say(story.opening(run, folder, trainer, data, plan, size, taken, file, resume["place"]["step"] if resume else 0))
+        tensorboard.truncate_event_files(folder.path / "tensorboard", resume["events"] if resume is not None else {})
+    screen.say(
+        summary.start_screen(run, folder, trainer, data, plan, size, taken, file, resume["place"]["step"] if resume else 0)
+    )
     if file is not None and resume is not None and resume["place"]["stage"] == "end":
-        history.load_state_dict(read(file)["callbacks"][history.state_key])
+        history.load_state_dict(read_checkpoint(file)["callbacks"][history.state_key])
     else:
         trainer.fit(classifier, datamodule=data, ckpt_path=file, weights_only=True)
         writer.wait()
-    return story.ending(run, folder, screen, trainer, classifier, data, history, size, command)
+    return summary.finish_run(run, folder, screen, trainer, classifier, data, history, size, command)
 
 
 def _stop_if_asked(processes: int) -> None:
     """Between the parts of a start. A process of several waits for the first step, where all can agree."""
-    if processes == 1 and (reason := stopping.asked()) is not None:
+    if processes == 1 and (reason := signals.stop_reason()) is not None:
         raise Stopped(f"stopped by {reason} while starting. Start the same command again to go on.")
 
-
-class _CallableModule(ModuleType):
-    """`imgrec.train(run)` trains, whether or not this module, of the same name, was imported before."""
-
-    def __call__(self, run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
-        return train(run, quiet=quiet, command=command)
-
-
-sys.modules[__name__].__class__ = _CallableModule
 
 if __name__ == "__main__":
     from imgrec.cli import main

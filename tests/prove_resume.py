@@ -23,12 +23,12 @@ from rich.progress import track
 from rich.table import Table
 from worlds import codes, forked
 
-import imgrec.gate
-import imgrec.story  # before the forks, which then need not import it each
-import imgrec.trainer  # noqa: F401
-from imgrec.checkpoint import latest
-from imgrec.config import RunConfig
-from imgrec.train import train
+import imgrec.training.step_boundary
+import imgrec.training.summary  # before the forks, which then need not import it each
+import imgrec.training.trainer  # noqa: F401
+from imgrec.config.schema import RunConfig
+from imgrec.train import fit
+from imgrec.training.checkpoint import latest_checkpoint
 
 WAYS = [(size, workers) for size in (1, 2) for workers in (0, 2)]  # processes, loader workers of each
 AT = ("before any save", "train", "validate", "end")
@@ -70,7 +70,7 @@ def main() -> int:
                 if sum(map(Counter.total, goes_on.values())) >= asked.kills:
                     break
                 continue
-            found = latest(folder / "r/a/checkpoints", print)
+            found = latest_checkpoint(folder / "r/a/checkpoints", print)
             killed += 1
             goes_on[way][found[1]["place"]["stage"] if found else AT[0]] += 1
             next(kills, None)
@@ -81,7 +81,7 @@ def main() -> int:
 def train_quietly(run: RunConfig, rank: int) -> None:
     with open(os.devnull, "w") as nowhere:  # a process says a line when the other one is killed
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
-    train(run, quiet=True)
+    fit(run, quiet=True)
 
 
 def run_of(folder: Path, way: tuple[int, int]) -> RunConfig:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-import imgrec.trainer  # noqa: F401  # each child of each test would import it for itself: 30 s instead of 1 on two cores
-from imgrec.processes import end_with_parent
+import imgrec.training.trainer  # noqa: F401  # each child of each test would import it for itself: 30 s instead of 1 on two cores
+from imgrec.distributed.signals import end_with_parent
 
 SECONDS = 60  # a hang longer than this is a failure
 T = TypeVar("T")

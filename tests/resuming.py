@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from worlds import codes, forked
 
 from imgrec import config
-from imgrec.checkpoint import read
-from imgrec.train import train
+from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.train import fit
 
 # All that a resume can get wrong: dropout, batch norm, augmentation, mixing, momentum, average, warm-up, accumulation, a short last batch, early stopping.
 EVERYTHING = (
@@ -74,19 +74,19 @@ def killed(run: config.RunConfig, count: int, where: Any, name: str, *, size: in
 
     def work(rank: int) -> None:
         calls(count, where, name, die)
-        train(run, quiet=True)
+        fit(run, quiet=True)
 
     assert codes(forked(size, work)) == [-signal.SIGKILL] * size
 
 
 def finished(run: config.RunConfig, *, size: int = 1) -> dict[str, Any]:
     """Train to the end; all that the run has learnt and logged, less times."""
-    assert codes(forked(size, lambda rank: train(run, quiet=True))) == [0] * size
+    assert codes(forked(size, lambda rank: fit(run, quiet=True))) == [0] * size
     return outcome(Path(run.runs_dir) / "r/a")
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    last, best = (read(folder / f"checkpoints/{name}.ckpt") for name in ("last", "best"))
+    last, best = (read_checkpoint(folder / f"checkpoints/{name}.ckpt") for name in ("last", "best"))
     with (folder / "metrics.csv").open() as file:
         rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
     return {

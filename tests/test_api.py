@@ -10,11 +10,11 @@ from PIL import Image
 from untrained import CLASSES, save_run
 
 import imgrec
-from imgrec.checkpoint import load_run
 from imgrec.data import decode
 from imgrec.errors import CheckpointError, ConfigError, DataError
-from imgrec.recognizer import Recognizer
-from imgrec.trainer import build_network
+from imgrec.inference.checkpoint import load_checkpoint
+from imgrec.inference.predictor import Predictor
+from imgrec.models.factory import build_network
 
 RGB = ("data.channels=3", "data.mean=[0.3,0.4,0.5]", "data.std=[0.2,0.3,0.4]")
 
@@ -72,9 +72,9 @@ def test_every_form_of_a_picture_has_the_same_answer(colour, tmp_path):
 @pytest.mark.parametrize("shape", [(4, 400), (400, 4), (10, 1000), (16, 1024)])
 def test_a_strip_cut_before_it_is_resized_is_the_same(colour, monkeypatch, shape):
     strip = torch.from_numpy(picture(*shape, 3)).permute(2, 0, 1)
-    cut = decode.fit(strip, colour.preprocessing)
+    cut = decode.fit_to_size(strip, colour.preprocessing)
     monkeypatch.setattr(decode, "MOST_ASPECT", 10**9)
-    assert (cut.int() - decode.fit(strip, colour.preprocessing)).abs().max() <= 1
+    assert (cut.int() - decode.fit_to_size(strip, colour.preprocessing)).abs().max() <= 1
 
 
 def test_a_very_long_strip_takes_little_memory(colour):
@@ -137,7 +137,7 @@ def test_loading_leaves_the_random_numbers_alone(gray):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    Recognizer(gray.stored, device="cpu")
+    Predictor(gray.stored, device="cpu")
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -150,20 +150,20 @@ def test_weights_that_the_run_began_with_are_not_fetched_again(tmp_path, monkeyp
     model = ("model=torchvision", "model.name=squeezenet1_1", "weights=DEFAULT", "data.image_size=32", *RGB)
     run = tmp_path / "run"
     from imgrec import config  # TINY's model.widths belong to another network
-    from imgrec.checkpoint import CheckpointIO, card
+    from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata
 
     settings = config.load("train", ["data=digits", *model]).with_classes(10)
     state = {f"net.{key}": value for key, value in build_network(settings, CLASSES).state_dict().items()}
-    writer = CheckpointIO()
+    writer = CheckpointWriter()
     data = {key: settings.data[key] for key in ("image_size", "channels", "mean", "std", "resize", "crop_share")}
-    writer.card = card(settings, CLASSES, data)
+    writer.metadata = checkpoint_metadata(settings, CLASSES, data)
     writer.save_checkpoint({"state_dict": state}, run / "best.ckpt")
     writer.wait()
     assert len(imgrec.load(run, device="cpu").predict(picture(40, 30, 3), top_k=4)[0].top) == 4
 
 
 def test_16_bit_precision_answers_much_the_same(gray):
-    half = Recognizer(gray.stored, device="cpu", precision="16-mixed")
+    half = Predictor(gray.stored, device="cpu", precision="16-mixed")
     assert half.precision == "bf16-mixed"  # what Lightning makes of it on a CPU
     images = torch.from_numpy(picture(20, 64)).view(20, 1, 8, 8)
     assert half.probabilities(images).dtype == torch.float32
@@ -206,7 +206,7 @@ def test_other_refusals(gray, tmp_path):
 def test_a_device_that_is_not_there_is_named(gray, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"device=cuda cannot be had; torch finds cpu here\. Set device=auto\."):
-        Recognizer(gray.stored, device="cuda")
+        Predictor(gray.stored, device="cuda")
 
 
 def test_memory_that_runs_out_says_which_key(gray, monkeypatch):
@@ -244,4 +244,4 @@ def test_an_answer_that_is_no_number_is_refused(tmp_path):
 
 
 def test_the_stored_dictionary_is_enough(gray):
-    assert load_run(gray.stored.file).classes == gray.classes == CLASSES
+    assert load_checkpoint(gray.stored.file).classes == gray.classes == CLASSES

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from imgrec.data import draws, geometry
+from imgrec.data import counter_rng, geometry
 from imgrec.data.augment import Augment, _corners
 from imgrec.errors import ConfigError
 
@@ -38,7 +38,7 @@ def pictures(count: int = 5, channels: int = 3, height: int = 20, width: int = 2
 
 
 def given_draws(monkeypatch: pytest.MonkeyPatch, u: Tensor) -> None:
-    monkeypatch.setattr(draws, "uniform", lambda seed, epoch, indices, stream, count: u[: len(indices), :count])
+    monkeypatch.setattr(counter_rng, "uniform", lambda seed, epoch, indices, stream, count: u[: len(indices), :count])
 
 
 def number(low: float, high: float) -> st.SearchStrategy[float]:
@@ -168,7 +168,7 @@ def test_all_together_is_crop_then_flip_then_affine_then_perspective(monkeypatch
 
 
 def test_perspective_corners_follow_torchvisions_law() -> None:
-    ours = _corners(draws.uniform(0, 0, torch.arange(3000), 0, 8).view(-1, 4, 2), 0.6, 20, 26)
+    ours = _corners(counter_rng.uniform(0, 0, torch.arange(3000), 0, 8).view(-1, 4, 2), 0.6, 20, 26)
     # Across: randint(0, 8) and randint(26 - 8, 26), where 8 = int(0.6 * 13) + 1.
     assert ours[:, :, 0].unique().tolist() == [*range(8), *range(18, 26)]
     assert ours[:, :, 1].unique().tolist() == [*range(7), *range(13, 20)]
@@ -272,7 +272,7 @@ def test_policies_equal_torchvisions_under_the_samples_own_seed(policy: str, cha
         ours = knobs.sample(image, seed=4, epoch=2, index=index)
         assert torch.equal(torch.get_rng_state(), state)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draws.word(4, 2, index, draws.POLICY, 0) >> 1)
+            torch.manual_seed(counter_rng.word(4, 2, index, counter_rng.POLICY, 0) >> 1)
             assert torch.equal(ours, theirs(image))
         assert (ours.shape, ours.dtype) == (image.shape, torch.uint8)
         different += not torch.equal(ours, image)

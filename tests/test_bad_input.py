@@ -14,10 +14,11 @@ from test_data_sets import write_mnist
 from words import SMALL
 
 from imgrec import cli
-from imgrec.config import load, options
-from imgrec.rules import show
+from imgrec.config.annotations import format_value
+from imgrec.config.compose import load_config
+from imgrec.config.options import option_names
 
-DEFAULT = load("train", ["optim=adam"])  # whose values may be tuned without an edit here
+DEFAULT = load_config("train", ["optim=adam"])  # whose values may be tuned without an edit here
 OPTIMS = "There are: adagrad, adam, adamw, gd, lamb, momentum, muon, nesterov, rmsprop, sgd."
 ADAM = "optim has: lr, base_batch, batch_rule, betas, eps, weight_decay, amsgrad, fused. `python -m imgrec.train --help` lists the keys."
 
@@ -55,7 +56,7 @@ SHOWN: dict[str, str] = {
     "train optim=adam optim.lr=nan": f"optim.lr=nan: lr must be more than 0. The default is {DEFAULT.optim['lr']}.",
     "train optim=adam optim.base_batch=0": "optim.base_batch=0: base_batch must be 1 or more.",
     "train optim=adam optim.betas=[0.9,1.0]": "optim.betas=[0.9,1.0]: betas must be 0 or more and less than 1. "
-    f"The default is {show(DEFAULT.optim['betas'])}.",
+    f"The default is {format_value(DEFAULT.optim['betas'])}.",
     "train loss.label_smoothing=2": "loss.label_smoothing=2.0: label_smoothing must be 0 or more and less than 1. The default is 0.0.",
     "train scheduler.warmup_share=1": "scheduler.warmup_share=1.0: warmup_share must be 0 or more and less than 1. "
     f"The default is {DEFAULT.scheduler['warmup_share']}.",
@@ -324,7 +325,7 @@ def test_a_label_outside_the_classes(refused, tmp_path):
 
 
 QUICK = {"lenet", "resnet", "simple_cnn"}  # the others take a second each to be made
-MODELS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in options("model")]
+MODELS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in option_names("model")]
 
 
 @pytest.mark.parametrize("model", MODELS)

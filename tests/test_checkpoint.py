@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from words import SMALL
 
-import imgrec.checkpoint
+import imgrec.training.checkpoint
 from imgrec import cli
-from imgrec.checkpoint import VERSION, load_run, read
-from imgrec.config import load
+from imgrec.config.compose import load_config
 from imgrec.errors import CheckpointError
-from imgrec.losses import CrossEntropy
+from imgrec.inference.checkpoint import FORMAT_VERSION, load_checkpoint, read_checkpoint
+from imgrec.models.losses import CrossEntropy
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def no_debug(monkeypatch):
 
 def refusal(path) -> str:
     with pytest.raises(CheckpointError) as error:
-        load_run(path)
+        load_checkpoint(path)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -50,8 +50,8 @@ def rewritten(trained, tmp_path, **change):
 
 
 def test_a_checkpoint_is_plain_data_and_enough_by_itself(trained):
-    stored = load_run(trained)
-    run = load("train", [*SMALL, f"runs_dir={trained.parent.parent}", "name=small"])
+    stored = load_checkpoint(trained)
+    run = load_config("train", [*SMALL, f"runs_dir={trained.parent.parent}", "name=small"])
     assert stored.file == trained / "checkpoints/best.ckpt"
     assert stored.run == run.with_classes(3)
     assert stored.classes == ("class_0", "class_1", "class_2")
@@ -59,7 +59,7 @@ def test_a_checkpoint_is_plain_data_and_enough_by_itself(trained):
         "image_size": 16, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "resize": "squash", "crop_share": 1.0,
     }  # fmt: skip
     assert not [key for key in stored.checkpoint["state_dict"] if not key.startswith("net.") and "tally" not in key]
-    assert load_run(trained / "checkpoints/last.ckpt").run == stored.run
+    assert load_checkpoint(trained / "checkpoints/last.ckpt").run == stored.run
 
 
 def test_a_file_that_imgrec_did_not_write(trained, tmp_path):
@@ -82,11 +82,11 @@ def test_a_file_that_imgrec_did_not_write(trained, tmp_path):
 
 
 def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path):
-    file = rewritten(trained, tmp_path, version=VERSION + 1, versions={"imgrec": "9.1"})
+    file = rewritten(trained, tmp_path, version=FORMAT_VERSION + 1, versions={"imgrec": "9.1"})
     assert refusal(file) == (
-        f"{file} has checkpoint format {VERSION + 1}; this imgrec reads format {VERSION}. Install the imgrec that wrote it: 9.1."
+        f"{file} has checkpoint format {FORMAT_VERSION + 1}; this imgrec reads format {FORMAT_VERSION}. Install the imgrec that wrote it: 9.1."
     )
-    config = load_run(trained).run.to_dict()
+    config = load_checkpoint(trained).run.to_dict()
     file = rewritten(trained, tmp_path, config={**config, "model": {"_target_": "os.system", "command": "true"}})
     assert refusal(file) == (
         f"{file}: its config would call os.system as its model; a stored one may call imgrec.models.* or torchvision.models.* or timm.models.*. "
@@ -102,10 +102,10 @@ def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path
 
 
 def test_your_own_package_is_called_when_you_say_so(trained, tmp_path, monkeypatch):
-    config = load_run(trained).run.to_dict()
+    config = load_checkpoint(trained).run.to_dict()
     file = rewritten(trained, tmp_path, config={**config, "model": config["model"] | {"_target_": "mine.Net"}})
     monkeypatch.setenv("IMGREC_ALLOW", "other, mine")
-    assert load_run(file).run.model["_target_"] == "mine.Net"
+    assert load_checkpoint(file).run.model["_target_"] == "mine.Net"
     for change in ({"config": None}, {"config": {}}, {"classes": None}, {"preprocessing": None}):
         file = rewritten(trained, tmp_path, **change)
         key = next(iter(change)) if change != {"config": {}} else "name"
@@ -165,10 +165,10 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tmp_path, capsy
         f"imgrec: the loss is nan at step 5 (epoch 3); training stopped there and {folder} keeps the last good checkpoint. "
         "Lower optim.lr, set trainer.gradient_clip=1.0 or trainer.precision=32, or look at the data of that step.\n"
     )
-    assert read(folder / "last.ckpt")["global_step"] == 4
-    assert all(value.isfinite().all() for value in load_run(folder.parent).checkpoint["state_dict"].values())
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 4
+    assert all(value.isfinite().all() for value in load_checkpoint(folder.parent).checkpoint["state_dict"].values())
     assert cli.main(run_words(tmp_path, "epochs=4")) == 0  # the same command goes on from there
-    assert read(folder / "last.ckpt")["global_step"] == 8
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 8
 
 
 def test_weights_that_explode_at_the_end_of_an_epoch_are_not_saved(tmp_path, capsys):
@@ -179,7 +179,7 @@ def test_weights_that_explode_at_the_end_of_an_epoch_are_not_saved(tmp_path, cap
     said = capsys.readouterr().err
     assert said.startswith("imgrec: the validation loss is ")
     assert f" after step 2 (epoch 2); training stopped there and {folder} keeps the last good checkpoint. " in said
-    assert read(folder / "last.ckpt")["global_step"] == 1
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 1
 
 
 # A disk that is full
@@ -224,7 +224,7 @@ def small_disk(tmp_path):
 
 
 def full_at_the_second_epoch(folder, monkeypatch, capsys, full) -> None:
-    whole, failed = imgrec.checkpoint.write, []
+    whole, failed = imgrec.training.checkpoint.write_checkpoint, []
 
     def write(checkpoint, path):
         if checkpoint["global_step"] == 2:
@@ -235,7 +235,7 @@ def full_at_the_second_epoch(folder, monkeypatch, capsys, full) -> None:
 
     words = run_words(folder, "epochs=3", "trainer.save_every_steps=2")
     with monkeypatch.context() as patched:
-        patched.setattr(imgrec.checkpoint, "write", write)
+        patched.setattr(imgrec.training.checkpoint, "write_checkpoint", write)
         assert cli.main(words) == 2
     checkpoints = folder / "runs/stops/1/checkpoints"
     said = capsys.readouterr().err
@@ -243,9 +243,9 @@ def full_at_the_second_epoch(folder, monkeypatch, capsys, full) -> None:
     assert said.endswith(f"; {failed[0]} of before is whole. Make room on that disk and start the same command again.\n")
     assert said.count("\n") == 1
     assert sorted(file.name for file in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
-    assert {read(file)["global_step"] for file in checkpoints.iterdir()} == {2}
+    assert {read_checkpoint(file)["global_step"] for file in checkpoints.iterdir()} == {2}
     assert cli.main(words) == 0
-    assert read(checkpoints / "last.ckpt")["global_step"] == 6
+    assert read_checkpoint(checkpoints / "last.ckpt")["global_step"] == 6
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, capsys):

@@ -8,12 +8,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgrec import config
-from imgrec.annotations import describe, matches
-from imgrec.config import compose, conf_dir, load, options, run_config
+from imgrec.config import checks
+from imgrec.config.annotations import describe_type, format_value, matches_type
+from imgrec.config.checks import NEEDS
+from imgrec.config.compose import compose_config, load_config
+from imgrec.config.instantiate import parameter_types
+from imgrec.config.options import conf_dir, option_names
+from imgrec.config.ranges import RANGES, check_range
+from imgrec.config.schema import run_config
 from imgrec.errors import ConfigError, did_you_mean
-from imgrec.rules import NEEDS, RANGES, check_range, show
-from imgrec.target import parameters
 
 # Ranges
 
@@ -47,7 +50,7 @@ def test_every_number_has_a_range_that_its_default_keeps(path, default):
     for value in outside:
         with pytest.raises(ConfigError) as error:
             check_range(path, value, default)
-        assert str(error.value).startswith(f"{path}={show(value)}: {key} must be ")
+        assert str(error.value).startswith(f"{path}={format_value(value)}: {key} must be ")
         with pytest.raises(ConfigError, match=f"{key} must be "):
             check_range(path, [default, value], default)
 
@@ -69,33 +72,35 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
         "cpus_per_task",
     }  # null or chosen by size
     assert RANGES.keys() - written <= others
-    trees = [compose("train", [f"optim={option}"]) for option in ("momentum", "nesterov")]
-    known = {key for tree in trees for key in config._keys(tree)}
+    trees = [compose_config("train", [f"optim={option}"]) for option in ("momentum", "nesterov")]
+    known = {key for tree in trees for key in checks._keys(tree)}
     assert NEEDS.keys() <= known
 
 
 def test_a_share_is_no_number_of_batches():
-    tree = compose("train", ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1.0", "trainer.limit_test_batches=0.5"])
+    tree = compose_config(
+        "train", ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1.0", "trainer.limit_test_batches=0.5"]
+    )
     given = [tree["trainer"][f"limit_{split}_batches"] for split in ("train", "val", "test")]
     assert [(value, type(value)) for value in given] == [(1, int), (1.0, float), (0.5, float)]
 
 
 def test_needs_are_met_by_what_the_sentence_says():
-    load("train", ["augment=randaug", "augment.randaug_ops=3"])
-    load("train", ["augment.policy=autoaug", "augment.autoaug_policy=svhn"])
-    load("train", ["optim=momentum", "optim.dampening=0.1", "decay_on=all"])
-    load("train", ["data.resize=crop", "data.crop_share=0.9", "loss.l2=0.1", "decay_on=all"])
-    load("train", ["weights=DEFAULT", "finetune.freeze_epochs=2", "trainer.early_stopping_patience=3"])
-    load("train", ["optim=gd", "batch_size=full"])
-    load("train", ["optim.base_batch=256", "optim.batch_rule=linear"])
-    load("train", ["experiment=mnist_cnn", "optim.batch_rule=none"])
+    load_config("train", ["augment=randaug", "augment.randaug_ops=3"])
+    load_config("train", ["augment.policy=autoaug", "augment.autoaug_policy=svhn"])
+    load_config("train", ["optim=momentum", "optim.dampening=0.1", "decay_on=all"])
+    load_config("train", ["data.resize=crop", "data.crop_share=0.9", "loss.l2=0.1", "decay_on=all"])
+    load_config("train", ["weights=DEFAULT", "finetune.freeze_epochs=2", "trainer.early_stopping_patience=3"])
+    load_config("train", ["optim=gd", "batch_size=full"])
+    load_config("train", ["optim.base_batch=256", "optim.batch_rule=linear"])
+    load_config("train", ["experiment=mnist_cnn", "optim.batch_rule=none"])
 
 
 # Composition
 
 
 def test_values_take_the_type_of_the_default():
-    run = load("train", ["optim.lr=1", "id=7", "trainer.precision=32", "optim.betas=[0,0.5]"])
+    run = load_config("train", ["optim.lr=1", "id=7", "trainer.precision=32", "optim.betas=[0,0.5]"])
     assert [(value, type(value)) for value in (run.optim["lr"], run.id, run.trainer["precision"])] == [
         (1.0, float),
         ("7", str),
@@ -104,13 +109,13 @@ def test_values_take_the_type_of_the_default():
 
 
 def test_the_last_of_two_values_wins_and_choices_come_before_values():
-    run = load("train", ["optim.lr=0.3", "optim=sgd", "seed=1", "seed=2"])
+    run = load_config("train", ["optim.lr=0.3", "optim=sgd", "seed=1", "seed=2"])
     assert run.optim["_target_"] == "torch.optim.SGD"
     assert (run.optim["lr"], run.seed) == (0.3, 2)
 
 
 def test_what_follows_from_the_image_size():
-    small, large = (load("train", ["data=fake", "augment=basic", f"data.image_size={size}"]) for size in (63, 64))
+    small, large = (load_config("train", ["data=fake", "augment=basic", f"data.image_size={size}"]) for size in (63, 64))
     assert (small.model["stem"], large.model["stem"]) == ("small", "imagenet")
     assert (small.augment["crop_scale"], large.augment["crop_scale"]) == (None, [0.35, 1.0])
 
@@ -122,13 +127,13 @@ def test_a_folder_of_ones_own_adds_options_and_may_be_named_by_a_recipe(tmp_path
     (tmp_path / "experiment/mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /optim: mine\nepochs: 3\noptim:\n  rho: 0.7\n"
     )
-    run = load("train", ["experiment=mine", "optim.lr=2"], str(tmp_path))
+    run = load_config("train", ["experiment=mine", "optim.lr=2"], str(tmp_path))
     assert (run.optim, run.epochs) == ({"_target_": "torch.optim.Adadelta", "_partial_": True, "lr": 2.0, "rho": 0.7}, 3)
     assert run.name == "mine"
-    assert load("train", ["optim=mine", "optim.rho=0.6"], str(tmp_path)).optim["rho"] == 0.6
+    assert load_config("train", ["optim=mine", "optim.rho=0.6"], str(tmp_path)).optim["rho"] == 0.6
 
 
-PLAIN = load("train", [])
+PLAIN = load_config("train", [])
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
 
 
@@ -177,25 +182,25 @@ OUTSIDE: dict[Any, list[Any]] = {
 def test_values_of_a_type_match_it_alone_in_unions_lists_and_tuples(data, atom, other):
     hint, values = atom
     value, second = data.draw(values), data.draw(other[1])
-    assert matches(value, hint)
-    assert matches(value, typing.Union[hint, other[0]])  # noqa: UP007
-    assert matches([value, value], list[hint])
-    assert matches([], list[hint])
-    assert matches([value, second], tuple[hint, other[0]])
-    assert matches([value] * 3, tuple[hint, ...])
-    assert not matches([value], tuple[hint, other[0]])
-    assert matches({"key": value}, dict[str, hint])
-    assert not matches(value, list[hint])
-    assert isinstance(describe(hint), str)
+    assert matches_type(value, hint)
+    assert matches_type(value, typing.Union[hint, other[0]])  # noqa: UP007
+    assert matches_type([value, value], list[hint])
+    assert matches_type([], list[hint])
+    assert matches_type([value, second], tuple[hint, other[0]])
+    assert matches_type([value] * 3, tuple[hint, ...])
+    assert not matches_type([value], tuple[hint, other[0]])
+    assert matches_type({"key": value}, dict[str, hint])
+    assert not matches_type(value, list[hint])
+    assert isinstance(describe_type(hint), str)
 
 
 @given(data=st.data(), hint=st.sampled_from(list(OUTSIDE)))
 def test_other_values_do_not_match(data, hint):
     wrong = data.draw(st.sampled_from(OUTSIDE[hint]))
-    assert not matches(wrong, hint)
-    assert not matches([wrong], list[hint])
-    assert not matches([wrong], tuple[hint, ...])
-    assert not matches({"key": hint}, list[hint])
+    assert not matches_type(wrong, hint)
+    assert not matches_type([wrong], list[hint])
+    assert not matches_type([wrong], tuple[hint, ...])
+    assert not matches_type({"key": hint}, list[hint])
 
 
 def test_parameters_are_those_of_the_parents_too_where_keywords_are_passed_on():
@@ -208,8 +213,8 @@ def test_parameters_are_those_of_the_parents_too_where_keywords_are_passed_on():
     class Closed(Child):
         def __init__(self, *, d: int) -> None: ...
 
-    assert parameters(Child) == {"c": float, "b": Literal["x"], "a": int}
-    assert parameters(Closed) == {"d": int}
+    assert parameter_types(Child) == {"c": float, "b": Literal["x"], "a": int}
+    assert parameter_types(Closed) == {"d": int}
 
 
 # The nearest word
@@ -223,4 +228,4 @@ def test_did_you_mean_names_a_known_word_or_nothing(word, known):
 
 @pytest.mark.parametrize(("word", "meant"), [("resnt", "resnet"), ("RESNET", None), ("vgg16", "vgg"), ("zzz", None)])
 def test_did_you_mean(word, meant):
-    assert did_you_mean(word, options("model")) == ("" if meant is None else f" Did you mean {meant}?")
+    assert did_you_mean(word, option_names("model")) == ("" if meant is None else f" Did you mean {meant}?")

@@ -15,8 +15,9 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from imgrec.data import decode as decoding
 from imgrec.data.batch import Request
-from imgrec.data.decode import Preprocessing, decode, fit, load_image
-from imgrec.data.folder import Files, ImageFolder, Names, folder_split
+from imgrec.data.datasets import ImageFolder
+from imgrec.data.decode import Preprocessing, decode, fit_to_size, load_image
+from imgrec.data.folder import FileNames, ImageFiles, folder_split
 from imgrec.errors import ConfigError, DataError
 
 PREPROCESSING = Preprocessing(image_size=24, channels=3, mean=[0.5] * 3, std=[0.25] * 3, resize="squash", crop_share=1.0)
@@ -43,7 +44,7 @@ def folder(root: Path, **change) -> ImageFolder:
     return ImageFolder(root=str(root), **{**settings, "on_bad_image": "refuse", "on_bad_image_eval": "refuse", **change})
 
 
-def whole(split: Files, epoch: int = 0):
+def whole(split: ImageFiles, epoch: int = 0):
     return split[Request(epoch, np.arange(len(split)), len(split))]
 
 
@@ -230,7 +231,7 @@ def test_batches_of_a_folder_hold_the_files_they_name(tmp_path, num_workers):
 
 def test_names_of_any_bytes_come_back_from_the_block(tmp_path):
     names = ["a/x.jpg", "b/\u00fc \U0001f600.png", "c/d/e.png", os.fsdecode(b"c/\xff.jpg")]
-    block = Names(names)
+    block = FileNames(names)
     assert [block[i] for i in range(len(block))] == names
     (tmp_path / "c/d").mkdir(parents=True)
     picture(0).save(tmp_path / "c/d/E.PNG")
@@ -259,7 +260,7 @@ def test_training_crops_while_decoding_and_evaluation_does_not(tmp_path):
     images = whole(trained, epoch=2).images
     for i in range(len(plain)):
         image = decode(plain.path(i), 3)
-        assert torch.equal(images[i], 255 - fit(image[:, :22, :30], PREPROCESSING))
+        assert torch.equal(images[i], 255 - fit_to_size(image[:, :22, :30], PREPROCESSING))
     assert torch.equal(next(iter(data.val_dataloader())).images[0], load_image(data.split("val").path(0), PREPROCESSING))
 
 

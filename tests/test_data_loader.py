@@ -13,11 +13,11 @@ import torch
 
 from imgrec.data import loader as loader_module
 from imgrec.data.batch import Batch, Request
-from imgrec.data.loader import Loader, workers
-from imgrec.data.module import ImageData, Splits
-from imgrec.data.order import EpochBatches, shuffled
-from imgrec.data.sources import Fake
-from imgrec.data.stored import Stored
+from imgrec.data.datamodule import ImageData, Splits
+from imgrec.data.datasets import Fake
+from imgrec.data.in_memory import InMemoryImages
+from imgrec.data.loader import Loader, worker_count
+from imgrec.data.sampler import EpochBatches, shuffled_order
 from imgrec.errors import ConfigError, DataError
 
 COMMON = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.25], "resize": "squash", "crop_share": 1.0, "split_seed": 0}
@@ -42,15 +42,15 @@ class Given(ImageData):
         return Splits(tuple(self.names), train, val, test)
 
 
-def stored(labels) -> Stored:
+def stored(labels) -> InMemoryImages:
     places = torch.arange(len(labels), dtype=torch.uint8)
-    return Stored(places.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), np.array(labels))
+    return InMemoryImages(places.view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous(), np.array(labels))
 
 
 def requests(samples: int, size: int, epoch=lambda: 0) -> EpochBatches:
     return EpochBatches(
         samples=samples,
-        order=shuffled(samples, seed=0),
+        order=shuffled_order(samples, seed=0),
         epoch=epoch,
         batch_size=size,
         devices=1,
@@ -66,7 +66,7 @@ def test_batches_are_the_same_with_and_without_workers(num_workers):
     epochs = iter([0, 1])
     loader = Loader(split, requests(10, 4, lambda: next(epochs)), num_workers=num_workers)
     for epoch in range(2):
-        order = shuffled(10, seed=0)(epoch)
+        order = shuffled_order(10, seed=0)(epoch)
         got = list(loader)
         assert [len(batch.labels) for batch in got] == [4, 4, 2]
         assert torch.cat([batch.indices for batch in got]).tolist() == order.tolist()
@@ -76,7 +76,7 @@ def test_batches_are_the_same_with_and_without_workers(num_workers):
         assert [batch.whole for batch in got] == [4, 4, 2]
 
 
-class Broken(Stored):
+class Broken(InMemoryImages):
     def __getitem__(self, request: Request) -> Batch:
         raise DataError("one sentence.")
 
@@ -89,7 +89,7 @@ def test_an_error_in_a_worker_keeps_its_sentence(num_workers):
     assert str(error.value) == "one sentence."
 
 
-class Slow(Stored):
+class Slow(InMemoryImages):
     def __getitem__(self, request: Request) -> Batch:
         time.sleep(0.05)
         return super().__getitem__(request)._replace(bad=(str(os.getpid()),))
@@ -152,7 +152,7 @@ def test_lightning_runs_through_the_planned_batches_without_a_warning(tmp_path):
     net = Tiny()
     trainer.fit(net, datamodule=data)
     assert trainer.global_step == 6
-    order = [shuffled(45, seed=3)(epoch).tolist() for epoch in range(2)]
+    order = [shuffled_order(45, seed=3)(epoch).tolist() for epoch in range(2)]
     assert [i for row in net.seen["train"] for i in row[2:]] == order[0] + order[1]
     assert [row[:2] for row in net.seen["train"]] == [[epoch, whole] for epoch in (0, 1) for whole in (16, 16, 16, 16, 13, 13)]
     assert net.seen["val"] == [list(range(8)), list(range(8, 15))] * 2
@@ -209,14 +209,14 @@ def test_sample_augmentation_is_for_training_only_and_knows_seed_and_index():
 def test_workers_come_from_slurm_or_the_affinity_mask(monkeypatch):
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.setattr(loader_module.os, "sched_getaffinity", lambda pid: set(range(12)))
-    assert workers("auto", in_memory=True, processes_here=1) == 0
-    assert workers("auto", in_memory=False, processes_here=1) == 12
-    assert workers("auto", in_memory=False, processes_here=5) == 2
-    assert workers(7, in_memory=True, processes_here=5) == 7
+    assert worker_count("auto", in_memory=True, processes_here=1) == 0
+    assert worker_count("auto", in_memory=False, processes_here=1) == 12
+    assert worker_count("auto", in_memory=False, processes_here=5) == 2
+    assert worker_count(7, in_memory=True, processes_here=5) == 7
     monkeypatch.setattr(loader_module.os, "sched_getaffinity", lambda pid: set(range(64)))
-    assert workers("auto", in_memory=False, processes_here=1) == 16
+    assert worker_count("auto", in_memory=False, processes_here=1) == 16
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "4")
-    assert workers("auto", in_memory=False, processes_here=8) == 4
+    assert worker_count("auto", in_memory=False, processes_here=8) == 4
 
 
 @pytest.mark.parametrize(

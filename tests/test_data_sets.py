@@ -17,8 +17,8 @@ from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor, rgb_to_grayscale
 
 from imgrec.data.batch import Request
-from imgrec.data.sources import CIFAR10, CIFAR100, MNIST, Digits, Fake, FashionMNIST
-from imgrec.data.stored import Stored, to_channels
+from imgrec.data.datasets import CIFAR10, CIFAR100, MNIST, Digits, Fake, FashionMNIST
+from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.errors import ConfigError, DataError
 
 COMMON = {"num_classes": None, "resize": "squash", "crop_share": 1.0, "val_share": 0.2, "split_seed": 0}
@@ -53,7 +53,7 @@ def write_cifar(root: Path, kind: type, monkeypatch: pytest.MonkeyPatch, classes
     monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": None})
 
 
-def everything(split: Stored) -> tuple[torch.Tensor, torch.Tensor]:
+def everything(split: InMemoryImages) -> tuple[torch.Tensor, torch.Tensor]:
     batch = split[Request(0, np.arange(len(split)), len(split))]
     return batch.images, batch.labels
 

@@ -10,9 +10,9 @@ import torch
 from torch.testing import assert_close
 from worlds import started
 
-from imgrec.checkpoint import read
-from imgrec.config import RunConfig
-from imgrec.train import train
+from imgrec.config.schema import RunConfig
+from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.train import fit
 
 # Two batches, the second of 7; 6 validation images, so that two of eight processes have none; 13 test images, which nothing divides.
 KEYS = (
@@ -52,16 +52,16 @@ def assert_same(found: Any, expected: Any, key: str = "") -> None:
 def test_figures_weights_and_logs_are_those_of_one_process(small: Callable[..., RunConfig]) -> None:
     torch.set_num_threads(1)
     one = small(*KEYS, "id=1")
-    expected = train(one, quiet=True)
+    expected = fit(one, quiet=True)
     place = Path(one.runs_dir) / one.name
     assert expected["test"]["count"] == 13
     for size in (2, 3, 8):
         run = small(*KEYS, f"id={size}")
-        every = started(size, lambda rank, run=run: train(run, quiet=True))
+        every = started(size, lambda rank, run=run: fit(run, quiet=True))
         for found in every:  # each process has them
             for which in ("best", "last", "test") if found is every[0] else ("test",):
                 assert_same(found[which], expected[which], which)
-        weights, alone = (read(place / id / "checkpoints" / "best.ckpt")["state_dict"] for id in (str(size), "1"))
+        weights, alone = (read_checkpoint(place / id / "checkpoints" / "best.ckpt")["state_dict"] for id in (str(size), "1"))
         assert_close(weights, alone, rtol=1e-4, atol=1e-6)
         assert [row["epoch"] for row in rows(place / str(size))] == ["1", "2"]
         log = (place / str(size) / "log.txt").read_text()

@@ -10,8 +10,8 @@ from ranks import together
 from worlds import variables
 
 from imgrec import config
-from imgrec.checkpoint import read
-from imgrec.train import train
+from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.train import fit
 
 # 18 images to train on in batches of 8, so 2 in the last one; 3 to validate and 3 to test.
 RUN = (
@@ -44,10 +44,10 @@ def run(folder: Path, processes: int, *words: str) -> dict[str, Any]:
     def work(rank: int) -> dict[str, Any]:
         if processes > 1:
             os.environ |= {key: str(value) for key, value in variables(rank, processes, port=1).items()}
-        return train(settings, quiet=True)
+        return fit(settings, quiet=True)
 
     result = together(processes, work)[0]
-    return read(folder / f"r/on{processes}/checkpoints/last.ckpt") | {"result": result}
+    return read_checkpoint(folder / f"r/on{processes}/checkpoints/last.ckpt") | {"result": result}
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from untrained import save_run
 
 import imgrec
 from imgrec import cli, config
-from imgrec.confusion import draw, table
+from imgrec.config.instantiate import instantiate
 from imgrec.data.folder import image_files
-from imgrec.metrics import report
-from imgrec.predict import load
-from imgrec.target import build
+from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
+from imgrec.inference.metrics import make_report
+from imgrec.inference.predictor import load
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
         "trainer.accelerator=cpu",
         "trainer.devices=1",
     ]
-    imgrec.train(config.load("train", words), quiet=True)
+    imgrec.fit(config.load("train", words), quiet=True)
     return root / "run" / "one"
 
 
@@ -52,7 +52,7 @@ def pngs(run, tmp_path_factory):
     """The images of the run's test split as files FOLDER/CLASS/*.png; class 7 has none."""
     root = tmp_path_factory.mktemp("pngs")
     stored = load(run).stored
-    data = build(stored.run.data)
+    data = instantiate(stored.run.data)
     data.setup()
     images = data.split("test")
     for number, (image, label) in enumerate(zip(images.images[:, 0].numpy(), images.labels, strict=True)):
@@ -237,7 +237,7 @@ def test_a_data_folder_with_other_classes_is_refused(tmp_path, capsys):
 def made_report(classes):
     counts = np.random.default_rng(0).integers(0, 5, (classes, classes)) + 50 * np.eye(classes, dtype=np.int64)
     counts[0] = 0
-    return report(counts, top5_hits=1, loss=0.5, classes=[f"class number {k}" for k in range(classes)])
+    return make_report(counts, top5_hits=1, loss=0.5, classes=[f"class number {k}" for k in range(classes)])
 
 
 def printed(what, width):
@@ -249,7 +249,7 @@ def printed(what, width):
 
 def test_the_matrix_on_a_terminal_holds_every_count():
     found = made_report(12)
-    lines = printed(table(found, width=100, most=20), 100)
+    lines = printed(confusion_table(found, width=100, most=20), 100)
     assert len(lines) == 2 + 12
     cells = [
         [0 if cell == "." else int(cell) for cell in line.split()[4:]] for line in lines[2:]
@@ -261,7 +261,7 @@ def test_the_matrix_on_a_terminal_holds_every_count():
 @pytest.mark.parametrize(("classes", "width"), [(30, 200), (12, 40)])
 def test_where_the_matrix_does_not_fit_the_worst_confusions_are_listed(classes, width):
     found = made_report(classes)
-    lines = printed(table(found, width=width, most=20), 200)
+    lines = printed(confusion_table(found, width=width, most=20), 200)
     counts = np.array(found.confusion) * (1 - np.eye(classes, dtype=np.int64))
     assert lines[0] == "most frequent confusions"
     shown = [line.split() for line in lines[2:]]
@@ -272,5 +272,5 @@ def test_where_the_matrix_does_not_fit_the_worst_confusions_are_listed(classes, 
 @pytest.mark.parametrize("classes", [2, 70])
 def test_pictures_of_few_and_many_classes_can_be_drawn(classes):
     names = [f"$a_{k}^" for k in range(classes)]  # no formula, whatever the class is called
-    found = report(np.eye(classes, dtype=np.int64), top5_hits=classes, loss=0.0, classes=names)
-    assert draw(found, title="100% of $ right").startswith(b"\x89PNG")
+    found = make_report(np.eye(classes, dtype=np.int64), top5_hits=classes, loss=0.0, classes=names)
+    assert draw_confusion_matrix(found, title="100% of $ right").startswith(b"\x89PNG")

@@ -11,15 +11,16 @@ from test_data_sets import write_cifar, write_mnist
 from torchvision import datasets
 
 import imgrec
-from imgrec.checkpoint import load_run
-from imgrec.config import compose, conf_dir, groups, load, options
-from imgrec.data.folder import ImageFolder
-from imgrec.help import documented, option_keys
-from imgrec.optim import rate
-from imgrec.target import BESIDE, locate, parameters
+from imgrec.config.compose import compose_config, load_config
+from imgrec.config.help import documented, option_keys
+from imgrec.config.instantiate import EXTRA_PARAMETERS, locate, parameter_types
+from imgrec.config.options import conf_dir, group_names, option_names
+from imgrec.data.datasets import ImageFolder
+from imgrec.inference.checkpoint import load_checkpoint
+from imgrec.training.optimizer import rate
 
 FILES = sorted(conf_dir().rglob("*.yaml"))
-CHOICES = [group for group in groups() if group != "experiment"]
+CHOICES = [group for group in group_names() if group != "experiment"]
 ROOT_KEYS = documented((conf_dir() / "train.yaml").read_text())
 LIMITS = ("trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "trainer.limit_test_batches=1")
 HERE = ("trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32", "trainer.compile=false")
@@ -59,8 +60,8 @@ def test_a_recipe_says_its_command_and_what_was_measured(file):
 @pytest.mark.parametrize("file", [file for file in FILES if file.read_text().startswith("_target_")], ids=name)
 def test_every_key_is_one_that_its_target_takes(file):
     node = yaml.safe_load(file.read_text())
-    beside = parameters(locate(BESIDE[file.parent.name])).keys() if file.parent.name in BESIDE else set()
-    assert node.keys() - {"_target_", "_partial_", "defaults"} - beside <= parameters(locate(node["_target_"])).keys()
+    beside = parameter_types(locate(EXTRA_PARAMETERS[file.parent.name])).keys() if file.parent.name in EXTRA_PARAMETERS else set()
+    assert node.keys() - {"_target_", "_partial_", "defaults"} - beside <= parameter_types(locate(node["_target_"])).keys()
 
 
 # Two steps
@@ -88,12 +89,12 @@ def words_for(tmp_path, monkeypatch):
 
 
 def train_two_steps(words, tmp_path):
-    run = load("train", [*words, f"runs_dir={tmp_path}/runs"])
-    result = imgrec.train(run, quiet=True)
+    run = load_config("train", [*words, f"runs_dir={tmp_path}/runs"])
+    result = imgrec.fit(run, quiet=True)
     assert result["last"]["step"] == (1 if run.batch_size == "full" else 2)
     assert math.isfinite(result["last"]["train/loss"])
     assert 0 <= result["test"]["accuracy"] <= 1
-    stored = load_run(tmp_path / "runs" / run.name / "1")
+    stored = load_checkpoint(tmp_path / "runs" / run.name / "1")
     assert stored.run == run.with_classes(len(stored.classes))
 
 
@@ -102,7 +103,7 @@ def rows():
 
     The networks end with small ones instead: an AlexNet takes seconds to be made.
     """
-    columns = {group: options(group) for group in CHOICES}
+    columns = {group: option_names(group) for group in CHOICES}
     longest = max(map(len, columns.values()))
     columns["model"] += ["lenet", "simple_cnn"] * longest
     return [[f"{group}={found[i % len(found)]}" for group, found in columns.items()] for i in range(longest)]
@@ -110,7 +111,7 @@ def rows():
 
 @pytest.mark.parametrize("row", rows(), ids=" ".join)
 def test_every_option_trains_two_steps(row, words_for, tmp_path):
-    tree = compose("train", row)
+    tree = compose_config("train", row)
     batch = [] if tree["batch_size"] == "full" else ["batch_size=4"]
     train_two_steps([*row, *words_for(tree["data"]), *TINY, *batch, "data.image_size=32", "data.val_share=0.25"], tmp_path)
 
@@ -119,11 +120,11 @@ BIG = {"imagenet_resnet50"}  # its network takes seconds to be made
 
 
 @pytest.mark.parametrize(
-    "recipe", [pytest.param(name, marks=[pytest.mark.slow] * (name in BIG)) for name in options("experiment")]
+    "recipe", [pytest.param(name, marks=[pytest.mark.slow] * (name in BIG)) for name in option_names("experiment")]
 )
 def test_every_recipe_trains_two_steps(recipe, words_for, tmp_path):
     """Its network, augmentation, optimizer and schedule as they are, on small pictures and batches, on the CPU."""
-    tree = compose("train", [f"experiment={recipe}"])
+    tree = compose_config("train", [f"experiment={recipe}"])
     batch = [] if tree["batch_size"] == "full" else ["batch_size=4"]
     small = [f"data.image_size={min(tree['data']['image_size'], 64)}", "data.val_share=0.25", "logger=none"]
     train_two_steps([f"experiment={recipe}", *words_for(tree["data"]), *TINY, *batch, *small], tmp_path)
@@ -132,7 +133,7 @@ def test_every_recipe_trains_two_steps(recipe, words_for, tmp_path):
 # Rates
 
 
-@pytest.mark.parametrize("recipe", options("experiment"))
+@pytest.mark.parametrize("recipe", option_names("experiment"))
 def test_a_recipe_has_the_rate_that_it_states(recipe):
-    run = load("train", [f"experiment={recipe}"])
+    run = load_config("train", [f"experiment={recipe}"])
     assert rate(run.optim, run.batch_size) == run.optim["lr"]

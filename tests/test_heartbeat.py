@@ -1,4 +1,4 @@
-"""imgrec.heartbeat, with real processes: `python tests/test_heartbeat.py FOLDER` plays all scenes at once after importing torch once."""
+"""imgrec.distributed.heartbeat, with real processes: `python tests/test_heartbeat.py FOLDER` plays all scenes at once after importing torch once."""
 
 import contextlib
 import json
@@ -17,9 +17,9 @@ import pytest
 import torch
 from torch import distributed
 
-from imgrec import stopping
-from imgrec.heartbeat import Heartbeat, _is_of_the_network
-from imgrec.peers import Peer, gone, lagging, stuck
+from imgrec.distributed import signals
+from imgrec.distributed.diagnosis import RankStatus, find_dead, find_hang, lagging_ranks
+from imgrec.distributed.heartbeat import Heartbeat, _is_of_the_network
 
 RANKS = 3
 TIMEOUT_S = 2.0
@@ -80,11 +80,11 @@ def read_longer_on_one(rank: int, heartbeat: Heartbeat) -> None:
 
 def be_asked(rank: int, heartbeat: Heartbeat) -> None:
     if rank == 1:
-        stopping.ask("SIGTERM")
+        signals.request_stop("SIGTERM")
     until = time.monotonic() + FEW_S
-    while stopping.asked() is None and time.monotonic() < until:
+    while signals.stop_reason() is None and time.monotonic() < until:
         time.sleep(0.05)
-    print(stopping.asked(), flush=True)
+    print(signals.stop_reason(), flush=True)
     distributed.barrier()
 
 
@@ -285,8 +285,8 @@ def test_collect(played: Callable[[str], Played]) -> None:
     assert scene.codes == [0, 0, 0]
 
 
-def peer(rank: int, doing: str = "training step 5", at: str = "", **more: Any) -> Peer:
-    return Peer(rank, heard=100.0, moved=0.0, host="n1", pid=10 + rank, doing=doing, at=at, **more)
+def peer(rank: int, doing: str = "training step 5", at: str = "", **more: Any) -> RankStatus:
+    return RankStatus(rank, heard=100.0, moved=0.0, host="n1", pid=10 + rank, doing=doing, at=at, **more)
 
 
 WAITS = "waiting for the others before step 6"
@@ -309,39 +309,39 @@ def test_who_is_behind(doing: list[str], behind: list[int]) -> None:
     peers = [
         peer(rank, text.removesuffix(" (collective)"), inside if "collective" in text else "") for rank, text in enumerate(doing)
     ]
-    assert [found.rank for found in lagging(peers)] == behind
-    assert stuck(peers, 99.0, 100.0) is None
-    line = stuck(peers, 100.0, 100.0)
+    assert [found.rank for found in lagging_ranks(peers)] == behind
+    assert find_hang(peers, 99.0, 100.0) is None
+    line = find_hang(peers, 100.0, 100.0)
     assert line is not None
     assert line.startswith("nothing has moved for 100 s: rank ")
     peers[0].moved = 0.1
-    assert stuck(peers, 100.0, 100.0) is None
+    assert find_hang(peers, 100.0, 100.0) is None
 
 
 def test_what_is_no_hang() -> None:
     inside = "torch/distributed/distributed_c10d.py:3001 in barrier"
     alone = [peer(0, "reading the data"), peer(1, "starting"), peer(2, "compiling the network for step 1")]
-    assert stuck(alone, 1e6, 100.0) is None
-    assert stuck([*alone, peer(3, WAITS)], 1e6, 100.0) is not None
-    assert stuck([*alone, peer(3, "starting", inside)], 1e6, 100.0) is not None
-    assert stuck([*alone, peer(3, WAITS, left="finished")], 1e6, 100.0) is None
+    assert find_hang(alone, 1e6, 100.0) is None
+    assert find_hang([*alone, peer(3, WAITS)], 1e6, 100.0) is not None
+    assert find_hang([*alone, peer(3, "starting", inside)], 1e6, 100.0) is not None
+    assert find_hang([*alone, peer(3, WAITS, left="finished")], 1e6, 100.0) is None
 
 
 def test_many_at_once() -> None:
     peers = [peer(rank, cut=50.0 if 2 <= rank < 10 else None) for rank in range(16)]
-    assert gone(peers, 50.1, 100.0) is None  # there may be more
-    assert gone(peers, 51.0, 100.0) == (
+    assert find_dead(peers, 50.1, 100.0) is None  # there may be more
+    assert find_dead(peers, 51.0, 100.0) == (
         "rank 2 on n1 (pid 12) died while training step 5; rank 3 on n1 (pid 13) died while training step 5; "
         f"rank 4 on n1 (pid 14) died while training step 5; and 5 other ranks. {AGAIN}"
     )
-    assert gone([peer(0, cut=50.0, left="finished"), peer(1)], 60.0, 100.0) is None
-    assert gone([peer(0, left="finished"), peer(1, left="stopped")], 1e6, 100.0) is None
+    assert find_dead([peer(0, cut=50.0, left="finished"), peer(1)], 60.0, 100.0) is None
+    assert find_dead([peer(0, left="finished"), peer(1, left="stopped")], 1e6, 100.0) is None
 
 
 def test_strangers_are_sent_away() -> None:
     heartbeat = Heartbeat(0, 2, 10.0, print)
     _, port, token = heartbeat._connections.listen()
-    heartbeat._peers = {rank: Peer(rank, 0.0, 0.0) for rank in (0, 1)}
+    heartbeat._peers = {rank: RankStatus(rank, 0.0, 0.0) for rank in (0, 1)}
     heartbeat._thread.start()
     for words in (
         b"GET / HTTP/1.1\r\n\r\n",

@@ -134,9 +134,9 @@ def test_hang_or_failure_without_a_parent(tmp_path: Path, then: str, said: tuple
 def test_stop_during_a_long_read(tmp_path: Path) -> None:
     script = """
 import sys, time
-from imgrec import stopping
-stopping.listen()
-from imgrec.data.module import ImageData
+from imgrec.distributed import signals
+signals.install_handlers()
+from imgrec.data.datamodule import ImageData
 from imgrec.cli import main
 
 def read(*given, **more):

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from imgrec import cli
-from imgrec.config import compose, conf_dir, options
-from imgrec.help import EXAMPLES, documented, text
+from imgrec.config.compose import compose_config
+from imgrec.config.help import EXAMPLES, documented, help_text
+from imgrec.config.options import conf_dir, option_names
 
 ROOT = yaml.safe_load((conf_dir() / "train.yaml").read_text())
 GROUPS = {name: default for entry in ROOT["defaults"] if isinstance(entry, dict) for name, default in entry.items()}
@@ -29,26 +30,26 @@ def test_documented_reads_comments_on_the_line_and_above():
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_lists_its_options_and_marks_the_default(group):
-    said = text("train").splitlines()
+    said = help_text("train").splitlines()
     start = next(i for i, line in enumerate(said) if line.startswith(f"  {group} "))
     listed = said[start].split()[1:]
     for line in said[start + 1 :]:
         if not line.startswith(" " * 14):
             break
         listed += line.split()
-    assert listed == [f"*{name}" if name == GROUPS[group] else name for name in options(group)]
+    assert listed == [f"*{name}" if name == GROUPS[group] else name for name in option_names(group)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_key_has_its_value_and_its_comment(command):
-    said = " ".join(text(command).split())
+    said = " ".join(help_text(command).split())
     for path, value, comment in documented((conf_dir() / f"{command}.yaml").read_text()):
         assert comment
         assert " ".join(f"{'.'.join(path)}={value} {comment}".split()) in said
 
 
 def test_choices_beside_help_show_their_keys_with_the_values_they_would_get():
-    said = text("train", ["model=resnet", "data=imagefolder", "optim=gd", "optim.lr=0.3"])
+    said = help_text("train", ["model=resnet", "data=imagefolder", "optim=gd", "optim.lr=0.3"])
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert "model.depth=18 20, 32, 44, 56, 110 (CIFAR family) or 18, 34, 50, 101, 152 (ImageNet family)" in " ".join(lines)
     assert "model.channels=3 as data.channels" in lines
@@ -57,7 +58,7 @@ def test_choices_beside_help_show_their_keys_with_the_values_they_would_get():
 
 
 def test_lr_find_has_the_keys_of_a_run_too():
-    said = text("lr_find")
+    said = help_text("lr_find")
     assert "  lr_max=1.0 " in said
     assert "  max_device_batch=" in said
     assert "*resnet" in said
@@ -79,10 +80,10 @@ def test_a_misspelt_choice_beside_help_is_refused(capsys):
 @pytest.mark.parametrize("example", [f"{command} {example}" for command, found in EXAMPLES.items() for example in found])
 def test_examples_compose(example):
     command, *words = example.partition(" -- ")[0].split()
-    compose(command, words)  # what follows -- is a training: tests/test_slurm_script.py
+    compose_config(command, words)  # what follows -- is a training: tests/test_slurm_script.py
 
 
 def test_help_needs_no_torch():
     code = "import sys; from imgrec.cli import main; code = main(['train', '--help']); sys.exit(3 if 'torch' in sys.modules else code)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, text("train") + "\n")
+    assert (done.returncode, done.stdout) == (0, help_text("train") + "\n")

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from imgrec.errors import ConfigError
-from imgrec.losses import BCE, MSE, CrossEntropy, Focal, Loss
+from imgrec.models.losses import BCE, MSE, CrossEntropy, Focal, Loss
 
 B, K = 12, 5
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 from torch import Tensor
 
-from imgrec.metrics import Report, Tally, render_table, report, worst
+from imgrec.inference.metrics import ConfusionTally, Report, make_report, print_report, worst_classes
 
 
 def drawn(samples: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,8 +26,8 @@ def drawn(samples: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor
     return scores, labels, torch.rand(samples, generator=generator)
 
 
-def tallied(scores: Tensor, labels: Tensor, losses: Tensor, batch: int) -> Tally:
-    tally = Tally(num_classes=scores.shape[1])
+def tallied(scores: Tensor, labels: Tensor, losses: Tensor, batch: int) -> ConfusionTally:
+    tally = ConfusionTally(num_classes=scores.shape[1])
     for part in zip(scores.split(batch), labels.split(batch), losses.split(batch), strict=True):
         tally.update(*part)
     return tally
@@ -103,7 +103,7 @@ def test_probabilities_of_any_float_and_a_reset() -> None:
 
 
 def test_small_losses_are_not_lost_in_a_long_sum() -> None:
-    tally = Tally(num_classes=2)
+    tally = ConfusionTally(num_classes=2)
     scores, labels = torch.eye(2), torch.tensor([0, 1])
     tally.update(scores, labels, torch.tensor([2.0**24, 0.0]))
     for _ in range(10):
@@ -114,12 +114,12 @@ def test_small_losses_are_not_lost_in_a_long_sum() -> None:
 
 def small() -> Report:
     confusion = np.array([[3, 1, 0, 0], [0, 0, 2, 0], [0, 0, 4, 0], [0, 0, 0, 0]])
-    return report(confusion, top5_hits=10, loss=0.25, classes=["cat", "dog", "[red]", "bird"])
+    return make_report(confusion, top5_hits=10, loss=0.25, classes=["cat", "dog", "[red]", "bird"])
 
 
 def test_worst_leaves_absent_classes_out() -> None:
-    assert [row["name"] for row in worst(small(), 2)] == ["dog", "[red]"]  # F1 0, 8/10, 6/7
-    assert [row["name"] for row in worst(small(), 9)] == ["dog", "[red]", "cat"]
+    assert [row["name"] for row in worst_classes(small(), 2)] == ["dog", "[red]"]  # F1 0, 8/10, 6/7
+    assert [row["name"] for row in worst_classes(small(), 9)] == ["dog", "[red]", "cat"]
 
 
 def test_a_report_is_plain_json() -> None:
@@ -131,7 +131,7 @@ def test_a_report_is_plain_json() -> None:
 
 def test_the_table_off_a_terminal_is_plain() -> None:
     file = io.StringIO()
-    render_table(small(), Console(file=file, width=100), most=20)
+    print_report(small(), Console(file=file, width=100), most=20)
     lines = [line.rstrip() for line in file.getvalue().splitlines()]
     assert [line.split() for line in lines[:6]] == [
         ["class", "precision", "recall", "f1", "samples"],
@@ -153,8 +153,8 @@ def test_many_classes_show_the_worst() -> None:
     file = io.StringIO()
     confusion = np.diag(np.arange(1, 31))
     confusion[7, 8] = 50
-    found = report(confusion, top5_hits=int(confusion.sum()), loss=0.0, classes=names(30))
-    render_table(found, Console(file=file, width=100), most=3)
+    found = make_report(confusion, top5_hits=int(confusion.sum()), loss=0.0, classes=names(30))
+    print_report(found, Console(file=file, width=100), most=3)
     assert "worst 3 of 30 classes" in file.getvalue()
     assert file.getvalue().splitlines()[1].startswith("class 7 ")
     assert "class 29" not in file.getvalue()

@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from imgrec.errors import ConfigError
+from imgrec.models.__main__ import main
 from imgrec.models.alexnet import alexnet
+from imgrec.models.catalog import CatalogQuery, candidates, measure_network, weightless
 from imgrec.models.channels import input_kernels
 from imgrec.models.densenet import densenet
 from imgrec.models.googlenet import googlenet
 from imgrec.models.lenet import LeNet
-from imgrec.models.listing import Query, candidates, main, measure, weightless
 from imgrec.models.resnet import CIFAR_DEPTHS, PaddedShortcut, ResNet
 from imgrec.models.simple_cnn import SimpleCNN
-from imgrec.models.summary import describe
+from imgrec.models.summary import measure_size
 from imgrec.models.timm import timm_net
 from imgrec.models.torchvision import torchvision_net
 from imgrec.models.vgg import VGG
@@ -148,7 +149,7 @@ def test_parameters_and_operations_are_the_published_ones(name):
     build, parameters, giga_macs = PUBLISHED[name]
     with weightless():
         net = build()
-    size = describe(net, channels=3, image_size=224)
+    size = measure_size(net, channels=3, image_size=224)
     assert size.parameters == parameters
     assert size.flops / 2e9 == pytest.approx(giga_macs, abs=0.0011)
 
@@ -160,7 +161,7 @@ def test_cifar_family_has_the_papers_parameters(depth):
     norms = 2 * (16 + 2 * n * (16 + 32 + 64))
     with weightless():
         net = resnet(depth, stem="small")
-    assert describe(net, channels=3, image_size=32).parameters == convs + norms + 64 * 10 + 10
+    assert measure_size(net, channels=3, image_size=32).parameters == convs + norms + 64 * 10 + 10
     assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in net.modules()) == depth
     assert depth != 20 or convs + norms + 650 == 269_722
 
@@ -236,7 +237,7 @@ def test_describe_leaves_the_network_as_it_was():
     net.layer1.eval()
     modes = [module.training for module in net.modules()]
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    describe(net, channels=3, image_size=32)
+    measure_size(net, channels=3, image_size=32)
     assert [module.training for module in net.modules()] == modes
     torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
 
@@ -257,10 +258,10 @@ def test_too_small_images_name_the_size_that_is_enough(build, size, sentence):
     with weightless():
         net = build()
     with pytest.raises(ConfigError, match=sentence) as caught:
-        describe(net, channels=3, image_size=size)
+        measure_size(net, channels=3, image_size=size)
     assert "\n" not in str(caught.value)
     enough = int(str(caught.value).split("data.image_size=")[1].split()[0])
-    describe(net, channels=3, image_size=enough)
+    measure_size(net, channels=3, image_size=enough)
 
 
 @pytest.mark.parametrize(
@@ -348,8 +349,8 @@ def test_listing_counts_what_is_built(tmp_path, capsys):
 
 
 def test_listing_says_in_the_row_what_a_network_cannot_take():
-    query = Query(source="torchvision", filter="alexnet", image_size=28)
-    (row,) = [measure(candidate, query) for candidate in candidates(query)]
+    query = CatalogQuery(source="torchvision", filter="alexnet", image_size=28)
+    (row,) = [measure_network(candidate, query) for candidate in candidates(query)]
     assert row.flops is None
     assert "Set data.image_size=64" in row.note
 
@@ -373,5 +374,5 @@ def test_listing_refuses_in_one_line(words, sentence, capsys):
 
 
 def test_listing_checks_before_torch_is_imported():
-    code = "import sys; from imgrec.models.listing import *; c = main(['filtr=x']); sys.exit(9 if 'torch' in sys.modules else c)"
+    code = "import sys; from imgrec.models.__main__ import *; c = main(['filtr=x']); sys.exit(9 if 'torch' in sys.modules else c)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 2

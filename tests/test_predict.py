@@ -15,10 +15,13 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from untrained import save_run
 
-from imgrec import cli, tables
+from imgrec import cli
+from imgrec.config.compose import quote_values
 from imgrec.errors import DataError
-from imgrec.files import EXTENSIONS, expand, quoted
-from imgrec.predict import load
+from imgrec.files import IMAGE_EXTENSIONS
+from imgrec.inference import prediction_table
+from imgrec.inference.paths import expand_files
+from imgrec.inference.predictor import load
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def test_rows_are_what_the_network_says_of_each_file(run, images, tmp_path, caps
     assert predict(f"ckpt={run}", f"files={images}", f"out={tmp_path}/p.csv", "batch_size=8", "top_k=2") == 0
     rows = read_csv(tmp_path / "p.csv")
     assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2", "error"]
-    files = sorted(str(file) for file in images.rglob("*") if file.suffix in EXTENSIONS and ".hidden" not in file.parts)
+    files = sorted(str(file) for file in images.rglob("*") if file.suffix in IMAGE_EXTENSIONS and ".hidden" not in file.parts)
     assert [row["path"] for row in rows] == files
     recognizer = load(run, device="cpu")
     for row in rows:  # one by one: the batch an image was in changes nothing
@@ -174,7 +177,7 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
         ),
         (
             ["ckpt={run}", "files={tmp}"],
-            "files={tmp}: this folder has no images (names that end in " + ", ".join(EXTENSIONS) + "). Name another.",
+            "files={tmp}: this folder has no images (names that end in " + ", ".join(IMAGE_EXTENSIONS) + "). Name another.",
         ),
         (
             ["ckpt={run}", "files={run}", "out=x.xlsx"],
@@ -199,7 +202,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys, words, sentence):
 
 
 def test_parquet_without_pyarrow_says_what_to_install(run, images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "find_spec", lambda name: None)
+    monkeypatch.setattr(prediction_table, "find_spec", lambda name: None)
     assert predict(f"ckpt={run}", f"files={images}", f"out={tmp_path}/p.parquet") == 2
     assert capsys.readouterr().err == (
         f'imgrec: out={tmp_path}/p.parquet needs pyarrow, which is not installed. Type: pip install "imgrec[parquet]", or set out={tmp_path}/p.csv.\n'
@@ -221,29 +224,29 @@ def test_bad_input_is_refused_before_torch_is_imported(run):
 
 
 def test_extensions_are_torchvisions():
-    assert set(EXTENSIONS) == set(IMG_EXTENSIONS)
+    assert set(IMAGE_EXTENSIONS) == set(IMG_EXTENSIONS)
 
 
 def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):
     monkeypatch.chdir(images)
     deep = [f"a/deep/{name}" for name in sorted(os.listdir("a/deep"))]
     first = sorted(os.listdir("b"))
-    assert expand("a") == deep  # the text file is left out
-    assert expand(["b/03.bmp", "b", "a/notes.txt"]) == [
+    assert expand_files("a") == deep  # the text file is left out
+    assert expand_files(["b/03.bmp", "b", "a/notes.txt"]) == [
         "b/03.bmp",
         *(f"b/{name}" for name in first if name != "03.bmp"),
         "a/notes.txt",
     ]
-    assert expand("b/*.bmp") == ["b/03.bmp", "b/08.bmp"]
-    assert expand("**/*.webp") == [*(f for f in deep if f.endswith("webp")), "b/04.webp", "b/09.webp"]
-    assert expand("*") == [*deep, *(f"b/{name}" for name in first)]  # folders alone: the images in them
+    assert expand_files("b/*.bmp") == ["b/03.bmp", "b/08.bmp"]
+    assert expand_files("**/*.webp") == [*(f for f in deep if f.endswith("webp")), "b/04.webp", "b/09.webp"]
+    assert expand_files("*") == [*deep, *(f"b/{name}" for name in first)]  # folders alone: the images in them
     os.symlink("..", "b/up")
     try:
-        assert expand("b") == sorted({*(f"b/{name}" for name in first), *(f"b/up/{file}" for file in deep)})
+        assert expand_files("b") == sorted({*(f"b/{name}" for name in first), *(f"b/up/{file}" for file in deep)})
     finally:
         os.unlink("b/up")
     with pytest.raises(DataError, match="no file matches this pattern"):
-        expand("*.gif")
+        expand_files("*.gif")
 
 
 @given(
@@ -256,7 +259,7 @@ def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):
 def test_any_file_name_passes_hydras_grammar(name):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    (word,) = quoted([f"files={name}"], ["files"])
+    (word,) = quote_values([f"files={name}"], ["files"])
     assert OverridesParser.create().parse_overrides([word])[0].value() == name
 
 

@@ -11,16 +11,16 @@ import torch
 from resuming import SAMPLES, STEPS_PER_EPOCH, assert_same, calls, curves, die, finished, killed, load, outcome
 from worlds import codes, forked
 
-import imgrec.checkpoint
+import imgrec.training.checkpoint
 from imgrec import config
-from imgrec.callbacks.history import History
-from imgrec.checkpoint import VERSION, read
-from imgrec.classifier import Classifier
-from imgrec.data.order import shuffled
-from imgrec.data.stored import Stored
+from imgrec.data.in_memory import InMemoryImages
+from imgrec.data.sampler import shuffled_order
 from imgrec.errors import CheckpointError, Stopped
-from imgrec.gate import Gate
-from imgrec.train import train
+from imgrec.inference.checkpoint import FORMAT_VERSION, read_checkpoint
+from imgrec.train import fit
+from imgrec.training.callbacks.history import History
+from imgrec.training.module import Classifier
+from imgrec.training.step_boundary import StepBoundary
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,11 @@ def unbroken(tmp_path_factory) -> dict:
 MOMENTS = {
     "in the first step": (1, Classifier, "training_step"),
     "between two micro-batches of a step": (2 * STEPS_PER_EPOCH + 4, Classifier, "training_step"),
-    "before an update in the middle of an epoch": (STEPS_PER_EPOCH + 3, Gate, "on_before_optimizer_step"),
-    "before the last update of an epoch": (STEPS_PER_EPOCH, Gate, "on_before_optimizer_step"),
+    "before an update in the middle of an epoch": (STEPS_PER_EPOCH + 3, StepBoundary, "on_before_optimizer_step"),
+    "before the last update of an epoch": (STEPS_PER_EPOCH, StepBoundary, "on_before_optimizer_step"),
     "inside validation": (2, Classifier, "validation_step"),
     "at the end of an epoch": (2, History, "on_train_epoch_end"),
-    "after the last step": (1, Gate, "on_train_end"),
+    "after the last step": (1, StepBoundary, "on_train_end"),
     "in the test": (1, Classifier, "test_step"),
 }
 
@@ -51,7 +51,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, unbroken, moment)
 def test_killed_in_the_first_save(tmp_path, unbroken):
     """What it had logged until then is not there twice."""
     run = load(tmp_path, "trainer.save_every_steps=2")
-    killed(run, 1, imgrec.checkpoint, "write")
+    killed(run, 1, imgrec.training.checkpoint, "write_checkpoint")
     assert not (tmp_path / "r/a/checkpoints/last.ckpt").exists()
     assert curves(tmp_path / "r/a/tensorboard")["step/loss"]
     assert_same(finished(run), unbroken)
@@ -61,7 +61,7 @@ def test_a_run_is_killed_again_and_again(tmp_path, unbroken):
     """Each time a little later, with two loader processes and saves that are some steps old."""
     run = load(tmp_path, "trainer.save_every_steps=2", "num_workers=2")
     for steps in (3, 4, 5):
-        killed(run, steps, Gate, "on_before_optimizer_step")
+        killed(run, steps, StepBoundary, "on_before_optimizer_step")
     assert_same(finished(run), unbroken)
 
 
@@ -77,12 +77,12 @@ def test_killed_inside_a_checkpoint_write(tmp_path, unbroken):
 
     def work(rank: int) -> None:
         torch.save = half_a_file
-        train(run, quiet=True)
+        fit(run, quiet=True)
 
     save = torch.save
     assert codes(forked(1, work)) == [-signal.SIGKILL]
     checkpoints = tmp_path / "r/a/checkpoints"
-    assert [read(checkpoints / name)["global_step"] for name in ("previous.ckpt", "last.ckpt")] == [4, 5]
+    assert [read_checkpoint(checkpoints / name)["global_step"] for name in ("previous.ckpt", "last.ckpt")] == [4, 5]
     assert (checkpoints / "last.ckpt.unfinished").exists()
     assert_same(finished(run), unbroken)
     assert not list(checkpoints.glob("*.unfinished"))
@@ -93,8 +93,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
     run = load(tmp_path, "trainer.save_every_steps=1")
 
     def work(rank: int) -> None:
-        calls(7, Gate, "on_before_optimizer_step", lambda gate, *_: (gate.writer.wait(), die()))
-        train(run, quiet=True)
+        calls(7, StepBoundary, "on_before_optimizer_step", lambda gate, *_: (gate.writer.wait(), die()))
+        fit(run, quiet=True)
 
     assert codes(forked(1, work)) == [-signal.SIGKILL]
     last = tmp_path / "r/a/checkpoints/last.ckpt"
@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
     last.write_bytes(content)
     if damage == "gone":
         last.unlink()
-    assert codes(forked(1, lambda rank: train(run))) == [0]
+    assert codes(forked(1, lambda rank: fit(run))) == [0]
     said = " ".join(capfd.readouterr().out.split())
     assert {
         "cut short": f"{last} ({len(content):,} bytes) is truncated or no checkpoint: ",
@@ -121,19 +121,20 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
 
 def test_without_a_whole_checkpoint_nothing_is_trained_over_what_is_there(tmp_path):
     run = load(tmp_path, "trainer.save_every_steps=1")
-    assert "at step 3 " in stopped(run, 3, Gate, "on_before_optimizer_step")
+    assert "at step 3 " in stopped(run, 3, StepBoundary, "on_before_optimizer_step")
     checkpoints = tmp_path / "r/a/checkpoints"
     with (checkpoints / "previous.ckpt").open("r+b") as file:
         file.truncate(3000)
     last = torch.load(checkpoints / "last.ckpt", weights_only=True)
-    torch.save(last | {"imgrec": last["imgrec"] | {"version": VERSION + 1}}, checkpoints / "last.ckpt")
+    torch.save(last | {"imgrec": last["imgrec"] | {"version": FORMAT_VERSION + 1}}, checkpoints / "last.ckpt")
     with pytest.raises(
-        CheckpointError, match=rf"last.ckpt has checkpoint format {VERSION + 1}; this imgrec reads format {VERSION}\. "
+        CheckpointError,
+        match=rf"last.ckpt has checkpoint format {FORMAT_VERSION + 1}; this imgrec reads format {FORMAT_VERSION}\. ",
     ):
-        train(run, quiet=True)
+        fit(run, quiet=True)
     (checkpoints / "last.ckpt").unlink()
     with pytest.raises(CheckpointError, match=r"previous.ckpt \(3,000 bytes\) is truncated"):
-        train(run, quiet=True)
+        fit(run, quiet=True)
 
 
 def test_early_stopping_counts_on(tmp_path):
@@ -142,7 +143,7 @@ def test_early_stopping_counts_on(tmp_path):
     whole = finished(load(tmp_path / "whole", *words))
     assert [row["epoch"] for row in whole["rows"]] == ["1", "2", "3"]
     run = load(tmp_path / "parts", *words, "trainer.save_every_steps=1")
-    killed(run, 2 * STEPS_PER_EPOCH + 2, Gate, "on_before_optimizer_step")
+    killed(run, 2 * STEPS_PER_EPOCH + 2, StepBoundary, "on_before_optimizer_step")
     killed(run, 1, Classifier, "test_step")
     assert_same(finished(run), whole)
 
@@ -162,7 +163,7 @@ def test_a_rate_that_falls_on_a_plateau_falls_at_the_same_epoch(tmp_path):
     assert len({row["lr"] for row in whole["rows"]}) == 3  # it falls after the second epoch, and after the third
     run = load(tmp_path / "parts", *words, "trainer.save_every_steps=1")
     for steps in (STEPS_PER_EPOCH + 3, STEPS_PER_EPOCH + 2):
-        killed(run, steps, Gate, "on_before_optimizer_step")
+        killed(run, steps, StepBoundary, "on_before_optimizer_step")
     assert_same(finished(run), whole)
 
 
@@ -178,7 +179,7 @@ def stopped(
     def work(rank: int) -> None:
         calls(count, where, name, then)
         with pytest.raises(Stopped) as stop:
-            train(run, quiet=True)
+            fit(run, quiet=True)
         said.write_text(str(stop.value))
 
     assert codes(forked(1, work)) == [0]
@@ -188,8 +189,8 @@ def stopped(
 STOPS = {
     "in the first step": (1, Classifier, "training_step", 1, 1),
     "between two micro-batches of a step": (2 * STEPS_PER_EPOCH + 4, Classifier, "training_step", 6, 2),
-    "in the last step of an epoch": (STEPS_PER_EPOCH, Gate, "on_before_optimizer_step", STEPS_PER_EPOCH, 1),
-    "while a batch is read": (STEPS_PER_EPOCH + 1, Stored, "__getitem__", 2, 1),
+    "in the last step of an epoch": (STEPS_PER_EPOCH, StepBoundary, "on_before_optimizer_step", STEPS_PER_EPOCH, 1),
+    "while a batch is read": (STEPS_PER_EPOCH + 1, InMemoryImages, "__getitem__", 2, 1),
     "at the end of an epoch": (1, History, "on_train_epoch_end", STEPS_PER_EPOCH, 2),
 }
 
@@ -201,7 +202,7 @@ def test_a_stopped_run_is_saved_at_that_step_and_goes_on(tmp_path, unbroken, mom
     assert stopped(run, count, where, name) == (
         f"stopped by SIGTERM at step {step} (epoch {epoch} of 3); saved. Start the same command again to go on."
     )
-    assert read(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == step
+    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == step
     assert_same(finished(run), unbroken)
 
 
@@ -211,7 +212,7 @@ def test_a_stop_in_validation_repeats_the_validation_alone(tmp_path, unbroken):
     said = stopped(run, 3, Classifier, "validation_step")
     assert said == "stopped by SIGTERM at step 8 (epoch 2 of 3); saved. Start the same command again to go on."
     place = {"epoch": 1, "done": STEPS_PER_EPOCH, "stage": "validate", "step": 2 * STEPS_PER_EPOCH}
-    assert read(tmp_path / "r/a/checkpoints/last.ckpt")["resume"]["place"] == place
+    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["resume"]["place"] == place
     assert_same(finished(run), unbroken)
 
 
@@ -220,7 +221,7 @@ def test_epochs_that_are_cut_short_by_a_limit_go_on_too(tmp_path, limit):
     words = (f"trainer.limit_train_batches={limit}",)
     whole = finished(load(tmp_path / "whole", *words))
     run = load(tmp_path / "parts", *words)
-    assert "at step 2 (epoch 1 of 3)" in stopped(run, 2, Gate, "on_before_optimizer_step")
+    assert "at step 2 (epoch 1 of 3)" in stopped(run, 2, StepBoundary, "on_before_optimizer_step")
     assert "at step 3 (epoch 1 of 3)" in stopped(run, 1, Classifier, "validation_step")
     assert_same(finished(run), whole)
 
@@ -237,7 +238,7 @@ def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unb
     run = load(tmp_path, "num_workers=1")
 
     def work(rank: int) -> None:
-        read_images = Stored.__getitem__
+        read_images = InMemoryImages.__getitem__
 
         def slow(self, request):
             if len(self) == SAMPLES and request.indices[0] == second:
@@ -246,11 +247,11 @@ def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unb
                 time.sleep(600)
             return read_images(self, request)
 
-        second = int(shuffled(SAMPLES, seed=run.seed)(0)[6])
-        Stored.__getitem__ = slow
+        second = int(shuffled_order(SAMPLES, seed=run.seed)(0)[6])
+        InMemoryImages.__getitem__ = slow
         begun = time.monotonic()
         with pytest.raises(Stopped, match=r"at step 1 \(epoch 1 of 3\)"):
-            train(run, quiet=True)
+            fit(run, quiet=True)
         assert time.monotonic() - begun < 60
 
     assert codes(forked(1, work)) == [0]
@@ -266,7 +267,7 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path, capfd):
 
     def work(rank: int) -> None:
         calls(2, Classifier, "training_step", twice)
-        train(run, quiet=True)
+        fit(run, quiet=True)
 
     assert codes(forked(1, work)) == [130]
     assert (
@@ -293,7 +294,7 @@ def failed(run: config.RunConfig, count: int, where: type, name: str) -> None:
     def work(rank: int) -> None:
         calls(count, where, name, fail)
         with pytest.raises(RuntimeError, match="out of memory"):
-            train(run, quiet=True)
+            fit(run, quiet=True)
 
     assert codes(forked(1, work)) == [0]
 
@@ -301,7 +302,7 @@ def failed(run: config.RunConfig, count: int, where: type, name: str) -> None:
 FAILURES = {
     "in the second micro-batch of a step": (6, Classifier, "training_step", 2),
     "in backward": (6, Classifier, "on_before_backward", 2),
-    "while a batch is read": (7, Stored, "__getitem__", 3),
+    "while a batch is read": (7, InMemoryImages, "__getitem__", 3),
     "inside validation": (4, Classifier, "validation_step", 2 * STEPS_PER_EPOCH),
 }
 
@@ -311,5 +312,5 @@ def test_an_error_saves_what_the_failed_step_had_not_changed(tmp_path, unbroken,
     run = load(tmp_path)
     count, where, name, step = FAILURES[moment]
     failed(run, count, where, name)
-    assert read(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == step
+    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == step
     assert_same(finished(run), unbroken)

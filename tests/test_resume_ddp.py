@@ -9,12 +9,12 @@ import torch
 from resuming import assert_same, calls, finished, killed, load
 from worlds import codes, forked
 
-from imgrec.checkpoint import read
-from imgrec.classifier import Classifier
-from imgrec.config import RunConfig
+from imgrec.config.schema import RunConfig
 from imgrec.errors import Stopped
-from imgrec.gate import Gate
-from imgrec.train import train
+from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.train import fit
+from imgrec.training.module import Classifier
+from imgrec.training.step_boundary import StepBoundary
 
 
 def together(folder: Path, *words: str) -> RunConfig:
@@ -29,7 +29,7 @@ def unbroken(tmp_path_factory) -> dict:
 def test_two_killed_processes_go_on_as_if_nothing_had_been(tmp_path, unbroken):
     run = together(tmp_path, "trainer.save_every_steps=1", "num_workers=2")
 
-    killed(run, 6, Gate, "on_before_optimizer_step", size=2)
+    killed(run, 6, StepBoundary, "on_before_optimizer_step", size=2)
     assert_same(finished(run, size=2), unbroken)
 
 
@@ -44,16 +44,16 @@ def test_a_signal_for_one_process_stops_all_at_the_same_step(tmp_path, unbroken)
 
     def work(rank: int) -> None:
         if rank == 1:
-            calls(6, Gate, "on_before_optimizer_step", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+            calls(6, StepBoundary, "on_before_optimizer_step", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
         with pytest.raises(Stopped) as stop:
-            train(run, quiet=True)
+            fit(run, quiet=True)
         (tmp_path / f"said{rank}").write_text(str(stop.value))
 
     assert codes(forked(2, work)) == [0, 0]
     said = [(tmp_path / f"said{rank}").read_text() for rank in (0, 1)]
     assert "at step 6 (epoch 2 of 3); saved." in said[0]
     assert "at step 6 (epoch 2 of 3); saved." in said[1]
-    assert read(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == 6
+    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == 6
     assert_same(finished(run, size=2), unbroken)
 
 
@@ -66,10 +66,10 @@ def test_an_error_on_one_process_saves_too(tmp_path, unbroken):
 
         if rank == 1:
             calls(8, Classifier, "training_step", fail)
-        train(run, quiet=True)
+        fit(run, quiet=True)
 
     assert codes(forked(2, work)) == [1, 1]
-    assert read(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == 7
+    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == 7
     assert_same(finished(run, size=2), unbroken)
 
 
@@ -82,7 +82,7 @@ def test_on_another_number_of_processes_it_is_the_same_run_to_rounding(tmp_path,
     whole = finished(together(tmp_path / "whole", *SAME))
     run = together(tmp_path / "parts", *SAME, "trainer.save_every_steps=1")
 
-    killed(run, 7, Gate, "on_before_optimizer_step", size=before)
+    killed(run, 7, StepBoundary, "on_before_optimizer_step", size=before)
     found = finished(run, size=after)
     for kind in ("state_dict", "current_model_state"):
         assert found[kind].keys() == whole[kind].keys()

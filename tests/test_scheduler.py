@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as theirs
 
-from imgrec import scheduler as ours
 from imgrec.errors import ConfigError
+from imgrec.training import scheduler as ours
 
 EPOCHS, PER_EPOCH = 6, 7
 TOTAL = EPOCHS * PER_EPOCH
@@ -181,9 +181,9 @@ def test_what_cannot_be_is_one_sentence(call: Callable[[], object], sentence: st
     assert str(error.value) == sentence
 
 
-COSINE = {"_target_": "imgrec.scheduler.cosine", "_partial_": True, "warmup_share": 0.1, "floor": 0.0}
+COSINE = {"_target_": "imgrec.training.scheduler.cosine", "_partial_": True, "warmup_share": 0.1, "floor": 0.0}
 PLATEAU = {
-    "_target_": "imgrec.scheduler.plateau",
+    "_target_": "imgrec.training.scheduler.plateau",
     "_partial_": True,
     "warmup_share": 0.1,
     "monitor": "val/loss",

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from imgrec import slurm, slurmscript
 from imgrec.cli import main
-from imgrec.config import load
+from imgrec.config.compose import load_config
+from imgrec.config.help import EXAMPLES
 from imgrec.errors import ConfigError
-from imgrec.help import EXAMPLES
 
-HAND = slurmscript.template().read_text()
+HAND = slurmscript.template_file().read_text()
 
 
 def printed(capsys, *words):
@@ -158,22 +158,22 @@ def test_what_cannot_run_is_refused_before_the_queue(capsys, words, says):
 @pytest.mark.parametrize("example", EXAMPLES["slurm"])
 def test_the_trainings_of_the_examples_compose(example):
     words = example.partition("-- ")[2].split()
-    assert load("train", words) if "-m" not in words else slurm._training(words, None).jobs == 6
+    assert load_config("train", words) if "-m" not in words else slurm._training(words, None).jobs == 6
 
 
 @given(st.integers(0, 9), st.integers(0, 23), st.integers(0, 59))
 def test_a_time_is_the_same_however_it_is_written(days, hours, minutes):
     total = ((days * 24 + hours) * 60 + minutes) * 60
-    clock = slurmscript.clock(f"{days}d{hours}h{minutes}m")
+    clock = slurmscript.sbatch_time(f"{days}d{hours}h{minutes}m")
     assert (
-        slurmscript.seconds(clock)
-        == slurmscript.seconds(f"{days * 1440 + hours * 60 + minutes}m")
-        == slurmscript.seconds(f"{days}-{hours}:{minutes:02}:00")
+        slurmscript.parse_time(clock)
+        == slurmscript.parse_time(f"{days * 1440 + hours * 60 + minutes}m")
+        == slurmscript.parse_time(f"{days}-{hours}:{minutes:02}:00")
         == total
     )
     assert re.fullmatch(r"([1-9]-)?\d\d:\d\d:00", clock)
     with pytest.raises(ConfigError):
-        slurmscript.seconds(f"{hours}:{minutes}s")
+        slurmscript.parse_time(f"{hours}:{minutes}s")
 
 
 def test_what_sbatch_says_is_passed_on(tmp_path, monkeypatch, capsys):

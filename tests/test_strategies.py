@@ -13,14 +13,16 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from worlds import variables
 
-from imgrec import config, stopping
-from imgrec.checkpoint import read
-from imgrec.classifier import Classifier
+from imgrec import config
+from imgrec.config.options import conf_dir
+from imgrec.distributed import signals
+from imgrec.distributed.strategies import blocks, gather_whole, shard
 from imgrec.errors import ConfigError, Stopped
+from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.models.resnet import ResNet
-from imgrec.optim import build_optimizer
-from imgrec.strategies import blocks, shard, whole
-from imgrec.train import train
+from imgrec.train import fit
+from imgrec.training.module import Classifier
+from imgrec.training.optimizer import build_optimizer
 
 # No dropout: every process would draw its own.
 RUN = (
@@ -55,23 +57,23 @@ def run(folder: Path, id: str, *words: str, processes: int = 2, stop_at: int | N
         if processes > 1:
             os.environ |= {key: str(value) for key, value in variables(rank, processes, port=1).items()}
         if stop_at is None:
-            return train(settings, quiet=True)
+            return fit(settings, quiet=True)
         step = Classifier.training_step
 
         def asked_at(self: Classifier, *batch: Any) -> Any:
             if rank == 1 and self.trainer.global_step + 2 == stop_at:
-                stopping.ask("the test")
+                signals.request_stop("the test")
             return step(self, *batch)
 
         Classifier.training_step = asked_at  # type: ignore[method-assign]
         with pytest.raises(Stopped):
-            train(settings, quiet=True)
+            fit(settings, quiet=True)
         return {}
 
     results = together(processes, work)
     if stop_at is not None:
         return {}
-    last = read(folder / f"r/{id}/checkpoints/last.ckpt")
+    last = read_checkpoint(folder / f"r/{id}/checkpoints/last.ckpt")
     return last | {"result": results[0]}
 
 
@@ -153,7 +155,7 @@ def test_fsdp_computes_what_ddp_does(tmp_path: Path, precision: str):
 
 
 def test_every_optimizer_takes_parts_of_the_weights():
-    names = [file.stem for file in (config.conf_dir() / "optim").glob("*.yaml") if file.stem != "gd"]
+    names = [file.stem for file in (conf_dir() / "optim").glob("*.yaml") if file.stem != "gd"]
     nodes = {name: dict(config.load("train", [f"optim={name}", "data=fake"]).optim) for name in names}
 
     def steps(net: nn.Module, node: dict[str, Any], images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -163,7 +165,7 @@ def test_every_optimizer_takes_parts_of_the_weights():
             net(images).square().mean().backward()
             nn.utils.clip_grad_norm_(net.parameters(), 0.05)
             optimizer.step()
-        return whole(net.state_dict(), keep=True)
+        return gather_whole(net.state_dict(), keep=True)
 
     def work(rank: int) -> dict[str, float]:
         mesh, found = init_device_mesh("cpu", (2,)), {}
@@ -214,4 +216,4 @@ def test_penalties_are_refused_with_fsdp():
 
 def test_synchronising_needs_norms(small):
     with pytest.raises(ConfigError, match="LeNet has no batch norm"):
-        train(small("trainer.sync_batchnorm=true"), quiet=True)
+        fit(small("trainer.sync_batchnorm=true"), quiet=True)

@@ -17,10 +17,11 @@ from hydra.core.global_hydra import GlobalHydra
 from words import SMALL
 
 import imgrec
-from imgrec import cli, config, stopping
+from imgrec import cli, config
+from imgrec.distributed import signals
 from imgrec.errors import ConfigError, Stopped
-from imgrec.sweepcheck import check, grid, optuna_settings, sweep_name
-from imgrec.sweepdir import SweepDir, choose
+from imgrec.sweeps.folder import SweepFolder, choose_sweep_folder
+from imgrec.sweeps.grid import check_sweep, grid_jobs, optuna_settings, sweep_name
 
 INTERRUPTED, STOPPED, OUR_FAULT = 0.25, 0.5, 0.125  # rates at which `trained` does not
 Sweep = Callable[..., int]
@@ -59,7 +60,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         (folder / "result.json").write_text(json.dumps(found))
         return found
 
-    monkeypatch.setattr(importlib.import_module("imgrec.train"), "train", instead)
+    monkeypatch.setattr(importlib.import_module("imgrec.train"), "fit", instead)
     return seen
 
 
@@ -91,7 +92,7 @@ def test_jobs_are_single_runs_ranked_as_their_results_are(sweep: Sweep, tmp_path
     assert not [*Path().rglob(".hydra"), *Path().rglob("multirun.yaml"), *Path().rglob("*.unfinished")]
     # the second job is the run of its words alone
     words = ["optim.lr=0.001", "data.image_size=16", "epochs=2", "monitor=val/loss"]
-    alone = imgrec.train(config.load("train", [*WORDS, *words, "runs_dir=alone"]), quiet=True)
+    alone = imgrec.fit(config.load("train", [*WORDS, *words, "runs_dir=alone"]), quiet=True)
     (job,) = [result(row) for row in found if row["optim.lr"] == "0.001"]
     assert job["last"]["train/loss"] == alone["last"]["train/loss"]
     assert job["test"] == alone["test"]
@@ -167,7 +168,7 @@ def test_a_stopped_job_stops_the_sweep_and_the_same_command_goes_on(
 def test_a_signal_between_two_jobs_stops_the_sweep(
     sweep: Sweep, trained: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stopping, "asked", lambda: "SIGUSR1" if trained else None)
+    monkeypatch.setattr(signals, "stop_reason", lambda: "SIGUSR1" if trained else None)
     assert sweep("optim.lr=0.1,0.2") == 75
     assert trained == [0.1]
     assert (
@@ -203,8 +204,8 @@ def test_jobs_one_by_one_are_those_of_the_sweep(
 
 def test_the_grid_is_in_hydras_order() -> None:
     words = ["seed=1,2", "epochs=3", "model=glob(l*)", "optim.lr=choice(0.1,0.2)"]
-    sweeps = check(words, None, intervals=False)[1]
-    assert grid(words, sweeps) == [
+    sweeps = check_sweep(words, None, intervals=False)[1]
+    assert grid_jobs(words, sweeps) == [
         [f"seed={seed}", "epochs=3", "model=lenet", f"optim.lr={lr}"] for seed in (1, 2) for lr in (0.1, 0.2)
     ]
 
@@ -259,7 +260,7 @@ def test_bad_values_are_refused_before_any_job(
 
 def test_values_of_every_kind_of_sweep() -> None:
     words = ["optim.lr=choice(0.1,0.2)", "seed=range(0,3)", "model=glob(l*)", "optim.betas=[0.9,0.99],[0.8,0.9]", "epochs=3"]
-    base, sweeps = check(words, None, intervals=False)
+    base, sweeps = check_sweep(words, None, intervals=False)
     assert {key: values for key, values in sweeps.items() if key != "optim.betas"} == {
         "optim.lr": ["0.1", "0.2"],
         "seed": ["0", "1", "2"],
@@ -267,7 +268,7 @@ def test_values_of_every_kind_of_sweep() -> None:
     }
     assert len(sweeps["optim.betas"]) == 2
     assert (base["seed"], base["epochs"], base["optim"]["lr"]) == (0, 3, 0.1)
-    assert check(["optim.lr=tag(log,interval(0.001,0.1))"], None, intervals=True)[1] == {"optim.lr": ["0.001", "0.1"]}
+    assert check_sweep(["optim.lr=tag(log,interval(0.001,0.1))"], None, intervals=True)[1] == {"optim.lr": ["0.001", "0.1"]}
 
 
 def test_names_of_sweeps() -> None:
@@ -280,8 +281,8 @@ def test_names_of_sweeps() -> None:
 
 
 def test_the_folder_of_a_sweep_is_that_of_its_words(tmp_path: Path) -> None:
-    def ask(*words: str, id: str | None = None, resume: bool = True) -> SweepDir:
-        return choose(runs_dir=str(tmp_path), name="n", id=id, resume=resume, words=words, monitor="val/loss")
+    def ask(*words: str, id: str | None = None, resume: bool = True) -> SweepFolder:
+        return choose_sweep_folder(runs_dir=str(tmp_path), name="n", id=id, resume=resume, words=words, monitor="val/loss")
 
     first = ask("seed=1,2", "num_workers=0", "hydra.sweeper.n_trials=3")
     assert first.path == tmp_path / "n" / "sweep_1"

@@ -15,11 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from words import SMALL
 
 import imgrec
-from imgrec.checkpoint import load_run
+from imgrec.config.instantiate import instantiate
 from imgrec.data.preprocess import Preprocess
-from imgrec.target import build
-from imgrec.train import train
-from imgrec.trainer import build_network
+from imgrec.inference.checkpoint import load_checkpoint
+from imgrec.models.factory import build_network
+from imgrec.train import fit
 
 WHOLE = (
     "trainer.limit_train_batches=1.0",
@@ -32,7 +32,7 @@ WHOLE = (
 def trained(result_of, run):
     """(weights of last.ckpt by name, result) of a run."""
     result = result_of(run, quiet=True)
-    stored = load_run(f"{run.runs_dir}/{run.name}/{run.id}/checkpoints/last.ckpt")
+    stored = load_checkpoint(f"{run.runs_dir}/{run.name}/{run.id}/checkpoints/last.ckpt")
     return {k.removeprefix("net."): v for k, v in stored.checkpoint["state_dict"].items() if k.startswith("net.")}, result
 
 
@@ -47,7 +47,7 @@ def start(run):
     import pytorch_lightning as pl
 
     pl.seed_everything(run.seed, workers=True, verbose=False)
-    data = build(run.data)
+    data = instantiate(run.data)
     data.setup()
     net = build_network(run, data.classes)
     split = data.split("train")
@@ -68,7 +68,7 @@ def test_gradient_descent_is_one_step_an_epoch_on_the_mean_over_all_samples(smal
         "id=a",
         *WHOLE,
     )
-    weights, _ = trained(train, run)
+    weights, _ = trained(fit, run)
     net, images, labels = start(run)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     for _ in range(3):
@@ -81,8 +81,8 @@ def test_gradient_descent_is_one_step_an_epoch_on_the_mean_over_all_samples(smal
 def test_accumulated_parts_of_a_batch_give_the_step_of_the_whole(small):
     # 21 samples after the validation cut, batches of 8: the last batch is short, and its parts are uneven.
     keys = ("batch_size=8", "epochs=2", "augment=none", "optim=momentum", "loss.l2=0.01", *WHOLE)
-    whole, _ = trained(train, small(*keys, "id=whole"))
-    parts, _ = trained(train, small(*keys, "max_device_batch=3", "id=parts"))
+    whole, _ = trained(fit, small(*keys, "id=whole"))
+    parts, _ = trained(fit, small(*keys, "max_device_batch=3", "id=parts"))
     assert_close(whole, parts, rtol=1e-4, atol=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_l2_penalty_is_keras_sum_of_squares_on_weights_only(small):
         "id=a",
         *WHOLE,
     )
-    weights, _ = trained(train, run)
+    weights, _ = trained(fit, run)
     net, images, labels = start(run)
     loss = F.cross_entropy(net(images), labels)
     for parameter in net.parameters():
@@ -115,8 +115,8 @@ def test_l2_penalty_is_keras_sum_of_squares_on_weights_only(small):
 def test_averaged_weights_are_the_closed_form_of_the_steps(small):
     """EMA after n steps: the first step's weights, then decay * average + (1 - decay) * weights at each step."""
     keys = ("batch_size=full", "augment=none", "scheduler=constant", "optim=sgd", "optim.lr=0.1", *WHOLE)
-    averaged, _ = trained(train, small(*keys, "epochs=4", "trainer.ema_decay=0.75", "id=ema"))
-    steps = [trained(train, small(*keys, f"epochs={n}", f"id=plain{n}"))[0] for n in (1, 2, 3, 4)]
+    averaged, _ = trained(fit, small(*keys, "epochs=4", "trainer.ema_decay=0.75", "id=ema"))
+    steps = [trained(fit, small(*keys, f"epochs={n}", f"id=plain{n}"))[0] for n in (1, 2, 3, 4)]
     expected = steps[0]
     for weights in steps[1:]:
         expected = {name: 0.75 * expected[name] + 0.25 * weights[name] for name in expected}
@@ -125,7 +125,7 @@ def test_averaged_weights_are_the_closed_form_of_the_steps(small):
 
 def test_frozen_backbone_stays_as_it_was_and_then_moves(small):
     first = small("model=resnet", "model.depth=20", "id=first", "name=first")
-    weights, _ = trained(train, first)
+    weights, _ = trained(fit, first)
     keys = (
         "model=resnet",
         "model.depth=20",
@@ -134,8 +134,8 @@ def test_frozen_backbone_stays_as_it_was_and_then_moves(small):
         "optim.lr=0.1",
         "name=tuned",
     )
-    frozen, _ = trained(train, small(*keys, "id=frozen"))
-    moved, _ = trained(train, small(*keys, "epochs=2", "id=moved"))
+    frozen, _ = trained(fit, small(*keys, "id=frozen"))
+    moved, _ = trained(fit, small(*keys, "epochs=2", "id=moved"))
     kept = torch.load(f"{first.runs_dir}/first/first/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(frozen["conv1.weight"], kept["net.conv1.weight"])
     assert torch.equal(frozen["bn1.running_mean"], kept["net.bn1.running_mean"])
@@ -146,15 +146,15 @@ def test_frozen_backbone_stays_as_it_was_and_then_moves(small):
 def test_of_equally_good_epochs_the_later_one_is_the_best(small):
     # A rate this small changes no answer: every epoch has the same accuracy.
     run = small("epochs=3", "optim.lr=1e-12", "monitor=val/accuracy", "id=a")
-    result = train(run, quiet=True)
+    result = fit(run, quiet=True)
     folder = f"{run.runs_dir}/{run.name}/a/checkpoints"
     assert result["best"]["epoch"] == 3
     assert (
-        load_run(f"{folder}/best.ckpt").checkpoint["global_step"]
-        == load_run(f"{folder}/last.ckpt").checkpoint["global_step"]
+        load_checkpoint(f"{folder}/best.ckpt").checkpoint["global_step"]
+        == load_checkpoint(f"{folder}/last.ckpt").checkpoint["global_step"]
         == 6
     )
-    result = train(small("epochs=3", "optim.lr=0.5", "monitor=val/loss", "id=b"), quiet=True)
+    result = fit(small("epochs=3", "optim.lr=0.5", "monitor=val/loss", "id=b"), quiet=True)
     with open(f"{run.runs_dir}/{run.name}/b/metrics.csv") as file:
         losses = [float(row["val/loss"]) for row in csv.DictReader(file)]
     assert result["best"]["val/loss"] == min(losses)
@@ -165,7 +165,7 @@ class Stop(Exception):
 
 
 def test_a_run_that_was_cut_short_ends_with_the_weights_of_the_unbroken_one(small, monkeypatch):
-    from imgrec.callbacks.console import EpochLines
+    from imgrec.training.callbacks.console import EpochLines
 
     keys = (
         "model=simple_cnn",
@@ -177,7 +177,7 @@ def test_a_run_that_was_cut_short_ends_with_the_weights_of_the_unbroken_one(smal
         "epochs=4",
         *WHOLE,
     )
-    whole, expected = trained(train, small(*keys, "id=whole"))
+    whole, expected = trained(fit, small(*keys, "id=whole"))
     run = small(*keys)  # without an id: the same command finds the unfinished run by itself
     original = EpochLines.on_train_epoch_start
 
@@ -188,10 +188,10 @@ def test_a_run_that_was_cut_short_ends_with_the_weights_of_the_unbroken_one(smal
 
     monkeypatch.setattr(EpochLines, "on_train_epoch_start", cut)
     with pytest.raises(Stop):
-        train(run, quiet=True)
+        fit(run, quiet=True)
     monkeypatch.undo()
-    result = train(run, quiet=True)
-    stored = load_run(f"{run.runs_dir}/{run.name}/1/checkpoints/last.ckpt").checkpoint["state_dict"]
+    result = fit(run, quiet=True)
+    stored = load_checkpoint(f"{run.runs_dir}/{run.name}/1/checkpoints/last.ckpt").checkpoint["state_dict"]
     for name, weight in whole.items():
         assert torch.equal(stored[f"net.{name}"], weight), name
     assert result["test"] == expected["test"]
@@ -201,13 +201,13 @@ def test_a_run_that_was_cut_short_ends_with_the_weights_of_the_unbroken_one(smal
 
 def test_a_finished_run_is_read_and_not_trained_again(small):
     run = small("id=a")
-    first = train(run, quiet=True)
-    assert train(run, quiet=True) == json.loads(json.dumps(first))
+    first = fit(run, quiet=True)
+    assert fit(run, quiet=True) == json.loads(json.dumps(first))
 
 
 def test_what_a_run_leaves(small, tmp_path):
     run = small("id=a", "epochs=2", "logger=tensorboard", "trainer.log_every_steps=1")
-    result = train(run, quiet=True)
+    result = fit(run, quiet=True)
     folder = tmp_path / "runs" / run.name / "a"
     assert {path.name for path in folder.iterdir()} >= {
         "config.yaml",
@@ -276,22 +276,23 @@ def test_importing_imgrec_and_composing_a_config_imports_no_torch():
     ],
 )
 def test_the_command_is_kept_as_it_can_be_typed_again(monkeypatch, argv, typed):
-    from imgrec.story import command
+    from imgrec.training.summary import command_line
 
     monkeypatch.setattr(sys, "argv", argv)
-    assert command(sys.argv) == typed
+    assert command_line(sys.argv) == typed
 
 
 def test_the_api_trains_under_its_own_name(small):
-    import imgrec.train as module  # binds the name imgrec.train to the module: it can still be called
+    import imgrec.train as module
 
     assert imgrec.train is module
-    assert imgrec.train(small("id=a"), quiet=True)["status"] == "finished"
+    assert imgrec.fit is module.fit
+    assert imgrec.fit(small("id=a"), quiet=True)["status"] == "finished"
 
 
 def test_ctrl_c_says_how_to_go_on(small, monkeypatch, capsys):
     from imgrec import cli
-    from imgrec.callbacks.console import EpochLines
+    from imgrec.training.callbacks.console import EpochLines
 
     def press(self, trainer, pl_module):
         if trainer.current_epoch == 1:

@@ -1,4 +1,4 @@
-"""imgrec.watchdog, in processes of its own: it ends them."""
+"""imgrec.distributed.watchdog, in processes of its own: it ends them."""
 
 import subprocess
 import sys
@@ -9,10 +9,10 @@ import pytest
 SCRIPT = """
 import os, signal, sys, time
 from types import SimpleNamespace as Place
-from imgrec import stopping
-from imgrec.watchdog import Watchdog
+from imgrec.distributed import signals
+from imgrec.distributed.watchdog import Watchdog
 
-stopping.listen()
+signals.install_handlers()
 told = lambda line: print(line, flush=True)
 with Watchdog(note=lambda line: told("log: " + line), leave=lambda line: told("left: " + line), grace_s=0.6, saving_s=1.5) as watchdog:
     saves = watchdog.saves = Place(saving=False, saved=Place(step=12))
@@ -42,7 +42,9 @@ def test_no_step_boundary(busy: str) -> None:
 
 
 def test_nothing_saved_ever() -> None:
-    code, _, err, _ = play("saves.saved = None; stopping.forget(); time.sleep(0.3); stopping.ask('SIGUSR1'); time.sleep(100)")
+    code, _, err, _ = play(
+        "saves.saved = None; signals.clear_request(); time.sleep(0.3); signals.request_stop('SIGUSR1'); time.sleep(100)"
+    )
     assert (code, err) == (
         75,
         f"imgrec: stopped by SIGUSR1; no step boundary came within 0.6 s: nothing was saved. {AGAIN}",

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from imgrec import config
-from imgrec.checkpoint import CheckpointIO, card
-from imgrec.classifier import Classifier
+from imgrec.config.instantiate import instantiate
 from imgrec.data.preprocess import Preprocess
-from imgrec.target import build
-from imgrec.trainer import build_network
+from imgrec.models.factory import build_network
+from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata
+from imgrec.training.module import Classifier
 
 TINY = ("data=digits", "model=simple_cnn", "model.widths=[4,8]", "model.dense=16", "trainer.channels_last=false")
 CLASSES = tuple("0123456789")
@@ -24,10 +24,10 @@ def save_run(folder: Path, *words: str, classes: tuple[str, ...] = CLASSES, seed
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
     preprocess = Preprocess(image_size=run.data["image_size"], mean=run.data["mean"], std=run.data["std"])
-    classifier = Classifier(net=net, loss=build(run.loss), preprocess=preprocess, classes=classes)
+    classifier = Classifier(net=net, loss=instantiate(run.loss), preprocess=preprocess, classes=classes)
     keys = ("image_size", "channels", "mean", "std", "resize", "crop_share")
-    writer = CheckpointIO()
-    writer.card = card(run, classes, {key: run.data[key] for key in keys})
+    writer = CheckpointWriter()
+    writer.metadata = checkpoint_metadata(run, classes, {key: run.data[key] for key in keys})
     writer.save_checkpoint({"state_dict": classifier.state_dict(), "epoch": 0}, folder / "checkpoints" / "best.ckpt")
     writer.wait()
     (folder / "config.yaml").touch()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from imgrec.data import draws, geometry, mixing
+from imgrec.data import counter_rng, geometry, mixup
 from imgrec.errors import ConfigError
 
 # Columns of a sample's geometry draws; fixed, so that a knob turned on leaves the draws of the others as they were.
@@ -118,7 +118,7 @@ class Augment:
             return None
         low, high = (math.log(ratio) for ratio in self.crop_ratio)
         for k in range(TRIES):
-            u = [draws.unit(seed, epoch, index, draws.CROP_BOX, 4 * k + j) for j in range(4)]
+            u = [counter_rng.unit(seed, epoch, index, counter_rng.CROP_BOX, 4 * k + j) for j in range(4)]
             area = height * width * (self.crop_scale[0] + u[0] * (self.crop_scale[1] - self.crop_scale[0]))
             ratio = math.exp(low + u[1] * (high - low))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -142,7 +142,7 @@ class Augment:
             raise ConfigError(f"augment.policy={self.policy} needs 1 or 3 channels, found {found}. Set augment.policy=none.")
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would reseed the accelerators too.
-            torch.default_generator.manual_seed(draws.word(seed, epoch, index, draws.POLICY, 0) >> 1)
+            torch.default_generator.manual_seed(counter_rng.word(seed, epoch, index, counter_rng.POLICY, 0) >> 1)
             augmented: Tensor = self._transform(image)
         return augmented
 
@@ -160,7 +160,7 @@ class Augment:
             if self._moves:
                 images = self._move(images, seed, epoch, indices)
             if self.erase > 0:
-                images = self._erase(images, draws.uniform(seed, epoch, indices, draws.ERASE, 3 + 2 * TRIES))
+                images = self._erase(images, counter_rng.uniform(seed, epoch, indices, counter_rng.ERASE, 3 + 2 * TRIES))
         return images
 
     def mix(self, images: Tensor, targets: Tensor, partners: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -171,11 +171,13 @@ class Augment:
         if not self.mixes or len(images) < 2:
             return images, targets
         height, width = images.shape[-2:]
-        return mixing.apply(images, targets, partners, mixing.draw(self.mixup, self.cutmix, height, width, seed=seed, step=step))
+        return mixup.apply_mix(
+            images, targets, partners, mixup.draw_mix(self.mixup, self.cutmix, height, width, seed=seed, step=step)
+        )
 
     def _move(self, images: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        u = draws.uniform(seed, epoch, indices, draws.GEOMETRY, GEOMETRY_DRAWS)
+        u = counter_rng.uniform(seed, epoch, indices, counter_rng.GEOMETRY, GEOMETRY_DRAWS)
         spread = 2 * u - 1
         maps = None
         if self.flip or self.crop_padding:
@@ -192,16 +194,16 @@ class Augment:
                 1 + spread[:, ZOOM] * self.zoom,
                 spread[:, SHEAR] * self.shear,
             )
-            maps = affine if maps is None else geometry.compose(maps, affine)
+            maps = affine if maps is None else geometry.compose_maps(maps, affine)
         if self.perspective:
             corners = _corners(u[:, CORNERS:].reshape(-1, 4, 2), self.perspective, height, width)
             projection = geometry.perspective(corners, height, width)
-            maps = projection if maps is None else geometry.compose(maps, projection)
+            maps = projection if maps is None else geometry.compose_maps(maps, projection)
         elif maps is not None:
             maps = maps[:, :2]
         field = None
         if self.elastic_alpha:
-            noise = draws.uniform(seed, epoch, indices, draws.ELASTIC, 2 * height * width).view(-1, 2, height, width)
+            noise = counter_rng.uniform(seed, epoch, indices, counter_rng.ELASTIC, 2 * height * width).view(-1, 2, height, width)
             field = geometry.displacement(noise, self.elastic_alpha, self.elastic_sigma)
         return geometry.resample(images, maps, field, fill=self.fill, exact=not self._interpolates)
 

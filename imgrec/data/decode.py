@@ -34,7 +34,7 @@ class Preprocessing(TypedDict):
 
 def load_image(path: str, preprocessing: Preprocessing) -> Tensor:
     """uint8 [C, S, S] of any image file, as in evaluation; DataError with the path for what cannot be read."""
-    return fit(decode(path, preprocessing["channels"]), preprocessing)
+    return fit_to_size(decode(path, preprocessing["channels"]), preprocessing)
 
 
 def decode(path: str, channels: int) -> Tensor:
@@ -81,11 +81,11 @@ def from_pil(image: Image.Image, channels: int) -> Tensor:
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
 
-def fit(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+def fit_to_size(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 [C, H, W] -> [C, S, S]: squashed, or the shorter side resized to S / crop_share and the middle taken."""
     size = preprocessing["image_size"]
     if preprocessing["resize"] == "squash":
-        return scale(image, size, size)
+        return resize(image, size, size)
     # Only the middle is kept: of a strip the rest is not resized, or 1x20000 pixels would become 4 GB on the way.
     longest = MOST_ASPECT * min(image.shape[-2:])
     if max(image.shape[-2:]) > longest:
@@ -94,18 +94,18 @@ def fit(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     short = max(size, round(size / preprocessing["crop_share"]))
     # The longer side is rounded down, as torchvision's Resize does.
     tall, wide = (int(short * height / width), short) if height > width else (short, int(short * width / height))
-    image = scale(image, tall, wide)
+    image = resize(image, tall, wide)
     top, left = round((tall - size) / 2), round((wide - size) / 2)
     return image[:, top : top + size, left : left + size]
 
 
-def crop(image: Tensor, box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
+def crop_resized(image: Tensor, box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
     """uint8 [C, H, W] -> [C, height, width]: the box (top, left, height, width), squashed."""
     top, left, tall, wide = box
-    return scale(image[:, top : top + tall, left : left + wide], height, width)
+    return resize(image[:, top : top + tall, left : left + wide], height, width)
 
 
-def scale(image: Tensor, height: int, width: int) -> Tensor:
+def resize(image: Tensor, height: int, width: int) -> Tensor:
     """uint8 [C, H, W] -> [C, height, width], bilinear with antialiasing, within a grey level or two of PIL."""
     if image.shape[-2:] == (height, width):
         return image

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
@@ -12,20 +12,20 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from imgrec.data.batch import Batch, Indices, Request
-from imgrec.data.decode import Preprocessing, crop, decode, fit
-from imgrec.data.mixing import partners
-from imgrec.data.module import Common, ImageData, Splits
-from imgrec.data.splits import stratified, unknown_class
+from imgrec.data.decode import Preprocessing, crop_resized, decode, fit_to_size
+from imgrec.data.mixup import partners
+from imgrec.data.splits import unknown_class
 from imgrec.errors import DataError
 
 if TYPE_CHECKING:
     from imgrec.data.augment import Augment
 
+
 BadImage = Literal["refuse", "skip"]
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
-class Names:
+class FileNames:
     """File names in one block of bytes: counting references would copy a million Python strings into every worker."""
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -41,7 +41,7 @@ class Names:
         return os.fsdecode(self.block[start : self.ends[place]].tobytes())
 
 
-class Files(Dataset[Batch]):
+class ImageFiles(Dataset[Batch]):
     """Image files with labels; a request is decoded, cropped and resized in a loop into one uint8 batch [B, C, S, S].
 
     A file that cannot be read raises DataError with its path, or is left out of the batch and named in `Batch.bad` where
@@ -51,7 +51,7 @@ class Files(Dataset[Batch]):
     def __init__(
         self,
         root: str,
-        names: Names,
+        names: FileNames,
         labels: Indices,
         *,
         preprocessing: Preprocessing,
@@ -94,7 +94,7 @@ class Files(Dataset[Batch]):
             if self.augment is not None:
                 height, width = image.shape[-2:]
                 box = self.augment.crop_box(height, width, seed=self.seed, epoch=request.epoch, index=index)
-            image = fit(image, self.preprocessing) if box is None else crop(image, box, size, size)
+            image = fit_to_size(image, self.preprocessing) if box is None else crop_resized(image, box, size, size)
             if self.augment is not None and self.augment.needs_samples:
                 image = self.augment.sample(image, seed=self.seed, epoch=request.epoch, index=index)
             images[len(kept)] = image
@@ -121,47 +121,7 @@ class Files(Dataset[Batch]):
         return copy
 
 
-class ImageFolder(ImageData):
-    """Any folder of images; see `layout` for the two shapes it may have."""
-
-    in_memory = False
-
-    def __init__(
-        self, *, root: str, test_share: float, on_bad_image: BadImage, on_bad_image_eval: BadImage, **common: Unpack[Common]
-    ) -> None:
-        super().__init__(**common)
-        self.root, self.test_share = root, test_share
-        self.on_bad_image, self.on_bad_image_eval = on_bad_image, on_bad_image_eval
-
-    def found(self, classes: int) -> str:
-        return f"{self.root} has {classes} class folders"
-
-    def read(self) -> Splits:
-        folders = layout(self.root)
-        classes = tuple(class_folders(folders["train"]))
-        if len(classes) < 2:
-            only = f"only the class folder {classes[0]}" if classes else "no class folders"
-            raise DataError(f"{folders['train']} has {only}. Set data.root=FOLDER that holds train/CLASS/*.jpg, or CLASS/*.jpg.")
-        split = {name: self.folder_split(folder, classes, whole=name == "train") for name, folder in folders.items()}
-        if folders["train"] == self.root:  # one folder: the test is cut first, then the validation from the rest
-            every = split["train"]
-            rest, part = stratified(every.labels, self.test_share, seed=self.split_seed, classes=classes, key="data.test_share")
-            return Splits(classes, train=every.take(rest), val=None, test=every.take(part))
-        return Splits(classes, train=split["train"], val=split.get("val"), test=split.get("test"))
-
-    def folder_split(self, folder: str, classes: Sequence[str], *, whole: bool = False) -> Files:
-        """Another folder FOLDER/CLASS/* under this preprocessing, its folders mapped to `classes` by name."""
-        return folder_split(
-            folder,
-            classes,
-            self.preprocessing(),
-            on_bad_image=self.on_bad_image,
-            on_bad_image_eval=self.on_bad_image_eval,
-            whole=whole,
-        )
-
-
-def layout(root: str) -> dict[str, str]:
+def split_folders(root: str) -> dict[str, str]:
     """Folder of each split; {"train": root} where the class folders lie in `root` itself. valid and validation are val too."""
     if not os.path.isdir(root):
         raise DataError(f"data.root={root} is no folder. Set data.root=FOLDER that holds train/CLASS/*.jpg, or CLASS/*.jpg.")
@@ -184,7 +144,7 @@ def folder_split(
     on_bad_image: BadImage,
     on_bad_image_eval: BadImage,
     whole: bool = False,
-) -> Files:
+) -> ImageFiles:
     """ROOT/CLASS/* as a split, its folders mapped to `classes` by name; `whole`: every class must have images (train).
 
     Lists the files and opens none: about a second for 200,000. DataError for no folder, an unknown or empty class, no images.
@@ -207,9 +167,9 @@ def folder_split(
     if whole and counts.min() == 0:
         empty = classes[int(counts.argmin())]
         raise DataError(f"the class folder {os.path.join(root, empty)} has no images. Add some, or remove the folder.")
-    return Files(
+    return ImageFiles(
         root,
-        Names(names),
+        FileNames(names),
         np.repeat(np.arange(len(classes), dtype=np.int64), counts),
         preprocessing=preprocessing,
         on_bad_image=on_bad_image,

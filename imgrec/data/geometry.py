@@ -21,7 +21,7 @@ def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-def compose(first: Tensor, second: Tensor) -> Tensor:
+def compose_maps(first: Tensor, second: Tensor) -> Tensor:
     """The map of a picture that undergoes `first` and then `second`: positions go through `second`, then `first`."""
     # Not a matrix product, which TF32 or autocast would round to three digits: a tenth of a pixel of 224.
     return (first[:, :, :, None] * second[:, None]).sum(2)

@@ -10,11 +10,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from imgrec.data.batch import Batch, Request
-from imgrec.data.order import EpochBatches
-from imgrec.data.stored import ImageSet
+from imgrec.data.batch import Batch, ImageSet, Request
+from imgrec.data.sampler import EpochBatches
+from imgrec.distributed.signals import end_with_parent
 from imgrec.errors import DataError
-from imgrec.processes import end_with_parent
 
 MOST_WORKERS = 16  # more seldom help: the device waits no longer, and each holds prefetched batches
 STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -23,8 +22,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 POLL_SECONDS = 0.5  # how often the gate is asked while a batch is waited for
 
 
-class Gate(Protocol):
-    """Who is asked before batches are handed over (imgrec.gate.Gate)."""
+class BatchGate(Protocol):
+    """Who is asked before batches are handed over (imgrec.training.step_boundary.StepBoundary)."""
 
     def fetching(self) -> None: ...
 
@@ -43,7 +42,7 @@ class Loader:
     """
 
     def __init__(
-        self, dataset: ImageSet, requests: EpochBatches, *, num_workers: int, gate: Gate | None = None, every: int = 1
+        self, dataset: ImageSet, requests: EpochBatches, *, num_workers: int, gate: BatchGate | None = None, every: int = 1
     ) -> None:
         self.dataset, self.requests, self.num_workers, self.gate, self.every = dataset, requests, num_workers, gate, every
         self._loader: DataLoader[Batch | DataError] = DataLoader(
@@ -133,7 +132,7 @@ def _obey_parent(parent: int) -> None:
     os._exit(0)
 
 
-def workers(num_workers: int | Literal["auto"], *, in_memory: bool, processes_here: int) -> int:
+def worker_count(num_workers: int | Literal["auto"], *, in_memory: bool, processes_here: int) -> int:
     """How many worker processes; "auto": none for sets in memory, else this process's share of the CPUs it may use, 16 at most.
 
     SLURM_CPUS_PER_TASK already is the share of one task; the affinity mask (which taskset and batch systems narrow, unlike

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from imgrec.models.channels import set_channels
-from imgrec.models.choice import check_choice
+from imgrec.models.checks import check_option
 
 DEPTHS = (121, 161, 169, 201)
 
@@ -19,8 +19,8 @@ def densenet(
     stem "imagenet" is torchvision's network (29 pixels and more); "small": 3x3 stride 1, no pooling (the paper's CIFAR nets).
     dropout: share of each dense layer's output. memory_efficient: checkpointing, slower. Raises ConfigError for another depth.
     """
-    check_choice("model.depth", depth, DEPTHS)
-    check_choice("model.stem", stem, ("imagenet", "small"))
+    check_option("model.depth", depth, DEPTHS)
+    check_option("model.stem", stem, ("imagenet", "small"))
     net: nn.Module = torchvision.models.get_model(
         f"densenet{depth}", num_classes=num_classes, drop_rate=dropout, memory_efficient=memory_efficient
     )

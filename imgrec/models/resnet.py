@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imgrec.models.choice import check_choice
+from imgrec.models.checks import check_option
 
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)  # section 4.2: 6n + 2 layers, three stages of 16, 32, 64 channels
 _IMAGENET_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -30,8 +30,8 @@ class ResNet(nn.Module):
         self, *, num_classes: int, channels: int, depth: int, stem: Literal["imagenet", "small"], zero_init_residual: bool
     ) -> None:
         super().__init__()
-        check_choice("model.depth", depth, DEPTHS)
-        check_choice("model.stem", stem, ("imagenet", "small"))
+        check_option("model.depth", depth, DEPTHS)
+        check_option("model.stem", stem, ("imagenet", "small"))
         cifar = depth in CIFAR_DEPTHS
         stages = 3 * ((depth - 2) // 6,) if cifar else _IMAGENET_STAGES[depth]
         width = 16 if cifar else 64

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from imgrec.errors import ConfigError
-from imgrec.models.choice import check_choice
+from imgrec.models.checks import check_option
 
 
 class SimpleCNN(nn.Module):
@@ -36,8 +36,8 @@ class SimpleCNN(nn.Module):
     ) -> None:
         super().__init__()
         for entry in padding:
-            check_choice("model.padding", entry, ("valid", "same"))
-        check_choice("model.norm", norm, ("none", "batch"))
+            check_option("model.padding", entry, ("valid", "same"))
+        check_option("model.norm", norm, ("none", "batch"))
         if not widths or min(widths) < 1 or not padding or kernel < 1 or dense < 0:
             raise ConfigError(
                 f"model.widths={widths} model.padding={padding} model.kernel={kernel} model.dense={dense} make no network. "

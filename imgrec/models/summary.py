@@ -19,7 +19,7 @@ class ModelSize(NamedTuple):
     flops: int
 
 
-def describe(net: nn.Module, *, channels: int, image_size: int) -> ModelSize:
+def measure_size(net: nn.Module, *, channels: int, image_size: int) -> ModelSize:
     """Size of a network for one [1, channels, image_size, image_size] picture; nothing is computed, the network stays as it was.
 
     The forward runs on the meta device (shapes without numbers) under torch's FlopCounterMode, in eval mode.

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from imgrec.errors import ConfigError
-from imgrec.models.choice import check_name, check_patches
+from imgrec.models.checks import check_name, check_patches
 
 
 def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -15,10 +15,10 @@ def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> 
     image_size: pixels; networks that are built for one size (most transformers) are built for this one.
     Raises ConfigError for an unknown name, for a size the network refuses, and where timm is not installed.
     """
-    timm = library()
+    timm = timm_library()
     check_name("model.name", name.partition(".")[0], timm.list_models(), listing="python -m imgrec.models source=timm")
     try:
-        net: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=channels, **sizes(name, image_size))
+        net: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=channels, **size_arguments(name, image_size))
     except (AssertionError, ValueError, RuntimeError, TypeError) as error:
         raise ConfigError(
             f"timm cannot build model.name={name} for {image_size}x{image_size} images: "
@@ -30,19 +30,19 @@ def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> 
     return net
 
 
-def sizes(name: str, image_size: int) -> dict[str, Any]:
+def size_arguments(name: str, image_size: int) -> dict[str, Any]:
     """What `timm.create_model` is told about the image size: nothing, unless the network is built for one."""
-    pretrained = library().get_pretrained_cfg(name)
+    pretrained = timm_library().get_pretrained_cfg(name)
     return {"img_size": image_size} if pretrained is not None and pretrained.fixed_input_size else {}
 
 
 def own_size(name: str) -> int:
     """Side in pixels of the images that the network was made for."""
-    pretrained = library().get_pretrained_cfg(name)
+    pretrained = timm_library().get_pretrained_cfg(name)
     return 224 if pretrained is None else int(pretrained.input_size[-1])
 
 
-def library() -> ModuleType:
+def timm_library() -> ModuleType:
     """The timm package; ConfigError where it is not installed."""
     try:
         import timm

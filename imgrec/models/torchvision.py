@@ -7,7 +7,7 @@ from torch import nn
 
 from imgrec.errors import ConfigError
 from imgrec.models.channels import set_channels
-from imgrec.models.choice import check_name, check_patches
+from imgrec.models.checks import check_name, check_patches
 
 
 def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -17,7 +17,7 @@ def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: i
     Auxiliary classifiers (googlenet, inception_v3) are left out. Raises ConfigError for an unknown name and for a size that
     a transformer's patches do not tile.
     """
-    check_name("model.name", name, names(), listing="python -m imgrec.models source=torchvision")
+    check_name("model.name", name, torchvision_names(), listing="python -m imgrec.models source=torchvision")
     settings: dict[str, Any] = {"num_classes": num_classes}
     if name in ("googlenet", "inception_v3"):
         settings |= {"aux_logits": False, "init_weights": True}
@@ -37,6 +37,6 @@ def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: i
     return net
 
 
-def names() -> list[str]:
+def torchvision_names() -> list[str]:
     """Every classifier torchvision has, by the name that `model.name` takes."""
     return list(torchvision.models.list_models(module=torchvision.models))

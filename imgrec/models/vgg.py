@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from imgrec.models.choice import check_choice
+from imgrec.models.checks import check_option
 
 _STAGES = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions per stage
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -33,8 +33,8 @@ class VGG(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        check_choice("model.depth", depth, DEPTHS)
-        check_choice("model.head", head, ("imagenet", "small"))
+        check_option("model.depth", depth, DEPTHS)
+        check_option("model.head", head, ("imagenet", "small"))
         layers: list[nn.Module] = []
         inputs = channels
         for width, convs in zip(_WIDTHS, _STAGES[depth], strict=True):

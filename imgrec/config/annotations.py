@@ -1,0 +1,83 @@
+"""Type annotations of settings: does a value of plain data fit one, and what is it in words."""
+
+import inspect
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+
+def matches_type(value: Any, hint: Any) -> bool:
+    """Does a value of plain data fit an annotation? Whole numbers pass for float, lists for tuples; what is not plain data in it is not judged."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (Any, inspect.Parameter.empty) or isinstance(hint, str | typing.TypeVar):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(matches_type(value, arg) for arg in args)
+    if origin is Literal:
+        return value in args and type(value) in {type(arg) for arg in args}
+    if hint in (None, type(None)):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, dict, list):
+        return isinstance(value, hint)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        return (
+            all(matches_type(v, args[0]) for v in value)
+            if args[-1] is ...
+            else len(value) == len(args) and all(map(matches_type, value, args))
+        )
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, list | tuple) and all(matches_type(v, args[0]) for v in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, dict)
+    return False
+
+
+def describe_type(hint: Any) -> str:
+    """An annotation in words: 'a whole number or full'."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    words = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        type(None): "null",
+        dict: "a group of keys",
+    }
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe_type(arg) for arg in args)
+    if origin is Literal:
+        return ", ".join(map(str, args[:-1])) + (f" or {args[-1]}" if len(args) > 1 else str(args[0]))
+    if origin is tuple and args[-1] is not ...:
+        return f"a list of {len(args)} values"
+    if origin in (list, tuple):
+        return f"a list of {describe_type(args[0])}s" if args[0] in words else "a list"
+    return words.get(hint, "a group of keys" if origin is dict else getattr(hint, "__name__", str(hint)))
+
+
+def type_of(value: Any) -> str:
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        list: "a list",
+        dict: "a group of keys",
+        type(None): "null",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+def format_value(value: Any) -> str:
+    """A value as it is typed."""
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{','.join(map(format_value, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,133 @@
+"""From the command line and conf/ to a checked RunConfig, without importing torch.
+
+Hydra composes; what it lets pass is refused here: a misspelt key in an experiment file or beside `_partial_`, a `+key` that nothing reads,
+`seed=abc`, `optim.lr=fast`, a rate below zero. The shipped yaml is the reference: its keys are the keys there are, its values show the types.
+"""
+
+import os
+import re
+import typing
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from imgrec.config.checks import check_keys, check_options, check_together, conform, is_group_override
+from imgrec.config.options import conf_dir, group_names
+from imgrec.config.schema import Node, RunConfig, run_config
+from imgrec.errors import ConfigError
+
+SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
+
+
+def load_config(command: str, argv: Sequence[str], config_dir: str | None = None) -> RunConfig:
+    """Compose conf/COMMAND.yaml with the overrides of `argv` into a checked RunConfig.
+
+    Raises ConfigError, with the sentence to show, for whatever the yaml alone can tell; `check_signatures` does the rest once torch is there.
+    """
+    return run_config(compose_config(command, argv, config_dir))
+
+
+def compose_config(command: str, argv: Sequence[str], config_dir: str | None = None) -> Node:
+    """The checked, resolved tree of conf/COMMAND.yaml with overrides, as plain data."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Override
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    search = [Path(config_dir).resolve()] if config_dir else []
+    for folder in search:
+        if not folder.is_dir():
+            raise ConfigError(
+                f"--config-dir {config_dir}: there is no such folder. Name the folder that holds your model/, data/, experiment/ yaml."
+            )
+    parsed: list[Override] = []
+    for word in argv:
+        try:
+            parsed += OverridesParser.create().parse_overrides([word])
+        except HydraException as error:
+            raise ConfigError(
+                f"{word!r} cannot be read: {_first_line(error)}. Overrides look like key=value, for example optim.lr=0.01."
+            ) from error
+    check_options(command, parsed, search)
+    chosen = [str(override.input_line) for override in parsed if is_group_override(override, search)]
+    try:
+        reference, choices = hydra_tree(command, chosen, search)
+        if choices.get("experiment") is not None:  # a recipe may hold any key: what there is, the files beside it say
+            plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
+            reference = hydra_tree(command, plain, search)[0]
+        check_keys(command, parsed, reference, search)
+        every = [str(override.input_line) for override in parsed]
+        tree = reference if every == chosen and choices.get("experiment") is None else hydra_tree(command, every, search)[0]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"the config cannot be composed: {_first_line(error)}.") from error
+    if "name" in tree and tree["name"] is None:
+        tree["name"] = choices.get("experiment") or f"{choices['data']}_{choices['model']}"
+    tree = conform(tree, reference, "")
+    check_together([override.key_or_group for override in parsed], tree, choices)
+    return tree
+
+
+def hydra_tree(command: str, overrides: Sequence[str], search: Sequence[Path]) -> tuple[Node, dict[str, str]]:
+    """(resolved tree, choice made in each group) from Hydra, unchecked."""
+    if search:
+        return _hydra_tree(command, tuple(overrides), tuple(search))
+    return deepcopy(_shipped_tree(command, tuple(overrides)))
+
+
+@lru_cache(maxsize=64)  # a fifth of a second each, and a sweep asks for the same ones again
+def _shipped_tree(command: str, overrides: tuple[str, ...]) -> tuple[Node, dict[str, str]]:
+    return _hydra_tree(command, overrides, ())
+
+
+def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ...]) -> tuple[Node, dict[str, str]]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("by_size", by_size, replace=True)
+    outer = GlobalHydra.instance().hydra  # a sweep composes its jobs inside its own Hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+            paths = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]"] if search else []
+            config = hydra_compose(command, [*overrides, *paths], return_hydra_config=True)
+            named = group_names(search)
+            choices = {k: v for k, v in config.hydra.runtime.choices.items() if "/" not in k and k in named}
+            OmegaConf.set_struct(config, False)
+            del config["hydra"]
+            tree = OmegaConf.to_container(config, resolve=True)
+    finally:
+        GlobalHydra.instance().clear()
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
+    assert isinstance(tree, dict)
+    return typing.cast(Node, tree), choices
+
+
+def by_size(size: Any, small: Any, large: Any) -> Any:
+    """What ${by_size:...} in a yaml stands for: `small` for images under SMALL_IMAGE pixels, else `large`."""
+    return small if isinstance(size, int) and size < SMALL_IMAGE else large  # what is no number is refused later, by its own name
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".")
+
+
+def quote_values(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """`argv` with the values of `keys` quoted for Hydra, whose grammar stumbles over blanks, '=', ',' and '(' in file names.
+
+    Lists and what is quoted already stay, and so does null.
+    """
+    words = []
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if key in keys and equals and value != "null" and not value.startswith(("[", "'", '"')):
+            # A quote is escaped, and backslashes before a quote, also the closing one, are doubled: elsewhere they are themselves.
+            text = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), os.path.expanduser(value))
+            words.append(f"{key}='{text}'")
+        else:
+            words.append(word)
+    return words

@@ -1,0 +1,99 @@
+"""From a node's `_target_` to the Python it names: which code may be called, what it takes, and the call."""
+
+import importlib
+import inspect
+import os
+import typing
+from collections.abc import Callable
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from imgrec.config.annotations import describe_type, format_value, matches_type, type_of
+from imgrec.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from imgrec.config.schema import Node, RunConfig
+
+
+# What `_target_` may name, but for the packages in the environment variable ALLOW.
+ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning")
+# Keys of a group that do not go to its `_target_`, but to a function of ours.
+EXTRA_PARAMETERS = {"optim": "imgrec.training.optimizer.batch_factor"}
+ALLOW = "IMGREC_ALLOW"  # your own packages, separated by commas
+
+
+def in_your_packages(target: str) -> bool:
+    """Is `target` in a package that the environment variable ALLOW names?"""
+    return target.partition(".")[0] in filter(None, (name.strip() for name in os.environ.get(ALLOW, "").split(",")))
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """The class or function named by `_target_`; ConfigError for a package outside ALLOWED_PACKAGES or a name that does not exist."""
+    if target.partition(".")[0] not in ALLOWED_PACKAGES and not in_your_packages(target):
+        raise ConfigError(
+            f"_target_={target}: code outside {', '.join(ALLOWED_PACKAGES)} is not called unless you say so. "
+            f"If you trust it, type: export {ALLOW}={target.partition('.')[0]}"
+        )
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name == "timm":
+            raise ConfigError(
+                f'_target_={target} needs timm, which is not installed. Type: pip install "imgrec[timm]"'
+            ) from error
+        raise ConfigError(f"_target_={target}: {error}.") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ConfigError(f"_target_={target}: {module_name} has no {name}.{did_you_mean(name, dir(module))}")
+    return typing.cast(Callable[..., Any], found)
+
+
+def instantiate(node: "Node", **extra: Any) -> Any:
+    """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` give the function back with these filled in."""
+    target = locate(node["_target_"])
+    settings = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")} | extra
+    return partial(target, **settings) if node.get("_partial_", False) else target(**settings)
+
+
+@cache
+def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
+    """Name to type of what a target takes by name; where it passes **keywords on, those of its parents too."""
+    if not inspect.isclass(target):
+        owners: list[Callable[..., Any]] = [target]
+    else:
+        owners = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
+    found: dict[str, Any] = {}
+    for function in owners:
+        signature = inspect.signature(function)
+        try:
+            hints = typing.get_type_hints(function)
+        except (NameError, TypeError):  # a library's annotation that exists for its type checker only
+            hints = {}
+        for name, parameter in signature.parameters.items():
+            if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(name, hints.get(name, Any))
+        if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            break
+    return found
+
+
+def check_signatures(run: "RunConfig") -> None:
+    """Every node's keys and value types against the signature of its `_target_`; ConfigError names the first that does not fit."""
+    for name, node in run.to_dict().items():
+        if isinstance(node, dict) and "_target_" in node:
+            known = parameter_types(locate(node["_target_"])) | (
+                parameter_types(locate(EXTRA_PARAMETERS[name])) if name in EXTRA_PARAMETERS else {}
+            )
+            for key, value in node.items():
+                uncounted = (name, key, value) == ("model", "num_classes", None)  # it is set when the data is read
+                if key in ("_target_", "_partial_") or uncounted:
+                    continue
+                if key not in known:
+                    raise ConfigError(
+                        f"{name}.{key}={format_value(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"
+                    )
+                if not matches_type(value, known[key]):
+                    raise ConfigError(
+                        f"{name}.{key}={format_value(value)}: {key} takes {describe_type(known[key])}, not {type_of(value)}."
+                    )

@@ -1,0 +1,32 @@
+"""The yaml that there is: where conf/ lies, its config groups and their options, and those of the user's own folders."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from imgrec.errors import ConfigError
+
+
+def conf_dir() -> Path:
+    """The shipped yaml: conf/ of a checkout, or imgrec/conf of an installed wheel."""
+    package = Path(__file__).parent.parent
+    for found in (package / "conf", package.parent / "conf"):
+        if (found / "train.yaml").is_file():
+            return found
+    raise ConfigError(f"no conf/train.yaml beside {package}: the installation is incomplete. Install imgrec again.")
+
+
+def option_names(group: str, search: Sequence[Path] = ()) -> list[str]:
+    """Names that can follow `group=`: the yaml files in that folder, of the shipped conf/ and of the user's own."""
+    return sorted({file.stem for root in (conf_dir(), *search) for file in (root / group).glob("*.yaml")})
+
+
+def group_names(search: Sequence[Path] = ()) -> list[str]:
+    """Names of the choices: the folders in conf/."""
+    return sorted(
+        {
+            folder.name
+            for root in (conf_dir(), *search)
+            for folder in root.iterdir()
+            if folder.is_dir() and any(folder.glob("*.yaml"))
+        }
+    )

@@ -1,0 +1,180 @@
+"""The sets that have a name: scikit-learn's digits, torchvision's MNIST and CIFAR families, and images made up for tests."""
+
+import fcntl
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Unpack
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imgrec.data.batch import Indices
+from imgrec.data.datamodule import Common, ImageData, Splits
+from imgrec.data.folder import BadImage, ImageFiles, class_folders, folder_split, split_folders
+from imgrec.data.in_memory import InMemoryImages, to_channels
+from imgrec.data.splits import stratified
+from imgrec.errors import ConfigError, DataError
+
+
+class Digits(ImageData):
+    """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships (Alpaydin and Kaynak 1998); no download."""
+
+    def __init__(self, *, test_share: float, **common: Unpack[Common]) -> None:
+        super().__init__(**common)
+        self.test_share = test_share
+
+    def read(self) -> Splits:
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        # MNIST calls its classes "0 - zero".
+        classes = tuple(map(str, found.target_names))
+        # 17 grey levels, 0 to 16, spread over a byte.
+        pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)[:, None]
+        images = InMemoryImages(to_channels(torch.from_numpy(pixels), self.preprocessing()["channels"]), found.target)
+        train, test = stratified(images.labels, self.test_share, seed=self.split_seed, classes=classes, key="data.test_share")
+        return Splits(classes, train=images.take(train), val=None, test=images.take(test))
+
+
+class _Torchvision(ImageData):
+    """A torchvision set under `root`; reading is torchvision's, and so is the check of the files."""
+
+    kind: ClassVar[str]  # its class in torchvision.datasets
+    files: ClassVar[str]  # what to put where, under root
+
+    def __init__(self, *, root: str, download: bool, **common: Unpack[Common]) -> None:
+        super().__init__(**common)
+        self.root, self.download = root, download
+
+    def read(self) -> Splits:
+        train, test = self._open(train=True), self._open(train=False)
+        # MNIST calls its classes "0 - zero".
+        classes = tuple(str(name).split(" - ")[0] for name in train.classes)
+        return Splits(classes, train=self._stored(train), val=None, test=self._stored(test))
+
+    def _stored(self, found: Any) -> InMemoryImages:
+        # The whole arrays: MNIST gives uint8 [N, 28, 28], CIFAR uint8 [N, 32, 32, 3].
+        pixels: Tensor = torch.as_tensor(found.data)
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+        return InMemoryImages(to_channels(pixels, self.preprocessing()["channels"]), np.asarray(found.targets, dtype=np.int64))
+
+    def _open(self, *, train: bool) -> Any:
+        from torchvision import datasets
+
+        source = getattr(datasets, self.kind)
+        try:
+            return source(self.root, train=train, download=False)
+        except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            if not self.download:
+                raise self._missing("are missing or damaged", "put them there") from error
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        # One process of those that share the folder fetches; the others wait and find the files.
+        with open(Path(self.root) / f".{self.kind}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                return source(self.root, train=train, download=True)
+            except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+                raise self._missing(f"could not be downloaded ({_first_line(error)})", "put them there by hand") from error
+
+    def _missing(self, what: str, put: str) -> DataError:
+        root = Path(self.root).absolute()
+        other = "" if self.download else ", set data.root=FOLDER that holds them, or set data.download=true"
+        return DataError(f"the files of {self.kind} {what}: {root}/{self.files}. Please {put}{other}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+MNIST_FILES = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
+
+
+class MNIST(_Torchvision):
+    """60,000 + 10,000 handwritten digits of 28x28 (LeCun et al. 1998)."""
+
+    kind, files = "MNIST", f"MNIST/raw/{MNIST_FILES}"
+
+
+class FashionMNIST(_Torchvision):
+    """60,000 + 10,000 pieces of clothing of 28x28 (Xiao et al. 2017)."""
+
+    kind, files = "FashionMNIST", f"FashionMNIST/raw/{MNIST_FILES}"
+
+
+class CIFAR10(_Torchvision):
+    """50,000 + 10,000 colour pictures of 32x32 in 10 classes (Krizhevsky 2009)."""
+
+    kind, files = "CIFAR10", "cifar-10-batches-py/{data_batch_1,...,data_batch_5,test_batch,batches.meta}"
+
+
+class CIFAR100(_Torchvision):
+    """50,000 + 10,000 colour pictures of 32x32 in 100 classes (Krizhevsky 2009)."""
+
+    kind, files = "CIFAR100", "cifar-100-python/{train,test,meta}"
+
+
+class Fake(ImageData):
+    """Made-up images that can be learnt: each class is a random smooth pattern, each image its class's pattern under noise."""
+
+    def __init__(self, *, train_samples: int, test_samples: int, noise: float, **common: Unpack[Common]) -> None:
+        super().__init__(**common)
+        if self.num_classes is None:
+            raise ConfigError("data.num_classes=null, but made-up images need a number. Set data.num_classes=10.")
+        self.count, self.train_samples, self.test_samples, self.noise = self.num_classes, train_samples, test_samples, noise
+
+    def read(self) -> Splits:
+        made = np.random.default_rng(self.split_seed)
+        size, channels = self.preprocessing()["image_size"], self.preprocessing()["channels"]
+        coarse = torch.from_numpy(made.random((self.count, channels, 4, 4), np.float32))
+        patterns = torch.nn.functional.interpolate(coarse, size=[size, size], mode="bicubic")
+
+        def images(count: int) -> InMemoryImages:
+            labels: Indices = np.arange(count, dtype=np.int64) % self.count
+            noise = torch.from_numpy(made.standard_normal((count, channels, size, size), np.float32))
+            pixels = patterns[torch.from_numpy(labels)].add_(noise, alpha=self.noise).mul_(255).round_().clamp_(0, 255)
+            return InMemoryImages(pixels.to(torch.uint8), labels)
+
+        names = tuple(f"class_{k:0{len(str(self.count - 1))}d}" for k in range(self.count))
+        return Splits(names, train=images(self.train_samples), val=None, test=images(self.test_samples))
+
+
+class ImageFolder(ImageData):
+    """Any folder of images; see `layout` for the two shapes it may have."""
+
+    in_memory = False
+
+    def __init__(
+        self, *, root: str, test_share: float, on_bad_image: BadImage, on_bad_image_eval: BadImage, **common: Unpack[Common]
+    ) -> None:
+        super().__init__(**common)
+        self.root, self.test_share = root, test_share
+        self.on_bad_image, self.on_bad_image_eval = on_bad_image, on_bad_image_eval
+
+    def found(self, classes: int) -> str:
+        return f"{self.root} has {classes} class folders"
+
+    def read(self) -> Splits:
+        folders = split_folders(self.root)
+        classes = tuple(class_folders(folders["train"]))
+        if len(classes) < 2:
+            only = f"only the class folder {classes[0]}" if classes else "no class folders"
+            raise DataError(f"{folders['train']} has {only}. Set data.root=FOLDER that holds train/CLASS/*.jpg, or CLASS/*.jpg.")
+        split = {name: self.folder_split(folder, classes, whole=name == "train") for name, folder in folders.items()}
+        if folders["train"] == self.root:  # one folder: the test is cut first, then the validation from the rest
+            every = split["train"]
+            rest, part = stratified(every.labels, self.test_share, seed=self.split_seed, classes=classes, key="data.test_share")
+            return Splits(classes, train=every.take(rest), val=None, test=every.take(part))
+        return Splits(classes, train=split["train"], val=split.get("val"), test=split.get("test"))
+
+    def folder_split(self, folder: str, classes: Sequence[str], *, whole: bool = False) -> ImageFiles:
+        """Another folder FOLDER/CLASS/* under this preprocessing, its folders mapped to `classes` by name."""
+        return folder_split(
+            folder,
+            classes,
+            self.preprocessing(),
+            on_bad_image=self.on_bad_image,
+            on_bad_image_eval=self.on_bad_image_eval,
+            whole=whole,
+        )

@@ -1,0 +1,61 @@
+"""A split held in memory as one uint8 tensor: a batch is one index_select, with no Python per image."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+from imgrec.data.batch import Batch, Indices, Request
+from imgrec.data.decode import crop_resized
+from imgrec.data.mixup import partners
+
+if TYPE_CHECKING:
+    from imgrec.data.augment import Augment
+
+
+class InMemoryImages(Dataset[Batch]):
+    """images: uint8 [N, C, H, W] at their native size (the device resizes); labels: int64 [N]."""
+
+    def __init__(self, images: Tensor, labels: Indices, *, augment: "Augment | None" = None, seed: int = 0) -> None:
+        assert images.dtype == torch.uint8
+        assert images.ndim == 4
+        assert len(images) == len(labels)
+        self.images, self.labels, self.augment, self.seed = images, np.asarray(labels, dtype=np.int64), augment, seed
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, request: Request) -> Batch:
+        places = request.indices % len(self)
+        images = self.images.index_select(0, torch.from_numpy(places))
+        if self.augment is not None:
+            height, width = images.shape[-2:]
+            for image, index in zip(images, request.indices.tolist(), strict=True):
+                box = self.augment.crop_box(height, width, seed=self.seed, epoch=request.epoch, index=index)
+                cropped = image if box is None else crop_resized(image, box, height, width)
+                image.copy_(self.augment.sample(cropped, seed=self.seed, epoch=request.epoch, index=index))
+        labels = torch.from_numpy(self.labels[places])
+        mates = torch.from_numpy(partners(np.arange(len(places)), len(places)))
+        return Batch(images, labels, torch.from_numpy(request.indices), mates, request.epoch, request.whole)
+
+    def take(self, rows: Indices) -> "InMemoryImages":
+        return InMemoryImages(
+            self.images.index_select(0, torch.from_numpy(rows)), self.labels[rows], augment=self.augment, seed=self.seed
+        )
+
+    def for_training(self, augment: "Augment | None", seed: int) -> "InMemoryImages":
+        per_sample = augment is not None and (augment.needs_samples or augment.crop_scale is not None)
+        return InMemoryImages(self.images, self.labels, augment=augment if per_sample else None, seed=seed)
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """uint8 [N, C, H, W] with 1 or 3 channels -> `channels`: gray is repeated, colour becomes its luma (ITU-R 601)."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1).contiguous()
+    # In pieces: the weighted sum of a whole set at once would need 12 times its memory.
+    return torch.cat([F.rgb_to_grayscale(part) for part in torch.split(images, 4096)])

@@ -1,0 +1,126 @@
+"""What the processes of a run know of one another from the messages of imgrec.distributed.heartbeat, and the sentence about who is at fault."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+WAITING = "waiting for the others"  # how `doing` begins in front of a collective
+# A process does these by itself, for as long as it takes, while none of the others waits for it.
+ALONE = ("starting", "reading", "compiling")
+BY_ITSELF = ("compiling, at ", "importing, at ")  # how `at` begins in these
+GAVE_UP = "in a collective that failed"  # `at` of a rank whose collective gave up waiting
+# Where the main thread stands when it waits in a collective: on its own, in the sending of buffers before a step, or in backward's all-reduce.
+COLLECTIVE = ("torch/distributed/", "nn/parallel/distributed.py", "torch/autograd/graph.py")
+NAMED = 3  # ranks named in a sentence
+GATHER_S = 0.3  # after a death: those that died with it are named with it
+TOLD = "another rank cannot use what it was given, and tells the user itself"
+AGAIN = "Start the same command again to go on from the last checkpoint."
+
+Message = dict[str, Any]
+
+
+@dataclass
+class RankStatus:
+    """A rank as the others see it. Times are time.monotonic() of the one who watches."""
+
+    rank: int
+    heard: float  # when its last line came
+    moved: float  # when it last set `doing`
+    host: str = "an unknown host"
+    pid: int = 0
+    doing: str = "starting"
+    moves: int = -1  # how often it has set `doing`
+    at: str = ""  # file:line of its main thread, once it has not moved for a while
+    left: str | None = None  # why it ended of its own accord
+    failed: bool = False  # it ended by an exception
+    refused: bool = False  # one that it tells the user itself: imgrec.errors
+    cut: float | None = None  # when its connection ended
+
+    def take(self, message: Message, now: float) -> None:
+        """Note a line of this rank."""
+        self.heard = now
+        if "moves" in message:
+            if message["moves"] != self.moves:
+                self.moved = now
+            self.doing, self.moves, self.at = message["doing"], message["moves"], message["at"]
+        self.host, self.pid = message.get("host", self.host), message.get("pid", self.pid)
+        if "left" in message:
+            self.left, self.failed, self.refused = message["left"], message["failed"], message.get("refused", False)
+
+    @property
+    def name(self) -> str:
+        return f"rank {self.rank} on {self.host} (pid {self.pid})"
+
+    @property
+    def waits(self) -> bool:
+        """In front of or inside a collective, as far as can be seen."""
+        return self.doing.startswith(WAITING) or self.at == GAVE_UP or any(place in self.at for place in COLLECTIVE)
+
+    @property
+    def works_alone(self) -> bool:
+        return not self.waits and (self.doing.startswith(ALONE) or self.at.startswith(BY_ITSELF))
+
+    @property
+    def step(self) -> int:
+        found = re.search(r"step (\d+)", self.doing)
+        return int(found[1]) if found else -1
+
+
+def find_dead(peers: Sequence[RankStatus], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
+    """Which of these ranks has ended, in a line with its host and what it was doing; None while all of them live.
+
+    In this order: a rank that failed by an exception; connections that ended without a word (the process was killed); no sign for `timeout_s` (it is
+    stopped, or the machine or the network is gone).
+    """
+    if failed := [peer for peer in peers if peer.failed]:
+        if failed[0].refused:
+            return TOLD
+        rest = f" (so did {_ranks(failed[1:])})" if failed[1:] else ""
+        return f"{failed[0].name} failed: {failed[0].left}{rest}. Mend that, then start the same command again to go on."
+    here = [peer for peer in peers if peer.left is None]
+    dead = [peer for peer in here if peer.cut is not None]
+    # A machine that goes takes all of its ranks along: name them together.
+    if dead and now - min(peer.cut for peer in dead if peer.cut is not None) >= GATHER_S:
+        return f"{_each(dead, lambda peer: f'{peer.name} died while {peer.doing}')}. {again}"
+    if silent := [peer for peer in here if peer.cut is None and now - peer.heard >= timeout_s]:
+        said = _each(silent, lambda peer: f"{peer.name} has given no sign for {timeout_s:g} s; it was {peer.doing}")
+        return f"{said}. Is its machine up, is the process stopped? {again}"
+    return None
+
+
+def find_hang(peers: Sequence[RankStatus], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
+    """Whom the others wait for when no rank has set `doing` for `timeout_s`, in a line; None while one of them has.
+
+    Nor is it a fault while every rank works by itself (ALONE, a compile, an import): reading a huge folder takes what it takes. It becomes one when a rank waits
+    for the others.
+    """
+    here = [peer for peer in peers if peer.left is None]
+    if not here or any(now - peer.moved < timeout_s for peer in here):
+        return None
+    if all(peer.works_alone for peer in here):
+        return None
+    behind = lagging_ranks(here)
+    said = _each(behind, lambda peer: f"{peer.name} is {peer.doing}{f' ({peer.at})' if peer.at else ''}")
+    others = [peer for peer in here if peer not in behind]
+    rest = f"; {_ranks(others)} {'is' if len(others) == 1 else 'are'} {others[0].doing}" if others else ""
+    return f"nothing has moved for {timeout_s:g} s: {said}{rest}. {again} If it was only slow, set trainer.timeout_s={2 * timeout_s:g}."
+
+
+def lagging_ranks(here: Sequence[RankStatus]) -> list[RankStatus]:
+    """The ranks that the others wait for: of those that do not wait themselves, else of all, the ones at the lowest step."""
+    behind = [peer for peer in here if not peer.doing.startswith(WAITING)] or list(here)
+    behind = [peer for peer in behind if not peer.waits] or behind
+    lowest = min(peer.step for peer in behind)
+    return [peer for peer in behind if peer.step == lowest]
+
+
+def _each(peers: Sequence[RankStatus], say: Callable[[RankStatus], str]) -> str:
+    more = f"; and {_ranks(peers[NAMED:])}" if len(peers) > NAMED else ""
+    return "; ".join(say(peer) for peer in peers[:NAMED]) + more
+
+
+def _ranks(peers: Sequence[RankStatus]) -> str:
+    if len(peers) > NAMED:
+        return f"{len(peers)} other ranks"
+    return f"rank{'s' if len(peers) > 1 else ''} {', '.join(str(peer.rank) for peer in peers)}"

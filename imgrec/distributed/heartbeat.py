@@ -1,0 +1,311 @@
+"""One thread per process that tells the others what this one is doing, and ends the run with a line when one of them dies or hangs.
+
+    with Heartbeat(rank, world_size, timeout_s, note) as heartbeat:  # on all ranks, connected by torch.distributed; alone it does nothing
+        heartbeat.doing = "training step 12 of epoch 3"  # as often as you like: any assignment is a sign of life, also of the same words
+        ...
+
+An exception that leaves the block is explained: if a collective failed because another rank is gone, the process ends with the line about that one;
+otherwise the others are told, and end with a line about this one.
+
+Rank 0 listens on a free port, each other rank holds one TCP connection to it and sends a short line about once a second. A process that is killed
+closes its connection, so its death is known at once; a stopped one, a crashed machine or a cut network is known by `timeout_s` of silence. What counts as
+a hang is said in imgrec.distributed.diagnosis.find_hang. Rank 0 decides and tells all; about rank 0 itself each rank decides. Then all end with exit code 1 by
+os._exit, since a collective cannot be interrupted. Work: O(ranks) a second on rank 0, O(1) on the others.
+
+Not torch.distributed.TCPStore, which tells nobody when a client dies, and whose calls block for good when the process that hosts it is stopped.
+"""
+
+import base64
+import os
+import re
+import socket
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from types import FrameType
+
+from imgrec.distributed import signals
+from imgrec.distributed.diagnosis import AGAIN, BY_ITSELF, GAVE_UP, TOLD, Message, RankStatus, find_dead, find_hang
+from imgrec.distributed.transport import Transport
+from imgrec.distributed.watchdog import end_process
+from imgrec.errors import FAILED, REFUSED, ImgrecError, Stopped
+
+BEAT_S = 1.0
+BEATS_PER_S = 256  # that rank 0 reads at most; above as many ranks the beat is slower
+POLL_S = 0.25  # for a stop that was asked for in this process
+ALONE_S = 3.0  # between the verdict and the end, for a main thread that can still end by itself
+OWN_END_S = 60.0  # for a main thread that does: it may be saving
+EXPLAIN_S = 5.0
+FLUSH_S = 2.0
+# What is on the stack of a rank that does by itself what may take minutes: torch.compile, a first import from a share that all machines read.
+COMPILING, IMPORTING = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py"), ("<frozen importlib._bootstrap",)
+NETWORK = re.compile(
+    r"gloo|nccl|\bpeer\b|connection|socket|timed? ?out|\bstore\b|broken pipe|process ?group|collective", re.IGNORECASE
+)
+
+
+class Heartbeat:
+    """The heartbeat of one rank; see the module. `note` writes a line to the log, and is used on rank 0; `again` says what to type after a death."""
+
+    def __init__(self, rank: int, world_size: int, timeout_s: float, note: Callable[[str], None], again: str = AGAIN) -> None:
+        self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
+        self._note, self._again = note, again
+        self._doing, self._moves = "starting", 0
+        self._who = {"host": socket.gethostname(), "pid": os.getpid()}
+        self._beat_s = min(max(BEAT_S, world_size / BEATS_PER_S), timeout_s / 5)
+        self._peers: dict[int, RankStatus] = {}  # on rank 0 all, itself too; elsewhere rank 0
+        self._connections = Transport(rank, world_size)
+        self._posts: dict[str, dict[int, bytes]] = defaultdict(dict)
+        self._changed = threading.Condition()
+        self._left: Message | None = None
+        self._verdict: str | None = None
+        self._end_at = 0.0
+        self._known = threading.Event()
+        self._explaining = False
+        self._ending = threading.Lock()
+        self._closing = threading.Event()
+        self._stop_told = False
+        self.in_hand: Callable[[], tuple[str, bytes]] | None = None  # (key, blob) that this rank posts when rank 0 wants it
+        self._thread = threading.Thread(target=self._run, name="imgrec heartbeat", daemon=True)
+
+    # What the main thread calls
+
+    def __enter__(self) -> "Heartbeat":
+        self.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is not None:
+                if line := self.explain(error):
+                    self.end(line)
+                self.leave(str(error) if isinstance(error, Stopped) else error)
+        finally:
+            self.close()
+
+    @property
+    def doing(self) -> str:
+        """What this rank is doing, to be read after "rank 1 is ..." or "died while ..."."""
+        return self._doing
+
+    @doing.setter
+    def doing(self, text: str) -> None:
+        self._doing = text
+        self._moves += 1
+
+    def start(self) -> None:
+        """Connect to rank 0 and start the thread. All ranks must call it, after torch.distributed is initialised."""
+        if self.world_size == 1:
+            return
+        import torch
+        from torch import distributed
+
+        told: list[tuple[list[str], int, str] | None] = [self._connections.listen() if self.rank == 0 else None]
+        distributed.broadcast_object_list(told)
+        assert told[0] is not None
+        now = time.monotonic()
+        self._peers = {rank: RankStatus(rank, now, now) for rank in (range(self.world_size) if self.rank == 0 else (0,))}
+        if self.rank:
+            self._connections.connect(*told[0], {"rank": self.rank, **self._who}, self.timeout_s)
+        self._thread.start()
+        distributed.all_reduce(torch.zeros(1))  # a rank that failed at once would be gone before the others have met it
+
+    def hold(self) -> None:
+        """This rank has something to save: let it do so, even if the run is to end."""
+        self._end_at = time.monotonic() + OWN_END_S
+
+    def explain(self, error: BaseException) -> str | None:
+        """The line about the rank that made a collective fail here; None when `error` is this rank's own. Waits EXPLAIN_S at most."""
+        if not self._thread.is_alive() or not _is_of_the_network(error):
+            return None
+        self._end_at = time.monotonic() + OWN_END_S
+        self._explaining = True
+        self._connections.wake()
+        self._known.wait(EXPLAIN_S)
+        return self._verdict
+
+    def end(self, line: str) -> None:
+        """Say the line and end this process with exit code 1. Rank 0 speaks for all, unless it is the one who is gone.
+
+        Where a rank was refused (imgrec.errors), that one speaks, and all end with exit code 2.
+        """
+        self._ending.acquire()  # for good: both the main thread and that of the heartbeat may come here
+        if line == TOLD:
+            end_process(None, REFUSED)
+        gone = self.rank != 0 and (self._peers[0].failed or self._peers[0].cut is not None or self._silent())
+        speaks = self.rank == 0 or gone
+        end_process(line if speaks else None, FAILED, self._note if self.rank == 0 else None)
+
+    def leave(self, reason: str | BaseException) -> None:
+        """Tell the others that this rank ends: regularly, for a reason in words, or by an exception, which ends them too."""
+        if self._left is None:
+            failed = isinstance(reason, BaseException)
+            text = f"{type(reason).__name__}: {str(reason).strip()}".splitlines()[0] if failed else str(reason)
+            self._left = {"left": text, "failed": failed, "refused": isinstance(reason, ImgrecError)}
+            self._put(self._left)
+            self._flush()
+
+    def post(self, key: str, blob: bytes) -> None:
+        """Give rank 0 a few KB of this rank."""
+        with self._changed:
+            if self.rank == 0:
+                self._posts[key][0] = blob
+            else:
+                self._put({"post": key, "blob": base64.b64encode(blob).decode()})
+                self._flush()
+
+    def collect(self, key: str, timeout_s: float = 3.0) -> list[bytes | None]:
+        """On rank 0: what each rank posted under a key, or has `in_hand` for it; None for a rank that did not answer within `timeout_s`."""
+        assert self.rank == 0, "posts are kept on rank 0"
+        self._put({"want": key})
+
+        def complete() -> bool:
+            return all(rank in self._posts[key] or peer.cut is not None for rank, peer in self._peers.items())
+
+        with self._changed:
+            self._changed.wait_for(complete, timeout_s)
+            found = dict(self._posts[key])
+        return [found.get(rank) for rank in range(self.world_size)]
+
+    def close(self) -> None:
+        """Leave, if that was not said yet, and stop the thread."""
+        if self._thread.is_alive():
+            self.leave("finished")
+            self._closing.set()
+            self._connections.wake()
+            self._thread.join(FLUSH_S + 1)
+        self._connections.close()
+
+    # The thread
+
+    def _run(self) -> None:
+        beat_at = last = time.monotonic()
+        moves, moved, told = self._moves, last, False
+        while not self._closing.is_set():
+            self._read(min(POLL_S, self._beat_s))
+            now = time.monotonic()
+            # This process was stopped, or held up: its own absence says nothing about the others.
+            if now - last > 2 * self._beat_s:
+                for peer in self._peers.values():
+                    peer.heard, peer.moved = peer.heard + now - last, peer.moved + now - last
+            last = now
+            if self._moves != moves:
+                moves, moved = self._moves, now
+            self._spread_stop()
+            if now >= beat_at or (self._explaining and not told):
+                told = self._explaining
+                beat_at = now + self._beat_s
+                self._beat(now, GAVE_UP if self._explaining else _at() if now - moved > self.timeout_s / 2 else "")
+            self._connections.send()
+            self._judge(now)
+            if self.rank and self._peers[0].cut is not None and self._peers[0].left is not None and not self._verdict:
+                return  # rank 0 has ended as it should
+
+    def _beat(self, now: float, at: str) -> None:
+        message = {"doing": self._doing, "moves": self._moves, "at": at, **self._who}
+        if self.rank == 0:
+            self._peers[0].take(message, now)
+        self._connections.tell(message)
+
+    def _read(self, timeout: float) -> None:
+        """Wait for messages, and take them."""
+        for rank, message in self._connections.read(timeout):
+            now = time.monotonic()
+            if message is None:
+                self._peers[rank].cut = now
+                self._notify()
+            else:
+                self._take(rank, message, now)
+
+    def _take(self, rank: int, message: Message, now: float) -> None:
+        self._peers[rank].take(message, now)
+        if "stop" in message:
+            signals.request_stop(message["stop"])
+        if "post" in message:
+            self._posts[message["post"]][rank] = base64.b64decode(message["blob"])
+            self._notify()
+        if "want" in message and self.in_hand is not None:
+            key, blob = self.in_hand()
+            self._connections.tell({"post": key, "blob": base64.b64encode(blob).decode()})
+        if "end" in message:
+            self._conclude(message["end"], now + message["in_s"])
+
+    def _spread_stop(self) -> None:
+        reason = signals.stop_reason()
+        if reason is None or self._stop_told:
+            return
+        self._stop_told = True
+        by_another = " on rank " in reason
+        if self.rank == 0 or not by_another:
+            self._connections.tell({"stop": reason if by_another else f"{reason} on rank {self.rank}"})
+
+    def _judge(self, now: float) -> None:
+        if self._verdict is None:
+            others = [peer for rank, peer in self._peers.items() if rank != self.rank]
+            found = find_dead(others, now, self.timeout_s, self._again)
+            if found is not None:
+                self._conclude(found, now + ALONE_S)
+            elif self.rank == 0 and self._left is None:
+                found = find_hang(list(self._peers.values()), now, self.timeout_s, self._again)
+                if found is not None:
+                    self._conclude(found, now)  # the main threads are where nothing wakes them
+        elif now > self._end_at + (OWN_END_S if self._left else 0):
+            self.end(self._verdict)
+
+    def _conclude(self, line: str, end_at: float) -> None:
+        if self._verdict is None:
+            if self.rank == 0:
+                self._connections.tell({"end": line, "in_s": end_at - time.monotonic()})
+            self._verdict = line
+            self._end_at = max(self._end_at, end_at)
+            self._known.set()
+
+    def _put(self, message: Message) -> None:
+        """Hand a message to the thread."""
+        if self._thread.is_alive():
+            self._connections.put(message)
+
+    def _flush(self) -> None:
+        """Wait until the thread has sent everything, FLUSH_S at most."""
+        until = time.monotonic() + FLUSH_S
+        while self._thread.is_alive() and time.monotonic() < until:
+            if self._connections.sent:
+                return
+            time.sleep(0.005)
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _silent(self) -> bool:
+        return time.monotonic() - self._peers[0].heard >= self.timeout_s
+
+
+def _at() -> str:
+    """Where the main thread is: 'at data/decode.py:41 in read'."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return ""
+    while frame.f_code.co_filename.startswith("<frozen os") and frame.f_back is not None:
+        frame = frame.f_back  # who called it says more
+    code = frame.f_code
+    place = f"{'/'.join(code.co_filename.split('/')[-3:])}:{frame.f_lineno} in {code.co_name}"
+    outer: FrameType | None = frame
+    while outer is not None:
+        for begins, marks in zip(BY_ITSELF, (COMPILING, IMPORTING), strict=True):
+            if any(mark in outer.f_code.co_filename for mark in marks):
+                return begins + place
+        outer = outer.f_back
+    return f"at {place}"
+
+
+def _is_of_the_network(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is what a collective raises when another process is gone."""
+    seen = 0
+    while error is not None and seen < 10:
+        if isinstance(error, RuntimeError | OSError) and NETWORK.search(str(error)):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False

@@ -1,0 +1,87 @@
+"""Being asked to stop: signals and the time budget set a flag here, and the run looks at it where stopping is safe (imgrec.training.step_boundary).
+
+Imports no torch, so that the handlers are there before the seconds that importing it takes: a signal in between would end the process.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPED = 75  # exit code of a run that was stopped and can go on; EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130  # exit code after a second Ctrl-C
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class _Request:
+    reason: str | None = None
+    since: float  # time.monotonic()
+
+
+_request = _Request()
+
+
+def stop_reason() -> str | None:
+    """Why the run should stop, such as "SIGTERM" or "the time budget of 5 minutes"; None while it should not."""
+    return _request.reason
+
+
+def seconds_since_request() -> float:
+    """Seconds since the first request; 0 without one."""
+    return 0.0 if _request.reason is None else time.monotonic() - _request.since
+
+
+def request_stop(reason: str) -> None:
+    """Ask the run of this process to stop at its next step. The first reason stays."""
+    if _request.reason is None:
+        _request.since = time.monotonic()
+        _request.reason = reason
+
+
+def clear_request() -> None:
+    """Nobody asks any more: before another run in this process."""
+    _request.reason = None
+
+
+def install_handlers() -> None:
+    """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask the run to stop. Does nothing off the main thread, where Python allows no handlers."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, _asked_by)
+
+
+@contextmanager
+def handlers_installed() -> Iterator[None]:
+    """`listen` for a while: what handled the signals before does so again afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [(number, signal.getsignal(number)) for number in SIGNALS]
+    install_handlers()
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _asked_by(number: int, frame: FrameType | None) -> None:
+    # Only a flag: a collective or a save in here could meet the other ranks in another one, and hang.
+    if number == signal.SIGINT and _request.reason == signal.SIGINT.name:
+        os.write(2, b"\nimgrec: interrupted at once. Start the same command again to go on from the last checkpoint.\n")
+        os._exit(INTERRUPTED)
+    request_stop(signal.Signals(number).name)
+
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process when the one that started it is gone, however that ended (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

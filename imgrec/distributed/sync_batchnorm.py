@@ -1,0 +1,139 @@
+"""Batch norm whose training statistics are those of the whole global micro-batch, over all processes.
+
+torch.nn.SyncBatchNorm refuses the CPU, where equality can be proved. It also recovers the variance from 1 / sqrt(var + eps), and in mixed
+precision a process without samples sends 16-bit zeros where the others send 32-bit numbers. So this one serves every device.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from imgrec.errors import ConfigError
+
+CONVERTED = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct2d")  # the last is timm's: with its dropout and activation
+
+
+def convert_sync_batchnorm(net: nn.Module) -> nn.Module:
+    """Replaces every batch norm in `net`, sharing its tensors, so names, state dict and optimizer groups stay. Returns the network.
+
+    Raises ConfigError for a network without batch norm, and for a kind of it that is not known here.
+    """
+    found = {name: module for name, module in net.named_modules(remove_duplicate=False) if isinstance(module, _BatchNorm)}
+    if not found:
+        raise ConfigError(
+            f"trainer.sync_batchnorm=true has no effect: {type(net).__name__} has no batch norm. Set trainer.sync_batchnorm=false."
+        )
+    for name, module in found.items():
+        if type(module).__name__ not in CONVERTED:
+            raise ConfigError(
+                f"trainer.sync_batchnorm=true: {name} of {type(net).__name__} is a {type(module).__name__}, and only "
+                f"{', '.join(CONVERTED)} can be synchronised. Set trainer.sync_batchnorm=false."
+            )
+    # One that is used under two names stays one.
+    made: dict[nn.Module, SyncBatchNorm] = {module: SyncBatchNorm(module) for module in found.values()}
+    for name, module in found.items():
+        if name:
+            net.set_submodule(name, made[module])
+    return made.get(net, net)
+
+
+class SyncBatchNorm(_BatchNorm):
+    """In training a batch norm over the samples of all processes, in evaluation the plain one; float [B, C, ...] -> the same shape.
+
+    Every process must call it, with 0 samples too, and backward as well: the processes exchange 2 C + 1 numbers each way. The running
+    statistics are equal on all of them.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False, track_running_stats=False)
+        self.affine, self.track_running_stats, self.training = norm.affine, norm.track_running_stats, norm.training
+        self._parameters, self._buffers = norm._parameters, norm._buffers
+        self._modules = norm._modules  # BatchNormAct2d: its dropout and its activation, in this order
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        assert input.ndim >= 2, "a batch norm takes [B, C, ...]"
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and distributed.is_initialized() and distributed.get_world_size() > 1:
+            normed: Tensor = self._synchronized(input)
+        else:
+            normed = super().forward(input)
+        for child in self.children():
+            normed = child(normed)
+        return normed
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives inside an autograd function
+    def _synchronized(self, input: Tensor) -> Tensor:
+        output: Tensor
+        output, mean, var, count = _Normalize.apply(input, self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                share = (count > 0).to(mean.dtype) * (
+                    1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
+                )
+                self.running_mean += share * (mean - self.running_mean)
+                self.running_var += share * (var * (count / (count - 1).clamp(min=1)) - self.running_var)
+        return output
+
+
+class _Normalize(torch.autograd.Function):
+    """Ioffe and Szegedy 2015 (arXiv 1502.03167), with sums that run over the processes too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        others = [dim for dim in range(input.ndim) if dim != 1]
+        wide = input.double() if input.dtype == torch.float64 else input.float()
+        size = input.numel() // input.shape[1]
+        var, mean = torch.var_mean(wide, others, correction=0) if size else wide.new_zeros(2, input.shape[1])
+        every = _from_all(torch.cat([mean, var, mean.new_full((1,), size)]))
+        means, variances, counts = torch.split(every, [len(mean), len(mean), 1], dim=1)
+        # Chan 1979: what all have in common from what each has, without the cancellation of E[x^2] - E[x]^2.
+        count = counts.sum()
+        share = counts / count.clamp(min=1)
+        mean = (means * share).sum(0)
+        var = ((variances + (means - mean).square()) * share).sum(0)
+        output = F.batch_norm(input, mean, var, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(input, weight, mean, (var + eps).rsqrt(), count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return output, mean, var, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        input, weight, mean, scale, count = ctx.saved_tensors
+        others = [dim for dim in range(input.ndim) if dim != 1]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        wide = grad.to(mean.dtype)
+        normed = (input.to(mean.dtype) - mean.view(shape)) * scale.view(shape)
+        grad_bias, grad_weight = wide.sum(others), (wide * normed).sum(others)
+        grad_input = None
+        if ctx.needs_input_grad[0]:
+            sums = torch.stack([grad_bias, grad_weight])
+            distributed.all_reduce(sums)
+            by_mean, by_var = (sums / count.clamp(min=1)).view(2, *shape).unbind()
+            factor = scale if weight is None else scale * weight
+            grad_input = ((wide - by_mean - normed * by_var) * factor.view(shape)).to(input.dtype)
+        # Of this process's samples alone: the strategy sums gradients of weights over processes.
+        return (
+            grad_input,
+            grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None,
+            grad_bias if ctx.needs_input_grad[2] else None,
+            None,
+        )
+
+
+def _from_all(mine: Tensor) -> Tensor:
+    """[N] of each process -> [processes, N], in the order of the ranks."""
+    every = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(every, mine)
+    return torch.stack(every)

@@ -1,0 +1,103 @@
+"""The last resorts of a training process: to end at once with a line, and to end a stop that finds no step boundary."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from imgrec.distributed import signals
+
+if TYPE_CHECKING:
+    from imgrec.training.resume_state import LoopPosition
+
+
+GRACE_S = 15.0  # a stop should be over inside 20 s
+SAVING_S = 120.0  # for a save that has begun, and for the way out after it
+FLUSH_S = 3.0
+
+# Takes the line and the exit code in a process whose parent speaks for it (imgrec.distributed.launcher).
+speak: Callable[[str, int], None] | None = None
+
+
+def end_process(line: str | None, code: int, note: Callable[[str], None] | None = None) -> None:
+    """Print a line on stderr and hand it to `note`, or hand it to `speak` alone; flush and leave with `code`, from any thread.
+
+    For when the main thread sits in a collective or a read that nothing interrupts. It may hold the lock of a stream or a log, or be writing into a full
+    pipe, so that is waited for no longer than FLUSH_S.
+    """
+
+    def flush() -> None:
+        if line is not None and speak is not None:
+            speak(line, code)
+        elif line is not None:
+            os.write(2, f"imgrec: {line}\n".encode())
+            if note is not None:
+                note(line)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    last = threading.Thread(target=flush, daemon=True)
+    last.start()
+    last.join(FLUSH_S)
+    os._exit(code)
+
+
+class Saves(Protocol):
+    """Who saves (imgrec.training.step_boundary.StepBoundary): whether a save is under way, and the place of the last one."""
+
+    saving: bool
+    saved: "LoopPosition | None"
+
+
+class Watchdog:
+    """A thread that ends this process with exit code 75 when it was asked to stop `grace_s` ago and no step boundary came.
+
+    The main thread then sits where Python runs no code of ours: a compile, a read from a share that is gone. A save that begins in time, and the way
+    out after it, may take `saving_s`. Use it as a context manager around a run; set `saves` once there is something that saves. `leave` is called before
+    the end, so that the other ranks do not take it for a death; `note` writes to the log; `speaks`: this process prints the line.
+    """
+
+    def __init__(
+        self,
+        *,
+        note: Callable[[str], None],
+        leave: Callable[[str], None],
+        speaks: bool = True,
+        grace_s: float = GRACE_S,
+        saving_s: float = SAVING_S,
+    ) -> None:
+        self.saves: Saves | None = None
+        self._note, self._leave, self._speaks = note, leave, speaks
+        self._grace_s, self._saving_s = grace_s, saving_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="imgrec watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        before: LoopPosition | None = None  # what was saved when the stop was asked for
+        began: float | None = None  # when the save after that did
+        while not self._over.wait(min(0.25, self._grace_s / 10)):
+            saves, reason = self.saves, signals.stop_reason()
+            if reason is None:
+                before = None if saves is None else saves.saved
+                continue
+            if began is None and saves is not None and (saves.saving or saves.saved is not before):
+                began = time.monotonic()
+            if began is None and signals.seconds_since_request() > self._grace_s:
+                since = "" if before is None else f" since step {before.step}"
+                self._end(f"stopped by {reason}; no step boundary came within {self._grace_s:g} s: nothing was saved{since}")
+            if began is not None and time.monotonic() - began > self._saving_s:
+                self._end(f"stopped by {reason}; the save that began then did not end within {self._saving_s:g} s")
+
+    def _end(self, line: str) -> None:
+        self._leave(line)
+        line = f"{line}. Start the same command again to go on."
+        end_process(line if self._speaks else None, signals.STOPPED, self._note)

@@ -1,0 +1,113 @@
+"""Reading a checkpoint: plain data with a format version, checked before anything of it is used."""
+
+import pickle
+import platform
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imgrec.config.instantiate import ALLOW, in_your_packages
+from imgrec.config.schema import Node, RunConfig, run_config
+from imgrec.errors import CheckpointError, DamagedError
+from imgrec.inference.paths import find_checkpoint
+
+FORMAT_VERSION = 3
+
+# A stored config is code to be called, and somebody else's file may name any: what each node of it may call.
+CALLABLE_PREFIXES: dict[str, tuple[str, ...]] = {
+    "data": ("imgrec.data.",),
+    "model": ("imgrec.models.", "torchvision.models.", "timm.models."),
+    "augment": ("imgrec.data.augment.",),
+    "optim": ("torch.optim.", "timm.optim."),
+    "scheduler": ("imgrec.training.scheduler.",),
+    "loss": ("imgrec.models.losses.",),
+    "trainer": ("imgrec.training.trainer.",),
+    "logger": ("pytorch_lightning.loggers.",),
+}
+
+
+def package_versions() -> dict[str, str]:
+    """Version of each package that decides the numbers of a run."""
+    from importlib.metadata import version
+
+    packages = ("imgrec", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
+    """The checked dictionary of a checkpoint: "state_dict", "imgrec" and, for resuming, Lightning's own keys.
+
+    Raises CheckpointError for a file that is truncated, foreign, of another version, or whose config names code that imgrec does not call.
+    """
+    file = find_checkpoint(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickle protocols: what comes of it is said below
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as records:  # torch compares no checksum: one flipped bit would pass
+                    damaged = records.testzip()
+                if damaged is not None:
+                    raise zipfile.BadZipFile(f"the checksum of its record {damaged} does not match")
+            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        size, reason = file.stat().st_size, (str(error).splitlines() or ["it ends too early"])[0].rstrip(".")
+        raise DamagedError(
+            f"{file} ({size:,} bytes) is truncated or no checkpoint: {reason}. Name another, such as last.ckpt beside it."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not isinstance(checkpoint.get("imgrec"), dict):
+        raise CheckpointError(
+            f"{file} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT."
+        )
+    found = checkpoint["imgrec"].get("version")
+    if found != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{file} has checkpoint format {found}; this imgrec reads format {FORMAT_VERSION}. "
+            f"Install the imgrec that wrote it: {checkpoint['imgrec'].get('versions', {}).get('imgrec', 'unknown')}."
+        )
+    for key in ("config", "classes", "preprocessing"):
+        if not isinstance(checkpoint["imgrec"].get(key), dict | list):
+            raise CheckpointError(f"{file} lacks '{key}' in its 'imgrec' entry. Name a checkpoint that imgrec wrote.")
+    _refuse_foreign_code(checkpoint["imgrec"]["config"], file)
+    return checkpoint
+
+
+def _refuse_foreign_code(config: Node, file: Path) -> None:
+    for name, node in config.items():
+        target = node.get("_target_") if isinstance(node, dict) else None
+        if target is None or str(target).startswith(CALLABLE_PREFIXES.get(name, ())) or in_your_packages(str(target)):
+            continue
+        allowed = " or ".join(f"{home}*" for home in CALLABLE_PREFIXES.get(name, ())) or "nothing there"
+        raise CheckpointError(
+            f"{file}: its config would call {target} as its {name}; a stored one may call {allowed}. "
+            f"Do not use this file, or if the code is yours: export {ALLOW}={str(target).partition('.')[0]}"
+        )
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read: its config, class names, preprocessing and weights."""
+
+    file: Path
+    run: RunConfig
+    classes: tuple[str, ...]
+    preprocessing: Node
+    checkpoint: dict[str, Any]
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint file or run folder; enough to evaluate, predict or export without `model=` or `data=`."""
+    file = find_checkpoint(path)
+    checkpoint = read_checkpoint(file)
+    info = checkpoint["imgrec"]
+    try:
+        return Checkpoint(file, run_config(info["config"]), tuple(info["classes"]), info["preprocessing"], checkpoint)
+    except KeyError as error:
+        raise CheckpointError(f"{file} lacks {error} in its 'imgrec' entry. Name a checkpoint that imgrec wrote.") from error

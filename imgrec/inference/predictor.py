@@ -1,0 +1,281 @@
+"""A trained network that answers: what `imgrec.load` gives. A checkpoint is all it needs; nothing is downloaded."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, Dataset
+
+from imgrec.config.instantiate import instantiate
+from imgrec.config.schema import Node
+from imgrec.data.decode import Preprocessing, fit_to_size, from_pil, load_image
+from imgrec.data.folder import FileNames
+from imgrec.data.in_memory import to_channels
+from imgrec.data.loader import start_worker, worker_count
+from imgrec.data.preprocess import Preprocess
+from imgrec.distributed.worker_group import WorkerGroup
+from imgrec.distributed.world import world
+from imgrec.errors import CheckpointError, ConfigError, DataError
+from imgrec.inference.checkpoint import Checkpoint
+from imgrec.inference.metrics import Report
+from imgrec.models.factory import build_network
+from imgrec.models.losses import Loss
+from imgrec.training.module import Classifier
+from imgrec.training.trainer import Precision
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
+AT_ONCE = 64  # images
+FEW = 256  # files that this process reads by itself: workers take seconds to start
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable class of an image; `top` has the first top_k with their probabilities, the highest first."""
+
+    class_name: str
+    probability: float
+    top: list[tuple[str, float]]
+
+
+class Predictor:
+    """A network with its classes and preprocessing, on a device.
+
+    precision: None is the run's; 16-mixed is bf16-mixed off CUDA, as in training. Raises ConfigError for a device that is not
+    there, CheckpointError for weights that do not fit their config.
+    """
+
+    def __init__(self, stored: Checkpoint, *, device: Device = "auto", precision: Precision | None = None) -> None:
+        self.stored = stored
+        self.classes = stored.classes
+        self.preprocessing = cast(Preprocessing, stored.preprocessing)
+        self.device = torch.device(_available(device))
+        self.precision: Precision = precision or stored.run.trainer["precision"]
+        if self.precision == "16-mixed" and self.device.type != "cuda":
+            self.precision = "bf16-mixed"
+        # On this device and in this process alone: the caller's random numbers stay as they are.
+        with torch.random.fork_rng(devices=[]):
+            self.classifier = _classifier(stored).to(self.device).eval()
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W], C as the network was trained on, any H and W (squashed) -> float32 [B, K] on the CPU."""
+        channels = self.preprocessing["channels"]
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
+            raise DataError(
+                f"images are {_describe(images)}; probabilities takes uint8 [B, {channels}, H, W]. "
+                "`predict` takes single images too, and converts channels."
+            )
+        if not len(images):
+            return torch.empty(0, len(self.classes))
+        with self.inference(len(images)):
+            found = cast(Tensor, self.classifier(images.to(self.device))).float().cpu()
+        if found.isnan().any():
+            hint = "Train again" if self.precision == "32" else "Set precision=32, or train again"
+            raise CheckpointError(f"{self.stored.file}: the network's answer is not a number. {hint} with a lower optim.lr.")
+        return found
+
+    def predict(self, images: Picture | Sequence[Picture], *, top_k: int = 1, batch_size: int = AT_ONCE) -> list[Prediction]:
+        """One Prediction an image, in the order given.
+
+        images: one or a sequence of paths, PIL images, uint8 arrays [H, W] or [H, W, C], uint8 tensors [C, H, W]; or one uint8
+        tensor [B, C, H, W]. Gray and colour are converted, sizes fitted as in evaluation. DataError for what cannot be read.
+        """
+        one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or (isinstance(images, Tensor) and images.ndim < 4)
+        pictures = cast(Sequence[Picture], [images] if one else images)
+        found: list[Prediction] = []
+        for start in range(0, len(pictures), batch_size):
+            part = [self._fitted(pictures[place]) for place in range(start, min(start + batch_size, len(pictures)))]
+            found += self.ranked(self.probabilities(torch.stack(part)), top_k)
+        return found
+
+    def predict_files(
+        self, paths: Sequence[str], *, top_k: int = 1, batch_size: int = AT_ONCE, num_workers: int | Literal["auto"] = "auto"
+    ) -> Iterator[Prediction | DataError]:
+        """Like `predict`, read by worker processes; for a file that cannot be read its DataError takes the Prediction's place."""
+        if num_workers == "auto":
+            num_workers = 0 if len(paths) <= FEW else worker_count("auto", in_memory=False, processes_here=world().local_size)
+        parts = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
+        loader: DataLoader[_Read] = DataLoader(
+            _Files(FileNames(paths), self.preprocessing),
+            batch_size=None,
+            sampler=parts,
+            num_workers=num_workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=start_worker if num_workers else None,
+        )
+        for read in loader:
+            good = iter(self.ranked(self.probabilities(read.images), top_k))
+            for error in read.errors:
+                yield next(good) if error is None else DataError(error)
+
+    def ranked(self, probabilities: Tensor, top_k: int) -> list[Prediction]:
+        """float [B, K] -> the best top_k classes of each row; of equals the first in the class list, as argmax has it."""
+        if top_k < 1:
+            raise ConfigError(f"top_k={top_k}: one class at least is asked for. Set top_k=1.")
+        best = probabilities.sort(dim=1, descending=True, stable=True)
+        found = []
+        for values, places in zip(best.values[:, :top_k].tolist(), best.indices[:, :top_k].tolist(), strict=True):
+            top = [(self.classes[place], value) for value, place in zip(values, places, strict=True)]
+            found.append(Prediction(*top[0], top))
+        return found
+
+    def evaluate(
+        self,
+        split: Literal["test", "val", "train"] = "test",
+        *,
+        folder: str | None = None,
+        data: Node | None = None,
+        batch_size: int | None = None,
+        num_workers: int | Literal["auto"] = "auto",
+    ) -> Report:
+        """Figures on a split of the stored data set, or on FOLDER/CLASS/*; `data` holds what has changed: {"root": ...}.
+
+        Where torch.distributed is initialised each process measures its share, so all must call it; each gets the figures of the whole.
+        """
+        from imgrec.inference.evaluation import evaluation_images, measure_split
+
+        images, counts = evaluation_images(self.stored, split=split, folder=folder, changes=data or {})
+        connected = distributed.is_available() and distributed.is_initialized()
+        crew = WorkerGroup(distributed.get_rank(), distributed.get_world_size()) if connected else WorkerGroup()
+        return measure_split(self, images, counts, batch_size=batch_size, num_workers=num_workers, crew=crew)[0]
+
+    @contextmanager
+    def inference(self, batch_size: int) -> Iterator[None]:
+        """No gradients, the precision asked for; ConfigError where the device's memory does not hold `batch_size` images."""
+        try:
+            autocast = torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "32")
+            with torch.inference_mode(), autocast:
+                yield
+        except torch.OutOfMemoryError as error:
+            less = f"Set batch_size={batch_size // 2}." if batch_size > 1 else "Set device=cpu."
+            raise ConfigError(
+                f"batch_size={batch_size}: so many images do not fit in the memory of {self.device}. {less}"
+            ) from error
+
+    def _fitted(self, picture: Picture) -> Tensor:
+        """uint8 [C, S, S] of any picture."""
+        if isinstance(picture, str | os.PathLike):
+            return load_image(os.fspath(picture), self.preprocessing)
+        channels = self.preprocessing["channels"]
+        if isinstance(picture, Image.Image):
+            try:
+                return fit_to_size(from_pil(picture, channels), self.preprocessing)
+            except Exception as error:  # PIL reads lazily and raises whatever its parsers stumble on, see decode
+                raise DataError(f"a PIL image cannot be read: {error}.") from error
+        pixels = _planes(picture)
+        if pixels is None or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.numel():
+            raise DataError(
+                f"an image is {_describe(picture)}; predict takes uint8 arrays [H, W], [H, W, 1] or [H, W, 3], "
+                "uint8 tensors [1, H, W] or [3, H, W], with values from 0 to 255, and paths and PIL images."
+            )
+        return fit_to_size(to_channels(pixels[None].cpu(), channels)[0], self.preprocessing)
+
+
+def _planes(picture: object) -> Tensor | None:
+    """uint8 [C, H, W] of an array or a tensor, where it is uint8."""
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
+        array = torch.from_numpy(np.ascontiguousarray(picture))
+        return array[None] if array.ndim == 2 else array.movedim(-1, 0)
+    return picture if isinstance(picture, Tensor) and picture.dtype == torch.uint8 else None
+
+
+class _Read(NamedTuple):
+    images: Tensor  # uint8 [n, C, S, S] of the files that could be read
+    errors: list[str | None]  # of every file
+
+
+class _Files(Dataset[_Read]):
+    def __init__(self, paths: FileNames, preprocessing: Preprocessing) -> None:
+        self.paths, self.preprocessing = paths, preprocessing
+
+    def __getitem__(self, places: range) -> _Read:
+        size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
+        images = torch.empty((len(places), channels, size, size), dtype=torch.uint8)
+        errors: list[str | None] = []
+        count = 0
+        for place in places:
+            try:
+                images[count] = load_image(self.paths[place], self.preprocessing)
+            except DataError as error:
+                errors.append(str(error))
+            else:
+                errors.append(None)
+                count += 1
+        return _Read(images[:count], errors)
+
+
+_DTYPES = {"32": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # 32: autocast is off, but wants one
+
+
+def _classifier(stored: Checkpoint) -> Classifier:
+    run, file = stored.run, stored.file
+    wrote = stored.checkpoint["imgrec"].get("versions", {}).get("imgrec", "unknown")
+    try:
+        net = build_network(run, stored.classes)
+        loss = weighted_loss(stored, None)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{file}: this imgrec cannot build its network: {error}. Install the imgrec that wrote it: {wrote}."
+        ) from error
+    # With EMA, Lightning's checkpoints hold the averaged weights here.
+    state = {key.removeprefix("net."): value for key, value in stored.checkpoint["state_dict"].items() if key.startswith("net.")}
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n")[1:2]).strip().rstrip(".") or str(error)
+        raise CheckpointError(
+            f"{file}: its weights do not fit the network of its config ({reason}). "
+            f"Train again, or install the imgrec that wrote it: {wrote}."
+        ) from error
+    found = stored.preprocessing
+    return Classifier(
+        net=net,
+        loss=loss,
+        preprocess=Preprocess(image_size=found["image_size"], mean=found["mean"], std=found["std"]),
+        classes=stored.classes,
+        channels_last=run.trainer["channels_last"],
+    )
+
+
+def weighted_loss(stored: Checkpoint, counts: Tensor | None) -> Loss:
+    """The run's loss, with its class weights where the training counts (int64 [K]) are known."""
+    loss = instantiate(stored.run.loss, **({} if counts is not None else {"class_weights": "none"}))
+    assert isinstance(loss, Loss)
+    if counts is not None:
+        loss.set_class_counts(counts)
+    return loss
+
+
+def _available(device: Device) -> str:
+    accelerators = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = [*(name for name, found in accelerators.items() if found), "cpu"]
+    if device == "auto":
+        return there[0]
+    if device not in there:
+        raise ConfigError(f"device={device} cannot be had; torch finds {' and '.join(there)} here. Set device=auto.")
+    return device
+
+
+def _describe(found: object) -> str:
+    if isinstance(found, np.ndarray | Tensor):
+        return f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
+    return f"of type {type(found).__name__}"
+
+
+def load(path: str | os.PathLike[str], *, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> "Predictor":
+    """The recognizer of a checkpoint or run folder: `imgrec.load("runs/mnist_resnet/1").predict("seven.png")`.
+
+    Raises CheckpointError for a file that is no whole checkpoint of imgrec.
+    """
+    from imgrec.inference.checkpoint import load_checkpoint
+
+    pass
+
+    return Predictor(load_checkpoint(Path(path)), device=device)

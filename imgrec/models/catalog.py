@@ -1,0 +1,170 @@
+"""The networks that there are, ours and the libraries', each measured without building its weights."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import TYPE_CHECKING
+
+from imgrec.config.compose import by_size
+from imgrec.config.instantiate import instantiate, locate
+from imgrec.config.options import conf_dir, option_names
+from imgrec.config.schema import Node
+from imgrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+SOURCES = ("imgrec", "torchvision", "timm", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogQuery:
+    """What the command line asks for; None leaves sizes to each network."""
+
+    source: str = "imgrec"
+    filter: str = "*"
+    image_size: int | None = None
+    num_classes: int | None = None
+    out: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRow:
+    """What to type, parameters, operations for one image (a multiply-add is two); None for what a note says instead."""
+
+    source: str
+    name: str
+    select: str
+    parameters: int | None
+    flops: int | None
+    image_size: int
+    num_classes: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that is not built yet, with the image size and the number of classes it is meant for."""
+
+    source: str
+    name: str
+    select: str
+    image_size: int
+    num_classes: int
+    build: "Callable[[int, int], nn.Module]"  # (num_classes, image_size)
+
+
+def candidates(query: CatalogQuery) -> Iterator[Candidate]:
+    """The networks of the asked-for sources whose names fit the filter."""
+    sources = SOURCES[:-1] if query.source == "all" else (query.source,)
+    for source in sources:
+        every = _ours() if source == "imgrec" else _library(source)
+        yield from (candidate for candidate in every if fnmatch(candidate.name, query.filter))
+
+
+def measure_network(candidate: Candidate, query: CatalogQuery) -> NetworkRow:
+    """Builds a network without weights and counts; one that cannot be built for these images says so in its row."""
+    import torch
+
+    from imgrec.models.summary import measure_size
+
+    image_size = query.image_size or candidate.image_size
+    num_classes = query.num_classes or candidate.num_classes
+    parameters, flops, note = None, None, ""
+    try:
+        try:
+            with weightless():
+                net = candidate.build(num_classes, image_size)
+        except ConfigError:  # some of timm's compute with their weights while they are built, all on one device
+            with torch.device("meta"):
+                net = candidate.build(num_classes, image_size)
+        parameters = sum(parameter.numel() for parameter in net.parameters())
+        flops = measure_size(net, channels=3, image_size=image_size).flops
+    except ConfigError as error:
+        note = str(error)
+    return NetworkRow(
+        source=candidate.source,
+        name=candidate.name,
+        select=candidate.select,
+        parameters=parameters,
+        flops=flops,
+        image_size=image_size,
+        num_classes=num_classes,
+        note=note,
+    )
+
+
+@contextmanager
+def weightless() -> Iterator[None]:
+    """Networks built inside have parameters with a shape but no content (torch's meta device): no time, no memory.
+
+    Not `torch.device("meta")`: networks that compute their widths with tensors (torchvision's RegNet) cannot be built under it.
+    """
+    from torch import nn
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    def without_content(module: "nn.Module", name: str, parameter: "nn.Parameter") -> "nn.Parameter":
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(without_content)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _ours() -> Iterator[Candidate]:
+    for option in option_names("model"):
+        if option in ("torchvision", "timm"):
+            continue
+        node = _node(option, image_size=224, num_classes=10)
+        module = sys.modules[locate(node["_target_"]).__module__]
+        small_depths: Sequence[int] = getattr(module, "CIFAR_DEPTHS", ())
+        for depth in getattr(module, "DEPTHS", (None,)):
+            for norm in (False, True) if "batch_norm" in node else (None,):
+                settings: Node = {} if depth is None else {"depth": depth}
+                name = option if depth is None else f"{option}{depth}"
+                if norm is not None:
+                    settings["batch_norm"] = norm
+                    name += "_bn" if norm else ""
+                small = depth in small_depths or option in ("simple_cnn", "lenet")
+                words = [f"model={option}", *(f"model.{key}={str(value).lower()}" for key, value in settings.items())]
+                size, classes = (32, 10) if small else (224, 1000)
+                yield Candidate("imgrec", name, " ".join(words), size, classes, _builder(option, settings))
+
+
+def _library(source: str) -> Iterator[Candidate]:
+    if source == "torchvision":
+        from imgrec.models.torchvision import torchvision_names
+
+        sizes = dict.fromkeys(torchvision_names(), 224)
+    else:
+        from imgrec.models.timm import own_size, timm_library
+
+        sizes = {name: own_size(name) for name in timm_library().list_models()}
+    for name, size in sizes.items():
+        yield Candidate(source, name, f"model={source} model.name={name}", size, 1000, _builder(source, {"name": name}))
+
+
+def _builder(option: str, settings: Node) -> "Callable[[int, int], nn.Module]":
+    def make(num_classes: int, image_size: int) -> "nn.Module":
+        net: nn.Module = instantiate(_node(option, image_size=image_size, num_classes=num_classes) | settings)
+        return net
+
+    return make
+
+
+def _node(option: str, *, image_size: int, num_classes: int) -> Node:
+    """conf/model/OPTION.yaml, resolved for RGB images of this size."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("by_size", by_size, replace=True)
+    data = {"image_size": image_size, "num_classes": num_classes, "channels": 3}
+    config = OmegaConf.create({"data": data, "model": OmegaConf.load(conf_dir() / "model" / f"{option}.yaml")})
+    tree = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(tree, dict)
+    node: Node = tree["model"]
+    return node

@@ -1,0 +1,133 @@
+"""Losses on logits and soft targets, per sample, with class weights and weight penalties."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from imgrec.errors import ConfigError
+
+ClassWeights = Literal["none", "balanced"]
+
+
+def _smooth(targets: Tensor, label_smoothing: float) -> Tensor:
+    """(1 - e) * targets + e / K (Szegedy 2016, Inception-v3, section 7)."""
+    return targets if label_smoothing == 0 else targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
+
+
+def _check_smoothing(label_smoothing: float) -> float:
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError(f"loss.label_smoothing={label_smoothing}, not a share from 0 to below 1. Set loss.label_smoothing=0.1.")
+    return label_smoothing
+
+
+class Loss(nn.Module):
+    """Base: a subclass gives `per_sample`; weighting by class, the penalties and float32 are here.
+
+    class_weights: "balanced" gives class c the weight n / (K * n_c), K the classes that have samples: each class counts the same,
+    and the mean weight over the n training samples is 1 (scikit-learn's compute_class_weight). A class without samples has 0.
+    """
+
+    class_weight: Tensor | None  # float32 [K]
+
+    def __init__(self, *, class_weights: ClassWeights, l1: float, l2: float) -> None:
+        super().__init__()
+        for name, strength in (("l1", l1), ("l2", l2)):
+            if strength < 0:
+                raise ConfigError(f"loss.{name}={strength} would reward large weights. Set loss.{name}=0.0 or above.")
+        self.class_weights, self.l1, self.l2 = class_weights, l1, l2
+        # Not in the state dict: it follows from the training data, and a checkpoint serves other data too.
+        self.register_buffer("class_weight", None, persistent=False)
+
+    def set_class_counts(self, counts: Tensor) -> None:
+        """counts: int64 [K], training samples of each class. Does nothing with class_weights="none"."""
+        if self.class_weights == "balanced":
+            weight = counts.sum().double() / ((counts > 0).sum() * counts)
+            self.class_weight = torch.where(counts > 0, weight, 0.0).float()
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """float32 [B, K], float32 [B, K] -> float32 [B], before class weights."""
+        raise NotImplementedError
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits: float [B, K]; targets: float [B, K], rows sum to 1 (one-hot or mixed). Returns each sample's loss, float32 [B].
+
+        A sample's class weight is the mean of the classes' weights under its targets; the plain mean over a batch is the loss.
+        """
+        losses = self.per_sample(logits.float(), targets.float())
+        if self.class_weights == "none":
+            return losses
+        assert self.class_weight is not None, "set_class_counts comes before the first balanced loss"
+        return losses * (targets.float() @ self.class_weight)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """float [B, K] -> float32 [B, K], rows sum to 1."""
+        return logits.float().softmax(dim=1)
+
+    def penalty(self, parameters: Sequence[Parameter]) -> Tensor:
+        """l1 * sum |w| + l2 * sum w^2 over the parameters (Keras's definition: l2 is not halved), a scalar.
+
+        Its gradient is 2 * l2 * w: under plain SGD l2=0.0005 pulls as weight_decay=0.001 does. `imgrec.training.optimizer.decayed` picks them.
+        """
+        total = torch.zeros((), device=parameters[0].device if parameters else None)
+        if self.l1 > 0:
+            total = total + self.l1 * torch.stack([weight.abs().sum() for weight in parameters]).sum()
+        if self.l2 > 0:
+            total = total + self.l2 * torch.stack([weight.square().sum() for weight in parameters]).sum()
+        return total
+
+
+class CrossEntropy(Loss):
+    """-sum_c t_c log p_c, with smoothed targets."""
+
+    def __init__(self, *, label_smoothing: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
+        super().__init__(class_weights=class_weights, l1=l1, l2=l2)
+        self.label_smoothing = _check_smoothing(label_smoothing)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, _smooth(targets, self.label_smoothing), reduction="none")
+
+
+class MSE(Loss):
+    """Mean over the classes of (p_c - t_c)^2, p the softmax (the Brier score over K)."""
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(logits.softmax(dim=1), targets, reduction="none").mean(dim=1)
+
+
+class BCE(Loss):
+    """Binary cross-entropy of each class's sigmoid, mean over the classes, soft targets taken as they are.
+
+    timm's BinaryCrossEntropy; Wightman 2021, "ResNet strikes back". The mean divides gradients by K: SGD wants a higher rate.
+    """
+
+    def __init__(self, *, label_smoothing: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
+        super().__init__(class_weights=class_weights, l1=l1, l2=l2)
+        self.label_smoothing = _check_smoothing(label_smoothing)
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smooth = _smooth(targets, self.label_smoothing)
+        return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The sigmoids over their sum: one of the classes is right. In logs, so that K tiny sigmoids do not become 0 / 0."""
+        return F.logsigmoid(logits.float()).softmax(dim=1)
+
+
+class Focal(Loss):
+    """-sum_c t_c (1 - p_c)^gamma log p_c, p the softmax; gamma 0: cross-entropy (Lin 2017, here for exclusive classes)."""
+
+    def __init__(self, *, gamma: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
+        super().__init__(class_weights=class_weights, l1=l1, l2=l2)
+        if gamma < 0:
+            raise ConfigError(f"loss.gamma={gamma} would stress what is easy. Set loss.gamma=2.0.")
+        self.gamma = gamma
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        log_p = logits.log_softmax(dim=1)
+        # The floor keeps the gradient of (1 - p)^gamma finite at p = 1 for gamma < 1.
+        missing = (-torch.expm1(log_p)).clamp_min(torch.finfo(torch.float32).eps)
+        return -(targets * missing**self.gamma * log_p).sum(dim=1)

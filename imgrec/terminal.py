@@ -1,0 +1,77 @@
+"""The terminal and the log file: the same lines go to both, with colour and a live bar on a terminal only."""
+
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOG_WIDTH = 120  # characters; a file has no width of its own
+
+
+class Terminal:
+    """Where a command speaks; silent on every process but the first."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, highlight=False)
+        if not self.console.is_terminal:
+            self.console = Console(quiet=quiet, highlight=False, width=LOG_WIDTH, no_color=True)
+        self.log: Console | None = None
+        self._file: IO[str] | None = None
+
+    def log_to(self, path: Path) -> None:
+        """Append every line to a file as well."""
+        self._file = path.open("a", buffering=1)
+        self.log = Console(file=self._file, width=LOG_WIDTH, no_color=True, highlight=False)
+
+    def say(self, what: Any = "", style: str | None = None) -> None:
+        """Print a line or a rich table; lines are never wrapped."""
+        for console in (self.console, self.log):
+            if console is None:
+                continue
+            if isinstance(what, str) or console.is_terminal:
+                console.print(what, style=style, soft_wrap=isinstance(what, str), markup=False)
+            else:  # a table pads its rows: fine on a terminal, noise in a file
+                with console.capture() as drawn:
+                    console.print(what, style=style, markup=False)
+                console.print("\n".join(line.rstrip() for line in drawn.get().splitlines()), soft_wrap=True, markup=False)
+
+    def note(self, line: str) -> None:
+        """A line for the log file alone."""
+        if self.log is not None:
+            self.log.print(line, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self.log = self._file = None
+
+    def bar(self) -> Progress:
+        """A live bar that vanishes when it is done; nothing at all off a terminal."""
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=40),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+
+
+def percent(share: float) -> str:
+    """0.9861 -> '98.61%'."""
+    return f"{100 * share:.2f}%"
+
+
+def duration(seconds: float) -> str:
+    """75 -> '1:15', 4000 -> '1:06:40'."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def printable(path: str) -> str:
+    """A file name that any terminal can print: bytes that are no UTF-8, and control characters, become '?'."""
+    return "".join(letter if letter.isprintable() else "?" for letter in path)

@@ -1,0 +1,1 @@
+"""What trains: the LightningModule, its optimizer and schedule, checkpoints, the run directory, callbacks."""

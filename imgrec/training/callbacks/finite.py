@@ -1,0 +1,69 @@
+"""Stop at the step whose loss is not a number."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from imgrec.errors import ImgrecError
+
+LAG = 10  # steps; on a GPU a look at the loss would wait for all that is queued, so it is copied behind its step and looked at later
+
+
+class NotFiniteError(ImgrecError):
+    """The loss became NaN or infinite."""
+
+
+class FiniteLoss(Callback):
+    """Raises NotFiniteError naming the step; nothing is saved after that step, so the last good checkpoint stays."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._losses: list[tuple[int, int, Tensor, torch.cuda.Event | None]] = []
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        self._losses.append((trainer.current_epoch + 1, trainer.global_step + 1, *copy_to_host(loss.detach())))
+        self._look(keep=0 if loss.device.type == "cpu" else LAG)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._look(keep=0)
+        # Weights that explode at an epoch's last step had a finite loss before it: the validation tells, and the saving comes after it.
+        found = trainer.callback_metrics.get("val/loss")
+        if found is not None and not torch.isfinite(found):
+            self._stop("validation loss", found, "after", trainer.global_step, trainer.current_epoch + 1)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._look(keep=0)  # a save between epochs: nothing unlooked-at may get into it
+
+    def _look(self, keep: int) -> None:
+        while len(self._losses) > keep:
+            epoch, step, loss, copied = self._losses.pop(0)
+            if copied is not None:
+                copied.synchronize()
+            if not torch.isfinite(loss):
+                self._stop("loss", loss, "at", step, epoch)
+
+    def _stop(self, what: str, value: Tensor, when: str, step: int, epoch: int) -> None:
+        saved = any(Path(self.folder).glob("*.ckpt"))
+        kept = f" and {self.folder} keeps the last good checkpoint" if saved else ", before anything was saved"
+        raise NotFiniteError(
+            f"the {what} is {value.item()} {when} step {step} (epoch {epoch}); training stopped there{kept}. "
+            "Lower optim.lr, set trainer.gradient_clip=1.0 or trainer.precision=32, or look at the data of that step."
+        )
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> Any:
+        self._losses.clear()
+
+
+def copy_to_host(loss: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """From a GPU: where the loss will be in the host's memory, and the event after which it is there."""
+    if loss.device.type != "cuda":
+        return loss, None
+    there = torch.empty((), dtype=loss.dtype, pin_memory=True)
+    there.copy_(loss, non_blocking=True)
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    copied.record()
+    return there, copied

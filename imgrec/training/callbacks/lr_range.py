@@ -1,0 +1,50 @@
+"""The steps of a learning-rate range test."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from numpy.typing import NDArray
+from pytorch_lightning.callbacks import Callback
+
+
+class LRRange(Callback):
+    """Step i gets the rate `rates[i]`, times each group's share of `lr` (the optimizer's own); `losses[i]` is its global batch's mean loss.
+
+    Stops the training where `diverged(losses)` says so, which `stopped` then tells. Needs an optimizer without schedulers.
+    """
+
+    def __init__(
+        self,
+        rates: NDArray[np.float64],
+        *,
+        lr: float,
+        diverged: Callable[[NDArray[np.float64]], bool],
+        advance: Callable[[], None],
+    ) -> None:
+        self.rates, self.lr, self.diverged, self.advance = rates, lr, diverged, advance
+        self.losses: list[float] = []
+        self.stopped = False
+        self._sum = 0.0  # over the micro-batches of a step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._shares = [group["lr"] / self.lr for group in trainer.optimizers[0].param_groups]
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        for group, share in zip(trainer.optimizers[0].param_groups, self._shares, strict=True):
+            group["lr"] = float(self.rates[trainer.global_step]) * share
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._sum += float(
+            trainer.strategy.reduce(outputs["loss"], reduce_op="mean")
+        )  # Lightning has divided it by the micro-batches
+        if trainer.global_step == len(self.losses):
+            return  # the step is not complete
+        self.losses.append(self._sum)
+        self._sum = 0.0
+        self.advance()
+        self.stopped = self.diverged(np.array(self.losses))
+        trainer.should_stop = self.stopped

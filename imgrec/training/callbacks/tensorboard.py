@@ -1,0 +1,95 @@
+"""What TensorBoard shows beside the epoch's curves: rate and loss by step, a batch as the network sees it, hyper-parameters with their result."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from imgrec.config.schema import RunConfig, leaves
+from imgrec.training.callbacks.history import History
+from imgrec.training.module import Classifier
+
+EVENTS = "events.out.tfevents.*"
+SHOWN = 32  # images of the sample batch
+
+
+class TensorBoardExtras(Callback):
+    """Writes to the TensorBoard logger of the trainer; without one it does nothing."""
+
+    def __init__(self, run: RunConfig, history: History) -> None:
+        self.run = run
+        self.history = history
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        logger = trainer.logger
+        if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        if step and step % self.run.trainer["log_every_steps"] == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            logger.log_metrics(
+                {"step/loss": float(outputs["loss"]), "step/lr": trainer.optimizers[0].param_groups[-1]["lr"]}, step
+            )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logger = trainer.logger
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.log_metrics({"lr": self.history.rows[-1]["lr"]}, trainer.global_step)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step or batch_idx or not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        from torchvision.utils import make_grid
+
+        assert isinstance(pl_module, Classifier)
+        images = pl_module.seen(batch)[:SHOWN]
+        trainer.logger.experiment.add_image("batch as the network sees it", make_grid(stretch_to_unit(images), nrow=8), 0)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        logger = trainer.logger
+        if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, Classifier)
+        found = pl_module.test_report
+        assert found is not None
+        best = self.history.best() or self.history.rows[-1]
+        metrics = {
+            "final/test accuracy": found.accuracy,
+            "final/test macro F1": found.macro_f1,
+            "final/val accuracy": best["val/accuracy"],
+        }
+        # TensorBoard's table shows numbers and words: lists and null go there as text.
+        settings = {
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves(self.run.to_dict())
+        }
+        logger.log_hyperparams(settings, metrics)
+
+
+def event_file_sizes(trainer: pl.Trainer) -> dict[str, int]:
+    """Bytes of each event file so far, by its name: with `rewind`, what is logged after a save and then lost is not there twice."""
+    logger = trainer.logger
+    if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
+        return {}
+    logger.experiment.flush()
+    return {file.name: file.stat().st_size for file in sorted(Path(logger.log_dir).glob(EVENTS))}
+
+
+def truncate_event_files(folder: Path, sizes: dict[str, int]) -> None:
+    """Cut the event files in a folder back to these sizes, and remove those that came later."""
+    for file in folder.glob(EVENTS):
+        if file.name not in sizes:
+            file.unlink()
+        elif file.stat().st_size > sizes[file.name]:
+            os.truncate(file, sizes[file.name])
+
+
+def stretch_to_unit(images: Tensor) -> Tensor:
+    """Each image's values stretched to [0, 1]: normalised pictures lie around 0."""
+    low, high = images.float().amin((1, 2, 3), keepdim=True), images.float().amax((1, 2, 3), keepdim=True)
+    return (images.float() - low) / torch.clamp(high - low, min=1e-6)

@@ -1,0 +1,118 @@
+"""The checkpoint format: Lightning's dictionary plus "imgrec", all of it plain data that loads with weights_only=True."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_fabric.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from imgrec.config.schema import Node, RunConfig
+from imgrec.errors import CheckpointError, DamagedError
+from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # of the two a run keeps to go on from
+
+
+def checkpoint_metadata(run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, Any]) -> Node:
+    """What a checkpoint says beside the weights, so that nothing after training asks for `model=` or `data=` again."""
+    return {
+        "version": FORMAT_VERSION,
+        "config": run.to_dict(),
+        "classes": list(classes),
+        "preprocessing": dict(preprocessing),
+        "versions": package_versions(),
+    }
+
+
+class CheckpointWriter(TorchCheckpointIO):
+    """Writes in a thread, to a temporary name, and renames: training goes on meanwhile, and a kill or a full disk leaves what was there.
+
+    The checkpoint is copied before `save_checkpoint` returns. An error of the thread is raised by the next save, or by `wait`.
+    """
+
+    metadata: Node  # set once the data is read: it holds the class names
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = ThreadPoolExecutor(1, "imgrec-save")
+        self._writing: Future[None] | None = None
+        self.seconds = 0.0  # of the processor, that the last write took beside the training
+
+    @rank_zero_only
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        self.wait()  # no more than one copy in memory
+        self._writing = self._thread.submit(self._write, to_cpu({**checkpoint, "imgrec": self.metadata}), Path(path))
+
+    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
+        begun = time.thread_time()
+        write_checkpoint(checkpoint, path)
+        self.seconds = time.thread_time() - begun
+
+    def wait(self) -> None:
+        """Return when all is written; raises CheckpointError if it could not be."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def teardown(self) -> None:
+        self.wait()
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """A checkpoint file, whole or not at all; the last.ckpt before it becomes previous.ckpt."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
+        unfinished.unlink(missing_ok=True)
+        kept = f"{path} of before is whole" if path.exists() else "nothing was there before"
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} cannot be written: {reason}; {kept}. Make room on that disk and start the same command again."
+        ) from error
+    if path.name == LAST and path.exists():
+        path.replace(path.with_name(PREVIOUS))
+    unfinished.replace(path)
+
+
+def to_cpu(found: Any) -> Any:
+    """A copy of nested dictionaries, lists and tuples whose tensors lie in CPU memory of their own."""
+    if isinstance(found, Tensor):
+        return found.detach().to("cpu", copy=True)
+    if isinstance(found, dict):
+        return {key: to_cpu(value) for key, value in found.items()}
+    if isinstance(found, list):
+        return [to_cpu(value) for value in found]
+    if isinstance(found, tuple):
+        return tuple(to_cpu(value) for value in found)
+    return found
+
+
+def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, Node] | None:
+    """The newest checkpoint of an unfinished run that is whole, with its "resume" entry; None where nothing was saved yet.
+
+    A damaged one is passed over, with a message, for the one before it. Raises CheckpointError where no other is left, or for another format.
+    """
+    files = [file for file in (folder / LAST, folder / PREVIOUS) if file.is_file()]
+    for file in files:
+        try:
+            return file, read_checkpoint(file)["resume"]
+        except DamagedError as error:
+            if file == files[-1]:
+                raise
+            say(str(error))
+        except KeyError as error:
+            raise CheckpointError(
+                f"{file} was not saved to go on from: it lacks {error}. Start anew with resume=false."
+            ) from error
+    return None

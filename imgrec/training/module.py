@@ -1,0 +1,191 @@
+"""The LightningModule: one step, its metrics, the optimizer with its schedule, and the names of what is logged."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from imgrec.data import counter_rng
+from imgrec.data.augment import Augment
+from imgrec.data.batch import Batch
+from imgrec.data.preprocess import Preprocess
+from imgrec.distributed.strategies import DDP
+from imgrec.distributed.sync_batchnorm import SyncBatchNorm
+from imgrec.inference.metrics import ConfusionTally, Report
+from imgrec.models.losses import Loss
+from imgrec.training.freeze import freeze, unfreeze
+from imgrec.training.optimizer import DecayOn, decayed
+
+
+class Classifier(pl.LightningModule):
+    """A network with its loss, and for training what moves its weights.
+
+    `make_optimizer(net)` gives the optimizer; `make_schedulers(optimizer, total_steps, steps_per_epoch)` gives schedulers in Lightning's format.
+    Logged per epoch: train/loss, train/accuracy, val/loss, val/accuracy, val/macro_f1, val/top5 (with more than five classes).
+    """
+
+    test_report: Report | None = None
+    # Whether the network's forward pass waits for the other ranks (sharded weights), so that it is run on an empty batch too.
+    joins_empty = False
+
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        loss: Loss,
+        preprocess: Preprocess,
+        classes: Sequence[str],
+        augment: Augment | None = None,
+        seed: int = 0,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        make_schedulers: Callable[[torch.optim.Optimizer, int, int], list[dict[str, Any]]] | None = None,
+        freeze_epochs: int = 0,
+        decay_on: DecayOn = "weights",
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
+        self.loss = loss
+        self.preprocess = preprocess
+        self.classes = tuple(classes)
+        self.augment = augment
+        self.seed = seed
+        self.make_optimizer = make_optimizer
+        self.make_schedulers = make_schedulers
+        self.freeze_epochs = freeze_epochs
+        self.decay_on = decay_on
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.train_loss = MeanMetric(nan_strategy="disable")
+        self.train_accuracy = MeanMetric(nan_strategy="disable")
+        self.tally = ConfusionTally(num_classes=len(self.classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> class probabilities [B, K]."""
+        pixels = self.preprocess(images).contiguous(memory_format=self.memory_format)
+        logits: Tensor = self.net(pixels)
+        return self.loss.probabilities(logits.float())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if self._idle(batch):
+            # Batch norm would make NaN of no samples. Yet the gradients' reducer waits for every parameter, and for nothing else.
+            used = [weight.reshape(-1)[:0].sum() for weight in self.net.parameters() if weight.requires_grad]
+            for figure in (self.train_loss, self.train_accuracy):
+                figure.update(torch.zeros(0), torch.zeros(0))  # compute() warns of a metric without any update
+            return torch.stack(used).sum()
+        images, targets = self._augmented(batch)
+        logits: Tensor = self.net(images).float()
+        losses = self.loss(logits, targets)
+        # The gradient of a global batch is its mean over samples, also where the last one is short: devices average and Lightning divides by the
+        # number of accumulated batches, so each part adds its sum over the size of the whole.
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        total = losses.sum()
+        if self.loss.l1 or self.loss.l2:
+            total = total + len(losses) * self.loss.penalty(decayed(self.net, self.decay_on))
+        objective: Tensor = total * (parts / batch.whole)
+        with torch.no_grad():
+            self.train_loss.update(losses.detach(), torch.ones_like(losses))
+            right = targets.gather(1, logits.argmax(1, keepdim=True))[:, 0]  # with soft labels, the share of the predicted class
+            self.train_accuracy.update(right, torch.ones_like(right))
+        return objective
+
+    def _idle(self, batch: Batch) -> bool:
+        """Whether a short global batch, or files that cannot be read, left nothing for this rank to compute."""
+        if len(batch.labels) or self.joins_empty:
+            return False
+        return not (self.training and any(isinstance(module, SyncBatchNorm) for module in self.net.modules()))
+
+    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Network input [B, C, H, W] and soft targets [B, K] of a training batch."""
+        images = self.preprocess.to_float(batch.images)
+        targets = F.one_hot(batch.labels, len(self.classes)).to(images.dtype)
+        if self.augment is not None:
+            images = self.augment.batch(images, seed=self.seed, epoch=batch.epoch, indices=batch.indices)
+        images = self.preprocess.normalize(images)
+        if self.augment is not None:
+            step = self.trainer.global_step  # of the optimizer, so the same for all parts of a global batch
+            images, targets = self.augment.mix(images, targets, batch.partners, seed=self.seed, step=step)
+        return images.contiguous(memory_format=self.memory_format), targets
+
+    @torch.no_grad()
+    def seen(self, batch: Batch) -> Tensor:
+        """Float [B, C, H, W]: a training batch as the network sees it."""
+        return self._augmented(batch)[0]
+
+    def on_train_epoch_start(self) -> None:
+        # What the network itself draws (dropout) starts anew from (seed, epoch, rank), so that a resumed run draws what the unbroken one did.
+        torch.manual_seed(counter_rng.word(self.seed, self.current_epoch, self.global_rank, counter_rng.NETWORK, 0) >> 1)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        if not self.freeze_epochs:
+            return
+        before = [parameter.requires_grad for parameter in self.net.parameters()]
+        if self.current_epoch < self.freeze_epochs:
+            freeze(self.net, len(self.classes))
+        else:
+            unfreeze(self.net)
+        if isinstance(self.trainer.strategy, DDP) and before != [parameter.requires_grad for parameter in self.net.parameters()]:
+            self.trainer.strategy.rewrap()
+
+    def on_train_start(self) -> None:
+        self._freeze()  # a run that goes on within an epoch does not start it again
+
+    def training_sums(self) -> list[Tensor]:
+        """The sums behind this process' training figures of the epoch so far: loss, its samples, hits, their samples."""
+        return [value for metric in (self.train_loss, self.train_accuracy) for value in (metric.mean_value, metric.weight)]
+
+    def add_training_sums(self, sums: Sequence[Tensor]) -> None:
+        """Count in the steps of a run that goes on within an epoch."""
+        for metric in (self.train_loss, self.train_accuracy):
+            metric.update(torch.zeros(0), torch.zeros(0))  # no samples; but compute() warns of a metric without any update
+        for total, add in zip(self.training_sums(), sums, strict=True):
+            total.add_(add.to(total.device))
+
+    def log_training(self) -> None:
+        """Log the training figures of the epoch. History calls it: callbacks have their turn before this module's own on_train_epoch_end."""
+        self.log_dict({"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()})
+        self.train_loss.reset()
+        self.train_accuracy.reset()
+
+    def _tally(self, batch: Batch) -> None:
+        if self._idle(batch):
+            logits = torch.zeros(0, len(self.classes), device=batch.labels.device)
+        else:
+            pixels = self.preprocess(batch.images).contiguous(memory_format=self.memory_format)
+            logits = self.net(pixels).float()
+        targets = F.one_hot(batch.labels, len(self.classes)).to(logits.dtype)
+        self.tally.update(logits, batch.labels, self.loss(logits, targets))
+
+    def _report(self) -> Report:
+        found = self.tally.report(self.classes)
+        self.tally.reset()
+        return found
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._tally(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        found = self._report()
+        figures = {"val/loss": found.loss, "val/accuracy": found.accuracy, "val/macro_f1": found.macro_f1}
+        if found.top5 is not None:
+            figures["val/top5"] = found.top5
+        self.log_dict(figures)  # the tally is summed over processes, so every rank has the same figures
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._tally(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.test_report = self._report()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        assert self.make_optimizer is not None
+        assert self.make_schedulers is not None
+        optimizer = self.make_optimizer(self.net)
+        total = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
+        return [optimizer], self.make_schedulers(optimizer, total, per_epoch)  # type: ignore[return-value]

@@ -1,0 +1,210 @@
+"""The run folder RUNS_DIR/NAME/ID: which one a command means, and what it says about the run in it."""
+
+import errno
+import fcntl
+import json
+import os
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from imgrec.config.schema import Node, RunConfig, leaves
+from imgrec.distributed.process_group import on_first_rank
+from imgrec.distributed.world import RUN_DIR_VARIABLE, world
+from imgrec.errors import ConfigError
+from imgrec.files import atomic_write_text
+
+# Keys that may differ when a run goes on: they say where and how fast it is computed, not what.
+RESUMABLE_KEYS = (
+    "id",
+    "runs_dir",
+    "resume",
+    "num_workers",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.timeout_s",
+    "trainer.log_every_steps",
+    "trainer.max_minutes",
+    "trainer.save_every_steps",
+    "trainer.save_every_minutes",
+)
+
+LOST_LOCK_S = 120.0  # an NFSv4 server gives the locks of a lost machine back after 90 s
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, an NFSv3 share without its lock service
+
+
+@dataclass
+class RunDir:
+    """An open run folder; the lock keeps a second process out until this one ends."""
+
+    path: Path
+    state: Literal["new", "unfinished", "finished"]
+    lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        return self.checkpoints / "best.ckpt"
+
+    def result(self) -> dict[str, Any]:
+        """result.json of a finished run."""
+        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
+        return found
+
+    def start(self, run: RunConfig) -> None:
+        """Create the folder, lock it and write the resolved config into it: the first process does, and what it cannot do is raised on all.
+
+        Where imgrec.distributed.launcher started the processes, their parent has done so; its lock is open in all of them, so it is held while one of them lives.
+        """
+        if RUN_DIR_VARIABLE not in os.environ:
+            on_first_rank(lambda: self._start(run))
+
+    def _start(self, run: RunConfig) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        # A job that SLURM starts again after its node was lost: on a network file system the node's lock may outlive it for a while.
+        end = time.monotonic() + (LOST_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
+        while (lock := lock_folder(self.path)) is None and time.monotonic() < end:
+            time.sleep(1)
+        self.lock = lock
+        if self.lock is None:
+            raise ConfigError(f"{self.path} is in use by another process. Wait for it, or set id=ANOTHER.")
+        if self.state == "new":
+            atomic_write_text(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
+
+    def forget(self) -> None:
+        """Take back `start` where nothing was learnt: a run that was refused holds its folder to no config."""
+        if self.state == "new" and not world().rank and not self.checkpoints.exists():
+            for name in ("config.yaml", "log.txt", ".lock"):
+                (self.path / name).unlink(missing_ok=True)
+            for folder in (self.path, self.path.parent):
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+
+def join_run_dir(run: RunConfig) -> RunDir:
+    """The run folder that all processes of the run agree on: the first one chooses it, the others are told. Nothing is written."""
+    if RUN_DIR_VARIABLE in os.environ:
+        path = Path(os.environ[RUN_DIR_VARIABLE])
+        return RunDir(path, _state(path))
+    return on_first_rank(lambda: choose_run_dir(run))
+
+
+def choose_run_dir(run: RunConfig) -> RunDir:
+    """The folder that the run belongs in. Nothing is written.
+
+    With `id`, or in a SLURM job, that folder; otherwise the newest unfinished run of the same config, or the next free number.
+    Raises ConfigError when the folder holds another config.
+    """
+    for key, value in (("name", run.name), ("id", run.id)):
+        if value is not None and (value in ("", ".", "..") or "/" in value):
+            raise ConfigError(
+                f"{key}={value} is no name for a folder. Type {key}=WORD without a slash; runs_dir=FOLDER says where runs are kept."
+            )
+    parent = Path(run.runs_dir) / run.name
+    given = run.id or os.environ.get("SLURM_JOB_ID")
+    if given:
+        found = RunDir(parent / given, _state(parent / given))
+        if found.state == "new":
+            return found
+        if not run.resume:
+            raise ConfigError(
+                f"id={given} resume=false: {found.path} holds a run already. Set another id, or resume=true to finish it."
+            )
+        if differ := differing_keys(run, _config(found.path)):
+            raise ConfigError(
+                f"{found.path} holds a run of another config: {_differences(differ)}. Set another id, or the values of that run."
+            )
+        return found
+    numbers = sorted((int(p.name) for p in parent.glob("*") if p.name.isdecimal()), reverse=True)
+    if run.resume and numbers:
+        newest = parent / str(numbers[0])
+        if _state(newest) == "unfinished" and not differing_keys(run, _config(newest)) and not _is_locked(newest):
+            return RunDir(newest, "unfinished")
+    return RunDir(parent / str(numbers[0] + 1 if numbers else 1), "new")
+
+
+def _state(path: Path) -> Literal["new", "unfinished", "finished"]:
+    if (path / "result.json").is_file():
+        return "finished"
+    return "unfinished" if (path / "config.yaml").is_file() else "new"
+
+
+def _config(path: Path) -> Node:
+    found: Node = yaml.safe_load((path / "config.yaml").read_text())
+    return found
+
+
+def differing_keys(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
+    """Keys in which a run differs from a stored config, with both values (given, stored)."""
+    given, kept = dict(leaves(run.to_dict())), dict(leaves(stored))
+    return {
+        key: (given.get(key), kept.get(key))
+        for key in given.keys() | kept.keys()
+        if key not in RESUMABLE_KEYS and given.get(key) != kept.get(key)
+    }
+
+
+def _differences(differ: dict[str, tuple[Any, Any]]) -> str:
+    shown = [f"{key}={given} here, {kept} there" for key, (given, kept) in sorted(differ.items())]
+    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
+
+
+_locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    # A loader's worker that was forked holds the lock too, and outlives a run that is killed by some seconds: the next start would be refused.
+    for file in list(_locks):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
+
+
+def lock_folder(path: Path) -> IO[str] | None:
+    """The open lock file of a folder, None where another process has it."""
+    file = (path / ".lock").open("w")
+    _locks.add(file)
+    try:
+        lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
+def lock_file(file: IO[str], operation: int) -> None:
+    """fcntl.flock, which keeps nobody out on a file system that has no locks."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def _is_locked(path: Path) -> bool:
+    if not (path / ".lock").exists():
+        return False
+    file = lock_folder(path)
+    if file is None:
+        return True
+    file.close()
+    return False

@@ -1,0 +1,213 @@
+"""Learning-rate schedules: pure functions of the optimizer step, and their thin shell for Lightning.
+
+Each schedule returns the factor on optim.lr, the highest rate of the run, at optimizer step 0, 1, ...; groups with their own rate
+keep their share of it. The first `warmup_share` of all steps multiplies by (step + 1) / warmup_steps: step 0 already learns, and
+the last warm-up step has the full rate.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
+
+from imgrec.errors import ConfigError
+
+Factor = Callable[[int], float]
+Monitor = Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
+
+
+def _require(name: str, value: object, holds: bool, rule: str, example: object) -> None:
+    if not holds:
+        raise ConfigError(f"scheduler.{name}={value}, but it must be {rule}. Set scheduler.{name}={example}.")
+
+
+def warmup_steps(total_steps: int, warmup_share: float) -> int:
+    """Whole steps of warm-up, rounded half to even. ConfigError unless 0 <= warmup_share < 1."""
+    _require("warmup_share", warmup_share, 0 <= warmup_share < 1, "a share of all steps, from 0 to below 1", 0.05)
+    assert total_steps >= 1, total_steps
+    return round(total_steps * warmup_share)
+
+
+def _ramp(step: int, warmup: int) -> float:
+    return (step + 1) / warmup if step < warmup else 1.0
+
+
+def _after_warmup(total_steps: int, warmup_share: float, body: Callable[[float], float]) -> Factor:
+    """The ramp, then body(x) with x from 0 at the first step after it to 1 at step total_steps, and 1 from there on."""
+    warmup = warmup_steps(total_steps, warmup_share)
+    body_steps = max(total_steps - warmup, 1)
+    return lambda step: _ramp(step, warmup) * body(min(max(step - warmup, 0) / body_steps, 1.0))
+
+
+def constant(*, total_steps: int, steps_per_epoch: int, warmup_share: float) -> Factor:
+    """1 throughout, after the warm-up."""
+    return _after_warmup(total_steps, warmup_share, lambda x: 1.0)
+
+
+def cosine(*, total_steps: int, steps_per_epoch: int, warmup_share: float, floor: float) -> Factor:
+    """Half a cosine from 1 to `floor`, no restarts (Loshchilov 2017, SGDR; torch's CosineAnnealingLR with T_max=total_steps).
+
+    The floor is reached at step total_steps, just after the last one: a step at rate 0 would be lost. So it is in `polynomial`.
+    """
+    _require("floor", floor, 0 <= floor <= 1, "a factor on optim.lr from 0 to 1", 0.0)
+    return _after_warmup(total_steps, warmup_share, lambda x: floor + (1 - floor) * (1 + math.cos(math.pi * x)) / 2)
+
+
+def polynomial(*, total_steps: int, steps_per_epoch: int, warmup_share: float, power: float, floor: float) -> Factor:
+    """floor + (1 - floor) * (1 - x) ** power; power 1 is a straight line (torch's PolynomialLR where floor is 0)."""
+    _require("power", power, power > 0, "above 0", 1.0)
+    _require("floor", floor, 0 <= floor <= 1, "a factor on optim.lr from 0 to 1", 0.0)
+    return _after_warmup(total_steps, warmup_share, lambda x: floor + (1 - floor) * (1 - x) ** power)
+
+
+def exponential(*, total_steps: int, steps_per_epoch: int, warmup_share: float, gamma_per_epoch: float) -> Factor:
+    """gamma_per_epoch ** (epochs since the warm-up ended), smooth in the step (torch's ExponentialLR at the ends of epochs)."""
+    _require("gamma_per_epoch", gamma_per_epoch, 0 < gamma_per_epoch <= 1, "above 0 and at most 1", 0.95)
+    epochs = (total_steps - warmup_steps(total_steps, warmup_share)) / steps_per_epoch
+    return _after_warmup(total_steps, warmup_share, lambda x: gamma_per_epoch ** (x * epochs))
+
+
+def step(*, total_steps: int, steps_per_epoch: int, warmup_share: float, every_epochs: int, factor: float) -> Factor:
+    """Times `factor` after every `every_epochs` epochs of the run, the warm-up's included (torch's StepLR)."""
+    _require("every_epochs", every_epochs, every_epochs >= 1, "at least 1", 10)
+    _require("factor", factor, 0 < factor <= 1, "above 0 and at most 1", 0.1)
+    warmup = warmup_steps(total_steps, warmup_share)
+    return lambda step: _ramp(step, warmup) * factor ** (step // steps_per_epoch // every_epochs)
+
+
+def multistep(
+    *, total_steps: int, steps_per_epoch: int, warmup_share: float, milestones_epochs: list[int], factor: float
+) -> Factor:
+    """Times `factor` at the start of each of these epochs of the run, from 0 and with the warm-up (torch's MultiStepLR)."""
+    rising = all(early < late for early, late in zip([0, *milestones_epochs], milestones_epochs, strict=False))
+    _require("milestones_epochs", milestones_epochs, rising, "epochs above 0, each later than the one before", "[30,60,90]")
+    _require("factor", factor, 0 < factor <= 1, "above 0 and at most 1", 0.1)
+    warmup = warmup_steps(total_steps, warmup_share)
+    return lambda step: _ramp(step, warmup) * factor ** sum(step // steps_per_epoch >= epoch for epoch in milestones_epochs)
+
+
+def cyclic(
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_share: float,
+    floor: float,
+    up_epochs: float,
+    down_epochs: float,
+    shrink: float,
+) -> Factor:
+    """Triangles from `floor` to 1 and back, each `shrink` times as high as the last (Smith 2017, "Cyclical Learning Rates").
+
+    shrink 1 is the mode "triangular" of torch's CyclicLR, 0.5 its "triangular2". The warm-up ends at the floor.
+    """
+    _require("floor", floor, 0 <= floor <= 1, "a factor on optim.lr from 0 to 1", 0.1)
+    _require("up_epochs", up_epochs, up_epochs > 0, "above 0", 2.0)
+    _require("down_epochs", down_epochs, down_epochs > 0, "above 0", 2.0)
+    _require("shrink", shrink, 0 < shrink <= 1, "above 0 and at most 1", 1.0)
+    warmup = warmup_steps(total_steps, warmup_share)
+    up, down = (max(round(epochs * steps_per_epoch), 1) for epochs in (up_epochs, down_epochs))
+
+    def factor(step: int) -> float:
+        cycle, place = divmod(max(step - warmup, 0), up + down)
+        height = place / up if place <= up else (up + down - place) / down
+        return _ramp(step, warmup) * (floor + (1 - floor) * height * shrink**cycle)
+
+    return factor
+
+
+def one_cycle(*, total_steps: int, steps_per_epoch: int, warmup_share: float, start: float, end: float) -> Factor:
+    """Half a cosine from `start` up to 1 over the first warmup_share, then one down to `end` at the last step.
+
+    Smith 2018, "Super-Convergence". Equal at every step to torch's OneCycleLR(max_lr=optim.lr, pct_start=warmup_share,
+    div_factor=1/start, final_div_factor=start/end, cycle_momentum=False): the momentum stays as it is. The rise is the warm-up.
+    """
+    _require("start", start, 0 <= start <= 1, "a factor on optim.lr from 0 to 1", 0.04)
+    _require("end", end, 0 <= end <= 1, "a factor on optim.lr from 0 to 1", 0.000004)
+    warmup_steps(total_steps, warmup_share)  # for its check: the top may lie between two steps, as in torch
+    top, last = warmup_share * total_steps - 1, total_steps - 1
+
+    def between(first: float, second: float, x: float) -> float:
+        return second + (first - second) * (1 + math.cos(math.pi * x)) / 2
+
+    def factor(step: int) -> float:
+        step = min(step, last)
+        return between(start, 1, step / top) if step <= top and top > 0 else between(1, end, (step - top) / (last - top))
+
+    return factor
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """A schedule that looks at the run is no function of the step; `lightning_schedulers` makes two torch schedulers of this."""
+
+    warmup_steps: int
+    monitor: Monitor
+    factor: float
+    patience_epochs: int
+    threshold: float
+    cooldown_epochs: int
+    floor: float
+
+
+def plateau(
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_share: float,
+    monitor: Monitor,
+    factor: float,
+    patience_epochs: int,
+    threshold: float,
+    cooldown_epochs: int,
+    floor: float,
+) -> Plateau:
+    """Times `factor` when `monitor` has not improved by the share `threshold` for more than patience_epochs.
+
+    torch's ReduceLROnPlateau; one epoch stands for one validation. A loss improves downwards, the others upwards.
+    """
+    _require("monitor", monitor, monitor in get_args(Monitor), f"one of {', '.join(get_args(Monitor))}", "val/loss")
+    _require("factor", factor, 0 < factor < 1, "between 0 and 1", 0.1)
+    _require("patience_epochs", patience_epochs, patience_epochs >= 0, "at least 0", 5)
+    _require("cooldown_epochs", cooldown_epochs, cooldown_epochs >= 0, "at least 0", 0)
+    _require("threshold", threshold, threshold >= 0, "a share from 0", 0.0001)
+    _require("floor", floor, 0 <= floor <= 1, "a factor on optim.lr from 0 to 1", 0.0)
+    warmup = warmup_steps(total_steps, warmup_share)
+    return Plateau(warmup, monitor, factor, patience_epochs, threshold, cooldown_epochs, floor)
+
+
+def lightning_schedulers(
+    node: dict[str, Any], optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int
+) -> list[dict[str, Any]]:
+    """The conf/scheduler node as Lightning's list of {"scheduler", "interval", "frequency"} and, for plateau, "monitor".
+
+    Steps are optimizer steps (after accumulation). Their states are plain numbers; on resume the config gives the functions.
+    """
+    from imgrec.config.instantiate import instantiate
+
+    schedule = instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    # A float16 scaler may skip the first optimizer step, and torch would warn about the order of calls; Lightning keeps it.
+    optimizer._opt_called = True  # type: ignore[attr-defined]
+    if not isinstance(schedule, Plateau):
+        return [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step", "frequency": 1}]
+
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedulers: list[dict[str, Any]] = []
+    if schedule.warmup_steps > 1:  # multiplies what is there, so it and the plateau do not undo each other
+        share = 1 / schedule.warmup_steps
+        ramp = LinearLR(optimizer, start_factor=share, end_factor=1.0, total_iters=schedule.warmup_steps - 1)
+        schedulers.append({"scheduler": ramp, "interval": "step", "frequency": 1})
+    watch = ReduceLROnPlateau(
+        optimizer,
+        mode="min" if schedule.monitor == "val/loss" else "max",
+        factor=schedule.factor,
+        patience=schedule.patience_epochs,
+        threshold=schedule.threshold,
+        cooldown=schedule.cooldown_epochs,
+        min_lr=[rate * schedule.floor for rate in rates],
+        eps=0.0,  # torch's 1e-8 is an absolute rate: it would stop small ones from falling
+    )
+    schedulers.append({"scheduler": watch, "interval": "epoch", "frequency": 1, "monitor": schedule.monitor})
+    return schedulers

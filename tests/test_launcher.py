@@ -1,0 +1,390 @@
+"""Who started a process, what contradicts the config, and how the processes of a host end together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import together
+from words import SMALL
+from worlds import exit_codes, started, variables
+
+from imgrec import cli
+from imgrec.config.compose import load_config
+from imgrec.config.schema import RunConfig
+from imgrec.distributed import signals
+from imgrec.distributed.device_checks import check_world, wanted_processes
+from imgrec.distributed.process_group import connect, on_first_rank
+from imgrec.distributed.world import World, world
+from imgrec.errors import ConfigError, DataError, Stopped
+from imgrec.training.run_dir import choose_run_dir
+
+STEP = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_NTASKS_PER_NODE": "2",
+}  # fmt: skip
+BATCH = {name: STEP[name] for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_NNODES")} | {"SLURM_PROCID": "0"}
+TORCHRUN = {key: str(value) for key, value in variables(5, 6, port=1, nodes=2).items()}
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "IMGREC_", "TORCHELASTIC")) or name in (*TORCHRUN, "CUDA_VISIBLE_DEVICES"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def within(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """within(TORCHRUN, NAME="x") sets variables."""
+    return lambda *many, **more: [monkeypatch.setenv(key, value) for one in (*many, more) for key, value in one.items()] and None
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, World()),
+        ({"LOCAL_RANK": "1"}, World()),
+        (TORCHRUN, World(5, 6, 2, 3, 2, "torchrun")),
+        (TORCHRUN | STEP, World(5, 6, 2, 3, 2, "torchrun")),  # srun torchrun
+        (TORCHRUN | {"IMGREC_RUN_DIR": "runs/a/1"}, World(5, 6, 2, 3, 2, "imgrec")),
+        (STEP, World(3, 4, 1, 2, 2, "slurm")),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, World(3, 4, 1, 1, 2, "slurm")),
+        (STEP | {"SLURM_STEP_ID": "4294967290"}, World()),  # salloc's shell
+        (STEP | {"SLURM_PTY_PORT": "1"}, World()),  # srun --pty bash
+        (BATCH, World()),
+    ],
+)  # fmt: skip
+def test_the_world_is_that_of_whoever_started_the_process(
+    variables: dict[str, str], expected: World, within: Callable[..., None]
+) -> None:
+    within(variables)
+    assert world() == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "sentence"),
+    [
+        ({}, ["trainer.num_nodes=2"], "trainer.num_nodes=2, but this process was started alone. Type NODES=2 "),
+        ({}, ["trainer.devices=all"], "trainer.devices=all: devices takes auto, a number, or a list of device numbers"),
+        ({}, ["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn starts processes in a way that cannot be resumed or watched. Set trainer.strategy=ddp."),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, [], "LOCAL_WORLD_SIZE=0 in the environment: a number of 1 or more was expected there."),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, [], "RANK=one in the environment: a number was expected there."),
+        (BATCH, [], "SLURM_NTASKS=4 SLURM_NNODES=2, but this process was started without srun, so once. Write srun before python, or "),
+        (TORCHRUN, ["trainer.devices=4"], "trainer.devices=4, but torchrun started 3 processes on this machine. Leave trainer.devices out, or type torchrun --nproc-per-node=4."),
+        (TORCHRUN, ["trainer.devices=[0,1]"], "trainer.devices=[0,1], but torchrun started 3 processes"),
+        (TORCHRUN, ["trainer.num_nodes=3"], "trainer.num_nodes=3, but torchrun runs on 2 machines. Leave trainer.num_nodes out, or type torchrun --nnodes=3."),
+        (STEP, ["trainer.devices=4"], "trainer.devices=4, but SLURM started 2 tasks on this node. Leave trainer.devices out, or write #SBATCH --ntasks-per-node=4."),
+        (STEP, ["trainer.num_nodes=1"], "trainer.num_nodes=1, but SLURM started this job on 2 nodes. Leave trainer.num_nodes out, or write #SBATCH --nodes=1."),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, [], "SLURM_STEP_TASKS_PER_NODE=3,1: every node must have as many tasks. Write #SBATCH --nodes=2 --ntasks-per-node=2."),
+        (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [], "SLURM started 2 tasks on this node, but each sees 4 GPUs (CUDA_VISIBLE_DEVICES=0,1,2,3). Write #SBATCH"),
+    ],
+)  # fmt: skip
+def test_a_contradiction_is_one_line_that_says_what_to_write(
+    variables: dict[str, str], words: list[str], sentence: str, within: Callable[..., None]
+) -> None:
+    run = load_config("train", words)
+    within(variables)
+    with pytest.raises(ConfigError) as caught:
+        check_world(run, world())
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({}, ["trainer=ddp"]),
+        (TORCHRUN, []),
+        (TORCHRUN, ["trainer.devices=3", "trainer.num_nodes=2"]),
+        (STEP, ["trainer.devices=2"]),
+        (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, ["trainer.accelerator=cpu"]),
+        (STEP | {"CUDA_VISIBLE_DEVICES": "0,1"}, []),
+        (BATCH | {"SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, ["trainer.devices=4"]),
+    ],
+)
+def test_what_fits_passes(variables: dict[str, str], words: list[str], within: Callable[..., None]) -> None:
+    run = load_config("train", words)
+    within(variables)
+    check_world(run, world())
+
+
+def test_one_process_a_device() -> None:
+    asked = {"devices=2": 2, "devices=[0,3,5]": 3, "devices=1": 1, "accelerator=cpu": 1}
+    assert {word: wanted_processes(load_config("train", [f"trainer.{word}"])) for word in asked} == asked
+
+
+def test_processes_agree_on_what_the_first_one_finds() -> None:
+    def work(rank: int) -> list[Any]:
+        connect(world(), timeout_s=30)
+        found = on_first_rank(lambda: f"of {rank}")
+        try:
+            on_first_rank(lambda: load_config("train", [f"seed={'x' * (rank + 1)}"]))
+        except ConfigError as error:
+            return [found, str(error)]
+        return []
+
+    assert started(3, work) == [["of 0", "seed=x: seed takes a whole number, not a word."]] * 3
+
+
+def test_who_did_not_come_is_named() -> None:
+    def work(rank: int) -> str:
+        if rank == 2:
+            return ""
+        with pytest.raises(ConfigError) as caught:
+            connect(world(), timeout_s=1)
+        time.sleep(1)  # the first process keeps the store
+        return str(caught.value)
+
+    said = started(3, work)
+    assert said[0].startswith("2 of 3 processes came to 127.0.0.1:")
+    assert "within 1 s; missing: rank 2 (says rank 0 on " in said[0]
+    assert "missing: rank 2 (says rank 1 on " in said[1]
+
+
+def test_nobody_at_the_address() -> None:
+    def work(rank: int) -> str:
+        with pytest.raises(ConfigError) as caught:
+            connect(World(rank=1, size=2, started_by="torchrun"), timeout_s=1)
+        return str(caught.value)
+
+    (said,) = together(1, lambda rank: [os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="9"), work(rank)][1], group=False)
+    assert "should meet the other 1 at 127.0.0.1:9, but nobody answered within 1 s" in said
+
+
+def test_a_signal_ends_the_waiting_for_the_others() -> None:
+    def work(rank: int) -> str:
+        if rank == 2:
+            return ""
+        signals.request_stop("SIGTERM")
+        with pytest.raises(Stopped) as caught:
+            connect(world(), timeout_s=60)
+        return str(caught.value)
+
+    start = time.monotonic()
+    said = "stopped by SIGTERM before all processes had come. Start the same command again."
+    assert started(3, work) == [said, said, ""]
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize("who", [(0, 1, 2), (2,), (0,)])
+def test_bad_input_of_processes_that_torchrun_started_is_one_line(
+    who: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from imgrec.training import trainer
+
+    build = trainer.build_data
+
+    def refuse(run: RunConfig, *rest: Any) -> Any:
+        if world().rank in who:
+            raise DataError("pictures cannot be read. Name others.")
+        return build(run, *rest)
+
+    monkeypatch.setattr(trainer, "build_data", refuse)
+    words = [word for word in SMALL if not word.startswith(("trainer.devices", "batch_size"))]
+    assert exit_codes(3, lambda: cli.main(["train", *words, "batch_size=6", f"runs_dir={tmp_path}"])) == [2, 2, 2]
+    name = "" if 0 in who else f" (rank {who[0]} on {os.uname().nodename})"
+    assert capfd.readouterr().err == f"imgrec: pictures cannot be read. Name others{name}.\n"
+
+
+# The children of a run, with a stand-in for the training: what the run's name says
+
+STANDIN = """\
+#!{python}
+import json, os, signal, sys, time, types
+from pathlib import Path
+sys.path[:0] = {path}
+from imgrec.distributed import launcher, signals
+from imgrec.errors import DataError, Stopped
+
+def train(run, *, quiet, command):
+    rank, folder = int(os.environ["RANK"]), Path(os.environ["IMGREC_RUN_DIR"])
+    (folder / f"pid_{{rank}}").write_text(str(os.getpid()))
+    if run.name == "well":
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")
+        (folder / f"seen_{{rank}}.json").write_text(json.dumps([[os.environ[name] for name in names], run.to_dict(), sys.argv, os.getcwd()]))
+        if rank == 0:
+            (folder / "result.json").write_text(json.dumps(dict(command=command)))
+    elif run.name == "killed" and rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif run.name == "alike" or (run.name == "refused" and rank == 1):
+        raise DataError("pictures cannot be read. Name others.")
+    elif run.name == "full" and rank == 0:
+        raise OSError(28, "No space left on device", "runs/x")
+    elif run.name == "fault" and rank == 1:
+        {{}}["our"]
+    else:
+        while not signals.stop_reason():
+            time.sleep(0.01)
+        if run.name == "stubborn":
+            (folder / f"asked_{{rank}}").touch()
+            time.sleep(60)
+        time.sleep(0.3)  # for a signal that is not blocked
+        raise Stopped("stopped by " + signals.stop_reason() + " at step 3; saved.")
+
+sys.modules["imgrec.train"] = types.SimpleNamespace(fit=train)
+launcher.main(*sys.argv[3:])
+"""
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """parent("killed") starts the command for a run of that name on two devices, whose children are stand-ins."""
+    standin = tmp_path / "standin"
+    standin.write_text(STANDIN.format(python=sys.executable, path=sys.path))
+    standin.chmod(0o755)
+    # With a short GRACE_S, as the stand-ins wait for it: no heartbeat ends them.
+    start = f"import sys; from imgrec import cli; from imgrec.distributed import launcher; launcher.GRACE_S = 1; sys.argv[0] = 'imgrec'; sys.executable = {str(standin)!r}; "
+    start += "code = cli.main(); assert 'torch' not in sys.modules; sys.exit(code)"
+    words = [word for word in SMALL if not word.startswith("trainer.devices")]
+
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(name: str) -> subprocess.Popen[str]:
+        own = [f"name={name}", "id=1", f"runs_dir={tmp_path}", "trainer.devices=2"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", start, "train", *words, *own],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )  # fmt: skip
+        begun.append(process)
+        return process
+
+    yield begin
+    for process in begun:
+        with process:
+            process.kill()  # its children end with it
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, err = process.communicate(timeout=60)
+    assert out == ""
+    return process.returncode, err
+
+
+def until(there: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_children_get_torchruns_variables_and_the_config_from_a_file(parent: Callable[..., Any], tmp_path: Path) -> None:
+    process = parent("well")
+    assert end(process) == (0, "")
+    folder = tmp_path / "well" / "1"
+    words = list(process.args[3:])
+    for rank in (0, 1):
+        seen, run, argv, place = json.loads((folder / f"seen_{rank}.json").read_text())
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // 2)))
+        assert seen == [str(rank), str(rank), "2", "2", "0", "127.0.0.1", "imgrec", threads]
+        assert run == load_config("train", words[1:]).to_dict()
+        assert argv[1:3] == ["-m", "imgrec.distributed.launcher"]
+        assert not set(argv) & set(words)
+        assert place == os.getcwd()
+    assert json.loads((folder / "result.json").read_text()) == {"command": ["imgrec", *words]}
+
+
+def test_a_killed_child_ends_the_run_with_a_line(
+    parent: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = time.monotonic()
+    code, said = end(parent("killed"))
+    pids = [int((tmp_path / "killed" / "1" / f"pid_{rank}").read_text()) for rank in (0, 1)]
+    host = os.uname().nodename
+    again = "Start the same command again to go on from the last checkpoint."
+    assert (code, said) == (1, f"imgrec: rank 1 on {host} (pid {pids[1]}) was killed by SIGKILL. {again}\n")
+    assert not any(map(alive, pids))
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "kept"),
+    [
+        ("alike", "imgrec: pictures cannot be read. Name others.\n", False),
+        ("refused", "imgrec: pictures cannot be read. Name others (rank 1).\n", False),
+        (
+            "full",
+            "imgrec: runs/x cannot be written: No space left on device. Mend that and start the same command again.\n",
+            True,
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    name: str, expected: str, kept: bool, parent: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert end(parent(name)) == (2, expected)
+    assert (tmp_path / name / "1" / "config.yaml").exists() == kept
+
+
+def test_a_fault_of_ours_shows_its_traceback_once(parent: Callable[..., Any]) -> None:
+    code, said = end(parent("fault"))
+    assert code == 1
+    assert said.count("Traceback") == 1
+    assert "failed: KeyError: 'our'. Start the same command again" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(signal.SIGTERM, False), (signal.SIGUSR1, True), (signal.SIGUSR2, False), (signal.SIGINT, False), (signal.SIGINT, True)],
+)
+def test_a_signal_stops_all_once(number: signal.Signals, whole_group: bool, parent: Callable[..., Any], tmp_path: Path) -> None:
+    """`whole_group`: as a terminal's Ctrl-C and SLURM send it."""
+    process = parent("waits")
+    folder = tmp_path / "waits" / "1"
+    until(lambda: all((folder / f"pid_{rank}").exists() for rank in (0, 1)))
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    assert end(process) == (75, f"imgrec: stopped by {number.name} at step 3; saved.\n")
+
+
+def test_the_second_ctrl_c_ends_all_at_once(parent: Callable[..., Any], tmp_path: Path) -> None:
+    process = parent("stubborn")
+    folder = tmp_path / "stubborn" / "1"
+    until(lambda: all((folder / f"pid_{rank}").exists() for rank in (0, 1)))
+    os.killpg(process.pid, signal.SIGINT)
+    until(lambda: all((folder / f"asked_{rank}").exists() for rank in (0, 1)))
+    os.killpg(process.pid, signal.SIGINT)
+    assert end(process) == (130, "imgrec: interrupted. Start the same command again.\n")
+
+
+def test_children_do_not_outlive_a_killed_parent_and_free_the_folder(
+    parent: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Callable[..., RunConfig]
+) -> None:
+    process = parent("waits")
+    folder = tmp_path / "waits" / "1"
+    until(lambda: all((folder / f"pid_{rank}").exists() for rank in (0, 1)))
+    run = small("name=waits", "id=1", f"runs_dir={tmp_path}", "trainer.devices=2")
+    second = choose_run_dir(run)
+    with pytest.raises(ConfigError, match="is in use by another process"):
+        second.start(run)
+    process.kill()
+    pids = [int((folder / f"pid_{rank}").read_text()) for rank in (0, 1)]
+    until(lambda: not any(map(alive, pids)))
+    second.start(run)
+    second.close()
+    process.communicate()
+
+
+def test_a_run_on_two_devices_is_one_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The whole way once, with torch."""
+    words = [*SMALL, f"runs_dir={tmp_path}", "name=n", "id=1", "trainer=ddp", "trainer.devices=2"]
+    assert cli.main(["train", *words]) == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert "device   2 x cpu" in said.out
+    assert said.out.count("test accuracy") == 1
+    assert json.loads((tmp_path / "n" / "1" / "result.json").read_text())["status"] == "finished"
+    assert cli.main(["train", *words]) == 0
+    assert "is finished already" in capfd.readouterr().out

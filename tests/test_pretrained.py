@@ -1,0 +1,373 @@
+"""Which tensors and class rows are taken, how layers are grouped, and that a frozen backbone stays as it is."""
+
+import copy
+import pickle
+import urllib.error
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from imgrec.errors import CheckpointError, ConfigError
+from imgrec.inference.checkpoint import FORMAT_VERSION
+from imgrec.models.densenet import densenet
+from imgrec.models.googlenet import googlenet
+from imgrec.models.layers import head_name, layers
+from imgrec.models.pretrained import _fold_input_transform, _same_rows, load_weights
+from imgrec.models.resnet import ResNet
+from imgrec.models.simple_cnn import SimpleCNN
+from imgrec.models.timm import timm_net
+from imgrec.models.torchvision import torchvision_net
+from imgrec.models.vgg import VGG
+from imgrec.training.freeze import freeze, unfreeze
+
+ANIMALS = ("tench", "cat", "goldfish", "unicorn")  # two of ImageNet's categories, its first two
+
+
+def resnet(num_classes=4, channels=3, depth=18, stem="imagenet"):
+    return ResNet(num_classes=num_classes, channels=channels, depth=depth, stem=stem, zero_init_residual=False)
+
+
+def node(depth=18, stem="imagenet", family="resnet.ResNet", **more):
+    return {"_target_": f"imgrec.models.{family}", "depth": depth, "stem": stem, **more}
+
+
+def simple(num_classes, image_size=8):
+    torch.manual_seed(num_classes)
+    return SimpleCNN(
+        num_classes=num_classes,
+        channels=1,
+        image_size=image_size,
+        widths=[4],
+        padding=["same"],
+        kernel=3,
+        norm="batch",
+        dense=5,
+        stage_dropout=0.0,
+        dense_dropout=0.0,
+    )
+
+
+def from_torchvision(name, num_classes, image_size):
+    return torchvision_net(name=name, num_classes=num_classes, channels=3, image_size=image_size)
+
+
+SIMPLE = {"_target_": "imgrec.models.simple_cnn.SimpleCNN", "image_size": 8, "dense": 5}
+
+
+def save_run(folder, net, classes, model):
+    """A checkpoint as a run leaves it."""
+    state = {f"net.{key}": value for key, value in net.state_dict().items()} | {"loss.weight": torch.ones(3)}
+    card = {"version": FORMAT_VERSION, "classes": list(classes), "config": {"model": model}, "preprocessing": {}}
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({"state_dict": state, "imgrec": card}, folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """torchvision's download replaced at its lowest level: random weights of seed 1 under the right names."""
+
+    def from_seed(self, *args, **kwargs):
+        name = type(self).__name__.removesuffix("_Weights").lower()
+        settings = {"init_weights": False} if name == "googlenet" else {}  # torchvision's initial values take seconds
+        torch.manual_seed(1)
+        net = torchvision.models.get_model(name, **settings)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.1, 0.1)
+        return net.state_dict()
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", from_seed)
+    return from_seed
+
+
+def test_torchvisions_weights_by_name(published):
+    net = resnet()
+    fresh = copy.deepcopy(net.fc)
+    said = load_weights(net, "IMAGENET1K_V1", model=node(), classes=ANIMALS)
+    assert said.split("; ") == [
+        "taken 122 of 122 tensors from torchvision's resnet18 IMAGENET1K_V1",
+        "head: 2 of 4 class rows kept (tench, goldfish), 2 new",
+    ]
+    theirs = published(torchvision.models.ResNet18_Weights.IMAGENET1K_V1)
+    for key, tensor in net.state_dict().items():
+        if not key.startswith("fc"):
+            torch.testing.assert_close(tensor, theirs[key], rtol=0, atol=0, msg=key)
+    for name in ("weight", "bias"):
+        mine = getattr(net.fc, name)
+        torch.testing.assert_close(mine[[0, 2]], theirs[f"fc.{name}"][:2], rtol=0, atol=0)
+        torch.testing.assert_close(mine[[1, 3]], getattr(fresh, name)[[1, 3]], rtol=0, atol=0)
+
+
+def test_all_of_imagenets_classes_give_torchvisions_outputs(published):
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    theirs = torchvision.models.resnet18(weights=weights).eval()
+    net = resnet(1000).eval()
+    load_weights(net, "DEFAULT", model=node(), classes=weights.meta["categories"])
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(net(images), theirs(images), rtol=0, atol=0)
+
+
+def test_a_class_name_that_the_source_has_twice_keeps_no_row():
+    assert _same_rows(["crane", "crane", "cat"], ["cat", "crane"]) == {0: 2}
+    assert _same_rows(["crane", "crane", "cat"], ["crane", "crane", "cat"]) == {0: 0, 1: 1, 2: 2}
+
+
+def test_one_channel_gets_the_sum_of_the_colours(published):
+    net, rgb = resnet(channels=1).eval(), resnet().eval()
+    for each in (net, rgb):
+        load_weights(each, "DEFAULT", model=node(), classes=ANIMALS)
+    rgb.fc.load_state_dict(net.fc.state_dict())
+    assert torch.equal(net.conv1.weight, rgb.conv1.weight.sum(1, keepdim=True))
+    grey = torch.rand(1, 1, 32, 32)
+    torch.testing.assert_close(net.double()(grey.double()), rgb.double()(grey.double().expand(-1, 3, -1, -1)))
+
+
+@pytest.mark.parametrize(("name", "inner"), [("inception_v3", slice(None)), ("googlenet", slice(2, -2))])
+def test_the_input_transform_moves_into_the_first_layer(name, inner):
+    torch.manual_seed(0)
+    nets = [torchvision.models.get_model(name, init_weights=False, transform_input=mapped).eval() for mapped in (True, False)]
+    first = [net.Conv2d_1a_3x3 if name == "inception_v3" else net.conv1 for net in nets]
+    first[0].bn.running_mean.uniform_(-0.1, 0.1)
+    state = nets[0].state_dict()
+    _fold_input_transform(nets[0], state)
+    nets[1].load_state_dict(state)
+    images = torch.randn(1, 3, 64, 64)
+    theirs, ours = first[0](nets[0]._transform_input(images)), first[1](images)
+    torch.testing.assert_close(ours[..., inner, inner], theirs[..., inner, inner], rtol=1e-4, atol=1e-5)
+
+
+def test_auxiliary_classifiers_are_left_behind(published):
+    net = googlenet(num_classes=4, channels=1, stem="imagenet", dropout=0.0)
+    model = {"_target_": "imgrec.models.googlenet.googlenet", "stem": "imagenet"}
+    assert "2 of 4 class rows kept (tench, goldfish)" in load_weights(net, "DEFAULT", model=model, classes=ANIMALS)
+
+
+def test_a_downloaded_file_is_found_where_torch_keeps_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    state = torchvision.models.squeezenet1_1().state_dict()
+    torch.save(state, tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    model = {"_target_": "imgrec.models.torchvision.torchvision_net", "name": "squeezenet1_1", "image_size": 64}
+    net = from_torchvision("squeezenet1_1", 4, 64)
+    load_weights(net, "DEFAULT", model=model, classes=ANIMALS)
+    torch.testing.assert_close(net.classifier[1].weight[[0, 2]], state["classifier.1.weight"][:2], rtol=0, atol=0)
+    torch.testing.assert_close(net.features[0].weight, state["features.0.weight"], rtol=0, atol=0)
+
+
+FAULTS = [urllib.error.URLError("no network"), RuntimeError("invalid hash value"), zipfile.BadZipFile("bad\ntwo")]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_weights_that_cannot_be_fetched_say_where_the_file_goes(fault, tmp_path, monkeypatch):
+    def fails(self, *args, **kwargs):
+        raise fault
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", fails)
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(resnet(), "DEFAULT", model=node(), classes=ANIMALS)
+    file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
+    assert str(caught.value).endswith(f"Put that file at {file}.")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "model", "sentence"),
+    [
+        ("IMAGENET1K_V9", node(), "for resnet18 torchvision has IMAGENET1K_V1, DEFAULT. Set weights=DEFAULT."),
+        ("DEFAULT", node(20, "small"), "torchvision has no weights for this resnet"),
+        ("runs/none", {"_target_": "imgrec.models.timm.timm_net", "name": "x"}, "timm knows DEFAULT alone"),
+        (
+            "IMAGENET1K_FEATURES",
+            node(16, family="vgg.VGG", batch_norm=False),
+            "for vgg16 torchvision has IMAGENET1K_V1, DEFAULT.",
+        ),
+    ],
+)
+def test_unknown_weights_name_those_there_are(weights, model, sentence):
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(resnet(), weights, model=model, classes=ANIMALS)
+    assert sentence in str(caught.value)
+    assert str(caught.value).startswith(f"weights={weights}: there is no such file or folder, and ")
+
+
+def test_another_stem_names_the_key_to_set(published):
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(resnet(stem="small"), "DEFAULT", model=node(stem="small"), classes=ANIMALS)
+    assert str(caught.value) == (
+        "weights from torchvision's resnet18 IMAGENET1K_V1 do not fit: conv1.weight is [64, 3, 7, 7] there, not [64, 3, 3, 3] "
+        "(1 of 122 tensors differ). Set model.stem=imagenet."
+    )
+
+
+NAMES = st.lists(st.sampled_from([f"class {i}" for i in range(12)]), min_size=2, max_size=8, unique=True)
+
+
+@given(old=NAMES, new=NAMES)
+@settings(max_examples=25, deadline=None)
+def test_rows_follow_the_names_of_a_run(tmp_path_factory, old, new):
+    source, net = simple(len(old)), simple(len(new))
+    fresh = copy.deepcopy(net)
+    folder = save_run(tmp_path_factory.mktemp("runs") / "1", source, old, SIMPLE)
+    said = load_weights(net, str(folder), model=SIMPLE, classes=new)
+    common = [name for name in new if name in old]
+    assert f"head: {len(common)} of {len(new)} class rows kept" in said
+    for i, name in enumerate(new):
+        head, row = (source, old.index(name)) if name in old else (fresh, i)
+        assert torch.equal(net.classifier[-1].weight[i], head.classifier[-1].weight[row])
+        assert torch.equal(net.classifier[-1].bias[i], head.classifier[-1].bias[row])
+    for key in (key for key in net.state_dict() if not key.startswith("classifier.4")):
+        assert torch.equal(net.state_dict()[key], source.state_dict()[key])
+
+
+def test_a_run_of_another_network_says_what_to_type(tmp_path):
+    folder = save_run(tmp_path / "1", simple(3, image_size=16), "abc", SIMPLE | {"image_size": 16})
+    with pytest.raises(CheckpointError, match=r"tensors differ\). Set data.image_size=16.$"):
+        load_weights(simple(3), str(folder), model=SIMPLE, classes=tuple("abc"))
+    with pytest.raises(CheckpointError, match=r"it lacks conv1.weight .* Set model=simple_cnn data.image_size=16 model.dense=5"):
+        load_weights(resnet(3), str(folder), model=node(), classes=tuple("abc"))
+
+
+def test_timms_weights(monkeypatch):
+    timm = pytest.importorskip("timm")
+    create = timm.create_model
+
+    def pretrained(name, *, pretrained=False, **settings):
+        if pretrained:
+            torch.manual_seed(1)
+        return create(name, **settings)
+
+    monkeypatch.setattr(timm, "create_model", pretrained)
+    net = timm_net(name="test_vit", num_classes=4, channels=1, image_size=32)
+    model = {"_target_": "imgrec.models.timm.timm_net", "name": "test_vit", "image_size": 32, "channels": 1}
+    assert "2 of 4 class rows kept (tench, goldfish)" in load_weights(net, "DEFAULT", model=model, classes=ANIMALS)
+    torch.manual_seed(1)
+    theirs = create("test_vit", in_chans=1, img_size=32)
+    assert torch.equal(net.patch_embed.proj.weight, theirs.patch_embed.proj.weight)
+    assert torch.equal(net.head.weight[[0, 2]], theirs.head.weight[:2])
+
+    def offline(name, **settings):
+        raise OSError("We couldn't connect\nto the hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(CheckpointError, match=r"timm's weights for test_vit could not be loaded \(We couldn't connect\)"):
+        load_weights(net, "DEFAULT", model=model, classes=ANIMALS)
+
+
+def densenet121(num_classes):
+    return densenet(num_classes=num_classes, channels=3, depth=121, stem="small", dropout=0.0, memory_efficient=False)
+
+
+def from_timm():
+    return timm_net(name="vit_tiny_patch16_224", num_classes=10, channels=3, image_size=32)
+
+
+FAMILIES = {  # network, its head, number of groups
+    "resnet18": (lambda: resnet(10), "fc", 1 + 8 + 1),
+    "resnet20": (lambda: resnet(10, depth=20, stem="small"), "fc", 1 + 9 + 1),
+    "vgg11": (lambda: VGG(num_classes=10, channels=3, depth=11, batch_norm=True, head="small", dropout=0), "classifier.3", 8 + 2),
+    "densenet": (lambda: densenet121(10), "classifier", 1 + 7 + 1),
+    "simple_cnn": (lambda: simple(10), "classifier.4", 3),
+    "vit": (lambda: from_torchvision("vit_b_16", 10, 32), "heads.head", 1 + 12 + 1),
+    "convnext": (lambda: from_torchvision("convnext_tiny", 10, 32), "classifier.2", 1 + 18 + 3 + 1),
+    "squeezenet": (lambda: from_torchvision("squeezenet1_1", 10, 64), "classifier.1", 1 + 8 + 1),
+    "timm vit": (from_timm, "head", 1 + 12 + 1),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_a_partition_from_input_to_head(family):
+    if family.startswith("timm"):
+        pytest.importorskip("timm")
+    build, head, count = FAMILIES[family]
+    with torch.device("meta"):
+        net = build()
+    groups = layers(net, 10)
+    names = [name for group in groups for name in group]
+    assert len(names) == len(set(names))
+    assert set(names) == {name for name, _ in net.named_parameters()}
+    assert len(groups) == count
+    assert head_name(net, 10) == head
+    assert groups[-1] == [name for name, _ in net.named_parameters() if name.startswith(head + ".")]
+    first = next(name for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
+    assert f"{first}.weight" in groups[0]
+
+
+def test_layers_of_a_transformer_follow_its_blocks():
+    with torch.device("meta"):
+        net = from_torchvision("vit_b_16", 10, 32)
+    groups = layers(net, 10)
+    assert {"class_token", "conv_proj.weight", "encoder.pos_embedding"} <= set(groups[0])
+    assert "encoder.ln.weight" in groups[-2]
+    for i, group in enumerate(groups[1:-1]):
+        assert all(f"encoder_layer_{i}." in name or name.startswith("encoder.ln") for name in group)
+
+
+def test_a_network_without_a_head_is_refused():
+    with pytest.raises(ConfigError, match="no linear layer with 11 outputs"):
+        head_name(resnet(10), 11)
+
+
+def train_step(net):
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
+    net.train()
+    net(torch.rand(4, 3, 16, 16)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_frozen_backbone_stays_bit_for_bit():
+    torch.manual_seed(0)
+    net = resnet(10, depth=20, stem="small")
+    before = copy.deepcopy(net.state_dict())
+    for _ in range(2):
+        freeze(net, 10)
+        train_step(net)
+        net.eval()
+        train_step(net)
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(tensor, before[key]) == (not key.startswith("fc.")), key
+
+
+def test_unfrozen_it_trains_as_if_never_frozen():
+    torch.manual_seed(0)
+    net = resnet(10, depth=20, stem="small").train()
+    net.layer1[0].conv1.weight.requires_grad_(False)
+    untouched = copy.deepcopy(net)
+    freeze(net, 10)
+    freeze(net, 10)
+    net.eval()
+    net.train()
+    unfreeze(net)
+    for each in (net, untouched):
+        torch.manual_seed(1)
+        train_step(each)
+    torch.testing.assert_close(net.state_dict(), untouched.state_dict(), rtol=0, atol=0)
+    assert [m.training for m in net.modules()] == [m.training for m in untouched.modules()]
+    assert [p.requires_grad for p in net.parameters()] == [p.requires_grad for p in untouched.parameters()]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
+def test_a_frozen_network_can_be_copied(copied):
+    net = resnet(10, depth=20, stem="small").train()
+    freeze(net, 10)
+    twin = copied(net)
+    unfreeze(twin)
+    assert twin.bn1.training
+    assert not net.train().bn1.training
+    assert twin.conv1.weight.requires_grad
+    assert not net.conv1.weight.requires_grad
+
+
+def test_paths_come_before_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_run(Path("DEFAULT"), simple(3), "abc", SIMPLE)
+    said = load_weights(simple(3), "DEFAULT", model=SIMPLE, classes=tuple("abc"))
+    assert said.endswith("from DEFAULT; head: 3 of 3 class rows kept (a, b, c), 0 new")

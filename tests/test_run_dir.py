@@ -1,0 +1,160 @@
+"""Which run folder a command means: the unfinished run of the same config, a finished one to read, or an error that names what differs."""
+
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from words import SMALL
+
+import imgrec
+from imgrec import cli
+from imgrec.config.compose import load_config
+from imgrec.config.schema import run_config
+from imgrec.errors import ConfigError
+from imgrec.training.run_dir import RunDir, choose_run_dir, differing_keys
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    for name in ("IMGREC_DEBUG", "SLURM_JOB_ID", "IMGREC_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return load_config("train", [*SMALL, "name=n"])
+
+
+@pytest.fixture
+def run(plain, tmp_path):
+    """run(seed=1) is a RunConfig in tmp_path."""
+    return lambda **change: run_config({**plain.to_dict(), "runs_dir": str(tmp_path), **change})
+
+
+def begin(run) -> Path:
+    folder = choose_run_dir(run)
+    folder.start(run)
+    folder.close()
+    return folder.path
+
+
+def refusal(run) -> str:
+    with pytest.raises(ConfigError) as error:
+        choose_run_dir(run)
+    return str(error.value)
+
+
+def test_the_folder_holds_the_config_that_a_run_is_made_of(run):
+    given = run()
+    stored = yaml.safe_load((begin(given) / "config.yaml").read_text())
+    assert run_config(stored) == given
+    assert differing_keys(given, stored) == {}
+
+
+def test_the_same_command_finishes_the_unfinished_run_and_another_gets_the_next_number(run, tmp_path):
+    assert begin(run()) == tmp_path / "n/1"
+    assert choose_run_dir(run()) == RunDir(tmp_path / "n/1", "unfinished")
+    assert choose_run_dir(run(num_workers=3)).state == "unfinished"  # says how it is computed, not what
+    assert choose_run_dir(run(resume=False)) == RunDir(tmp_path / "n/2", "new")
+    assert choose_run_dir(run(seed=1)) == RunDir(tmp_path / "n/2", "new")
+    (tmp_path / "n/1/result.json").write_text("{}")
+    assert choose_run_dir(run()) == RunDir(tmp_path / "n/2", "new")
+    (tmp_path / "n/10").mkdir()
+    assert choose_run_dir(run()) == RunDir(tmp_path / "n/11", "new")
+
+
+def test_a_slurm_job_is_its_own_id(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert choose_run_dir(run()) == RunDir(tmp_path / "n/4711", "new")
+    begin(run())
+    assert choose_run_dir(run()) == RunDir(tmp_path / "n/4711", "unfinished")
+
+
+def test_a_folder_with_another_config_names_the_keys(run, tmp_path):
+    begin(run(id="a"))
+    where = f"{tmp_path}/n/a holds a run of another config"
+    assert refusal(run(id="a", seed=1)) == f"{where}: seed=1 here, 0 there. Set another id, or the values of that run."
+    changed = run(id="a", seed=1, epochs=9, batch_size=8, monitor="val/loss", optim={**run().optim, "lr": 0.5})
+    assert refusal(changed) == (
+        f"{where}: batch_size=8 here, 4 there; epochs=9 here, 1 there; monitor=val/loss here, val/accuracy there; and 2 more keys. "
+        "Set another id, or the values of that run."
+    )
+    assert refusal(run(id="a", resume=False)) == (
+        f"id=a resume=false: {tmp_path}/n/a holds a run already. Set another id, or resume=true to finish it."
+    )
+    assert choose_run_dir(run(id="a")).state == "unfinished"
+
+
+@pytest.mark.parametrize("key", ["name", "id"])
+@pytest.mark.parametrize("value", ["a/b", "..", "."])
+def test_a_name_is_one_folder(run, key, value):
+    assert refusal(run(**{key: value})).startswith(f"{key}={value} is no name for a folder. ")
+
+
+def test_two_processes_never_share_a_folder(run, tmp_path):
+    first = choose_run_dir(run(id="a"))
+    first.start(run(id="a"))
+    with pytest.raises(ConfigError) as error:
+        choose_run_dir(run(id="a")).start(run(id="a"))
+    assert str(error.value) == f"{tmp_path}/n/a is in use by another process. Wait for it, or set id=ANOTHER."
+    first.close()
+    again = choose_run_dir(run(id="a"))
+    again.start(run(id="a"))
+    assert again.lock is not None
+    with (tmp_path / "n/a/.lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    again.close()
+
+
+def test_a_finished_run_is_read_and_not_trained_again(tmp_path, capsys):
+    words = [*SMALL, f"runs_dir={tmp_path}", "name=n", "id=a"]
+    result = imgrec.fit(load_config("train", words), quiet=True)
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")}
+    assert imgrec.fit(load_config("train", words), quiet=True) == json.loads(json.dumps(result))
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")} == before
+    assert cli.main(["train", *words, "seed=1"]) == 2
+    assert capsys.readouterr().err.startswith(f"imgrec: {tmp_path}/n/a holds a run of another config: seed=1 here, 0 there. ")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    tmp_path.chmod(0o555)
+    assert cli.main(["train", *SMALL, f"runs_dir={tmp_path}/runs"]) == 2
+    assert capsys.readouterr().err.startswith(f"imgrec: {tmp_path}/runs cannot be written: Permission denied. ")
+
+
+@given(key=st.sampled_from(["seed", "epochs", "max_device_batch"]), value=st.integers(1, 10**6))
+def test_differing_names_the_keys_that_differ_and_no_others(plain, key, value):
+    stored = plain.to_dict()
+    assert differing_keys(run_config({**stored, key: value}), stored) == (
+        {} if value == stored[key] else {key: (value, stored[key])}
+    )
+
+
+def test_a_job_that_is_started_again_waits_for_the_lock_of_its_lost_node(run, monkeypatch):
+    first, again = choose_run_dir(run(id="a")), choose_run_dir(run(id="a"))
+    first.start(run(id="a"))
+    with pytest.raises(ConfigError, match="is in use by another process"):
+        again.start(run(id="a"))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr("time.sleep", lambda seconds: first.close())
+    again.start(run(id="a"))
+    assert again.lock is not None
+    again.close()
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(run, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    folder = choose_run_dir(run(id="a"))
+    folder.start(run(id="a"))
+    assert (folder.path / "config.yaml").is_file()
+    folder.close()
