@@ -1,104 +1,106 @@
-"""Start from learned weights: other classes, other channels, a frozen backbone, layer-wise learning rates."""
+"""Pretrained weights, of torchvision or timm, and their transfer to a network with other classes or other channels."""
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from imgrec.errors import CheckpointError
 from imgrec.models.channels import first_conv, input_kernels
 from imgrec.models.layers import head_name
+from imgrec.models.timm import size_arguments, timm_library
 
 
-class Source(NamedTuple):
-    """Learned weights. state: tensors by the network's names; classes: of its head's rows; hint: what to type on a misfit."""
+class PretrainedWeights(NamedTuple):
+    """Trained tensors by their names in the network, and the class names of the head's rows."""
 
-    label: str
-    state: dict[str, Tensor]
+    source: str  # as it is shown to the user
+    state_dict: dict[str, Tensor]
     classes: tuple[str, ...]
-    hint: str
+    hint: str  # the sentence that ends the error about tensors that do not fit: which overrides make them fit
 
 
-def load_weights(net: nn.Module, weights: str, *, model: Mapping[str, Any], classes: Sequence[str]) -> str:
-    """Copies learned weights into `net`, in place; the head keeps its fresh rows, except those of classes the source has too.
+def transfer_weights(net: nn.Module, pretrained: PretrainedWeights, classes: Sequence[str]) -> str:
+    """Copies pretrained tensors into `net`, in place. The head's rows are copied for the classes that both have, by name.
 
-    weights: a name of torchvision's (DEFAULT, IMAGENET1K_V1, ...; DEFAULT alone for timm), or an imgrec checkpoint or run folder.
-    model: the node that built `net`. classes: names of its head's rows; torchvision's ImageNet categories are names too.
-    The first convolution is fitted to the channels (`input_kernels`). Returns one sentence that says what was taken.
-    Raises CheckpointError when the weights cannot be found or do not fit.
+    classes: names of the head's rows; torchvision's ImageNet categories are names too. The first convolution is adapted to the
+    channels (`input_kernels`). Returns one sentence about what was copied. Raises CheckpointError for tensors that do not fit.
     """
-    source = _source(weights, model)
     head = head_name(net, len(classes))
     target = net.state_dict()
-    given = dict(source.state)
+    state = dict(pretrained.state_dict)
     stem = first_conv(net)[0] + ".weight"
-    if stem in given and given[stem].ndim == 4 and given[stem].shape[1] != target[stem].shape[1]:
-        given[stem] = input_kernels(given[stem], target[stem].shape[1])
+    if stem in state and state[stem].ndim == 4 and state[stem].shape[1] != target[stem].shape[1]:
+        state[stem] = input_kernels(state[stem], target[stem].shape[1])
 
-    rows = {f"{head}.weight", f"{head}.bias"} & target.keys()
-    wanted = {key: (len(source.classes), *tensor.shape[1:]) if key in rows else tensor.shape for key, tensor in target.items()}
-    _check_fit(source, given, wanted)
-    kept = _same_rows(source.classes, classes)
-    for key in rows:
-        fresh = target[key].clone()
-        for new, old in kept.items():
-            fresh[new] = given[key][old]
-        given[key] = fresh
-    net.load_state_dict(given)
+    head_keys = {f"{head}.weight", f"{head}.bias"} & target.keys()
+    old_rows = len(pretrained.classes)
+    shapes = {key: (old_rows, *tensor.shape[1:]) if key in head_keys else tensor.shape for key, tensor in target.items()}
+    _check_shapes(pretrained, state, shapes)
+    rows = _common_rows(pretrained.classes, classes)
+    for key in head_keys:
+        values = target[key].clone()
+        for new, old in rows.items():
+            values[new] = state[key][old]
+        state[key] = values
+    net.load_state_dict(state)
 
-    names = [classes[i] for i in kept]
-    shown = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
-    taken = len(target) - (0 if kept else len(rows))
+    names = [classes[row] for row in rows]
+    examples = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
+    copied = len(target) - (0 if rows else len(head_keys))
     return (
-        f"taken {taken} of {len(target)} tensors from {source.label}; "
-        f"head: {len(kept)} of {len(classes)} class rows kept{shown}, {len(classes) - len(kept)} new"
+        f"{copied} of {len(target)} tensors from {pretrained.source}; "
+        f"head: {len(rows)} of {len(classes)} class rows copied{examples}, {len(classes) - len(rows)} new"
     )
 
 
-def _same_rows(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
-    """Place in `new` -> place in `old` of each name that both have; one that `old` has twice tells nothing."""
+def _common_rows(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
+    """Row in `new` -> row in `old` of each name that both have, except names that `old` has twice."""
     if list(old) == list(new):
-        return {i: i for i in range(len(new))}
-    places = {name: i for i, name in enumerate(old) if list(old).count(name) == 1}
-    return {i: places[name] for i, name in enumerate(new) if name in places}
+        return {row: row for row in range(len(new))}
+    counts = Counter(old)
+    rows = {name: row for row, name in enumerate(old) if counts[name] == 1}
+    return {row: rows[name] for row, name in enumerate(new) if name in rows}
 
 
-def _check_fit(source: Source, given: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    wrong = [key for key, shape in wanted.items() if key not in given or given[key].shape != shape]
-    extra = [key for key in given if key not in wanted]
+def _check_shapes(pretrained: PretrainedWeights, state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """CheckpointError unless `state` has exactly the network's keys with their shapes."""
+    wrong = [key for key, shape in shapes.items() if key not in state or state[key].shape != shape]
+    extra = [key for key in state if key not in shapes]
     if not wrong and not extra:
         return
     if not wrong:
-        found = f"it has {extra[0]}, this network does not"
-    elif wrong[0] in given:
-        found = f"{wrong[0]} is {list(given[wrong[0]].shape)} there, not {list(wanted[wrong[0]])}"
+        reason = f"this network has no {extra[0]}"
+    elif wrong[0] in state:
+        reason = f"{wrong[0]} has the shape {list(state[wrong[0]].shape)}, the network needs {list(shapes[wrong[0]])}"
     else:
-        found = f"it lacks {wrong[0]}"
-    differ = f"{len(wrong) + len(extra)} of {len(wanted)} tensors differ"
-    raise CheckpointError(f"weights from {source.label} do not fit: {found} ({differ}).{source.hint}")
+        reason = f"{wrong[0]} is missing"
+    count = f"{len(wrong) + len(extra)} of {len(shapes)} tensors differ"
+    raise CheckpointError(f"weights from {pretrained.source} do not fit: {reason} ({count}).{pretrained.hint}")
 
 
-# --- sources -----------------------------------------------------------------------------------------------------------------
+def library_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights:
+    """The weights that torchvision or timm has for the network of a `model` node.
 
-
-def _source(weights: str, model: Mapping[str, Any]) -> Source:
-    if Path(weights).exists():
-        return _from_run(weights, model)
+    weights: torchvision's name for them (DEFAULT, IMAGENET1K_V1, ...); for timm DEFAULT only.
+    Raises CheckpointError for another name, and where they cannot be loaded.
+    """
     family = str(model["_target_"]).split(".")[-2]
     if family == "timm" and weights == "DEFAULT":
-        return _from_timm(model)
+        return _timm_weights(model)
     name = _torchvision_name(family, model)
     if name is None:
-        known = "timm knows DEFAULT alone" if family == "timm" else f"torchvision has no weights for this {family}"
+        known = "timm has DEFAULT only" if family == "timm" else f"torchvision has no weights for this {family}"
         raise CheckpointError(
             f"weights={weights}: there is no such file or folder, and {known}. "
             "Set weights=PATH to an imgrec checkpoint or run folder, or weights=null."
         )
-    return _from_torchvision(weights, name, model)
+    return _torchvision_weights(weights, name, model)
 
 
 def _torchvision_name(family: str, model: Mapping[str, Any]) -> str | None:
@@ -112,14 +114,10 @@ def _torchvision_name(family: str, model: Mapping[str, Any]) -> str | None:
             name = str(model["name"])
         case _:
             name = family
-    import torchvision
-
     return name if name in torchvision.models.list_models(module=torchvision.models) else None
 
 
-def _from_torchvision(weights: str, name: str, model: Mapping[str, Any]) -> Source:
-    import torchvision
-
+def _torchvision_weights(weights: str, name: str, model: Mapping[str, Any]) -> PretrainedWeights:
     enum = torchvision.models.get_model_weights(name)
     member = weights.removeprefix(f"{enum.__name__}.")
     # Members without categories hold features whose head was never learned (vgg16's IMAGENET1K_FEATURES).
@@ -132,8 +130,8 @@ def _from_torchvision(weights: str, name: str, model: Mapping[str, Any]) -> Sour
     chosen = enum[member]
     file = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(chosen.url))
     try:
-        net = torchvision.models.get_model(name, weights=chosen, progress=False)  # it mends the names in old files
-    except Exception as error:  # no network, a wrong hash, a file cut short, other tensors: four libraries, each with its own
+        net = torchvision.models.get_model(name, weights=chosen, progress=False)  # renames the keys of old files
+    except Exception as error:  # offline, wrong hash, truncated file, other tensors: each library raises its own
         raise CheckpointError(
             f"weights={weights}: {chosen.url} could not be loaded ({_first_line(error)}). Put that file at {file}."
         ) from error
@@ -145,7 +143,7 @@ def _from_torchvision(weights: str, name: str, model: Mapping[str, Any]) -> Sour
     if "image_size" in model and model["image_size"] < chosen.meta["min_size"][0]:  # position embeddings
         changes.append(f"data.image_size={chosen.meta['min_size'][0]}")
     hint = f" Set {' '.join(changes)}." if changes else ""
-    return Source(f"torchvision's {name} {chosen.name}", state, tuple(chosen.meta["categories"]), hint)
+    return PretrainedWeights(f"torchvision's {name} {chosen.name}", state, tuple(chosen.meta["categories"]), hint)
 
 
 def _fold_input_transform(net: nn.Module, state: dict[str, Tensor]) -> None:
@@ -163,15 +161,11 @@ def _fold_input_transform(net: nn.Module, state: dict[str, Tensor]) -> None:
     state[mean] = state[mean] - (kernels.sum(dim=(2, 3)) * b).sum(dim=1)
 
 
-def _from_timm(model: Mapping[str, Any]) -> Source:
-    import torchvision
-
-    from imgrec.models.timm import size_arguments, timm_library
-
+def _timm_weights(model: Mapping[str, Any]) -> PretrainedWeights:
     timm, name = timm_library(), str(model["name"])
     try:
         net = timm.create_model(name, pretrained=True, in_chans=model["channels"], **size_arguments(name, model["image_size"]))
-    except Exception as error:  # the hub, the network and torch each have their own
+    except Exception as error:  # the hub, the network and torch each raise their own
         cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
         raise CheckpointError(
             f"weights=DEFAULT: timm's weights for {name} could not be loaded ({_first_line(error)}). "
@@ -180,24 +174,7 @@ def _from_timm(model: Mapping[str, Any]) -> Source:
     rows = int(net.num_classes)
     categories = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]  # ImageNet-1k in the order that timm has too
     classes = tuple(categories) if rows == len(categories) else tuple(f"class {i} of {rows}" for i in range(rows))
-    return Source(f"timm's {name}", net.state_dict(), classes, "")
-
-
-def _from_run(path: str, model: Mapping[str, Any]) -> Source:
-    from imgrec.inference.checkpoint import read_checkpoint
-
-    stored = read_checkpoint(Path(path))
-    state = {key.removeprefix("net."): value for key, value in stored["state_dict"].items() if key.startswith("net.")}
-    return Source(path, state, tuple(stored["imgrec"]["classes"]), _differences(stored["imgrec"]["config"]["model"], model))
-
-
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """What to type to build the network of another run, from the nodes of both."""
-    changes = [] if theirs["_target_"] == ours["_target_"] else [f"model={str(theirs['_target_']).split('.')[-2]}"]
-    for key, value in theirs.items():
-        if key not in ("_target_", "num_classes", "channels") and (key not in ours or ours[key] != value):
-            changes.append(f"data.image_size={value}" if key == "image_size" else f"model.{key}={value}")
-    return f" Set {' '.join(changes)}." if changes else ""
+    return PretrainedWeights(f"timm's {name}", net.state_dict(), classes, "")
 
 
 def _first_line(error: BaseException) -> str:

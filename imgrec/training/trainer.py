@@ -24,12 +24,13 @@ from imgrec.distributed.world import cluster_environment, world
 from imgrec.errors import ConfigError
 from imgrec.models.factory import build_network
 from imgrec.models.layers import layers
-from imgrec.models.pretrained import load_weights
+from imgrec.models.pretrained import transfer_weights
 from imgrec.models.summary import ModelSize, measure_size
 from imgrec.training.callbacks.best import BestCheckpoint
 from imgrec.training.module import Classifier
 from imgrec.training.optimizer import build_optimizer
 from imgrec.training.scheduler import lightning_schedulers
+from imgrec.training.transfer import pretrained_weights
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Limit = int | float  # a number of batches, or a share of them
@@ -158,7 +159,7 @@ def build_classifier(run: RunConfig, data: ImageData, augment: Augment) -> tuple
     classes = data.classes
     net = build_network(run, classes)
     size = measure_size(net, channels=run.data["channels"], image_size=run.data["image_size"])
-    taken = load_weights(net, run.weights, model=run.model, classes=classes) if run.weights else None
+    taken = transfer_weights(net, pretrained_weights(run.weights, run.model), classes) if run.weights else None
     if run.monitor == "val/top5" and len(classes) <= 5:
         raise ConfigError(
             f"monitor=val/top5, but with {len(classes)} classes every answer is among the first five. Set monitor=val/accuracy."

@@ -1,0 +1,30 @@
+"""`weights=`: a checkpoint of imgrec, or the name of a library's weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.models.pretrained import PretrainedWeights, library_weights
+
+
+def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights:
+    """The weights to start from, for the network of the `model` node; a path that exists is preferred to a library's name.
+
+    Raises CheckpointError where there are none of that name, or they cannot be read.
+    """
+    if not Path(weights).exists():
+        return library_weights(weights, model)
+    checkpoint = read_checkpoint(Path(weights))
+    state = {key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")}
+    metadata = checkpoint["imgrec"]
+    return PretrainedWeights(weights, state, tuple(metadata["classes"]), _overrides_hint(metadata["config"]["model"], model))
+
+
+def _overrides_hint(stored: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """The overrides that turn `model` into the network of the stored node, as a sentence; empty where they are equal."""
+    overrides = [] if stored["_target_"] == model["_target_"] else [f"model={str(stored['_target_']).split('.')[-2]}"]
+    for key, value in stored.items():
+        if key not in ("_target_", "num_classes", "channels") and (key not in model or model[key] != value):
+            overrides.append(f"data.image_size={value}" if key == "image_size" else f"model.{key}={value}")
+    return f" Set {' '.join(overrides)}." if overrides else ""
