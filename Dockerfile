@@ -3,8 +3,9 @@
 FROM python:3.11-slim
 
 # The wheels of torch bring CUDA; the driver comes from the host with --gpus.
-COPY pyproject.toml README.md /src/
+COPY pyproject.toml README.md LICENSE /src/
 COPY conf /src/conf
+COPY launch /src/launch
 COPY imgrec /src/imgrec
 RUN pip install --no-cache-dir torch torchvision "/src[timm,parquet]"
 

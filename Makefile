@@ -1,20 +1,23 @@
 # make train     train on the embedded digits; ARGS="model=vgg data=mnist" is passed on
 # make test      the fast tests;  make test-all: the slow ones too;  make check: lint, types and fast tests, what CI runs
+# make test-lowest  the fast tests with the lowest versions that pyproject.toml admits, in .venv-lowest
+# make docs      the pages of docs/ as a web site in site/;  make docs-serve: shown while they are edited
 # make test-slurm  on a SLURM cluster of two nodes that it starts on this machine, and ends; needs root
 # Each target sets up what it needs in .venv the first time and starts at once the next.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-slurm check lint types format tensorboard wheel clean
+.PHONY: help train test test-all test-lowest test-slurm prove-resume check lint types format docs docs-serve tensorboard wheel clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 ARGS ?=
 # One process per core, one torch thread each: networks this small gain nothing from a second thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -6
 
 train: $(VENV)/installed
 	$(BIN)/python -m imgrec.train model=resnet optim=adam $(ARGS)
@@ -24,6 +27,9 @@ test: $(VENV)/installed-dev
 
 test-all: $(VENV)/installed-dev
 	$(PYTEST) -m "not slurm"
+
+test-lowest: $(LOWEST)/installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile $(ARGS)
 
 # The fixture starts tests/slurm/cluster and ends it; one process, as the nodes share this machine's cores.
 test-slurm: $(VENV)/installed-dev
@@ -45,6 +51,12 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(VENV)/installed-docs
+	$(BIN)/mkdocs serve
+
 tensorboard: $(VENV)/installed
 	$(BIN)/tensorboard --logdir runs
 
@@ -55,11 +67,11 @@ clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Debian ships venv's pip apart from Python; root may fetch it, others are told what to type.
-$(BIN)/python:
+$(BIN)/python $(LOWEST)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11. Type: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
 	  || { echo "$(PYTHON) has no venv. Type: sudo apt-get install python3-venv"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(@D)/..
 
 # torch and torchvision come in one call, so that pip chooses a matching pair.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
@@ -68,4 +80,14 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/installed-docs: pyproject.toml $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+# uv resolves to the floors; what they need in turn comes in the newest version that fits.
+$(LOWEST)/installed: pyproject.toml | $(LOWEST)/bin/python
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	@touch $@
