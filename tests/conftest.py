@@ -1,11 +1,14 @@
 """What all tests share."""
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
-from words import SMALL
+from small_run import SMALL
 
 from imgrec import config
 
@@ -18,3 +21,17 @@ settings.load_profile("imgrec")
 def small(tmp_path: Path) -> Callable[..., config.RunConfig]:
     """small("epochs=2", ...) is the config of a run of a second, in tmp_path/runs."""
     return lambda *words: config.load("train", [*SMALL, f"runs_dir={tmp_path}/runs", *words])
+
+
+@pytest.fixture
+def start_command() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """start_command(WORD, ..., env=...) starts a process with its output in pipes; it is killed when the test ends."""
+    with ExitStack() as stack:
+
+        def start(*words: object, **options: Any) -> subprocess.Popen[str]:
+            process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+            stack.callback(process.kill)
+            stack.push(process)
+            return process
+
+        yield start

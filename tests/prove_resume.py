@@ -2,14 +2,14 @@
 
     python tests/prove_resume.py [--kills 100] [--seed 0]
 
-A run has everything on (resuming.EVERYTHING). It is killed with SIGKILL after a random time, in most cases less than the unbroken one took, started again, and
-maybe killed again, until it is through; of two processes sometimes only one is killed, and the other has to end by itself. Exit code 1 if a bit differs.
+A run has everything on (resumed_runs.EVERYTHING). It is killed with SIGKILL after a random time, in most cases less
+than the unbroken one took, started again, and maybe killed again, until it is through; of two processes sometimes only
+one is killed, and the other has to end by itself. Exit code 1 if a bit differs.
 """
 
 import argparse
 import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -17,11 +17,11 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from resuming import assert_same, finished, load, outcome
+from processes import join_ranks, start_ranks
+from resumed_runs import assert_same, finish_run, load_run, read_outcome
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from worlds import codes, forked
 
 import imgrec.training.step_boundary
 import imgrec.training.summary  # before the forks, which then need not import it each
@@ -48,22 +48,21 @@ def main() -> int:
         unbroken, seconds = {}, {}
         for way in WAYS:
             begun = time.perf_counter()
-            unbroken[way] = finished(run_of(Path(place, f"unbroken_{way[0]}_{way[1]}"), way), size=way[0])
+            unbroken[way] = finish_run(run_of(Path(place, f"unbroken_{way[0]}_{way[1]}"), way), size=way[0])
             seconds[way] = time.perf_counter() - begun
         folder, way, killed = Path(place, "0"), WAYS[0], 0
         kills = iter(track(range(asked.kills), "kills", console=Console(stderr=True)))
         while True:
-            children = forked(way[0], partial(train_quietly, run_of(folder, way)))
-            # The more often it was killed, the longer it is left alone: else a machine that has become busy would never let it finish.
-            time.sleep((1.5 + 0.2 * killed) * chance.random() * seconds[way])
-            victims = children if chance.random() < 0.7 else [chance.choice(children)]
-            for child in victims:
-                os.kill(child, signal.SIGKILL)
-            ended = codes(children)
-            if all(code == 0 for code in ended):
+            with start_ranks(way[0], partial(train_quietly, run_of(folder, way))) as ranks:
+                # The more often it was killed, the longer it is left alone: else a machine that has become busy would never let it finish.
+                time.sleep((1.5 + 0.2 * killed) * chance.random() * seconds[way])
+                for victim in ranks if chance.random() < 0.7 else [chance.choice(ranks)]:
+                    victim.kill()
+                codes = join_ranks(ranks)
+            if all(code == 0 for code in codes):
                 runs[way] += 1
                 try:
-                    assert_same(outcome(folder / "r/a"), unbroken[way])
+                    assert_same(read_outcome(folder / "r/a"), unbroken[way])
                 except AssertionError as error:
                     differ.append(f"{folder.name}: {way[0]} processes, {way[1]} workers: {error}")
                 folder, way, killed = Path(place, str(sum(runs.values()))), WAYS[sum(runs.values()) % len(WAYS)], 0
@@ -85,7 +84,7 @@ def train_quietly(run: RunConfig, rank: int) -> None:
 
 
 def run_of(folder: Path, way: tuple[int, int]) -> RunConfig:
-    return load(folder, f"num_workers={way[1]}", "trainer.devices=auto", "trainer.save_every_steps=2", "trainer.timeout_s=20")
+    return load_run(folder, f"num_workers={way[1]}", "trainer.devices=auto", "trainer.save_every_steps=2", "trainer.timeout_s=20")
 
 
 def show(goes_on: dict[tuple[int, int], Counter[str]], runs: Counter[tuple[int, int]], differ: list[str]) -> None:

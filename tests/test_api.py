@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
-from untrained import CLASSES, save_run
+from untrained_run import CLASSES, save_untrained_run
 
 import imgrec
 from imgrec.data import decode
@@ -21,13 +21,13 @@ RGB = ("data.channels=3", "data.mean=[0.3,0.4,0.5]", "data.std=[0.2,0.3,0.4]")
 
 @pytest.fixture(scope="module")
 def gray(tmp_path_factory):
-    return imgrec.load(save_run(tmp_path_factory.mktemp("gray")), device="cpu")
+    return imgrec.load(save_untrained_run(tmp_path_factory.mktemp("gray")), device="cpu")
 
 
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory):
     return imgrec.load(
-        save_run(tmp_path_factory.mktemp("colour"), *RGB, "data.resize=crop", "data.crop_share=0.875"), device="cpu"
+        save_untrained_run(tmp_path_factory.mktemp("colour"), *RGB, "data.resize=crop", "data.crop_share=0.875"), device="cpu"
     )
 
 
@@ -123,7 +123,7 @@ def test_of_equal_classes_the_first_is_named_as_argmax_does(gray):
 
 @pytest.mark.parametrize("loss", ["bce", "mse", "focal", "cross_entropy"])
 def test_every_loss_answers_without_the_counts_that_balance_it(tmp_path, loss):
-    found = imgrec.load(save_run(tmp_path, f"loss={loss}", "loss.class_weights=balanced"), device="cpu")
+    found = imgrec.load(save_untrained_run(tmp_path, f"loss={loss}", "loss.class_weights=balanced"), device="cpu")
     chances = found.probabilities(torch.from_numpy(picture(3, 64)).view(3, 1, 8, 8))
     torch.testing.assert_close(chances.sum(1), torch.ones(3))
 
@@ -219,7 +219,7 @@ def test_memory_that_runs_out_says_which_key(gray, monkeypatch):
 
 
 def test_weights_of_another_network_are_refused(tmp_path):
-    run = save_run(tmp_path)
+    run = save_untrained_run(tmp_path)
     file = run / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(file, weights_only=True)
     checkpoint["imgrec"]["config"]["model"]["dense"] = 17
@@ -236,7 +236,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 def test_an_answer_that_is_no_number_is_refused(tmp_path):
-    found = imgrec.load(save_run(tmp_path), device="cpu")
+    found = imgrec.load(save_untrained_run(tmp_path), device="cpu")
     with torch.no_grad():
         next(found.classifier.net.parameters()).fill_(float("nan"))
     with pytest.raises(CheckpointError, match=r"the network's answer is not a number\. Train again with a lower optim\.lr\."):

@@ -2,16 +2,16 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import run_command
+from small_run import SMALL
 from test_data_folder import make
 from test_data_sets import write_mnist
-from words import SMALL
 
 from imgrec import cli
 from imgrec.config.annotations import format_value
@@ -101,10 +101,10 @@ json.dump(found, sys.stdout)
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """(exit code, stderr, was torch imported) of every SHOWN input, from one process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", MANY], input=json.dumps(list(SHOWN)), capture_output=True, text=True, check=True,
-        cwd=tmp_path_factory.mktemp("cwd"), env={k: v for k, v in os.environ.items() if k != "IMGREC_DEBUG"},
-    )  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if k != "IMGREC_DEBUG"}
+    cwd = tmp_path_factory.mktemp("cwd")
+    done = run_command(sys.executable, "-c", MANY, input=json.dumps(list(SHOWN)), cwd=cwd, env=env)
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
@@ -116,17 +116,14 @@ def test_what_the_config_shows_is_refused_before_torch_is_imported(answers, word
 @pytest.mark.parametrize("start", [["-m", "imgrec.train"], ["-m", "imgrec.cli", "train"]])
 def test_a_process_ends_with_code_2_and_one_line(start, tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "IMGREC_DEBUG"}
-    done = subprocess.run(
-        [sys.executable, *start, "optim=adma"], capture_output=True, text=True, check=False, cwd=tmp_path, env=env
-    )
+    done = run_command(sys.executable, *start, "optim=adma", cwd=tmp_path, env=env)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"imgrec: {SHOWN['train optim=adma']}\n")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_imgrec_debug_shows_the_traceback(tmp_path):
     env = {**os.environ, "IMGREC_DEBUG": "1"}
-    words = [sys.executable, "-m", "imgrec.cli", "train", "optim=adma"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
+    done = run_command(sys.executable, "-m", "imgrec.cli", "train", "optim=adma", cwd=tmp_path, env=env)
     assert done.returncode != 0
     assert done.stderr.startswith("Traceback")
     assert done.stderr.endswith(f"imgrec.errors.ConfigError: {SHOWN['train optim=adma']}\n")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from words import SMALL
+from small_run import SMALL
 
 import imgrec.training.checkpoint
 from imgrec import cli

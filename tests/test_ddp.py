@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run_ranks
 from torch.testing import assert_close
-from worlds import started
 
 from imgrec.config.schema import RunConfig
 from imgrec.inference.checkpoint import read_checkpoint
@@ -57,7 +57,7 @@ def test_figures_weights_and_logs_are_those_of_one_process(small: Callable[..., 
     assert expected["test"]["count"] == 13
     for size in (2, 3, 8):
         run = small(*KEYS, f"id={size}")
-        every = started(size, lambda rank, run=run: fit(run, quiet=True))
+        every = run_ranks(size, lambda rank, run=run: fit(run, quiet=True))
         for found in every:  # each process has them
             for which in ("best", "last", "test") if found is every[0] else ("test",):
                 assert_same(found[which], expected[which], which)

@@ -1,13 +1,11 @@
 """Fewer samples than processes, in the last batch of training and in whole splits: what one process learns and counts, all do."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import together
-from worlds import variables
+from processes import run_ranks
 
 from imgrec import config
 from imgrec.inference.checkpoint import read_checkpoint
@@ -41,12 +39,7 @@ NORMED = ("model=resnet", "model.depth=20", "model.stem=small", "optim.lr=0.005"
 def run(folder: Path, processes: int, *words: str) -> dict[str, Any]:
     settings = config.load("train", [*RUN, f"runs_dir={folder}", f"id=on{processes}", f"trainer.devices={processes}", *words])
 
-    def work(rank: int) -> dict[str, Any]:
-        if processes > 1:
-            os.environ |= {key: str(value) for key, value in variables(rank, processes, port=1).items()}
-        return fit(settings, quiet=True)
-
-    result = together(processes, work)[0]
+    result = run_ranks(processes, lambda rank: fit(settings, quiet=True))[0]
     return read_checkpoint(folder / f"r/on{processes}/checkpoints/last.ckpt") | {"result": result}
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 from sklearn.metrics import classification_report, confusion_matrix
-from untrained import save_run
+from untrained_run import save_untrained_run
 
 import imgrec
 from imgrec import cli, config
@@ -221,7 +221,7 @@ def test_a_data_folder_with_other_classes_is_refused(tmp_path, capsys):
         "data.mean=[0]",
         "data.std=[1]",
     )
-    run = save_run(tmp_path / "run", *data, classes=("cat", "dog"))
+    run = save_untrained_run(tmp_path / "run", *data, classes=("cat", "dog"))
     assert evaluate(f"ckpt={run}") == 0
     (tmp_path / "data" / "train" / "dog").rename(tmp_path / "data" / "train" / "wolf")
     (tmp_path / "data" / "val" / "dog").rename(tmp_path / "data" / "val" / "wolf")

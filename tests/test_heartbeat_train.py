@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from words import SMALL
+from small_run import SMALL
 
 pytestmark = pytest.mark.slow
 

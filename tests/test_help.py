@@ -1,10 +1,10 @@
 """What --help says is what the yaml says."""
 
-import subprocess
 import sys
 
 import pytest
 import yaml
+from processes import run_command
 
 from imgrec import cli
 from imgrec.config.compose import compose_config
@@ -85,5 +85,5 @@ def test_examples_compose(example):
 
 def test_help_needs_no_torch():
     code = "import sys; from imgrec.cli import main; code = main(['train', '--help']); sys.exit(3 if 'torch' in sys.modules else code)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_command(sys.executable, "-c", code)
     assert (done.returncode, done.stdout) == (0, help_text("train") + "\n")

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import together
-from words import SMALL
-from worlds import exit_codes, started, variables
+from processes import exit_codes, run_ranks, torchrun_variables
+from small_run import SMALL
 
 from imgrec import cli
 from imgrec.config.compose import load_config
@@ -30,7 +29,7 @@ STEP = {
     "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_NTASKS_PER_NODE": "2",
 }  # fmt: skip
 BATCH = {name: STEP[name] for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_NNODES")} | {"SLURM_PROCID": "0"}
-TORCHRUN = {key: str(value) for key, value in variables(5, 6, port=1, nodes=2).items()}
+TORCHRUN = torchrun_variables(5, 6, port=1, nodes=2)
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +128,7 @@ def test_processes_agree_on_what_the_first_one_finds() -> None:
             return [found, str(error)]
         return []
 
-    assert started(3, work) == [["of 0", "seed=x: seed takes a whole number, not a word."]] * 3
+    assert run_ranks(3, work) == [["of 0", "seed=x: seed takes a whole number, not a word."]] * 3
 
 
 def test_who_did_not_come_is_named() -> None:
@@ -141,7 +140,7 @@ def test_who_did_not_come_is_named() -> None:
         time.sleep(1)  # the first process keeps the store
         return str(caught.value)
 
-    said = started(3, work)
+    said = run_ranks(3, work)
     assert said[0].startswith("2 of 3 processes came to 127.0.0.1:")
     assert "within 1 s; missing: rank 2 (says rank 0 on " in said[0]
     assert "missing: rank 2 (says rank 1 on " in said[1]
@@ -153,7 +152,7 @@ def test_nobody_at_the_address() -> None:
             connect(World(rank=1, size=2, started_by="torchrun"), timeout_s=1)
         return str(caught.value)
 
-    (said,) = together(1, lambda rank: [os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="9"), work(rank)][1], group=False)
+    (said,) = run_ranks(1, lambda rank: [os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="9"), work(rank)][1])
     assert "should meet the other 1 at 127.0.0.1:9, but nobody answered within 1 s" in said
 
 
@@ -168,7 +167,7 @@ def test_a_signal_ends_the_waiting_for_the_others() -> None:
 
     start = time.monotonic()
     said = "stopped by SIGTERM before all processes had come. Start the same command again."
-    assert started(3, work) == [said, said, ""]
+    assert run_ranks(3, work) == [said, said, ""]
     assert time.monotonic() - start < 30
 
 
@@ -187,7 +186,7 @@ def test_bad_input_of_processes_that_torchrun_started_is_one_line(
 
     monkeypatch.setattr(trainer, "build_data", refuse)
     words = [word for word in SMALL if not word.startswith(("trainer.devices", "batch_size"))]
-    assert exit_codes(3, lambda: cli.main(["train", *words, "batch_size=6", f"runs_dir={tmp_path}"])) == [2, 2, 2]
+    assert exit_codes(3, lambda rank: cli.main(["train", *words, "batch_size=6", f"runs_dir={tmp_path}"])) == [2, 2, 2]
     name = "" if 0 in who else f" (rank {who[0]} on {os.uname().nodename})"
     assert capfd.readouterr().err == f"imgrec: pictures cannot be read. Name others{name}.\n"
 

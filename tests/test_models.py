@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_command
 from torch import nn
 
 from imgrec.errors import ConfigError
@@ -375,4 +375,4 @@ def test_listing_refuses_in_one_line(words, sentence, capsys):
 
 def test_listing_checks_before_torch_is_imported():
     code = "import sys; from imgrec.models.__main__ import *; c = main(['filtr=x']); sys.exit(9 if 'torch' in sys.modules else c)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 2
+    assert run_command(sys.executable, "-c", code).returncode == 2

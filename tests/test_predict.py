@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -12,8 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from processes import run_command
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from untrained import save_run
+from untrained_run import save_untrained_run
 
 from imgrec import cli
 from imgrec.config.compose import quote_values
@@ -26,7 +26,7 @@ from imgrec.inference.predictor import load
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return save_run(tmp_path_factory.mktemp("run"))
+    return save_untrained_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_where_no_file_can_be_read_the_exit_code_says_so(run, bad, tmp_path, cap
 
 
 def test_there_are_no_more_columns_than_classes(tmp_path, images):
-    run = save_run(tmp_path / "run", classes=("cat", "dog"))
+    run = save_untrained_run(tmp_path / "run", classes=("cat", "dog"))
     assert predict(f"ckpt={run}", f"files={images}/b", f"out={tmp_path}/p.csv", "top_k=5") == 0
     rows = read_csv(tmp_path / "p.csv")
     assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2", "error"]
@@ -216,7 +216,7 @@ def test_bad_input_is_refused_before_torch_is_imported(run):
         f"rc += [cli.main(['evaluate', *words]) for words in (['ckpt=none'], ['ckpt={run}', 'out=x.txt'], ['split=x'])]; "
         "print(rc, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_command(sys.executable, "-c", code)
     assert done.stdout == "[2, 2, 2, 2, 2, 2] False\n"
 
 

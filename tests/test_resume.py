@@ -8,8 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from resuming import SAMPLES, STEPS_PER_EPOCH, assert_same, calls, curves, die, finished, killed, load, outcome
-from worlds import codes, forked
+from processes import exit_codes
+from resumed_runs import (
+    SAMPLES,
+    STEPS_PER_EPOCH,
+    assert_same,
+    finish_run,
+    kill_run,
+    kill_this_process,
+    load_run,
+    patch_call,
+    read_curves,
+    read_outcome,
+)
 
 import imgrec.training.checkpoint
 from imgrec import config
@@ -25,7 +36,7 @@ from imgrec.training.step_boundary import StepBoundary
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory) -> dict:
-    return finished(load(tmp_path_factory.mktemp("unbroken")))
+    return finish_run(load_run(tmp_path_factory.mktemp("unbroken")))
 
 
 # Each is the last thing that the process does: a call of a method, counted from 1.
@@ -43,36 +54,36 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, unbroken, moment):
-    run = load(tmp_path, "trainer.save_every_steps=1")
-    killed(run, *MOMENTS[moment])
-    assert_same(finished(run), unbroken)
+    run = load_run(tmp_path, "trainer.save_every_steps=1")
+    kill_run(run, *MOMENTS[moment])
+    assert_same(finish_run(run), unbroken)
 
 
 def test_killed_in_the_first_save(tmp_path, unbroken):
     """What it had logged until then is not there twice."""
-    run = load(tmp_path, "trainer.save_every_steps=2")
-    killed(run, 1, imgrec.training.checkpoint, "write_checkpoint")
+    run = load_run(tmp_path, "trainer.save_every_steps=2")
+    kill_run(run, 1, imgrec.training.checkpoint, "write_checkpoint")
     assert not (tmp_path / "r/a/checkpoints/last.ckpt").exists()
-    assert curves(tmp_path / "r/a/tensorboard")["step/loss"]
-    assert_same(finished(run), unbroken)
+    assert read_curves(tmp_path / "r/a/tensorboard")["step/loss"]
+    assert_same(finish_run(run), unbroken)
 
 
 def test_a_run_is_killed_again_and_again(tmp_path, unbroken):
     """Each time a little later, with two loader processes and saves that are some steps old."""
-    run = load(tmp_path, "trainer.save_every_steps=2", "num_workers=2")
+    run = load_run(tmp_path, "trainer.save_every_steps=2", "num_workers=2")
     for steps in (3, 4, 5):
-        killed(run, steps, StepBoundary, "on_before_optimizer_step")
-    assert_same(finished(run), unbroken)
+        kill_run(run, steps, StepBoundary, "on_before_optimizer_step")
+    assert_same(finish_run(run), unbroken)
 
 
 def test_killed_inside_a_checkpoint_write(tmp_path, unbroken):
-    run = load(tmp_path, "trainer.save_every_steps=1")
+    run = load_run(tmp_path, "trainer.save_every_steps=1")
 
     def half_a_file(checkpoint, file):
         if checkpoint["global_step"] == 6:
             file.write(b"PK")
             file.flush()
-            die()
+            kill_this_process()
         save(checkpoint, file)
 
     def work(rank: int) -> None:
@@ -80,23 +91,23 @@ def test_killed_inside_a_checkpoint_write(tmp_path, unbroken):
         fit(run, quiet=True)
 
     save = torch.save
-    assert codes(forked(1, work)) == [-signal.SIGKILL]
+    assert exit_codes(1, work) == [-signal.SIGKILL]
     checkpoints = tmp_path / "r/a/checkpoints"
     assert [read_checkpoint(checkpoints / name)["global_step"] for name in ("previous.ckpt", "last.ckpt")] == [4, 5]
     assert (checkpoints / "last.ckpt.unfinished").exists()
-    assert_same(finished(run), unbroken)
+    assert_same(finish_run(run), unbroken)
     assert not list(checkpoints.glob("*.unfinished"))
 
 
 @pytest.mark.parametrize("damage", ["cut short", "a flipped bit", "gone"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbroken, capfd, damage):
-    run = load(tmp_path, "trainer.save_every_steps=1")
+    run = load_run(tmp_path, "trainer.save_every_steps=1")
 
     def work(rank: int) -> None:
-        calls(7, StepBoundary, "on_before_optimizer_step", lambda gate, *_: (gate.writer.wait(), die()))
+        patch_call(7, StepBoundary, "on_before_optimizer_step", lambda gate, *_: (gate.writer.wait(), kill_this_process()))
         fit(run, quiet=True)
 
-    assert codes(forked(1, work)) == [-signal.SIGKILL]
+    assert exit_codes(1, work) == [-signal.SIGKILL]
     last = tmp_path / "r/a/checkpoints/last.ckpt"
     content = bytearray(last.read_bytes())
     if damage == "cut short":
@@ -108,7 +119,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
     last.write_bytes(content)
     if damage == "gone":
         last.unlink()
-    assert codes(forked(1, lambda rank: fit(run))) == [0]
+    assert exit_codes(1, lambda rank: fit(run)) == [0]
     said = " ".join(capfd.readouterr().out.split())
     assert {
         "cut short": f"{last} ({len(content):,} bytes) is truncated or no checkpoint: ",
@@ -116,11 +127,11 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
         "gone": "(goes on from previous.ckpt, after 5 steps)",
     }[damage] in said
     assert "(goes on from previous.ckpt, after 5 steps)" in said
-    assert_same(outcome(tmp_path / "r/a"), unbroken)
+    assert_same(read_outcome(tmp_path / "r/a"), unbroken)
 
 
 def test_without_a_whole_checkpoint_nothing_is_trained_over_what_is_there(tmp_path):
-    run = load(tmp_path, "trainer.save_every_steps=1")
+    run = load_run(tmp_path, "trainer.save_every_steps=1")
     assert "at step 3 " in stopped(run, 3, StepBoundary, "on_before_optimizer_step")
     checkpoints = tmp_path / "r/a/checkpoints"
     with (checkpoints / "previous.ckpt").open("r+b") as file:
@@ -140,12 +151,12 @@ def test_without_a_whole_checkpoint_nothing_is_trained_over_what_is_there(tmp_pa
 def test_early_stopping_counts_on(tmp_path):
     """At this rate no epoch is better than the first: the run ends after the third of six, also where it was killed in the third, or after it."""
     words = ("epochs=6", "optim.lr=1e-12", "model.norm=none", "trainer.ema_decay=0.0", "monitor=val/accuracy")
-    whole = finished(load(tmp_path / "whole", *words))
+    whole = finish_run(load_run(tmp_path / "whole", *words))
     assert [row["epoch"] for row in whole["rows"]] == ["1", "2", "3"]
-    run = load(tmp_path / "parts", *words, "trainer.save_every_steps=1")
-    killed(run, 2 * STEPS_PER_EPOCH + 2, StepBoundary, "on_before_optimizer_step")
-    killed(run, 1, Classifier, "test_step")
-    assert_same(finished(run), whole)
+    run = load_run(tmp_path / "parts", *words, "trainer.save_every_steps=1")
+    kill_run(run, 2 * STEPS_PER_EPOCH + 2, StepBoundary, "on_before_optimizer_step")
+    kill_run(run, 1, Classifier, "test_step")
+    assert_same(finish_run(run), whole)
 
 
 def test_a_rate_that_falls_on_a_plateau_falls_at_the_same_epoch(tmp_path):
@@ -159,12 +170,12 @@ def test_a_rate_that_falls_on_a_plateau_falls_at_the_same_epoch(tmp_path):
         "trainer.early_stopping_patience=0",
         "monitor=val/accuracy",
     )
-    whole = finished(load(tmp_path / "whole", *words))
+    whole = finish_run(load_run(tmp_path / "whole", *words))
     assert len({row["lr"] for row in whole["rows"]}) == 3  # it falls after the second epoch, and after the third
-    run = load(tmp_path / "parts", *words, "trainer.save_every_steps=1")
+    run = load_run(tmp_path / "parts", *words, "trainer.save_every_steps=1")
     for steps in (STEPS_PER_EPOCH + 3, STEPS_PER_EPOCH + 2):
-        killed(run, steps, StepBoundary, "on_before_optimizer_step")
-    assert_same(finished(run), whole)
+        kill_run(run, steps, StepBoundary, "on_before_optimizer_step")
+    assert_same(finish_run(run), whole)
 
 
 # Stopping
@@ -177,12 +188,12 @@ def stopped(
     said = Path(run.runs_dir) / "said"
 
     def work(rank: int) -> None:
-        calls(count, where, name, then)
+        patch_call(count, where, name, then)
         with pytest.raises(Stopped) as stop:
             fit(run, quiet=True)
         said.write_text(str(stop.value))
 
-    assert codes(forked(1, work)) == [0]
+    assert exit_codes(1, work) == [0]
     return said.read_text()
 
 
@@ -197,45 +208,45 @@ STOPS = {
 
 @pytest.mark.parametrize("moment", STOPS)
 def test_a_stopped_run_is_saved_at_that_step_and_goes_on(tmp_path, unbroken, moment):
-    run = load(tmp_path)
+    run = load_run(tmp_path)
     count, where, name, step, epoch = STOPS[moment]
     assert stopped(run, count, where, name) == (
         f"stopped by SIGTERM at step {step} (epoch {epoch} of 3); saved. Start the same command again to go on."
     )
     assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == step
-    assert_same(finished(run), unbroken)
+    assert_same(finish_run(run), unbroken)
 
 
 def test_a_stop_in_validation_repeats_the_validation_alone(tmp_path, unbroken):
     """Its six images come in two batches; the average of the weights stands in for them meanwhile."""
-    run = load(tmp_path)
+    run = load_run(tmp_path)
     said = stopped(run, 3, Classifier, "validation_step")
     assert said == "stopped by SIGTERM at step 8 (epoch 2 of 3); saved. Start the same command again to go on."
     place = {"epoch": 1, "done": STEPS_PER_EPOCH, "stage": "validate", "step": 2 * STEPS_PER_EPOCH}
     assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["resume"]["place"] == place
-    assert_same(finished(run), unbroken)
+    assert_same(finish_run(run), unbroken)
 
 
 @pytest.mark.parametrize("limit", [3, 0.8])
 def test_epochs_that_are_cut_short_by_a_limit_go_on_too(tmp_path, limit):
     words = (f"trainer.limit_train_batches={limit}",)
-    whole = finished(load(tmp_path / "whole", *words))
-    run = load(tmp_path / "parts", *words)
+    whole = finish_run(load_run(tmp_path / "whole", *words))
+    run = load_run(tmp_path / "parts", *words)
     assert "at step 2 (epoch 1 of 3)" in stopped(run, 2, StepBoundary, "on_before_optimizer_step")
     assert "at step 3 (epoch 1 of 3)" in stopped(run, 1, Classifier, "validation_step")
-    assert_same(finished(run), whole)
+    assert_same(finish_run(run), whole)
 
 
 def test_a_stop_in_the_test_repeats_the_test_alone(tmp_path, unbroken):
-    run = load(tmp_path)
+    run = load_run(tmp_path)
     said = stopped(run, 1, Classifier, "test_step")
     assert said == "stopped by SIGTERM in the test; saved. Start the same command again to go on."
-    assert_same(finished(run), unbroken)
+    assert_same(finish_run(run), unbroken)
 
 
 def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unbroken):
     """The worker sleeps for ten minutes over the second batch."""
-    run = load(tmp_path, "num_workers=1")
+    run = load_run(tmp_path, "num_workers=1")
 
     def work(rank: int) -> None:
         read_images = InMemoryImages.__getitem__
@@ -254,22 +265,22 @@ def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unb
             fit(run, quiet=True)
         assert time.monotonic() - begun < 60
 
-    assert codes(forked(1, work)) == [0]
-    assert_same(finished(run), unbroken)
+    assert exit_codes(1, work) == [0]
+    assert_same(finish_run(run), unbroken)
 
 
 def test_the_second_ctrl_c_ends_at_once(tmp_path, capfd):
-    run = load(tmp_path)
+    run = load_run(tmp_path)
 
     def twice(*_) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     def work(rank: int) -> None:
-        calls(2, Classifier, "training_step", twice)
+        patch_call(2, Classifier, "training_step", twice)
         fit(run, quiet=True)
 
-    assert codes(forked(1, work)) == [130]
+    assert exit_codes(1, work) == [130]
     assert (
         capfd.readouterr().err
         == "\nimgrec: interrupted at once. Start the same command again to go on from the last checkpoint.\n"
@@ -277,11 +288,11 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path, capfd):
 
 
 def test_a_time_budget_stops_each_start_anew(tmp_path, unbroken):
-    run = load(tmp_path, "trainer.max_minutes=0.001")
+    run = load_run(tmp_path, "trainer.max_minutes=0.001")
     said = stopped(run, 4, Classifier, "training_step", lambda *_: time.sleep(0.1))
     assert said.startswith("stopped by the time budget of 0.001 minutes at step ")
     assert said.endswith(" (epoch 1 of 3); saved. Start the same command again to go on.")
-    assert_same(finished(load(tmp_path)), unbroken)
+    assert_same(finish_run(load_run(tmp_path)), unbroken)
 
 
 # Errors
@@ -292,11 +303,11 @@ def failed(run: config.RunConfig, count: int, where: type, name: str) -> None:
         raise RuntimeError("out of memory")
 
     def work(rank: int) -> None:
-        calls(count, where, name, fail)
+        patch_call(count, where, name, fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             fit(run, quiet=True)
 
-    assert codes(forked(1, work)) == [0]
+    assert exit_codes(1, work) == [0]
 
 
 FAILURES = {
@@ -309,8 +320,8 @@ FAILURES = {
 
 @pytest.mark.parametrize("moment", FAILURES)
 def test_an_error_saves_what_the_failed_step_had_not_changed(tmp_path, unbroken, moment):
-    run = load(tmp_path)
+    run = load_run(tmp_path)
     count, where, name, step = FAILURES[moment]
     failed(run, count, where, name)
     assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == step
-    assert_same(finished(run), unbroken)
+    assert_same(finish_run(run), unbroken)

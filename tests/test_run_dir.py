@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from words import SMALL
+from small_run import SMALL
 
 import imgrec
 from imgrec import cli

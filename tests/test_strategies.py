@@ -1,17 +1,15 @@
 """Several processes train what one trains: DDP and FSDP, frozen layers, synchronised norms, 16 bits; and their checkpoints are one format."""
 
 import copy
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import together
+from processes import run_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from worlds import variables
 
 from imgrec import config
 from imgrec.config.options import conf_dir
@@ -54,8 +52,6 @@ def run(folder: Path, id: str, *words: str, processes: int = 2, stop_at: int | N
     settings = config.load("train", [*RUN, f"runs_dir={folder}", f"id={id}", f"trainer.devices={processes}", *words])
 
     def work(rank: int) -> dict[str, Any]:
-        if processes > 1:
-            os.environ |= {key: str(value) for key, value in variables(rank, processes, port=1).items()}
         if stop_at is None:
             return fit(settings, quiet=True)
         step = Classifier.training_step
@@ -70,7 +66,7 @@ def run(folder: Path, id: str, *words: str, processes: int = 2, stop_at: int | N
             fit(settings, quiet=True)
         return {}
 
-    results = together(processes, work)
+    results = run_ranks(processes, work)
     if stop_at is not None:
         return {}
     last = read_checkpoint(folder / f"r/{id}/checkpoints/last.ckpt")
@@ -180,7 +176,7 @@ def test_every_optimizer_takes_parts_of_the_weights():
             found[name] = max(float((one - other).norm() / other.norm()) for one, other in pairs)
         return found
 
-    off = together(2, work)[0]
+    off = run_ranks(2, work, group=True)[0]
     assert off.pop("muon") < 2**-8  # it computes in bfloat16
     assert max(off.values()) < 1e-6, off
 
@@ -204,7 +200,7 @@ def test_a_part_of_each_weight_is_all_a_process_holds():
         net(torch.zeros(0, 2, 8, 8)).sum().backward()
         return sum(p.to_local().numel() for p in net.parameters()), sum(p.grad.to_local().numel() for p in net.parameters())
 
-    held = together(3, work)
+    held = run_ranks(3, work, group=True)
     assert sum(weights for weights, _ in held) == sum(p.numel() for p in small_net().parameters())
     assert all(weights == gradients for weights, gradients in held)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
-from words import SMALL
+from small_run import SMALL
 
 import imgrec
 from imgrec import cli, config

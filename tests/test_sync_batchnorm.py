@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import together
+from processes import run_ranks
 from torch import Tensor, nn
 
 from imgrec.distributed.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
@@ -62,7 +62,7 @@ def test_the_statistics_are_those_of_the_whole_batch(counts: list[int]):
             found.append(step(norm, parts(CASES[name][1], counts, dtype)[rank]))
         return found
 
-    ranks = together(len(counts), work)
+    ranks = run_ranks(len(counts), work, group=True)
     for i, (name, dtype) in enumerate(cases):
         expected = step(copy.deepcopy(norms[name]).to(dtype), torch.cat(parts(CASES[name][1], counts, dtype)))
         close: dict[str, Any] = {"rtol": 2e-4, "atol": 2e-4} if dtype == torch.float32 else {"rtol": 1e-10, "atol": 1e-10}
@@ -83,7 +83,7 @@ def test_in_bfloat16_an_empty_part_speaks_the_same_numbers():
         norm = convert_sync_batchnorm(nn.BatchNorm2d(5))
         return step(norm, parts((5, 4, 3), [4, 0], torch.bfloat16)[rank])
 
-    first, second = together(2, work)
+    first, second = run_ranks(2, work, group=True)
     expected = step(nn.BatchNorm2d(5), torch.cat(parts((5, 4, 3), [4, 0], torch.bfloat16)))
     assert first["out"].dtype == first["grad"].dtype == torch.bfloat16
     for key in ("running_mean", "running_var"):
@@ -102,7 +102,7 @@ def test_a_network_gives_the_gradients_of_the_whole_batch():
         net(images).square().sum().backward()
         return {name: p.grad for name, p in net.named_parameters()}
 
-    ranks = together(2, lambda rank: gradients(convert_sync_batchnorm(net), images.split([4, 2])[rank]))
+    ranks = run_ranks(2, lambda rank: gradients(convert_sync_batchnorm(net), images.split([4, 2])[rank]), group=True)
     expected = gradients(net, images)
     for name, value in expected.items():
         torch.testing.assert_close(ranks[0][name] + ranks[1][name], value, rtol=1e-3, atol=1e-3)

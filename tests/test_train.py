@@ -5,14 +5,14 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import run_command
+from small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from words import SMALL
 
 import imgrec
 from imgrec.config.instantiate import instantiate
@@ -256,15 +256,15 @@ def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small):
         "data.test_samples=6",
     ]
     words += ["model=lenet", "epochs=2", "batch_size=4", "logger=none", "trainer=debug"]
-    done = subprocess.run([sys.executable, "-m", "imgrec.train", *words], capture_output=True, text=True, check=True)
+    done = run_command(sys.executable, "-m", "imgrec.train", *words)
+    assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout) is None
     assert len(re.findall(r"^ +\d/2 ", done.stdout, re.M)) == 2
-    assert done.stderr == ""
 
 
 def test_importing_imgrec_and_composing_a_config_imports_no_torch():
     code = "import sys, imgrec; imgrec.config.load('train', ['model=vgg']); print([m for m in ('torch', 'pytorch_lightning', 'rich', 'sklearn') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert run_command(sys.executable, "-c", code).stdout == "[]\n"
 
 
 @pytest.mark.parametrize(

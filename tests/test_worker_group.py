@@ -13,9 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from processes import exit_codes, run_ranks
 from sklearn.metrics import classification_report, confusion_matrix
-from untrained import save_run
-from worlds import exit_codes, started
+from untrained_run import save_untrained_run
 
 from imgrec import cli
 from imgrec.distributed import heartbeat, process_group, worker_group, world
@@ -37,7 +37,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_run(tmp_path_factory.mktemp("run"), classes=CLASSES)
+    return save_untrained_run(tmp_path_factory.mktemp("run"), classes=CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on(size: int, *words: object) -> list[int]:
     """The exit codes of a command as so many processes, or as one."""
     argv = [*map(str, words), "device=cpu", "num_workers=0"]
-    return [cli.main(argv)] if size == 1 else exit_codes(size, lambda: cli.main(argv))
+    return [cli.main(argv)] if size == 1 else exit_codes(size, lambda rank: cli.main(argv))
 
 
 # How a list is shared
@@ -93,7 +93,7 @@ def test_what_is_dealt_and_collected_is_the_list(monkeypatch: pytest.MonkeyPatch
                 rows += found.collect([next(given) for _ in range(part)])
         return [parts, rows]
 
-    every = started(3, work)
+    every = run_ranks(3, work)
     assert [len(parts) for parts, _ in every] == [2, 2, 2]  # rounds
     assert [sum(parts) for parts, _ in every] == [8, 8, 7]
     assert [rows for _, rows in every] == [[str(number) for number in range(23)], [], []]
@@ -173,7 +173,7 @@ def test_python_measures_in_a_group_of_its_own(run: Path, images: Path) -> None:
     size = 1
     alone = work(0)
     size = 3
-    assert started(size, work) == [alone | {"loss": pytest.approx(alone["loss"], rel=1e-12)}] * size
+    assert run_ranks(size, work) == [alone | {"loss": pytest.approx(alone["loss"], rel=1e-12)}] * size
 
 
 # What goes wrong is said once
@@ -222,7 +222,7 @@ def test_one_process_that_cannot_go_on_ends_all(
     monkeypatch.chdir(tmp_path)
     whole = (run / "checkpoints" / "best.ckpt").read_bytes()
 
-    def work() -> int:
+    def work(rank: int) -> int:
         file = tmp_path / f"{os.environ['RANK']}" / "best.ckpt"  # as on a machine that lacks it
         file.parent.mkdir()
         if os.environ["RANK"] != "1":

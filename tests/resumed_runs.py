@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import exit_codes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from worlds import codes, forked
 
 from imgrec import config
 from imgrec.inference.checkpoint import read_checkpoint
@@ -48,11 +48,11 @@ SAMPLES, STEPS_PER_EPOCH = 23, 4  # in sixes
 TIMES = ("images_per_second", "data_wait_share", "seconds")
 
 
-def load(folder: Path, *words: str) -> config.RunConfig:
+def load_run(folder: Path, *words: str) -> config.RunConfig:
     return config.load("train", [*EVERYTHING, f"runs_dir={folder}", "name=r", "id=a", *words])
 
 
-def calls(count: int, where: Any, name: str, then: Callable[..., Any]) -> None:
+def patch_call(count: int, where: Any, name: str, then: Callable[..., Any]) -> None:
     """`then()` at the count-th call of a method, before it does anything; for use in a fork."""
     whole, seen = getattr(where, name), []
 
@@ -65,27 +65,27 @@ def calls(count: int, where: Any, name: str, then: Callable[..., Any]) -> None:
     setattr(where, name, counted)
 
 
-def die(*_: Any) -> None:
+def kill_this_process(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed(run: config.RunConfig, count: int, where: Any, name: str, *, size: int = 1) -> None:
+def kill_run(run: config.RunConfig, count: int, where: Any, name: str, *, size: int = 1) -> None:
     """Train until the count-th call of a method on each process, and no further."""
 
     def work(rank: int) -> None:
-        calls(count, where, name, die)
+        patch_call(count, where, name, kill_this_process)
         fit(run, quiet=True)
 
-    assert codes(forked(size, work)) == [-signal.SIGKILL] * size
+    assert exit_codes(size, work) == [-signal.SIGKILL] * size
 
 
-def finished(run: config.RunConfig, *, size: int = 1) -> dict[str, Any]:
+def finish_run(run: config.RunConfig, *, size: int = 1) -> dict[str, Any]:
     """Train to the end; all that the run has learnt and logged, less times."""
-    assert codes(forked(size, lambda rank: fit(run, quiet=True))) == [0] * size
-    return outcome(Path(run.runs_dir) / "r/a")
+    assert exit_codes(size, lambda rank: fit(run, quiet=True)) == [0] * size
+    return read_outcome(Path(run.runs_dir) / "r/a")
 
 
-def outcome(folder: Path) -> dict[str, Any]:
+def read_outcome(folder: Path) -> dict[str, Any]:
     last, best = (read_checkpoint(folder / f"checkpoints/{name}.ckpt") for name in ("last", "best"))
     with (folder / "metrics.csv").open() as file:
         rows = [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
@@ -97,11 +97,11 @@ def outcome(folder: Path) -> dict[str, Any]:
         "best": best["state_dict"],
         "stopping": [last["callbacks"][key] for key in last["callbacks"] if key.startswith(("EarlyStopping", "EMA"))],
         "rows": rows,
-        "curves": curves(folder / "tensorboard"),
+        "curves": read_curves(folder / "tensorboard"),
     }
 
 
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """(step, value) of every point in the event files, as it stands there: nothing is purged."""
     points: dict[str, list[tuple[int, float]]] = {}
     for file in sorted(folder.glob("events*")):

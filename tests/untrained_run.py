@@ -15,7 +15,7 @@ TINY = ("data=digits", "model=simple_cnn", "model.widths=[4,8]", "model.dense=16
 CLASSES = tuple("0123456789")
 
 
-def save_run(folder: Path, *words: str, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
+def save_untrained_run(folder: Path, *words: str, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
     """FOLDER/config.yaml and FOLDER/checkpoints/best.ckpt of TINY with overrides; gives the folder back."""
     run = config.load("train", [*TINY, *words]).with_classes(len(classes))
     torch.manual_seed(seed)
