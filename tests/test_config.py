@@ -14,7 +14,7 @@ from imgrec.config.checks import NEEDS
 from imgrec.config.compose import compose_config, load_config
 from imgrec.config.instantiate import parameter_types
 from imgrec.config.options import conf_dir, option_names
-from imgrec.config.ranges import RANGES, check_range
+from imgrec.config.ranges import RANGES, Range, check_range
 from imgrec.config.schema import run_config
 from imgrec.errors import ConfigError, did_you_mean
 
@@ -43,7 +43,7 @@ def numbers() -> dict[str, Any]:
 )
 def test_every_number_has_a_range_that_its_default_keeps(path, default):
     key = path.rpartition(".")[2]
-    limits = RANGES[key]
+    limits = RANGES.get(path, Range(0))
     check_range(path, default, default)
     outside = [limits.low - 1, *([limits.low] if limits.open_low else []), float("nan"), float("inf")]
     outside += [limits.high + 1, *([limits.high] if limits.open_high else [])] if limits.high < float("inf") else []
@@ -56,25 +56,30 @@ def test_every_number_has_a_range_that_its_default_keeps(path, default):
 
 
 def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
-    written = {path.rpartition(".")[2] for path in numbers()}
-    others = {
-        "num_classes",
-        "num_workers",
-        "max_minutes",
-        "save_every_steps",
-        "crop_scale",
-        "crop_padding",
-        "elastic_alpha",
-        "depth",
-        "devices",
-        "num_nodes",
-        "tasks_per_node",
+    null = {
+        "augment.crop_scale",
         "cpus_per_task",
-    }  # null or chosen by size
-    assert RANGES.keys() - written <= others
+        "optim.base_batch",
+        "tasks_per_node",
+        "trainer.max_minutes",
+        "trainer.num_nodes",
+        "trainer.save_every_steps",
+    }
+    assert RANGES.keys() - numbers().keys() == null  # their defaults are no numbers
     trees = [compose_config("train", [f"optim={option}"]) for option in ("momentum", "nesterov")]
     known = {key for tree in trees for key in checks._keys(tree)}
     assert NEEDS.keys() <= known
+
+
+def test_a_range_is_that_of_the_shipped_code_and_not_of_a_key_of_the_same_name(tmp_path):
+    """widths and dropout have ranges in conf/model/simple_cnn.yaml; what they mean to a network of one's own, only that one knows."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/mine.yaml").write_text("_target_: mine.Net\nwidths: [-4]\ndropout: 5.0\nmore: {lr: -1}\n")
+    tree = compose_config("train", ["model=mine", "model.dropout=7"], str(tmp_path))
+    assert tree["model"] == {"_target_": "mine.Net", "widths": [-4], "dropout": 7.0, "more": {"lr": -1}}
+    (tmp_path / "model/mine.yaml").write_text("_target_: imgrec.models.simple_cnn.SimpleCNN\nwidths: [-4]\ndropout: 5.0\n")
+    with pytest.raises(ConfigError, match=r"model.widths=\[-4\]: widths must be 1 or more"):
+        compose_config("train", ["model=mine"], str(tmp_path))
 
 
 def test_a_share_is_no_number_of_batches():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from imgrec.config.annotations import describe_type, format_value, matches_type, type_of
-from imgrec.config.options import conf_dir, group_names, option_names
+from imgrec.config.options import conf_dir, group_names, option_names, shipped_targets
 from imgrec.config.ranges import NOT_NEGATIVE, check_range
 from imgrec.config.schema import Node, RunConfig
 from imgrec.errors import ConfigError, did_you_mean
@@ -194,8 +194,13 @@ def _open_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _open_keys(value, f"{prefix}{key}.")
 
 
-def conform(tree: Node, reference: Node, prefix: str) -> Node:
-    """`tree` with the reference's number types, after each key, type and range was checked."""
+def conform(tree: Node, reference: Node, prefix: str, *, ranges: bool = True) -> Node:
+    """`tree` with the reference's number types, after each key, type and range was checked.
+
+    `ranges`: whether numbers are held to RANGES. Those under a `_target_` that imgrec does not ship are not: what they mean, that code says.
+    """
+    if "_target_" in tree:
+        ranges = tree["_target_"] in shipped_targets()
     checked: Node = {}
     for key, value in tree.items():
         path = prefix + key
@@ -204,17 +209,17 @@ def conform(tree: Node, reference: Node, prefix: str) -> Node:
                 f"{path}={format_value(value)}: there is no key {path}.{did_you_mean(key, list(reference))}"
                 f" Known here: {', '.join(k for k in reference if not k.startswith('_'))}."
             )
-        checked[key] = conform_value(value, reference[key], path)
+        checked[key] = conform_value(value, reference[key], path, ranges=ranges)
     return checked
 
 
-def conform_value(value: Any, like: Any, path: str) -> Any:
+def conform_value(value: Any, like: Any, path: str, *, ranges: bool = True) -> Any:
     if isinstance(like, dict) and like:
         if not isinstance(value, dict):
             raise ConfigError(
                 f"{path}={format_value(value)}: {path} is a group of keys. Type {path}.KEY=VALUE; keys: {', '.join(k for k in like if not k.startswith('_'))}."
             )
-        return conform(value, like, f"{path}.")
+        return conform(value, like, f"{path}.", ranges=ranges)
     key = path.rsplit(".", maxsplit=1)[-1]
     hint = typing.get_type_hints(RunConfig).get(key) if path.count(".") == 0 else None
     if hint in (str, str | None) and isinstance(value, int | float) and not isinstance(value, bool):
@@ -242,5 +247,6 @@ def conform_value(value: Any, like: Any, path: str) -> Any:
             raise ConfigError(
                 f"{path}={format_value(value)}: {key} takes {takes}, not {type_of(value) if takes == type_of(like) else 'other values'}. The default is {format_value(like)}."
             )
-    check_range(path, value, like)
+    if ranges:
+        check_range(path, value, like)
     return value

@@ -1,6 +1,8 @@
 """The yaml that there is: where conf/ lies, its config groups and their options, and those of the user's own folders."""
 
+import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from imgrec.errors import ConfigError
@@ -30,3 +32,10 @@ def group_names(search: Sequence[Path] = ()) -> list[str]:
             if folder.is_dir() and any(folder.glob("*.yaml"))
         }
     )
+
+
+@cache
+def shipped_targets() -> frozenset[str]:
+    """Every `_target_` in the shipped yaml."""
+    files = conf_dir().rglob("*.yaml")
+    return frozenset(target for file in files for target in re.findall(r"^ *_target_: *(\S+)", file.read_text(), re.MULTILINE))

@@ -1,4 +1,4 @@
-"""The range of every number in conf/, checked before torch is imported."""
+"""The range of every number in conf/, checked before torch is imported: a limit stands here and nowhere else."""
 
 from math import inf
 from typing import Any, NamedTuple
@@ -26,130 +26,100 @@ class Range(NamedTuple):
         return above + below
 
 
-COUNT, NATURAL = Range(1), Range(0)
-NOT_NEGATIVE, POSITIVE = Range(0), Range(0, open_low=True)
+COUNT, NOT_NEGATIVE, POSITIVE = Range(1), Range(0), Range(0, open_low=True)
 SHARE, BELOW_ONE, INSIDE = Range(0, 1), Range(0, 1, open_high=True), Range(0, 1, open_low=True, open_high=True)
 PART = Range(0, 1, open_low=True)  # of something, and not nothing
 
-# By term: a term means the same in every file. The values of a list are held to it one by one. Every number in conf/ has one.
+# Numbers that are not listed are 0 or more. Each value of a list has to be in the range.
 RANGES: dict[str, Range] = {
     # run
     "seed": Range(0, 2**63, open_high=True),
     "epochs": COUNT,
     "batch_size": COUNT,
     "max_device_batch": COUNT,
-    "num_workers": NATURAL,
-    "freeze_epochs": NATURAL,
-    "layer_decay": PART,
+    "finetune.layer_decay": PART,
     "top_k": COUNT,
     "steps": Range(2),
     "lr_min": POSITIVE,
     "lr_max": POSITIVE,
-    # data
-    "split_seed": Range(0, 2**32, open_high=True),
-    "num_classes": Range(2),
-    "image_size": COUNT,
-    "channels": Range(1, 3),
-    "mean": SHARE,
-    "std": POSITIVE,
-    "val_share": INSIDE,
-    "test_share": INSIDE,
-    "crop_share": PART,
-    "train_samples": COUNT,
-    "test_samples": COUNT,
-    "noise": NOT_NEGATIVE,
-    # model
-    "depth": COUNT,
-    "dense": NATURAL,
-    "dropout": BELOW_ONE,
-    "dense_dropout": BELOW_ONE,
-    "stage_dropout": BELOW_ONE,
-    "kernel": COUNT,
-    "widths": COUNT,
-    # augment
-    "flip": SHARE,
-    "crop_padding": SHARE,
-    "crop_scale": PART,
-    "crop_ratio": POSITIVE,
-    "rotation": Range(0, 180),
-    "shift": SHARE,
-    "shear": Range(0, 89),
-    "zoom": BELOW_ONE,
-    "perspective": BELOW_ONE,
-    "elastic_alpha": NOT_NEGATIVE,
-    "elastic_sigma": NOT_NEGATIVE,
-    "randaug_ops": Range(1, 16),
-    "randaug_magnitude": Range(0, 30),
-    "erase": SHARE,
-    "mixup": NOT_NEGATIVE,
-    "cutmix": NOT_NEGATIVE,
-    # optim
-    "lr": POSITIVE,
-    "base_batch": COUNT,
-    "lr_decay": NOT_NEGATIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "momentum": BELOW_ONE,
-    "dampening": BELOW_ONE,
-    "betas": BELOW_ONE,
-    "alpha": BELOW_ONE,
-    "eps": POSITIVE,
-    "initial_accumulator_value": NOT_NEGATIVE,
-    "max_grad_norm": POSITIVE,
-    "ns_steps": COUNT,
-    # scheduler
-    "warmup_share": BELOW_ONE,
-    "floor": SHARE,
-    "start": SHARE,
-    "end": SHARE,
-    "factor": PART,
-    "power": POSITIVE,
-    "shrink": PART,
-    "gamma_per_epoch": PART,
-    "every_epochs": COUNT,
-    "milestones_epochs": COUNT,
-    "up_epochs": POSITIVE,
-    "down_epochs": POSITIVE,
-    "patience_epochs": NATURAL,
-    "cooldown_epochs": NATURAL,
-    "threshold": NOT_NEGATIVE,
-    # loss
-    "l1": NOT_NEGATIVE,
-    "l2": NOT_NEGATIVE,
-    "label_smoothing": BELOW_ONE,
-    "gamma": NOT_NEGATIVE,
-    # trainer
-    "devices": NATURAL,
-    "num_nodes": COUNT,
-    "timeout_s": POSITIVE,
-    "gradient_clip": NOT_NEGATIVE,
-    "ema_decay": BELOW_ONE,
-    "early_stopping_patience": NATURAL,
-    "max_minutes": POSITIVE,
-    "save_every_steps": COUNT,
-    "save_every_minutes": NOT_NEGATIVE,
-    "limit_train_batches": POSITIVE,
-    "limit_val_batches": POSITIVE,
-    "limit_test_batches": POSITIVE,
-    "log_every_steps": COUNT,
+    "data.split_seed": Range(0, 2**32, open_high=True),
+    "data.num_classes": Range(2),
+    "data.image_size": COUNT,
+    "data.channels": Range(1, 3),
+    "data.mean": SHARE,
+    "data.std": POSITIVE,
+    "data.val_share": INSIDE,
+    "data.test_share": INSIDE,
+    "data.crop_share": PART,
+    "data.train_samples": COUNT,
+    "data.test_samples": COUNT,
+    "model.depth": COUNT,
+    "model.dropout": BELOW_ONE,
+    "model.dense_dropout": BELOW_ONE,
+    "model.stage_dropout": BELOW_ONE,
+    "model.kernel": COUNT,
+    "model.widths": COUNT,
+    "augment.flip": SHARE,
+    "augment.crop_padding": SHARE,
+    "augment.crop_scale": PART,
+    "augment.crop_ratio": POSITIVE,
+    "augment.rotation": Range(0, 180),
+    "augment.shift": SHARE,
+    "augment.shear": Range(0, 89),
+    "augment.zoom": BELOW_ONE,
+    "augment.perspective": BELOW_ONE,
+    "augment.randaug_ops": Range(1, 16),
+    "augment.randaug_magnitude": Range(0, 30),
+    "augment.erase": SHARE,
+    "optim.lr": POSITIVE,
+    "optim.base_batch": COUNT,
+    "optim.momentum": BELOW_ONE,
+    "optim.dampening": BELOW_ONE,
+    "optim.betas": BELOW_ONE,
+    "optim.alpha": BELOW_ONE,
+    "optim.eps": POSITIVE,
+    "optim.max_grad_norm": POSITIVE,
+    "optim.ns_steps": COUNT,
+    "scheduler.warmup_share": BELOW_ONE,
+    "scheduler.floor": SHARE,
+    "scheduler.start": SHARE,
+    "scheduler.end": SHARE,
+    "scheduler.factor": PART,
+    "scheduler.power": POSITIVE,
+    "scheduler.shrink": PART,
+    "scheduler.gamma_per_epoch": PART,
+    "scheduler.every_epochs": COUNT,
+    "scheduler.milestones_epochs": COUNT,
+    "scheduler.up_epochs": POSITIVE,
+    "scheduler.down_epochs": POSITIVE,
+    "loss.label_smoothing": BELOW_ONE,
+    "trainer.num_nodes": COUNT,
+    "trainer.timeout_s": POSITIVE,
+    "trainer.ema_decay": BELOW_ONE,
+    "trainer.max_minutes": POSITIVE,
+    "trainer.save_every_steps": COUNT,
+    "trainer.limit_train_batches": POSITIVE,
+    "trainer.limit_val_batches": POSITIVE,
+    "trainer.limit_test_batches": POSITIVE,
+    "trainer.log_every_steps": COUNT,
     # slurm
     "nodes": COUNT,
-    "gpus_per_node": NATURAL,
     "tasks_per_node": COUNT,
     "cpus_per_task": COUNT,
     "signal_s": COUNT,
-    "requeue_on_failure": NATURAL,
 }
 
 
 def check_range(path: str, value: Any, default: Any) -> None:
-    """ConfigError for a number, or a number in a list, outside the range of its term."""
+    """ConfigError for a number, or a number in a list, outside the range of the key at `path`."""
     key = path.rpartition(".")[2]
+    limits = RANGES.get(path, NOT_NEGATIVE)
     for one in value if isinstance(value, list) else [value]:
-        if key not in RANGES or isinstance(one, bool) or not isinstance(one, int | float):
+        if isinstance(one, bool) or not isinstance(one, int | float):
             continue
-        if not RANGES[key].holds(one):
+        if not limits.holds(one):
             example = "" if default is None or default == value else f" The default is {format_value(default)}."
-            raise ConfigError(f"{path}={format_value(value)}: {key} must be {RANGES[key]}.{example}")
+            raise ConfigError(f"{path}={format_value(value)}: {key} must be {limits}.{example}")
         if key.startswith("limit_") and isinstance(one, float) and one > 1:
             raise ConfigError(
                 f"{path}={format_value(value)}: {key} is a share up to 1.0 or a whole number of batches. Set {path}={round(one)}."
