@@ -20,22 +20,22 @@ from imgrec.models.channels import input_kernels
 from imgrec.models.densenet import densenet
 from imgrec.models.googlenet import googlenet
 from imgrec.models.lenet import LeNet
-from imgrec.models.resnet import CIFAR_DEPTHS, PaddedShortcut, ResNet
+from imgrec.models.resnet import CIFAR_DEPTHS, PaddedShortcut, resnet
 from imgrec.models.simple_cnn import SimpleCNN
 from imgrec.models.summary import measure_size
 from imgrec.models.timm import timm_net
 from imgrec.models.torchvision import torchvision_net
-from imgrec.models.vgg import VGG
+from imgrec.models.vgg import vgg
 
 SLOW = pytest.mark.slow
 
 
-def resnet(depth, *, num_classes=10, channels=3, stem="imagenet", zero=False):
-    return ResNet(num_classes=num_classes, channels=channels, depth=depth, stem=stem, zero_init_residual=zero)
+def build_resnet(depth, *, num_classes=10, channels=3, stem="imagenet", zero=False):
+    return resnet(num_classes=num_classes, channels=channels, depth=depth, stem=stem, zero_init_residual=zero)
 
 
-def vgg(depth, *, num_classes=10, channels=3, batch_norm=True, head="small"):
-    return VGG(num_classes=num_classes, channels=channels, depth=depth, batch_norm=batch_norm, head=head, dropout=0.5)
+def build_vgg(depth, *, num_classes=10, channels=3, batch_norm=True, head="small"):
+    return vgg(num_classes=num_classes, channels=channels, depth=depth, batch_norm=batch_norm, head=head, dropout=0.5)
 
 
 def simple_cnn(**changes):
@@ -66,7 +66,7 @@ def assert_same_outputs(ours, theirs, images):
 def test_resnet_gives_torchvisions_outputs(depth):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(f"resnet{depth}", num_classes=10)
-    assert_same_outputs(resnet(depth), theirs, torch.rand(2, 3, 33, 33))
+    assert_same_outputs(build_resnet(depth), theirs, torch.rand(2, 3, 33, 33))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_vgg_gives_torchvisions_outputs(depth, batch_norm):
     with torch.device("meta"):
         nets = [
             torchvision.models.get_model(f"vgg{depth}{'_bn' if batch_norm else ''}", num_classes=10, init_weights=False),
-            vgg(depth, batch_norm=batch_norm, head="imagenet"),
+            build_vgg(depth, batch_norm=batch_norm, head="imagenet"),
         ]
     theirs, ours = (net.to_empty(device="cpu") for net in nets)  # initial values of 130 million weights would take the time
     for parameter in theirs.parameters():
@@ -103,7 +103,7 @@ def test_resnet_draws_torchvisions_first_weights(depth, zero):
     torch.manual_seed(3)
     theirs = torchvision.models.get_model(f"resnet{depth}", num_classes=10, zero_init_residual=zero)
     torch.manual_seed(3)
-    torch.testing.assert_close(resnet(depth, zero=zero).state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(build_resnet(depth, zero=zero).state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.slow
@@ -111,19 +111,19 @@ def test_vgg_draws_torchvisions_first_weights():
     torch.manual_seed(3)
     theirs = torchvision.models.vgg11_bn(num_classes=10)
     torch.manual_seed(3)
-    torch.testing.assert_close(vgg(11, head="imagenet").state_dict(), theirs.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(build_vgg(11, head="imagenet").state_dict(), theirs.state_dict(), rtol=0, atol=0)
 
 
 PUBLISHED = {  # torchvision's documentation: parameters, and GFLOPS, which are 10^9 multiply-adds
-    "resnet18": (lambda: resnet(18, num_classes=1000), 11_689_512, 1.814),
-    "resnet34": (lambda: resnet(34, num_classes=1000), 21_797_672, 3.664),
-    "resnet50": (lambda: resnet(50, num_classes=1000), 25_557_032, 4.089),
-    "resnet101": (lambda: resnet(101, num_classes=1000), 44_549_160, 7.801),
-    "resnet152": (lambda: resnet(152, num_classes=1000), 60_192_808, 11.514),
-    "vgg11": (lambda: vgg(11, num_classes=1000, batch_norm=False, head="imagenet"), 132_863_336, 7.609),
-    "vgg13": (lambda: vgg(13, num_classes=1000, batch_norm=False, head="imagenet"), 133_047_848, 11.308),
-    "vgg16": (lambda: vgg(16, num_classes=1000, batch_norm=False, head="imagenet"), 138_357_544, 15.47),
-    "vgg19_bn": (lambda: vgg(19, num_classes=1000, head="imagenet"), 143_678_248, 19.632),
+    "resnet18": (lambda: build_resnet(18, num_classes=1000), 11_689_512, 1.814),
+    "resnet34": (lambda: build_resnet(34, num_classes=1000), 21_797_672, 3.664),
+    "resnet50": (lambda: build_resnet(50, num_classes=1000), 25_557_032, 4.089),
+    "resnet101": (lambda: build_resnet(101, num_classes=1000), 44_549_160, 7.801),
+    "resnet152": (lambda: build_resnet(152, num_classes=1000), 60_192_808, 11.514),
+    "vgg11": (lambda: build_vgg(11, num_classes=1000, batch_norm=False, head="imagenet"), 132_863_336, 7.609),
+    "vgg13": (lambda: build_vgg(13, num_classes=1000, batch_norm=False, head="imagenet"), 133_047_848, 11.308),
+    "vgg16": (lambda: build_vgg(16, num_classes=1000, batch_norm=False, head="imagenet"), 138_357_544, 15.47),
+    "vgg19_bn": (lambda: build_vgg(19, num_classes=1000, head="imagenet"), 143_678_248, 19.632),
     "alexnet": (lambda: alexnet(num_classes=1000, channels=3, stem="imagenet", dropout=0.5), 61_100_840, 0.714),
     "googlenet": (lambda: googlenet(num_classes=1000, channels=3, stem="imagenet", dropout=0.2), 6_624_904, 1.498),
     "densenet121": (lambda: build_densenet(121, "imagenet", num_classes=1000), 7_978_856, 2.834),
@@ -160,7 +160,7 @@ def test_cifar_family_has_the_papers_parameters(depth):
     convs = 9 * (3 * 16 + 2 * n * 16**2 + 16 * 32 + (2 * n - 1) * 32**2 + 32 * 64 + (2 * n - 1) * 64**2)
     norms = 2 * (16 + 2 * n * (16 + 32 + 64))
     with weightless():
-        net = resnet(depth, stem="small")
+        net = build_resnet(depth, stem="small")
     assert measure_size(net, channels=3, image_size=32).parameters == convs + norms + 64 * 10 + 10
     assert sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in net.modules()) == depth
     assert depth != 20 or convs + norms + 650 == 269_722
@@ -168,7 +168,7 @@ def test_cifar_family_has_the_papers_parameters(depth):
 
 def test_padded_shortcut_strides_and_pads():
     x = torch.rand(2, 16, 8, 8)
-    y = PaddedShortcut(16, 32, 2)(x)
+    y = PaddedShortcut(16, 32)(x)
     assert y.shape == (2, 32, 4, 4)
     assert torch.equal(y[:, 8:24], x[:, :, ::2, ::2])
     assert y[:, :8].abs().sum() == y[:, 24:].abs().sum() == 0
@@ -188,6 +188,8 @@ def test_adapted_kernels_see_grey_pictures_as_before(channels, seed):
 @pytest.mark.parametrize(
     "build",
     [
+        lambda **k: resnet(depth=18, stem="small", zero_init_residual=False, **k),
+        lambda **k: vgg(depth=11, batch_norm=True, head="small", dropout=0.5, **k),
         lambda **k: alexnet(stem="imagenet", dropout=0.5, **k),
         lambda **k: googlenet(stem="imagenet", dropout=0.2, **k),
         lambda **k: densenet(depth=121, stem="imagenet", dropout=0.0, memory_efficient=False, **k),
@@ -205,9 +207,9 @@ def test_one_channel_is_three_equal_channels(build):
 
 
 SMALL = {
-    "resnet20": lambda channels, size: resnet(20, channels=channels, stem="small"),
-    "resnet18": lambda channels, size: resnet(18, channels=channels, stem="small"),
-    "vgg": lambda channels, size: vgg(11, channels=channels),
+    "resnet20": lambda channels, size: build_resnet(20, channels=channels, stem="small"),
+    "resnet18": lambda channels, size: build_resnet(18, channels=channels, stem="small"),
+    "vgg": lambda channels, size: build_vgg(11, channels=channels),
     "alexnet": lambda channels, size: alexnet(num_classes=10, channels=channels, stem="small", dropout=0.5),
     "googlenet": lambda channels, size: googlenet(num_classes=10, channels=channels, stem="small", dropout=0.2),
     "densenet": lambda channels, size: build_densenet(121, "small", channels=channels),
@@ -233,7 +235,7 @@ def test_small_images_in_logits_out_and_gradients_everywhere(name, channels, siz
 
 
 def test_describe_leaves_the_network_as_it_was():
-    net = resnet(20, stem="small").train()
+    net = build_resnet(20, stem="small").train()
     net.layer1.eval()
     modes = [module.training for module in net.modules()]
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -250,7 +252,7 @@ def test_describe_leaves_the_network_as_it_was():
             28,
             "model alexnet cannot take 28x28 images .* Set data.image_size=64 or more.",
         ),
-        (lambda: vgg(11, head="imagenet"), 8, "model vgg cannot take 8x8 images .* Set data.image_size=32 or more."),
+        (lambda: build_vgg(11, head="imagenet"), 8, "model vgg cannot take 8x8 images .* Set data.image_size=32 or more."),
         (lambda: build_densenet(121, "imagenet"), 8, "model densenet cannot take 8x8 images .* Set data.image_size=32 or more."),
     ],
 )
@@ -267,10 +269,13 @@ def test_too_small_images_name_the_size_that_is_enough(build, size, sentence):
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (lambda: resnet(19), r"model.depth=19 is not one of 20, 32, 44, 56, 110, 18, 34, 50, 101, 152. Set model.depth=20."),
-        (lambda: vgg(12), r"model.depth=12 is not one of 11, 13, 16, 19. Set model.depth=11."),
+        (
+            lambda: build_resnet(19),
+            r"model.depth=19 is not one of 20, 32, 44, 56, 110, 18, 34, 50, 101, 152. Set model.depth=20.",
+        ),
+        (lambda: build_vgg(12), r"model.depth=12 is not one of 11, 13, 16, 19. Set model.depth=11."),
         (lambda: build_densenet(120, "small"), r"model.depth=120 is not one of 121, 161, 169, 201. Set model.depth=121."),
-        (lambda: resnet(18, stem="smal"), r"model.stem=smal is not one of imagenet, small. Set model.stem=small."),
+        (lambda: build_resnet(18, stem="smal"), r"model.stem=smal is not one of imagenet, small. Set model.stem=small."),
         (lambda: from_torchvision("resnet5", 32), r"model.name=resnet5 .* Did you mean resnet50"),
         (lambda: from_torchvision("vit_b_16", 100), r"16-pixel patches.* Set data.image_size=96."),
         (lambda: from_torchvision("maxvit_t", 100), r"maxvit_t cannot take.* Set data.image_size=224."),

@@ -19,22 +19,22 @@ from imgrec.models.densenet import densenet
 from imgrec.models.googlenet import googlenet
 from imgrec.models.layers import head_name, layers
 from imgrec.models.pretrained import _common_rows, _fold_input_transform, transfer_weights
-from imgrec.models.resnet import ResNet
+from imgrec.models.resnet import resnet
 from imgrec.models.simple_cnn import SimpleCNN
 from imgrec.models.timm import timm_net
 from imgrec.models.torchvision import torchvision_net
-from imgrec.models.vgg import VGG
+from imgrec.models.vgg import vgg
 from imgrec.training.freeze import freeze, unfreeze
 from imgrec.training.transfer import pretrained_weights
 
 ANIMALS = ("tench", "cat", "goldfish", "unicorn")  # two of ImageNet's categories, its first two
 
 
-def resnet(num_classes=4, channels=3, depth=18, stem="imagenet"):
-    return ResNet(num_classes=num_classes, channels=channels, depth=depth, stem=stem, zero_init_residual=False)
+def build_resnet(num_classes=4, channels=3, depth=18, stem="imagenet"):
+    return resnet(num_classes=num_classes, channels=channels, depth=depth, stem=stem, zero_init_residual=False)
 
 
-def node(depth=18, stem="imagenet", family="resnet.ResNet", **more):
+def node(depth=18, stem="imagenet", family="resnet.resnet", **more):
     return {"_target_": f"imgrec.models.{family}", "depth": depth, "stem": stem, **more}
 
 
@@ -93,7 +93,7 @@ def published(monkeypatch):
 
 
 def test_torchvisions_weights_by_name(published):
-    net = resnet()
+    net = build_resnet()
     fresh = copy.deepcopy(net.fc)
     sentence = transfer(net, "IMAGENET1K_V1", model=node(), classes=ANIMALS)
     assert sentence.split("; ") == [
@@ -113,7 +113,7 @@ def test_torchvisions_weights_by_name(published):
 def test_all_of_imagenets_classes_give_torchvisions_outputs(published):
     weights = torchvision.models.ResNet18_Weights.DEFAULT
     theirs = torchvision.models.resnet18(weights=weights).eval()
-    net = resnet(1000).eval()
+    net = build_resnet(1000).eval()
     transfer(net, "DEFAULT", model=node(), classes=weights.meta["categories"])
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(net(images), theirs(images), rtol=0, atol=0)
@@ -125,7 +125,7 @@ def test_a_class_name_that_stands_twice_in_the_pretrained_list_copies_no_row():
 
 
 def test_one_channel_gets_the_sum_of_the_colours(published):
-    net, rgb = resnet(channels=1).eval(), resnet().eval()
+    net, rgb = build_resnet(channels=1).eval(), build_resnet().eval()
     for each in (net, rgb):
         transfer(each, "DEFAULT", model=node(), classes=ANIMALS)
     rgb.fc.load_state_dict(net.fc.state_dict())
@@ -177,7 +177,7 @@ def test_weights_that_cannot_be_fetched_say_where_the_file_goes(fault, tmp_path,
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", fails)
     with pytest.raises(CheckpointError) as caught:
-        transfer(resnet(), "DEFAULT", model=node(), classes=ANIMALS)
+        transfer(build_resnet(), "DEFAULT", model=node(), classes=ANIMALS)
     file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     assert str(caught.value).endswith(f"Put that file at {file}.")
     assert "\n" not in str(caught.value)
@@ -191,21 +191,21 @@ def test_weights_that_cannot_be_fetched_say_where_the_file_goes(fault, tmp_path,
         ("runs/none", {"_target_": "imgrec.models.timm.timm_net", "name": "x"}, "timm has DEFAULT only"),
         (
             "IMAGENET1K_FEATURES",
-            node(16, family="vgg.VGG", batch_norm=False),
+            node(16, family="vgg.vgg", batch_norm=False),
             "for vgg16 torchvision has IMAGENET1K_V1, DEFAULT.",
         ),
     ],
 )
 def test_unknown_weights_name_those_there_are(weights, model, sentence):
     with pytest.raises(CheckpointError) as caught:
-        transfer(resnet(), weights, model=model, classes=ANIMALS)
+        transfer(build_resnet(), weights, model=model, classes=ANIMALS)
     assert sentence in str(caught.value)
     assert str(caught.value).startswith(f"weights={weights}: there is no such file or folder, and ")
 
 
 def test_another_stem_names_the_key_to_set(published):
     with pytest.raises(CheckpointError) as caught:
-        transfer(resnet(stem="small"), "DEFAULT", model=node(stem="small"), classes=ANIMALS)
+        transfer(build_resnet(stem="small"), "DEFAULT", model=node(stem="small"), classes=ANIMALS)
     for part in ("resnet18 IMAGENET1K_V1", "conv1.weight", "[64, 3, 7, 7]", "[64, 3, 3, 3]", "1 of 122 tensors differ"):
         assert part in str(caught.value)
     assert str(caught.value).endswith("Set model.stem=imagenet.")
@@ -238,7 +238,7 @@ def test_a_run_of_another_network_says_what_to_type(tmp_path):
     with pytest.raises(
         CheckpointError, match=r"conv1.weight is missing .* Set model=simple_cnn data.image_size=16 model.dense=5"
     ):
-        transfer(resnet(3), str(folder), model=node(), classes=tuple("abc"))
+        transfer(build_resnet(3), str(folder), model=node(), classes=tuple("abc"))
 
 
 def test_timms_weights(monkeypatch):
@@ -276,9 +276,9 @@ def from_timm():
 
 
 FAMILIES = {  # network, its head, number of groups
-    "resnet18": (lambda: resnet(10), "fc", 1 + 8 + 1),
-    "resnet20": (lambda: resnet(10, depth=20, stem="small"), "fc", 1 + 9 + 1),
-    "vgg11": (lambda: VGG(num_classes=10, channels=3, depth=11, batch_norm=True, head="small", dropout=0), "classifier.3", 8 + 2),
+    "resnet18": (lambda: build_resnet(10), "fc", 1 + 8 + 1),
+    "resnet20": (lambda: build_resnet(10, depth=20, stem="small"), "fc", 1 + 9 + 1),
+    "vgg11": (lambda: vgg(num_classes=10, channels=3, depth=11, batch_norm=True, head="small", dropout=0), "classifier.3", 8 + 2),
     "densenet": (lambda: densenet121(10), "classifier", 1 + 7 + 1),
     "simple_cnn": (lambda: simple(10), "classifier.4", 3),
     "vit": (lambda: from_torchvision("vit_b_16", 10, 32), "heads.head", 1 + 12 + 1),
@@ -318,7 +318,7 @@ def test_layers_of_a_transformer_follow_its_blocks():
 
 def test_a_network_without_a_head_is_refused():
     with pytest.raises(ConfigError, match="no linear layer with 11 outputs"):
-        head_name(resnet(10), 11)
+        head_name(build_resnet(10), 11)
 
 
 def train_step(net):
@@ -331,7 +331,7 @@ def train_step(net):
 
 def test_a_frozen_backbone_stays_bit_for_bit():
     torch.manual_seed(0)
-    net = resnet(10, depth=20, stem="small")
+    net = build_resnet(10, depth=20, stem="small")
     before = copy.deepcopy(net.state_dict())
     for _ in range(2):
         freeze(net, 10)
@@ -344,7 +344,7 @@ def test_a_frozen_backbone_stays_bit_for_bit():
 
 def test_unfrozen_it_trains_as_if_never_frozen():
     torch.manual_seed(0)
-    net = resnet(10, depth=20, stem="small").train()
+    net = build_resnet(10, depth=20, stem="small").train()
     net.layer1[0].conv1.weight.requires_grad_(False)
     untouched = copy.deepcopy(net)
     freeze(net, 10)
@@ -362,7 +362,7 @@ def test_unfrozen_it_trains_as_if_never_frozen():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))], ids=["copy", "pickle"])
 def test_a_frozen_network_can_be_copied(copied):
-    net = resnet(10, depth=20, stem="small").train()
+    net = build_resnet(10, depth=20, stem="small").train()
     freeze(net, 10)
     twin = copied(net)
     unfreeze(twin)

@@ -17,7 +17,7 @@ from imgrec.distributed import signals
 from imgrec.distributed.strategies import blocks, gather_whole, shard
 from imgrec.errors import ConfigError, Stopped
 from imgrec.inference.checkpoint import read_checkpoint
-from imgrec.models.resnet import ResNet
+from imgrec.models.resnet import resnet
 from imgrec.train import fit
 from imgrec.training.module import Classifier
 from imgrec.training.optimizer import build_optimizer
@@ -189,8 +189,8 @@ def small_net() -> nn.Module:
 def test_blocks_are_what_the_containers_hold():
     net = small_net()
     assert list(blocks(net)) == [net[0], net[3][0], net[4]]
-    resnet = ResNet(num_classes=3, channels=3, depth=18, stem="small", zero_init_residual=False)
-    assert {type(block).__name__ for block in blocks(resnet)} == {"BasicBlock"}
+    net = resnet(num_classes=3, channels=3, depth=18, stem="small", zero_init_residual=False)
+    assert {type(block).__name__ for block in blocks(net)} == {"BasicBlock"}
 
 
 def test_a_part_of_each_weight_is_all_a_process_holds():

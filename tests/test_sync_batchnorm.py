@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from imgrec.distributed.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
 from imgrec.errors import ConfigError
-from imgrec.models.resnet import ResNet
+from imgrec.models.resnet import resnet
 from imgrec.training.freeze import freeze
 
 
@@ -95,7 +95,7 @@ def test_in_bfloat16_an_empty_part_speaks_the_same_numbers():
 
 def test_a_network_gives_the_gradients_of_the_whole_batch():
     torch.manual_seed(0)
-    net = ResNet(num_classes=3, channels=1, depth=18, stem="small", zero_init_residual=False)
+    net = resnet(num_classes=3, channels=1, depth=18, stem="small", zero_init_residual=False)
     images = torch.randn(6, 1, 8, 8)
 
     def gradients(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ def test_a_network_gives_the_gradients_of_the_whole_batch():
 
 
 def test_names_tensors_and_modes_stay():
-    net = ResNet(num_classes=3, channels=1, depth=18, stem="small", zero_init_residual=False)
+    net = resnet(num_classes=3, channels=1, depth=18, stem="small", zero_init_residual=False)
     before = dict(net.named_parameters())
     plain = copy.deepcopy(net)
     assert convert_sync_batchnorm(net) is net
