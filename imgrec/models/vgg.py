@@ -27,7 +27,7 @@ def vgg(
     check_option("model.head", head, ("imagenet", "small"))
     features = make_layers(cfgs[_CONFIGURATIONS[depth]], batch_norm=batch_norm)
     if head == "imagenet":
-        net = VGG(features, num_classes=num_classes, dropout=dropout)
+        net: nn.Module = VGG(features, num_classes=num_classes, dropout=dropout)
     else:
         with torch.device("meta"):  # torchvision's head of 120 million parameters, replaced below, takes no time and no memory
             net = VGG(features)
