@@ -1,61 +1,75 @@
-"""imgrec.distributed.watchdog, in processes of its own: it ends them."""
+"""imgrec.distributed.watchdog, in processes of its own: it ends them. Their clock is turned by hand."""
 
 import subprocess
 import sys
-import time
 
 import pytest
+from processes import run_command
 
 SCRIPT = """
-import os, signal, sys, time
-from types import SimpleNamespace as Place
-from imgrec.distributed import signals
-from imgrec.distributed.watchdog import Watchdog
+import os, signal, time
+from types import SimpleNamespace
+from imgrec.distributed import signals, watchdog
+
+now, passes, stop_reason = [0.0], [], signals.stop_reason
+watchdog.time = signals.time = SimpleNamespace(monotonic=lambda: now[0])
+signals.stop_reason = lambda: (passes.append(1), stop_reason())[1]
+
+
+def print_now(line):
+    print(line, flush=True)
+
+
+def turn_clock(seconds):
+    '''Lets the watchdog look at it: of two more times that it begins to, one is over.'''
+    now[0] += seconds
+    seen = len(passes)
+    while len(passes) < seen + 2:
+        time.sleep(0.001)
+
+
+def ask_to_stop():
+    turn_clock(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    turn_clock(0.9)
+    print_now("in time")
+
 
 signals.install_handlers()
-told = lambda line: print(line, flush=True)
-with Watchdog(note=lambda line: told("log: " + line), leave=lambda line: told("left: " + line), grace_s=0.6, saving_s=1.5) as watchdog:
-    saves = watchdog.saves = Place(saving=False, saved=Place(step=12))
-    time.sleep(0.3)
-    os.kill(os.getpid(), signal.SIGTERM)
+note, leave = (lambda line: print_now("log: " + line)), (lambda line: print_now("left: " + line))
+with watchdog.Watchdog(note=note, leave=leave, grace_s=1, saving_s=5) as dog:
+    saves = dog.saves = SimpleNamespace(saving=False, saved=SimpleNamespace(step=12))
     {then}
-print("went on")
+print("out of the block")
 """
 AGAIN = "Start the same command again to go on.\n"
 
 
-def play(then: str) -> tuple[int, str, str, float]:
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(then=then)], check=False, capture_output=True, text=True, timeout=60
-    )
-    return done.returncode, done.stdout, done.stderr, time.monotonic() - began
+def play(then: str) -> subprocess.CompletedProcess[str]:
+    return run_command(sys.executable, "-c", SCRIPT.format(then=then))
 
 
-@pytest.mark.parametrize("busy", ["time.sleep(100)", "while True: pass", "sum(1 for _ in iter(int, 1))"])
+@pytest.mark.parametrize("busy", ["time.sleep(1000)", "while True: pass", "sum(1 for _ in iter(int, 1))"])
 def test_no_step_boundary(busy: str) -> None:
-    code, out, err, seconds = play(busy)
-    line = "stopped by SIGTERM; no step boundary came within 0.6 s: nothing was saved since step 12"
-    assert (code, err) == (75, f"imgrec: {line}. {AGAIN}")
-    assert out == f"left: {line}\nlog: {line}. {AGAIN}"
-    assert seconds < 30
+    done = play(f"ask_to_stop(); now[0] += 0.2\n    {busy}")
+    line = "stopped by SIGTERM; no step boundary came within 1 s: nothing was saved since step 12"
+    assert (done.returncode, done.stderr) == (75, f"imgrec: {line}. {AGAIN}")
+    assert done.stdout == f"in time\nleft: {line}\nlog: {line}. {AGAIN}"
 
 
 def test_nothing_saved_ever() -> None:
-    code, _, err, _ = play(
-        "saves.saved = None; signals.clear_request(); time.sleep(0.3); signals.request_stop('SIGUSR1'); time.sleep(100)"
-    )
-    assert (code, err) == (
-        75,
-        f"imgrec: stopped by SIGUSR1; no step boundary came within 0.6 s: nothing was saved. {AGAIN}",
-    )
+    done = play("saves.saved = None; ask_to_stop(); turn_clock(0.2)")
+    line = "stopped by SIGTERM; no step boundary came within 1 s: nothing was saved."
+    assert (done.returncode, done.stderr) == (75, f"imgrec: {line} {AGAIN}")
 
 
-def test_a_save_may_take_longer() -> None:
-    assert play("saves.saving = True; time.sleep(1.2)")[:3] == (0, "went on\n", "")
-    assert play("saves.saved = Place(step=13); time.sleep(1.2)")[:3] == (0, "went on\n", "")
+@pytest.mark.parametrize("save", ["saves.saving = True", "saves.saved = SimpleNamespace(step=13)"])
+def test_a_save_that_began_in_time_may_take_longer(save: str) -> None:
+    done = play(f"ask_to_stop(); {save}; turn_clock(0); turn_clock(4.9)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "in time\nout of the block\n", "")
 
 
 def test_but_not_for_ever() -> None:
-    code, _, err, _ = play("saves.saving = True; time.sleep(100)")
-    assert (code, err) == (75, f"imgrec: stopped by SIGTERM; the save that began then did not end within 1.5 s. {AGAIN}")
+    done = play("ask_to_stop(); saves.saving = True; turn_clock(0); turn_clock(5.1)")
+    line = "stopped by SIGTERM; the save that began then did not end within 5 s."
+    assert (done.returncode, done.stderr) == (75, f"imgrec: {line} {AGAIN}")
