@@ -87,7 +87,7 @@ def _evaluate(query: EvaluateConfig, file: Path, out: Path, plot: Path | None, c
     from imgrec.inference.metrics import print_report
     from imgrec.inference.predictor import Predictor
     from imgrec.terminal import Terminal
-    from imgrec.training.summary import silence_known_warnings
+    from imgrec.training.lightning_compat import silence_known_warnings
 
     silence_known_warnings()
     screen = Terminal(quiet=crew.rank > 0)

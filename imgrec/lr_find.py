@@ -112,15 +112,15 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
 
     from imgrec.distributed.device_checks import check_world, one_device
     from imgrec.distributed.process_group import connect
-    from imgrec.training import summary
     from imgrec.training.callbacks.lr_range import LRRange
+    from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.trainer import build_classifier, build_data, build_trainer, trainer_arguments
 
     here = world()
     check_world(run, here)
     connect(here, timeout_s=run.trainer["timeout_s"])
     check_signatures(run)
-    summary.silence_known_warnings()
+    silence_known_warnings()
     pl.seed_everything(run.seed, workers=True, verbose=False)
     watch = LRRange(rates, lr=run.optim["lr"], diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance)
     trainer = build_trainer(

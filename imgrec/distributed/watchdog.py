@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from imgrec.distributed import signals
 
 if TYPE_CHECKING:
-    from imgrec.training.resume_state import LoopPosition
+    from imgrec.training.lightning_compat import LoopPosition
 
 
 GRACE_S = 15.0  # a stop should be over inside 20 s

@@ -11,7 +11,7 @@ from imgrec.models.layers import head_name
 def freeze(net: nn.Module, num_classes: int) -> None:
     """Until `unfreeze`, only the head learns: the other parameters get no gradient, batch norms keep their running statistics.
 
-    `net.train()` does not wake them. Calling it again changes nothing. Dropout goes on. DDP must be told (`imgrec.distributed.strategies.DDP.rewrap`).
+    `net.train()` does not wake them. Calling it again changes nothing. Dropout goes on. DDP must be told (`imgrec.training.strategies.DDP.rewrap`).
     """
     head = head_name(net, num_classes)
     for name, parameter in net.named_parameters():

@@ -14,12 +14,13 @@ from imgrec.data import counter_rng
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch
 from imgrec.data.preprocess import Preprocess
-from imgrec.distributed.strategies import DDP
+from imgrec.distributed.sharding import is_sharded
 from imgrec.distributed.sync_batchnorm import SyncBatchNorm
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.models.losses import Loss
 from imgrec.training.freeze import freeze, unfreeze
 from imgrec.training.optimizer import DecayOn, decayed
+from imgrec.training.strategies import DDP
 
 
 class Classifier(pl.LightningModule):
@@ -30,8 +31,6 @@ class Classifier(pl.LightningModule):
     """
 
     test_report: Report | None = None
-    # Whether the network's forward pass waits for the other ranks (sharded weights), so that it is run on an empty batch too.
-    joins_empty = False
 
     def __init__(
         self,
@@ -95,7 +94,7 @@ class Classifier(pl.LightningModule):
 
     def _idle(self, batch: Batch) -> bool:
         """Whether a short global batch, or files that cannot be read, left nothing for this rank to compute."""
-        if len(batch.labels) or self.joins_empty:
+        if len(batch.labels) or is_sharded(self.net):
             return False
         return not (self.training and any(isinstance(module, SyncBatchNorm) for module in self.net.modules()))
 

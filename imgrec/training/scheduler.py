@@ -188,8 +188,6 @@ def lightning_schedulers(
     from imgrec.config.instantiate import instantiate
 
     schedule = instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-    # A float16 scaler may skip the first optimizer step, and torch would warn about the order of calls; Lightning keeps it.
-    optimizer._opt_called = True  # type: ignore[attr-defined]
     if not isinstance(schedule, Plateau):
         return [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step", "frequency": 1}]
 

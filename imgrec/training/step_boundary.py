@@ -4,33 +4,33 @@ Nothing is decided anywhere else. Signals, the time budget and the clock of the 
 validation the processes reduce them, so all save and stop at the same step, and no collective ever runs inside a signal handler.
 """
 
-import io
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import Callback
 from torch import distributed
 
 from imgrec.distributed import signals
-from imgrec.distributed.strategies import DDP
 from imgrec.errors import CheckpointError, Stopped
 from imgrec.training.callbacks.finite import NotFiniteError
 from imgrec.training.callbacks.tensorboard import event_file_sizes
 from imgrec.training.checkpoint import CheckpointWriter
-from imgrec.training.module import Classifier
-from imgrec.training.resume_state import (
+from imgrec.training.lightning_compat import (
     LoopPosition,
     Plain,
-    StepSnapshot,
+    is_within_batch,
+    is_within_epoch,
     loop_position,
-    rank_state,
-    restore_rank_state,
+    micro_batches_done,
+    restart_is_over,
+    restore_trained_weights,
     set_loop_position,
-    to_plain_data,
 )
+from imgrec.training.module import Classifier
+from imgrec.training.resume_state import RankState, StepSnapshot, rank_state, restore_rank_state, to_plain_data
 
 if TYPE_CHECKING:
     from imgrec.config.schema import RunConfig
@@ -65,6 +65,7 @@ class StepBoundary(Callback):
         self.saved: LoopPosition | None = None  # by the last save
         self._resume = resume
         self._entry: Plain | None = None  # of the save under way
+        self._snapshot: StepSnapshot | None = None  # while one rank trains
         self._updating = False  # the optimizer is changing the weights
         self._begun = self._last = time.monotonic()
 
@@ -79,11 +80,11 @@ class StepBoundary(Callback):
         self.saved = LoopPosition(**self._resume["place"])
         batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches  # type: ignore[attr-defined]
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)  # Lightning counts them only later
-        set_loop_position(checkpoint["loops"], self.saved, batches=batches, accumulate=trainer.accumulate_grad_batches)
+        set_loop_position(checkpoint["loops"], self.saved, micro_batches=batches, accumulate=trainer.accumulate_grad_batches)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._mark = StepSnapshot(self.classifier)
-        self.beat.in_hand = self._in_hand
+        if trainer.world_size == 1:
+            self._snapshot = StepSnapshot(self.classifier)
         self._begun = self._last = time.monotonic()
         states = 3 * sum(
             parameter.numel() * parameter.element_size() for parameter in self.classifier.parameters()
@@ -97,21 +98,20 @@ class StepBoundary(Callback):
         self._updating = True
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning would leave out ReduceLROnPlateau at the end of an epoch that was resumed in its middle.
-        trainer.fit_loop.restarting = False
+        restart_is_over(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         now = loop_position(trainer)
-        self._save(LoopPosition(now.epoch, 0, "end", now.step))
+        self._save(LoopPosition(now.epoch, 0, "end", now.step), rank_state(self.classifier))
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._entry is not None:
             checkpoint["resume"] = self._entry
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save; not before the training has begun, nor where the loss is not finite or the disk is full: what is there already is better."""
-        if hasattr(self, "_mark") and not isinstance(exception, Stopped | NotFiniteError | CheckpointError):
-            self._rescue()
+        """Save, on one rank; of several ranks the others wait in a collective for this one. Not where the loss is not finite or the disk is full."""
+        if self._snapshot is not None and not isinstance(exception, Stopped | NotFiniteError | CheckpointError):
+            self._rescue(self._snapshot)
 
     # What the loaders call
 
@@ -135,11 +135,10 @@ class StepBoundary(Callback):
             self._stop(now)
         if training:
             if save:
-                self._save(now)
-            self._mark.take(now)
+                self._save(now, rank_state(self.classifier))
+            if self._snapshot is not None:
+                self._snapshot.take(now)
             self._updating = False
-        elif self.trainer.validating:
-            self._mark.move(now)
         self._do("training" if training else "at")
 
     def _reduce(self, *flags: bool) -> list[bool]:
@@ -169,12 +168,12 @@ class StepBoundary(Callback):
             return True
         return waited >= SHARE * (self._cost + self.writer.seconds) and (now.done == 0 or waited >= 60 * self.every_minutes)
 
-    def _save(self, now: LoopPosition) -> None:
-        """Write last.ckpt as of `now`; every process calls it."""
+    def _save(self, now: LoopPosition, state: RankState) -> None:
+        """Write last.ckpt as of `now`, when this rank's state was `state`; every rank calls it."""
         begun = time.monotonic()
         self.beat.doing = f"saving at step {now.step}"
         self.saving = True
-        mine = to_plain_data(rank_state(self.classifier))
+        mine = to_plain_data(state)
         states: list[Any] = [mine] * self.trainer.world_size
         if self.trainer.world_size > 1:
             distributed.all_gather_object(states, mine)
@@ -191,66 +190,25 @@ class StepBoundary(Callback):
         if self.trainer.testing:
             step = "in the test"  # all is saved
         else:
-            self._leave_validation()
-            self._save(now)
+            restore_trained_weights(self.trainer)
+            self._save(now, rank_state(self.classifier))
             self.writer.wait()
         raise Stopped(f"stopped by {reason} {step}; saved. Start the same command again to go on.")
 
-    def _leave_validation(self) -> None:
-        """Give the network back the weights that it is trained with: an average stands in for them during validation."""
-        if self.trainer.validating:
-            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, WeightAveraging):
-                    callback.on_validation_epoch_end(self.trainer, self.classifier)
-
-    def _rescue(self) -> None:
-        """After an exception on any process: save as of the last step that is whole, if it can be had without a collective.
-
-        Each process sends what it had in hand through the heartbeat. Several GPUs are left alone: their copies may wait for a rank that is gone.
-        """
-        trainer, epoch = self.trainer, self.trainer.fit_loop.epoch_progress.current
-        alone = trainer.world_size == 1
-        between = epoch.processed == epoch.ready or epoch.started != epoch.ready  # type: ignore[attr-defined]
-        if between or not (alone or (isinstance(trainer.strategy, DDP) and self.classifier.device.type == "cpu")):
-            return  # between two epochs, whose ends and starts are not to be repeated by halves
-        batches = trainer.fit_loop.epoch_loop.batch_progress.current
-        if batches.ready == batches.completed and (
-            trainer.validating or batches.completed % trainer.accumulate_grad_batches == 0
-        ):
-            self._leave_validation()
-            self._mark.take(loop_position(trainer))
+    def _rescue(self, snapshot: StepSnapshot) -> None:
+        """After an exception: save as of the last step boundary, unless some weights are new already, or an epoch's hooks were run by halves."""
+        trainer = self.trainer
+        if not is_within_epoch(trainer):
+            return
+        between_steps = not is_within_batch(trainer) and micro_batches_done(trainer) % trainer.accumulate_grad_batches == 0
+        if between_steps or trainer.validating:
+            restore_trained_weights(trainer)
+            snapshot.take(loop_position(trainer))
         elif self._updating:
-            return  # some weights are new
+            return
         else:
-            self._mark.put_back()
-        now, inhand = self._mark.at
-        states = [to_plain_data(inhand)] if alone else self._states_of_all()
-        if states is not None:
-            self.saving = True
-            self._entry = {"place": now.to_dict(), "ranks": states, "events": event_file_sizes(trainer)}
-            # Not trainer.save_checkpoint, which ends with a barrier.
-            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), self.folder.last)
-            self.writer.wait()
-            self._entry, self.saving = None, False
-            self.say(f"saved at step {now.step}, before what went wrong.")
-
-    def _states_of_all(self) -> list[Plain] | None:
-        """On the first process: what each had in hand at the mark; None where that is not to be had."""
-        self.beat.hold()
-        key, blob = self._in_hand()
-        self.beat.post(key, blob)
-        if not self.trainer.is_global_zero:
-            return None
-        blobs = [found for found in self.beat.collect(key) if found is not None]
-        return (
-            [torch.load(io.BytesIO(found), weights_only=True) for found in blobs]
-            if len(blobs) == self.trainer.world_size
-            else None
-        )
-
-    def _in_hand(self) -> tuple[str, bytes]:
-        """The mark's place, as a key, and what this process had in hand there."""
-        now, inhand = self._mark.at
-        blob = io.BytesIO()
-        torch.save(to_plain_data(inhand), blob)
-        return f"{now.stage} {now.epoch} {now.done}", blob.getvalue()
+            snapshot.restore_buffers()
+        position, state = snapshot.at
+        self._save(position, state)
+        self.writer.wait()
+        self.say(f"saved at step {position.step}, before the error.")

@@ -1,10 +1,8 @@
 """What a training says before the first epoch and after the last one, and the result.json that stays."""
 
 import json
-import logging
 import shlex
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,22 +26,6 @@ from imgrec.training.run_dir import RunDir
 
 WORST = 3  # classes named at the end
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-
-def silence_known_warnings() -> None:
-    """Lightning's tips and device lines say what the start screen says better."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    for known in (
-        ".*treespec, LeafSpec.*",  # Lightning 2.6 under torch 2.15
-        ".*recommended to use `self.log.*sync_dist=True.*",  # torchmetrics has summed over processes already
-        ".*does not have many workers.*",  # the start screen names the workers, Throughput measures the wait
-        ".*Checkpoint directory .* exists and is not empty.*",  # a resumed run
-        ".*The number of training batches .* is smaller than the logging interval.*",
-        ".*resuming from a checkpoint that ended before the epoch ended.*",  # the order starts where it was left
-        ".*srun` command is available on your system but is not used.*",
-    ):
-        warnings.filterwarnings("ignore", known)
 
 
 def start_screen(

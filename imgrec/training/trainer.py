@@ -18,7 +18,6 @@ from imgrec.data.datamodule import ImageData
 from imgrec.data.preprocess import Preprocess
 from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.device_checks import trainer_devices
-from imgrec.distributed.strategies import Strategy, make_strategy
 from imgrec.distributed.sync_batchnorm import convert_sync_batchnorm
 from imgrec.distributed.world import cluster_environment, world
 from imgrec.errors import ConfigError
@@ -27,9 +26,11 @@ from imgrec.models.layers import layers
 from imgrec.models.pretrained import transfer_weights
 from imgrec.models.summary import ModelSize, measure_size
 from imgrec.training.callbacks.best import BestCheckpoint
+from imgrec.training.lightning_compat import prepare_trainer
 from imgrec.training.module import Classifier
 from imgrec.training.optimizer import build_optimizer
 from imgrec.training.scheduler import lightning_schedulers
+from imgrec.training.strategies import StrategyName, make_strategy
 from imgrec.training.transfer import pretrained_weights
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
@@ -41,7 +42,7 @@ def build_trainer(
     accelerator: str,
     devices: int | str | list[int],
     num_nodes: int | Literal["auto"],
-    strategy: Strategy,
+    strategy: StrategyName,
     sync_batchnorm: bool,
     timeout_s: float,
     precision: Precision,
@@ -64,7 +65,7 @@ def build_trainer(
     """The Lightning Trainer of a conf/trainer node; `run` holds what the run adds: callbacks, logger, epochs, accumulation.
 
     `channels_last`, `compile` and `sync_batchnorm` are the network's, `ema_decay` and `early_stopping_patience` become callbacks in `guards`, `max_minutes` and
-    `save_every_*` are the gate's.
+    `save_every_*` are the step boundary's.
     Raises ConfigError for an accelerator or devices that are not there.
     """
     try:
@@ -72,7 +73,7 @@ def build_trainer(
             accelerator=accelerator,
             devices=devices,
             num_nodes=1 if num_nodes == "auto" else num_nodes,
-            strategy=make_strategy(strategy, processes=world().size),
+            strategy=make_strategy(strategy, world_size=world().size),
             precision="32-true" if precision == "32" else precision,
             gradient_clip_val=gradient_clip or None,
             limit_train_batches=limit_train_batches,
@@ -99,10 +100,7 @@ def build_trainer(
         raise ConfigError(
             "trainer.precision=16-mixed needs a GPU, but this run is on the CPU. Set trainer.precision=bf16-mixed or trainer.precision=32."
         )
-    # Lightning's SIGTERM handler broadcasts, which can meet the other ranks in another collective, and each of its steps asks the device for a flag
-    # and waits for it. imgrec.distributed.signals and the gate do both.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    prepare_trainer(trainer)
     return trainer
 
 

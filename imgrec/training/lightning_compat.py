@@ -1,0 +1,212 @@
+"""All that imgrec uses of PyTorch Lightning and torch beyond their documented interface, each part with its reason.
+
+Checked with pytorch-lightning 2.6.6 and torch 2.14.1. `prepare_trainer` looks every name up before a run starts, so that a version which renamed
+one is refused in a sentence; tests/test_lightning_compat.py has a test for each name and for what it means.
+
+Two assumptions have no name to look up. FSDP.setup (imgrec.training.strategies) replaces DDPStrategy.setup and repeats its order. And
+StepBoundary (imgrec.training.step_boundary) counts on Lightning's order of hooks: a batch is fetched and on the device before
+on_train_batch_start, `completed` is increased after on_train_batch_end, and a validation runs after that and before on_train_epoch_end.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from imgrec.errors import ImgrecError
+
+SUPPORTED = "pytorch-lightning>=2.6.4,<2.7"
+
+# Looked up on the Trainer of a run. Those of `loop_position`, `resume_validation` and `restart_is_over` are in `fit_loop`.
+TRAINER_NAMES = (
+    "_signal_connector.register_signal_handlers",
+    "fit_loop.epoch_loop._broadcast_sigterm_tensor",
+    "fit_loop.epoch_loop._batches_that_stepped",
+    "fit_loop.restarting",
+    *(f"fit_loop.epoch_progress.current.{count}" for count in ("ready", "started", "processed")),
+    *(f"fit_loop.epoch_loop.batch_progress.current.{count}" for count in ("ready", "completed")),
+)
+# Messages that say less than the start screen, or something wrong about imgrec.
+KNOWN_WARNINGS = (
+    "treespec, LeafSpec",  # Lightning 2.6 under torch 2.15
+    "recommended to use `self.log",  # of sync_dist=True: torchmetrics has summed over the ranks already
+    "does not have many workers",  # the start screen names the workers, Throughput measures the wait
+    "exists and is not empty",  # the checkpoint folder of a resumed run
+    "is smaller than the logging interval",
+    "resuming from a checkpoint that ended before the epoch ended",  # the data's order starts where the run was stopped
+    "srun` command is available on your system but is not used",
+    # A float16 scaler may skip the first optimizer step; Lightning keeps the order of calls.
+    r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",
+)
+COUNTS = ("ready", "started", "processed", "completed")  # of one of Lightning's progress trackers
+
+Plain = dict[str, Any]  # tensors, numbers and strings: what loads with weights_only=True
+
+
+class UnsupportedVersionError(ImgrecError):
+    """An installed package lacks something that imgrec needs."""
+
+
+def prepare_trainer(trainer: pl.Trainer) -> None:
+    """Before a run: raise UnsupportedVersionError where a name is gone, and leave signals to imgrec.distributed.signals.
+
+    Lightning's SIGTERM handler broadcasts, which can meet the other ranks in another collective, and before each batch it sends a flag to the
+    device and waits for it there. It has no setting that turns them off: SLURMEnvironment(auto_requeue=False) stops the requeueing alone.
+    """
+    for path in TRAINER_NAMES:
+        _look_up(trainer, path)
+    _look_up(DistributedDataParallel, "_remove_autograd_hooks")
+    _look_up(WeightAveraging(), "_average_model")
+    loops = {"fit_loop": trainer.fit_loop.state_dict()}
+    set_loop_position(loops, LoopPosition(0, 0, "train", 0), micro_batches=1, accumulate=1)
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def _look_up(owner: Any, path: str) -> None:
+    value = owner
+    for name in path.split("."):
+        if not hasattr(value, name):
+            kind = owner if isinstance(owner, type) else type(owner)
+            raise _missing(f"{kind.__name__}.{path}")
+        value = getattr(value, name)
+
+
+def _missing(name: str) -> UnsupportedVersionError:
+    return UnsupportedVersionError(
+        f"pytorch-lightning {version('pytorch-lightning')} with torch {version('torch')} has no {name}, which imgrec uses. "
+        f"Type: pip install '{SUPPORTED}'"
+    )
+
+
+def silence_known_warnings() -> None:
+    """Leave out what KNOWN_WARNINGS lists, and Lightning's tips and device lines."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    for message in KNOWN_WARNINGS:
+        warnings.filterwarnings("ignore", f"(?s).*{message}")
+
+
+# The position in the run
+
+
+@dataclass(frozen=True)
+class LoopPosition:
+    """Where in its run a checkpoint was taken: always at a step boundary."""
+
+    epoch: int  # finished epochs
+    done: int  # global batches done in the next one
+    # validate: the epoch's steps are done and its validation is not; end: nothing is left to train
+    stage: Literal["train", "validate", "end"]
+    step: int  # optimizer steps so far
+
+    def to_dict(self) -> Plain:
+        return asdict(self)
+
+
+def micro_batches_done(trainer: pl.Trainer) -> int:
+    """Micro-batches that are complete in this epoch. Lightning has no public count of them within an epoch."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.completed
+
+
+def loop_position(trainer: pl.Trainer) -> LoopPosition:
+    """The position at a step boundary, or in a validation, which a resumed run repeats from its first batch."""
+    completed = micro_batches_done(trainer)
+    whole = completed >= trainer.num_training_batches
+    done = -(-completed // trainer.accumulate_grad_batches) if whole else completed // trainer.accumulate_grad_batches
+    epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    return LoopPosition(epochs, done, "validate" if whole else "train", trainer.global_step)
+
+
+def is_within_epoch(trainer: pl.Trainer) -> bool:
+    """Whether an epoch has begun and is not over: its first hooks and its last ones must not be run by halves."""
+    epoch = trainer.fit_loop.epoch_progress.current
+    return bool(epoch.processed != epoch.ready == epoch.started)  # type: ignore[attr-defined]
+
+
+def is_within_batch(trainer: pl.Trainer) -> bool:
+    """Whether a training batch has begun and is not complete."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current
+    return batches.ready != batches.completed
+
+
+def set_loop_position(loops: Plain, position: LoopPosition, *, micro_batches: int, accumulate: int) -> None:
+    """Write a position into the "loops" of a Lightning checkpoint, for epochs of `micro_batches`, `accumulate` of them a step.
+
+    The number of micro-batches depends on the world size, so the counts are made here and not taken as they were saved. Lightning itself would
+    skip the validation of a run that was stopped in it, and take the first step of an epoch for the last one's end.
+    """
+    fit = loops["fit_loop"]
+    done = micro_batches if position.stage == "validate" else min(position.done * accumulate, micro_batches)
+    begun = position.epoch + (done > 0)  # an epoch of which nothing is done is begun anew, with its hooks
+    epoch = _entry(fit, "epoch_progress")
+    for count in ("total", "current"):
+        _update(epoch, count, ready=begun, started=begun, processed=position.epoch, completed=position.epoch)
+    _update(fit, "epoch_loop.batch_progress", is_last_batch=position.stage == "validate")
+    batches = _entry(fit, "epoch_loop.batch_progress")
+    _update(batches, "total", **dict.fromkeys(COUNTS, position.epoch * micro_batches + done))
+    _update(batches, "current", **dict.fromkeys(COUNTS, done))
+    # Validation counts as interrupted, before its first batch, or as not begun.
+    interrupted = int(position.stage == "validate")
+    _update(fit, "epoch_loop.val_loop.batch_progress", is_last_batch=False)
+    validation = _entry(fit, "epoch_loop.val_loop.batch_progress")
+    _update(validation, "current", **dict.fromkeys(COUNTS, 0))
+    _update(validation, "total", ready=interrupted, started=interrupted, processed=0, completed=0)
+    # The x-axis of Lightning's loggers. It counts a step when the validation after it is over.
+    _update(fit, "epoch_loop.state_dict", _batches_that_stepped=position.step - interrupted)
+
+
+def _entry(state: Plain, key: str) -> Plain:
+    if not isinstance(state.get(key), dict):
+        raise _missing(f"{key} in the loops of its checkpoints")
+    found: Plain = state[key]
+    return found
+
+
+def _update(state: Plain, key: str, **values: int) -> None:
+    entry = _entry(state, key)
+    for name in values:
+        if name not in entry:
+            raise _missing(f"{key}.{name} in the loops of its checkpoints")
+    entry.update(values)
+
+
+def restart_is_over(trainer: pl.Trainer) -> None:
+    """At the start of a validation: Lightning would leave out ReduceLROnPlateau at the end of an epoch that was resumed in its middle."""
+    trainer.fit_loop.restarting = False
+
+
+# The average of the weights (EMA)
+
+
+def averaged_modules(trainer: pl.Trainer) -> Iterator[nn.Module]:
+    """The copies of the module that hold an average of its weights. They are sharded too, for which WeightAveraging has no interface."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            yield callback._average_model.module
+
+
+def restore_trained_weights(trainer: pl.Trainer) -> None:
+    """Give the module the weights that it is trained with when a validation is left before its end: the average stands in for them meanwhile.
+
+    A hook called by hand; that it swaps the two is not documented.
+    """
+    if trainer.validating:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, WeightAveraging):
+                callback.on_validation_epoch_end(trainer, trainer.lightning_module)
+
+
+# DDP
+
+
+def remove_ddp_hooks(model: DistributedDataParallel) -> None:
+    """End what DDP does in backward, so that its module can be wrapped anew: otherwise the old buckets are reduced as well."""
+    model._remove_autograd_hooks()  # type: ignore[no-untyped-call]
