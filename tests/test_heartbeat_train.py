@@ -99,7 +99,7 @@ sys.exit(main(["train", *sys.argv[1:]]))
             "while True: pass",
             ("imgrec: nothing has moved for 8 s: rank 1 on", "is training step 5 (epoch 1) (at ", " in patched); rank 0 is"),
         ),
-        ("raise ValueError('no such thing')", ("imgrec: rank 1 on", "failed: ValueError: no such thing. Mend that")),
+        ("raise ValueError('no such thing')", ("imgrec: rank 1 on", "failed: ValueError: no such thing. Fix that")),
     ],
 )
 def test_hang_or_failure_without_a_parent(tmp_path: Path, then: str, said: tuple[str, ...]) -> None:

@@ -67,60 +67,60 @@ class RankStatus:
         return int(found[1]) if found else -1
 
 
-def find_dead(peers: Sequence[RankStatus], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
+def find_dead(statuses: Sequence[RankStatus], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
     """Which of these ranks has ended, in a line with its host and what it was doing; None while all of them live.
 
     In this order: a rank that failed by an exception; connections that ended without a word (the process was killed); no sign for `timeout_s` (it is
     stopped, or the machine or the network is gone).
     """
-    if failed := [peer for peer in peers if peer.failed]:
+    if failed := [status for status in statuses if status.failed]:
         if failed[0].refused:
             return TOLD
         rest = f" (so did {_ranks(failed[1:])})" if failed[1:] else ""
-        return f"{failed[0].name} failed: {failed[0].left}{rest}. Mend that, then start the same command again to go on."
-    here = [peer for peer in peers if peer.left is None]
-    dead = [peer for peer in here if peer.cut is not None]
+        return f"{failed[0].name} failed: {failed[0].left}{rest}. Fix that, then start the same command again to go on."
+    here = [status for status in statuses if status.left is None]
+    dead = [status for status in here if status.cut is not None]
     # A machine that goes takes all of its ranks along: name them together.
-    if dead and now - min(peer.cut for peer in dead if peer.cut is not None) >= GATHER_S:
-        return f"{_each(dead, lambda peer: f'{peer.name} died while {peer.doing}')}. {again}"
-    if silent := [peer for peer in here if peer.cut is None and now - peer.heard >= timeout_s]:
-        said = _each(silent, lambda peer: f"{peer.name} has given no sign for {timeout_s:g} s; it was {peer.doing}")
+    if dead and now - min(status.cut for status in dead if status.cut is not None) >= GATHER_S:
+        return f"{_each(dead, lambda status: f'{status.name} died while {status.doing}')}. {again}"
+    if silent := [status for status in here if status.cut is None and now - status.heard >= timeout_s]:
+        said = _each(silent, lambda status: f"{status.name} has given no sign for {timeout_s:g} s; it was {status.doing}")
         return f"{said}. Is its machine up, is the process stopped? {again}"
     return None
 
 
-def find_hang(peers: Sequence[RankStatus], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
+def find_hang(statuses: Sequence[RankStatus], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
     """Whom the others wait for when no rank has set `doing` for `timeout_s`, in a line; None while one of them has.
 
     Nor is it a fault while every rank works by itself (ALONE, a compile, an import): reading a huge folder takes what it takes. It becomes one when a rank waits
     for the others.
     """
-    here = [peer for peer in peers if peer.left is None]
-    if not here or any(now - peer.moved < timeout_s for peer in here):
+    here = [status for status in statuses if status.left is None]
+    if not here or any(now - status.moved < timeout_s for status in here):
         return None
-    if all(peer.works_alone for peer in here):
+    if all(status.works_alone for status in here):
         return None
     behind = lagging_ranks(here)
-    said = _each(behind, lambda peer: f"{peer.name} is {peer.doing}{f' ({peer.at})' if peer.at else ''}")
-    others = [peer for peer in here if peer not in behind]
+    said = _each(behind, lambda status: f"{status.name} is {status.doing}{f' ({status.at})' if status.at else ''}")
+    others = [status for status in here if status not in behind]
     rest = f"; {_ranks(others)} {'is' if len(others) == 1 else 'are'} {others[0].doing}" if others else ""
     return f"nothing has moved for {timeout_s:g} s: {said}{rest}. {again} If it was only slow, set trainer.timeout_s={2 * timeout_s:g}."
 
 
 def lagging_ranks(here: Sequence[RankStatus]) -> list[RankStatus]:
     """The ranks that the others wait for: of those that do not wait themselves, else of all, the ones at the lowest step."""
-    behind = [peer for peer in here if not peer.doing.startswith(WAITING)] or list(here)
-    behind = [peer for peer in behind if not peer.waits] or behind
-    lowest = min(peer.step for peer in behind)
-    return [peer for peer in behind if peer.step == lowest]
+    behind = [status for status in here if not status.doing.startswith(WAITING)] or list(here)
+    behind = [status for status in behind if not status.waits] or behind
+    lowest = min(status.step for status in behind)
+    return [status for status in behind if status.step == lowest]
 
 
-def _each(peers: Sequence[RankStatus], say: Callable[[RankStatus], str]) -> str:
-    more = f"; and {_ranks(peers[NAMED:])}" if len(peers) > NAMED else ""
-    return "; ".join(say(peer) for peer in peers[:NAMED]) + more
+def _each(statuses: Sequence[RankStatus], say: Callable[[RankStatus], str]) -> str:
+    more = f"; and {_ranks(statuses[NAMED:])}" if len(statuses) > NAMED else ""
+    return "; ".join(say(status) for status in statuses[:NAMED]) + more
 
 
-def _ranks(peers: Sequence[RankStatus]) -> str:
-    if len(peers) > NAMED:
-        return f"{len(peers)} other ranks"
-    return f"rank{'s' if len(peers) > 1 else ''} {', '.join(str(peer.rank) for peer in peers)}"
+def _ranks(statuses: Sequence[RankStatus]) -> str:
+    if len(statuses) > NAMED:
+        return f"{len(statuses)} other ranks"
+    return f"rank{'s' if len(statuses) > 1 else ''} {', '.join(str(status.rank) for status in statuses)}"

@@ -15,14 +15,12 @@ os._exit, since a collective cannot be interrupted. Work: O(ranks) a second on r
 Not torch.distributed.TCPStore, which tells nobody when a client dies, and whose calls block for good when the process that hosts it is stopped.
 """
 
-import base64
 import os
 import re
 import socket
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from types import FrameType
 
@@ -32,8 +30,8 @@ from imgrec.distributed.transport import Transport
 from imgrec.distributed.watchdog import end_process
 from imgrec.errors import FAILED, REFUSED, ImgrecError, Stopped
 
-BEAT_S = 1.0
-BEATS_PER_S = 256  # that rank 0 reads at most; above as many ranks the beat is slower
+REPORT_S = 1.0
+REPORTS_PER_S = 256  # that rank 0 reads at most: with more ranks, each reports less often
 POLL_S = 0.25  # for a stop that was asked for in this process
 ALONE_S = 3.0  # between the verdict and the end, for a main thread that can still end by itself
 OWN_END_S = 60.0  # for a main thread that does: it may be saving
@@ -54,11 +52,9 @@ class Heartbeat:
         self._note, self._again = note, again
         self._doing, self._moves = "starting", 0
         self._who = {"host": socket.gethostname(), "pid": os.getpid()}
-        self._beat_s = min(max(BEAT_S, world_size / BEATS_PER_S), timeout_s / 5)
-        self._peers: dict[int, RankStatus] = {}  # on rank 0 all, itself too; elsewhere rank 0
+        self._report_s = min(max(REPORT_S, world_size / REPORTS_PER_S), timeout_s / 5)
+        self._statuses: dict[int, RankStatus] = {}  # on rank 0 all, itself too; elsewhere rank 0
         self._connections = Transport(rank, world_size)
-        self._posts: dict[str, dict[int, bytes]] = defaultdict(dict)
-        self._changed = threading.Condition()
         self._left: Message | None = None
         self._verdict: str | None = None
         self._end_at = 0.0
@@ -67,7 +63,6 @@ class Heartbeat:
         self._ending = threading.Lock()
         self._closing = threading.Event()
         self._stop_told = False
-        self.in_hand: Callable[[], tuple[str, bytes]] | None = None  # (key, blob) that this rank posts when rank 0 wants it
         self._thread = threading.Thread(target=self._run, name="imgrec heartbeat", daemon=True)
 
     # What the main thread calls
@@ -106,15 +101,11 @@ class Heartbeat:
         distributed.broadcast_object_list(told)
         assert told[0] is not None
         now = time.monotonic()
-        self._peers = {rank: RankStatus(rank, now, now) for rank in (range(self.world_size) if self.rank == 0 else (0,))}
+        self._statuses = {rank: RankStatus(rank, now, now) for rank in (range(self.world_size) if self.rank == 0 else (0,))}
         if self.rank:
             self._connections.connect(*told[0], {"rank": self.rank, **self._who}, self.timeout_s)
         self._thread.start()
         distributed.all_reduce(torch.zeros(1))  # a rank that failed at once would be gone before the others have met it
-
-    def hold(self) -> None:
-        """This rank has something to save: let it do so, even if the run is to end."""
-        self._end_at = time.monotonic() + OWN_END_S
 
     def explain(self, error: BaseException) -> str | None:
         """The line about the rank that made a collective fail here; None when `error` is this rank's own. Waits EXPLAIN_S at most."""
@@ -134,7 +125,7 @@ class Heartbeat:
         self._ending.acquire()  # for good: both the main thread and that of the heartbeat may come here
         if line == TOLD:
             end_process(None, REFUSED)
-        gone = self.rank != 0 and (self._peers[0].failed or self._peers[0].cut is not None or self._silent())
+        gone = self.rank != 0 and (self._statuses[0].failed or self._statuses[0].cut is not None or self._silent())
         speaks = self.rank == 0 or gone
         end_process(line if speaks else None, FAILED, self._note if self.rank == 0 else None)
 
@@ -146,28 +137,6 @@ class Heartbeat:
             self._left = {"left": text, "failed": failed, "refused": isinstance(reason, ImgrecError)}
             self._put(self._left)
             self._flush()
-
-    def post(self, key: str, blob: bytes) -> None:
-        """Give rank 0 a few KB of this rank."""
-        with self._changed:
-            if self.rank == 0:
-                self._posts[key][0] = blob
-            else:
-                self._put({"post": key, "blob": base64.b64encode(blob).decode()})
-                self._flush()
-
-    def collect(self, key: str, timeout_s: float = 3.0) -> list[bytes | None]:
-        """On rank 0: what each rank posted under a key, or has `in_hand` for it; None for a rank that did not answer within `timeout_s`."""
-        assert self.rank == 0, "posts are kept on rank 0"
-        self._put({"want": key})
-
-        def complete() -> bool:
-            return all(rank in self._posts[key] or peer.cut is not None for rank, peer in self._peers.items())
-
-        with self._changed:
-            self._changed.wait_for(complete, timeout_s)
-            found = dict(self._posts[key])
-        return [found.get(rank) for rank in range(self.world_size)]
 
     def close(self) -> None:
         """Leave, if that was not said yet, and stop the thread."""
@@ -181,32 +150,32 @@ class Heartbeat:
     # The thread
 
     def _run(self) -> None:
-        beat_at = last = time.monotonic()
+        report_at = last = time.monotonic()
         moves, moved, told = self._moves, last, False
         while not self._closing.is_set():
-            self._read(min(POLL_S, self._beat_s))
+            self._read(min(POLL_S, self._report_s))
             now = time.monotonic()
             # This process was stopped, or held up: its own absence says nothing about the others.
-            if now - last > 2 * self._beat_s:
-                for peer in self._peers.values():
-                    peer.heard, peer.moved = peer.heard + now - last, peer.moved + now - last
+            if now - last > 2 * self._report_s:
+                for status in self._statuses.values():
+                    status.heard, status.moved = status.heard + now - last, status.moved + now - last
             last = now
             if self._moves != moves:
                 moves, moved = self._moves, now
             self._spread_stop()
-            if now >= beat_at or (self._explaining and not told):
+            if now >= report_at or (self._explaining and not told):
                 told = self._explaining
-                beat_at = now + self._beat_s
-                self._beat(now, GAVE_UP if self._explaining else _at() if now - moved > self.timeout_s / 2 else "")
+                report_at = now + self._report_s
+                self._report(now, GAVE_UP if self._explaining else _at() if now - moved > self.timeout_s / 2 else "")
             self._connections.send()
             self._judge(now)
-            if self.rank and self._peers[0].cut is not None and self._peers[0].left is not None and not self._verdict:
+            if self.rank and self._statuses[0].cut is not None and self._statuses[0].left is not None and not self._verdict:
                 return  # rank 0 has ended as it should
 
-    def _beat(self, now: float, at: str) -> None:
+    def _report(self, now: float, at: str) -> None:
         message = {"doing": self._doing, "moves": self._moves, "at": at, **self._who}
         if self.rank == 0:
-            self._peers[0].take(message, now)
+            self._statuses[0].take(message, now)
         self._connections.tell(message)
 
     def _read(self, timeout: float) -> None:
@@ -214,21 +183,14 @@ class Heartbeat:
         for rank, message in self._connections.read(timeout):
             now = time.monotonic()
             if message is None:
-                self._peers[rank].cut = now
-                self._notify()
+                self._statuses[rank].cut = now
             else:
                 self._take(rank, message, now)
 
     def _take(self, rank: int, message: Message, now: float) -> None:
-        self._peers[rank].take(message, now)
+        self._statuses[rank].take(message, now)
         if "stop" in message:
             signals.request_stop(message["stop"])
-        if "post" in message:
-            self._posts[message["post"]][rank] = base64.b64decode(message["blob"])
-            self._notify()
-        if "want" in message and self.in_hand is not None:
-            key, blob = self.in_hand()
-            self._connections.tell({"post": key, "blob": base64.b64encode(blob).decode()})
         if "end" in message:
             self._conclude(message["end"], now + message["in_s"])
 
@@ -243,12 +205,12 @@ class Heartbeat:
 
     def _judge(self, now: float) -> None:
         if self._verdict is None:
-            others = [peer for rank, peer in self._peers.items() if rank != self.rank]
+            others = [status for rank, status in self._statuses.items() if rank != self.rank]
             found = find_dead(others, now, self.timeout_s, self._again)
             if found is not None:
                 self._conclude(found, now + ALONE_S)
             elif self.rank == 0 and self._left is None:
-                found = find_hang(list(self._peers.values()), now, self.timeout_s, self._again)
+                found = find_hang(list(self._statuses.values()), now, self.timeout_s, self._again)
                 if found is not None:
                     self._conclude(found, now)  # the main threads are where nothing wakes them
         elif now > self._end_at + (OWN_END_S if self._left else 0):
@@ -275,12 +237,8 @@ class Heartbeat:
                 return
             time.sleep(0.005)
 
-    def _notify(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
     def _silent(self) -> bool:
-        return time.monotonic() - self._peers[0].heard >= self.timeout_s
+        return time.monotonic() - self._statuses[0].heard >= self.timeout_s
 
 
 def _at() -> str:

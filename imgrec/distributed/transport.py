@@ -170,7 +170,7 @@ class Transport:
     def tell(self, message: Message) -> None:
         """To rank 0; from rank 0 to all."""
         for line in list(self.lines.values()):
-            if line.sent or "doing" not in message:  # who does not read needs no more beats
+            if line.sent or "doing" not in message:  # a rank that does not read needs no more reports
                 line.send(message)
 
     def send(self) -> None:
