@@ -12,12 +12,12 @@ import lightning_fabric
 import pytest
 import pytorch_lightning as pl
 import torch
+from processes import run_ranks
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, WeightAveraging
 from pytorch_lightning.loops import _TrainingEpochLoop
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.trainer.states import TrainerFn
-from ranks import together
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
@@ -286,7 +286,7 @@ def test_between_two_batches_lightning_runs_no_collective() -> None:
             distributed.broadcast = broadcast
         return found
 
-    for found in together(2, work):
+    for found in run_ranks(2, work, group=True):
         assert found[0] == 0
         assert found[1] > 0
 
@@ -349,7 +349,7 @@ def test_a_module_is_wrapped_anew_after_its_hooks_are_removed() -> None:
         new(images).sum().backward()
         return alone, net[1].weight.grad.clone()
 
-    (one, mean), (other, same) = together(2, work)
+    (one, mean), (other, same) = run_ranks(2, work, group=True)
     assert not torch.equal(one, other)
     torch.testing.assert_close(mean, (one + other) / 2)
     assert torch.equal(mean, same)
