@@ -1,7 +1,7 @@
 """Submit a training to SLURM: python -m imgrec.slurm nodes=2 gpus_per_node=4 time=8h -- model=resnet data=imagenet
 
-Fills launch/slurm.sbatch in, keeps it beside the log in RUNS_DIR/slurm and hands it to sbatch. What can be told before the queue is told here:
-the words after -- are composed as `imgrec train` would. Imports no torch.
+Checks both halves, without torch, and types the command: sbatch OPTIONS launch/slurm.sbatch ARGUMENTS. The training's arguments are composed
+as `imgrec train` would, so an error is told now and not after hours in the queue.
 """
 
 import os
@@ -18,11 +18,17 @@ from imgrec.config.compose import compose_config, load_config, quote_values
 from imgrec.config.options import group_names
 from imgrec.config.schema import RunConfig, parse_settings, run_config
 from imgrec.errors import ConfigError
-from imgrec.slurmscript import Options, array_tasks, fill_template, parse_time, sbatch_time, template_file
+from imgrec.sweeps.grid import check_sweep, grid_jobs, sweep_name
+from imgrec.training.restart_count import count_start
+from imgrec.training.run_dir import choose_run_dir
+
+ENDED = "--ended"  # launch/slurm.sbatch calls `imgrec slurm --ended CODE ARGUMENTS` where a start of the job has ended
+SCRIPT = "slurm.sbatch"
+SECONDS = {"d": 86400, "h": 3600, "m": 60}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Submission:
+class JobConfig:
     """The keys of conf/slurm.yaml."""
 
     nodes: int
@@ -52,174 +58,231 @@ class Submission:
 
 @dataclass(frozen=True)
 class Training:
-    """What the words after -- mean."""
+    """What the arguments after -- mean."""
 
-    words: list[str]  # as they are typed, --config-dir too
+    arguments: list[str]  # as they are typed, --config-dir included
     run: RunConfig  # of a sweep: its first job
     jobs: int | None  # of a sweep
-    folder: str  # name of the folder under runs_dir
+    name: str  # of the directory under runs_dir
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
-    """Check the words, write the script, submit it, and say where to look."""
+    """Check the arguments, submit the job, and say where to look."""
+    if argv[:1] == [ENDED]:
+        print(count_start(job_run_dir(argv[2:], config_dir), os.environ["SLURM_JOB_ID"], int(argv[1])))
+        return 0
     if "--" not in argv:
         raise ConfigError(
-            "no training was given. Type it after --: imgrec slurm nodes=2 gpus_per_node=4 -- model=resnet data=mnist"
+            "no training. Type its arguments after --: imgrec slurm nodes=2 gpus_per_node=4 -- model=resnet data=mnist"
         )
-    place = list(argv).index("--")
-    given, words = list(argv[:place]), list(argv[place + 1 :])
-    _check_side(given)
-    texts = [field.name for field in fields(Submission) if field.type == (str | None)]
-    asked = parse_settings(Submission, compose_config("slurm", quote_values(given, texts)))
-    training = _training(words, config_dir)
-    _check(asked, training)
+    separator = list(argv).index("--")
+    overrides, arguments = list(argv[:separator]), list(argv[separator + 1 :])
+    _check_side(overrides)
+    texts = [field.name for field in fields(JobConfig) if field.type == (str | None)]
+    job = parse_settings(JobConfig, compose_config("slurm", quote_values(overrides, texts)))
+    training = _training(arguments, config_dir)
+    _check_job(job, training)
     logs = Path(training.run.runs_dir).absolute() / "slurm"
-    text = job_script(asked, training, logs=logs, source=shlex.join(["imgrec", "slurm", *given, "--", *training.words]))
-    if asked.dry_run:
-        print(text, end="")
+    command = sbatch_command(job, training, logs)
+    if job.dry_run:
+        print(f"# the script: {job_script()}\n{shlex.join(command)}")
         return 0
-    number, kept = _submit(text, logs, training.folder)
-    _say(asked, training, number, logs, kept)
+    logs.mkdir(parents=True, exist_ok=True)
+    number = _submit(command)
+    record = logs / f"{training.name}-{number}.sh"
+    record.write_text(f"{shlex.join(command)}\n")
+    _print_next_steps(job, training, number, record)
     return 0
 
 
-def _check_side(given: Sequence[str]) -> None:
-    """ConfigError for a training's word in front of --."""
-    known = {field.name for field in fields(Submission)}
+def job_script() -> Path:
+    """launch/slurm.sbatch of a checkout or of an installed wheel."""
+    package = Path(__file__).parent
+    for script in (package / "launch" / SCRIPT, package.parent / "launch" / SCRIPT):
+        if script.is_file():
+            return script
+    raise ConfigError(f"no launch/{SCRIPT} beside {package}: the installation is incomplete. Install imgrec again.")
+
+
+def _check_side(overrides: Sequence[str]) -> None:
+    """ConfigError for an argument of the training before --."""
+    known = {field.name for field in fields(JobConfig)}
     trainings = {field.name for field in fields(RunConfig)} | set(group_names())
-    for word in given:
-        root = re.split(r"[.=/]", word.lstrip("+~"), maxsplit=1)[0]
-        if word in ("-m", "--multirun") or (root in trainings - known):
-            raise ConfigError(f"{word} belongs to the training. Type it after --: imgrec slurm KEY=VALUE ... -- {word} ...")
+    for text in overrides:
+        root = re.split(r"[.=/]", text.lstrip("+~"), maxsplit=1)[0]
+        if text in ("-m", "--multirun") or (root in trainings - known):
+            raise ConfigError(f"{text} belongs to the training. Type it after --: imgrec slurm KEY=VALUE ... -- {text} ...")
 
 
-def _training(words: list[str], config_dir: str | None) -> Training:
-    sweep = [word for word in words if word not in ("-m", "--multirun")]
-    place = ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
-    if len(sweep) == len(words):
-        run = load_config("train", words, config_dir)
-        return Training([*place, *words], run, None, run.name)
-    from imgrec.sweeps.grid import check_sweep, grid_jobs, sweep_name
-
-    if any(word.startswith(("hydra/sweeper=", "hydra.")) for word in sweep):
+def _training(arguments: list[str], config_dir: str | None) -> Training:
+    sweep = [text for text in arguments if text not in ("-m", "--multirun")]
+    folder = ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
+    if len(sweep) == len(arguments):
+        run = load_config("train", arguments, config_dir)
+        return Training([*folder, *arguments], run, None, run.name)
+    if any(text.startswith(("hydra/sweeper=", "hydra.")) for text in sweep):
         raise ConfigError(
-            "a sweep whose jobs depend on results cannot be an array. Leave the words with hydra out, or run the sweep inside one job."
+            "the jobs of this sweep depend on the results of others, so it cannot be an array. Leave the hydra overrides out, "
+            "or run the sweep inside one job."
         )
-    if own := next((word for word in sweep if word.startswith("job=")), None):
+    if own := next((text for text in sweep if text.startswith("job=")), None):
         raise ConfigError(
-            f"{own}: each task of the array has its own. Leave it out, and type array={own[4:]} for that job alone."
+            f"{own}: each task of the array sets its own. Leave it out, and set array={own[4:]} for that job alone."
         )
     base, sweeps = check_sweep(sweep, config_dir, intervals=False)
     run = run_config(base)
-    return Training([*place, "-m", *sweep], run, len(grid_jobs(sweep, sweeps)), sweep_name(run.name, sweeps))
+    return Training([*folder, "-m", *sweep], run, len(grid_jobs(sweep, sweeps)), sweep_name(run.name, sweeps))
 
 
-def _check(asked: Submission, training: Training) -> None:
-    """ConfigError for what cannot run, or not go on, the way it is asked for."""
-    run, tasks = training.run, asked.tasks
-    if asked.gpus_per_node and tasks != asked.gpus_per_node:
+def job_run_dir(arguments: Sequence[str], config_dir: str | None) -> Path:
+    """The run directory of `imgrec train ARGUMENTS` inside a SLURM job; of a sweep that of the job of this task."""
+    sweep = [text for text in arguments if text not in ("-m", "--multirun")]
+    if len(sweep) == len(arguments):
+        return choose_run_dir(load_config("train", arguments, config_dir)).path
+    base, sweeps = check_sweep([text for text in sweep if not text.startswith("job=")], config_dir, intervals=False)
+    task = [text.removeprefix("job=") for text in sweep if text.startswith("job=")][-1]
+    run = run_config(base)
+    assert run.id is not None  # the script sets it
+    return Path(run.runs_dir) / sweep_name(run.name, sweeps) / run.id / task
+
+
+def _check_job(job: JobConfig, training: Training) -> None:
+    """ConfigError for a job that cannot run, or cannot be resumed."""
+    run, tasks = training.run, job.tasks
+    if job.gpus_per_node and tasks != job.gpus_per_node:
         raise ConfigError(
-            f"tasks_per_node={tasks} gpus_per_node={asked.gpus_per_node}: each GPU has one process. Leave tasks_per_node out, or set gpus_per_node={tasks}."
+            f"tasks_per_node={tasks}, but gpus_per_node={job.gpus_per_node}: expected one process per GPU. "
+            f"Leave tasks_per_node out, or set gpus_per_node={tasks}."
         )
-    if asked.gpus_per_node and run.trainer["accelerator"] == "cpu":
+    if job.gpus_per_node and run.trainer["accelerator"] == "cpu":
         raise ConfigError(
-            f"trainer.accelerator=cpu, but gpus_per_node={asked.gpus_per_node}. Set gpus_per_node=0 tasks_per_node={tasks}."
+            f"trainer.accelerator=cpu, but gpus_per_node={job.gpus_per_node}. Set gpus_per_node=0 tasks_per_node={tasks}."
         )
-    if not asked.gpus_per_node and run.trainer["accelerator"] in ("gpu", "cuda"):
+    if not job.gpus_per_node and run.trainer["accelerator"] in ("gpu", "cuda"):
         raise ConfigError(f"trainer.accelerator={run.trainer['accelerator']}, but gpus_per_node=0. Set gpus_per_node=1 or more.")
-    for key, have, line in (("devices", tasks, "tasks_per_node"), ("num_nodes", asked.nodes, "nodes")):
-        value = run.trainer[key]
-        count = len(value) if isinstance(value, list) else value
-        if count not in ("auto", have):
-            raise ConfigError(f"trainer.{key}={value}, but {line}={have}. Leave trainer.{key} out: it is read from SLURM.")
-    check_batch_divides(run.batch_size, asked.nodes * tasks)
+    for key, value, node_key, expected in (
+        ("devices", run.trainer["devices"], "tasks_per_node", tasks),
+        ("num_nodes", run.trainer["num_nodes"], "nodes", job.nodes),
+    ):
+        if (len(value) if isinstance(value, list) else value) not in ("auto", expected):
+            raise ConfigError(
+                f"trainer.{key}={value}, but {node_key}={expected}. Leave trainer.{key} out: SLURM's value is used."
+            )
+    check_batch_divides(run.batch_size, job.nodes * tasks)
     if not run.resume:
         raise ConfigError(
-            "resume=false: a job that is queued again has to find its run. Leave it out: each new job has a new folder."
+            "resume=false: a job that is requeued resumes its run. Leave it out: each new job has a new run directory."
         )
-    if any("/" in str(name) for name in (run.name, run.id or "", asked.job_name or "")):
+    for key, name in (("name", run.name), ("id", run.id), ("job_name", job.job_name)):
+        if name is not None and "/" in name:
+            raise ConfigError(f"{key}={name}: expected a name without a slash. Set runs_dir=FOLDER for where runs are kept.")
+    if job.time is not None and job.signal_s >= parse_time(job.time):
         raise ConfigError(
-            f"name={run.name} id={run.id} job_name={asked.job_name}: they are words without a slash; runs_dir=FOLDER says where runs are kept."
+            f"signal_s={job.signal_s}, but time={job.time} is not longer: the job would stop as soon as it starts. "
+            "Set a longer time, or a smaller signal_s."
         )
-    if asked.time is not None and asked.signal_s >= parse_time(asked.time):
-        raise ConfigError(
-            f"signal_s={asked.signal_s}, but time={asked.time} is over by then: the job would save as soon as it starts. Set a longer time, or a smaller signal_s."
-        )
-    if asked.memory is not None and not re.fullmatch(r"\d+[KMGT]", asked.memory):
-        raise ConfigError(f"memory={asked.memory}: memory takes a whole number and K, M, G or T. Type memory=64G.")
-    if asked.array is not None and training.jobs is None:
-        raise ConfigError(
-            f"array={asked.array}, but there is no sweep. Type -m after --: imgrec slurm ... -- -m optim.lr=0.1,0.01"
-        )
+    if job.memory is not None and not re.fullmatch(r"\d+[KMGT]", job.memory):
+        raise ConfigError(f"memory={job.memory}: expected an integer with K, M, G or T. Type memory=64G.")
+    if job.array is not None and training.jobs is None:
+        raise ConfigError(f"array={job.array}, but this is no sweep. Type -m after --: imgrec slurm ... -- -m optim.lr=0.1,0.01")
+    if job.extra is not None and not job.extra.startswith("-"):
+        raise ConfigError(f'extra={job.extra}: expected options of sbatch. Type extra="--exclusive --nodelist=n1".')
 
 
-def job_script(asked: Submission, training: Training, *, logs: Path, source: str) -> str:
-    """launch/slurm.sbatch with the settings filled in; the log goes into `logs`."""
+def sbatch_command(job: JobConfig, training: Training, logs: Path) -> list[str]:
+    """sbatch OPTIONS launch/slurm.sbatch ARGUMENTS; the log of the job is in `logs`."""
     numbers = "%j" if training.jobs is None else "%A_%a"
-    options: Options = {
-        "job-name": asked.job_name or training.folder,
-        "nodes": str(asked.nodes),
-        "ntasks-per-node": str(asked.tasks),
-        "gpus-per-node": str(asked.gpus_per_node) if asked.gpus_per_node else None,
-        "cpus-per-task": None if asked.cpus_per_task is None else str(asked.cpus_per_task),
-        "time": None if asked.time is None else sbatch_time(asked.time),
-        "signal": f"USR1@{asked.signal_s}",
-        "output": f"{str(logs / training.folder).replace('%', '%%')}-{numbers}.log",
+    options: dict[str, object] = {
+        "job-name": job.job_name or training.name,
+        "nodes": job.nodes,
+        "ntasks-per-node": job.tasks,
+        "gpus-per-node": job.gpus_per_node or None,
+        "cpus-per-task": job.cpus_per_task,
+        "time": None if job.time is None else sbatch_time(job.time),
+        "signal": f"USR1@{job.signal_s}",
+        "output": f"{str(logs / training.name).replace('%', '%%')}-{numbers}.log",
         "chdir": os.getcwd(),
-        "mem": asked.memory,
-        "partition": asked.partition,
-        "account": asked.account,
-        "qos": asked.qos,
-        "constraint": asked.constraint,
-        "array": None if training.jobs is None else array_tasks(asked.array, training.jobs),
-        "mail-user": asked.mail,
-        "mail-type": "END,FAIL,REQUEUE" if asked.mail else None,
+        "mem": job.memory,
+        "partition": job.partition,
+        "account": job.account,
+        "qos": job.qos,
+        "constraint": job.constraint,
+        "array": None if training.jobs is None else array_tasks(job.array, training.jobs),
+        "mail-user": job.mail,
+        "mail-type": "END,FAIL,REQUEUE" if job.mail else None,
     }
-    body = {
-        "requeue_on_failure=": f"requeue_on_failure={asked.requeue_on_failure}",
-        "python=": f"{asked.setup}\npython={shlex.quote(sys.executable)}"
-        if asked.setup
-        else f"python={shlex.quote(sys.executable)}",
-        "[[ -x $python ]]": None,
-        "words=": f"words=({shlex.join(training.words)})",
+    settings: dict[str, object] = {
+        "python": sys.executable,
+        "setup": job.setup,
+        "requeue_on_failure": job.requeue_on_failure or None,
     }
-    extra = shlex.split(asked.extra) if asked.extra else []
-    return fill_template(template_file().read_text(), options, extra=extra, body=body, head=f"Written by: {source}")
+    return [
+        "sbatch",
+        *(f"--{key}={value}" for key, value in options.items() if value is not None),
+        *shlex.split(job.extra or ""),
+        str(job_script()),
+        *(f"{key}={value}" for key, value in settings.items() if value is not None),
+        *training.arguments,
+    ]
 
 
-def _submit(text: str, logs: Path, name: str) -> tuple[str, Path]:
-    """The job's number, and the script under its lasting name."""
-    logs.mkdir(parents=True, exist_ok=True)
-    file = logs / f"{name}.{os.getpid()}.sbatch"
-    file.write_text(text)
+def _submit(command: list[str]) -> str:
+    """The number of the job."""
     try:
-        done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True, check=False)
+        done = subprocess.run([command[0], "--parsable", *command[1:]], capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        file.unlink()
         raise ConfigError(
-            "there is no sbatch on this machine. Type this on a login node of the cluster, or set dry_run=true."
+            "sbatch is not available on this machine. Type this on a login node of the cluster, or set dry_run=true."
         ) from error
     if done.returncode:
-        file.unlink()
-        said = " ".join(line.removeprefix("sbatch: error: ").rstrip(".") for line in done.stderr.splitlines()[:2])
-        raise ConfigError(f"sbatch refused the job: {said}. Change that key, or look at the script with dry_run=true.")
-    number = done.stdout.strip().partition(";")[0]
-    return number, file.rename(logs / f"{name}-{number}.sbatch")
+        reason = " ".join(line.removeprefix("sbatch: error: ").rstrip(".") for line in done.stderr.splitlines()[:2])
+        raise ConfigError(f"sbatch refused the job: {reason}. Change that key; dry_run=true prints the command.")
+    return done.stdout.strip().partition(";")[0]
 
 
-def _say(asked: Submission, training: Training, number: str, logs: Path, kept: Path) -> None:
-    run, array = training.run, training.jobs is not None
-    each = f"{asked.nodes} node{'s' * (asked.nodes > 1)} x {asked.tasks} process{'es' * (asked.tasks > 1)}"
-    folder = Path(run.runs_dir) / training.folder / (run.id or (f"sweep_{number}" if array else number))
-    log = logs / f"{training.folder}-{number}{'_*' if array else ''}.log"
-    print(f"job     {number}: {each}{f', array {array_tasks(asked.array, training.jobs or 0)}' if array else ''}")
-    print(f"script  {kept}")
-    print(f"run     {folder}")
-    print(f"log     tail -F {log}")
+def _print_next_steps(job: JobConfig, training: Training, number: str, record: Path) -> None:
+    array = None if training.jobs is None else array_tasks(job.array, training.jobs)
+    shape = f"{job.nodes} node{'s' * (job.nodes > 1)} x {job.tasks} process{'es' * (job.tasks > 1)}"
+    run_id = training.run.id or (f"sweep_{number}" if array else number)
+    print(f"job     {number}: {shape}{f', array {array}' if array else ''}")
+    print(f"command {record}")
+    print(f"run     {Path(training.run.runs_dir) / training.name / run_id}")
+    print(f"log     tail -F {record.with_name(f'{training.name}-{number}')}{'_*' if array else ''}.log")
     print(f"look    squeue -j {number}")
     print(f"cancel  scancel {number}")
     if array:
-        print(f"table   python -m imgrec.train {shlex.join([*training.words, f'id={folder.name}', 'job=none'])}")
+        print(f"table   python -m imgrec.train {shlex.join([*training.arguments, f'id={run_id}', 'job=none'])}")
+
+
+def parse_time(text: str) -> int:
+    """'1d12h', '90m', '8:00:00' and '1-12:00:00' in seconds; ConfigError for anything else."""
+    short = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", text)
+    long = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
+    if text and short:
+        return sum(int(part or 0) * size for part, size in zip(short.groups(), SECONDS.values(), strict=True))
+    if long:
+        return sum(int(part or 0) * size for part, size in zip(long.groups(), (*SECONDS.values(), 1), strict=True))
+    example = f"time={text}m for minutes or time={text}h for hours" if text.isdecimal() else "time=90m, 8h, 1d12h or 8:00:00"
+    raise ConfigError(f"time={text}: expected a number with its unit. Type {example}.")
+
+
+def sbatch_time(text: str) -> str:
+    """A time as sbatch reads it in one way only: DAYS-HH:MM:SS."""
+    days, rest = divmod(parse_time(text), SECONDS["d"])
+    return f"{f'{days}-' if days else ''}{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
+
+
+def array_tasks(text: str | None, jobs: int) -> str:
+    """The value of sbatch's --array for a sweep of `jobs` jobs; ConfigError for a number that no job has."""
+    which, percent, most = (text or "").partition("%")
+    numbers = [int(number) for number in re.findall(r"\d+", which)]
+    if not re.fullmatch(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?(%[1-9]\d*)?", text or ""):
+        raise ConfigError(
+            f"array={text}: expected numbers of jobs and how many run at once. Type array=0-7, 0,3,5 or 0-{jobs - 1}%4."
+        )
+    if any(number >= jobs for number in numbers):
+        raise ConfigError(f"array={text}, but the sweep has {jobs} jobs. Type array=0-{jobs - 1} or less.")
+    return (which or f"0-{jobs - 1}") + percent + most
 
 
 if __name__ == "__main__":

@@ -1,56 +1,42 @@
-"""The script that `imgrec slurm` submits is launch/slurm.sbatch, and what cannot run is refused before it waits in a queue."""
+"""`imgrec slurm` types sbatch's command over launch/slurm.sbatch, refuses what cannot run, and the script requeues what made progress."""
 
 import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from words import SMALL
 
-from imgrec import slurm, slurmscript
+from imgrec import slurm
 from imgrec.cli import main
 from imgrec.config.compose import load_config
 from imgrec.config.help import EXAMPLES
+from imgrec.config.schema import RunConfig
 from imgrec.errors import ConfigError
+from imgrec.training.restart_count import count_start, saved_step
 
-HAND = slurmscript.template_file().read_text()
-
-
-def printed(capsys, *words):
-    assert main(["slurm", "dry_run=true", *words]) == 0
-    return capsys.readouterr().out
+SCRIPT = slurm.job_script()
 
 
-def options(text):
-    """#SBATCH options as sbatch reads them: quotes protect, an unquoted # ends the line."""
-    lines = [
-        shlex.split(line.removeprefix("#SBATCH "), comments=True) for line in text.splitlines() if line.startswith("#SBATCH")
-    ]
-    assert all(len(line) == 1 for line in lines)
-    return {name: value for name, _, value in (line[0].partition("=") for line in lines)}
-
-
-def test_only_options_and_words_differ_from_the_script_for_hands(capsys):
-    text = printed(capsys, "nodes=2", "gpus_per_node=4", "time=8h", "requeue_on_failure=3", "--", "model=vgg", "optim.lr=0.1")
-    changed = set(text.splitlines()) - set(HAND.splitlines())
-    body = {line for line in changed if not line.startswith("#")}
-    assert body == {"requeue_on_failure=3", f"python={sys.executable}", "words=(model=vgg optim.lr=0.1)"}
-    gone = [line for line in HAND.splitlines() if line not in text.splitlines() and not line.startswith("#")]
-    assert gone == [
-        "requeue_on_failure=0 # times that a run that failed is started again",
-        "python=.venv/bin/python",
-        "[[ -x $python ]] || python=python3",
-        'words=("$@")',
-    ]
-    same = {"requeue", "open-mode", "signal"}
-    assert {f"--{name}": options(HAND)[f"--{name}"] for name in same}.items() <= options(text).items()
+def command(capsys, *argv):
+    """What dry_run=true prints, as sbatch gets it: its options, and the script's arguments."""
+    assert main(["slurm", "dry_run=true", *argv]) == 0
+    where, line = capsys.readouterr().out.splitlines()
+    assert where == f"# the script: {SCRIPT}"
+    program, *rest = shlex.split(line)
+    assert program == "sbatch"
+    place = rest.index(str(SCRIPT))
+    return {name: value for name, _, value in (option.partition("=") for option in rest[:place])}, rest[place + 1 :]
 
 
 def test_every_key_has_its_option(capsys):
-    words = [
+    keys = [
         "nodes=2",
         "gpus_per_node=3",
         "cpus_per_task=5",
@@ -61,18 +47,14 @@ def test_every_key_has_its_option(capsys):
         "qos=q",
         "constraint=c",
         "signal_s=30",
-    ]
-    text = printed(
-        capsys,
-        *words,
+        "requeue_on_failure=3",
         "job_name=my job",
         "mail=me@here",
-        "extra=--exclusive --comment='a b'",
-        "--",
-        "batch_size=66",
-        "runs_dir=/r/50%",
-    )
-    assert options(text) == {
+        "extra=--exclusive --comment='a \"b'",
+        "setup=module load 'a b' && true",
+    ]
+    options, arguments = command(capsys, *keys, "--", "batch_size=66", "runs_dir=/r/50%")
+    assert options == {
         "--nodes": "2",
         "--ntasks-per-node": "3",
         "--gpus-per-node": "3",
@@ -88,71 +70,81 @@ def test_every_key_has_its_option(capsys):
         "--mail-user": "me@here",
         "--mail-type": "END,FAIL,REQUEUE",
         "--exclusive": "",
-        "--comment": "a b",
-        "--requeue": "",
-        "--open-mode": "append",
+        "--comment": 'a "b',
         "--output": "/r/50%%/slurm/digits_resnet-%j.log",
         "--chdir": os.getcwd(),
     }
+    assert arguments == [
+        f"python={sys.executable}",
+        "setup=module load 'a b' && true",
+        "requeue_on_failure=3",
+        "batch_size=66",
+        "runs_dir=/r/50%",
+    ]
 
 
-def test_without_gpus_the_option_is_not_there(capsys):
-    found = options(printed(capsys, "gpus_per_node=0", "tasks_per_node=4", "--"))
-    assert found["--ntasks-per-node"] == "4"
-    assert not {"--gpus-per-node", "--time", "--cpus-per-task", "--mem"} & found.keys()
+def test_an_option_that_is_not_set_is_the_clusters(capsys):
+    options, arguments = command(capsys, "gpus_per_node=0", "tasks_per_node=4", "--")
+    assert options["--ntasks-per-node"] == "4"
+    assert not {"--gpus-per-node", "--time", "--cpus-per-task", "--mem"} & options.keys()
+    assert arguments == [f"python={sys.executable}"]
 
 
-def test_words_with_blanks_and_quotes_reach_the_training_as_they_were(capsys):
-    words = ["data=imagefolder", "data.root='my photos'", "name=$HOME"]
-    text = printed(capsys, "setup=module load 'a b' && true", "--", *words)
-    line = next(line for line in text.splitlines() if line.startswith("words="))
-    done = subprocess.run(["bash", "-c", f'{line}; printf "%s\\n" "${{words[@]}}"'], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == words
-    assert "module load 'a b' && true" in text.splitlines()
+def test_the_script_sets_no_option_that_the_command_line_cannot_take_back():
+    """Such as --time or --gpus-per-node, whose absence means the cluster's default."""
+    lines = [line.split()[1] for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH ")]
+    names = [line.partition("=")[0] for line in lines]
+    always = ["--job-name", "--nodes", "--ntasks-per-node", "--signal", "--output"]  # typed by imgrec slurm in any case
+    assert sorted(names) == sorted([*always, "--requeue", "--open-mode"])
 
 
 def test_a_sweep_is_an_array_of_its_jobs(capsys):
     sweep = ["-m", "optim.lr=0.1,0.01", "seed=0,1,2"]
-    text = printed(capsys, "--", *sweep)
-    assert options(text)["--array"] == "0-5"
-    assert options(text)["--output"].endswith("-%A_%a.log")
-    assert "words=(-m optim.lr=0.1,0.01 seed=0,1,2)" in text.splitlines()
-    assert options(printed(capsys, "array=%2", "--", *sweep))["--array"] == "0-5%2"
-    assert options(printed(capsys, "array=0,4-5%1", "--", *sweep))["--array"] == "0,4-5%1"
+    options, arguments = command(capsys, "--", *sweep)
+    assert options["--array"] == "0-5"
+    assert options["--output"].endswith("-%A_%a.log")
+    assert arguments[1:] == sweep
+    assert command(capsys, "array=%2", "--", *sweep)[0]["--array"] == "0-5%2"
+    assert command(capsys, "array=0,4-5%1", "--", *sweep)[0]["--array"] == "0,4-5%1"
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("argv", "value", "suggestion"),
     [
-        ("nodes=2", "no training was given. Type it after --"),
-        ("nods=2 --", "'nods=2': there is no key nods. Did you mean nodes?"),
-        ("nodes=2 -- model=resnt", "model=resnt: there is no such model. Did you mean resnet?"),
-        ("nodes=2 -- nodes=2", "'nodes=2': there is no key nodes."),
-        ("model=vgg -- seed=1", "model=vgg belongs to the training. Type it after --"),
-        ("-m -- seed=1", "-m belongs to the training."),
-        ("time=30 --", "time=30: a number with its unit is needed. Type time=30m for minutes or time=30h for hours."),
-        ("time=soon --", "time=soon: a number with its unit is needed. Type 90m, 8h, 1d12h or 8:00:00."),
-        ("time=2m --", "signal_s=120, but time=2m is over by then"),
-        ("memory=64 --", "memory=64: memory takes a whole number and K, M, G or T. Type memory=64G."),
-        ("gpus_per_node=3 --", "batch_size=64 is the global batch, and 3 devices do not divide it. Set batch_size=63 or batch_size=66"),
-        ("gpus_per_node=2 tasks_per_node=1 --", "tasks_per_node=1 gpus_per_node=2: each GPU has one process."),
-        ("gpus_per_node=2 -- trainer.devices=4", "trainer.devices=4, but tasks_per_node=2. Leave trainer.devices out"),
-        ("nodes=2 -- trainer.num_nodes=1", "trainer.num_nodes=1, but nodes=2. Leave trainer.num_nodes out"),
-        ("gpus_per_node=2 -- trainer.accelerator=cpu", "trainer.accelerator=cpu, but gpus_per_node=2. Set gpus_per_node=0 tasks_per_node=2."),
-        ("gpus_per_node=0 -- trainer.accelerator=gpu", "trainer.accelerator=gpu, but gpus_per_node=0."),
-        ("-- resume=false", "resume=false: a job that is queued again has to find its run."),
-        ("-- name=a/b", "name=a/b id=None job_name=None: they are words without a slash"),
-        ("array=0-1 -- seed=1", "array=0-1, but there is no sweep."),
-        ("array=0-2 -- -m seed=1,2", "array=0-2, but the sweep has 2 jobs. Type array=0-1 or less."),
-        ("array=x -- -m seed=1,2", "array=x cannot be read. Type numbers of jobs"),
-        ("-- -m job=1 seed=1,2", "job=1: each task of the array has its own. Leave it out, and type array=1"),
-        ("-- -m seed=1,2 hydra/sweeper=optuna", "a sweep whose jobs depend on results cannot be an array."),
-        ("extra=--comment='\"' --", "comment='\"' has a character that sbatch cannot read"),
+        ("nodes=2", "no training", "imgrec slurm nodes=2 gpus_per_node=4 -- model=resnet data=mnist"),
+        ("nods=2 --", "nods", "Did you mean nodes?"),
+        ("nodes=2 -- model=resnt", "model=resnt", "Did you mean resnet?"),
+        ("nodes=2 -- nodes=2", "nodes=2", "no key nodes"),
+        ("model=vgg -- seed=1", "model=vgg", "after --: imgrec slurm KEY=VALUE ... -- model=vgg ..."),
+        ("-m -- seed=1", "-m", "after --"),
+        ("time=30 --", "time=30", "time=30m for minutes or time=30h for hours"),
+        ("time=soon --", "time=soon", "time=90m, 8h, 1d12h or 8:00:00"),
+        ("time=2m --", "signal_s=120, but time=2m", "a longer time, or a smaller signal_s"),
+        ("memory=64 --", "memory=64", "memory=64G"),
+        ("gpus_per_node=3 --", "batch_size=64", "batch_size=63 or batch_size=66"),
+        ("gpus_per_node=2 tasks_per_node=1 --", "tasks_per_node=1, but gpus_per_node=2", "gpus_per_node=1"),
+        ("gpus_per_node=2 -- trainer.devices=4", "trainer.devices=4, but tasks_per_node=2", "Leave trainer.devices out"),
+        ("nodes=2 -- trainer.num_nodes=1", "trainer.num_nodes=1, but nodes=2", "Leave trainer.num_nodes out"),
+        ("gpus_per_node=2 -- trainer.accelerator=cpu", "trainer.accelerator=cpu, but gpus_per_node=2", "gpus_per_node=0 tasks_per_node=2"),
+        ("gpus_per_node=0 -- trainer.accelerator=gpu", "trainer.accelerator=gpu, but gpus_per_node=0", "gpus_per_node=1"),
+        ("-- resume=false", "resume=false", "Leave it out"),
+        ("-- name=a/b", "name=a/b", "runs_dir=FOLDER"),
+        ("job_name=a/b --", "job_name=a/b", "without a slash"),
+        ("array=0-1 -- seed=1", "array=0-1", "-- -m optim.lr=0.1,0.01"),
+        ("array=0-2 -- -m seed=1,2", "array=0-2, but the sweep has 2 jobs", "array=0-1"),
+        ("array=x -- -m seed=1,2", "array=x", "array=0-7, 0,3,5 or 0-1%4"),
+        ("-- -m job=1 seed=1,2", "job=1", "array=1"),
+        ("-- -m seed=1,2 hydra/sweeper=optuna", "depend on the results", "inside one job"),
+        ("extra=exclusive --", "extra=exclusive", 'extra="--exclusive'),
     ],
 )  # fmt: skip
-def test_what_cannot_run_is_refused_before_the_queue(capsys, words, says):
-    assert main(["slurm", "dry_run=true", *words.split()]) == 2
-    assert capsys.readouterr().err.startswith(f"imgrec: {says}")
+def test_what_cannot_run_is_refused_before_it_waits_in_the_queue(capsys, argv, value, suggestion):
+    assert main(["slurm", "dry_run=true", *argv.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("imgrec: ")
+    assert error.count("\n") == 1
+    assert value in error
+    assert suggestion in error
 
 
 @pytest.mark.parametrize("example", EXAMPLES["slurm"])
@@ -164,130 +156,248 @@ def test_the_trainings_of_the_examples_compose(example):
 @given(st.integers(0, 9), st.integers(0, 23), st.integers(0, 59))
 def test_a_time_is_the_same_however_it_is_written(days, hours, minutes):
     total = ((days * 24 + hours) * 60 + minutes) * 60
-    clock = slurmscript.sbatch_time(f"{days}d{hours}h{minutes}m")
+    clock = slurm.sbatch_time(f"{days}d{hours}h{minutes}m")
     assert (
-        slurmscript.parse_time(clock)
-        == slurmscript.parse_time(f"{days * 1440 + hours * 60 + minutes}m")
-        == slurmscript.parse_time(f"{days}-{hours}:{minutes:02}:00")
+        slurm.parse_time(clock)
+        == slurm.parse_time(f"{days * 1440 + hours * 60 + minutes}m")
+        == slurm.parse_time(f"{days}-{hours}:{minutes:02}:00")
         == total
     )
     assert re.fullmatch(r"([1-9]-)?\d\d:\d\d:00", clock)
     with pytest.raises(ConfigError):
-        slurmscript.parse_time(f"{hours}:{minutes}s")
+        slurm.parse_time(f"{hours}:{minutes}s")
 
 
-def test_what_sbatch_says_is_passed_on(tmp_path, monkeypatch, capsys):
-    words = ["--", f"runs_dir={tmp_path}/runs", "data=fake"]
+def test_what_is_submitted_is_what_dry_run_prints(tmp_path, monkeypatch, capsys):
+    argv = ["nodes=2", "setup=module load 'a b'", "--", f"runs_dir={tmp_path}/runs", "data=fake", "name=$HOME"]
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >{tmp_path}/argv\necho '77;cluster'\n")
+    sbatch.chmod(0o755)
+    options, arguments = command(capsys, *argv)
+    typed = [*(f"{name}={value}" for name, value in options.items()), str(SCRIPT), *arguments]
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert main(["slurm", *argv]) == 0
+    assert (tmp_path / "argv").read_text().splitlines() == ["--parsable", *typed]
+    record = tmp_path / "runs" / "slurm" / "$HOME-77.sh"
+    assert shlex.split(record.read_text()) == ["sbatch", *typed]
+    printed = capsys.readouterr().out
+    assert f"tail -F {tmp_path}/runs/slurm/$HOME-77.log" in printed
+    assert f"command {record}" in printed
+    assert "scancel 77" in printed
+
+
+def test_an_error_of_sbatch_is_passed_on(tmp_path, monkeypatch, capsys):
+    argv = ["--", f"runs_dir={tmp_path}/runs", "data=fake"]
     monkeypatch.setenv("PATH", f"{tmp_path}")
-    assert main(["slurm", *words]) == 2
-    assert "there is no sbatch on this machine" in capsys.readouterr().err
+    assert main(["slurm", *argv]) == 2
+    assert "sbatch is not available" in capsys.readouterr().err
     sbatch = tmp_path / "sbatch"
     sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: x' >&2\nexit 1\n")
     sbatch.chmod(0o755)
-    assert main(["slurm", *words]) == 2
+    assert main(["slurm", *argv]) == 2
     assert "sbatch refused the job: invalid partition specified: x." in capsys.readouterr().err
     assert not list((tmp_path / "runs" / "slurm").iterdir())
-    sbatch.write_text("#!/bin/sh\necho '77;cluster'\n")
-    assert main(["slurm", *words]) == 0
-    said = capsys.readouterr().out
-    assert f"tail -F {tmp_path}/runs/slurm/fake_resnet-77.log" in said
-    assert "scancel 77" in said
-    assert (
-        (tmp_path / "runs/slurm/fake_resnet-77.sbatch")
-        .read_text()
-        .startswith("#!/usr/bin/env bash\n# Written by: imgrec slurm -- ")
-    )
 
 
-def test_a_script_needs_no_torch():
-    code = "import sys; from imgrec.cli import main; code = main(['slurm', 'dry_run=true', '--', 'model=vgg']); sys.exit(3 if 'torch' in sys.modules else code)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+def test_neither_submitting_nor_counting_imports_torch(tmp_path):
+    lines = [
+        "import sys; from imgrec.cli import main",
+        "main(['slurm', 'dry_run=true', '--', 'model=vgg'])",
+        f"main(['slurm', '--ended', '75', 'runs_dir={tmp_path}'])",
+        "sys.exit('torch' in sys.modules)",
+    ]
+    environment = os.environ | {"SLURM_JOB_ID": "7"}
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "1"
+
+
+# launch/slurm.sbatch with pretended programs of SLURM
 
 
 @pytest.fixture
 def start(tmp_path):
-    """start(said, code) is a start of launch/slurm.sbatch whose srun prints `said` and ends with `code`: (exit code, what scontrol was told, new lines)."""
+    """start(printed, code) is a start of launch/slurm.sbatch whose srun prints `printed` and ends with `code`.
+
+    It returns (exit code, what scontrol was told, new lines of the log). The pretended Python prints `count`, or fails.
+    """
     log = tmp_path / "log"
     programs = {
-        "srun": 'case "$*" in *" true") exit "$NODES_ANSWER" ;; esac; printf "%s" "$SAID"; exit "$CODE"',
+        "srun": 'case "$*" in *" true") exit "$NODES_ANSWER" ;; esac; printf "%s" "$PRINTED"; exit "$CODE"',
         "squeue": 'echo "$STATE"',
         "scontrol": 'echo "$*" >>"$TOLD"; exit "$REQUEUE"',
+        "python": f'printf "%s\\n" "$@" >{tmp_path}/counted; [ -n "$COUNT" ] && echo "$COUNT"',
         "sleep": "",
     }
     for name, body in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
 
-    def started(said="", code=0, *, state="RUNNING None", requeue=0, nodes_answer=0, failures=0, **more):
+    def started(
+        printed="", code=0, *, arguments=(), python=None, state="RUNNING None", requeue=0, nodes_answer=0, count=0, **more
+    ):
         told = tmp_path / "told"
         told.write_text("")
         before = len(log.read_text()) if log.exists() else 0
         job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1"}
-        fake = {"SAID": said, "CODE": code, "STATE": state, "TOLD": told, "REQUEUE": requeue, "NODES_ANSWER": nodes_answer}
-        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | {k: str(v) for k, v in (job | fake | more).items()}
-        script = HAND.replace("requeue_on_failure=0", f"requeue_on_failure={failures}")
+        pretended = {"PRINTED": printed, "CODE": code, "STATE": state, "TOLD": told, "REQUEUE": requeue, "COUNT": count}
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODES_ANSWER": str(nodes_answer)}
+        environment |= {key: str(value) for key, value in (job | pretended | more).items()}
+        argv = ["bash", str(SCRIPT), f"python={python or tmp_path / 'python'}", *arguments]
         with log.open("a") as file:
-            done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, stdout=file, stderr=file, check=False)
+            done = subprocess.run(argv, env=environment, cwd=tmp_path, stdout=file, stderr=file, check=False)
         return done.returncode, told.read_text().strip(), log.read_text()[before:]
 
     return started
 
 
-def stopped(step, *codes):
-    said = f"imgrec: stopped by SIGUSR1 at step {step} (epoch 1 of 3); saved. Start the same command again to go on.\n"
-    return said + "".join(f"srun: error: n1: task {rank}: {code}\n" for rank, code in enumerate(codes))
+def ended(*codes):
+    """What srun prints of its tasks."""
+    return "".join(f"srun: error: n1: task {rank}: {code}\n" for rank, code in enumerate(codes))
 
 
 STOPPED, KILLED = "Exited with exit code 75", "Killed"
 
 
+def test_the_settings_of_the_script_come_first_and_the_training_gets_the_others(start, tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/sh\nprintf "<%s>\\n" "$SETUP" "$@"\n')
+    arguments = ["data=imagefolder", "data.root='my photos'", "name=$HOME", "setup=later"]
+    log = start(arguments=["setup=export SETUP='a b' && true", *arguments])[2]
+    expected = ["a b", *("-", str(tmp_path / "python"), "-m", "imgrec.train"), *arguments]
+    found = re.findall("<(.*)>", log)
+    assert found[0] == expected[0]
+    assert found[-len(expected) + 1 :] == expected[1:]
+    assert not {"python", "setup", "requeue_on_failure"} & RunConfig.__dataclass_fields__.keys()
+
+
 def test_a_stopped_job_is_requeued_and_a_finished_one_is_not(start):
     assert start()[:2] == (0, "")
-    assert start(stopped(20, STOPPED), 75)[:2] == (75, "requeue 7")
-    assert start(stopped(30, STOPPED, KILLED), 137)[:2] == (75, "requeue 7")  # one that was slow to end, after all had saved
-    assert start(stopped(40, STOPPED), 75, state="COMPLETING TimeLimit")[1] == "requeue 7"
-    assert start(stopped(50, STOPPED), 75, state="COMPLETING None")[1] == ""  # scancel, or SLURM's own requeue
-    assert start(stopped(60, STOPPED), 75, SLURM_ARRAY_JOB_ID=7, SLURM_ARRAY_TASK_ID=3)[1] == "requeue 7_3"
+    assert start(ended(STOPPED), 75)[:2] == (75, "requeue 7")
+    assert start(ended(STOPPED, KILLED), 137)[:2] == (75, "requeue 7")  # one that was slow to end, after all had saved
+    assert start(ended(STOPPED), 75, state="COMPLETING TimeLimit")[1] == "requeue 7"
+    assert start(ended(STOPPED), 75, state="COMPLETING None")[1] == ""  # scancel, or SLURM's own requeue
+    assert start(ended(STOPPED), 75, SLURM_ARRAY_JOB_ID=7, SLURM_ARRAY_TASK_ID=3)[1] == "requeue 7_3"
 
 
-def test_what_failed_first_is_what_happened(start):
+def test_the_first_exit_code_is_the_cause(start):
     first = "srun: error: n1: tasks 0-1: Exited with exit code 2\nsrun: error: n2: task 2: Killed\n"
-    code, told, said = start(first, 137)
+    code, told, log = start(first, 137)
     assert (code, told) == (2, "")
-    assert " was refused, see above" in said
-    code, told, said = start(
+    assert " was refused, see above" in log
+    code, told, log = start(
         "srun: error: n2: task 2: Exited with exit code 1\nsrun: error: n1: task 0: Exited with exit code 75\n", 75
     )
     assert (code, told) == (1, "")
-    assert " failed with code 1, see above" in said
+    assert " failed with code 1, see above" in log
     assert start("srun: error: n1: task 1: Killed\nsrun: error: n1: task 0: Exited with exit code 75\n", 137)[0] == 137
 
 
-def test_failures_are_started_again_as_often_as_was_asked_for(start):
-    found = [start("", 1, failures=2) for _ in range(3)]
-    assert [(code, told) for code, told, _ in found] == [(1, "requeue 7"), (1, "requeue 7"), (1, "")]
-    assert "is started again (2 of 2): back into the queue" in found[1][2]
+def test_a_failure_is_requeued_as_often_as_the_setting_says(start, tmp_path):
+    starts = [start("", 1, arguments=["requeue_on_failure=2"], count=count) for count in (1, 2, 3)]
+    assert [(code, told) for code, told, _ in starts] == [(1, "requeue 7"), (1, "requeue 7"), (1, "")]
+    assert "is started again (2 of 2): requeued" in starts[1][2]
+    assert start("", 1, arguments=["requeue_on_failure=2"], count="")[1] == ""  # Python itself is broken there
+    (tmp_path / "counted").unlink()
+    assert start("", 1)[:2] == (1, "")
+    assert not (tmp_path / "counted").exists()
 
 
 def test_a_lost_node_is_no_failure_of_the_run(start):
-    code, told, said = start("", 1, nodes_answer=1)
+    code, told, log = start("", 1, nodes_answer=1)
     assert (code, told) == (1, "requeue 7")
-    assert "has lost a node: back into the queue" in said
+    assert "has lost a node: requeued" in log
     assert start("", 1, nodes_answer=1, state="COMPLETING NodeFail")[1] == ""  # SLURM knows, and requeues
 
 
-def test_three_starts_without_a_step_are_enough(start):
-    assert [start(stopped(20, STOPPED), 75)[1] for _ in range(3)] == ["requeue 7"] * 3
-    code, told, said = start(stopped(20, STOPPED), 75)
+def test_three_starts_without_progress_are_enough(start):
+    assert [start(ended(STOPPED), 75, count=count)[1] for count in (0, 1, 2)] == ["requeue 7"] * 3
+    code, told, log = start(ended(STOPPED), 75, count=3)
     assert (code, told) == (75, "")
-    assert "came no further in 3 starts, given up" in said
+    assert "made no progress in 3 starts" in log
+    code, told, log = start(ended(STOPPED), 75, count="")
+    assert (code, told) == (75, "")
+    assert "cannot be counted. To resume, submit the same with id=7" in log
 
 
-def test_steps_between_starts_are_progress(start):
-    assert {start(stopped(step, STOPPED), 75)[1] for step in (9, 20, 20, 20, 100, 100, 101)} == {"requeue 7"}
+def test_what_is_counted_is_the_start_of_this_training(start, tmp_path):
+    start(ended(STOPPED), 75, arguments=["requeue_on_failure=2", "seed=1", "name=a b"])
+    assert (tmp_path / "counted").read_text().splitlines() == ["-m", "imgrec.slurm", "--ended", "75", "seed=1", "name=a b"]
+    start(ended(STOPPED), 75, arguments=["-m", "seed=1,2"], SLURM_ARRAY_JOB_ID=7, SLURM_ARRAY_TASK_ID=1)
+    assert (tmp_path / "counted").read_text().splitlines()[3:] == ["75", "job=1", "id=sweep_7", "-m", "seed=1,2"]
 
 
-def test_a_requeue_that_is_not_allowed_says_how_to_go_on(start):
-    code, told, said = start(stopped(20, STOPPED), 75, requeue=1)
+def test_a_requeue_that_is_not_allowed_says_how_to_resume(start):
+    code, told, log = start(ended(STOPPED), 75, requeue=1)
     assert (code, told.splitlines()) == (75, ["requeue 7"] * 5)
-    assert "could not be requeued. To go on: sbatch the same again, with id=7" in said
+    assert "could not be requeued. To resume, submit the same with id=7" in log
+
+
+def test_the_script_and_the_count_together(start, tmp_path):
+    """A job that never gets to its first save: it is given up at its third start, as a file in the run directory knows."""
+    starts = [start(ended(STOPPED), 75, python=sys.executable, arguments=["data=fake", "name=n"]) for _ in range(3)]
+    assert [told for _, told, _ in starts] == ["requeue 7", "requeue 7", ""], starts
+    assert "made no progress in 3 starts" in starts[2][2]
+    assert (tmp_path / "runs" / "n" / "7" / "slurm.json").is_file()
+
+
+# The count of starts
+
+
+def save(run_dir: Path, step: int) -> None:
+    """A checkpoint with the keys, in the order, of Lightning's."""
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    checkpoint = {"epoch": 3, "global_step": step, "state_dict": {"weight": torch.zeros(2)}, "loops": {"global_step": 1}}
+    torch.save(checkpoint, run_dir / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize("step", [0, 1, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**40])
+def test_the_saved_step_is_read_without_torch(tmp_path, step):
+    file = tmp_path / "checkpoints" / "last.ckpt"
+    assert saved_step(file) == 0
+    save(tmp_path, step)
+    assert saved_step(file) == torch.load(file, weights_only=True)["global_step"] == step
+    file.write_bytes(file.read_bytes()[:100])
+    assert saved_step(file) == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "idle"),
+    [
+        ((20, 20, 20, 20), [0, 1, 2, 3]),
+        ((9, 20, 20, 20, 100, 100, 101), [0, 0, 1, 2, 0, 1, 0]),
+        ((None, None, None), [1, 2, 3]),
+        ((None, None, 5, 5), [1, 2, 0, 1]),
+    ],
+)
+def test_a_start_that_advanced_the_saved_step_is_progress(tmp_path, steps, idle):
+    counts = []
+    for step in steps:
+        if step is not None:
+            save(tmp_path, step)
+        counts.append(count_start(tmp_path, "7", 75))
+    assert counts == idle
+
+
+def test_failures_are_counted_over_all_starts_of_a_job(tmp_path):
+    save(tmp_path, 20)
+    codes = [1, 75, 137, 75, 1, 75, 75]
+    assert [count_start(tmp_path, "7", code) for code in codes] == [1, 1, 2, 2, 3, 3, 4]
+    assert count_start(tmp_path, "8", 75) == 0  # another job of the run
+    assert count_start(tmp_path, "8", 1) == 1
+
+
+def test_the_run_directory_of_a_job_is_where_it_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    assert slurm.job_run_dir(["data=fake", "name=n", f"runs_dir={tmp_path}"], None) == tmp_path / "n" / "9"
+    assert slurm.job_run_dir(["data=fake", "name=n", f"runs_dir={tmp_path}", "id=4"], None) == tmp_path / "n" / "4"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
+    sweep = ["job=1", "id=sweep_77", "-m", *SMALL, "model=lenet,simple_cnn", f"runs_dir={tmp_path}"]
+    assert main(["train", *sweep]) == 0
+    run_dir = slurm.job_run_dir(sweep, None)
+    assert (run_dir / "result.json").is_file()
+    last = run_dir / "checkpoints" / "last.ckpt"
+    assert saved_step(last) == torch.load(last, weights_only=True)["global_step"] == 2
+    capsys.readouterr()
+    assert main(["slurm", "--ended", "75", *sweep]) == 0
+    assert capsys.readouterr().out == "0\n"
+    assert (run_dir / "slurm.json").is_file()

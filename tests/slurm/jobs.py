@@ -44,8 +44,8 @@ class Job:
         ).stdout
         return dict(re.findall(r"(\S+?)=(\S*)", text))
 
-    def command(self, *words: str) -> None:
-        subprocess.run(words, env=self.environment, check=True, capture_output=True)
+    def command(self, *arguments: str) -> None:
+        subprocess.run(arguments, env=self.environment, check=True, capture_output=True)
 
     def wait(self, what: str, until: Callable[[], Any]) -> None:
         end = time.monotonic() + PATIENCE_S
@@ -81,29 +81,29 @@ class Job:
 @dataclass
 class Cluster:
     environment: dict[str, str]
-    place: Path
+    directory: Path
 
-    def run(self, *words: str, code: int = 0) -> str:
+    def run(self, *arguments: str, code: int = 0) -> str:
         """What a command prints, on the login node."""
-        done = subprocess.run(words, env=self.environment, cwd=self.place, capture_output=True, text=True, check=False)
+        done = subprocess.run(arguments, env=self.environment, cwd=self.directory, capture_output=True, text=True, check=False)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout
 
-    def node(self, *words: str) -> None:
-        """tests/slurm/cluster WORDS: crash n1, up."""
-        subprocess.run([SCRIPT, *words], env=self.environment, check=True, capture_output=True)
+    def node(self, *arguments: str) -> None:
+        """tests/slurm/cluster ARGUMENTS: crash n1, up."""
+        subprocess.run([SCRIPT, *arguments], env=self.environment, check=True, capture_output=True)
 
-    def on(self, node: str, *words: str) -> str:
+    def on(self, node: str, *arguments: str) -> str:
         return subprocess.run(
-            [SCRIPT, "exec", node, *words], env=self.environment, check=True, capture_output=True, text=True
+            [SCRIPT, "exec", node, *arguments], env=self.environment, check=True, capture_output=True, text=True
         ).stdout
 
-    def submit(self, keys: str, *words: str, setup: str = "null") -> Job:
-        """`imgrec slurm KEYS -- WORDS`"""
-        said = self.run(sys.executable, "-m", "imgrec.slurm", *keys.split(), f"setup={setup}", "--", *words)
+    def submit(self, keys: str, *arguments: str, setup: str = "null") -> Job:
+        """`imgrec slurm KEYS -- ARGUMENTS`"""
+        said = self.run(sys.executable, "-m", "imgrec.slurm", *keys.split(), f"setup={setup}", "--", *arguments)
         told = dict(line.split(maxsplit=1) for line in said.splitlines())
         number = told["job"].partition(":")[0]
-        return Job(number, Path(told["log"].removeprefix("tail -F ")), self.place / told["run"], self.environment)
+        return Job(number, Path(told["log"].removeprefix("tail -F ")), self.directory / told["run"], self.environment)
 
 
 def curves(folder: Path) -> list[dict[str, str]]:

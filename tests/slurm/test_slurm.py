@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import HERE, Cluster, Job, assert_same_run, read
+from jobs import HERE, OVER, PATIENCE_S, Cluster, Job, assert_same_run, read
 from PIL import Image
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -43,13 +43,13 @@ def undisturbed(cluster: Cluster) -> Path:
 
 def test_two_nodes_of_two_processes_match_one_process(cluster):
     # No dropout: each process draws its own. Pretended GPUs: counted by SLURM, trained on the CPU.
-    words = [*TRAINING[:-3], "epochs=2", "model.dense_dropout=0"]
-    job = cluster.submit("nodes=2 gpus_per_node=2", *words)
+    arguments = [*TRAINING[:-3], "epochs=2", "model.dense_dropout=0"]
+    job = cluster.submit("nodes=2 gpus_per_node=2", *arguments)
     job.finished(restarts=0)
     assert "global batch 64 = 4 devices x 16 x 1" in job.said()
     assert job.said().count("\n    2/2 ") == 1  # one process speaks, in plain lines
     assert not re.search(r"\x1b|\r", job.said())
-    cluster.run(sys.executable, "-m", "imgrec.train", *words, "trainer.accelerator=cpu", "trainer.devices=1", "id=alone")
+    cluster.run(sys.executable, "-m", "imgrec.train", *arguments, "trainer.accelerator=cpu", "trainer.devices=1", "id=alone")
     alone, many = read(job.folder.parent / "alone"), read(job.folder)
     assert many["global_step"] == alone["global_step"] == 2 * STEPS
     for name, weights in alone["state_dict"].items():
@@ -91,7 +91,8 @@ def test_out_of_time_again_and_again(cluster, undisturbed):
     # SLURM counts in minutes and may send the signal half a minute early: 45 s to 105 s of each two minutes are for starting and training.
     job = cluster.submit(f"{TWO} time=2m signal_s=15", *TRAINING, "model.seconds=0.9")
     job.finished()
-    assert 1 <= int(job.shown()["Restarts"]) == job.said().count(" has stopped and can go on: back into the queue")
+    assert 1 <= int(job.shown()["Restarts"]) == job.said().count(" was stopped and can be resumed: requeued")
+    assert 0 < json.loads((job.folder / "slurm.json").read_text())["step"] < 8 * STEPS
     assert_same_run(job.folder, undisturbed)
 
 
@@ -131,17 +132,29 @@ def test_a_process_that_hangs_ends_the_job_and_is_named(cluster):
     assert " failed with code 1, see above" in job.said()
 
 
-def test_a_killed_process_is_started_again_where_that_is_asked_for(cluster, undisturbed):
+def test_a_killed_process_is_started_again_with_requeue_on_failure(cluster, undisturbed):
     job = cluster.submit(f"{TWO} requeue_on_failure=1", *TRAINING, SLOW, "trainer.save_every_steps=10")
     job.reaches(2)
     kill_rank_1(cluster)
     job.finished(restarts=1)
-    assert "is started again (1 of 1): back into the queue" in job.said()
+    assert "is started again (1 of 1): requeued" in job.said()
     assert_same_run(job.folder, undisturbed)
 
 
+def test_three_starts_without_progress_are_given_up(cluster):
+    """Each start is told to stop before its first step is done."""
+    job = cluster.submit("gpus_per_node=0", *TRAINING, "model.seconds=5")
+    end = time.monotonic() + PATIENCE_S
+    while job.shown()["JobState"] not in OVER and time.monotonic() < end:
+        cluster.run("sh", "-c", f"scancel --signal=USR1 {job.number} || true")  # it may wait in the queue
+        time.sleep(0.3)
+    assert job.ends() == ("FAILED", 75), job.said()
+    assert int(job.shown()["Restarts"]) == 2
+    assert "made no progress in 3 starts and is not requeued" in job.said()
+
+
 def test_a_failure_that_repeats_itself_is_given_up(cluster):
-    """Each start is killed; after as many as were asked for the job fails."""
+    """Each start is killed; after requeue_on_failure of them the job fails."""
     job = cluster.submit(f"{TWO} requeue_on_failure=1", *TRAINING, SLOW)
     for start in (1, 2):
         job.starts(start)
@@ -153,20 +166,20 @@ def test_a_failure_that_repeats_itself_is_given_up(cluster):
     assert int(job.shown()["Restarts"]) == 1
 
 
-def test_cancelled_means_cancelled_and_the_run_can_go_on_in_another_job(cluster, undisturbed):
+def test_cancelled_means_cancelled_and_another_job_resumes_the_run(cluster, undisturbed):
     job = cluster.submit(TWO, *TRAINING, SLOW)
     job.reaches(2)
     job.command("scancel", job.number)
     assert job.ends()[0] == "CANCELLED"
     assert "imgrec: stopped by SIGTERM at step " in job.said()
-    assert f"go on with: sbatch the same again, with id={job.number}" in job.said()
+    assert f"To resume, submit the same with id={job.number}" in job.said()
     again = cluster.submit(TWO, *TRAINING, SLOW, f"id={job.number}")
     again.finished(restarts=0)
     assert again.folder == job.folder
     assert_same_run(job.folder, undisturbed)
 
 
-def test_an_array_runs_a_sweep_and_a_task_of_it_goes_on(cluster):
+def test_an_array_runs_a_sweep_and_a_requeued_task_is_resumed(cluster):
     sweep = [*TRAINING[:-3], "epochs=4", "trainer.accelerator=cpu", "-m", "optim.lr=0.05,0.01"]
     array = cluster.submit("gpus_per_node=0 array=%1", *sweep, SLOW)
     tasks = [array.task(number) for number in (0, 1)]
@@ -184,17 +197,17 @@ def test_an_array_runs_a_sweep_and_a_task_of_it_goes_on(cluster):
 
 
 @pytest.mark.parametrize(
-    ("options", "words", "says"),
+    ("options", "arguments", "says"),
     [
         (["--ntasks-per-node=2"], ["trainer.devices=1"], "trainer.devices=1, but SLURM started 2 tasks on this node."),
         (["--ntasks-per-node=1", "--gpus-per-node=2"], [], "each sees 2 GPUs"),
         (["--nodes=2", "--ntasks-per-node=1"], ["trainer.num_nodes=1"], "trainer.num_nodes=1, but SLURM started this job on 2 nodes."),
     ],
 )  # fmt: skip
-def test_what_sbatch_was_told_must_fit(cluster, options, words, says):
-    """The script for hands, with options of sbatch that contradict the config: one line, exit code 2, and no second start."""
-    log = cluster.place / f"refused-{len(list(cluster.place.glob('refused-*')))}.log"
-    given = [
+def test_the_options_of_sbatch_must_fit_the_config(cluster, options, arguments, says):
+    """The script by hand, with options of sbatch that contradict the config: one line, exit code 2, and no second start."""
+    log = cluster.directory / f"refused-{len(list(cluster.directory.glob('refused-*')))}.log"
+    command = [
         "sbatch",
         "--parsable",
         f"--chdir={ROOT}",
@@ -203,8 +216,8 @@ def test_what_sbatch_was_told_must_fit(cluster, options, words, says):
         *options,
         str(ROOT / "launch" / "slurm.sbatch"),
     ]
-    number = cluster.run(*given, f"runs_dir={cluster.place}/runs", "data=fake", *words).strip()
-    job = Job(number, log, cluster.place, cluster.environment)
+    number = cluster.run(*command, f"runs_dir={cluster.directory}/runs", "data=fake", *arguments).strip()
+    job = Job(number, log, cluster.directory, cluster.environment)
     assert job.ends() == ("FAILED", 2), job.said()
     assert job.shown()["Restarts"] == "0"
     lines = [line for line in job.said().splitlines() if line.startswith("imgrec: ")]
@@ -214,25 +227,25 @@ def test_what_sbatch_was_told_must_fit(cluster, options, words, says):
 
 
 @pytest.mark.parametrize(
-    ("options", "command", "says"),
+    ("options", "starter", "says"),
     [
         (["--ntasks=2", "--nodes=1"], "srun", "SLURM_NTASKS=2 without --ntasks-per-node. Write #SBATCH --ntasks-per-node=2 instead of --ntasks."),
         (["--ntasks-per-node=2"], "", "this process was started without srun, so once. Write srun before python"),
         (["--ntasks=3", "--nodes=2", "--ntasks-per-node=2"], "srun", "every node must have as many tasks. Write #SBATCH --nodes=2 --ntasks-per-node=2."),
     ],
 )  # fmt: skip
-def test_a_script_of_ones_own_must_start_the_processes_as_they_are_needed(cluster, options, command, says):
-    log = cluster.place / f"own-{len(list(cluster.place.glob('own-*')))}.log"
-    line = f"{command} {sys.executable} -m imgrec.train runs_dir={cluster.place}/runs data=fake"
+def test_a_script_of_your_own_must_start_the_processes_as_imgrec_needs_them(cluster, options, starter, says):
+    log = cluster.directory / f"own-{len(list(cluster.directory.glob('own-*')))}.log"
+    line = f"{starter} {sys.executable} -m imgrec.train runs_dir={cluster.directory}/runs data=fake"
     number = cluster.run("sbatch", "--parsable", f"--output={log}", *options, f"--wrap={line}").strip()
-    job = Job(number, log, cluster.place, cluster.environment)
+    job = Job(number, log, cluster.directory, cluster.environment)
     assert job.ends() == ("FAILED", 2), job.said()
     assert says in job.said()
 
 
-def test_the_script_for_hands_trains(cluster):
-    log = cluster.place / "by_hand.log"
-    given = [
+def test_the_script_by_hand_trains(cluster):
+    log = cluster.directory / "by_hand.log"
+    command = [
         "sbatch",
         "--parsable",
         f"--chdir={ROOT}",
@@ -240,22 +253,22 @@ def test_the_script_for_hands_trains(cluster):
         "--cpus-per-task=1",
         str(ROOT / "launch" / "slurm.sbatch"),
     ]
-    words = ["data=fake", "model=lenet", "trainer=debug", f"runs_dir={cluster.place}/runs", "name=by hand"]
-    job = Job(cluster.run(*given, *words).strip(), log, cluster.place, cluster.environment)
+    arguments = ["data=fake", "model=lenet", "trainer=debug", f"runs_dir={cluster.directory}/runs", "name=by hand"]
+    job = Job(cluster.run(*command, *arguments).strip(), log, cluster.directory, cluster.environment)
     job.finished(restarts=0)
-    assert (cluster.place / "runs" / "by hand" / job.number / "result.json").is_file()
+    assert (cluster.directory / "runs" / "by hand" / job.number / "result.json").is_file()
 
 
 def test_an_archive_is_unpacked_on_each_node_first(cluster):
     """Each node has a /dev/shm of its own."""
-    photos = cluster.place / "photos"
+    photos = cluster.directory / "photos"
     for name, grey in (("dark", 20), ("light", 230)):
         (photos / name).mkdir(parents=True)
         for i in range(12):
             Image.new("L", (16, 16), grey + i).save(photos / name / f"{i}.png")
     cluster.run("tar", "-cf", "photos.tar", "photos")
-    setup = f"srun --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 tar -xf {cluster.place}/photos.tar -C /dev/shm"
-    words = [
+    setup = f"srun --ntasks=$SLURM_JOB_NUM_NODES --ntasks-per-node=1 tar -xf {cluster.directory}/photos.tar -C /dev/shm"
+    arguments = [
         "data=imagefolder",
         "data.root=/dev/shm/photos",
         "data.image_size=16",
@@ -264,7 +277,7 @@ def test_an_archive_is_unpacked_on_each_node_first(cluster):
         "batch_size=4",
         "logger=none",
     ]
-    job = cluster.submit("nodes=2 gpus_per_node=0", *words, "trainer.accelerator=cpu", setup=setup)
+    job = cluster.submit("nodes=2 gpus_per_node=0", *arguments, "trainer.accelerator=cpu", setup=setup)
     job.finished(restarts=0)
     assert not Path("/dev/shm/photos").exists()
     for node in ("n1", "n2"):

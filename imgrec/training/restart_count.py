@@ -1,0 +1,59 @@
+"""How many starts of a SLURM job made no progress, and how many failed: RUN_DIR/slurm.json. Imports no torch.
+
+launch/slurm.sbatch has each start recorded here when it has ended, and requeues the job or gives it up by the answer.
+"""
+
+import json
+import pickletools
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from imgrec.distributed.signals import STOPPED
+from imgrec.files import atomic_write_text
+
+FILE = "slurm.json"
+INTEGERS = ("BININT1", "BININT2", "BININT", "LONG1")  # opcodes of pickle protocol 2, which torch.save writes
+
+
+@dataclass
+class RestartCount:
+    """What the starts of one job came to; another job of the same run counts anew."""
+
+    job: str
+    step: int = 0  # of the last checkpoint
+    idle: int = 0  # starts in a row that were stopped before the step advanced
+    failures: int = 0
+
+
+def count_start(run_dir: Path, job: str, code: int) -> int:
+    """Record that a start of `job` ended with `code`: the idle starts in a row where it was stopped (75), else the failures."""
+    file = run_dir / FILE
+    count = RestartCount(**json.loads(file.read_text())) if file.exists() else RestartCount(job)
+    if count.job != job:
+        count = RestartCount(job)
+    step = saved_step(run_dir / "checkpoints" / "last.ckpt")
+    if step > count.step:
+        count.step, count.idle = step, 0
+    elif code == STOPPED:
+        count.idle += 1
+    count.failures += code != STOPPED
+    run_dir.mkdir(parents=True, exist_ok=True)  # it is missing where the training failed before it
+    atomic_write_text(file, json.dumps(asdict(count)))
+    return count.idle if code == STOPPED else count.failures
+
+
+def saved_step(checkpoint: Path) -> int:
+    """The number of optimizer steps in a checkpoint; 0 where there is none that can be read.
+
+    It is the first integer behind "global_step" in the pickle. torch.load would import torch first, which takes seconds, and
+    a minute from a slow file system: the job may have ended by then.
+    """
+    try:
+        with zipfile.ZipFile(checkpoint) as records:
+            name = next(name for name in records.namelist() if name.endswith("/data.pkl"))
+            opcodes = pickletools.genops(records.read(name))
+    except (FileNotFoundError, zipfile.BadZipFile):
+        return 0
+    next(value for _, value, _ in opcodes if value == "global_step")
+    return next(value for opcode, value, _ in opcodes if opcode.name in INTEGERS and isinstance(value, int))
