@@ -1,7 +1,7 @@
 """Submit a training to SLURM: python -m imgrec.slurm nodes=2 gpus_per_node=4 time=8h -- model=resnet data=imagenet
 
-Checks both halves, without torch, and types the command: sbatch OPTIONS launch/slurm.sbatch ARGUMENTS. The training's arguments are composed
-as `imgrec train` would, so an error is told now and not after hours in the queue.
+Checks both halves, without torch, and types the command: sbatch OPTIONS launch/slurm.sbatch ARGUMENTS. The training's
+arguments are composed as `imgrec train` would, so an error is told now and not after hours in the queue.
 """
 
 import os

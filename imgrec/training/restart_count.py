@@ -27,7 +27,7 @@ class RestartCount:
 
 
 def count_start(run_dir: Path, job: str, code: int) -> int:
-    """Record that a start of `job` ended with `code`: the idle starts in a row where it was stopped (75), else the failures."""
+    """Record that a start of `job` ended with `code`. After 75 it returns the idle starts in a row, else the failures."""
     file = run_dir / FILE
     count = RestartCount(**json.loads(file.read_text())) if file.exists() else RestartCount(job)
     if count.job != job:
@@ -46,8 +46,8 @@ def count_start(run_dir: Path, job: str, code: int) -> int:
 def saved_step(checkpoint: Path) -> int:
     """The number of optimizer steps in a checkpoint; 0 where there is none that can be read.
 
-    It is the first integer behind "global_step" in the pickle. torch.load would import torch first, which takes seconds, and
-    a minute from a slow file system: the job may have ended by then.
+    It is the first integer behind "global_step" in the pickle. torch.load would import torch first, which takes
+    seconds, and a minute from a slow file system: SLURM may have ended the job by then.
     """
     try:
         with zipfile.ZipFile(checkpoint) as records:
