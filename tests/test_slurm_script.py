@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from words import SMALL
+from small_run import SMALL
 
 from imgrec import slurm
 from imgrec.cli import main
