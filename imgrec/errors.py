@@ -37,6 +37,12 @@ class DamagedError(CheckpointError):
     """A checkpoint that is cut short, or whose checksums do not match."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text without its full stop, to be quoted in a sentence; its type where it has no text."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """' Did you mean lr?' or nothing: the nearest known word, in a sentence that can follow another."""
     near = get_close_matches(word, known, n=1, cutoff=0.6)

@@ -2,36 +2,75 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from imgrec.errors import DataError
 
-# torchvision.datasets.folder.IMG_EXTENSIONS
+# torchvision.datasets.folder.IMG_EXTENSIONS, without the import of torch
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
-def walk_images(folder: str) -> Iterator[str]:
-    seen: set[str] = set()  # a link may lead back up
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(parent))
-        new = [name for name in folders if os.path.realpath(os.path.join(parent, name)) not in seen]
-        folders[:] = [name for name in new if name[0] != "."]
-        yield from (os.path.join(parent, name) for name in names if name.lower().endswith(IMAGE_EXTENSIONS) and name[0] != ".")
+def find_images(root: str, folder: str = "") -> list[str]:
+    """The image files below ROOT/FOLDER at any depth, by extension: paths relative to ROOT, sorted, without hidden ones.
+
+    Links are followed, except to a folder that contains the link. DataError for a folder that cannot be listed.
+    """
+    images: list[str] = []
+    pending: list[tuple[str, tuple[str, ...]]] = [(folder, ())]  # folders, and the folders with the links that led to them
+    while pending:
+        parent, via = pending.pop()
+        try:
+            with os.scandir(os.path.join(root, parent)) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.startswith("."):
+                        continue
+                    path = f"{parent}/{name}" if parent else name
+                    # The kinds of entries are known from the listing: no system call for each file.
+                    if name.lower().endswith(IMAGE_EXTENSIONS) and entry.is_file():
+                        images.append(path)
+                    elif entry.is_dir():
+                        if not entry.is_symlink():
+                            pending.append((path, via))
+                        elif not _contains_any(entry.path, folders := (*via, os.path.dirname(entry.path))):
+                            pending.append((path, folders))
+        except OSError as error:
+            raise DataError(f"{os.path.join(root, parent)} cannot be listed: {error.strerror}. Fix it or remove it.") from error
+    return sorted(images)
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it; DataError where the disk refuses."""
+def _contains_any(folder: str, others: tuple[str, ...]) -> bool:
+    top = os.path.join(os.path.realpath(folder), "")
+    return any(os.path.join(os.path.realpath(other), "").startswith(top) for other in others)
+
+
+@contextmanager
+def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """A file open for writing that becomes `path` when the block ends, so a reader sees all of it or the file before it.
+
+    previous: the name that the file before it gets; without one it is replaced. After an exception the file before it stays.
+    The content is on the disk before the file is renamed: a power failure leaves no empty file.
+    """
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    except OSError as error:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
         unfinished.unlink(missing_ok=True)
-        raise DataError(f"{path} cannot be written: {error.strerror}. Make room there or name another file.") from error
-
-
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it: a reader sees all of it or the one before."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text)
+        raise
+    if previous is not None and path.exists():
+        path.replace(previous)
     unfinished.replace(path)
+
+
+def atomic_write(path: Path, content: bytes | str) -> None:
+    """Writes a small file with `atomic_file`; DataError where that fails."""
+    try:
+        with atomic_file(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}. Free disk space, or choose another path.") from error

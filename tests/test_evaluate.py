@@ -14,7 +14,7 @@ from untrained_run import save_untrained_run
 import imgrec
 from imgrec import cli, config
 from imgrec.config.instantiate import instantiate
-from imgrec.data.folder import image_files
+from imgrec.files import find_images
 from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
 from imgrec.inference.metrics import make_report
 from imgrec.inference.predictor import load
@@ -108,7 +108,7 @@ def test_files_of_the_test_split_have_its_figures(run, pngs, tmp_path, capsys):
 def test_figures_equal_sklearns_on_what_predict_says(run, pngs, tmp_path):
     assert evaluate(f"ckpt={run}", f"folder={pngs}", f"out={tmp_path}/folder.json", "batch_size=7") == 0
     found = json.loads((tmp_path / "folder.json").read_text())["figures"]
-    paths = [name for folder in sorted(pngs.iterdir()) for name in image_files(str(pngs), folder.name)]
+    paths = [name for folder in sorted(pngs.iterdir()) for name in find_images(str(pngs), folder.name)]
     answers = load(run, device="cpu").predict([pngs / name for name in paths], top_k=10)
     true, predicted = [name.split("/")[0] for name in paths], [answer.class_name for answer in answers]
     names = [row["name"] for row in found["per_class"]]

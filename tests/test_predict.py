@@ -120,7 +120,7 @@ def test_a_bad_file_has_its_reason_in_its_row(run, bad, tmp_path, capsys):
     assert [row["path"].rpartition("/")[2] for row in rows] == ["a_cut.jpg", "b_whole.jpg", "c_empty.png", "d_text.png"]
     assert "truncated" in rows[0]["error"].lower()
     assert (rows[1]["error"], rows[2]["error"]) == ("", "cannot be read: the file is empty.")
-    assert rows[3]["error"] == "cannot be read: it is no image that torchvision or PIL knows."
+    assert rows[3]["error"] == "cannot be read: neither torchvision nor PIL knows this format."
     assert [row["class"] == "" for row in rows] == [True, False, True, True]
     assert capsys.readouterr().out.splitlines()[-1].endswith("3 of them could not be read, the column 'error' says why")
 
@@ -240,11 +240,6 @@ def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):
     assert expand_files("b/*.bmp") == ["b/03.bmp", "b/08.bmp"]
     assert expand_files("**/*.webp") == [*(f for f in deep if f.endswith("webp")), "b/04.webp", "b/09.webp"]
     assert expand_files("*") == [*deep, *(f"b/{name}" for name in first)]  # folders alone: the images in them
-    os.symlink("..", "b/up")
-    try:
-        assert expand_files("b") == sorted({*(f"b/{name}" for name in first), *(f"b/up/{file}" for file in deep)})
-    finally:
-        os.unlink("b/up")
     with pytest.raises(DataError, match="no file matches this pattern"):
         expand_files("*.gif")
 

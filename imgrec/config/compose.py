@@ -16,7 +16,7 @@ from typing import Any
 from imgrec.config.checks import check_keys, check_options, check_together, conform, is_group_override
 from imgrec.config.options import conf_dir, group_names
 from imgrec.config.schema import Node, RunConfig, run_config
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, first_line
 
 SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
 
@@ -48,7 +48,7 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
             parsed += OverridesParser.create().parse_overrides([word])
         except HydraException as error:
             raise ConfigError(
-                f"{word!r} cannot be read: {_first_line(error)}. Overrides look like key=value, for example optim.lr=0.01."
+                f"{word!r} cannot be read: {first_line(error)}. Overrides look like key=value, for example optim.lr=0.01."
             ) from error
     check_options(command, parsed, search)
     chosen = [str(override.input_line) for override in parsed if is_group_override(override, search)]
@@ -61,7 +61,7 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
         every = [str(override.input_line) for override in parsed]
         tree = reference if every == chosen and choices.get("experiment") is None else hydra_tree(command, every, search)[0]
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"the config cannot be composed: {_first_line(error)}.") from error
+        raise ConfigError(f"the config cannot be composed: {first_line(error)}.") from error
     if "name" in tree and tree["name"] is None:
         tree["name"] = choices.get("experiment") or f"{choices['data']}_{choices['model']}"
     tree = conform(tree, reference, "")
@@ -110,10 +110,6 @@ def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ..
 def by_size(size: Any, small: Any, large: Any) -> Any:
     """What ${by_size:...} in a yaml stands for: `small` for images under SMALL_IMAGE pixels, else `large`."""
     return small if isinstance(size, int) and size < SMALL_IMAGE else large  # what is no number is refused later, by its own name
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def quote_values(argv: Sequence[str], keys: Sequence[str]) -> list[str]:

@@ -54,6 +54,11 @@ def run_config(tree: Node) -> RunConfig:
     return RunConfig(**{field.name: tree[field.name] for field in fields(RunConfig)})
 
 
+def monitor_mode(monitor: str) -> Literal["min", "max"]:
+    """Whether a lower or a higher value of a metric is better."""
+    return "min" if monitor.endswith("loss") else "max"
+
+
 def parse_settings(cls: type[Keys], tree: Node) -> Keys:
     """The dataclass `cls` from the keys of a composed tree; ConfigError for a value that its annotation does not allow."""
     for key, hint in typing.get_type_hints(cls).items():

@@ -15,7 +15,7 @@ from imgrec.data.datamodule import Common, ImageData, Splits
 from imgrec.data.folder import BadImage, ImageFiles, class_folders, folder_split, split_folders
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.splits import stratified
-from imgrec.errors import ConfigError, DataError
+from imgrec.errors import ConfigError, DataError, first_line
 
 
 class Digits(ImageData):
@@ -76,16 +76,12 @@ class _Torchvision(ImageData):
             try:
                 return source(self.root, train=train, download=True)
             except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
-                raise self._missing(f"could not be downloaded ({_first_line(error)})", "put them there by hand") from error
+                raise self._missing(f"could not be downloaded ({first_line(error)})", "put them there by hand") from error
 
     def _missing(self, what: str, put: str) -> DataError:
         root = Path(self.root).absolute()
         other = "" if self.download else ", set data.root=FOLDER that holds them, or set data.download=true"
         return DataError(f"the files of {self.kind} {what}: {root}/{self.files}. Please {put}{other}.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 MNIST_FILES = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"

@@ -5,11 +5,11 @@ from typing import Literal, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from imgrec.errors import DataError
+from imgrec.errors import DataError, first_line
 
 try:  # torchvision 0.29 says that decoding will move to TorchCodec; where it is gone, PIL decodes everything, at half the speed
     from torchvision.io import ImageReadMode, decode_image
@@ -66,9 +66,9 @@ def _decode_pil(path: str, channels: int) -> Tensor:
             pixels = from_pil(opened, channels)
     # PIL raises whatever its parsers stumble on: OSError, SyntaxError, struct.error, ValueError, DecompressionBombError, ...
     except Exception as error:
-        known = "cannot identify" not in str(error)
-        reason = (str(error) or type(error).__name__) if known else "it is no image that torchvision or PIL knows"
-        raise DataError(f"{path} cannot be read: {reason.rstrip('.')}.") from error
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "neither torchvision nor PIL knows this format" if unknown else first_line(error)
+        raise DataError(f"{path} cannot be read: {reason}.") from error
     return pixels
 
 

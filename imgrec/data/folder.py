@@ -1,7 +1,7 @@
 """Folders of image files: ROOT/train|val|test/CLASS/*, or ROOT/CLASS/* that is cut; decoded in the loader's workers."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, crop_resized, decode, fit_to_size
 from imgrec.data.mixup import partners
 from imgrec.data.splits import unknown_class
 from imgrec.errors import DataError
+from imgrec.files import IMAGE_EXTENSIONS, find_images
 
 if TYPE_CHECKING:
     from imgrec.data.augment import Augment
@@ -158,11 +158,11 @@ def folder_split(
         if folder not in place:
             raise unknown_class(folder, tuple(classes), root)
         before = len(names)
-        names.extend(image_files(root, folder))
+        names.extend(find_images(root, folder))
         counts[place[folder]] = len(names) - before
     if not names:
         raise DataError(
-            f"{root} has no images in class folders (names that end in {', '.join(IMG_EXTENSIONS)}). Put them in {root}/CLASS/."
+            f"{root} has no images in class folders (names that end in {', '.join(IMAGE_EXTENSIONS)}). Put them in {root}/CLASS/."
         )
     if whole and counts.min() == 0:
         empty = classes[int(counts.argmin())]
@@ -181,20 +181,3 @@ def class_folders(root: str) -> list[str]:
     """Names of the folders in `root`, sorted, without hidden ones."""
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-
-
-def image_files(root: str, folder: str) -> list[str]:
-    """Paths of the images below ROOT/FOLDER relative to ROOT, sorted: torchvision's extensions, no hidden files."""
-    return sorted(_walk(root, folder))
-
-
-def _walk(root: str, folder: str) -> Iterator[str]:
-    with os.scandir(os.path.join(root, folder)) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            path = f"{folder}/{entry.name}"
-            if entry.name.lower().endswith(IMG_EXTENSIONS) and entry.is_file():
-                yield path
-            elif entry.is_dir():
-                yield from _walk(root, path)

@@ -29,7 +29,7 @@ from imgrec.distributed.diagnosis import AGAIN
 from imgrec.distributed.signals import end_with_parent
 from imgrec.distributed.world import RUN_DIR_VARIABLE
 from imgrec.errors import FAILED, REFUSED, Died, ImgrecError, Stopped
-from imgrec.files import atomic_write_text
+from imgrec.files import atomic_write
 from imgrec.training.run_dir import RunDir
 
 POLL_S = 0.05
@@ -203,7 +203,7 @@ def main(config: str, report: str, parent: str) -> None:
     given = json.loads(Path(config).read_text())
     os.register_at_fork(after_in_child=lambda: os.close(given["lock"]))  # loader workers may outlive a killed parent for a while
     code, said = FAILED, dict[str, Any]()
-    watchdog.speak = lambda line, code: atomic_write_text(
+    watchdog.speak = lambda line, code: atomic_write(
         Path(report), json.dumps({"text": line} | ({"error": "Died"} if code == FAILED else {}))
     )
     try:
@@ -224,7 +224,7 @@ def main(config: str, report: str, parent: str) -> None:
         return
     if os.environ.get("IMGREC_DEBUG") == "1":
         traceback.print_exc()
-    atomic_write_text(Path(report), json.dumps(said))
+    atomic_write(Path(report), json.dumps(said))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # without the destructors of a process group whose other members are gone: they may wait

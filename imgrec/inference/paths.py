@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imgrec.errors import CheckpointError, ConfigError, DataError
-from imgrec.files import IMAGE_EXTENSIONS, walk_images
+from imgrec.files import IMAGE_EXTENSIONS, find_images
 
 
 def expand_files(given: str | Sequence[str]) -> list[str]:
@@ -20,7 +20,7 @@ def expand_files(given: str | Sequence[str]) -> list[str]:
 
 def _expand(name: str) -> list[str]:
     if os.path.isdir(name):
-        found = sorted(walk_images(name))
+        found = _images_in(name)
         if not found:
             raise DataError(
                 f"files={name}: this folder has no images (names that end in {', '.join(IMAGE_EXTENSIONS)}). Name another."
@@ -34,10 +34,14 @@ def _expand(name: str) -> list[str]:
     matches = sorted(glob.glob(name, recursive=True))
     files = [match for match in matches if not os.path.isdir(match)]
     # A pattern that matches folders alone means the images in them; `**` matches both, and the files are what it is for.
-    found = files or [file for folder in matches for file in sorted(walk_images(folder))]
+    found = files or [file for folder in matches for file in _images_in(folder)]
     if not found:
         raise DataError(f"files={name}: no file matches this pattern. Put it in quotes, so that the shell passes it on as it is.")
     return found
+
+
+def _images_in(folder: str) -> list[str]:
+    return [os.path.join(folder, name) for name in find_images(folder)]
 
 
 def check_output(key: str, path: Path, suffixes: Sequence[str], *, ours: Callable[[Path], bool], overwrite: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from imgrec.errors import CheckpointError
+from imgrec.errors import CheckpointError, first_line
 from imgrec.models.channels import first_conv, input_kernels
 from imgrec.models.layers import head_name
 from imgrec.models.timm import size_arguments, timm_library
@@ -133,7 +133,7 @@ def _torchvision_weights(weights: str, name: str, model: Mapping[str, Any]) -> P
         net = torchvision.models.get_model(name, weights=chosen, progress=False)  # renames the keys of old files
     except Exception as error:  # offline, wrong hash, truncated file, other tensors: each library raises its own
         raise CheckpointError(
-            f"weights={weights}: {chosen.url} could not be loaded ({_first_line(error)}). Put that file at {file}."
+            f"weights={weights}: {chosen.url} could not be loaded ({first_line(error)[:150]}). Put that file at {file}."
         ) from error
     state = net.state_dict()
     if getattr(net, "transform_input", False):
@@ -168,14 +168,10 @@ def _timm_weights(model: Mapping[str, Any]) -> PretrainedWeights:
     except Exception as error:  # the hub, the network and torch each raise their own
         cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
         raise CheckpointError(
-            f"weights=DEFAULT: timm's weights for {name} could not be loaded ({_first_line(error)}). "
+            f"weights=DEFAULT: timm's weights for {name} could not be loaded ({first_line(error)[:150]}). "
             f"They are looked for on the Hugging Face hub and in {cache}."
         ) from error
     rows = int(net.num_classes)
     categories = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]  # ImageNet-1k in the order that timm has too
     classes = tuple(categories) if rows == len(categories) else tuple(f"class {i} of {rows}" for i in range(rows))
     return PretrainedWeights(f"timm's {name}", net.state_dict(), classes, "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:150]

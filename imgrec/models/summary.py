@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, first_line
 
 _SIZES = (8, 16, 32, 64, 128, 224, 256, 512)  # pixels, tried in turn for the hint; 224 is what transformers are built for
 
@@ -29,11 +29,12 @@ def measure_size(net: nn.Module, *, channels: int, image_size: int) -> ModelSize
     try:
         return ModelSize(parameters, _flops(net, channels, image_size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         enough = next((size for size in _SIZES if size > image_size and _takes(net, channels, size)), None)
         hint = "" if enough is None else f" Set data.image_size={enough} or more."
         name = type(net).__name__.lower()
-        raise ConfigError(f"model {name} cannot take {image_size}x{image_size} images ({reason[:150]}).{hint}") from error
+        raise ConfigError(
+            f"model {name} cannot take {image_size}x{image_size} images ({first_line(error)[:150]}).{hint}"
+        ) from error
 
 
 def _takes(net: nn.Module, channels: int, image_size: int) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from imgrec.errors import ConfigError
-from imgrec.files import atomic_write_text
+from imgrec.files import atomic_write
 from imgrec.training.run_dir import RESUMABLE_KEYS, lock_file, lock_folder
 
 
@@ -106,7 +106,7 @@ class SweepFolder:
     def save(self) -> None:
         """Write sweep.json, by which a sweep goes on, and sweep.csv."""
         kept = {"words": self.words, "monitor": self.monitor, "jobs": [asdict(job) for job in self.ranked()]}
-        atomic_write_text(self.path / "sweep.json", json.dumps(kept, indent=1))
+        atomic_write(self.path / "sweep.json", json.dumps(kept, indent=1))
         columns = ["rank", "job", "status", *self.varying(), self.monitor, "test_accuracy", "train_seconds", "folder", "error"]
         text = io.StringIO()
         table = csv.writer(text)
@@ -118,7 +118,7 @@ class SweepFolder:
             table.writerow(
                 [place, job.number, job.status, *varying, job.value, job.test_accuracy, job.seconds, job.folder, job.error]
             )
-        atomic_write_text(self.path / "sweep.csv", text.getvalue())
+        atomic_write(self.path / "sweep.csv", text.getvalue())
 
 
 def choose_sweep_folder(

@@ -1,6 +1,5 @@
 """The checkpoint format: Lightning's dictionary plus "imgrec", all of it plain data that loads with weights_only=True."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,8 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from imgrec.config.schema import Node, RunConfig
-from imgrec.errors import CheckpointError, DamagedError
+from imgrec.errors import CheckpointError, DamagedError, first_line
+from imgrec.files import atomic_file
 from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # of the two a run keeps to go on from
@@ -67,22 +67,15 @@ class CheckpointWriter(TorchCheckpointIO):
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """A checkpoint file, whole or not at all; the last.ckpt before it becomes previous.ckpt."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
     try:
-        with unfinished.open("wb") as file:
+        with atomic_file(path, previous=path.with_name(PREVIOUS) if path.name == LAST else None) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
-        unfinished.unlink(missing_ok=True)
         kept = f"{path} of before is whole" if path.exists() else "nothing was there before"
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise CheckpointError(
             f"{path} cannot be written: {reason}; {kept}. Make room on that disk and start the same command again."
         ) from error
-    if path.name == LAST and path.exists():
-        path.replace(path.with_name(PREVIOUS))
-    unfinished.replace(path)
 
 
 def to_cpu(found: Any) -> Any:

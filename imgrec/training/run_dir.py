@@ -16,7 +16,7 @@ from imgrec.config.schema import Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, world
 from imgrec.errors import ConfigError
-from imgrec.files import atomic_write_text
+from imgrec.files import atomic_write
 
 # Keys that may differ when a run goes on: they say where and how fast it is computed, not what.
 RESUMABLE_KEYS = (
@@ -82,7 +82,7 @@ class RunDir:
         if self.lock is None:
             raise ConfigError(f"{self.path} is in use by another process. Wait for it, or set id=ANOTHER.")
         if self.state == "new":
-            atomic_write_text(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
+            atomic_write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
 
     def forget(self) -> None:
         """Take back `start` where nothing was learnt: a run that was refused holds its folder to no config."""

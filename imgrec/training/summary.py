@@ -14,7 +14,7 @@ from rich.table import Table
 from imgrec.config.schema import RunConfig
 from imgrec.data.datamodule import ImageData, Split
 from imgrec.data.sampler import BatchPlan
-from imgrec.files import atomic_write_text
+from imgrec.files import atomic_write
 from imgrec.inference.checkpoint import package_versions, read_checkpoint
 from imgrec.inference.metrics import Report, worst_classes
 from imgrec.models.summary import ModelSize
@@ -127,7 +127,7 @@ def finish_run(
         "versions": package_versions(),
     }
     if trainer.is_global_zero:
-        atomic_write_text(folder.path / "result.json", json.dumps(result, indent=1))
+        atomic_write(folder.path / "result.json", json.dumps(result, indent=1))
         _say_end(screen, folder, result, found, seconds)
     return result
 

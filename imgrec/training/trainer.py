@@ -12,7 +12,7 @@ from pytorch_lightning.loggers.logger import Logger
 from torch import nn
 
 from imgrec.config.instantiate import instantiate, locate, parameter_types
-from imgrec.config.schema import Node, RunConfig
+from imgrec.config.schema import Node, RunConfig, monitor_mode
 from imgrec.data.augment import Augment
 from imgrec.data.datamodule import ImageData
 from imgrec.data.preprocess import Preprocess
@@ -106,7 +106,7 @@ def build_trainer(
 
 def guards(run: RunConfig, folder: Path) -> list[Callback]:
     """The callbacks that change the run: EMA, early stopping, the best checkpoint."""
-    mode = "min" if run.monitor.endswith("loss") else "max"
+    mode = monitor_mode(run.monitor)
     found: list[Callback] = []
     if run.trainer["ema_decay"]:
         found.append(EMAWeightAveraging(decay=run.trainer["ema_decay"]))

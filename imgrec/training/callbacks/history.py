@@ -8,7 +8,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from imgrec.files import atomic_write_text
+from imgrec.config.schema import monitor_mode
+from imgrec.files import atomic_write
 from imgrec.training.callbacks.best import is_as_good
 from imgrec.training.module import Classifier
 
@@ -71,11 +72,11 @@ class History(Callback):
             writer = csv.DictWriter(text, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows({**row, "best": int(row["best"])} for row in self.rows)
-            atomic_write_text(self.path, text.getvalue())
+            atomic_write(self.path, text.getvalue())
 
     def _is_best(self, row: dict[str, Any]) -> bool:
         if self.monitor not in row:
             return False
-        minimize = self.monitor.endswith("loss")
+        minimize = monitor_mode(self.monitor) == "min"
         before = [row[self.monitor] for row in self.rows if self.monitor in row]
         return all(is_as_good(row[self.monitor], value, minimize=minimize) for value in before)

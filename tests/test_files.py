@@ -1,0 +1,89 @@
+"""Which images a folder holds, and that a file is written whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from imgrec.errors import DataError, first_line
+from imgrec.files import atomic_file, atomic_write, find_images
+
+
+def make_tree(root: Path, names: list[str]) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def test_images_at_any_depth_sorted_and_without_hidden_ones(tmp_path):
+    shown = ["a/z.JPG", "a/b/c/1.png", "a/b/0.webp", "dir.jpg/2.tiff", "b.bmp"]
+    make_tree(tmp_path, [*shown, "a/notes.txt", "a/.x.png", ".hidden/3.png", "a/.b/4.png"])
+    os.symlink("nowhere.png", tmp_path / "broken.png")
+    os.symlink("a/z.JPG", tmp_path / "link.jpg")
+    assert find_images(str(tmp_path)) == sorted([*shown, "link.jpg"])
+    assert find_images(str(tmp_path), "a") == ["a/b/0.webp", "a/b/c/1.png", "a/z.JPG"]
+
+
+def test_links_are_followed_except_to_a_folder_that_contains_them(tmp_path):
+    make_tree(tmp_path, ["a/1.png", "b/2.png", "c/d/3.png"])
+    os.symlink("../b", tmp_path / "a/b")  # b, and by the next link back into a
+    os.symlink("../a", tmp_path / "b/a")
+    os.symlink("../..", tmp_path / "c/d/up")
+    os.symlink("../..", tmp_path / "c/d/here")
+    assert find_images(str(tmp_path), "a") == ["a/1.png", "a/b/2.png"]
+    assert find_images(str(tmp_path), "c") == ["c/d/3.png"]
+    assert find_images(str(tmp_path)) == ["a/1.png", "a/b/2.png", "b/2.png", "b/a/1.png", "c/d/3.png"]
+    os.symlink(tmp_path / "a", tmp_path / "c/other")  # elsewhere, and not above
+    assert find_images(str(tmp_path), "c") == ["c/d/3.png", "c/other/1.png", "c/other/b/2.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
+    with pytest.raises(DataError, match=f"{tmp_path}/none cannot be listed: No such file"):
+        find_images(str(tmp_path), "none")
+
+
+def test_a_reader_sees_the_whole_file_or_the_one_before(tmp_path):
+    path = tmp_path / "file"
+    atomic_write(path, "before ä")
+    with atomic_file(path, previous=tmp_path / "previous") as file:
+        file.write(b"after")
+        assert path.read_text() == "before ä"
+    assert path.read_bytes() == b"after"
+    assert (tmp_path / "previous").read_text() == "before ä"
+    atomic_write(path, b"\x00")
+    assert path.read_bytes() == b"\x00"
+    assert sorted(os.listdir(tmp_path)) == ["file", "previous"]
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_file_that_could_not_be_written_leaves_the_one_before(fault, tmp_path):
+    path = tmp_path / "file"
+    atomic_write(path, "before")
+
+    def write() -> None:
+        with atomic_file(path, previous=tmp_path / "previous") as file:
+            file.write(b"half")
+            raise fault
+
+    with pytest.raises(type(fault)):
+        write()
+    assert os.listdir(tmp_path) == ["file"]
+    assert path.read_text() == "before"
+
+
+def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch):
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(DataError, match=f"{tmp_path}/file cannot be written: No space left on device. Free disk space"):
+        atomic_write(tmp_path / "file", "text")
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("\none.\ntwo"), "one"), (OSError(2, "No such file"), "[Errno 2] No such file"), (EOFError(), "EOFError")],
+)
+def test_the_first_line_of_an_exception(error, line):
+    assert first_line(error) == line
