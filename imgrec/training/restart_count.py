@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from imgrec.distributed.signals import STOPPED
-from imgrec.files import atomic_write_text
+from imgrec.files import atomic_write
 
 FILE = "slurm.json"
 INTEGERS = ("BININT1", "BININT2", "BININT", "LONG1")  # opcodes of pickle protocol 2, which torch.save writes
@@ -39,7 +39,7 @@ def count_start(run_dir: Path, job: str, code: int) -> int:
         count.idle += 1
     count.failures += code != STOPPED
     run_dir.mkdir(parents=True, exist_ok=True)  # it is missing where the training failed before it
-    atomic_write_text(file, json.dumps(asdict(count)))
+    atomic_write(file, json.dumps(asdict(count)))
     return count.idle if code == STOPPED else count.failures
 
 
