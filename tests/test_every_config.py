@@ -16,6 +16,7 @@ from imgrec.config.help import documented, option_keys
 from imgrec.config.instantiate import EXTRA_PARAMETERS, locate, parameter_types
 from imgrec.config.options import conf_dir, group_names, option_names
 from imgrec.data.datasets import ImageFolder
+from imgrec.errors import DataError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.training.optimizer import rate
 
@@ -69,7 +70,7 @@ def test_every_key_is_one_that_its_target_takes(file):
 
 @pytest.fixture
 def words_for(tmp_path, monkeypatch):
-    """Overrides that point a composed data node at a few small files of its own kind, made for it."""
+    """Overrides that point a composed data node at a few small files of its own kind, made for it; None for an unknown kind."""
 
     def settle(data):
         target = locate(data["_target_"])
@@ -79,6 +80,8 @@ def words_for(tmp_path, monkeypatch):
         if issubclass(target, ImageFolder):
             for split, count in (("train", 8), ("val", 2), ("test", 2)):
                 make(root / split, {"cat": count, "dog": count, "eel": count})
+        elif not hasattr(target, "kind"):
+            return None
         elif hasattr(source := getattr(datasets, target.kind), "base_folder"):
             write_cifar(root, source, monkeypatch, 100 if target.kind.endswith("100") else 10)
         else:
@@ -113,7 +116,13 @@ def rows():
 def test_every_option_trains_two_steps(row, words_for, tmp_path):
     tree = compose_config("train", row)
     batch = [] if tree["batch_size"] == "full" else ["batch_size=4"]
-    train_two_steps([*row, *words_for(tree["data"]), *TINY, *batch, "data.image_size=32", "data.val_share=0.25"], tmp_path)
+    words = [*TINY, *batch, "data.image_size=32", "data.val_share=0.25"]
+    files = words_for(tree["data"])
+    if files is None:  # the set says in one line that its files are missing; the other options are trained on the digits
+        with pytest.raises(DataError, match=r"\. Set data\.root="):
+            train_two_steps([*row, *words, f"data.root={tmp_path}/none"], tmp_path)
+        row, files = ["data=digits" if word.startswith("data=") else word for word in row], []
+    train_two_steps([*row, *files, *words], tmp_path)
 
 
 BIG = {"imagenet_resnet50"}  # its network takes seconds to be made
