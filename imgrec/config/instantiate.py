@@ -42,6 +42,10 @@ def locate(target: str) -> Callable[..., Any]:
             raise ConfigError(
                 f'_target_={target} needs timm, which is not installed. Type: pip install "imgrec[timm]"'
             ) from error
+        if error.name == target.partition(".")[0]:
+            raise ConfigError(
+                f"_target_={target}: Python finds no package {error.name}. Install it, or type: export PYTHONPATH=FOLDER that holds it."
+            ) from error
         raise ConfigError(f"_target_={target}: {error}.") from error
     found = getattr(module, name, None)
     if not callable(found):

@@ -1,0 +1,1 @@
+"""A network, a data set and a loss for imgrec."""

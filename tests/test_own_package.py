@@ -1,0 +1,129 @@
+"""examples/own_package: a network, a data set and a loss from outside imgrec, through every command."""
+
+import csv
+import json
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from processes import exit_codes
+from resumed_runs import assert_same, kill_this_process, patch_call, read_outcome
+from test_every_config import CHOICES
+
+from imgrec import cli
+from imgrec.config.help import documented
+from imgrec.training.module import Classifier
+
+EXAMPLE = Path(__file__).parents[1] / "examples/own_package"
+SMALL = (
+    "experiment=shapes",
+    "epochs=3",
+    "data.train_samples=90",
+    "data.test_samples=30",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.save_every_steps=2",
+)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """command(1, "train", ...) runs `imgrec train ...` as so many ranks in an empty folder and returns the exit codes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLE)
+    monkeypatch.setenv("IMGREC_ALLOW", "own_package")
+    return lambda size, *words: exit_codes(size, lambda rank: cli.main([*words]))
+
+
+def train(*words):
+    return ("train", "--config-dir", str(EXAMPLE / "conf"), *SMALL, *words)
+
+
+def test_a_killed_run_of_the_package_resumes_bit_for_bit(command, tmp_path):
+    assert command(1, *train("id=whole")) == [0]
+
+    def killed(rank):
+        patch_call(6, Classifier, "training_step", kill_this_process)
+        cli.main([*train("id=killed")])
+
+    assert exit_codes(1, killed) == [-signal.SIGKILL]
+    assert (tmp_path / "runs/shapes/killed/checkpoints/last.ckpt").exists()
+    assert command(1, *train("id=killed")) == [0]
+    assert_same(read_outcome(tmp_path / "runs/shapes/killed"), read_outcome(tmp_path / "runs/shapes/whole"))
+
+
+def test_a_run_of_the_package_is_evaluated_and_predicts(command, tmp_path):
+    """Neither command is told where the yaml lies: the checkpoint says what to call."""
+    assert command(1, *train("id=1")) == [0]
+    run = tmp_path / "runs/shapes/1"
+    assert command(1, "evaluate", f"ckpt={run}") == [0]
+    figures = json.loads((run / "evaluate_test.json").read_text())["figures"]
+    assert figures == json.loads((run / "result.json").read_text())["test"]
+
+    def draw(rank):
+        from own_package import shapes
+
+        shapes.main(tmp_path / "new", count=2)
+
+    assert exit_codes(1, draw) == [0]
+    assert command(1, "predict", f"ckpt={run}", "files=new") == [0]
+    with (tmp_path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [f"new/{name}/{k}.png" for name in ("disc", "square", "triangle") for k in (0, 1)]
+    assert command(1, "evaluate", f"ckpt={run}", "folder=new") == [0]
+    right = sum(row["class"] == Path(row["path"]).parts[1] for row in rows)
+    assert json.loads((run / "evaluate_new.json").read_text())["figures"]["accuracy"] == pytest.approx(right / 6)
+
+
+def test_two_processes_train_the_package_too(command, tmp_path):
+    assert command(2, *train("id=1", "epochs=1", "trainer.devices=2")) == [0, 0]
+    assert json.loads((tmp_path / "runs/shapes/1/result.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("allow", "path", "words", "sentence"),
+    [
+        (
+            "",
+            EXAMPLE,
+            train(),
+            "_target_=own_package.shapes.Shapes: code outside imgrec, torch, torchvision, torchmetrics, timm, pytorch_lightning "
+            "is not called unless you say so. If you trust it, type: export IMGREC_ALLOW=own_package",
+        ),
+        (
+            "own_package",
+            ".",
+            train(),
+            "_target_=own_package.shapes.Shapes: Python finds no package own_package. "
+            "Install it, or type: export PYTHONPATH=FOLDER that holds it.",
+        ),
+        ("own_package", EXAMPLE, train("loss.q=2"), "loss.q=2.0: q must be more than 0 and at most 1. Set loss.q=0.7."),
+        ("own_package", EXAMPLE, train("loss.p=2"), "'loss.p=2': there is no key loss.p. loss has: q, class_weights, l1, l2."),
+        ("own_package", EXAMPLE, train("model.widths=8"), "model.widths=8: widths takes a list"),
+    ],
+)
+def test_what_is_wrong_with_the_package_is_one_line(command, monkeypatch, capfd, allow, path, words, sentence):
+    monkeypatch.setenv("IMGREC_ALLOW", allow)
+    if path != EXAMPLE:
+        monkeypatch.setattr("sys.path", [folder for folder in sys.path if folder != str(EXAMPLE)])
+    assert command(1, *words) == [2]
+    said = capfd.readouterr().err
+    assert said.startswith(f"imgrec: {sentence}")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("file", sorted((EXAMPLE / "conf").rglob("*.yaml")), ids=lambda file: file.stem)
+def test_its_yaml_has_the_form_of_ours(file):
+    assert file.parent.name in (*CHOICES, "experiment")
+    if file.parent.name != "experiment":
+        assert next(iter(yaml.safe_load(file.read_text()))) == "_target_"
+        assert all(comment or value.startswith("${") for _, value, comment in documented(file.read_text()))
+
+
+def test_the_readme_names_every_file_and_only_those():
+    named = set(re.findall(r"`((?:own_package|conf)/\S+\.(?:py|yaml))`", (EXAMPLE / "README.md").read_text()))
+    files = [file for file in EXAMPLE.rglob("*") if file.suffix in (".py", ".yaml") and file.name != "__init__.py"]
+    assert named == {str(file.relative_to(EXAMPLE)) for file in files}
