@@ -340,6 +340,21 @@ def test_the_script_and_the_count_together(start, tmp_path):
     assert (tmp_path / "runs" / "n" / "7" / "slurm.json").is_file()
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_a_signal_that_comes_while_python_exits_does_not_kill_the_process(name):
+    """Modules are deleted after Python has restored the default handlers."""
+    lines = [
+        "import os, signal",
+        "from imgrec.distributed import signals",
+        "signals.install_handlers()",
+        "class Late:",
+        f"    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.{name}): kill(pid, number); print('alive')",
+        "late = Late()",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
+
+
 # The count of starts
 
 

@@ -3,6 +3,7 @@
 Imports no torch, so that the handlers are there before the seconds that importing it takes: a signal in between would end the process.
 """
 
+import atexit
 import ctypes
 import os
 import signal
@@ -53,6 +54,14 @@ def install_handlers() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _asked_by)
+        atexit.unregister(_ignore_signals)
+        atexit.register(_ignore_signals)
+
+
+def _ignore_signals() -> None:
+    """Python restores the default handlers as it exits: a signal that SLURM repeats would kill a process that has saved."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
