@@ -196,7 +196,15 @@ def test_values_of_a_type_match_it_alone_in_unions_lists_and_tuples(data, atom, 
     assert not matches_type([value], tuple[hint, other[0]])
     assert matches_type({"key": value}, dict[str, hint])
     assert not matches_type(value, list[hint])
-    assert isinstance(describe_type(hint), str)
+
+
+def test_types_are_described_apart():
+    said = {describe_type(hint): hint for hint, _ in ATOMS}
+    assert len(said) == len(ATOMS)
+    assert describe_type(Literal["a", "b", 3]) == "a, b or 3"
+    assert describe_type(int | None) == f"{describe_type(int)} or {describe_type(type(None))}"
+    assert describe_type(list[float]) == f"a list of {describe_type(float)}s"
+    assert describe_type(tuple[float, float]) == "a list of 2 values"
 
 
 @given(data=st.data(), hint=st.sampled_from(list(OUTSIDE)))
@@ -228,7 +236,13 @@ def test_parameters_are_those_of_the_parents_too_where_keywords_are_passed_on():
 @given(word=st.text(), known=st.lists(st.text()))
 def test_did_you_mean_names_a_known_word_or_nothing(word, known):
     said = did_you_mean(word, known)
-    assert said == "" or said in [f" Did you mean {one}?" for one in known]
+    assert said in ["", *(f" Did you mean {one}?" for one in known)]
+
+
+@given(word=st.text(alphabet="abcdef", min_size=4, max_size=9), drop=st.integers(0, 8))
+def test_did_you_mean_names_the_word_that_lacks_a_letter(word, drop):
+    given = word[: drop % len(word)] + word[drop % len(word) + 1 :]
+    assert did_you_mean(given, ["vvvv", word, "wwwwww"]) == f" Did you mean {word}?"
 
 
 @pytest.mark.parametrize(("word", "meant"), [("resnt", "resnet"), ("RESNET", None), ("vgg16", "vgg"), ("zzz", None)])

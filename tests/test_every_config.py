@@ -96,7 +96,9 @@ def train_two_steps(words, tmp_path):
     result = imgrec.fit(run, quiet=True)
     assert result["last"]["step"] == (1 if run.batch_size == "full" else 2)
     assert math.isfinite(result["last"]["train/loss"])
-    assert 0 <= result["test"]["accuracy"] <= 1
+    confusion = np.array(result["test"]["confusion"])
+    assert confusion.sum() == result["test"]["count"] > 0
+    assert result["test"]["accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
     stored = load_checkpoint(tmp_path / "runs" / run.name / "1")
     assert stored.run == run.with_classes(len(stored.classes))
 
