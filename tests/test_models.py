@@ -269,13 +269,6 @@ def test_too_small_images_name_the_size_that_is_enough(build, size, sentence):
 @pytest.mark.parametrize(
     ("build", "sentence"),
     [
-        (
-            lambda: build_resnet(19),
-            r"model.depth=19 is not one of 20, 32, 44, 56, 110, 18, 34, 50, 101, 152. Set model.depth=20.",
-        ),
-        (lambda: build_vgg(12), r"model.depth=12 is not one of 11, 13, 16, 19. Set model.depth=11."),
-        (lambda: build_densenet(120, "small"), r"model.depth=120 is not one of 121, 161, 169, 201. Set model.depth=121."),
-        (lambda: build_resnet(18, stem="smal"), r"model.stem=smal is not one of imagenet, small. Set model.stem=small."),
         (lambda: from_torchvision("resnet5", 32), r"model.name=resnet5 .* Did you mean resnet50"),
         (lambda: from_torchvision("vit_b_16", 100), r"16-pixel patches.* Set data.image_size=96."),
         (lambda: from_torchvision("maxvit_t", 100), r"maxvit_t cannot take.* Set data.image_size=224."),

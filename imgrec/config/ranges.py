@@ -67,7 +67,7 @@ RANGES: dict[str, Range] = {
     "augment.shift": SHARE,
     "augment.shear": Range(0, 89),
     "augment.zoom": BELOW_ONE,
-    "augment.perspective": BELOW_ONE,
+    "augment.perspective": Range(0, 0.95),  # at 1 two corners may meet, and the image has no inverse
     "augment.randaug_ops": Range(1, 16),
     "augment.randaug_magnitude": Range(0, 30),
     "augment.erase": SHARE,
@@ -110,17 +110,25 @@ RANGES: dict[str, Range] = {
 }
 
 
+ASCENDING = ("augment.crop_scale", "augment.crop_ratio")  # [lowest, highest]
+
+
 def check_range(path: str, value: Any, default: Any) -> None:
     """ConfigError for a number, or a number in a list, outside the range of the key at `path`."""
     key = path.rpartition(".")[2]
     limits = RANGES.get(path, NOT_NEGATIVE)
-    for one in value if isinstance(value, list) else [value]:
-        if isinstance(one, bool) or not isinstance(one, int | float):
-            continue
-        if not limits.holds(one):
+    numbers = [
+        number
+        for number in (value if isinstance(value, list) else [value])
+        if isinstance(number, int | float) and not isinstance(number, bool)
+    ]
+    for number in numbers:
+        if not limits.holds(number):
             example = "" if default is None or default == value else f" The default is {format_value(default)}."
             raise ConfigError(f"{path}={format_value(value)}: {key} must be {limits}.{example}")
-        if key.startswith("limit_") and isinstance(one, float) and one > 1:
+        if key.startswith("limit_") and isinstance(number, float) and number > 1:
             raise ConfigError(
-                f"{path}={format_value(value)}: {key} is a share up to 1.0 or a whole number of batches. Set {path}={round(one)}."
+                f"{path}={format_value(value)}: {key} is a share up to 1.0 or a whole number of batches. Set {path}={round(number)}."
             )
+    if path in ASCENDING and numbers != sorted(numbers):
+        raise ConfigError(f"{path}={format_value(value)}: the lower value comes first. Set {path}={format_value(numbers[::-1])}.")

@@ -6,7 +6,6 @@ import torchvision
 from torch import nn
 
 from imgrec.models.channels import set_channels
-from imgrec.models.checks import check_option
 
 
 def alexnet(*, num_classes: int, channels: int, stem: Literal["imagenet", "small"], dropout: float) -> nn.Module:
@@ -14,7 +13,6 @@ def alexnet(*, num_classes: int, channels: int, stem: Literal["imagenet", "small
 
     stem "small": the first convolution is 5x5 stride 1 as in Krizhevsky's CIFAR networks, and 15 pixels are enough.
     """
-    check_option("model.stem", stem, ("imagenet", "small"))
     net: nn.Module = torchvision.models.alexnet(num_classes=num_classes, dropout=dropout)
     if stem == "small":
         net.get_submodule("features").add_module("0", nn.Conv2d(3, 64, 5, padding=2))

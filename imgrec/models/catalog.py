@@ -1,14 +1,13 @@
 """The networks that there are, ours and the libraries', each measured without building its weights."""
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from imgrec.config.compose import by_size
-from imgrec.config.instantiate import instantiate, locate
+from imgrec.config.instantiate import instantiate, locate, parameter_types
 from imgrec.config.options import conf_dir, option_names
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError
@@ -117,20 +116,21 @@ def weightless() -> Iterator[None]:
 
 
 def _ours() -> Iterator[Candidate]:
+    from imgrec.models.resnet import CIFAR_DEPTHS
+
     for option in option_names("model"):
         if option in ("torchvision", "timm"):
             continue
         node = _node(option, image_size=224, num_classes=10)
-        module = sys.modules[locate(node["_target_"]).__module__]
-        small_depths: Sequence[int] = getattr(module, "CIFAR_DEPTHS", ())
-        for depth in getattr(module, "DEPTHS", (None,)):
+        depths = get_args(parameter_types(locate(node["_target_"])).get("depth"))
+        for depth in depths or (None,):
             for norm in (False, True) if "batch_norm" in node else (None,):
                 settings: Node = {} if depth is None else {"depth": depth}
                 name = option if depth is None else f"{option}{depth}"
                 if norm is not None:
                     settings["batch_norm"] = norm
                     name += "_bn" if norm else ""
-                small = depth in small_depths or option in ("simple_cnn", "lenet")
+                small = (option == "resnet" and depth in CIFAR_DEPTHS) or option in ("simple_cnn", "lenet")
                 words = [f"model={option}", *(f"model.{key}={str(value).lower()}" for key, value in settings.items())]
                 size, classes = (32, 10) if small else (224, 1000)
                 yield Candidate("imgrec", name, " ".join(words), size, classes, _builder(option, settings))

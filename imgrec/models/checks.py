@@ -6,12 +6,6 @@ from difflib import get_close_matches
 from imgrec.errors import ConfigError
 
 
-def check_option(key: str, value: int | str, choices: Sequence[int | str]) -> None:
-    """Raises ConfigError unless `value` is one of `choices`; the message names them all."""
-    if value not in choices:
-        raise ConfigError(f"{key}={value} is not one of {', '.join(map(str, choices))}. Set {key}={_nearest(value, choices)}.")
-
-
 def check_name(key: str, value: str, names: Sequence[str], *, listing: str) -> None:
     """Like `check_choice` for lists too long to print: names the nearest and the command that lists all."""
     if value not in names:
@@ -28,10 +22,3 @@ def check_patches(name: str, patch: int, image_size: int) -> None:
             f"model {name} cuts pictures into {patch}-pixel patches, which do not tile {image_size} pixels. "
             f"Set data.image_size={nearest}."
         )
-
-
-def _nearest(value: int | str, choices: Sequence[int | str]) -> int | str:
-    if isinstance(value, int):
-        return min((c for c in choices if isinstance(c, int)), key=lambda c: abs(c - value))
-    near = get_close_matches(value, [str(c) for c in choices], n=1, cutoff=0.0)
-    return near[0]

@@ -6,21 +6,22 @@ import torchvision
 from torch import nn
 
 from imgrec.models.channels import set_channels
-from imgrec.models.checks import check_option
-
-DEPTHS = (121, 161, 169, 201)
 
 
 def densenet(
-    *, num_classes: int, channels: int, depth: int, stem: Literal["imagenet", "small"], dropout: float, memory_efficient: bool
+    *,
+    num_classes: int,
+    channels: int,
+    depth: Literal[121, 161, 169, 201],
+    stem: Literal["imagenet", "small"],
+    dropout: float,
+    memory_efficient: bool,
 ) -> nn.Module:
     """Float [B, channels, H, W] -> logits [B, num_classes].
 
     stem "imagenet" is torchvision's network (29 pixels and more); "small": 3x3 stride 1, no pooling (the paper's CIFAR nets).
-    dropout: share of each dense layer's output. memory_efficient: checkpointing, slower. Raises ConfigError for another depth.
+    dropout: share of each dense layer's output. memory_efficient: checkpointing, slower.
     """
-    check_option("model.depth", depth, DEPTHS)
-    check_option("model.stem", stem, ("imagenet", "small"))
     net: nn.Module = torchvision.models.get_model(
         f"densenet{depth}", num_classes=num_classes, drop_rate=dropout, memory_efficient=memory_efficient
     )

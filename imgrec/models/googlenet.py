@@ -6,7 +6,6 @@ import torchvision
 from torch import nn
 
 from imgrec.models.channels import set_channels
-from imgrec.models.checks import check_option
 
 
 def googlenet(*, num_classes: int, channels: int, stem: Literal["imagenet", "small"], dropout: float) -> nn.Module:
@@ -14,7 +13,6 @@ def googlenet(*, num_classes: int, channels: int, stem: Literal["imagenet", "sma
 
     stem "imagenet" is torchvision's network (15 pixels and more, made for 224); "small": 3x3 stride 1 and no first pooling.
     """
-    check_option("model.stem", stem, ("imagenet", "small"))
     # init_weights is torchvision's own default, said aloud: left out, its constructor warns.
     net: nn.Module = torchvision.models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=True, dropout=dropout)
     if stem == "small":

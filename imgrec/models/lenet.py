@@ -5,7 +5,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 from imgrec.errors import ConfigError
-from imgrec.models.checks import check_option
 from imgrec.models.simple_cnn import he_init
 
 
@@ -27,8 +26,6 @@ class LeNet(nn.Module):
         pool: Literal["max", "average"],
     ) -> None:
         super().__init__()
-        check_option("model.activation", activation, ("relu", "tanh"))
-        check_option("model.pool", pool, ("max", "average"))
         size = (image_size // 2 - 4) // 2
         if size < 1:
             raise ConfigError(f"model lenet cannot take {image_size}x{image_size} images. Set data.image_size=12 or more.")

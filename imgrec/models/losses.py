@@ -8,20 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from imgrec.errors import ConfigError
-
 ClassWeights = Literal["none", "balanced"]
 
 
 def _smooth(targets: Tensor, label_smoothing: float) -> Tensor:
     """(1 - e) * targets + e / K (Szegedy 2016, Inception-v3, section 7)."""
     return targets if label_smoothing == 0 else targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
-
-
-def _check_smoothing(label_smoothing: float) -> float:
-    if not 0 <= label_smoothing < 1:
-        raise ConfigError(f"loss.label_smoothing={label_smoothing}, not a share from 0 to below 1. Set loss.label_smoothing=0.1.")
-    return label_smoothing
 
 
 class Loss(nn.Module):
@@ -35,9 +27,6 @@ class Loss(nn.Module):
 
     def __init__(self, *, class_weights: ClassWeights, l1: float, l2: float) -> None:
         super().__init__()
-        for name, strength in (("l1", l1), ("l2", l2)):
-            if strength < 0:
-                raise ConfigError(f"loss.{name}={strength} would reward large weights. Set loss.{name}=0.0 or above.")
         self.class_weights, self.l1, self.l2 = class_weights, l1, l2
         # Not in the state dict: it follows from the training data, and a checkpoint serves other data too.
         self.register_buffer("class_weight", None, persistent=False)
@@ -85,7 +74,7 @@ class CrossEntropy(Loss):
 
     def __init__(self, *, label_smoothing: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
         super().__init__(class_weights=class_weights, l1=l1, l2=l2)
-        self.label_smoothing = _check_smoothing(label_smoothing)
+        self.label_smoothing = label_smoothing
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(logits, _smooth(targets, self.label_smoothing), reduction="none")
@@ -106,7 +95,7 @@ class BCE(Loss):
 
     def __init__(self, *, label_smoothing: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
         super().__init__(class_weights=class_weights, l1=l1, l2=l2)
-        self.label_smoothing = _check_smoothing(label_smoothing)
+        self.label_smoothing = label_smoothing
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         smooth = _smooth(targets, self.label_smoothing)
@@ -122,8 +111,6 @@ class Focal(Loss):
 
     def __init__(self, *, gamma: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
         super().__init__(class_weights=class_weights, l1=l1, l2=l2)
-        if gamma < 0:
-            raise ConfigError(f"loss.gamma={gamma} would stress what is easy. Set loss.gamma=2.0.")
         self.gamma = gamma
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:

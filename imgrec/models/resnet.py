@@ -9,25 +9,24 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
 from imgrec.models.channels import set_channels
-from imgrec.models.checks import check_option
 
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
-DEPTHS = (*CIFAR_DEPTHS, 18, 34, 50, 101, 152)
 
 
 def resnet(
-    *, num_classes: int, channels: int, depth: int, stem: Literal["imagenet", "small"], zero_init_residual: bool
+    *,
+    num_classes: int,
+    channels: int,
+    depth: Literal[20, 32, 44, 56, 110, 18, 34, 50, 101, 152],
+    stem: Literal["imagenet", "small"],
+    zero_init_residual: bool,
 ) -> nn.Module:
     """Float [B, channels, H, W] -> logits [B, num_classes]; the ImageNet family (depth 18 to 152) or the CIFAR family (20 to 110).
 
     stem: "imagenet" is 7x7 stride 2 and a pooling, together a quarter of the size; "small" is 3x3 stride 1. The ImageNet family
     with stem "imagenet" is torchvision's network.
     zero_init_residual: every block starts as the identity (Goyal et al. 2017, arXiv 1706.02677).
-
-    Raises ConfigError for a depth that neither family has.
     """
-    check_option("model.depth", depth, DEPTHS)
-    check_option("model.stem", stem, ("imagenet", "small"))
     if depth in CIFAR_DEPTHS:
         return CifarResNet(
             num_classes=num_classes, channels=channels, depth=depth, stem=stem, zero_init_residual=zero_init_residual

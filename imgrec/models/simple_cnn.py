@@ -6,7 +6,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 from imgrec.errors import ConfigError
-from imgrec.models.checks import check_option
 
 
 class SimpleCNN(nn.Module):
@@ -35,13 +34,10 @@ class SimpleCNN(nn.Module):
         dense_dropout: float,
     ) -> None:
         super().__init__()
-        for entry in padding:
-            check_option("model.padding", entry, ("valid", "same"))
-        check_option("model.norm", norm, ("none", "batch"))
-        if not widths or min(widths) < 1 or not padding or kernel < 1 or dense < 0:
+        if not widths or not padding:
             raise ConfigError(
-                f"model.widths={widths} model.padding={padding} model.kernel={kernel} model.dense={dense} make no network. "
-                "Set model.widths=[32,64,128] model.padding=[valid] model.kernel=3 model.dense=512."
+                f"model.widths={widths} model.padding={padding}: each needs one entry at least. "
+                "Set model.widths=[32,64,128] model.padding=[same]."
             )
         lost = (kernel - 1) * padding.count("valid")  # pixels per stage
         size = image_size

@@ -7,24 +7,26 @@ from torch import nn
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
 from imgrec.models.channels import set_channels
-from imgrec.models.checks import check_option
 from imgrec.models.simple_cnn import he_init
 
 _CONFIGURATIONS = {11: "A", 13: "B", 16: "D", 19: "E"}  # the columns of the paper's table 1
-DEPTHS = tuple(_CONFIGURATIONS)
 
 
 def vgg(
-    *, num_classes: int, channels: int, depth: int, batch_norm: bool, head: Literal["imagenet", "small"], dropout: float
+    *,
+    num_classes: int,
+    channels: int,
+    depth: Literal[11, 13, 16, 19],
+    batch_norm: bool,
+    head: Literal["imagenet", "small"],
+    dropout: float,
 ) -> nn.Module:
     """Float [B, channels, H, W] -> logits [B, num_classes].
 
     head "imagenet" (7x7 features, 4096-4096-num_classes) is torchvision's network and needs 32 pixels. "small" (1x1 features,
     512-num_classes) has 25 times fewer parameters and takes images of any size: its poolings round up, which changes nothing
-    for multiples of 32. dropout: share of the head's hidden values. Raises ConfigError for another depth.
+    for multiples of 32. dropout: share of the head's hidden values.
     """
-    check_option("model.depth", depth, DEPTHS)
-    check_option("model.head", head, ("imagenet", "small"))
     features = make_layers(cfgs[_CONFIGURATIONS[depth]], batch_norm=batch_norm)
     if head == "imagenet":
         net: nn.Module = VGG(features, num_classes=num_classes, dropout=dropout)
