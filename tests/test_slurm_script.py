@@ -270,6 +270,11 @@ def test_the_settings_of_the_script_come_first_and_the_training_gets_the_others(
     assert not {"python", "setup", "requeue_on_failure"} & RunConfig.__dataclass_fields__.keys()
 
 
+def test_a_file_that_setup_sources_does_not_see_the_arguments(start, tmp_path):
+    (tmp_path / "setvars.sh").write_text('echo "setvars: $#"\n')
+    assert "setvars: 0\n" in start(arguments=["setup=source ./setvars.sh", "seed=1"])[2]
+
+
 def test_a_stopped_job_is_requeued_and_a_finished_one_is_not(start):
     assert start()[:2] == (0, "")
     assert start(ended(STOPPED), 75)[:2] == (75, "requeue 7")
