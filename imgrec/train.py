@@ -14,7 +14,7 @@ from imgrec.errors import ImgrecError, Stopped
 
 if TYPE_CHECKING:
     from imgrec.distributed.heartbeat import Heartbeat
-    from imgrec.distributed.watchdog import Watchdog
+    from imgrec.distributed.watchdog import SaveStatus
     from imgrec.terminal import Terminal
     from imgrec.training.run_dir import RunDir
 
@@ -28,7 +28,7 @@ def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = 
     from imgrec.distributed.device_checks import check_world, wanted_processes
     from imgrec.distributed.heartbeat import Heartbeat
     from imgrec.distributed.process_group import connect
-    from imgrec.distributed.watchdog import Watchdog
+    from imgrec.distributed.watchdog import SaveStatus, Watchdog
     from imgrec.distributed.world import world
     from imgrec.terminal import Terminal
     from imgrec.training.run_dir import join_run_dir
@@ -53,9 +53,10 @@ def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = 
         if here.rank == 0:
             screen.log_to(folder.path / "log.txt")
         heartbeat = Heartbeat(here.rank, here.size, run.trainer["timeout_s"], screen.note)
-        watchdog = Watchdog(note=screen.note, leave=heartbeat.leave, speaks=here.rank == 0)
+        saves = SaveStatus()
+        watchdog = Watchdog(saves, note=screen.note, leave=heartbeat.leave, speaks=here.rank == 0)
         with signals.handlers_installed(), watchdog, heartbeat:
-            return _fit(run, folder, screen, command, heartbeat, watchdog)
+            return _fit(run, folder, screen, command, heartbeat, saves)
     except ImgrecError:
         folder.forget()
         raise
@@ -71,7 +72,7 @@ def _fit(
     screen: "Terminal",
     command: Sequence[str],
     heartbeat: "Heartbeat",
-    watchdog: "Watchdog",
+    saves: "SaveStatus",
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
 
@@ -90,14 +91,23 @@ def _fit(
     watching, history = observers(run, folder, screen)
     writer = CheckpointWriter()
     file, resume = on_first_rank(lambda: latest_checkpoint(folder.checkpoints, screen.say)) or (None, None)
-    gate = StepBoundary(run, folder, writer, resume, heartbeat, screen.say)
-    watchdog.saves = gate
+    boundary = StepBoundary(
+        last=folder.last,
+        writer=writer,
+        resume=resume,
+        heartbeat=heartbeat,
+        saves=saves,
+        say=screen.say,
+        save_every_steps=run.trainer["save_every_steps"],
+        save_every_minutes=run.trainer["save_every_minutes"],
+        max_minutes=run.trainer["max_minutes"],
+    )
     trainer = build_trainer(
         **trainer_arguments(run),
         max_epochs=run.epochs,
         default_root_dir=folder.path,
         logger=build_logger(run.logger, folder.path),
-        callbacks=[*watching, gate, *guards(run, folder.checkpoints)],
+        callbacks=[boundary, *watching, *guards(run, folder.checkpoints)],
         plugins=[writer],
     )
     heartbeat.doing = "reading the data"
@@ -108,15 +118,14 @@ def _fit(
     heartbeat.doing = "starting"
     classifier, size, taken = build_classifier(run, data, augment)
     writer.metadata = checkpoint_metadata(run, data.classes, data.preprocessing())
-    data.gate = gate
     if resume is not None:
-        data.start = (resume["place"]["epoch"], resume["place"]["done"])
+        data.start = (resume["position"]["epoch"], resume["position"]["done"])
     if trainer.is_global_zero:
         tensorboard.truncate_event_files(folder.path / "tensorboard", resume["events"] if resume is not None else {})
     screen.say(
-        summary.start_screen(run, folder, trainer, data, plan, size, taken, file, resume["place"]["step"] if resume else 0)
+        summary.start_screen(run, folder, trainer, data, plan, size, taken, file, resume["position"]["step"] if resume else 0)
     )
-    if file is not None and resume is not None and resume["place"]["stage"] == "end":
+    if file is not None and resume is not None and resume["position"]["stage"] == "end":
         history.load_state_dict(read_checkpoint(file)["callbacks"][history.state_key])
     else:
         trainer.fit(classifier, datamodule=data, ckpt_path=file, weights_only=True)

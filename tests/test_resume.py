@@ -1,5 +1,6 @@
 """A run that was killed anywhere and started again equals the unbroken run, bit for bit: weights, optimizer, average, curves, decisions."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -222,8 +223,8 @@ def test_a_stop_in_validation_repeats_the_validation_alone(tmp_path, unbroken):
     run = load_run(tmp_path)
     said = stopped(run, 3, Classifier, "validation_step")
     assert said == "stopped by SIGTERM at step 8 (epoch 2 of 3); saved. Start the same command again to go on."
-    place = {"epoch": 1, "done": STEPS_PER_EPOCH, "stage": "validate", "step": 2 * STEPS_PER_EPOCH}
-    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["resume"]["place"] == place
+    position = {"epoch": 1, "done": STEPS_PER_EPOCH, "stage": "validate", "step": 2 * STEPS_PER_EPOCH}
+    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["resume"]["position"] == position
     assert_same(finish_run(run), unbroken)
 
 
@@ -244,28 +245,29 @@ def test_a_stop_in_the_test_repeats_the_test_alone(tmp_path, unbroken):
     assert_same(finish_run(run), unbroken)
 
 
-def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unbroken):
-    """The worker sleeps for ten minutes over the second batch."""
+@pytest.mark.parametrize(("sample", "trained"), [(6, 1), (11, 3)], ids=["before a step", "within a step"])
+def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unbroken, sample, trained):
+    """The worker hangs over this sample of the epoch's order, and asks for the stop when that many micro-batches have begun."""
     run = load_run(tmp_path, "num_workers=1")
 
     def work(rank: int) -> None:
-        read_images = InMemoryImages.__getitem__
+        read_images, begun = InMemoryImages.__getitem__, multiprocessing.Event()
 
-        def slow(self, request):
-            if len(self) == SAMPLES and request.indices[0] == second:
-                time.sleep(3)  # in which the first step is done
+        def hang(self, request):
+            if len(self) == SAMPLES and index in request.indices:
+                begun.wait()
                 os.kill(os.getppid(), signal.SIGTERM)
                 time.sleep(600)
             return read_images(self, request)
 
-        second = int(shuffled_order(SAMPLES, seed=run.seed)(0)[6])
-        InMemoryImages.__getitem__ = slow
-        begun = time.monotonic()
-        with pytest.raises(Stopped, match=r"at step 1 \(epoch 1 of 3\)"):
+        index = int(shuffled_order(SAMPLES, seed=run.seed)(0)[sample])
+        InMemoryImages.__getitem__ = hang
+        patch_call(trained, Classifier, "training_step", lambda *_: begun.set())
+        with pytest.raises(Stopped, match=r"^stopped by SIGTERM while waiting for data\. "):
             fit(run, quiet=True)
-        assert time.monotonic() - begun < 60
 
     assert exit_codes(1, work) == [0]
+    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == 1
     assert_same(finish_run(run), unbroken)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from imgrec.data.batch import Batch, ImageSet
 from imgrec.data.class_balance import Sampling, training_order
 from imgrec.data.decode import Preprocessing
-from imgrec.data.loader import BatchGate, Loader, worker_count
+from imgrec.data.loader import Loader, worker_count
 from imgrec.data.sampler import BatchPlan, EpochBatches, plan_batches, sequential_order
 from imgrec.data.splits import check_labels, stratified
 from imgrec.errors import ConfigError, DataError
@@ -86,7 +86,6 @@ class ImageData(pl.LightningDataModule):
             image_size=image_size, channels=channels, mean=list(mean), std=list(std), resize=resize, crop_share=crop_share
         )
         self.start: tuple[int, int] = (0, 0)  # (epoch, global batches of it already done): where a resumed run goes on
-        self.gate: BatchGate | None = None  # of a training: asked between its steps, and between the batches of its evaluations
         self._splits: Splits | None = None
         self._plan: BatchPlan | None = None
         self._bad: set[str] = set()
@@ -197,7 +196,7 @@ class ImageData(pl.LightningDataModule):
             most=self.plan.per_device,
             start=self.start,
         )
-        return Loader(self._training, requests, num_workers=self.workers, gate=self.gate, every=self.plan.accumulate)
+        return Loader(self._training, requests, num_workers=self.workers, stoppable=self.plan.devices == 1)
 
     def val_dataloader(self) -> Loader:
         return self.evaluation_loader(self.split("val"))
@@ -217,7 +216,7 @@ class ImageData(pl.LightningDataModule):
             accumulate=1,
             keep_single=True,
         )
-        return Loader(images, requests, num_workers=self.workers, gate=self.gate)
+        return Loader(images, requests, num_workers=self.workers, stoppable=self.plan.devices == 1)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Notes the images that were left out, and sends the rest on."""

@@ -4,47 +4,37 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from itertools import count
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from imgrec.data.batch import Batch, ImageSet, Request
 from imgrec.data.sampler import EpochBatches
-from imgrec.distributed.signals import end_with_parent
-from imgrec.errors import DataError
+from imgrec.distributed.signals import end_with_parent, stop_reason
+from imgrec.errors import DataError, Stopped
 
 MOST_WORKERS = 16  # more seldom help: the device waits no longer, and each holds prefetched batches
 STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+POLL_SECONDS = 0.5  # how often a stop is looked for while a batch is waited for
 
 
-POLL_SECONDS = 0.5  # how often the gate is asked while a batch is waited for
-
-
-class BatchGate(Protocol):
-    """Who is asked before batches are handed over (imgrec.training.step_boundary.StepBoundary)."""
-
-    def fetching(self) -> None: ...
-
-    def waiting(self) -> None: ...
-
-    def before(self) -> None: ...
+class StoppedWaiting(Stopped):
+    """The run was asked to stop while it waited for a batch."""
 
 
 class Loader:
     """Batches of `dataset` as `requests` asks for them; an `iter()` is one epoch, and draws nothing before its first `next()`.
 
-    `gate` is asked before the first of every `every` batches, which is between two optimizer steps.
+    `stoppable`: raise StoppedWaiting when the run is asked to stop and a worker does not deliver. Only where this is the only rank: several ranks
+    stop at a step boundary or, after a while, by the watchdog, as the others are in a collective already that this one has to join.
 
     It holds a DataLoader but is none: Lightning would replace the sampler (overfit_batches) and warn about few workers, which
     sets in memory do not need. A DataError in a worker arrives as it was raised, not buried in the worker's traceback.
     """
 
-    def __init__(
-        self, dataset: ImageSet, requests: EpochBatches, *, num_workers: int, gate: BatchGate | None = None, every: int = 1
-    ) -> None:
-        self.dataset, self.requests, self.num_workers, self.gate, self.every = dataset, requests, num_workers, gate, every
+    def __init__(self, dataset: ImageSet, requests: EpochBatches, *, num_workers: int, stoppable: bool = False) -> None:
+        self.dataset, self.requests, self.num_workers = dataset, requests, num_workers
         self._loader: DataLoader[Batch | DataError] = DataLoader(
             _Guarded(dataset),
             batch_size=None,
@@ -54,7 +44,7 @@ class Loader:
             pin_memory=torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             worker_init_fn=start_worker if num_workers else None,
-            timeout=POLL_SECONDS if num_workers and gate is not None else 0,
+            timeout=POLL_SECONDS if num_workers and stoppable else 0,
             generator=torch.Generator(),  # its own: seeding workers must not draw from the network's randomness
         )
 
@@ -65,29 +55,22 @@ class Loader:
             batches = iter(self._loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for place in count():
-            at_gate = self.gate if place % self.every == 0 else None
-            if at_gate is not None:
-                at_gate.fetching()
-            try:
-                batch = self._next(batches)
-            except StopIteration:
-                return
-            if isinstance(batch, DataError):
-                raise batch
-            if at_gate is not None:
-                at_gate.before()
-            yield batch
-
-    def _next(self, batches: Iterator[Batch | DataError]) -> Batch | DataError:
         while True:
             try:
-                return next(batches)
+                batch = next(batches)
+            except StopIteration:
+                return
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader timed out"):
                     raise
-                assert self.gate is not None
-                self.gate.waiting()
+                if (reason := stop_reason()) is not None:
+                    raise StoppedWaiting(
+                        f"stopped by {reason} while waiting for data. Start the same command again to resume."
+                    ) from None
+                continue
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
     def __len__(self) -> int:
         return len(self.requests)

@@ -4,14 +4,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from imgrec.distributed import signals
-
-if TYPE_CHECKING:
-    from imgrec.training.lightning_compat import LoopPosition
-
 
 GRACE_S = 15.0  # a stop should be over inside 20 s
 SAVING_S = 120.0  # for a save that has begun, and for the way out after it
@@ -44,23 +40,36 @@ def end_process(line: str | None, code: int, note: Callable[[str], None] | None 
     os._exit(code)
 
 
-class Saves(Protocol):
-    """Who saves (imgrec.training.step_boundary.StepBoundary): whether a save is under way, and the place of the last one."""
+class SaveStatus:
+    """The saves of a run, as its main thread notes them and the watchdog reads them."""
 
-    saving: bool
-    saved: "LoopPosition | None"
+    def __init__(self) -> None:
+        self.saving = False
+        self.count = 0  # saves that are complete
+        self.step: int | None = None  # of the last one, or of the checkpoint that the run resumed from
+
+    @contextmanager
+    def save(self, step: int) -> Iterator[None]:
+        """Around a save as of `step`."""
+        self.saving = True
+        try:
+            yield
+            self.step, self.count = step, self.count + 1
+        finally:
+            self.saving = False
 
 
 class Watchdog:
     """A thread that ends this process with exit code 75 when it was asked to stop `grace_s` ago and no step boundary came.
 
-    The main thread then sits where Python runs no code of ours: a compile, a read from a share that is gone. A save that begins in time, and the way
-    out after it, may take `saving_s`. Use it as a context manager around a run; set `saves` once there is something that saves. `leave` is called before
-    the end, so that the other ranks do not take it for a death; `note` writes to the log; `speaks`: this process prints the line.
+    The main thread is then where Python runs no code of ours: a compile, a read from a file system that is gone. A save that begins in time, and the
+    way out after it, may take `saving_s`. Use it as a context manager around a run. `leave` is called before the end, so that the other ranks do not
+    take it for a death; `note` writes to the log; `speaks`: this process prints the line.
     """
 
     def __init__(
         self,
+        saves: SaveStatus,
         *,
         note: Callable[[str], None],
         leave: Callable[[str], None],
@@ -68,8 +77,7 @@ class Watchdog:
         grace_s: float = GRACE_S,
         saving_s: float = SAVING_S,
     ) -> None:
-        self.saves: Saves | None = None
-        self._note, self._leave, self._speaks = note, leave, speaks
+        self._saves, self._note, self._leave, self._speaks = saves, note, leave, speaks
         self._grace_s, self._saving_s = grace_s, saving_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="imgrec watchdog", daemon=True)
@@ -82,17 +90,17 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        before: LoopPosition | None = None  # what was saved when the stop was asked for
+        count, step = 0, self._saves.step  # when the stop was asked for
         began: float | None = None  # when the save after that did
         while not self._over.wait(min(0.25, self._grace_s / 10)):
-            saves, reason = self.saves, signals.stop_reason()
+            reason = signals.stop_reason()
             if reason is None:
-                before = None if saves is None else saves.saved
+                count, step = self._saves.count, self._saves.step
                 continue
-            if began is None and saves is not None and (saves.saving or saves.saved is not before):
+            if began is None and (self._saves.saving or self._saves.count > count):
                 began = time.monotonic()
             if began is None and signals.seconds_since_request() > self._grace_s:
-                since = "" if before is None else f" since step {before.step}"
+                since = "" if step is None else f" since step {step}"
                 self._end(f"stopped by {reason}; no step boundary came within {self._grace_s:g} s: nothing was saved{since}")
             if began is not None and time.monotonic() - began > self._saving_s:
                 self._end(f"stopped by {reason}; the save that began then did not end within {self._saving_s:g} s")
