@@ -5,10 +5,14 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from imgrec import __version__
 from imgrec.distributed import signals
 from imgrec.errors import FAILED, REFUSED, Died, ImgrecError, Stopped
+
+if TYPE_CHECKING:
+    from imgrec.config.schema import RunConfig
 
 COMMANDS = {
     "train": "train a classifier and test it",
@@ -106,14 +110,20 @@ def run(command: str, argv: list[str]) -> int:
         signals.install_handlers()  # before the seconds that importing torch takes
     config_dir, argv = _config_dir(argv)
     if command == "train":
-        if {"-m", "--multirun"} & set(argv):
-            return int(
-                import_module("imgrec.sweeps.run").sweep([word for word in argv if word not in ("-m", "--multirun")], config_dir)
-            )
+        from imgrec.sweeps.grid import is_sweep
+
+        if is_sweep(argv):
+            return int(import_module("imgrec.sweeps.run").sweep(argv, config_dir, _fit))
         settings = load_config("train", argv, config_dir)
         import_module("imgrec.train").fit(settings)
         return 0
     return int(import_module(f"imgrec.{command}").main(argv, config_dir))
+
+
+def _fit(run: "RunConfig", *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
+    """imgrec.train.fit, imported when the first job is trained: torch takes seconds, and a sweep is checked before."""
+    result: dict[str, Any] = import_module("imgrec.train").fit(run, quiet=quiet, command=command)
+    return result
 
 
 def _usage() -> str:

@@ -18,7 +18,7 @@ from imgrec.config.compose import compose_config, load_config, quote_values
 from imgrec.config.options import group_names
 from imgrec.config.schema import RunConfig, parse_settings, run_config
 from imgrec.errors import ConfigError
-from imgrec.sweeps.grid import check_sweep, grid_jobs, sweep_name
+from imgrec.sweeps.grid import is_sweep, plan_sweep
 from imgrec.training.restart_count import count_start
 from imgrec.training.run_dir import choose_run_dir
 
@@ -115,35 +115,31 @@ def _check_side(overrides: Sequence[str]) -> None:
 
 
 def _training(arguments: list[str], config_dir: str | None) -> Training:
-    sweep = [text for text in arguments if text not in ("-m", "--multirun")]
     folder = ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
-    if len(sweep) == len(arguments):
+    if not is_sweep(arguments):
         run = load_config("train", arguments, config_dir)
         return Training([*folder, *arguments], run, None, run.name)
-    if any(text.startswith(("hydra/sweeper=", "hydra.")) for text in sweep):
+    plan = plan_sweep(arguments, config_dir)
+    if plan.trials is not None:
         raise ConfigError(
-            "the jobs of this sweep depend on the results of others, so it cannot be an array. Leave the hydra overrides out, "
-            "or run the sweep inside one job."
+            "--search: a search has no list of jobs, so it cannot be an array. Run its workers as jobs of their own, with "
+            "sbatch --wrap: docs/sweeps.md shows how."
         )
-    if own := next((text for text in sweep if text.startswith("job=")), None):
+    if plan.job is not None:
         raise ConfigError(
-            f"{own}: each task of the array sets its own. Leave it out, and set array={own[4:]} for that job alone."
+            f"job={plan.job}: each task of the array sets its own. Leave it out, and set array={plan.job} for that job alone."
         )
-    base, sweeps = check_sweep(sweep, config_dir, intervals=False)
-    run = run_config(base)
-    return Training([*folder, "-m", *sweep], run, len(grid_jobs(sweep, sweeps)), sweep_name(run.name, sweeps))
+    return Training([*folder, *arguments], run_config(plan.base), len(plan.grid()), plan.name)
 
 
 def job_run_dir(arguments: Sequence[str], config_dir: str | None) -> Path:
     """The run directory of `imgrec train ARGUMENTS` inside a SLURM job; of a sweep that of the job of this task."""
-    sweep = [text for text in arguments if text not in ("-m", "--multirun")]
-    if len(sweep) == len(arguments):
+    if not is_sweep(arguments):
         return choose_run_dir(load_config("train", arguments, config_dir)).path
-    base, sweeps = check_sweep([text for text in sweep if not text.startswith("job=")], config_dir, intervals=False)
-    task = [text.removeprefix("job=") for text in sweep if text.startswith("job=")][-1]
-    run = run_config(base)
-    assert run.id is not None  # the script sets it
-    return Path(run.runs_dir) / sweep_name(run.name, sweeps) / run.id / task
+    plan = plan_sweep(arguments, config_dir)
+    assert plan.base["id"] is not None  # the script sets it
+    assert plan.job is not None
+    return Path(plan.base["runs_dir"]) / plan.name / plan.base["id"] / plan.job
 
 
 def _check_job(job: JobConfig, training: Training) -> None:

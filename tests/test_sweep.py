@@ -1,39 +1,48 @@
-"""Sweeps: ranked as the figures in result.json are, gone on with after an interruption, bad values refused before any job."""
+"""Sweeps: ranked as the figures in result.json are, resumed after an interruption, bad values refused before any job."""
 
 import csv
 import importlib
 import json
 import math
+import os
 import shlex
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
 from small_run import SMALL
 
 import imgrec
 from imgrec import cli, config
 from imgrec.distributed import signals
 from imgrec.errors import ConfigError, Stopped
-from imgrec.sweeps.folder import SweepFolder, choose_sweep_folder
-from imgrec.sweeps.grid import check_sweep, grid_jobs, optuna_settings, sweep_name
+from imgrec.sweeps.folder import Job, SweepFolder, choose_sweep_folder, open_sweep_folder
+from imgrec.sweeps.grid import Interval, parse_interval, plan_sweep, sweep_name
+from imgrec.sweeps.search import Search
 
 INTERRUPTED, STOPPED, OUR_FAULT = 0.25, 0.5, 0.125  # rates at which `trained` does not
 Sweep = Callable[..., int]
 # Swept keys come after these.
-WORDS = [word for word in SMALL if word.partition("=")[0] not in ("optim.lr", "data.image_size")]
+OVERRIDES = [override for override in SMALL if override.partition("=")[0] not in ("optim.lr", "data.image_size")]
+SEARCH = ("--search", "optim.lr=log(0.0001,0.1)", "optim.momentum=0.0,0.9")
+optuna_installed = pytest.mark.skipif(find_spec("optuna") is None, reason="the extra optuna is not installed")
 
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """sweep("optim.lr=1,2") runs the command in tmp_path and gives its exit code."""
     monkeypatch.chdir(tmp_path)
-    return lambda *words: cli.main(["train", "-m", *WORDS, *words])
+    return lambda *arguments: cli.main(["train", "-m", *OVERRIDES, *arguments])
 
 
 @pytest.fixture
@@ -52,16 +61,20 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             raise ZeroDivisionError("no\nsecond line")
         if lr > 1:
             raise ConfigError(f"optim.lr={lr:g} is too high. Set optim.lr=1.")
-        accuracy = 1 / (1 + math.log10(lr / 0.01) ** 2)
-        found = {"best": {"val/accuracy": accuracy}, "test": {"accuracy": accuracy / 2}, "train_seconds": 61.0}
-        assert run.id is not None
-        folder = Path(run.runs_dir) / run.name / run.id
-        folder.mkdir(exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(found))
-        return found
+        return write_result(run, 1 / (1 + math.log10(lr / 0.01) ** 2))
 
     monkeypatch.setattr(importlib.import_module("imgrec.train"), "fit", instead)
     return seen
+
+
+def write_result(run: config.RunConfig, accuracy: float) -> dict[str, Any]:
+    """What a training leaves that had this accuracy."""
+    result = {"best": {"val/accuracy": accuracy}, "test": {"accuracy": accuracy / 2}, "train_seconds": 61.0}
+    assert run.id is not None
+    folder = Path(run.runs_dir) / run.name / run.id
+    folder.mkdir(exist_ok=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    return result
 
 
 def rows(folder: str) -> list[dict[str, str]]:
@@ -70,8 +83,8 @@ def rows(folder: str) -> list[dict[str, str]]:
 
 
 def result(row: dict[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((Path(row["folder"]) / "result.json").read_text())
-    return found
+    stored: dict[str, Any] = json.loads((Path(row["folder"]) / "result.json").read_text())
+    return stored
 
 
 def test_jobs_are_single_runs_ranked_as_their_results_are(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,21 +103,21 @@ def test_jobs_are_single_runs_ranked_as_their_results_are(sweep: Sweep, tmp_path
     assert sorted(path.name for path in Path().iterdir()) == ["runs", "tmp"]
     assert not list(Path("tmp").glob("imgrec*"))
     assert not [*Path().rglob(".hydra"), *Path().rglob("multirun.yaml"), *Path().rglob("*.unfinished")]
-    # the second job is the run of its words alone
-    words = ["optim.lr=0.001", "data.image_size=16", "epochs=2", "monitor=val/loss"]
-    alone = imgrec.fit(config.load("train", [*WORDS, *words, "runs_dir=alone"]), quiet=True)
+    # the second job is the run of its overrides alone
+    overrides = ["optim.lr=0.001", "data.image_size=16", "epochs=2", "monitor=val/loss"]
+    alone = imgrec.fit(config.load("train", [*OVERRIDES, *overrides, "runs_dir=alone"]), quiet=True)
     (job,) = [result(row) for row in found if row["optim.lr"] == "0.001"]
     assert job["last"]["train/loss"] == alone["last"]["train/loss"]
     assert job["test"] == alone["test"]
     # and its command that of a single run
-    words = shlex.split(job["command"])
-    assert "-m" not in words[1:]
-    again = config.load("train", [word for word in words if "=" in word])
+    command = shlex.split(job["command"])
+    assert "-m" not in command[1:]
+    again = config.load("train", [override for override in command if "=" in override])
     assert (again.runs_dir, again.name, again.id, again.optim["lr"]) == ("runs/fake_lenet", "sweep_1", "1", 0.001)
 
 
 def test_the_table_shows_what_the_files_hold(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep("optim.lr=0.1,0.01", "seed=1", "optim.lr=1,0.01") == 0  # the later word counts
+    assert sweep("optim.lr=0.1,0.01", "seed=1", "optim.lr=1,0.01") == 0  # the later one counts
     assert trained == [1.0, 0.01]
     said = capsys.readouterr().out
     assert (
@@ -133,13 +146,12 @@ next:
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_goes_on_where_it_ended(
+def test_an_interrupted_sweep_is_resumed_where_it_ended(
     sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = list(sys.argv)
+    argv = list(sys.argv)
     assert sweep(f"optim.lr=0.1,{INTERRUPTED}") == 130
-    assert sys.argv == words
-    assert not GlobalHydra.instance().is_initialized()
+    assert sys.argv == argv
     assert [row["status"] for row in rows("runs/fake_lenet/sweep_1")] == ["finished", "started"]
     capsys.readouterr()
     for again, expected in enumerate(([0.1, INTERRUPTED, INTERRUPTED],) * 2, 1):
@@ -149,18 +161,18 @@ def test_an_interrupted_sweep_goes_on_where_it_ended(
     assert [row["optim.lr"] for row in rows("runs/fake_lenet/sweep_1")] == ["0.1", str(INTERRUPTED)]
 
 
-def test_a_stopped_job_stops_the_sweep_and_the_same_command_goes_on(
+def test_a_stopped_job_stops_the_sweep_and_the_same_command_resumes_it(
     sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = f"optim.lr=2,{STOPPED},0.1"
-    assert sweep(words) == 75
+    lrs = f"optim.lr=2,{STOPPED},0.1"
+    assert sweep(lrs) == 75
     assert [row["status"] for row in rows("runs/fake_lenet/sweep_1")] == ["failed", "stopped"]
     said = capsys.readouterr()
     assert said.out.endswith(
         "stopped by SIGTERM at step 3; saved. Start the same command again to go on. 3 of 3 jobs are not finished.\n"
     )
     assert said.err == ""
-    assert sweep(words) == 2  # the first job fails again
+    assert sweep(lrs) == 2  # the first job fails again
     assert trained == [2.0, STOPPED, 2.0, STOPPED, 0.1]
     assert [row["optim.lr"] for row in rows("runs/fake_lenet/sweep_1")] == ["0.1", str(STOPPED), "2"]
 
@@ -180,34 +192,39 @@ def test_a_signal_between_two_jobs_stops_the_sweep(
 def test_jobs_one_by_one_are_those_of_the_sweep(
     sweep: Sweep, trained: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["optim.lr=2,0.1,0.01", "seed=range(0,2)", "optim.fused=false"]
-    assert sweep(*words, "job=count") == 0
+    grid = ["optim.lr=2,0.1,0.01", "seed=range(0,2)", "optim.fused=false"]
+    assert sweep(*grid, "job=count") == 0
     assert capsys.readouterr().out == "6\n"
     for job in ("6", "last"):
-        assert sweep(*words, f"job={job}") == 2
+        assert sweep(*grid, f"job={job}") == 2
         assert f"job={job}: job takes a number from 0 to 5, count or none. Set job=5" in capsys.readouterr().err
     assert not Path("runs").exists()
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
-    assert sweep(*words, "job=4") == 0
-    assert sweep(*words, "job=1") == 2
+    assert sweep(*grid, "job=4") == 0
+    assert sweep(*grid, "job=1") == 2
     assert trained == [0.01, 2.0]
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
     status = ["finished", "waiting", "failed", "waiting", "waiting", "waiting"]
     assert [row["status"] for row in rows("runs/fake_lenet/sweep_77")] == status
     capsys.readouterr()
-    assert sweep(*words, "job=none") == 0
+    assert sweep(*grid, "job=none") == 0
     assert "     1  0.01      0               100.00%         50.00%  1:01  sweep_77/4\n" in capsys.readouterr().out
-    assert sweep(*words) == 2  # all that is missing, in the same folder: the same words are the same jobs
+    assert sweep(*grid) == 2  # all that is missing, in the same folder: the same arguments are the same jobs
     assert trained[2:] == [2.0, 2.0, 0.1, 0.1, 0.01]
     assert sorted(int(row["job"]) for row in rows("runs/fake_lenet/sweep_77")) == list(range(6))
 
 
 def test_the_grid_is_in_hydras_order() -> None:
-    words = ["seed=1,2", "epochs=3", "model=glob(l*)", "optim.lr=choice(0.1,0.2)"]
-    sweeps = check_sweep(words, None, intervals=False)[1]
-    assert grid_jobs(words, sweeps) == [
-        [f"seed={seed}", "epochs=3", "model=lenet", f"optim.lr={lr}"] for seed in (1, 2) for lr in (0.1, 0.2)
+    arguments = [
+        "seed=1,2",
+        "epochs=3",
+        "optim.lr=choice(0.1,0.2)",
+        "model=lenet,vgg",
+        "optim.betas=[0.9,0.99],[0.8,0.9]",
+        "optim=adam",
     ]
+    reference = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), max_batch_size=None)
+    assert plan_sweep(arguments, None).grid() == [list(job) for batch in reference for job in batch]
 
 
 def test_a_failed_job_is_listed_and_stops_no_other(
@@ -232,7 +249,7 @@ def test_our_own_fault_ends_with_one_and_its_traceback(
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (["optim.lr=0.1,fast"], "optim.lr=fast: lr takes a number, not a word."),
         (["optim.lr=0.1,-1"], "optim.lr=-1.0: lr must be more than 0."),
@@ -242,16 +259,30 @@ def test_our_own_fault_ends_with_one_and_its_traceback(
         (["model=simple_cnn,vgg", "model.dense=3"], "'model.dense=3': there is no key model.dense."),
         (["monitor=val/loss,val/accuracy"], "monitor=val/loss,val/accuracy: a sweep has one monitor for all its jobs. Set monitor=val/loss."),
         (["name=a,b"], "name=a,b: a sweep has one name for all its jobs. Set name=a."),
-        (["optim.lr=interval(0.1,1)"], "optim.lr=interval(0.1,1): an interval has no end of values. List some, optim.lr=0.1,0.01, or let Optuna"),
         (["model=glob(zz*)"], "model=glob(zz*): that is not a single value."),
-        (["seed=1,2", "hydra.sweeper.max_batches=3"], "Could not override 'hydra.sweeper.max_batches'. Type hydra/sweeper=basic or optuna, with hydra.sweeper."),
-        (["seed=1,2", "hydra/sweeper=optna"], "Could not find 'hydra/sweeper/optna'. Type hydra/sweeper=basic or optuna."),
+        (["seed=1,2", "hydra/sweeper=optuna"], "hydra/sweeper=optuna: sweeps take no key of Hydra's. To search, type imgrec train -m --search '"),
+        (["seed=1,2", "hydra.sweeper.n_trials=3"], "hydra.sweeper.n_trials=3: sweeps take no key of Hydra's."),
+        (["optim.lr=log(0.1,1)"], "optim.lr=log(0.1,1): an interval has no list of values. List some, optim.lr=0.1,0.01, or search: --search 'optim.lr=log(0.1,1)' trials=30."),
+        (["optim.lr=interval(0.1,1)"], "optim.lr=interval(0.1,1): there is no interval. Type 'optim.lr=uniform(0.1,1)', or log(0.1,1)."),
+        (["seed=1,2", "trials=3"], "trials=3: a grid runs every combination. Leave trials out, or add --search."),
+        (["--search", "seed=1,2"], "--search: trials takes a whole number, 1 or more. Type for example trials=30."),
+        (["--search", "seed=1,2", "trials=0"], "trials=0: trials takes a whole number, 1 or more."),
+        (["--search", "seed=1,2", "trials=3", "job=1"], "job=1: the values of a trial depend on the results before it. Leave job or --search out."),
+        (["--search", "seed=1", "trials=3"], "--search: no key has several values."),
+        (["--search", "opti.lr=log(0.1,1)", "trials=3"], "there is no key opti.lr. Did you mean optim.lr?"),
+        (["--search", "optim.lr=log(0,1)", "trials=3"], "optim.lr=log(0,1): log takes two numbers above 0, the lower one first. Type for example 'optim.lr=log(1e-4,1e-1)'."),
+        (["--search", "optim.lr=uniform(1,0.1)", "trials=3"], "uniform takes two numbers, the lower one first."),
+        (["--search", "seed=int(0,1.5)", "trials=3"], "seed=int(0,1.5): int takes two whole numbers, the lower one first."),
+        (["--search", "optim.momentum=uniform(0.5,1)", "trials=3"], "optim.momentum=1.0: momentum must be 0 or more and less than 1."),
+        (["--search", "seed=uniform(0,5)", "trials=3"], "seed=0.0: seed takes a whole number"),
+        (["--search", "model=lenet,lenett", "optim.lr=log(0.1,1)", "trials=3"], "model=lenett: there is no such model. Did you mean lenet?"),
+        (["--search", "optim.lr=tag(log,interval(0.1,1))", "trials=3"], "there is no interval. Type 'optim.lr=uniform(LOW,HIGH)', or log(LOW,HIGH)."),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_before_any_job(
-    words: list[str], sentence: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], sentence: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert sweep(*words) == 2
+    assert sweep(*arguments) == 2
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
@@ -259,16 +290,42 @@ def test_bad_values_are_refused_before_any_job(
 
 
 def test_values_of_every_kind_of_sweep() -> None:
-    words = ["optim.lr=choice(0.1,0.2)", "seed=range(0,3)", "model=glob(l*)", "optim.betas=[0.9,0.99],[0.8,0.9]", "epochs=3"]
-    base, sweeps = check_sweep(words, None, intervals=False)
-    assert {key: values for key, values in sweeps.items() if key != "optim.betas"} == {
-        "optim.lr": ["0.1", "0.2"],
-        "seed": ["0", "1", "2"],
-        "model": ["lenet"],
-    }
-    assert len(sweeps["optim.betas"]) == 2
-    assert (base["seed"], base["epochs"], base["optim"]["lr"]) == (0, 3, 0.1)
-    assert check_sweep(["optim.lr=tag(log,interval(0.001,0.1))"], None, intervals=True)[1] == {"optim.lr": ["0.001", "0.1"]}
+    plan = plan_sweep(
+        ["optim.lr=choice(0.1,0.2)", "seed=range(0,3)", "model=glob(l*)", "optim.betas=[0.9,0.99],[0.8,0.9]", "epochs=3"], None
+    )
+    values = {argument.key: argument.values for argument in plan.arguments}
+    assert len(values.pop("optim.betas")) == 2
+    assert values == {"optim.lr": ["0.1", "0.2"], "seed": ["0", "1", "2"], "model": ["lenet"], "epochs": ["3"]}
+    assert (plan.base["seed"], plan.base["epochs"], plan.base["optim"]["lr"]) == (0, 3, 0.1)
+
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.sampled_from(["uniform", "log", "int"]), numbers, numbers, st.sampled_from(["", " ", "  "]))
+def test_an_interval_is_read_as_it_is_written(kind: str, one: float, other: float, blank: str) -> None:
+    ends = [int(one), int(other)] if kind == "int" else [one, other]
+    text = f"optim.lr={kind}({blank}{ends[0]!r}{blank},{blank}{ends[1]!r}{blank})"
+    if ends[0] < ends[1] and (kind != "log" or ends[0] > 0):
+        assert parse_interval(text) == Interval(kind, *ends)  # type: ignore[arg-type]
+    else:
+        with pytest.raises(ConfigError, match=f"{kind} takes two"):
+            parse_interval(text)
+
+
+@given(st.sampled_from(["uniform", "log", "int", "interval"]), st.text(alphabet="0123456789.,-+eE_ infa()", max_size=12))
+def test_no_interval_ends_in_another_error(kind: str, ends: str) -> None:
+    try:
+        interval = parse_interval(f"optim.lr={kind}({ends})")
+    except ConfigError:
+        return
+    assert interval is not None
+    assert [float(end) for end in ends.split(",")] == [interval.low, interval.high]
+
+
+@given(st.sampled_from(["0.1", "[0.9,0.99]", "choice(1,2)", "1,2", "range(1,4)", "glob(l*)", "logs(1,2)", "'log(1,2)'"]))
+def test_other_values_are_no_interval(value: str) -> None:
+    assert parse_interval(f"optim.lr={value}") is None
 
 
 def test_names_of_sweeps() -> None:
@@ -280,75 +337,176 @@ def test_names_of_sweeps() -> None:
     assert sweep_name("mnist_cnn", {"experiment": ["mnist_cnn", "cifar10_cnn"]}) == "mnist_cnn+cifar10_cnn"
 
 
-def test_the_folder_of_a_sweep_is_that_of_its_words(tmp_path: Path) -> None:
-    def ask(*words: str, id: str | None = None, resume: bool = True) -> SweepFolder:
-        return choose_sweep_folder(runs_dir=str(tmp_path), name="n", id=id, resume=resume, words=words, monitor="val/loss")
+def test_the_folder_of_a_sweep_is_that_of_its_arguments(tmp_path: Path) -> None:
+    def choose(*arguments: str, id: str | None = None) -> SweepFolder:
+        return choose_sweep_folder(plan_sweep([f"runs_dir={tmp_path}", "name=n", "monitor=val/loss", *arguments], None), id)
 
-    first = ask("seed=1,2", "num_workers=0", "hydra.sweeper.n_trials=3")
+    search = ("--search", "seed=1,2", "num_workers=0")
+    first = open_sweep_folder(plan_sweep([f"runs_dir={tmp_path}", "name=n", "monitor=val/loss", *search, "trials=3"], None), None)
     assert first.path == tmp_path / "n" / "sweep_1"
-    with first:
-        first.job(["seed=1", "num_workers=0"])
-        first.save()
-        with pytest.raises(ConfigError, match="is in use by another process"):
-            ask("seed=1,2").__enter__()
-    assert ask("num_workers=2", "seed=1,2", "hydra.sweeper.n_trials=5").jobs == first.jobs
-    assert ask("seed=1,2", resume=False).path.name == "sweep_2"
-    assert ask("seed=1,3").path.name == "sweep_2"
-    assert ask("seed=1,2", "num_workers=0,2").path.name == "sweep_2"  # swept, so it matters
-    assert ask("seed=1,3", id="mine").path == tmp_path / "n" / "mine"
-    with pytest.raises(ConfigError, match=r"holds another sweep: seed=1,2\. Set another id"):
-        ask("seed=1,3", id="sweep_1")
+    with closing(first), first.updating():
+        first.append(["seed=1", "num_workers=0"])
+    assert choose("num_workers=2", "--search", "seed=1,2", "trials=5").jobs == first.jobs
+    assert choose(*search, "trials=3", "resume=false").path.name == "sweep_2"
+    assert choose("seed=1,2", "num_workers=0").path.name == "sweep_2"  # a grid
+    assert choose("--search", "seed=1,3", "trials=3").path.name == "sweep_2"
+    assert choose("--search", "seed=1,2", "num_workers=0,2", "trials=3").path.name == "sweep_2"  # swept, so it matters
+    assert choose("seed=1,3", id="mine").path == tmp_path / "n" / "mine"
+    with pytest.raises(ConfigError, match=r"holds another sweep: --search .*seed=1,2\. Set another id"):
+        choose("seed=1,3", id="sweep_1")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("optuna") is None, reason="the extra optuna is not installed")
-def test_optuna_maximizes_the_monitor_and_goes_on(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["hydra/sweeper=optuna", "optim.lr=tag(log,interval(0.0001,0.1))"]
-    assert sweep(*words, "hydra.sweeper.n_trials=2") == 0
+def in_new_process(code: str, *arguments: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_the_command_line_is_checked_without_torch_and_optuna() -> None:
+    code = (
+        "import sys, imgrec.sweeps.run as run; plan = run.plan_sweep(sys.argv[1:], None)\n"
+        "print(plan.trials, sorted({'torch', 'optuna', 'pytorch_lightning'} & sys.modules.keys()))"
+    )
+    assert in_new_process(code, *SEARCH, "optim=sgd", "trials=3").communicate()[0] == "3 []\n"
+
+
+WORKER = """
+import json, sys, time
+from pathlib import Path
+from imgrec.sweeps.run import sweep
+from test_sweep import write_result
+
+mine, other, *arguments = sys.argv[1:]
+
+def fit(run, *, quiet, command):
+    Path(mine).open("a").write(f"{run.id}\\n")
+    end = time.monotonic() + 60
+    while not Path(other).exists() and time.monotonic() < end:  # until the other has a job too
+        time.sleep(0.01)
+    return write_result(run, run.optim["lr"])
+
+sys.exit(sweep(arguments, None, fit))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [pytest.param((*SEARCH, "trials=6"), marks=optuna_installed), ("optim.lr=0.1,0.2,0.3", "seed=1,2")]
+)
+def test_two_processes_share_the_jobs(arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    workers = [in_new_process(WORKER, *names, *OVERRIDES, *arguments) for names in (("a", "b"), ("b", "a"))]
+    said = [worker.communicate()[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], said
+    jobs = [Path(name).read_text().split() for name in ("a", "b")]
+    assert all(jobs)
+    assert sorted(jobs[0] + jobs[1]) == ["0", "1", "2", "3", "4", "5"]
+    found = rows("runs/fake_lenet/sweep_1")
+    assert {row["status"] for row in found} == {"finished"}
+    assert [row["val/accuracy"] for row in found] == sorted((row["optim.lr"] for row in found), reverse=True)
+    assert len({(row["optim.lr"], row.get("seed")) for row in found}) == 6
+
+
+@optuna_installed
+def test_a_search_maximizes_the_monitor_and_is_resumed(
+    sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(*SEARCH, "trials=2") == 0
     said = capsys.readouterr()
     assert "Optuna's objective is a job's best val/accuracy, to maximize; sampler seed 0\n" in said.out
     assert said.err == ""
-    assert sweep(*words, "hydra.sweeper.n_trials=3") == 0
+    assert sweep(*SEARCH, "trials=3") == 0
     assert capsys.readouterr().out.count("(finished before)") == 2
-
-    # the same rates as Optuna alone
-    import optuna  # now that the sweep has, as its age makes it warn
-
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
-    alone = [trial.suggest_float("optim.lr", 0.0001, 0.1, log=True) for trial in (study.ask() for _ in range(3))]
-    assert trained == alone
+    assert len(trained) == 3
     found = rows("runs/fake_lenet/sweep_1")
-    assert [float(row["optim.lr"]) for row in found] == sorted(alone, key=lambda lr: abs(math.log10(lr / 0.01)))
+    assert [float(row["optim.lr"]) for row in found] == sorted(trained, key=lambda lr: abs(math.log10(lr / 0.01)))
+
+    import optuna
+
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("runs/fake_lenet/sweep_1/optuna.journal"))
+    study = optuna.load_study(study_name="sweep", storage=storage)
+    assert [trial.params["optim.lr"] for trial in study.trials] == trained
+    assert [trial.value for trial in study.trials] == [1 / (1 + math.log10(lr / 0.01) ** 2) for lr in trained]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(find_spec("optuna") is None, reason="the extra optuna is not installed")
-def test_optuna_where_every_job_fails(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "optim.lr=2,3") == 2
+@optuna_installed
+def test_a_search_where_every_job_fails_tries_them_again(sweep: Sweep, trained: list[float]) -> None:
+    for _ in range(2):
+        assert sweep("--search", "optim.lr=uniform(2,3)", "trials=2") == 2
+    assert trained[:2] == trained[2:]
     assert {row["status"] for row in rows("runs/fake_lenet/sweep_1")} == {"failed"}
-    assert capsys.readouterr().err == ""
 
 
-@pytest.mark.skipif(find_spec("optuna") is None, reason="the extra optuna is not installed")
-def test_settings_of_optuna_follow_the_run() -> None:
-    assert set(optuna_settings([], monitor="val/loss", seed=7)) == {
-        "hydra.sweeper.direction=minimize", "hydra.sweeper.n_jobs=1", "hydra.sweeper.max_failure_rate=1.0", "hydra.sweeper.sampler.seed=7",
-    }  # fmt: skip
-    assert "hydra.sweeper.direction=maximize" in optuna_settings([], monitor="val/macro_f1", seed=0)
-    assert not any("seed" in word for word in optuna_settings(["hydra/sweeper/sampler=grid"], monitor="val/loss", seed=0))
-    with pytest.raises(ConfigError) as caught:
-        optuna_settings(["hydra.sweeper.direction=minimize"], monitor="val/accuracy", seed=0)
-    assert str(caught.value) == (
-        "hydra.sweeper.direction=minimize, but the objective is monitor=val/accuracy. Leave it out, or set hydra.sweeper.direction=maximize."
+@optuna_installed
+def test_a_repeated_proposal_is_not_trained_again(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep("--search", "optim.lr=0.1,0.01", "trials=4") == 0
+    assert sorted(trained) == [0.01, 0.1]
+    assert capsys.readouterr().out.count("(finished before)") == 2
+    assert len({row["folder"] for row in rows("runs/fake_lenet/sweep_1")}) == 2
+
+
+TRIALS = 16  # of which the first ten are drawn at random
+
+
+def objective(job: Job) -> None:
+    job.finish(
+        {"best": {"val/accuracy": -abs(math.log10(float(job.settings()["optim.lr"])) + 2)}, "test": None, "train_seconds": 1},
+        "val/accuracy",
     )
+
+
+def proposals(path: Path, *, stop: int | None = None, torn: bool = False) -> list[list[str]]:
+    """The overrides of all trials of a search that is interrupted while trial `stop` runs."""
+    plan = plan_sweep([*SEARCH, "model.depth=int(20,56)", "optim=sgd", f"trials={TRIALS}"], None)
+    with closing(SweepFolder(path, [], "val/accuracy")) as folder:
+        with folder.updating():
+            search = Search(plan, path)
+        for number in range(TRIALS):
+            with folder.updating():
+                job = folder.append(search.overrides(number))
+                if number == stop:
+                    if torn:
+                        with (path / "optuna.journal").open("a") as journal:
+                            journal.write('{"op_code":6,"wor')
+                    search = Search(plan, path)
+                    assert search.overrides(number) == job.overrides
+                objective(job)
+                search.tell(job)
+    return [job.overrides for job in folder.jobs]
+
+
+@optuna_installed
+def test_a_search_stopped_at_any_trial_proposes_what_the_unbroken_one_does(tmp_path: Path) -> None:
+    unbroken = proposals(tmp_path / "unbroken")
+    assert len({tuple(job) for job in unbroken}) == TRIALS
+    for stop in range(TRIALS):
+        assert proposals(tmp_path / f"{stop}", stop=stop, torn=stop % 2 == 1) == unbroken
+
+
+@optuna_installed
+def test_each_trial_is_what_optuna_proposes_from_its_own_seed(tmp_path: Path) -> None:
+    import numpy as np
+    import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    space = {
+        "optim.lr": FloatDistribution(0.0001, 0.1, log=True),
+        "optim.momentum": CategoricalDistribution(["0.0", "0.9"]),
+        "model.depth": IntDistribution(20, 56),
+    }
+    study = optuna.create_study(direction="maximize")
+    for number, overrides in enumerate(proposals(tmp_path)):
+        seed = np.random.SeedSequence([0, number]).generate_state(1)[0]
+        study.sampler = optuna.samplers.TPESampler(seed=int(seed))
+        trial = study.ask(space)
+        assert overrides == [*(f"{key}={value}" for key, value in trial.params.items()), "optim=sgd"]
+        study.tell(trial, -abs(math.log10(trial.params["optim.lr"]) + 2))
 
 
 @pytest.mark.slow
 def test_jobs_on_two_devices_are_those_on_one(sweep: Sweep) -> None:
     """Each job starts its processes from its own config, and nothing of it is left for the next one."""
-    words = ["data.image_size=12", "trainer.limit_test_batches=1.0", "data.test_samples=7"]
-    assert sweep("optim.lr=0.1,0.001", *words, "trainer.devices=2", "name=two") == 0
-    assert sweep("optim.lr=0.1,0.001", *words, "trainer.devices=1", "name=one") == 0
+    fixed = ["data.image_size=12", "trainer.limit_test_batches=1.0", "data.test_samples=7"]
+    assert sweep("optim.lr=0.1,0.001", *fixed, "trainer.devices=2", "name=two") == 0
+    assert sweep("optim.lr=0.1,0.001", *fixed, "trainer.devices=1", "name=one") == 0
     two, one = rows("runs/two/sweep_1"), rows("runs/one/sweep_1")
     assert [row["job"] for row in two] == [row["job"] for row in one]
     for mine, other in zip(map(result, two), map(result, one), strict=True):

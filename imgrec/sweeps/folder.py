@@ -1,97 +1,136 @@
 """The folder of a sweep: which one a command means, its jobs with their results, and their ranking in sweep.csv and sweep.json."""
 
 import csv
+import errno
 import fcntl
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, Died, ImgrecError
 from imgrec.files import atomic_write
-from imgrec.training.run_dir import RESUMABLE_KEYS, lock_file, lock_folder
+from imgrec.sweeps.grid import SEARCH, SweepPlan
+from imgrec.training.run_dir import NO_LOCKS, RESUMABLE_KEYS, lock_file
+
+DONE = ("finished", "pruned", "failed")
 
 
 @dataclass
 class Job:
-    """A run of a sweep: its overrides, and what came of it."""
+    """A run of a sweep: its overrides, and its outcome."""
 
     number: int
-    words: list[str]
-    status: str = "started"  # waiting, started, stopped, finished, failed
+    overrides: list[str]
+    folder: str
+    status: str = "waiting"  # waiting, started, stopped, finished, pruned, failed
     value: float | None = None  # the best `monitor`
     test_accuracy: float | None = None
     seconds: float | None = None  # of training
-    folder: str = ""
     error: str = ""
-    bad_input: bool = False  # was the error the user's to mend?
+    refused: bool = False  # is the error one that the user can fix?
 
     def settings(self) -> dict[str, str]:
         """Key to value of its overrides."""
-        return {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in self.words)}
+        return {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in self.overrides)}
 
-    def fail(self, error: str, *, bad_input: bool) -> None:
-        self.status, self.error, self.bad_input = "failed", error, bad_input
+    def fail(self, error: BaseException) -> None:
+        """Note an error: one line, with its type where it is none of imgrec's own."""
+        line = str(error).strip().partition("\n")[0]
+        self.status, self.refused = "failed", isinstance(error, ImgrecError)
+        self.error = line if isinstance(error, ImgrecError | Died) else f"{type(error).__name__}: {line}"
         self.value = self.test_accuracy = self.seconds = None
 
-    def take(self, result: dict[str, Any], monitor: str) -> None:
-        """Take the figures over from a result.json."""
-        self.status, self.error, self.bad_input = "finished", "", False
+    def finish(self, result: dict[str, Any], monitor: str) -> None:
+        """Note the figures of a result.json."""
+        self.status, self.error, self.refused = "finished", "", False
         self.value = None if result["best"] is None else result["best"].get(monitor)
         self.test_accuracy = None if result["test"] is None else result["test"]["accuracy"]
         self.seconds = result["train_seconds"]
 
+    def result(self) -> dict[str, Any] | None:
+        """result.json of a job that has finished, else None."""
+        file = Path(self.folder) / "result.json"
+        result: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+        return result
+
 
 @dataclass
 class SweepFolder:
-    """RUNS_DIR/NAME/sweep_K with a folder for each job; open it with `with`, which keeps a second process out."""
+    """RUNS_DIR/NAME/sweep_K with a folder for each job. Several processes may work in it: each claims a job before it runs it.
+
+    `close` it in the end.
+    """
 
     path: Path
-    words: list[str]  # what was asked for
+    arguments: list[str]  # of the command line, but for those that say where and how fast
     monitor: str
     jobs: list[Job] = field(default_factory=list)
-    _file: IO[str] | None = None
-
-    def __enter__(self) -> "SweepFolder":
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._file = lock_folder(self.path)
-        if self._file is None:
-            raise ConfigError(f"{self.path} is in use by another process. Wait for it, or set id=ANOTHER.")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        assert self._file is not None
-        self._file.close()
+    _locks: IO[str] | None = None
 
     @contextmanager
     def updating(self) -> Iterator[None]:
-        """For a moment, alone with sweep.json: what is changed inside is written, on top of what other processes wrote before."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".table").open("w") as file:
-            lock_file(file, fcntl.LOCK_EX)
+        """Alone with sweep.json: read what other processes wrote, write what is changed inside."""
+        self._lock(0, wait=True)
+        try:
             if (self.path / "sweep.json").exists():
                 self.jobs = _read(self.path).jobs
             yield
-            self.save()
+            self._save()
+        finally:
+            self._unlock(0)
 
-    def job(self, words: list[str], status: str = "started") -> Job:
-        """The job of these overrides; a new one has the next number."""
+    def claim(self, job: Job) -> bool:
+        """Keep other processes from running a job until `release` or the end of this process; False where one of them runs it."""
+        return self._lock(1 + job.number, wait=False)
+
+    def release(self, job: Job) -> None:
+        self._unlock(1 + job.number)
+
+    def close(self) -> None:
+        """Give all claims back."""
+        if self._locks is not None:
+            self._locks.close()
+            self._locks = None
+
+    def _lock(self, byte: int, *, wait: bool) -> bool:
+        # A record lock for each job in one file: the kernel gives them back when the process ends, and no child inherits them.
+        # They are lost when the file is closed, so it stays open.
+        if self._locks is None:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._locks = (self.path / ".lock").open("w")
+        try:
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            if error.errno not in NO_LOCKS:
+                raise
+        return True
+
+    def _unlock(self, byte: int) -> None:
+        assert self._locks is not None
+        try:
+            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+
+    def add(self, overrides: list[str]) -> Job:
+        """The job with these overrides, in any order; a new one has the next number."""
         for job in self.jobs:
-            if job.words == words:
+            if sorted(job.overrides) == sorted(overrides):
                 return job
-        job = Job(len(self.jobs), words, status)
-        job.folder = str(self.path / str(job.number))
-        self.jobs.append(job)
-        return job
+        return self.append(overrides)
 
-    def result(self, job: Job) -> dict[str, Any] | None:
-        """result.json of a job that has finished, else None."""
-        file = Path(job.folder) / "result.json"
-        found: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
-        return found
+    def append(self, overrides: list[str]) -> Job:
+        """A job of the next number; where one with the same overrides is finished, it has the same folder, so the same result."""
+        same = (job.folder for job in self.jobs if job.overrides == overrides and job.status in ("finished", "pruned"))
+        self.jobs.append(Job(len(self.jobs), overrides, next(same, str(self.path / str(len(self.jobs))))))
+        return self.jobs[-1]
 
     def varying(self) -> list[str]:
         """Keys that differ between jobs, in the order of the command."""
@@ -103,72 +142,69 @@ class SweepFolder:
         sign = 1 if self.monitor.endswith("loss") else -1
         return sorted(self.jobs, key=lambda job: (job.status != "finished", job.value is None, sign * (job.value or 0.0)))
 
-    def save(self) -> None:
-        """Write sweep.json, by which a sweep goes on, and sweep.csv."""
-        kept = {"words": self.words, "monitor": self.monitor, "jobs": [asdict(job) for job in self.ranked()]}
-        atomic_write(self.path / "sweep.json", json.dumps(kept, indent=1))
+    def _save(self) -> None:
+        """Write sweep.json, from which a sweep is resumed, and sweep.csv."""
+        stored = {"arguments": self.arguments, "monitor": self.monitor, "jobs": [asdict(job) for job in self.ranked()]}
+        atomic_write(self.path / "sweep.json", json.dumps(stored, indent=1))
         columns = ["rank", "job", "status", *self.varying(), self.monitor, "test_accuracy", "train_seconds", "folder", "error"]
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(columns)
-        for rank, job in enumerate(self.ranked(), 1):
+        for place, job in enumerate(self.ranked(), 1):
             settings = job.settings()
-            place = rank if job.status == "finished" else ""
+            rank = place if job.status == "finished" else ""
             varying = [settings.get(key, "") for key in self.varying()]
             table.writerow(
-                [place, job.number, job.status, *varying, job.value, job.test_accuracy, job.seconds, job.folder, job.error]
+                [rank, job.number, job.status, *varying, job.value, job.test_accuracy, job.seconds, job.folder, job.error]
             )
         atomic_write(self.path / "sweep.csv", text.getvalue())
 
 
-def choose_sweep_folder(
-    *, runs_dir: str, name: str, id: str | None, resume: bool, words: Sequence[str], monitor: str
-) -> SweepFolder:
+def open_sweep_folder(plan: SweepPlan, id: str | None) -> SweepFolder:
+    """`choose_sweep_folder`, and sweep.json written, so that a process that starts at the same moment chooses the same folder."""
+    parent = Path(plan.base["runs_dir"]) / plan.name
+    parent.mkdir(parents=True, exist_ok=True)
+    with (parent / ".sweeps.lock").open("w") as lock:
+        lock_file(lock, fcntl.LOCK_EX)
+        folder = choose_sweep_folder(plan, id)
+        with folder.updating():
+            return folder
+
+
+def choose_sweep_folder(plan: SweepPlan, id: str | None) -> SweepFolder:
     """The folder that a sweep belongs in; nothing is written.
 
-    With `id` that one; otherwise the newest sweep of the same words, finished or not, or the next free number. Number of trials, and keys
-    that say where and how fast a run is computed, may differ. ConfigError when the folder holds something else.
+    With `id` that one; otherwise the newest sweep of the same arguments, finished or not, or the next free number. The number of
+    trials, and keys that say where and how fast a run is computed, may differ. ConfigError when the folder holds something else.
     """
-    asked = [word for word in words if _matters(word)]
-    parent = Path(runs_dir) / name
+    base, arguments = plan.base, _identity(plan)
+    parent = Path(base["runs_dir"]) / plan.name
     if id is not None:
         path = parent / id
         if (path / "config.yaml").exists():
             raise ConfigError(f"{path} holds a run, not a sweep. Set another id.")
         if not (path / "sweep.json").exists():
-            return SweepFolder(path, asked, monitor)
-        found = _read(path)
-        if not resume:
+            return SweepFolder(path, arguments, base["monitor"])
+        stored = _read(path)
+        if not base["resume"]:
             raise ConfigError(f"id={id} resume=false: {path} holds a sweep already. Set another id, or resume=true to finish it.")
-        if sorted(found.words) != sorted(asked):
-            raise ConfigError(f"{path} holds another sweep: {' '.join(found.words)}. Set another id.")
-        return found
-    places = {
-        int(path.name.removeprefix("sweep_")): path
-        for path in parent.glob("sweep_*")
-        if path.name.removeprefix("sweep_").isdecimal()
-    }
-    for number in sorted(places, reverse=True):
-        if (
-            resume
-            and (places[number] / "sweep.json").exists()
-            and sorted((found := _read(places[number])).words) == sorted(asked)
-        ):
-            return found
-    return SweepFolder(parent / f"sweep_{max(places, default=0) + 1}", asked, monitor)
+        if sorted(stored.arguments) != sorted(arguments):
+            raise ConfigError(f"{path} holds another sweep: {' '.join(stored.arguments)}. Set another id.")
+        return stored
+    numbers = [int(path.name[6:]) for path in parent.glob("sweep_*") if path.name[6:].isdecimal()]
+    for number in sorted(numbers, reverse=True) if base["resume"] else ():
+        path = parent / f"sweep_{number}"
+        if (path / "sweep.json").exists() and sorted((stored := _read(path)).arguments) == sorted(arguments):
+            return stored
+    return SweepFolder(parent / f"sweep_{max(numbers, default=0) + 1}", arguments, base["monitor"])
 
 
-def _matters(word: str) -> bool:
-    key, _, value = word.lstrip("+").partition("=")
-    return key != "hydra.sweeper.n_trials" and (key not in RESUMABLE_KEYS or _is_sweep(value))
-
-
-def _is_sweep(value: str) -> bool:
-    """Does a sweep follow `key=`? Lists are values: [0.9,0.999]."""
-    return not value.startswith(("[", "{", "'", '"')) and ("," in value or "(" in value)
+def _identity(plan: SweepPlan) -> list[str]:
+    arguments = [argument.text for argument in plan.arguments if argument.is_swept or argument.key not in RESUMABLE_KEYS]
+    return [*([] if plan.trials is None else [SEARCH]), *arguments]
 
 
 def _read(path: Path) -> SweepFolder:
-    kept = json.loads((path / "sweep.json").read_text())
-    jobs = sorted((Job(**job) for job in kept["jobs"]), key=lambda job: job.number)
-    return SweepFolder(path, kept["words"], kept["monitor"], jobs)
+    stored = json.loads((path / "sweep.json").read_text())
+    jobs = sorted((Job(**job) for job in stored["jobs"]), key=lambda job: job.number)
+    return SweepFolder(path, stored["arguments"], stored["monitor"], jobs)

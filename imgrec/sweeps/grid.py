@@ -1,9 +1,12 @@
-"""What a sweep's command line says, checked before the first job and without torch."""
+"""What the command line of a sweep says, checked before the first job and without torch or Optuna."""
 
 import itertools
+import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 from imgrec.config.checks import conform_value
 from imgrec.config.compose import compose_config, hydra_tree
@@ -11,87 +14,220 @@ from imgrec.config.options import group_names, option_names
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError
 
-Sweeps = dict[str, list[str]]  # swept key: its values as they are typed
-
+MULTIRUN, SEARCH = ("-m", "--multirun"), "--search"
 # A sweep has one of each: where it is kept, and by what its jobs are ranked.
 SINGLE = ("name", "id", "runs_dir", "resume", "monitor")
+# Keys of the sweep itself; all others are those of a run.
+JOB, TRIALS = "job", "trials"
+INTERVAL = re.compile(r"(uniform|log|int|interval)\((.*)\)")
+# An interval of each kind, for messages.
+INTERVALS = {"uniform": "uniform(0.1,0.9)", "log": "log(1e-4,1e-1)", "int": "int(1,5)"}
 
 
-def check_sweep(words: Sequence[str], config_dir: str | None, *, intervals: bool) -> tuple[Node, Sweeps]:
-    """The tree of the first job, and the values of each swept key; ConfigError for a key, choice or value that no job can have.
+@dataclass(frozen=True)
+class Interval:
+    """A number from `low` to `high`, both included: any (uniform), any with equal shares of each decade (log), a whole one (int)."""
 
-    `intervals`: does the sweeper take interval(low, high)? The two ends stand for it. Each value is checked beside the first ones of the
-    other keys: a combination that cannot be is told by its own job.
+    kind: Literal["uniform", "log", "int"]
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An override of the command line with the values that it has in the jobs: one, several, or an interval."""
+
+    key: str
+    text: str  # as it was typed
+    prefix: str  # what stands before "="
+    values: list[str] | Interval
+
+    @property
+    def is_swept(self) -> bool:
+        return isinstance(self.values, Interval) or len(self.values) > 1
+
+    def check_values(self) -> list[str]:
+        """Values that stand for all: of an interval its ends."""
+        if isinstance(self.values, Interval):
+            return [str(self.values.low), str(self.values.high)]
+        return self.values
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The command line of a sweep, and the config of its first job."""
+
+    arguments: list[Argument]
+    base: Node
+    job: str | None = None  # what follows job=
+    trials: int | None = None  # of a search; None: a grid
+
+    @property
+    def name(self) -> str:
+        """The name that all jobs share: that of the first, with all values of the swept groups in it."""
+        return sweep_name(self.base["name"], {argument.key: argument.check_values() for argument in self.arguments})
+
+    def grid(self) -> list[list[str]]:
+        """The overrides of each job of a grid, the last key changing first, as in Hydra's basic sweeper."""
+        return [list(job) for job in itertools.product(*map(_overrides, self.arguments))]
+
+    def overrides(self, values: Mapping[str, Any]) -> list[str]:
+        """The overrides of the trial with these values of the swept keys."""
+        return [
+            f"{argument.prefix}={values[argument.key]}" if argument.is_swept else _overrides(argument)[0]
+            for argument in self.arguments
+        ]
+
+
+def _overrides(argument: Argument) -> list[str]:
+    return [f"{argument.prefix}={value}" for value in argument.check_values()]
+
+
+def is_sweep(argv: Sequence[str]) -> bool:
+    """Is this the command line of a sweep, not of a run?"""
+    return not {*MULTIRUN, SEARCH}.isdisjoint(argv)
+
+
+def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
+    """The plan of `imgrec train ARGV`; ConfigError for a key, an option or a value that no job can have.
+
+    Each value is checked beside the first ones of the other keys: a combination that is not possible fails as a job of its own.
     """
+    search = SEARCH in argv
+    # Of two overrides of a key the later one counts, as in a run.
+    by_key = {_key(text): text for text in argv if text not in (*MULTIRUN, SEARCH)}
+    if hydra := next((text for key, text in by_key.items() if key.startswith("hydra")), None):
+        raise ConfigError(
+            f"{hydra}: sweeps take no key of Hydra's. To search, type "
+            f"imgrec train -m {SEARCH} 'optim.lr={INTERVALS['log']}' trials=30; without {SEARCH} every combination is run."
+        )
+    job, trials = by_key.pop(JOB, None), by_key.pop(TRIALS, None)
+    count = _trials(trials, search, job)
+    groups = _Groups(config_dir)
+    arguments = [_parse(text, groups, search) for text in by_key.values()]
+    for argument in arguments:
+        if argument.is_swept and argument.key in SINGLE:
+            value = argument.check_values()[0]
+            raise ConfigError(f"{argument.text}: a sweep has one {argument.key} for all its jobs. Set {argument.key}={value}.")
+    if search and not any(argument.is_swept for argument in arguments):
+        raise ConfigError(f"{SEARCH}: no key has several values. Type for example 'optim.lr={INTERVALS['log']}'.")
+    base = _check_values(arguments, groups)
+    return SweepPlan(arguments, base, None if job is None else job.partition("=")[2], count)
+
+
+def _key(text: str) -> str:
+    return text.lstrip("+~").partition("=")[0]
+
+
+def _trials(text: str | None, search: bool, job: str | None) -> int | None:
+    if search and job is not None:
+        raise ConfigError(f"{job}: the values of a trial depend on the results before it. Leave {JOB} or {SEARCH} out.")
+    if not search and text is not None:
+        raise ConfigError(f"{text}: a grid runs every combination. Leave {TRIALS} out, or add {SEARCH}.")
+    if not search:
+        return None
+    value = (text or "").partition("=")[2]
+    if not value.isdecimal() or not int(value):
+        raise ConfigError(f"{text or SEARCH}: {TRIALS} takes a whole number, 1 or more. Type for example {TRIALS}=30.")
+    return int(value)
+
+
+class _Groups:
+    """The config groups and their options: the shipped ones and those of `config_dir`."""
+
+    def __init__(self, config_dir: str | None) -> None:
+        self.config_dir = config_dir
+        self.folders = [Path(config_dir).resolve()] if config_dir else []
+        self.names = group_names(self.folders)
+
+    def options(self, group: str) -> list[str]:
+        return option_names(group, self.folders)
+
+    def compose(self, overrides: Sequence[str]) -> Node:
+        return compose_config("train", overrides, self.config_dir)
+
+
+def _parse(text: str, groups: _Groups, search: bool) -> Argument:
+    key = text.partition("=")[0]
+    if (interval := parse_interval(text)) is not None:
+        if not search:
+            raise ConfigError(
+                f"{text}: an interval has no list of values. List some, {key}=0.1,0.01, or search: {SEARCH} '{text}' {TRIALS}=30."
+            )
+        return Argument(key, text, key, interval)
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
-    search = [Path(config_dir).resolve()] if config_dir else []
-    sweeps: Sweeps = {}
-    first: list[str] = []
-    for word in words:
-        try:
-            override = parser.parse_override(word)
-        except HydraException:
-            compose_config("train", [word], config_dir)  # raises: it says what is wrong with the word
-            raise
-        if not override.is_sweep_override():
-            first.append(word)
-            continue
-        key = override.key_or_group
-        if override.is_interval_sweep() and not intervals:
-            raise ConfigError(
-                f"{word}: an interval has no end of values. List some, {key}=0.1,0.01, or let Optuna choose: hydra/sweeper=optuna."
-            )
-        sweeps[key] = _values(override, config_dir, search)
-        if key in SINGLE:
-            raise ConfigError(f"{word}: a sweep has one {key} for all its jobs. Set {key}={sweeps[key][0]}.")
-        first.append(f"{override.get_key_element()}={sweeps[key][0]}")
-    base = compose_config("train", first, config_dir)
-    chosen = [word for word in first if word.partition("=")[0] in group_names(search)]
-    for key, values in sweeps.items():
-        if key not in group_names(search):
-            like = _at(hydra_tree("train", chosen, search)[0], key)
-            for value in values[1:]:
-                conform_value(parser.parse_override(f"{key}={value}").value(), like, key)
-        elif key == "experiment" or config_dir or any(word.lstrip("+").startswith(f"{key}.") for word in words):
-            for option in values[1:]:  # keys set beside it must be in every option
-                compose_config(
-                    "train", [f"{key}={option}" if word.partition("=")[0] == key else word for word in first], config_dir
-                )
-    return base, sweeps
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        groups.compose([text])  # raises: it says what is wrong with it
+        raise
+    key = override.key_or_group
+    prefix = override.get_key_element()
+    if not override.is_sweep_override():
+        return Argument(key, text, prefix, [override.get_value_element_as_str()])
+    values = _listed_values(override, groups)
+    return Argument(key, text if len(values) > 1 else f"{prefix}={values[0]}", prefix, values)
 
 
-def grid_jobs(words: Sequence[str], sweeps: Sweeps) -> list[list[str]]:
-    """The words of each job, in the order in which Hydra's basic sweeper runs them: the last key changes first."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def parse_interval(text: str) -> Interval | None:
+    """The interval of KEY=uniform(LOW,HIGH), log or int; None for any other value; ConfigError for ends that make none."""
+    key, _, value = text.partition("=")
+    if (match := INTERVAL.fullmatch(value.strip())) is None:
+        return None
+    kind, ends = match.groups()
+    if kind == "interval":
+        raise ConfigError(f"{text}: there is no interval. Type '{key}=uniform({ends})', or log({ends}).")
+    try:
+        low, high = (int(end) if kind == "int" else float(end) for end in ends.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (low < high < math.inf and low > (0 if kind == "log" else -math.inf)):
+        numbers = {"uniform": "two numbers", "log": "two numbers above 0", "int": "two whole numbers"}[kind]
+        raise ConfigError(f"{text}: {kind} takes {numbers}, the lower one first. Type for example '{key}={INTERVALS[kind]}'.")
+    return Interval(cast(Literal["uniform", "log", "int"], kind), low, high)
 
-    choices = []
-    for override in OverridesParser.create().parse_overrides(list(words)):
-        swept = override.is_sweep_override()
-        values = sweeps[override.key_or_group] if swept else [override.get_value_element_as_str()]
-        choices.append([f"{override.get_key_element()}={value}" for value in values])
-    return [list(job) for job in itertools.product(*choices)]
 
-
-def _values(override: Any, config_dir: str | None, search: Sequence[Path]) -> list[str]:
+def _listed_values(override: Any, groups: _Groups) -> list[str]:
+    """The values of KEY=A,B, choice, range or glob, in their order."""
     from hydra.core.override_parser.types import Glob, IntervalSweep
 
     value, key = override.value(), override.key_or_group
-    if isinstance(value, IntervalSweep):
-        return [str(value.start), str(value.end)]
-    found = (
-        value.filter(option_names(key, search))
-        if isinstance(value, Glob)
-        else [str(one) for one in override.sweep_string_iterator()]
-    )
-    if not found:
+    if isinstance(value, IntervalSweep):  # tag(log,interval(a,b)), as for Hydra's plugins
+        raise ConfigError(f"{override.input_line}: there is no interval. Type '{key}=uniform(LOW,HIGH)', or log(LOW,HIGH).")
+    values = value.filter(groups.options(key)) if isinstance(value, Glob) else list(map(str, override.sweep_string_iterator()))
+    if not values:
         raise ConfigError(f"{override.input_line}: that is not a single value. List some, {key}=A,B.")
-    for option in found:
-        if key in group_names(search) and option not in option_names(key, search):
-            compose_config("train", [f"{key}={option}"], config_dir)  # raises: it says what there is
-    return found
+    for option in values:
+        if key in groups.names and option not in groups.options(key):
+            groups.compose([f"{key}={option}"])  # raises: it says which options there are
+    return values
+
+
+def _check_values(arguments: Sequence[Argument], groups: _Groups) -> Node:
+    """The config of the first job; ConfigError for a value of another that its key does not take."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    def beside(argument: Argument | None, value: str) -> list[str]:
+        """The overrides of the first job, but for the value of one argument."""
+        return [
+            other.text if not other.is_swept else f"{other.prefix}={value if other is argument else other.check_values()[0]}"
+            for other in arguments
+        ]
+
+    base = groups.compose(beside(None, ""))
+    chosen = [text for text in beside(None, "") if _key(text) in groups.names]
+    for argument in arguments:
+        key, values = argument.key, argument.check_values()[1:]
+        if key not in groups.names:
+            default = _at(hydra_tree("train", chosen, groups.folders)[0], key) if values else None
+            for value in values:
+                conform_value(OverridesParser.create().parse_override(f"{key}={value}").value(), default, key)
+        elif key == "experiment" or groups.config_dir or any(other.key.startswith(f"{key}.") for other in arguments):
+            for value in values:  # keys set beside it must be in every option
+                groups.compose(beside(argument, value))
+    return base
 
 
 def _at(node: Node, key: str) -> Any:
@@ -100,49 +236,17 @@ def _at(node: Node, key: str) -> Any:
     return node
 
 
-def sweep_name(name: str, sweeps: Mapping[str, Sequence[str]]) -> str:
+def sweep_name(name: str, swept: Mapping[str, Sequence[str]]) -> str:
     """The run name of all jobs from that of the first: digits_resnet -> digits_resnet+vgg where model=resnet,vgg; 'a+5' stands for six."""
 
     def label(key: str) -> str:
-        values = sweeps[key]
+        values = swept[key]
         return "+".join(values) if len(values) <= 3 else f"{values[0]}+{len(values) - 1}"
 
-    if "experiment" in sweeps and name == sweeps["experiment"][0]:
+    if "experiment" in swept and name == swept["experiment"][0]:
         return label("experiment")
-    if "data" in sweeps and name.startswith(f"{sweeps['data'][0]}_"):
-        name = label("data") + name.removeprefix(sweeps["data"][0])
-    if "model" in sweeps and name.endswith(f"_{sweeps['model'][0]}"):
-        name = name.removesuffix(sweeps["model"][0]) + label("model")
+    if "data" in swept and name.startswith(f"{swept['data'][0]}_"):
+        name = label("data") + name.removeprefix(swept["data"][0])
+    if "model" in swept and name.endswith(f"_{swept['model'][0]}"):
+        name = name.removesuffix(swept["model"][0]) + label("model")
     return name
-
-
-def optuna_settings(words: Sequence[str], *, monitor: str, seed: int) -> list[str]:
-    """Hydra's words for the Optuna sweeper, with what follows from the run: the direction, seeded sampling, one job at a time.
-
-    The same seed and results give the same proposals, so a sweep started again meets its finished jobs.
-    """
-    from importlib.metadata import version
-    from importlib.util import find_spec
-
-    if find_spec("hydra_plugins") is None or find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
-        raise ConfigError(
-            'hydra/sweeper=optuna needs hydra-optuna-sweeper, which is not installed. Type: pip install "imgrec[optuna]"'
-        )
-    given = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in words}
-    stored = given.get("hydra.sweeper.storage", "null") != "null"
-    if stored and int(version("sqlalchemy").partition(".")[0]) >= 2:
-        raise ConfigError(
-            f"hydra.sweeper.storage={given['hydra.sweeper.storage']} needs an older SQLAlchemy for Optuna 2.10, found {version('sqlalchemy')}. "
-            'Leave it out, as the same command goes on without, or type: pip install "sqlalchemy<2" "alembic<1.20"'
-        )
-    direction = "minimize" if monitor.endswith("loss") else "maximize"
-    if given.get("hydra.sweeper.direction", direction) != direction:
-        raise ConfigError(
-            f"hydra.sweeper.direction={given['hydra.sweeper.direction']}, but the objective is monitor={monitor}. "
-            f"Leave it out, or set hydra.sweeper.direction={direction}."
-        )
-    found = {"hydra.sweeper.direction": direction, "hydra.sweeper.n_jobs": "1", "hydra.sweeper.max_failure_rate": "1.0"}
-    # A stored study is to be gone on with, not proposed again.
-    if given.get("hydra/sweeper/sampler", "tpe") != "grid" and not stored:
-        found["hydra.sweeper.sampler.seed"] = str(seed)
-    return [*words, *(f"{key}={value}" for key, value in found.items() if key not in given)]

@@ -1,0 +1,83 @@
+"""A sweep whose values Optuna chooses: asked for each trial's values, told the results, remembered in a journal file in the sweep's folder."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from imgrec.errors import ConfigError
+from imgrec.sweeps.folder import Job
+from imgrec.sweeps.grid import Interval, SweepPlan
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+NAME = "sweep"  # of the only study in the journal
+JOURNAL = "optuna.journal"
+
+
+def require_optuna() -> None:
+    if find_spec("optuna") is None:
+        raise ConfigError('--search needs Optuna, which is not installed. Type: pip install "imgrec[optuna]"')
+
+
+class Search:
+    """Optuna's study of a sweep. Make and use it inside `SweepFolder.updating` only: that lock is the journal's too."""
+
+    def __init__(self, plan: SweepPlan, path: Path) -> None:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.plan = plan
+        self.space = {argument.key: _distribution(argument.values) for argument in plan.arguments if argument.is_swept}
+        self.direction: Literal["minimize", "maximize"] = "minimize" if plan.base["monitor"].endswith("loss") else "maximize"
+        self.storage = JournalStorage(
+            JournalFileBackend(str(path.absolute() / JOURNAL))
+        )  # its lock is a link: relative, it leads nowhere
+        self.study = optuna.create_study(storage=self.storage, study_name=NAME, direction=self.direction, load_if_exists=True)
+
+    def overrides(self, number: int) -> list[str]:
+        """The overrides of trial `number`, the next one or an earlier one.
+
+        The sampler is seeded by the run's seed and the trial's number, so what it proposes follows from the results before, not from
+        where the search was interrupted.
+        """
+        import optuna
+        from numpy.random import SeedSequence
+        from optuna.trial import TrialState, create_trial
+
+        trials = self.study.get_trials(deepcopy=False)
+        if number == len(trials):
+            seed = int(SeedSequence([self.plan.base["seed"], number]).generate_state(1)[0])
+            # Asked in a copy and added whole: a process that is killed in between leaves no trial with a part of its values.
+            copy = optuna.create_study(direction=self.direction, sampler=optuna.samplers.TPESampler(seed=seed))
+            copy.add_trials(trials)
+            trial = copy.ask(self.space)
+            self.study.add_trial(create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions))
+            return self.plan.overrides(trial.params)
+        return self.plan.overrides(trials[number].params)
+
+    def tell(self, job: Job) -> None:
+        """The result of a finished job. A failed one is not told: the same command tries it again."""
+        from optuna.trial import TrialState
+
+        if job.status != "finished" or self.study.get_trials(deepcopy=False)[job.number].state.is_finished():
+            return
+        self.study.tell(job.number, job.value, TrialState.FAIL if job.value is None else TrialState.COMPLETE)
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Cut off a last line without its end, which a full disk leaves: Optuna would read no line that is written behind it."""
+    content = journal.read_bytes() if journal.exists() else b""
+    if not content.endswith(b"\n"):
+        journal.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+def _distribution(values: list[str] | Interval) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not isinstance(values, Interval):
+        return CategoricalDistribution(values)
+    if values.kind == "int":
+        return IntDistribution(int(values.low), int(values.high))
+    return FloatDistribution(values.low, values.high, log=values.kind == "log")
