@@ -31,9 +31,9 @@ class Search:
         self.plan = plan
         self.space = {argument.key: _distribution(argument.values) for argument in plan.arguments if argument.is_swept}
         self.direction: Literal["minimize", "maximize"] = "minimize" if plan.base["monitor"].endswith("loss") else "maximize"
-        self.storage = JournalStorage(
-            JournalFileBackend(str(path.absolute() / JOURNAL))
-        )  # its lock is a link: relative, it leads nowhere
+        journal = path.absolute() / JOURNAL  # absolute: Optuna's lock is a link to it
+        _drop_torn_line(journal)
+        self.storage = JournalStorage(JournalFileBackend(str(journal)))
         self.study = optuna.create_study(storage=self.storage, study_name=NAME, direction=self.direction, load_if_exists=True)
 
     def overrides(self, number: int) -> list[str]:
