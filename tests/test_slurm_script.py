@@ -134,7 +134,7 @@ def test_a_sweep_is_an_array_of_its_jobs(capsys):
         ("array=0-2 -- -m seed=1,2", "array=0-2, but the sweep has 2 jobs", "array=0-1"),
         ("array=x -- -m seed=1,2", "array=x", "array=0-7, 0,3,5 or 0-1%4"),
         ("-- -m job=1 seed=1,2", "job=1", "array=1"),
-        ("-- -m seed=1,2 hydra/sweeper=optuna", "depend on the results", "inside one job"),
+        ("-- --search seed=1,2 trials=3", "--search", "sbatch --wrap"),
         ("extra=exclusive --", "extra=exclusive", 'extra="--exclusive'),
     ],
 )  # fmt: skip

@@ -71,6 +71,7 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     lines += ["", "--config-dir FOLDER    your own yaml beside the shipped ones: FOLDER/model/mine.yaml is model=mine"]
     if command == "train":
         lines += ["-m, --multirun         a sweep: optim.lr=0.01,0.1 seed=0,1,2 runs every combination"]
+        lines += ["-m --search            Optuna chooses the values: 'optim.lr=log(1e-4,1e-1)' 'model.depth=20,32' trials=30"]
     if command in EXAMPLES:
         lines += ["", "Examples", *(f"  imgrec {command} {example}" for example in EXAMPLES[command])]
     return "\n".join(lines)
