@@ -139,7 +139,7 @@ def job_run_dir(arguments: Sequence[str], config_dir: str | None) -> Path:
     plan = plan_sweep(arguments, config_dir)
     assert plan.base["id"] is not None  # the script sets it
     assert plan.job is not None
-    return Path(plan.base["runs_dir"]) / plan.name / plan.base["id"] / plan.job
+    return Path(plan.base["runs_dir"], plan.name, plan.base["id"], plan.job)
 
 
 def _check_job(job: JobConfig, training: Training) -> None:
