@@ -1,4 +1,4 @@
-"""python -m imgrec.models [key=value ...]: what `model=` can select, and how large it is."""
+"""python -m imgrec.models [key=value ...]: the networks that `model=` can choose, with their sizes."""
 
 import csv
 import json
@@ -12,12 +12,12 @@ from typing import Any
 from imgrec.errors import ConfigError, ImgrecError, did_you_mean
 from imgrec.models.catalog import SOURCES, CatalogQuery, NetworkRow, candidates, measure_network
 
-USAGE = """python -m imgrec.models [key=value ...] lists the networks that model= can select.
+USAGE = """python -m imgrec.models [key=value ...] lists the networks that model= can choose.
   source=imgrec      imgrec, torchvision, timm or all
-  filter=*           a pattern over their names, such as resnet* or *vit*
-  image_size=        pixels; left out: 32 for networks for small images, else 224 or timm's own
-  num_classes=       left out: 10 for networks for small images, 1000 for the others
-  out=               a .json or .csv file to write the list to"""
+  filter=*           pattern of their names, such as resnet* or *vit*
+  image_size=        pixels; default: 32 for networks for small images, else 224 or timm's own
+  num_classes=       default: 10 for networks for small images, else 1000
+  out=               .json or .csv file for the list"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
             if sys.stderr.isatty():
                 print(f"\r{len(rows)} networks", end="\r", file=sys.stderr)
         if not rows:
-            raise ConfigError(f"filter={query.filter} fits none of source={query.source}. Set source=all, or filter=*resnet*.")
+            raise ConfigError(
+                f"filter={query.filter} matches no network of source={query.source}. Set source=all, or filter=*resnet*."
+            )
         print_networks(rows)
         if query.out:
             write_networks(rows, Path(query.out))
@@ -47,40 +49,41 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_query(argv: Sequence[str]) -> CatalogQuery:
-    """key=value words as a Query; ConfigError for anything else. Does not import torch."""
+    """The overrides as a query; ConfigError for anything else. Imports no torch."""
     known = [field.name for field in fields(CatalogQuery)]
-    given: dict[str, Any] = {}
-    for word in argv:
-        key, equals, value = word.partition("=")
+    values: dict[str, Any] = {}
+    for override in argv:
+        key, equals, value = override.partition("=")
         if not equals or key not in known:
-            raise ConfigError(f"{word}: there is no key {key}.{did_you_mean(key, known)} Known here: {', '.join(known)}.")
+            raise ConfigError(f"{override}: unknown key.{did_you_mean(key, known)} The keys are {', '.join(known)}.")
         if key in ("image_size", "num_classes"):
             least = 1 if key == "image_size" else 2
             if not value.isdecimal() or int(value) < least:
-                raise ConfigError(f"{word}: {key} takes a whole number of {least} or more. The default is the network's own.")
-            given[key] = int(value)
+                raise ConfigError(f"{override}: expected an integer of {least} or more. The default is the network's own.")
+            values[key] = int(value)
         else:
-            given[key] = value
-    query = CatalogQuery(**given)
+            values[key] = value
+    query = CatalogQuery(**values)
     if query.source not in SOURCES:
         raise ConfigError(
-            f"source={query.source}: there is no such source.{did_you_mean(query.source, SOURCES)} "
-            f"There are: {', '.join(SOURCES)}."
+            f"source={query.source}: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}.{did_you_mean(query.source, SOURCES)}"
         )
     if query.out is not None:
         if Path(query.out).suffix not in (".json", ".csv"):
-            raise ConfigError(f"out={query.out}: the list is written as .json or .csv. Set out=models.json.")
+            raise ConfigError(f"out={query.out}: expected a .json or .csv file. Set out=models.json.")
         if not Path(query.out).absolute().parent.is_dir():
-            raise ConfigError(f"out={query.out}: there is no folder {Path(query.out).parent}. Make it, or set out=models.json.")
+            raise ConfigError(
+                f"out={query.out}: the folder {Path(query.out).parent} does not exist. Create it, or set out=models.json."
+            )
     return query
 
 
 HEADERS = ("network", "parameters / M", "GFLOPs", "pixels", "classes", "type")
-CAPTION = "GFLOPs: 10^9 operations for one RGB image, a multiply-add counted as two (twice the MACs that papers often give)."
+CAPTION = "GFLOPs: 10^9 operations for one RGB image, a multiply-add counted as two (twice the MACs in many papers)."
 
 
 def print_networks(rows: Sequence[NetworkRow]) -> None:
-    """A rich table on a terminal; aligned plain lines off it."""
+    """A rich table on a terminal, else aligned plain lines."""
     cells = [
         (
             row.name,

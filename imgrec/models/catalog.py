@@ -1,4 +1,4 @@
-"""The networks that there are, ours and the libraries', each measured without building its weights."""
+"""The available networks, of imgrec and of the libraries, measured without allocating their weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ SOURCES = ("imgrec", "torchvision", "timm", "all")
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogQuery:
-    """What the command line asks for; None leaves sizes to each network."""
+    """The keys of the command; None: the network's own size."""
 
     source: str = "imgrec"
     filter: str = "*"
@@ -32,13 +32,13 @@ class CatalogQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRow:
-    """What to type, parameters, operations for one image (a multiply-add is two); None for what a note says instead."""
+    """A network in the list. Where it could not be measured, `note` says why."""
 
     source: str
     name: str
-    select: str
+    select: str  # the overrides that choose it
     parameters: int | None
-    flops: int | None
+    flops: int | None  # for one image; a multiply-add counts as two
     image_size: int
     num_classes: int
     note: str
@@ -46,7 +46,7 @@ class NetworkRow:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network that is not built yet, with the image size and the number of classes it is meant for."""
+    """A network that is not built yet, with the image size and the number of classes that it is meant for."""
 
     source: str
     name: str
@@ -57,15 +57,15 @@ class Candidate:
 
 
 def candidates(query: CatalogQuery) -> Iterator[Candidate]:
-    """The networks of the asked-for sources whose names fit the filter."""
+    """The networks of the query's source whose names match its filter."""
     sources = SOURCES[:-1] if query.source == "all" else (query.source,)
     for source in sources:
-        every = _ours() if source == "imgrec" else _library(source)
-        yield from (candidate for candidate in every if fnmatch(candidate.name, query.filter))
+        networks = _imgrec_networks() if source == "imgrec" else _library_networks(source)
+        yield from (network for network in networks if fnmatch(network.name, query.filter))
 
 
 def measure_network(candidate: Candidate, query: CatalogQuery) -> NetworkRow:
-    """Builds a network without weights and counts; one that cannot be built for these images says so in its row."""
+    """Builds a network without weights and counts; the reason is in the row's note where it cannot be built for these images."""
     import torch
 
     from imgrec.models.summary import measure_size
@@ -77,7 +77,7 @@ def measure_network(candidate: Candidate, query: CatalogQuery) -> NetworkRow:
         try:
             with weightless():
                 net = candidate.build(num_classes, image_size)
-        except ConfigError:  # some of timm's compute with their weights while they are built, all on one device
+        except ConfigError:  # some of timm's networks compute with their weights while they are built
             with torch.device("meta"):
                 net = candidate.build(num_classes, image_size)
         parameters = sum(parameter.numel() for parameter in net.parameters())
@@ -98,24 +98,24 @@ def measure_network(candidate: Candidate, query: CatalogQuery) -> NetworkRow:
 
 @contextmanager
 def weightless() -> Iterator[None]:
-    """Networks built inside have parameters with a shape but no content (torch's meta device): no time, no memory.
+    """Networks built inside have their parameters on torch's meta device, with a shape but no values: no time, no memory.
 
-    Not `torch.device("meta")`: networks that compute their widths with tensors (torchvision's RegNet) cannot be built under it.
+    Not `torch.device("meta")`: networks that compute their widths with tensors (torchvision's RegNet) cannot be built in it.
     """
     from torch import nn
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    def without_content(module: "nn.Module", name: str, parameter: "nn.Parameter") -> "nn.Parameter":
+    def to_meta(module: "nn.Module", name: str, parameter: "nn.Parameter") -> "nn.Parameter":
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(without_content)  # type: ignore[arg-type]
+    hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
     try:
         yield
     finally:
         hook.remove()
 
 
-def _ours() -> Iterator[Candidate]:
+def _imgrec_networks() -> Iterator[Candidate]:
     from imgrec.models.resnet import CIFAR_DEPTHS
 
     for option in option_names("model"):
@@ -131,12 +131,12 @@ def _ours() -> Iterator[Candidate]:
                     settings["batch_norm"] = norm
                     name += "_bn" if norm else ""
                 small = (option == "resnet" and depth in CIFAR_DEPTHS) or option in ("simple_cnn", "lenet")
-                words = [f"model={option}", *(f"model.{key}={str(value).lower()}" for key, value in settings.items())]
+                overrides = [f"model={option}", *(f"model.{key}={str(value).lower()}" for key, value in settings.items())]
                 size, classes = (32, 10) if small else (224, 1000)
-                yield Candidate("imgrec", name, " ".join(words), size, classes, _builder(option, settings))
+                yield Candidate("imgrec", name, " ".join(overrides), size, classes, _builder(option, settings))
 
 
-def _library(source: str) -> Iterator[Candidate]:
+def _library_networks(source: str) -> Iterator[Candidate]:
     if source == "torchvision":
         from imgrec.models.torchvision import torchvision_names
 

@@ -1,32 +1,32 @@
-"""Pictures with other than three channels, for networks that were written or trained for RGB."""
+"""Images with another number of channels, for networks that were built or trained for RGB."""
 
 from torch import Tensor, nn
 
 
 def first_conv(net: nn.Module) -> tuple[str, nn.Conv2d]:
-    """Dotted name and module of the convolution that sees the picture: the first one defined."""
-    found = next(((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d)), None)
-    assert found is not None, f"{type(net).__name__} has no convolution"
-    return found
+    """The first convolution in the order of definition, with its dotted name."""
+    first = next(((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d)), None)
+    assert first is not None, f"{type(net).__name__} has no convolution"
+    return first
 
 
 def input_kernels(weight: Tensor, channels: int) -> Tensor:
-    """First kernels [out, in, h, w] as [out, channels, h, w], as timm adapts them (`adapt_input_conv`).
+    """The kernels of a first convolution, [out, in, h, w], as [out, channels, h, w], by timm's rule (`adapt_input_conv`).
 
-    To one channel they are summed, so a grey picture gives what its RGB copy gave; to other numbers they are
-    repeated and scaled by in / channels, so that equal channels still give the same sum.
+    For one channel they are summed: a gray image gives what its RGB copy gave. For other numbers they are repeated and scaled by
+    in / channels, so equal channels give the same sum.
     """
-    have = weight.shape[1]
-    if channels == have:
+    inputs = weight.shape[1]
+    if channels == inputs:
         return weight
     if channels == 1:
         return weight.sum(dim=1, keepdim=True)
-    repeats = -(-channels // have)
-    return weight.repeat(1, repeats, 1, 1)[:, :channels] * (have / channels)
+    repeats = -(-channels // inputs)
+    return weight.repeat(1, repeats, 1, 1)[:, :channels] * (inputs / channels)
 
 
 def set_channels(net: nn.Module, channels: int) -> None:
-    """Makes a network that was built for RGB take `channels`, in place; its first kernels are adapted by `input_kernels`."""
+    """Changes a network's first convolution to take `channels`, in place, with the kernels of `input_kernels`."""
     name, conv = first_conv(net)
     if conv.in_channels == channels:
         return

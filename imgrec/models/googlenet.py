@@ -13,7 +13,7 @@ def googlenet(*, num_classes: int, channels: int, stem: Literal["imagenet", "sma
 
     stem "imagenet" is torchvision's network (15 pixels and more, made for 224); "small": 3x3 stride 1 and no first pooling.
     """
-    # init_weights is torchvision's own default, said aloud: left out, its constructor warns.
+    # init_weights=True is torchvision's default, but its constructor warns when it is left out.
     net: nn.Module = torchvision.models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=True, dropout=dropout)
     if stem == "small":
         conv = nn.Conv2d(3, 64, 3, padding=1, bias=False)

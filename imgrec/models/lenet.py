@@ -11,7 +11,7 @@ from imgrec.models.simple_cnn import he_init
 class LeNet(nn.Module):
     """Float [B, channels, image_size, image_size] -> logits [B, num_classes].
 
-    The paper's 6-16-120-84 layers with dense connections between the maps and a linear last layer instead of its radial one.
+    The paper's layers of 6, 16, 120 and 84 values; its maps are fully connected here, and the last layer is linear instead of radial.
     The first 5x5 convolution keeps the size, so 28 pixels give the paper's 32-pixel network. activation "tanh" and pool
     "average" are closest to the paper; "relu" and "max" train faster. Raises ConfigError under 12 pixels.
     """
@@ -28,7 +28,7 @@ class LeNet(nn.Module):
         super().__init__()
         size = (image_size // 2 - 4) // 2
         if size < 1:
-            raise ConfigError(f"model lenet cannot take {image_size}x{image_size} images. Set data.image_size=12 or more.")
+            raise ConfigError(f"model lenet does not accept {image_size}x{image_size} images. Set data.image_size=12 or more.")
         act = nn.ReLU if activation == "relu" else nn.Tanh
         down = nn.MaxPool2d if pool == "max" else nn.AvgPool2d
         self.features = nn.Sequential(

@@ -17,10 +17,10 @@ def _smooth(targets: Tensor, label_smoothing: float) -> Tensor:
 
 
 class Loss(nn.Module):
-    """Base: a subclass gives `per_sample`; weighting by class, the penalties and float32 are here.
+    """Base class. A subclass defines `per_sample`; class weights, penalties and the conversion to float32 are here.
 
-    class_weights: "balanced" gives class c the weight n / (K * n_c), K the classes that have samples: each class counts the same,
-    and the mean weight over the n training samples is 1 (scikit-learn's compute_class_weight). A class without samples has 0.
+    class_weights: "balanced" gives class c the weight n / (K * n_c), where n_c of the n training samples are of class c and K classes
+    have samples (scikit-learn's compute_class_weight): all classes weigh the same, the mean weight is 1. Without samples it is 0.
     """
 
     class_weight: Tensor | None  # float32 [K]
@@ -28,7 +28,7 @@ class Loss(nn.Module):
     def __init__(self, *, class_weights: ClassWeights, l1: float, l2: float) -> None:
         super().__init__()
         self.class_weights, self.l1, self.l2 = class_weights, l1, l2
-        # Not in the state dict: it follows from the training data, and a checkpoint serves other data too.
+        # Not in the state dict: it depends on the training data, and a checkpoint can be used with other data.
         self.register_buffer("class_weight", None, persistent=False)
 
     def set_class_counts(self, counts: Tensor) -> None:
@@ -44,12 +44,12 @@ class Loss(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits: float [B, K]; targets: float [B, K], rows sum to 1 (one-hot or mixed). Returns each sample's loss, float32 [B].
 
-        A sample's class weight is the mean of the classes' weights under its targets; the plain mean over a batch is the loss.
+        A sample's class weight is the mean of the class weights under its targets. The loss of a batch is the plain mean.
         """
         losses = self.per_sample(logits.float(), targets.float())
         if self.class_weights == "none":
             return losses
-        assert self.class_weight is not None, "set_class_counts comes before the first balanced loss"
+        assert self.class_weight is not None, "set_class_counts has to be called before a balanced loss"
         return losses * (targets.float() @ self.class_weight)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Loss(nn.Module):
     def penalty(self, parameters: Sequence[Parameter]) -> Tensor:
         """l1 * sum |w| + l2 * sum w^2 over the parameters (Keras's definition: l2 is not halved), a scalar.
 
-        Its gradient is 2 * l2 * w: under plain SGD l2=0.0005 pulls as weight_decay=0.001 does. `imgrec.training.optimizer.decayed` picks them.
+        Its gradient is 2 * l2 * w: with plain SGD l2=0.0005 equals weight_decay=0.001. `imgrec.training.optimizer.decayed` selects them.
         """
         total = torch.zeros((), device=parameters[0].device if parameters else None)
         if self.l1 > 0:
@@ -81,16 +81,16 @@ class CrossEntropy(Loss):
 
 
 class MSE(Loss):
-    """Mean over the classes of (p_c - t_c)^2, p the softmax (the Brier score over K)."""
+    """Mean over the classes of (p_c - t_c)^2, p the softmax (the Brier score divided by K)."""
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.mse_loss(logits.softmax(dim=1), targets, reduction="none").mean(dim=1)
 
 
 class BCE(Loss):
-    """Binary cross-entropy of each class's sigmoid, mean over the classes, soft targets taken as they are.
+    """Binary cross-entropy of each class's sigmoid, mean over the classes; accepts soft targets.
 
-    timm's BinaryCrossEntropy; Wightman 2021, "ResNet strikes back". The mean divides gradients by K: SGD wants a higher rate.
+    timm's BinaryCrossEntropy; Wightman 2021, "ResNet strikes back". The mean divides gradients by K: SGD needs a higher learning rate.
     """
 
     def __init__(self, *, label_smoothing: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
@@ -102,12 +102,12 @@ class BCE(Loss):
         return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The sigmoids over their sum: one of the classes is right. In logs, so that K tiny sigmoids do not become 0 / 0."""
+        """The sigmoids divided by their sum, as one class is right; in logarithms, so that small sigmoids do not give 0 / 0."""
         return F.logsigmoid(logits.float()).softmax(dim=1)
 
 
 class Focal(Loss):
-    """-sum_c t_c (1 - p_c)^gamma log p_c, p the softmax; gamma 0: cross-entropy (Lin 2017, here for exclusive classes)."""
+    """-sum_c t_c (1 - p_c)^gamma log p_c, p the softmax; gamma 0 is cross-entropy (Lin 2017, here for exclusive classes)."""
 
     def __init__(self, *, gamma: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
         super().__init__(class_weights=class_weights, l1=l1, l2=l2)

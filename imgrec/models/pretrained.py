@@ -120,7 +120,7 @@ def _torchvision_name(family: str, model: Mapping[str, Any]) -> str | None:
 def _torchvision_weights(weights: str, name: str, model: Mapping[str, Any]) -> PretrainedWeights:
     enum = torchvision.models.get_model_weights(name)
     member = weights.removeprefix(f"{enum.__name__}.")
-    # Members without categories hold features whose head was never learned (vgg16's IMAGENET1K_FEATURES).
+    # Members without categories are backbones without a trained head (vgg16's IMAGENET1K_FEATURES).
     usable = [key for key, value in enum.__members__.items() if value.meta["categories"]]
     if member not in usable:
         raise CheckpointError(
@@ -149,8 +149,8 @@ def _torchvision_weights(weights: str, name: str, model: Mapping[str, Any]) -> P
 def _fold_input_transform(net: nn.Module, state: dict[str, Tensor]) -> None:
     """googlenet and inception_v3 first map ImageNet's mean and std to 0.5 (`_transform_input`): x -> a x + b per colour.
 
-    Moved into the first kernels and the running mean of the norm after them, so no network needs to know. Exact, but for the
-    outermost pixels of googlenet, whose padding is then 0 before the mapping instead of after it.
+    It is moved into the first kernels and the running mean of the norm after them. Exact except for the outermost pixels of
+    googlenet, whose padding is then 0 before the mapping instead of after it.
     """
     a = torch.tensor([0.229, 0.224, 0.225]) / 0.5
     b = (torch.tensor([0.485, 0.456, 0.406]) - 0.5) / 0.5
@@ -169,9 +169,9 @@ def _timm_weights(model: Mapping[str, Any]) -> PretrainedWeights:
         cache = os.environ.get("HF_HOME", "~/.cache/huggingface")
         raise CheckpointError(
             f"weights=DEFAULT: timm's weights for {name} could not be loaded ({first_line(error)[:150]}). "
-            f"They are looked for on the Hugging Face hub and in {cache}."
+            f"Connect to the Hugging Face hub, or put them into {cache}."
         ) from error
     rows = int(net.num_classes)
-    categories = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]  # ImageNet-1k in the order that timm has too
+    categories = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]  # ImageNet-1k, in timm's order too
     classes = tuple(categories) if rows == len(categories) else tuple(f"class {i} of {rows}" for i in range(rows))
     return PretrainedWeights(f"timm's {name}", net.state_dict(), classes, "")

@@ -36,7 +36,7 @@ class SimpleCNN(nn.Module):
         super().__init__()
         if not widths or not padding:
             raise ConfigError(
-                f"model.widths={widths} model.padding={padding}: each needs one entry at least. "
+                f"model.widths={widths} model.padding={padding}: each needs at least one entry. "
                 "Set model.widths=[32,64,128] model.padding=[same]."
             )
         lost = (kernel - 1) * padding.count("valid")  # pixels per stage
@@ -44,12 +44,12 @@ class SimpleCNN(nn.Module):
         for _ in widths:
             size = (size - lost) // 2
         if size < 1:
-            needed = 1
+            smallest = 1
             for _ in widths:
-                needed = 2 * needed + lost
+                smallest = 2 * smallest + lost
             raise ConfigError(
-                f"model simple_cnn cannot take {image_size}x{image_size} images: {len(widths)} stages leave nothing of them. "
-                f"Set data.image_size={needed} or more, or shorten model.widths."
+                f"model simple_cnn does not accept {image_size}x{image_size} images: its {len(widths)} stages need larger ones. "
+                f"Set data.image_size={smallest} or more, or fewer model.widths."
             )
         layers: list[nn.Module] = []
         for inputs, width in pairwise([channels, *widths]):
@@ -73,7 +73,7 @@ class SimpleCNN(nn.Module):
 
 
 def he_init(net: nn.Module) -> None:
-    """He et al. 2015 (arXiv 1502.01852), over inputs: normal weights that keep the signal's size through ReLU; biases 0."""
+    """He et al. 2015 (arXiv 1502.01852), over inputs: normal weights that keep the variance through ReLU; biases 0."""
     for module in net.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

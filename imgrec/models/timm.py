@@ -13,7 +13,7 @@ def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> 
     """timm's network `name`: float [B, channels, image_size, image_size] -> logits [B, num_classes].
 
     image_size: pixels; networks that are built for one size (most transformers) are built for this one.
-    Raises ConfigError for an unknown name, for a size the network refuses, and where timm is not installed.
+    Raises ConfigError for an unknown name, for a size that the network does not accept, and where timm is not installed.
     """
     timm = timm_library()
     check_name("model.name", name.partition(".")[0], timm.list_models(), listing="python -m imgrec.models source=timm")
@@ -31,13 +31,13 @@ def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> 
 
 
 def size_arguments(name: str, image_size: int) -> dict[str, Any]:
-    """What `timm.create_model` is told about the image size: nothing, unless the network is built for one."""
+    """The image size as arguments of `timm.create_model`; none for networks that accept any size."""
     pretrained = timm_library().get_pretrained_cfg(name)
     return {"img_size": image_size} if pretrained is not None and pretrained.fixed_input_size else {}
 
 
 def own_size(name: str) -> int:
-    """Side in pixels of the images that the network was made for."""
+    """Side in pixels of the images that a network was designed for."""
     pretrained = timm_library().get_pretrained_cfg(name)
     return 224 if pretrained is None else int(pretrained.input_size[-1])
 

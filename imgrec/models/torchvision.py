@@ -13,9 +13,9 @@ from imgrec.models.checks import check_name, check_patches
 def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
     """torchvision's network `name`: float [B, channels, image_size, image_size] -> logits [B, num_classes].
 
-    image_size: pixels; only the vision transformers and MaxViT are built for one size, the others ignore it.
-    Auxiliary classifiers (googlenet, inception_v3) are left out. Raises ConfigError for an unknown name and for a size that
-    a transformer's patches do not tile.
+    image_size: pixels. Vision transformers and MaxViT are built for it; the others accept any size.
+    Without auxiliary classifiers (googlenet, inception_v3). Raises ConfigError for an unknown name and for a size that the
+    network does not accept.
     """
     check_name("model.name", name, torchvision_names(), listing="python -m imgrec.models source=torchvision")
     settings: dict[str, Any] = {"num_classes": num_classes}
@@ -30,7 +30,7 @@ def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: i
         net: nn.Module = torchvision.models.get_model(name, **settings)
     except ValueError as error:  # MaxViT's windows
         raise ConfigError(
-            f"model {name} cannot take {image_size}x{image_size} images: {' '.join(str(error).split())[:150]} "
+            f"model {name} does not accept {image_size}x{image_size} images: {' '.join(str(error).split())[:150]} "
             "Set data.image_size=224."
         ) from error
     set_channels(net, channels)

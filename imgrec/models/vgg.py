@@ -31,7 +31,7 @@ def vgg(
     if head == "imagenet":
         net: nn.Module = VGG(features, num_classes=num_classes, dropout=dropout)
     else:
-        with torch.device("meta"):  # torchvision's head of 120 million parameters, replaced below, takes no time and no memory
+        with torch.device("meta"):  # torchvision's head has 120 million parameters and is replaced below: no time, no memory
             net = VGG(features)
         for module in features:
             if isinstance(module, nn.MaxPool2d):
@@ -40,8 +40,7 @@ def vgg(
         net.classifier = nn.Sequential(
             nn.Linear(512, 512), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(512, num_classes)
         )
-        he_init(
-            net.classifier
-        )  # torchvision's deviation of 0.01 suits 25088 inputs; from 512 it would shrink the signal six times
+        # torchvision's standard deviation of 0.01 is meant for 25088 inputs; for 512 it would shrink the signal six times.
+        he_init(net.classifier)
     set_channels(net, channels)
     return net

@@ -1,4 +1,4 @@
-"""A frozen network whose head alone is trained, and back."""
+"""Freeze all of a network but its head, and unfreeze it."""
 
 from functools import partial
 
@@ -9,9 +9,9 @@ from imgrec.models.layers import head_name
 
 
 def freeze(net: nn.Module, num_classes: int) -> None:
-    """Until `unfreeze`, only the head learns: the other parameters get no gradient, batch norms keep their running statistics.
+    """Until `unfreeze`, only the head is trained: other parameters get no gradient, batch norms keep their running statistics.
 
-    `net.train()` does not wake them. Calling it again changes nothing. Dropout goes on. DDP must be told (`imgrec.training.strategies.DDP.rewrap`).
+    `net.train()` keeps them frozen; dropout stays active. Freezing twice is allowed. DDP has to be rewrapped afterwards (`imgrec.training.strategies.DDP.rewrap`).
     """
     head = head_name(net, num_classes)
     for name, parameter in net.named_parameters():
@@ -21,12 +21,12 @@ def freeze(net: nn.Module, num_classes: int) -> None:
     for name, module in net.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats and not name.startswith(head + "."):
             module.eval()
-            # On the instance, as nn.Module.train() calls train() of each child; a partial of a function survives copy and pickle.
+            # On the instance, because nn.Module.train() calls train() of each child. A partial of a function can be copied and pickled.
             module.__dict__["train"] = partial(_keep_mode, module)
 
 
 def unfreeze(net: nn.Module) -> None:
-    """Undoes `freeze`: the parameters it froze learn again (others stay as they are), batch norms follow `net.training`."""
+    """Undoes `freeze` for the parameters that it froze; batch norms follow `net.training` again."""
     parameters = dict(net.named_parameters())
     for name in net.__dict__.pop(_FROZEN, []):
         parameters[name].requires_grad_(True)
@@ -36,7 +36,7 @@ def unfreeze(net: nn.Module) -> None:
             module.train(net.training)
 
 
-_FROZEN = "_imgrec_frozen"  # on the network: names of the parameters that freeze() switched off
+_FROZEN = "_imgrec_frozen"  # attribute of the network: names of the parameters that freeze() froze
 
 
 def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
