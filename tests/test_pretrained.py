@@ -317,7 +317,7 @@ def test_layers_of_a_transformer_follow_its_blocks():
 
 
 def test_a_network_without_a_head_is_refused():
-    with pytest.raises(ConfigError, match="ResNet .* 11 outputs.* Set weights=null"):
+    with pytest.raises(ConfigError, match=r"ResNet .* 11 outputs.* Set weights=null"):
         head_name(build_resnet(10), 11)
 
 
