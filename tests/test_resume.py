@@ -105,7 +105,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
     run = load_run(tmp_path, "trainer.save_every_steps=1")
 
     def work(rank: int) -> None:
-        patch_call(7, StepBoundary, "on_before_optimizer_step", lambda gate, *_: (gate.writer.wait(), kill_this_process()))
+        patch_call(
+            7, StepBoundary, "on_before_optimizer_step", lambda boundary, *_: (boundary.writer.wait(), kill_this_process())
+        )
         fit(run, quiet=True)
 
     assert exit_codes(1, work) == [-signal.SIGKILL]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import exit_codes
-from resumed_runs import assert_same, finish_run, kill_run, load_run, patch_call
+from processes import exit_codes, run_ranks, wait_until
+from resumed_runs import assert_same, finish_run, kill_run, load_run, patch_call, read_outcome
 
 from imgrec.config.schema import RunConfig
+from imgrec.distributed.flag_reduction import FlagReduction
 from imgrec.errors import Stopped
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.train import fit
@@ -39,22 +40,71 @@ def test_two_processes_killed_in_the_test_repeat_the_test_alone(tmp_path, unbrok
     assert_same(finish_run(run, size=2), unbroken)
 
 
-def test_a_signal_for_one_process_stops_all_at_the_same_step(tmp_path, unbroken):
+# The signal comes in this step on rank 1; all ranks read it at the second boundary after that.
+STOPS = {
+    6: ("at step 7 (epoch 2 of 3); saved", {"epoch": 1, "done": 3, "stage": "train", "step": 7}),
+    7: ("at step 8 (epoch 2 of 3); saved", {"epoch": 1, "done": 4, "stage": "validate", "step": 8}),
+    8: ("at step 8 (epoch 3 of 3); saved", {"epoch": 2, "done": 0, "stage": "train", "step": 8}),  # the validation has one batch
+    12: ("in the test; saved", {"epoch": 3, "done": 0, "stage": "end", "step": 12}),
+}
+
+
+@pytest.mark.parametrize("step", STOPS)
+def test_a_signal_for_one_rank_stops_all_at_the_same_step(tmp_path, unbroken, step):
     run = together(tmp_path)
 
     def work(rank: int) -> None:
         if rank == 1:
-            patch_call(6, StepBoundary, "on_before_optimizer_step", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+            patch_call(step, StepBoundary, "on_before_optimizer_step", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
         with pytest.raises(Stopped) as stop:
             fit(run, quiet=True)
         (tmp_path / f"said{rank}").write_text(str(stop.value))
 
     assert exit_codes(2, work) == [0, 0]
-    said = [(tmp_path / f"said{rank}").read_text() for rank in (0, 1)]
-    assert "at step 6 (epoch 2 of 3); saved." in said[0]
-    assert "at step 6 (epoch 2 of 3); saved." in said[1]
-    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == 6
+    said, position = STOPS[step]
+    for rank in (0, 1):
+        assert said in (tmp_path / f"said{rank}").read_text()
+    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["resume"]["position"] == position
     assert_same(finish_run(run, size=2), unbroken)
+
+
+def test_a_rank_does_not_wait_for_the_others_at_a_boundary(tmp_path):
+    """Rank 1 comes to its second boundary only when rank 0 has left its own."""
+
+    def work(rank: int) -> list[list[bool]]:
+        flags, found = FlagReduction(2), []
+        for boundary in range(3):
+            if (rank, boundary) == (1, 1):
+                wait_until((tmp_path / "left").exists)
+            found.append(flags.result())
+            flags.start(rank == 0 and boundary == 0, rank == 1 and boundary == 1)
+            if (rank, boundary) == (0, 1):
+                (tmp_path / "left").touch()
+        return [*found, flags.result()]
+
+    expected = [[False, False], [True, False], [False, True], [False, False]]
+    assert run_ranks(2, work, group=True) == [expected, expected]
+
+
+def test_saves_by_the_clock_come_at_the_start_of_an_epoch_on_all_ranks(tmp_path, unbroken):
+    run = together(tmp_path)
+
+    def work(rank: int) -> None:
+        steps = []
+        StepBoundary._is_time_to_save = lambda self, trainer, now: not trainer.training
+        save = StepBoundary._save
+        StepBoundary._save = lambda self, trainer, now, *state: (
+            steps.append((now.stage, now.step)),
+            save(self, trainer, now, *state),
+        )
+        fit(run, quiet=True)
+        (tmp_path / f"steps{rank}").write_text(str(steps))
+
+    assert exit_codes(2, work) == [0, 0]
+    expected = [("train", 4), ("train", 8), ("end", 12)]
+    for rank in (0, 1):
+        assert (tmp_path / f"steps{rank}").read_text() == str(expected)
+    assert_same(read_outcome(tmp_path / "r/a"), unbroken)
 
 
 def test_after_an_error_on_one_rank_the_run_resumes_from_its_last_save(tmp_path, unbroken):

@@ -57,7 +57,7 @@ def run(folder: Path, id: str, *words: str, processes: int = 2, stop_at: int | N
         step = Classifier.training_step
 
         def asked_at(self: Classifier, *batch: Any) -> Any:
-            if rank == 1 and self.trainer.global_step + 2 == stop_at:
+            if rank == 1 and self.trainer.global_step + 3 == stop_at:
                 signals.request_stop("the test")
             return step(self, *batch)
 

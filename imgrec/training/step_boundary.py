@@ -1,7 +1,8 @@
 """The step boundary: where all ranks of a run agree to save or to stop.
 
 Nothing is decided anywhere else. Signals, the time budget and the clock of the saves only set flags; before each optimizer step and each batch of
-validation the ranks reduce them, so all save and stop at the same step, and no collective ever runs inside a signal handler.
+validation the ranks reduce them, so all save and stop at the same step, and no collective ever runs inside a signal handler. Several ranks start the
+reduction at one boundary and act on it at the next, so that none waits there for the others; one rank acts at once.
 """
 
 import time
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from torch import distributed
 
 from imgrec.data.loader import StoppedWaiting
 from imgrec.distributed import signals
+from imgrec.distributed.flag_reduction import FlagReduction
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.watchdog import SaveStatus
 from imgrec.errors import CheckpointError, ImgrecError, Stopped
@@ -70,6 +71,7 @@ class StepBoundary(Callback):
         self._saved = None if resume is None else LoopPosition(**resume["position"])  # by the last save
         self._entry: Plain | None = None  # of the save under way
         self._snapshot: StepSnapshot | None = None  # while one rank trains
+        self._flags = FlagReduction(2)  # stop, save; where several ranks train
         self._updating = False  # the optimizer is changing the weights
         self._began = self._saved_at = time.monotonic()
         self._save_s = 0.0  # that the last save kept the training waiting
@@ -124,6 +126,7 @@ class StepBoundary(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         now = loop_position(trainer)
         self._save(trainer, LoopPosition(now.epoch, 0, "end", now.step))
+        # A stop that was asked for in the last step or validation is read at the first batch of the test, if there is one.
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report(trainer, "waiting for data of")
@@ -135,6 +138,9 @@ class StepBoundary(Callback):
 
     def on_test_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         self._report(trainer, "waiting for data of")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._flags.result()  # no rank ends while another one still reduces
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._entry is not None:
@@ -157,27 +163,29 @@ class StepBoundary(Callback):
         if self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes:
             signals.request_stop(f"the time budget of {self.max_minutes:g} minutes")
         now = loop_position(trainer)
-        stop, save = self._reduce(
-            trainer, signals.stop_reason() is not None, trainer.training and trainer.is_global_zero and self._is_due(now)
-        )
+        if trainer.world_size == 1:
+            stop, save = self._own_flags(trainer, now)
+        else:
+            if not self._flags.is_complete():
+                self._report(trainer, "waiting for the others before")
+            stop, save = self._flags.result()
         if stop:
             self._stop(trainer, now)
         if trainer.training:
-            if save:
+            # Of the step number all ranks know the same.
+            every = self.save_every_steps and now.step % self.save_every_steps == 0
+            if (save or every) and now.step > 0 and now != self._saved:
                 self._save(trainer, now)
             if self._snapshot is not None:
                 self._snapshot.take(now)
             self._updating = False
+        if trainer.world_size > 1:
+            self._flags.start(*self._own_flags(trainer, now))
         self._report(trainer, "training" if trainer.training else "at")
 
-    def _reduce(self, trainer: pl.Trainer, *flags: bool) -> list[bool]:
-        """Each flag, set on any rank."""
-        if trainer.world_size == 1:
-            return list(flags)
-        self._report(trainer, "waiting for the others before")
-        found = torch.tensor(flags, dtype=torch.int32)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
-        return [bool(flag) for flag in found.tolist()]
+    def _own_flags(self, trainer: pl.Trainer, now: LoopPosition) -> tuple[bool, bool]:
+        """Whether this rank wants to stop, and to save."""
+        return signals.stop_reason() is not None, trainer.is_global_zero and self._is_time_to_save(trainer, now)
 
     def _report(self, trainer: pl.Trainer, what: str) -> None:
         evaluation = "a validation batch" if trainer.validating else "a test batch"
@@ -186,14 +194,11 @@ class StepBoundary(Callback):
 
     # Saving
 
-    def _is_due(self, now: LoopPosition) -> bool:
-        if now == self._saved or now.step == 0:
-            return False
-        if self.save_every_steps and now.step % self.save_every_steps == 0:
-            return True
+    def _is_time_to_save(self, trainer: pl.Trainer, now: LoopPosition) -> bool:
+        """By the clock: at the start of an epoch, for which several ranks ask in the validation before it, or when the last save is long ago."""
         waited = time.monotonic() - self._saved_at
         rested = waited >= REST * (self._save_s + self.writer.seconds)
-        return rested and (now.done == 0 or waited >= 60 * self.save_every_minutes)
+        return rested and (now.done == 0 or not trainer.training or waited >= 60 * self.save_every_minutes)
 
     def _save(self, trainer: pl.Trainer, now: LoopPosition, state: RankState | None = None) -> None:
         """Write last.ckpt as of `now`, when this rank's state was `state`, or is what it is; every rank calls it."""

@@ -1,0 +1,34 @@
+"""Flags that any rank may set and that all ranks act on at the same step, without waiting for one another there."""
+
+import torch
+from torch import Tensor, distributed
+
+
+class FlagReduction:
+    """One reduction at a time: `start` it, and at the next step boundary take its `result`, which is there by then.
+
+    Every rank calls both in the same order, between the same collectives, so a reduction that is under way meets the same one on the other ranks whatever
+    they do meanwhile. The flags lie in CPU memory, where gloo reduces them: no device is asked, none waits.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._flags = torch.zeros(count, dtype=torch.int32)
+        self._work: distributed.Work | None = None
+
+    def start(self, *flags: bool) -> None:
+        """Begin to reduce this rank's flags. Nothing may be under way."""
+        assert self.is_complete(), "the result of the reduction before was not taken"
+        self._flags = torch.tensor(flags, dtype=torch.int32)
+        self._work = distributed.all_reduce(self._flags, distributed.ReduceOp.MAX, async_op=True)
+
+    def is_complete(self) -> bool:
+        """Whether `result` would not wait."""
+        return self._work is None or self._work.is_completed()
+
+    def result(self) -> list[bool]:
+        """The flags of the last `start`, each set if it was on any rank; waits for ranks that have not started it. All False before the first."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        found: Tensor = self._flags
+        return [bool(flag) for flag in found.tolist()]
