@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
         run = load_config("train", given.overrides)
     except ImgrecError as error:
         raise SystemExit(f"benchmarks/scaling.py: {error}") from error
-    large = run.data["num_classes"] == 1000
+    large = run.data.num_classes == 1000
     given.images = given.images or (1_281_167 if large else 1_293)
     given.val_images = given.val_images or (50_000 if large else 144)
     if run.batch_size == "full":
@@ -191,8 +191,8 @@ def measured_work(run: RunConfig, given: argparse.Namespace, times: Times, sizes
 
 
 def stated_work(run: RunConfig, given: argparse.Namespace) -> Work:
-    net = build_network(run, [str(k) for k in range(classes(run))])
-    size = size_of(net, channels=run.data["channels"], image_size=run.data["image_size"]).parameters * 4
+    net = build_network(run.model, classes(run))
+    size = size_of(net, channels=run.data.channels, image_size=run.data.image_size).parameters * 4
     count = given.device_batch or min(int(run.batch_size), run.max_device_batch)
     fixed = given.fixed_ms / 1e3
     image = (given.step_ms / 1e3 - fixed) / count

@@ -32,7 +32,7 @@ class Sizes(NamedTuple):
 
 
 def classes(run: RunConfig) -> int:
-    return run.data["num_classes"] or 10
+    return run.data.num_classes or 10
 
 
 class Steps:
@@ -40,15 +40,15 @@ class Steps:
 
     def __init__(self, run: RunConfig) -> None:
         torch.manual_seed(run.seed)
-        self.layout = torch.channels_last if run.trainer["channels_last"] else torch.contiguous_format
-        self.net = build_network(run, [str(k) for k in range(classes(run))]).to(memory_format=self.layout)
+        self.layout = torch.channels_last if run.trainer.channels_last else torch.contiguous_format
+        self.net = build_network(run.model, classes(run)).to(memory_format=self.layout)
         self.loss = instantiate(run.loss)
         self.loss.set_class_counts(torch.ones(classes(run), dtype=torch.int64))
         self.optimizer = self.optimizer_of(self.net, run)
-        self.prep = Preprocess(image_size=run.data["image_size"], mean=run.data["mean"], std=run.data["std"])
-        side = run.data["image_size"]
+        self.prep = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)
+        side = run.data.image_size
         self.images = torch.randint(
-            0, 256, (max(int(run.batch_size), EVALUATED), run.data["channels"], side, side), dtype=torch.uint8
+            0, 256, (max(int(run.batch_size), EVALUATED), run.data.channels, side, side), dtype=torch.uint8
         )
         self.targets = F.one_hot(torch.arange(len(self.images)) % classes(run), classes(run)).float()
 

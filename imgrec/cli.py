@@ -1,6 +1,5 @@
 """The command line: `imgrec COMMAND key=value ...`, the same as `python -m imgrec.COMMAND key=value ...`."""
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgrec import __version__
 from imgrec.distributed import signals
-from imgrec.errors import FAILED, REFUSED, Died, ImgrecError, Stopped
+from imgrec.errors import UNWRITABLE, Died, ExitCode, ImgrecError, Stopped
 
 if TYPE_CHECKING:
     from imgrec.config.schema import RunConfig
@@ -22,7 +21,6 @@ COMMANDS = {
     "models": "list the networks that can be selected",
     "slurm": "submit a training to a cluster's queue",
 }
-NO_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)  # the disk's, not ours
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,30 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if (line := error_line(error)) is not None:
             print(f"imgrec: {line}", file=sys.stderr)
-        return REFUSED
+        return ExitCode.REFUSED
     except OSError as error:
-        if error.errno not in NO_WRITING or os.environ.get("IMGREC_DEBUG") == "1":
+        if error.errno not in UNWRITABLE or os.environ.get("IMGREC_DEBUG") == "1":
             raise
         where = error.filename or "a file"
         print(
             f"imgrec: {where} cannot be written: {error.strerror}. Mend that and start the same command again.", file=sys.stderr
         )
-        return REFUSED
+        return ExitCode.REFUSED
     except Stopped as stopped:
         from imgrec.distributed.world import world
 
         if world().rank == 0:  # the others stopped with it
             print(f"imgrec: {stopped}", file=sys.stderr)
-        return signals.STOPPED
+        return ExitCode.STOPPED
     except Died as died:
         print(f"imgrec: {died}", file=sys.stderr)
-        return FAILED
+        return ExitCode.FAILED
     except KeyboardInterrupt:
         from imgrec.distributed.world import world
 
         if world().rank == 0:
             print("imgrec: interrupted. Start the same command again.", file=sys.stderr)
-        return signals.INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 def _dispatch(command: str, argv: list[str]) -> int:

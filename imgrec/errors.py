@@ -1,12 +1,22 @@
 """What imgrec says to its user: one line with what was given, what was found and what to type; the process ends with exit code 2."""
 
+import errno
 from collections.abc import Sequence
 from difflib import get_close_matches
+from enum import IntEnum
 
-FAILED, REFUSED = (
-    1,
-    2,
-)  # exit codes: a fault of ours or a process that died; what the user can mend. Those of a stop: imgrec.distributed.signals
+# What an OSError says where the disk, not imgrec, is at fault: full, over quota, not ours, read-only.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+
+
+class ExitCode(IntEnum):
+    """How a command ended, for the shell and for SLURM."""
+
+    OK = 0
+    FAILED = 1  # an error of ours, or a process that died
+    REFUSED = 2  # bad input: what the user can change
+    STOPPED = 75  # saved, and resumed by the same command; EX_TEMPFAIL of sysexits.h
+    INTERRUPTED = 130  # after a second Ctrl-C
 
 
 class ImgrecError(Exception):

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from imgrec.config.compose import compose_config, quote_values
-from imgrec.config.schema import parse_settings
+from imgrec.config.schema import Device, Precision, ProcessesConfig, Split, parse_settings
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import atomic_write
-from imgrec.inference.evaluation import Split, evaluation_images, measure_split
 from imgrec.inference.paths import check_output, find_checkpoint
 from imgrec.terminal import printable
 
@@ -32,9 +31,9 @@ class EvaluateConfig:
     data: dict[str, Any]
     batch_size: int | None
     num_workers: int | Literal["auto"]
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    precision: Literal["32", "bf16-mixed", "16-mixed"] | None
-    trainer: dict[str, Any]
+    device: Device
+    precision: Precision | None
+    trainer: ProcessesConfig
     out: str | None
     plot: str | None
     overwrite: bool
@@ -42,26 +41,26 @@ class EvaluateConfig:
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Measure, print the tables, write JSON and picture; on several processes each measures its share."""
-    words = quote_values(argv, ("ckpt", "folder", "data.root", "out", "plot", "precision"))
-    query = parse_settings(EvaluateConfig, compose_config("evaluate", words, config_dir))
-    if query.ckpt is None:
+    overrides = quote_values(argv, ("ckpt", "folder", "data.root", "out", "plot", "precision"))
+    config = parse_settings(EvaluateConfig, compose_config("evaluate", overrides, config_dir))
+    if config.ckpt is None:
         raise ConfigError("ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
-    with worker_group(query.trainer["timeout_s"]) as crew:
-        return _evaluate(query, *on_first_rank(lambda: _checked(query)), crew)
+    with worker_group(config.trainer.timeout_s) as group:
+        return _evaluate(config, *on_first_rank(lambda: _checked(config)), group)
 
 
-def _checked(query: EvaluateConfig) -> tuple[Path, Path, Path | None]:
+def _checked(config: EvaluateConfig) -> tuple[Path, Path, Path | None]:
     """The checkpoint's file, the .json and the picture."""
-    assert query.ckpt is not None
-    file = find_checkpoint(query.ckpt)
-    if query.folder is not None and not Path(query.folder).is_dir():
-        raise DataError(f"folder={query.folder} is no folder. Name a folder that holds CLASS/*.jpg.")
-    what = query.split if query.folder is None else Path(query.folder).resolve().name
-    out = Path(query.out) if query.out else _beside(file) / f"evaluate_{what}.json"
-    plot = None if query.plot == "none" else Path(query.plot) if query.plot else out.with_suffix(".png")
-    check_output("out", out, (".json",), ours=_ours, overwrite=query.overwrite)
+    assert config.ckpt is not None
+    file = find_checkpoint(config.ckpt)
+    if config.folder is not None and not Path(config.folder).is_dir():
+        raise DataError(f"folder={config.folder} is no folder. Name a folder that holds CLASS/*.jpg.")
+    what = config.split if config.folder is None else Path(config.folder).resolve().name
+    out = Path(config.out) if config.out else _beside(file) / f"evaluate_{what}.json"
+    plot = None if config.plot == "none" else Path(config.plot) if config.plot else out.with_suffix(".png")
+    check_output("out", out, (".json",), ours=_ours, overwrite=config.overwrite)
     if plot is not None:
-        check_output("plot", plot, (".png",), ours=_our_picture, overwrite=query.overwrite)
+        check_output("plot", plot, (".png",), ours=_our_picture, overwrite=config.overwrite)
     return file, out, plot
 
 
@@ -81,64 +80,63 @@ def _our_picture(path: Path) -> bool:
         return b"Software\0imgrec" in file.read(256)
 
 
-def _evaluate(query: EvaluateConfig, file: Path, out: Path, plot: Path | None, crew: WorkerGroup) -> int:
+def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, group: WorkerGroup) -> int:
     from imgrec.inference.checkpoint import load_checkpoint, package_versions
     from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
+    from imgrec.inference.evaluation import evaluation_images, measure_split
     from imgrec.inference.metrics import print_report
     from imgrec.inference.predictor import Predictor
     from imgrec.terminal import Terminal
-    from imgrec.training.lightning_compat import silence_known_warnings
 
-    silence_known_warnings()
-    screen = Terminal(quiet=crew.rank > 0)
-    crew.do("reading the checkpoint and the data")
-    stored = load_checkpoint(file)
-    recognizer = Predictor(stored, device=query.device, precision=query.precision)
-    images, counts = evaluation_images(stored, split=query.split, folder=query.folder, changes=query.data)
-    what = f"folder {printable(query.folder)}" if query.folder else f"{query.split} split"
-    where = f"{recognizer.device}, precision {recognizer.precision}{f', {crew.size} processes' * (crew.size > 1)}"
-    screen.say(
-        f"{file} (epoch {stored.checkpoint['epoch'] + 1}) on the {what}: {len(images):,} image{'s' * (len(images) != 1)}; {where}"
+    terminal = Terminal(quiet=group.rank > 0)
+    group.do("reading the checkpoint and the data")
+    checkpoint = load_checkpoint(file)
+    predictor = Predictor(checkpoint, device=config.device, precision=config.precision)
+    images, counts = evaluation_images(checkpoint, split=config.split, folder=config.folder, changes=config.data)
+    what = f"folder {printable(config.folder)}" if config.folder else f"{config.split} split"
+    where = f"{predictor.device}, precision {predictor.precision}{f', {group.size} processes' * (group.size > 1)}"
+    terminal.say(
+        f"{file} (epoch {checkpoint.content['epoch'] + 1}) on the {what}: {len(images):,} image{'s' * (len(images) != 1)}; {where}"
     )
     start = time.perf_counter()
-    with screen.bar() as bar:
+    with terminal.bar() as bar:
         task = bar.add_task("images", total=None, note="")
-        found, bad = measure_split(
-            recognizer,
+        report, bad = measure_split(
+            predictor,
             images,
             counts,
-            batch_size=query.batch_size,
-            num_workers=query.num_workers,
-            crew=crew,
-            watch=lambda done, of: bar.update(task, completed=done, total=of),
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            group=group,
+            watch=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if crew.rank > 0:
+    if group.rank > 0:
         return 0
-    crew.do("writing the figures")
+    group.do("writing the figures")
     seconds = time.perf_counter() - start
-    screen.say()
-    print_report(found, screen.console, most=MOST_CLASSES)
-    screen.say()
-    screen.say(confusion_table(found, width=screen.console.width, most=MOST_CLASSES))
-    screen.say()
+    terminal.say()
+    print_report(report, terminal.console, most=MOST_CLASSES)
+    terminal.say()
+    terminal.say(confusion_table(report, width=terminal.console.width, most=MOST_CLASSES))
+    terminal.say()
     if bad:
         first = ", ".join(map(printable, bad[:3])) + (", ..." if len(bad) > 3 else "")
         left = "image could not be read and is" if len(bad) == 1 else "images could not be read and are"
-        screen.say(f"{len(bad):,} {left} left out: {first}", style="yellow")
-    if counts is None and stored.run.loss.get("class_weights") == "balanced":
-        screen.say(
+        terminal.say(f"{len(bad):,} {left} left out: {first}", style="yellow")
+    if counts is None and checkpoint.run.loss.get("class_weights") == "balanced":
+        terminal.say(
             "The loss counts every image alike: class weights follow the training counts, which are not read for a folder."
         )
     content = {
         "imgrec": "evaluate",
         "checkpoint": str(file),
-        "split": query.split if query.folder is None else None,
-        "folder": query.folder,
-        "figures": found.to_dict(),
+        "split": config.split if config.folder is None else None,
+        "folder": config.folder,
+        "figures": report.to_dict(),
         "unread_images": bad,
-        "device": str(recognizer.device),
-        "precision": recognizer.precision,
-        "processes": crew.size,
+        "device": str(predictor.device),
+        "precision": predictor.precision,
+        "processes": group.size,
         "seconds": round(seconds, 2),
         "versions": package_versions(),
     }
@@ -147,10 +145,10 @@ def _evaluate(query: EvaluateConfig, file: Path, out: Path, plot: Path | None, c
         atomic_write(
             plot,
             draw_confusion_matrix(
-                found, title=f"{stored.run.name}, {what}: {found.accuracy:.2%} of {found.count:,} images right"
+                report, title=f"{checkpoint.run.name}, {what}: {report.accuracy:.2%} of {report.count:,} images right"
             ),
         )
-    screen.say(f"figures in {printable(str(out))}" + ("" if plot is None else f", confusion matrix in {printable(str(plot))}"))
+    terminal.say(f"figures in {printable(str(out))}" + ("" if plot is None else f", confusion matrix in {printable(str(plot))}"))
     return 0
 
 

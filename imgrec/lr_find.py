@@ -10,7 +10,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.config.compose import compose_config
-from imgrec.config.instantiate import check_signatures
+from imgrec.config.instantiate import check_signatures, instantiate
 from imgrec.config.schema import RunConfig, run_config
+from imgrec.distributed.device_checks import check_accelerator
+from imgrec.distributed.process_group import connected_world
 from imgrec.distributed.world import world
 from imgrec.errors import ConfigError
 
@@ -102,7 +104,7 @@ def _noise(curve: Curve) -> float:
 
 
 def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lambda: None) -> tuple[Curve, int, bool]:
-    """Trains one step at each rate; gives the curve, the global batch, and whether this is the process that should speak. Same seed, same curve.
+    """Trains one step at each rate; returns the curve, the global batch, and whether this is the first rank. Same seed, same curve.
 
     It runs on the processes that torchrun or SLURM started, else on one device: the global batch is the same on any number of them.
     Rates are values of optim.lr: a step's own rate follows from it as in a training (base_batch, layer decay). Short epochs are followed
@@ -110,33 +112,50 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     """
     import pytorch_lightning as pl
 
-    from imgrec.distributed.device_checks import check_world, one_device
-    from imgrec.distributed.process_group import connect
+    from imgrec.data.datamodule import DataModule
     from imgrec.training.callbacks.lr_range import LRRange
     from imgrec.training.lightning_compat import silence_known_warnings
-    from imgrec.training.trainer import build_classifier, build_data, build_trainer, trainer_arguments
+    from imgrec.training.module import build_classifier
+    from imgrec.training.trainer import build_trainer
+    from imgrec.training.transfer import initial_network
 
-    here = world()
-    check_world(run, here)
-    connect(here, timeout_s=run.trainer["timeout_s"])
+    world = connected_world(run.trainer)
     check_signatures(run)
+    check_accelerator(run.trainer)
     silence_known_warnings()
     pl.seed_everything(run.seed, workers=True, verbose=False)
+    data, augment = instantiate(run.data.to_node()), instantiate(run.augment)
+    run = run.with_classes(len(data.classes))
+    loaders = DataModule(
+        data,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        max_device_batch=run.max_device_batch,
+        num_workers=run.num_workers,
+        augment=augment,
+        devices=world.size,
+        sampling=run.sampling,
+        class_weights=run.class_weights,
+    )
+    devices = run.trainer.devices
+    if world.size == 1:  # one of those that the config names is enough
+        devices = devices[:1] if isinstance(devices, list) else 1
     watch = LRRange(rates, lr=run.optim["lr"], diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance)
     trainer = build_trainer(
-        **trainer_arguments(run) | {"limit_val_batches": 0} | ({"devices": one_device(run)} if here.size == 1 else {}),
+        replace(run.trainer, devices=devices, limit_val_batches=0),
+        loaders.plan,
+        world,
+        callbacks=[watch],
+        logger=False,
         max_steps=len(rates),
         max_epochs=-1,
-        logger=False,
         enable_checkpointing=False,
-        callbacks=[watch],
     )
-    data, augment, plan = build_data(run, trainer)
-    classifier, _, _ = build_classifier(run.with_classes(len(data.classes)), data, augment)
-    classifier.make_schedulers = lambda optimizer, total_steps, steps_per_epoch: []
-    trainer.fit(classifier, datamodule=data)
+    net, _ = initial_network(run, data.classes)
+    classifier = build_classifier(run, net, data, augment, loaders.plan, with_schedule=False)
+    trainer.fit(classifier, datamodule=loaders)
     losses = np.array(watch.losses)
-    return Curve(rates, losses[np.isfinite(losses)], watch.stopped), plan.global_size, trainer.is_global_zero
+    return Curve(rates, losses[np.isfinite(losses)], watch.stopped), loaders.plan.global_size, world.rank == 0
 
 
 def draw_curve(curve: Curve, found: Suggestion, file: Path) -> None:

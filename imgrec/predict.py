@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from imgrec.config.compose import compose_config, quote_values
-from imgrec.config.schema import parse_settings
+from imgrec.config.schema import Device, Precision, ProcessesConfig, parse_settings
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
@@ -35,58 +35,56 @@ class PredictConfig:
     top_k: int
     batch_size: int
     num_workers: int | Literal["auto"]
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    precision: Literal["32", "bf16-mixed", "16-mixed"] | None
-    trainer: dict[str, Any]
+    device: Device
+    precision: Precision | None
+    trainer: ProcessesConfig
     overwrite: bool
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Predict and write the table, on several processes each its share of the files; 0, also where some files could not be read. DataError, after writing, where none could."""
-    words = quote_values(argv, ("ckpt", "files", "out", "precision"))
-    query = parse_settings(PredictConfig, compose_config("predict", words, config_dir))
-    if query.ckpt is None:
+    overrides = quote_values(argv, ("ckpt", "files", "out", "precision"))
+    config = parse_settings(PredictConfig, compose_config("predict", overrides, config_dir))
+    if config.ckpt is None:
         raise ConfigError("ckpt=null: predict needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
-    if query.files is None:
+    if config.files is None:
         raise ConfigError("files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg].")
     files: list[str] = []  # on the first process
-    with worker_group(query.trainer["timeout_s"]) as crew:
-        crew.do("reading the names of the files")
-        on_first_rank(lambda: files.extend(_checked(query)))
-        return _predict(query, files, crew)
+    with worker_group(config.trainer.timeout_s) as group:
+        group.do("reading the names of the files")
+        on_first_rank(lambda: files.extend(_checked(config)))
+        return _predict(config, files, group)
 
 
-def _checked(query: PredictConfig) -> list[str]:
+def _checked(config: PredictConfig) -> list[str]:
     """The files."""
-    assert query.ckpt is not None
-    assert query.files is not None
-    out = Path(query.out)
-    find_checkpoint(query.ckpt)
-    files = expand_files(query.files)
+    assert config.ckpt is not None
+    assert config.files is not None
+    out = Path(config.out)
+    find_checkpoint(config.ckpt)
+    files = expand_files(config.files)
     prediction_table.check_parquet(out)
-    check_output("out", out, prediction_table.SUFFIXES, ours=prediction_table.written_by_us, overwrite=query.overwrite)
+    check_output("out", out, prediction_table.SUFFIXES, ours=prediction_table.written_by_us, overwrite=config.overwrite)
     return files
 
 
-def _predict(query: PredictConfig, files: list[str], crew: WorkerGroup) -> int:
+def _predict(config: PredictConfig, files: list[str], group: WorkerGroup) -> int:
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.predictor import Predictor
     from imgrec.terminal import Terminal
-    from imgrec.training.lightning_compat import silence_known_warnings
 
-    silence_known_warnings()
-    screen = Terminal(quiet=crew.rank > 0)
-    assert query.ckpt is not None
-    crew.do("reading the checkpoint")
-    recognizer = Predictor(load_checkpoint(query.ckpt), device=query.device, precision=query.precision)
-    top_k = min(query.top_k, len(recognizer.classes))
+    terminal = Terminal(quiet=group.rank > 0)
+    assert config.ckpt is not None
+    group.do("reading the checkpoint")
+    predictor = Predictor(load_checkpoint(config.ckpt), device=config.device, precision=config.precision)
+    top_k = min(config.top_k, len(predictor.classes))
     start = time.perf_counter()
-    mine, parts = crew.deal(files, query.batch_size)
-    crew.do("predicting")
+    mine, parts = group.deal(files, config.batch_size)
+    group.do("predicting")
     rows: list[prediction_table.PredictionRow] = []
-    with screen.bar() as bar:
+    with terminal.bar() as bar:
         task = bar.add_task("images", total=len(files), note="")
-        answers = recognizer.predict_files(mine, top_k=top_k, batch_size=query.batch_size, num_workers=query.num_workers)
+        answers = predictor.predict_files(mine, top_k=top_k, batch_size=config.batch_size, num_workers=config.num_workers)
         each = zip(mine, answers, strict=True)
         for part in parts:
             own: list[prediction_table.PredictionRow] = []
@@ -95,16 +93,16 @@ def _predict(query: PredictConfig, files: list[str], crew: WorkerGroup) -> int:
                     own.append(prediction_table.prediction_row(path, [], top_k=top_k, error=str(answer).removeprefix(f"{path} ")))
                 else:
                     own.append(prediction_table.prediction_row(path, answer.top, top_k=top_k))
-                crew.do(f"predicting, {len(own)} of {part} files done")
+                group.do(f"predicting, {len(own)} of {part} files done")
                 bar.advance(task)
-            rows += crew.collect(own)
+            rows += group.collect(own)
             bar.update(task, completed=len(rows))
-    if crew.rank > 0:
+    if group.rank > 0:
         return 0
-    crew.do("writing the table")
-    out = Path(query.out)
+    group.do("writing the table")
+    out = Path(config.out)
     prediction_table.write_table(out, rows, top_k=top_k)
-    _say(screen, rows, top_k, out, time.perf_counter() - start)
+    _say(terminal, rows, top_k, out, time.perf_counter() - start)
     bad = [row for row in rows if row["error"]]
     if len(bad) == len(rows):
         first = f"{printable(bad[0]['path'])} {bad[0]['error']}"
@@ -114,16 +112,16 @@ def _predict(query: PredictConfig, files: list[str], crew: WorkerGroup) -> int:
     return 0
 
 
-def _say(screen: "Terminal", rows: list[prediction_table.PredictionRow], top_k: int, out: Path, seconds: float) -> None:
+def _say(terminal: "Terminal", rows: list[prediction_table.PredictionRow], top_k: int, out: Path, seconds: float) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     if len(rows) <= MOST_SHOWN:
-        table = Table(box=box.SIMPLE_HEAD if screen.console.is_terminal else None, pad_edge=False, show_edge=False)
+        table = Table(box=box.SIMPLE_HEAD if terminal.console.is_terminal else None, pad_edge=False, show_edge=False)
         parent = _parent([row["path"] for row in rows])
         if parent:
-            screen.say(f"in {printable(parent)}:")
+            terminal.say(f"in {printable(parent)}:")
         table.add_column("file", overflow="fold")
         table.add_column("class", overflow="fold")
         table.add_column("probability", justify="right")
@@ -135,12 +133,12 @@ def _say(screen: "Terminal", rows: list[prediction_table.PredictionRow], top_k: 
             else:
                 then = [f"{row[f'class_{k}']} {row[f'probability_{k}']:.4f}" for k in range(2, top_k + 1)]
                 table.add_row(name, Text(row["class"], style="bold"), f"{row['probability']:.4f}", Text(", ".join(then)))
-        screen.say(table)
-        screen.say()
+        terminal.say(table)
+        terminal.say()
     bad = sum(row["error"] is not None for row in rows)
     unread = f"; {bad:,} of them could not be read, the column 'error' says why" if bad else ""
     pace = f" ({len(rows) / seconds:,.0f} a second)" if len(rows) > MOST_SHOWN else ""
-    screen.say(
+    terminal.say(
         f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {printable(str(out))}{unread}",
         style="yellow" if bad else None,
     )

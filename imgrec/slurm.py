@@ -150,15 +150,15 @@ def _check_job(job: JobConfig, training: Training) -> None:
             f"tasks_per_node={tasks}, but gpus_per_node={job.gpus_per_node}: expected one process per GPU. "
             f"Leave tasks_per_node out, or set gpus_per_node={tasks}."
         )
-    if job.gpus_per_node and run.trainer["accelerator"] == "cpu":
+    if job.gpus_per_node and run.trainer.accelerator == "cpu":
         raise ConfigError(
             f"trainer.accelerator=cpu, but gpus_per_node={job.gpus_per_node}. Set gpus_per_node=0 tasks_per_node={tasks}."
         )
-    if not job.gpus_per_node and run.trainer["accelerator"] in ("gpu", "cuda"):
-        raise ConfigError(f"trainer.accelerator={run.trainer['accelerator']}, but gpus_per_node=0. Set gpus_per_node=1 or more.")
+    if not job.gpus_per_node and run.trainer.accelerator in ("gpu", "cuda"):
+        raise ConfigError(f"trainer.accelerator={run.trainer.accelerator}, but gpus_per_node=0. Set gpus_per_node=1 or more.")
     for key, value, node_key, expected in (
-        ("devices", run.trainer["devices"], "tasks_per_node", tasks),
-        ("num_nodes", run.trainer["num_nodes"], "nodes", job.nodes),
+        ("devices", run.trainer.devices, "tasks_per_node", tasks),
+        ("num_nodes", run.trainer.num_nodes, "nodes", job.nodes),
     ):
         if (len(value) if isinstance(value, list) else value) not in ("auto", expected):
             raise ConfigError(

@@ -1,145 +1,164 @@
 """Train a classifier: python -m imgrec.train model=resnet optim=adam data=mnist
 
-Composes conf/train.yaml, opens the run folder, fits, tests the best checkpoint on the test split and writes result.json.
+Composes conf/train.yaml, opens the run directory, trains, tests the best checkpoint on the test split and writes result.json.
 """
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import Any
 
-from imgrec.config.instantiate import check_signatures
-from imgrec.config.schema import RunConfig
+from imgrec.config.instantiate import check_signatures, instantiate
+from imgrec.config.schema import Node, RunConfig, run_config
 from imgrec.distributed import signals
-from imgrec.errors import ImgrecError, Stopped
+from imgrec.distributed.device_checks import check_accelerator, wanted_processes
+from imgrec.distributed.heartbeat import Heartbeat
+from imgrec.distributed.launcher import launch, run_rank
+from imgrec.distributed.process_group import connected_world
+from imgrec.distributed.watchdog import SaveStatus, Watchdog
+from imgrec.distributed.world import World
+from imgrec.errors import Stopped
+from imgrec.terminal import Terminal
+from imgrec.training.run_dir import RunDir, join_run_dir
 
-if TYPE_CHECKING:
-    from imgrec.distributed.heartbeat import Heartbeat
-    from imgrec.distributed.watchdog import SaveStatus
-    from imgrec.terminal import Terminal
-    from imgrec.training.run_dir import RunDir
+RANK_ARGUMENT = "--rank"  # of the processes that the launcher starts
 
 
 def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
-    """Train, test and record a run; gives the content of its result.json. An unfinished run folder is finished, a finished one is read.
+    """Train, test and record a run; returns the content of its result.json. An unfinished run directory is resumed, a finished one is read.
 
-    `imgrec.config.load("train", ["model=vgg", "data=mnist"])` makes a `run`. Raises imgrec.errors.ImgrecError for what the user can mend.
+    `imgrec.config.load("train", ["model=vgg", "data=mnist"])` makes a `run`. Raises imgrec.errors.ImgrecError for what the user can change.
     `command` is for result.json; None: sys.argv.
     """
-    from imgrec.distributed.device_checks import check_world, wanted_processes
-    from imgrec.distributed.heartbeat import Heartbeat
-    from imgrec.distributed.process_group import connect
-    from imgrec.distributed.watchdog import SaveStatus, Watchdog
-    from imgrec.distributed.world import world
-    from imgrec.terminal import Terminal
-    from imgrec.training.run_dir import join_run_dir
-
-    command = sys.argv if command is None else command
-    here = world()
-    check_world(run, here)
-    if here.size > 1:
-        connect(here, timeout_s=run.trainer["timeout_s"])
-    folder = join_run_dir(run)
-    screen = Terminal(quiet=quiet or here.rank > 0)
-    if folder.state == "finished":
-        result = folder.result()
-        screen.say(f"{folder.path} is finished already: {result['summary']}. To start anew set another id, or none.")
+    world = connected_world(run.trainer)
+    run_dir = join_run_dir(run)
+    terminal = Terminal(quiet=quiet or world.rank > 0)
+    if run_dir.state == "finished":
+        result = run_dir.result()
+        terminal.say(f"{run_dir.path} is finished: {result['summary']}. To train again set another id, or none.")
         return result
-    folder.start(run)
-    try:
-        if here.started_by == "alone" and (count := wanted_processes(run)) > 1:
-            from imgrec.distributed.launcher import launch
-
-            return launch(run, folder, count, quiet=quiet, command=command)
-        if here.rank == 0:
-            screen.log_to(folder.path / "log.txt")
-        heartbeat = Heartbeat(here.rank, here.size, run.trainer["timeout_s"], screen.note)
+    command = list(sys.argv if command is None else command)
+    with run_dir.opened(run), closing(terminal), signals.request_cleared():
+        if world.started_by == "alone" and (ranks := wanted_processes(run.trainer)) > 1:
+            task = {"run": run.to_dict(), "quiet": quiet, "command": command}
+            rank_command = [sys.executable, "-m", "imgrec.train", RANK_ARGUMENT]
+            launch(rank_command, task, ranks, run_dir=run_dir.path, lock=run_dir.lock_fd, timeout_s=run.trainer.timeout_s)
+            return run_dir.result()
+        if world.rank == 0:
+            terminal.log_to(run_dir.path / "log.txt")
+        heartbeat = Heartbeat(world.rank, world.size, run.trainer.timeout_s, terminal.note)
         saves = SaveStatus()
-        watchdog = Watchdog(saves, note=screen.note, leave=heartbeat.leave, speaks=here.rank == 0)
+        watchdog = Watchdog(saves, note=terminal.note, leave=heartbeat.leave, speaks=world.rank == 0)
         with signals.handlers_installed(), watchdog, heartbeat:
-            return _fit(run, folder, screen, command, heartbeat, saves)
-    except ImgrecError:
-        folder.forget()
-        raise
-    finally:
-        signals.clear_request()
-        screen.close()
-        folder.close()
+            return _train(run, run_dir, terminal, world, heartbeat, saves, command)
 
 
-def _fit(
+def _train(
     run: RunConfig,
-    folder: "RunDir",
-    screen: "Terminal",
+    run_dir: RunDir,
+    terminal: Terminal,
+    world: World,
+    heartbeat: Heartbeat,
+    saves: SaveStatus,
     command: Sequence[str],
-    heartbeat: "Heartbeat",
-    saves: "SaveStatus",
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
 
-    from imgrec.distributed.process_group import on_first_rank
-    from imgrec.inference.checkpoint import read_checkpoint
+    from imgrec.data.datamodule import DataModule
+    from imgrec.models.summary import measure_size
     from imgrec.training import summary
-    from imgrec.training.callbacks import observers, tensorboard
-    from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, latest_checkpoint
+    from imgrec.training.callbacks.history import History
+    from imgrec.training.callbacks.tensorboard import truncate_event_files
+    from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point
     from imgrec.training.lightning_compat import silence_known_warnings
+    from imgrec.training.module import build_classifier
     from imgrec.training.step_boundary import StepBoundary
-    from imgrec.training.trainer import build_classifier, build_data, build_logger, build_trainer, guards, trainer_arguments
+    from imgrec.training.trainer import build_logger, build_trainer, run_callbacks
+    from imgrec.training.transfer import initial_network
 
     check_signatures(run)
+    check_accelerator(run.trainer)
     silence_known_warnings()
     pl.seed_everything(run.seed, workers=True, verbose=False)
-    watching, history = observers(run, folder, screen)
-    writer = CheckpointWriter()
-    file, resume = on_first_rank(lambda: latest_checkpoint(folder.checkpoints, screen.say)) or (None, None)
+    resume = find_resume_point(run_dir.checkpoints, terminal.say)
+
+    heartbeat.doing = "reading the data"
+    _stop_if_requested(world)
+    data, augment = instantiate(run.data.to_node()), instantiate(run.augment)
+    run = run.with_classes(len(data.classes))
+    _stop_if_requested(world)
+    heartbeat.doing = "starting"
+    writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume)
     boundary = StepBoundary(
-        last=folder.last,
+        last=run_dir.last,
         writer=writer,
-        resume=resume,
+        resume=resume.state if resume else None,
         heartbeat=heartbeat,
         saves=saves,
-        say=screen.say,
-        save_every_steps=run.trainer["save_every_steps"],
-        save_every_minutes=run.trainer["save_every_minutes"],
-        max_minutes=run.trainer["max_minutes"],
+        say=terminal.say,
+        save_every_steps=run.trainer.save_every_steps,
+        save_every_minutes=run.trainer.save_every_minutes,
+        max_minutes=run.trainer.max_minutes,
     )
+    loaders = DataModule(
+        data,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        max_device_batch=run.max_device_batch,
+        num_workers=run.num_workers,
+        augment=augment,
+        devices=world.size,
+        sampling=run.sampling,
+        class_weights=run.class_weights,
+        start=resume.start if resume else (0, 0),
+    )
+
+    net, transferred = initial_network(run, data.classes)
+    size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)
+    classifier = build_classifier(run, net, data, augment, loaders.plan)
+    history = History(run_dir.path / "metrics.csv", run.monitor)
     trainer = build_trainer(
-        **trainer_arguments(run),
+        run.trainer,
+        loaders.plan,
+        world,
+        callbacks=run_callbacks(run, run_dir, terminal, history, boundary),
+        logger=build_logger(run.logger, run_dir.path),
+        checkpoint_io=writer,
         max_epochs=run.epochs,
-        default_root_dir=folder.path,
-        logger=build_logger(run.logger, folder.path),
-        callbacks=[boundary, *watching, *guards(run, folder.checkpoints)],
-        plugins=[writer],
+        default_root_dir=run_dir.path,
     )
-    heartbeat.doing = "reading the data"
-    _stop_if_asked(heartbeat.world_size)
-    data, augment, plan = build_data(run, trainer)
-    _stop_if_asked(heartbeat.world_size)
-    run = run.with_classes(len(data.classes))
-    heartbeat.doing = "starting"
-    classifier, size, taken = build_classifier(run, data, augment)
-    writer.metadata = checkpoint_metadata(run, data.classes, data.preprocessing())
-    if resume is not None:
-        data.start = (resume["position"]["epoch"], resume["position"]["done"])
-    if trainer.is_global_zero:
-        tensorboard.truncate_event_files(folder.path / "tensorboard", resume["events"] if resume is not None else {})
-    screen.say(
-        summary.start_screen(run, folder, trainer, data, plan, size, taken, file, resume["position"]["step"] if resume else 0)
-    )
-    if file is not None and resume is not None and resume["position"]["stage"] == "end":
-        history.load_state_dict(read_checkpoint(file)["callbacks"][history.state_key])
+    if world.rank == 0:
+        truncate_event_files(run_dir.path / "tensorboard", resume.state["events"] if resume else {})
+    device = summary.describe_device(trainer.strategy.root_device, world.size, run.trainer.precision)
+    terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, transferred, resume))
+
+    if resume is not None and resume.position["stage"] == "end":
+        history.load_state_dict(resume.load()["callbacks"][history.state_key])
     else:
-        trainer.fit(classifier, datamodule=data, ckpt_path=file, weights_only=True)
+        trainer.fit(classifier, datamodule=loaders, ckpt_path=resume.file if resume else None, weights_only=True)
         writer.wait()
-    return summary.finish_run(run, folder, screen, trainer, classifier, data, history, size, command)
+    report = summary.test_best(trainer, classifier, loaders, run_dir)
+    result = summary.run_result(run, history, report, loaders.bad_images(), device, size, command)
+    if world.rank == 0:
+        run_dir.record(result)
+        summary.print_result(terminal, run_dir.path, result, report)
+    return result
 
 
-def _stop_if_asked(processes: int) -> None:
-    """Between the parts of a start. A process of several waits for the first step, where all can agree."""
-    if processes == 1 and (reason := signals.stop_reason()) is not None:
-        raise Stopped(f"stopped by {reason} while starting. Start the same command again to go on.")
+def _stop_if_requested(world: World) -> None:
+    """Between the parts of a start. A process of several waits for the first step boundary, where all can agree."""
+    if world.size == 1 and (reason := signals.stop_reason()) is not None:
+        raise Stopped(f"stopped by {reason} while starting. Start the same command again to resume.")
+
+
+def _fit_rank(task: Node) -> None:
+    fit(run_config(task["run"]), quiet=task["quiet"], command=task["command"])
 
 
 if __name__ == "__main__":
-    from imgrec.cli import main
+    if sys.argv[1:2] == [RANK_ARGUMENT]:
+        run_rank(sys.argv[2:], _fit_rank)
+    else:
+        from imgrec.cli import main
 
-    sys.exit(main(["train", *sys.argv[1:]]))
+        sys.exit(main(["train", *sys.argv[1:]]))

@@ -71,7 +71,7 @@ def main() -> int:
                 continue
             found = latest_checkpoint(folder / "r/a/checkpoints", print)
             killed += 1
-            goes_on[way][found[1]["position"]["stage"] if found else AT[0]] += 1
+            goes_on[way][found[1]["resume"]["position"]["stage"] if found else AT[0]] += 1
             next(kills, None)
     show(goes_on, runs, differ)
     return 1 if differ else 0

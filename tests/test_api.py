@@ -37,11 +37,11 @@ def picture(height, width, channels=None, seed=0):
 
 def test_probabilities_are_the_networks_own(gray):
     images = torch.from_numpy(picture(5, 64)).view(5, 1, 8, 8)
-    run = gray.stored.run
-    net = build_network(run, CLASSES)
-    state = gray.stored.checkpoint["state_dict"]
+    run = gray.checkpoint.run
+    net = build_network(run.model, len(CLASSES))
+    state = gray.checkpoint.content["state_dict"]
     net.load_state_dict({key[4:]: value for key, value in state.items() if key.startswith("net.")})
-    pixels = (images / 255 - run.data["mean"][0]) / run.data["std"][0]
+    pixels = (images / 255 - run.data.mean[0]) / run.data.std[0]
     with torch.no_grad():
         expected = net.eval()(pixels).softmax(1)
     torch.testing.assert_close(gray.probabilities(images), expected, rtol=1e-6, atol=0)
@@ -137,7 +137,7 @@ def test_loading_leaves_the_random_numbers_alone(gray):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    Predictor(gray.stored, device="cpu")
+    Predictor(gray.checkpoint, device="cpu")
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -153,17 +153,16 @@ def test_weights_that_the_run_began_with_are_not_fetched_again(tmp_path, monkeyp
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata
 
     settings = config.load("train", ["data=digits", *model]).with_classes(10)
-    state = {f"net.{key}": value for key, value in build_network(settings, CLASSES).state_dict().items()}
-    writer = CheckpointWriter()
-    data = {key: settings.data[key] for key in ("image_size", "channels", "mean", "std", "resize", "crop_share")}
-    writer.metadata = checkpoint_metadata(settings, CLASSES, data)
+    state = {f"net.{key}": value for key, value in build_network(settings.model, len(CLASSES)).state_dict().items()}
+    keys = ("image_size", "channels", "mean", "std", "resize", "crop_share")
+    writer = CheckpointWriter(checkpoint_metadata(settings, CLASSES, {key: getattr(settings.data, key) for key in keys}))
     writer.save_checkpoint({"state_dict": state}, run / "best.ckpt")
     writer.wait()
     assert len(imgrec.load(run, device="cpu").predict(picture(40, 30, 3), top_k=4)[0].top) == 4
 
 
 def test_16_bit_precision_answers_much_the_same(gray):
-    half = Predictor(gray.stored, device="cpu", precision="16-mixed")
+    half = Predictor(gray.checkpoint, device="cpu", precision="16-mixed")
     assert half.precision == "bf16-mixed"  # what Lightning makes of it on a CPU
     images = torch.from_numpy(picture(20, 64)).view(20, 1, 8, 8)
     assert half.probabilities(images).dtype == torch.float32
@@ -205,15 +204,15 @@ def test_other_refusals(gray, tmp_path):
 
 def test_a_device_that_is_not_there_is_named(gray, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"device=cuda cannot be had; torch finds cpu here\. Set device=auto\."):
-        Predictor(gray.stored, device="cuda")
+    with pytest.raises(ConfigError, match=r"device=cuda is not available; torch finds cpu here\. Set device=auto\."):
+        Predictor(gray.checkpoint, device="cuda")
 
 
 def test_memory_that_runs_out_says_which_key(gray, monkeypatch):
     def full(images):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(gray.classifier, "forward", full)
+    monkeypatch.setattr(gray, "logits", full)
     with pytest.raises(ConfigError, match=r"batch_size=4: so many images do not fit in the memory of cpu\. Set batch_size=2\."):
         gray.probabilities(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
 
@@ -238,10 +237,10 @@ def test_weights_of_another_network_are_refused(tmp_path):
 def test_an_answer_that_is_no_number_is_refused(tmp_path):
     found = imgrec.load(save_untrained_run(tmp_path), device="cpu")
     with torch.no_grad():
-        next(found.classifier.net.parameters()).fill_(float("nan"))
+        next(found.net.parameters()).fill_(float("nan"))
     with pytest.raises(CheckpointError, match=r"the network's answer is not a number\. Train again with a lower optim\.lr\."):
         found.predict(picture(8, 8))
 
 
 def test_the_stored_dictionary_is_enough(gray):
-    assert load_checkpoint(gray.stored.file).classes == gray.classes == CLASSES
+    assert load_checkpoint(gray.checkpoint.file).classes == gray.classes == CLASSES

@@ -58,7 +58,7 @@ def test_a_checkpoint_is_plain_data_and_enough_by_itself(trained):
     assert stored.preprocessing == {
         "image_size": 16, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "resize": "squash", "crop_share": 1.0,
     }  # fmt: skip
-    assert not [key for key in stored.checkpoint["state_dict"] if not key.startswith("net.") and "tally" not in key]
+    assert not [key for key in stored.content["state_dict"] if not key.startswith("net.") and "tally" not in key]
     assert load_checkpoint(trained / "checkpoints/last.ckpt").run == stored.run
 
 
@@ -166,7 +166,7 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tmp_path, capsy
         "Lower optim.lr, set trainer.gradient_clip=1.0 or trainer.precision=32, or look at the data of that step.\n"
     )
     assert read_checkpoint(folder / "last.ckpt")["global_step"] == 4
-    assert all(value.isfinite().all() for value in load_checkpoint(folder.parent).checkpoint["state_dict"].values())
+    assert all(value.isfinite().all() for value in load_checkpoint(folder.parent).content["state_dict"].values())
     assert cli.main(run_words(tmp_path, "epochs=4")) == 0  # the same command goes on from there
     assert read_checkpoint(folder / "last.ckpt")["global_step"] == 8
 

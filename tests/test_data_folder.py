@@ -15,6 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from imgrec.data import decode as decoding
 from imgrec.data.batch import Request
+from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.decode import Preprocessing, decode, fit_to_size, load_image
 from imgrec.data.folder import FileNames, ImageFiles, folder_split
@@ -186,7 +187,6 @@ def test_split_folders_equal_torchvisions_imagefolder(tmp_path):
     (tmp_path / "train/cat/.hidden.jpg").write_bytes(b"")
     (tmp_path / "train/.cache").mkdir()
     data = folder(tmp_path)
-    data.setup()
     (tmp_path / "train/cat/.hidden.jpg").unlink()  # torchvision takes hidden files and folders
     (tmp_path / "train/.cache").rmdir()
     for split, name in (("train", "train"), ("val", "valid")):
@@ -203,7 +203,6 @@ def test_split_folders_equal_torchvisions_imagefolder(tmp_path):
 def test_one_folder_is_cut_as_scikit_learn_does(tmp_path):
     make(tmp_path, {"a": 8, "b": 12})
     data = folder(tmp_path)
-    data.setup()
     labels = np.repeat([0, 1], [8, 12])
     rest, test = (np.sort(part) for part in train_test_split(np.arange(20), test_size=5, stratify=labels, random_state=0))
     train, val = (np.sort(part) for part in train_test_split(np.arange(15), test_size=4, stratify=labels[rest], random_state=0))
@@ -218,10 +217,10 @@ def test_one_folder_is_cut_as_scikit_learn_does(tmp_path):
 def test_batches_of_a_folder_hold_the_files_they_name(tmp_path, num_workers):
     make(tmp_path, {"a": 6, "b": 6})
     data = folder(tmp_path)
-    data.prepare_run(**{**RUN, "num_workers": num_workers})
+    loaders = DataModule(data, **{**RUN, "num_workers": num_workers})
     files = data.split("train")
     seen = []
-    for batch in data.train_dataloader():
+    for batch in loaders.train_dataloader():
         for image, label, index in zip(batch.images, batch.labels, batch.indices, strict=True):
             assert torch.equal(image, load_image(files.path(int(index)), PREPROCESSING))
             assert Path(files.path(int(index))).parent.name == "ab"[int(label)]
@@ -255,13 +254,13 @@ class Crops:
 def test_training_crops_while_decoding_and_evaluation_does_not(tmp_path):
     make(tmp_path, {"a": 4, "b": 4})
     data = folder(tmp_path)
-    data.prepare_run(**{**RUN, "augment": Crops()})
-    trained, plain = data.train_dataloader().dataset, data.split("train")
+    loaders = DataModule(data, **{**RUN, "augment": Crops()})
+    trained, plain = loaders.train_dataloader().dataset, data.split("train")
     images = whole(trained, epoch=2).images
     for i in range(len(plain)):
         image = decode(plain.path(i), 3)
         assert torch.equal(images[i], 255 - fit_to_size(image[:, :22, :30], PREPROCESSING))
-    assert torch.equal(next(iter(data.val_dataloader())).images[0], load_image(data.split("val").path(0), PREPROCESSING))
+    assert torch.equal(next(iter(loaders.val_dataloader())).images[0], load_image(data.split("val").path(0), PREPROCESSING))
 
 
 # What is refused
@@ -274,16 +273,16 @@ def test_a_bad_training_image_is_refused_or_left_out_and_counted(tmp_path, num_w
     bad = tmp_path / "train/b/001.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
     data = folder(tmp_path)
-    data.prepare_run(**{**RUN, "num_workers": num_workers})
+    loaders = DataModule(data, **{**RUN, "num_workers": num_workers})
     with pytest.raises(DataError) as error:
-        list(data.train_dataloader())
+        list(loaders.train_dataloader())
     assert str(error.value).startswith(f"{bad} cannot be read: ")
     assert str(error.value).endswith("data.on_bad_image=skip.")
     data = folder(tmp_path, on_bad_image="skip")
-    data.prepare_run(**{**RUN, "num_workers": num_workers})
-    batches = [data.on_before_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+    loaders = DataModule(data, **{**RUN, "num_workers": num_workers})
+    batches = [loaders.on_before_batch_transfer(batch, 0) for batch in loaders.train_dataloader()]
     assert sorted(i for batch in batches for i in batch.indices.tolist()) == [0, 1, 2, 3, 5]
-    assert data.bad_images() == [str(bad)]
+    assert loaders.bad_images() == [str(bad)]
     assert all(batch.bad == () and len(batch.images) == len(batch.labels) for batch in batches)
 
 
@@ -293,17 +292,17 @@ def test_evaluation_refuses_a_bad_image_unless_told(tmp_path):
     (tmp_path / "val/a/000.jpg").write_bytes(b"")
     for told, change in ((False, {"on_bad_image": "skip"}), (True, {"on_bad_image_eval": "skip"})):
         data = folder(tmp_path, **change)
-        data.prepare_run(**RUN)
+        loaders = DataModule(data, **RUN)
         if told:
-            assert [batch.bad for batch in data.val_dataloader()] == [(str(tmp_path / "val/a/000.jpg"),)]
+            assert [batch.bad for batch in loaders.val_dataloader()] == [(str(tmp_path / "val/a/000.jpg"),)]
         else:
             with pytest.raises(DataError, match=r"the file is empty\..*data\.on_bad_image_eval=skip\.$"):
-                list(data.val_dataloader())
+                list(loaders.val_dataloader())
 
 
 def refusal(root: Path, **change) -> str:
     with pytest.raises(DataError) as error:
-        folder(root, **change).setup()
+        _ = folder(root, **change).splits
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -341,7 +340,7 @@ def test_a_class_that_train_lacks(tmp_path):
 def test_num_classes_against_the_folders(tmp_path):
     make(tmp_path, {"a": 4, "b": 4, "c": 4, "d": 4})
     with pytest.raises(ConfigError) as error:
-        folder(tmp_path, num_classes=3).setup()
+        _ = folder(tmp_path, num_classes=3).splits
     assert str(error.value) == f"data.num_classes=3, but {tmp_path} has 4 class folders (a, b, c, ...). Set data.num_classes=4."
 
 

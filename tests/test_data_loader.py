@@ -13,8 +13,9 @@ import torch
 
 from imgrec.data import loader as loader_module
 from imgrec.data.batch import Batch, Request
-from imgrec.data.datamodule import ImageData, Splits
+from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import Fake
+from imgrec.data.image_data import ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.sampler import EpochBatches, shuffled_order
@@ -134,8 +135,9 @@ class Tiny(pl.LightningModule):
 def test_lightning_runs_through_the_planned_batches_without_a_warning(tmp_path):
     """Warnings are errors here: Lightning must find nothing to say about workers or samplers."""
     data = fake()
-    made = data.prepare_run(**RUN)
-    assert (made.steps_per_epoch, made.accumulate, data.workers) == (3, 2, 0)
+    loaders = DataModule(data, **RUN)
+    made = loaders.plan
+    assert (made.steps_per_epoch, made.accumulate, loaders.workers) == (3, 2, 0)
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
@@ -150,23 +152,23 @@ def test_lightning_runs_through_the_planned_batches_without_a_warning(tmp_path):
         default_root_dir=tmp_path,
     )
     net = Tiny()
-    trainer.fit(net, datamodule=data)
+    trainer.fit(net, datamodule=loaders)
     assert trainer.global_step == 6
     order = [shuffled_order(45, seed=3)(epoch).tolist() for epoch in range(2)]
     assert [i for row in net.seen["train"] for i in row[2:]] == order[0] + order[1]
     assert [row[:2] for row in net.seen["train"]] == [[epoch, whole] for epoch in (0, 1) for whole in (16, 16, 16, 16, 13, 13)]
     assert net.seen["val"] == [list(range(8)), list(range(8, 15))] * 2
-    assert sum(len(batch.labels) for batch in data.test_dataloader()) == 20
+    assert sum(len(batch.labels) for batch in loaders.test_dataloader()) == 20
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
 def test_every_rank_evaluates_its_share_and_nothing_twice(devices):
     data = fake(test_samples=19)
-    data.prepare_run(**{**RUN, "batch_size": 24, "devices": devices})
+    loaders = DataModule(data, **{**RUN, "batch_size": 24, "devices": devices})
     seen, steps = [], set()
     for rank in range(devices):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=devices, current_epoch=0)
-        loader = data.test_dataloader()
+        loaders.trainer = SimpleNamespace(global_rank=rank, world_size=devices, current_epoch=0)
+        loader = loaders.test_dataloader()
         batches = list(loader)
         assert len(batches) == len(loader)
         steps.add(len(batches))
@@ -177,10 +179,11 @@ def test_every_rank_evaluates_its_share_and_nothing_twice(devices):
 
 def test_full_batches_are_one_step_over_all_training_samples():
     data = fake()
-    made = data.prepare_run(**{**RUN, "batch_size": "full"})
+    loaders = DataModule(data, **{**RUN, "batch_size": "full"})
+    made = loaders.plan
     assert str(made) == "global batch 45 = 1 device x at most 8 x 6"
     assert made.steps_per_epoch == 1
-    batches = list(data.train_dataloader())
+    batches = list(loaders.train_dataloader())
     assert {batch.whole for batch in batches} == {45}
     assert sorted(i for batch in batches for i in batch.indices.tolist()) == list(range(45))
 
@@ -199,11 +202,11 @@ class Marks:
 
 def test_sample_augmentation_is_for_training_only_and_knows_seed_and_index():
     data = fake()
-    data.prepare_run(**{**RUN, "seed": 1, "augment": Marks()})
-    for batch in data.train_dataloader():
+    loaders = DataModule(data, **{**RUN, "seed": 1, "augment": Marks()})
+    for batch in loaders.train_dataloader():
         assert batch.images[:, 0, 0, 0].tolist() == [100 + i % 10 for i in batch.indices.tolist()]
     images = data.split("val").images
-    assert torch.equal(torch.cat([batch.images for batch in data.val_dataloader()]), images)
+    assert torch.equal(torch.cat([batch.images for batch in loaders.val_dataloader()]), images)
 
 
 def test_workers_come_from_slurm_or_the_affinity_mask(monkeypatch):
@@ -234,7 +237,7 @@ def test_workers_come_from_slurm_or_the_affinity_mask(monkeypatch):
 )
 def test_keys_that_contradict_each_other(change, sentence):
     with pytest.raises(ConfigError) as error:
-        Given(np.arange(20) % 2, **change).setup()
+        _ = Given(np.arange(20) % 2, **change).splits
     assert str(error.value) == sentence
 
 
@@ -255,13 +258,12 @@ def test_keys_that_contradict_each_other(change, sentence):
 )
 def test_labels_that_cannot_be_used(labels, others, sentence):
     with pytest.raises(DataError) as error:
-        Given(labels, **others).setup()
+        _ = Given(labels, **others).splits
     assert str(error.value).startswith(sentence)
 
 
 def test_a_split_that_is_not_there():
     data = Given(np.arange(20) % 2)
-    data.setup()
     assert data.counts("test").tolist() == [0, 0]
     with pytest.raises(DataError) as error:
         data.split("test")
@@ -270,8 +272,8 @@ def test_a_split_that_is_not_there():
 
 def test_a_resumed_epoch_goes_on_where_it_stopped():
     data = fake()
-    data.prepare_run(**RUN)
-    whole = [batch.indices.tolist() for batch in data.train_dataloader()]
-    data.start = (0, 2)
-    assert [batch.indices.tolist() for batch in data.train_dataloader()] == whole[4:]
-    assert len(data.train_dataloader()) == len(whole)  # Lightning adds what is done itself
+    loaders = DataModule(data, **RUN)
+    whole = [batch.indices.tolist() for batch in loaders.train_dataloader()]
+    loaders = DataModule(data, **RUN, start=(0, 2))
+    assert [batch.indices.tolist() for batch in loaders.train_dataloader()] == whole[4:]
+    assert len(loaders.train_dataloader()) == len(whole)  # Lightning adds what is done itself

@@ -51,9 +51,8 @@ def run(tmp_path_factory):
 def pngs(run, tmp_path_factory):
     """The images of the run's test split as files FOLDER/CLASS/*.png; class 7 has none."""
     root = tmp_path_factory.mktemp("pngs")
-    stored = load(run).stored
-    data = instantiate(stored.run.data)
-    data.setup()
+    stored = load(run).checkpoint
+    data = instantiate(stored.run.data.to_node())
     images = data.split("test")
     for number, (image, label) in enumerate(zip(images.images[:, 0].numpy(), images.labels, strict=True)):
         if label != 7:
@@ -128,19 +127,19 @@ def test_figures_equal_sklearns_on_what_predict_says(run, pngs, tmp_path):
 
 
 def test_python_evaluates_too(run, pngs):
-    recognizer = load(run, device="cpu")
-    first = recognizer.evaluate(num_workers=0)
+    predictor = load(run, device="cpu")
+    first = predictor.evaluate(num_workers=0)
     assert first.to_dict() == json.loads((run / "result.json").read_text())["test"]
-    assert recognizer.evaluate(folder=str(pngs), num_workers=0).count == first.count - first.per_class[7]["support"]
-    assert recognizer.evaluate(num_workers=0) == first  # nothing is left over from the calls before
+    assert predictor.evaluate(folder=str(pngs), num_workers=0).count == first.count - first.per_class[7]["support"]
+    assert predictor.evaluate(num_workers=0) == first  # nothing is left over from the calls before
 
 
 def test_predicting_with_a_batch_norm_network_changes_nothing_in_it(run):
-    recognizer = load(run, device="cpu")
-    before = {key: value.clone() for key, value in recognizer.classifier.state_dict().items()}
-    recognizer.evaluate("val", num_workers=0)
-    for key, value in recognizer.classifier.net.state_dict().items():
-        assert torch.equal(before[f"net.{key}"], value)
+    predictor = load(run, device="cpu")
+    before = {key: value.clone() for key, value in predictor.net.state_dict().items()}
+    predictor.evaluate("val", num_workers=0)
+    for key, value in predictor.net.state_dict().items():
+        assert torch.equal(before[key], value)
 
 
 def copy_of(pngs: Path, to: Path) -> Path:

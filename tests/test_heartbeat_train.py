@@ -114,7 +114,7 @@ def test_stop_during_a_long_read(start: Start, tmp_path: Path) -> None:
 import sys, time
 from imgrec.distributed import signals
 signals.install_handlers()
-from imgrec.data.datamodule import ImageData
+from imgrec.data.image_data import ImageData
 from imgrec.cli import main
 
 def read(*given, **more):
@@ -122,7 +122,7 @@ def read(*given, **more):
     while True:
         time.sleep(1000)
 
-ImageData.prepare_run = read
+ImageData.splits = property(read)
 sys.exit(main(["train", *sys.argv[1:]]))
 """
     run = start("-c", script, overrides=LONG)

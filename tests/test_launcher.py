@@ -19,6 +19,8 @@ from torch import distributed
 from imgrec import cli
 from imgrec.config.compose import load_config
 from imgrec.config.schema import RunConfig
+from imgrec.data.datasets import Fake
+from imgrec.data.image_data import Splits
 from imgrec.distributed import process_group, signals
 from imgrec.distributed.device_checks import check_world, wanted_processes
 from imgrec.distributed.process_group import connect, on_first_rank
@@ -75,8 +77,6 @@ def test_the_world_is_that_of_whoever_started_the_process(
     ("variables", "words", "sentence"),
     [
         ({}, ["trainer.num_nodes=2"], "trainer.num_nodes=2, but this process was started alone. Type NODES=2 "),
-        ({}, ["trainer.devices=all"], "trainer.devices=all: devices takes auto, a number, or a list of device numbers"),
-        ({}, ["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn starts processes in a way that cannot be resumed or watched. Set trainer.strategy=ddp."),
         (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, [], "LOCAL_WORLD_SIZE=0 in the environment: a number of 1 or more was expected there."),
         ({"RANK": "one", "WORLD_SIZE": "2"}, [], "RANK=one in the environment: a number was expected there."),
         (BATCH, [], "SLURM_NTASKS=4 SLURM_NNODES=2, but this process was started without srun, so once. Write srun before python, or "),
@@ -95,7 +95,7 @@ def test_a_contradiction_is_one_line_that_says_what_to_write(
     run = load_config("train", words)
     within(variables)
     with pytest.raises(ConfigError) as caught:
-        check_world(run, world())
+        check_world(run.trainer, world())
     assert str(caught.value).startswith(sentence)
 
 
@@ -114,12 +114,12 @@ def test_a_contradiction_is_one_line_that_says_what_to_write(
 def test_what_fits_passes(variables: dict[str, str], words: list[str], within: Callable[..., None]) -> None:
     run = load_config("train", words)
     within(variables)
-    check_world(run, world())
+    check_world(run.trainer, world())
 
 
 def test_one_process_a_device() -> None:
     asked = {"devices=2": 2, "devices=[0,3,5]": 3, "devices=1": 1, "accelerator=cpu": 1}
-    assert {word: wanted_processes(load_config("train", [f"trainer.{word}"])) for word in asked} == asked
+    assert {word: wanted_processes(load_config("train", [f"trainer.{word}"]).trainer) for word in asked} == asked
 
 
 def test_processes_agree_on_what_the_first_one_finds() -> None:
@@ -187,18 +187,16 @@ def test_a_signal_ends_the_waiting_for_the_others() -> None:
 def test_bad_input_of_processes_that_torchrun_started_is_one_line(
     who: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from imgrec.training import trainer
+    splits = Fake.splits
 
-    build = trainer.build_data
-
-    def refuse(run: RunConfig, *rest: Any) -> Any:
+    def refuse(data: Fake) -> Splits:
         if len(who) == 3:
             distributed.barrier()  # so that they fail at the same time
         if world().rank in who:
             raise DataError("pictures cannot be read. Name others.")
-        return build(run, *rest)
+        return splits.func(data)
 
-    monkeypatch.setattr(trainer, "build_data", refuse)
+    monkeypatch.setattr(Fake, "splits", property(refuse))
     words = [word for word in SMALL if not word.startswith(("trainer.devices", "batch_size"))]
     assert exit_codes(3, lambda rank: cli.main(["train", *words, "batch_size=6", f"runs_dir={tmp_path}"])) == [2, 2, 2]
     name = "" if 0 in who else f" (rank {who[0]} on {os.uname().nodename})"
@@ -209,10 +207,11 @@ def test_bad_input_of_processes_that_torchrun_started_is_one_line(
 
 STANDIN = """\
 #!{python}
-import json, os, signal, sys, time, types
+import json, os, signal, sys, time
 from pathlib import Path
 sys.path[:0] = {path}
 from imgrec.distributed import launcher, signals
+from imgrec.config.schema import run_config
 from imgrec.errors import DataError, Stopped
 
 def train(run, *, quiet, command):
@@ -240,8 +239,7 @@ def train(run, *, quiet, command):
         time.sleep(0.3)  # in which a signal that came twice would be noticed
         raise Stopped("stopped by " + signals.stop_reason() + " at step 3; saved.")
 
-sys.modules["imgrec.train"] = types.SimpleNamespace(fit=train)
-launcher.main(*sys.argv[3:])
+launcher.run_rank(sys.argv[4:], lambda task: train(run_config(task["run"]), quiet=task["quiet"], command=task["command"]))
 """
 
 
@@ -297,7 +295,7 @@ def test_children_get_torchruns_variables_and_the_config_from_a_file(start_run: 
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // 2)))
         assert seen == [str(rank), str(rank), "2", "2", "0", "127.0.0.1", "imgrec", threads]
         assert run == load_config("train", words[1:]).to_dict()
-        assert argv[1:3] == ["-m", "imgrec.distributed.launcher"]
+        assert argv[1:4] == ["-m", "imgrec.train", "--rank"]
         assert not set(argv) & set(words)
         assert place == os.getcwd()
     assert json.loads((folder / "result.json").read_text()) == {"command": ["imgrec", *words]}
@@ -374,11 +372,11 @@ def test_children_do_not_outlive_a_killed_parent_and_free_the_folder(
     run = small("name=waits", "id=1", f"runs_dir={tmp_path}", "trainer.devices=2")
     second = choose_run_dir(run)
     with pytest.raises(ConfigError, match="is in use by another process"):
-        second.start(run)
+        second.open(run)
     process.kill()
     pids = [int((folder / f"pid_{rank}").read_text()) for rank in (0, 1)]
     wait_until(lambda: not any(map(alive, pids)))
-    second.start(run)
+    second.open(run)
     second.close()
     process.communicate()
 
@@ -393,4 +391,4 @@ def test_a_run_on_two_devices_is_one_command(tmp_path: Path, capfd: pytest.Captu
     assert said.out.count("test accuracy") == 1
     assert json.loads((tmp_path / "n" / "1" / "result.json").read_text())["status"] == "finished"
     assert cli.main(["train", *words]) == 0
-    assert "is finished already" in capfd.readouterr().out
+    assert "is finished: " in capfd.readouterr().out

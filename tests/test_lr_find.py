@@ -83,18 +83,21 @@ def plain_losses(run: RunConfig, rates: np.ndarray, share: Callable[[str], float
     """The same test as a loop of torch: whole global batches in the run's order, plain SGD with a rate of each parameter."""
     import pytorch_lightning as pl
 
+    from imgrec.data.datamodule import DataModule
     from imgrec.data.preprocess import Preprocess
 
     pl.seed_everything(run.seed, verbose=False)
-    data = instantiate(run.data)
-    data.prepare_run(seed=run.seed, batch_size=run.batch_size, max_device_batch=10**6, num_workers=0, augment=None, devices=1)
+    data = instantiate(run.data.to_node())
+    loaders = DataModule(
+        data, seed=run.seed, batch_size=run.batch_size, max_device_batch=10**6, num_workers=0, augment=None, devices=1
+    )
     net = instantiate(run.model, num_classes=len(data.classes))
-    preprocess = Preprocess(image_size=run.data["image_size"], mean=run.data["mean"], std=run.data["std"])
+    preprocess = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)
     losses: list[float] = []
     epoch = 0
     while len(losses) < len(rates):
-        data._epoch = lambda epoch=epoch: epoch
-        for batch in data.train_dataloader():
+        loaders._epoch = lambda epoch=epoch: epoch
+        for batch in loaders.train_dataloader():
             loss = F.cross_entropy(net(preprocess(batch.images)), batch.labels)
             losses.append(loss.item())
             if len(losses) == len(rates):

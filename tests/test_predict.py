@@ -214,7 +214,7 @@ def test_bad_input_is_refused_before_torch_is_imported(run):
         "import sys; from imgrec import cli; "
         f"rc = [cli.main(['predict', 'ckpt={run}', *words]) for words in (['files=none.png'], ['files={run}'], ['top_k=0'])]; "
         f"rc += [cli.main(['evaluate', *words]) for words in (['ckpt=none'], ['ckpt={run}', 'out=x.txt'], ['split=x'])]; "
-        "print(rc, 'torch' in sys.modules)"
+        "print([int(code) for code in rc], 'torch' in sys.modules)"
     )
     done = run_command(sys.executable, "-c", code)
     assert done.stdout == "[2, 2, 2, 2, 2, 2] False\n"

@@ -127,9 +127,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
     assert {
         "cut short": f"{last} ({len(content):,} bytes) is truncated or no checkpoint: ",
         "a flipped bit": f"{last} ({len(content):,} bytes) is truncated or no checkpoint: the checksum of its record ",
-        "gone": "(goes on from previous.ckpt, after 5 steps)",
+        "gone": "(resumed from previous.ckpt, after 5 steps)",
     }[damage] in said
-    assert "(goes on from previous.ckpt, after 5 steps)" in said
+    assert "(resumed from previous.ckpt, after 5 steps)" in said
     assert_same(read_outcome(tmp_path / "r/a"), unbroken)
 
 

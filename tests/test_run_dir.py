@@ -39,7 +39,7 @@ def run(plain, tmp_path):
 
 def begin(run) -> Path:
     folder = choose_run_dir(run)
-    folder.start(run)
+    folder.open(run)
     folder.close()
     return folder.path
 
@@ -99,13 +99,13 @@ def test_a_name_is_one_folder(run, key, value):
 
 def test_two_processes_never_share_a_folder(run, tmp_path):
     first = choose_run_dir(run(id="a"))
-    first.start(run(id="a"))
+    first.open(run(id="a"))
     with pytest.raises(ConfigError) as error:
-        choose_run_dir(run(id="a")).start(run(id="a"))
+        choose_run_dir(run(id="a")).open(run(id="a"))
     assert str(error.value) == f"{tmp_path}/n/a is in use by another process. Wait for it, or set id=ANOTHER."
     first.close()
     again = choose_run_dir(run(id="a"))
-    again.start(run(id="a"))
+    again.open(run(id="a"))
     assert again.lock is not None
     with (tmp_path / "n/a/.lock").open() as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,12 +139,12 @@ def test_differing_names_the_keys_that_differ_and_no_others(plain, key, value):
 
 def test_a_job_that_is_started_again_waits_for_the_lock_of_its_lost_node(run, monkeypatch):
     first, again = choose_run_dir(run(id="a")), choose_run_dir(run(id="a"))
-    first.start(run(id="a"))
+    first.open(run(id="a"))
     with pytest.raises(ConfigError, match="is in use by another process"):
-        again.start(run(id="a"))
+        again.open(run(id="a"))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setattr("time.sleep", lambda seconds: first.close())
-    again.start(run(id="a"))
+    again.open(run(id="a"))
     assert again.lock is not None
     again.close()
 
@@ -155,6 +155,6 @@ def test_a_file_system_without_locks_keeps_nobody_out(run, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", flock)
     folder = choose_run_dir(run(id="a"))
-    folder.start(run(id="a"))
+    folder.open(run(id="a"))
     assert (folder.path / "config.yaml").is_file()
     folder.close()

@@ -35,7 +35,7 @@ def trained(result_of, run):
     """(weights of last.ckpt by name, result) of a run."""
     result = result_of(run, quiet=True)
     stored = load_checkpoint(f"{run.runs_dir}/{run.name}/{run.id}/checkpoints/last.ckpt")
-    return {k.removeprefix("net."): v for k, v in stored.checkpoint["state_dict"].items() if k.startswith("net.")}, result
+    return {k.removeprefix("net."): v for k, v in stored.content["state_dict"].items() if k.startswith("net.")}, result
 
 
 def assert_close(a, b, **tolerance):
@@ -49,12 +49,11 @@ def start(run):
     import pytorch_lightning as pl
 
     pl.seed_everything(run.seed, workers=True, verbose=False)
-    data = instantiate(run.data)
-    data.setup()
-    net = build_network(run, data.classes)
+    data = instantiate(run.data.to_node())
+    net = build_network(run.model, len(data.classes))
     split = data.split("train")
     images, labels = split.images, torch.as_tensor(split.labels)
-    pixels = Preprocess(image_size=run.data["image_size"], mean=run.data["mean"], std=run.data["std"])(images)
+    pixels = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)(images)
     return net, pixels, labels
 
 
@@ -152,8 +151,8 @@ def test_of_equally_good_epochs_the_later_one_is_the_best(small):
     folder = f"{run.runs_dir}/{run.name}/a/checkpoints"
     assert result["best"]["epoch"] == 3
     assert (
-        load_checkpoint(f"{folder}/best.ckpt").checkpoint["global_step"]
-        == load_checkpoint(f"{folder}/last.ckpt").checkpoint["global_step"]
+        load_checkpoint(f"{folder}/best.ckpt").content["global_step"]
+        == load_checkpoint(f"{folder}/last.ckpt").content["global_step"]
         == 6
     )
     result = fit(small("epochs=3", "optim.lr=0.5", "monitor=val/loss", "id=b"), quiet=True)
@@ -193,7 +192,7 @@ def test_a_run_that_was_cut_short_ends_with_the_weights_of_the_unbroken_one(smal
         fit(run, quiet=True)
     monkeypatch.undo()
     result = fit(run, quiet=True)
-    stored = load_checkpoint(f"{run.runs_dir}/{run.name}/1/checkpoints/last.ckpt").checkpoint["state_dict"]
+    stored = load_checkpoint(f"{run.runs_dir}/{run.name}/1/checkpoints/last.ckpt").content["state_dict"]
     for name, weight in whole.items():
         assert torch.equal(stored[f"net.{name}"], weight), name
     assert result["test"] == expected["test"]
@@ -317,4 +316,4 @@ def test_ctrl_c_says_how_to_go_on(small, monkeypatch, capsys):
     assert capsys.readouterr().err == said
     monkeypatch.undo()
     assert cli.main(["train", *SMALL, "epochs=2", f"runs_dir={run.runs_dir}"]) == 0
-    assert "(goes on from last.ckpt, after 2 steps)" in " ".join(capsys.readouterr().out.split())
+    assert "(resumed from last.ckpt, after 2 steps)" in " ".join(capsys.readouterr().out.split())

@@ -19,15 +19,14 @@ def save_untrained_run(folder: Path, *words: str, classes: tuple[str, ...] = CLA
     """FOLDER/config.yaml and FOLDER/checkpoints/best.ckpt of TINY with overrides; gives the folder back."""
     run = config.load("train", [*TINY, *words]).with_classes(len(classes))
     torch.manual_seed(seed)
-    net = build_network(run, classes)
+    net = build_network(run.model, len(classes))
     for module in net.modules():  # statistics as if it had seen something
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
-    preprocess = Preprocess(image_size=run.data["image_size"], mean=run.data["mean"], std=run.data["std"])
+    preprocess = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)
     classifier = Classifier(net=net, loss=instantiate(run.loss), preprocess=preprocess, classes=classes)
     keys = ("image_size", "channels", "mean", "std", "resize", "crop_share")
-    writer = CheckpointWriter()
-    writer.metadata = checkpoint_metadata(run, classes, {key: run.data[key] for key in keys})
+    writer = CheckpointWriter(checkpoint_metadata(run, classes, {key: getattr(run.data, key) for key in keys}))
     writer.save_checkpoint({"state_dict": classifier.state_dict(), "epoch": 0}, folder / "checkpoints" / "best.ckpt")
     writer.wait()
     (folder / "config.yaml").touch()

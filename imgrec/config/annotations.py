@@ -57,7 +57,7 @@ def describe_type(hint: Any) -> str:
     if origin is tuple and args[-1] is not ...:
         return f"a list of {len(args)} values"
     if origin in (list, tuple):
-        return f"a list of {describe_type(args[0])}s" if args[0] in words else "a list"
+        return f"a list of {describe_type(args[0]).removeprefix('a ')}s" if args[0] in words else "a list"
     return words.get(hint, "a group of keys" if origin is dict else getattr(hint, "__name__", str(hint)))
 
 

@@ -2,19 +2,104 @@
 
 import typing
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from imgrec.config.annotations import describe_type, format_value, matches_type
 from imgrec.errors import ConfigError, did_you_mean
 
 Node = dict[str, Any]
-Keys = typing.TypeVar("Keys")  # the keys of a command as a frozen dataclass
+Keys = typing.TypeVar("Keys")  # the keys of a command, or of a node, as a frozen dataclass
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Split = Literal["test", "val", "train"]
+Monitor = Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
+Limit = int | float  # a number of batches, or a share of them
+
+
+def monitor_mode(monitor: str) -> Literal["min", "max"]:
+    """Whether a smaller or a larger value of a logged figure is better."""
+    return "min" if monitor.endswith("loss") else "max"
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """conf/trainer: devices and processes, precision, saves, limits. The yaml says what each key means."""
+
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    devices: int | Literal["auto"] | list[int]
+    num_nodes: int | Literal["auto"]
+    strategy: Literal["auto", "ddp", "fsdp"]
+    sync_batchnorm: bool
+    timeout_s: float
+    precision: Precision
+    gradient_clip: float
+    channels_last: bool
+    compile: bool
+    ema_decay: float
+    early_stopping_patience: int
+    max_minutes: float | None
+    save_every_steps: int | None
+    save_every_minutes: float
+    limit_train_batches: Limit
+    limit_val_batches: Limit
+    limit_test_batches: Limit
+    deterministic: bool
+    log_every_steps: int
+
+
+@dataclass(frozen=True)
+class ProcessesConfig:
+    """The `trainer` keys of evaluate and predict."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """conf/train.yaml's `finetune`."""
+
+    freeze_epochs: int
+    layer_decay: float
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """conf/data: the keys that every data set has, and in `own` its `_target_` and the keys of its class."""
+
+    num_classes: int | None
+    image_size: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+    resize: Literal["squash", "crop"]
+    crop_share: float
+    val_share: float
+    split_seed: int
+    own: Node
+
+    @classmethod
+    def from_node(cls, node: Node) -> "DataConfig":
+        """ConfigError for a common key that the node lacks, or whose value has another type."""
+        common = [field.name for field in fields(cls) if field.name != "own"]
+        if missing := [key for key in common if key not in node]:
+            raise ConfigError(
+                f"data.{missing[0]} is missing: every data set has the keys {', '.join(common)}. "
+                f"Write {missing[0]} into its yaml, as conf/data/imagefolder.yaml does."
+            )
+        own = {key: value for key, value in node.items() if key not in common}
+        return parse_settings(cls, {**{key: node[key] for key in common}, "own": own}, prefix="data.")
+
+    def to_node(self) -> Node:
+        """The node, as it was composed."""
+        common = asdict(self)
+        own: Node = common.pop("own")
+        return {**own, **common}
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The resolved config of a run; the comments of conf/train.yaml say what each key means. Nodes are plain dicts with a `_target_`."""
+    """The resolved config of a run; the comments of conf/train.yaml say what each key means. A Node is plain data with a `_target_`."""
 
     name: str
     id: str | None
@@ -28,45 +113,50 @@ class RunConfig:
     sampling: Literal["shuffle", "balanced", "sqrt", "weighted"]
     class_weights: dict[str, float] | None
     weights: str | None
-    finetune: Node
+    finetune: FinetuneConfig
     decay_on: Literal["weights", "all"]
-    monitor: Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
-    data: Node
+    monitor: Monitor
+    data: DataConfig
     model: Node
     augment: Node
     optim: Node
     scheduler: Node
     loss: Node
-    trainer: Node
+    trainer: TrainerConfig
     logger: Node
 
     def to_dict(self) -> Node:
         """Plain nested data, as it is stored in config.yaml and in checkpoints."""
-        return asdict(self)
+        return {**asdict(self), "data": self.data.to_node()}
 
     def with_classes(self, count: int) -> "RunConfig":
         """The run with the number of classes that the data has: what is stored needs no folder to be counted again."""
-        return replace(self, data=self.data | {"num_classes": count}, model=self.model | {"num_classes": count})
+        return replace(self, data=replace(self.data, num_classes=count), model=self.model | {"num_classes": count})
 
 
 def run_config(tree: Node) -> RunConfig:
-    """RunConfig from a composed or stored tree; keys that are not a run's are left out."""
-    return RunConfig(**{field.name: tree[field.name] for field in fields(RunConfig)})
+    """RunConfig from a composed or stored tree; keys that are not a run's are left out. ConfigError for a value of another type."""
+    run = {field.name: tree[field.name] for field in fields(RunConfig)}
+    return parse_settings(RunConfig, {**run, "data": DataConfig.from_node(run["data"])})
 
 
-def monitor_mode(monitor: str) -> Literal["min", "max"]:
-    """Whether a lower or a higher value of a metric is better."""
-    return "min" if monitor.endswith("loss") else "max"
+def parse_settings(cls: type[Keys], tree: Node, prefix: str = "") -> Keys:
+    """The dataclass `cls` from the keys of a composed tree; ConfigError for a value that its annotation does not allow.
 
-
-def parse_settings(cls: type[Keys], tree: Node) -> Keys:
-    """The dataclass `cls` from the keys of a composed tree; ConfigError for a value that its annotation does not allow."""
+    A key whose annotation is a dataclass is parsed likewise; `prefix` stands before the keys in messages.
+    """
+    values: Node = {}
     for key, hint in typing.get_type_hints(cls).items():
-        if not matches_type(tree[key], hint):
-            words = [str(word) for word in typing.get_args(hint)]
-            near = did_you_mean(tree[key], words) if isinstance(tree[key], str) else ""
-            raise ConfigError(f"{key}={format_value(tree[key])}: {key} takes {describe_type(hint)}.{near}")
-    return cls(**tree)
+        value = tree[key]
+        if is_dataclass(hint) and isinstance(hint, type):
+            values[key] = value if isinstance(value, hint) else parse_settings(hint, value, f"{prefix}{key}.")
+            continue
+        if not matches_type(value, hint):
+            options = [str(option) for option in typing.get_args(hint)]
+            near = did_you_mean(value, options) if isinstance(value, str) else ""
+            raise ConfigError(f"{prefix}{key}={format_value(value)}: {key} takes {describe_type(hint)}.{near}")
+        values[key] = value
+    return cls(**values)
 
 
 def leaves(node: Node, prefix: str = "") -> Iterator[tuple[str, Any]]:

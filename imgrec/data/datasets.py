@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from imgrec.data.batch import Indices
-from imgrec.data.datamodule import Common, ImageData, Splits
 from imgrec.data.folder import BadImage, ImageFiles, class_folders, folder_split, split_folders
+from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.splits import stratified
 from imgrec.errors import ConfigError, DataError, first_line

@@ -13,6 +13,8 @@ from imgrec.config.checks import check_batch_divides
 from imgrec.data.batch import Indices, Request
 from imgrec.errors import ConfigError
 
+EVALUATION_BATCH = 256  # images per device where the training batch is smaller: no gradients, so there is room
+
 # epoch -> codes of the samples in the order in which they are seen: a sample's place in the split, plus `samples` for each time
 # that the epoch has had it before. So what is drawn for a sample follows from its code also where it comes again.
 Order = Callable[[int], Indices]

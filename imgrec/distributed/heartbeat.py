@@ -28,7 +28,7 @@ from imgrec.distributed import signals
 from imgrec.distributed.diagnosis import AGAIN, BY_ITSELF, GAVE_UP, TOLD, Message, RankStatus, find_dead, find_hang
 from imgrec.distributed.transport import Transport
 from imgrec.distributed.watchdog import end_process
-from imgrec.errors import FAILED, REFUSED, ImgrecError, Stopped
+from imgrec.errors import ExitCode, ImgrecError, Stopped
 
 REPORT_S = 1.0
 REPORTS_PER_S = 256  # that rank 0 reads at most: with more ranks, each reports less often
@@ -124,10 +124,10 @@ class Heartbeat:
         """
         self._ending.acquire()  # for good: both the main thread and that of the heartbeat may come here
         if line == TOLD:
-            end_process(None, REFUSED)
+            end_process(None, ExitCode.REFUSED)
         gone = self.rank != 0 and (self._statuses[0].failed or self._statuses[0].cut is not None or self._silent())
         speaks = self.rank == 0 or gone
-        end_process(line if speaks else None, FAILED, self._note if self.rank == 0 else None)
+        end_process(line if speaks else None, ExitCode.FAILED, self._note if self.rank == 0 else None)
 
     def leave(self, reason: str | BaseException) -> None:
         """Tell the others that this rank ends: regularly, for a reason in words, or by an exception, which ends them too."""

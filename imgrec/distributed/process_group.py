@@ -7,7 +7,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from imgrec.config.schema import TrainerConfig
 from imgrec.distributed import signals
+from imgrec.distributed.device_checks import check_world
 from imgrec.errors import ConfigError, ImgrecError, Stopped
 
 if TYPE_CHECKING:
@@ -23,14 +25,24 @@ _stores: "list[Store]" = []  # the one of the connected processes, once they are
 LATER_S = 30.0  # a collective that waits in vain is ended by the heartbeat, with a line that names the rank; nccl would abort without one
 
 
+def connected_world(config: TrainerConfig) -> World:
+    """Where this process stands, after the config was compared with who started it, and all processes of the run have met."""
+    here = world()
+    check_world(config, here)
+    connect(here, timeout_s=config.timeout_s)
+    return here
+
+
 def connect(world: World, *, timeout_s: float) -> None:
     """One process group of all processes, before Lightning makes its own: gloo on the CPU, nccl on GPUs. A lone process needs none.
 
     The processes may come `timeout_s` apart; after that a ConfigError says how many came. Calling it again does nothing.
     """
+    if world.size == 1:
+        return
     from torch import cuda, distributed
 
-    if world.size == 1 or distributed.is_initialized():
+    if distributed.is_initialized():
         return
     _stores[:] = [_meet(world, timeout_s)]
     backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"

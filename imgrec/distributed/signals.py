@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPED = 75  # exit code of a run that was stopped and can go on; EX_TEMPFAIL of sysexits.h
-INTERRUPTED = 130  # exit code after a second Ctrl-C
+from imgrec.errors import ExitCode
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -47,6 +47,15 @@ def request_stop(reason: str) -> None:
 def clear_request() -> None:
     """Nobody asks any more: before another run in this process."""
     _request.reason = None
+
+
+@contextmanager
+def request_cleared() -> Iterator[None]:
+    """A run of this process: a request to stop ends with it."""
+    try:
+        yield
+    finally:
+        clear_request()
 
 
 def install_handlers() -> None:
@@ -83,7 +92,7 @@ def _asked_by(number: int, frame: FrameType | None) -> None:
     # Only a flag: a collective or a save in here could meet the other ranks in another one, and hang.
     if number == signal.SIGINT and _request.reason == signal.SIGINT.name:
         os.write(2, b"\nimgrec: interrupted at once. Start the same command again to go on from the last checkpoint.\n")
-        os._exit(INTERRUPTED)
+        os._exit(ExitCode.INTERRUPTED)
     request_stop(signal.Signals(number).name)
 
 

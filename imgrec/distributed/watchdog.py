@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from imgrec.distributed import signals
+from imgrec.errors import ExitCode
 
 GRACE_S = 15.0  # a stop should be over inside 20 s
 SAVING_S = 120.0  # for a save that has begun, and for the way out after it
@@ -108,4 +109,4 @@ class Watchdog:
     def _end(self, line: str) -> None:
         self._leave(line)
         line = f"{line}. Start the same command again to go on."
-        end_process(line if self._speaks else None, signals.STOPPED, self._note)
+        end_process(line if self._speaks else None, ExitCode.STOPPED, self._note)

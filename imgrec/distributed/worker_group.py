@@ -26,17 +26,17 @@ FOR_GOOD = timedelta(days=365)  # shares take unequally long, and the heartbeat 
 
 
 class WorkerGroup:
-    """The processes of a torch.distributed group (`group`; None: the default one), or a process alone. `beat` is told what this one does."""
+    """The processes of a torch.distributed group (None: the default one), or a process alone. The heartbeat is told what this one does."""
 
     def __init__(
-        self, rank: int = 0, size: int = 1, *, group: "ProcessGroup | None" = None, beat: Heartbeat | None = None
+        self, rank: int = 0, size: int = 1, *, process_group: "ProcessGroup | None" = None, heartbeat: Heartbeat | None = None
     ) -> None:
-        self.rank, self.size, self.group, self.beat = rank, size, group, beat
+        self.rank, self.size, self.process_group, self.heartbeat = rank, size, process_group, heartbeat
 
     def do(self, what: str) -> None:
         """Say what this process is doing now."""
-        if self.beat is not None:
-            self.beat.doing = what
+        if self.heartbeat is not None:
+            self.heartbeat.doing = what
 
     def everywhere(self, mine: T) -> list[T]:
         """What each process gives, in the order of their ranks, on all of them."""
@@ -46,7 +46,7 @@ class WorkerGroup:
 
         found: list[T] = [mine] * self.size
         with self._waiting():
-            distributed.all_gather_object(found, mine, group=self.group)
+            distributed.all_gather_object(found, mine, group=self.process_group)
         return found
 
     def deal(self, items: Sequence[T], batch_size: int) -> tuple[list[T], list[int]]:
@@ -61,7 +61,7 @@ class WorkerGroup:
             told: list[list[T]] = [[]]
             with self._waiting():
                 given = [list(items[part.start : part.stop]) for part in parts] if self.rank == 0 else None
-                distributed.scatter_object_list(told, given, src=0, group=self.group)
+                distributed.scatter_object_list(told, given, src=0, group=self.process_group)
             mine += told[0]
             ends.append(len(told[0]))
         return mine, ends
@@ -74,12 +74,12 @@ class WorkerGroup:
 
         found: list[list[T]] | None = [[] for _ in range(self.size)] if self.rank == 0 else None
         with self._waiting():
-            distributed.gather_object(mine, found, dst=0, group=self.group)
+            distributed.gather_object(mine, found, dst=0, group=self.process_group)
         return [item for part in found or [] for item in part]
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        before = "" if self.beat is None else self.beat.doing
+        before = "" if self.heartbeat is None else self.heartbeat.doing
         self.do(WAITING)
         yield
         self.do(before)
@@ -87,7 +87,7 @@ class WorkerGroup:
 
 @contextmanager
 def worker_group(timeout_s: float) -> Iterator[WorkerGroup]:
-    """The crew of the processes that torchrun or srun started, each with a GPU of its own as torch's current device; a lone process is one too."""
+    """The group of the processes that torchrun or srun started, each with a GPU of its own as torch's current device; a lone process is one too."""
     here = world()
     group: ProcessGroup | None = None
     if here.size > 1:
@@ -97,8 +97,8 @@ def worker_group(timeout_s: float) -> Iterator[WorkerGroup]:
         if cuda.is_available():
             cuda.set_device(here.local_rank % cuda.device_count())  # with --gpus-per-task each sees one
         group = cast("ProcessGroup", distributed.new_group(backend="gloo", timeout=FOR_GOOD))
-    with Heartbeat(here.rank, here.size, timeout_s, lambda line: None, AGAIN) as beat:
-        yield WorkerGroup(here.rank, here.size, group=group, beat=beat)
+    with Heartbeat(here.rank, here.size, timeout_s, lambda line: None, AGAIN) as heartbeat:
+        yield WorkerGroup(here.rank, here.size, process_group=group, heartbeat=heartbeat)
 
 
 def contiguous_shares(samples: int, batch_size: int, size: int) -> list[range]:

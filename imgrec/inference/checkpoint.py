@@ -12,7 +12,7 @@ import torch
 
 from imgrec.config.instantiate import ALLOW, in_your_packages
 from imgrec.config.schema import Node, RunConfig, run_config
-from imgrec.errors import CheckpointError, DamagedError
+from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.inference.paths import find_checkpoint
 
 FORMAT_VERSION = 3
@@ -25,7 +25,6 @@ CALLABLE_PREFIXES: dict[str, tuple[str, ...]] = {
     "optim": ("torch.optim.", "timm.optim."),
     "scheduler": ("imgrec.training.scheduler.",),
     "loss": ("imgrec.models.losses.",),
-    "trainer": ("imgrec.training.trainer.",),
     "logger": ("pytorch_lightning.loggers.",),
 }
 
@@ -99,7 +98,7 @@ class Checkpoint:
     run: RunConfig
     classes: tuple[str, ...]
     preprocessing: Node
-    checkpoint: dict[str, Any]
+    content: dict[str, Any]  # all of the file: "state_dict", "imgrec" and Lightning's own keys
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -111,3 +110,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(file, run_config(info["config"]), tuple(info["classes"]), info["preprocessing"], checkpoint)
     except KeyError as error:
         raise CheckpointError(f"{file} lacks {error} in its 'imgrec' entry. Name a checkpoint that imgrec wrote.") from error
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file}: its config cannot be used: {first_line(error)}. Name a checkpoint that imgrec wrote."
+        ) from error

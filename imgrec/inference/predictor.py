@@ -10,11 +10,10 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
-from imgrec.config.instantiate import instantiate
-from imgrec.config.schema import Node
+from imgrec.config.schema import Device, Node, Precision, Split
 from imgrec.data.decode import Preprocessing, fit_to_size, from_pil, load_image
 from imgrec.data.folder import FileNames
 from imgrec.data.in_memory import to_channels
@@ -23,14 +22,11 @@ from imgrec.data.preprocess import Preprocess
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import world
 from imgrec.errors import CheckpointError, ConfigError, DataError
-from imgrec.inference.checkpoint import Checkpoint
+from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
+from imgrec.inference.evaluation import checkpoint_loss, evaluation_images, measure_split
 from imgrec.inference.metrics import Report
 from imgrec.models.factory import build_network
-from imgrec.models.losses import Loss
-from imgrec.training.module import Classifier
-from imgrec.training.trainer import Precision
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 AT_ONCE = 64  # images
 FEW = 256  # files that this process reads by itself: workers take seconds to start
@@ -49,20 +45,30 @@ class Predictor:
     """A network with its classes and preprocessing, on a device.
 
     precision: None is the run's; 16-mixed is bf16-mixed off CUDA, as in training. Raises ConfigError for a device that is not
-    there, CheckpointError for weights that do not fit their config.
+    available, CheckpointError for weights that do not fit their config.
     """
 
-    def __init__(self, stored: Checkpoint, *, device: Device = "auto", precision: Precision | None = None) -> None:
-        self.stored = stored
-        self.classes = stored.classes
-        self.preprocessing = cast(Preprocessing, stored.preprocessing)
+    def __init__(self, checkpoint: Checkpoint, *, device: Device = "auto", precision: Precision | None = None) -> None:
+        self.checkpoint = checkpoint
+        self.classes = checkpoint.classes
+        self.preprocessing = cast(Preprocessing, checkpoint.preprocessing)
         self.device = torch.device(_available(device))
-        self.precision: Precision = precision or stored.run.trainer["precision"]
+        self.precision: Precision = precision or checkpoint.run.trainer.precision
         if self.precision == "16-mixed" and self.device.type != "cuda":
             self.precision = "bf16-mixed"
-        # On this device and in this process alone: the caller's random numbers stay as they are.
+        self.memory_format = torch.channels_last if checkpoint.run.trainer.channels_last else torch.contiguous_format
+        steps = self.preprocessing
+        self.preprocess = Preprocess(image_size=steps["image_size"], mean=steps["mean"], std=steps["std"]).to(self.device)
+        # In this process alone: the caller's random numbers stay as they are.
         with torch.random.fork_rng(devices=[]):
-            self.classifier = _classifier(stored).to(self.device).eval()
+            self.net = trained_network(checkpoint).to(memory_format=self.memory_format).to(self.device).eval()
+        self.loss = checkpoint_loss(checkpoint, None).to(self.device)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> float32 [B, K] on the device; to be called inside `inference`."""
+        pixels = self.preprocess(images.to(self.device)).contiguous(memory_format=self.memory_format)
+        logits: Tensor = self.net(pixels)
+        return logits.float()
 
     def probabilities(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W], C as the network was trained on, any H and W (squashed) -> float32 [B, K] on the CPU."""
@@ -75,11 +81,11 @@ class Predictor:
         if not len(images):
             return torch.empty(0, len(self.classes))
         with self.inference(len(images)):
-            found = cast(Tensor, self.classifier(images.to(self.device))).float().cpu()
-        if found.isnan().any():
+            answer = self.loss.probabilities(self.logits(images)).float().cpu()
+        if answer.isnan().any():
             hint = "Train again" if self.precision == "32" else "Set precision=32, or train again"
-            raise CheckpointError(f"{self.stored.file}: the network's answer is not a number. {hint} with a lower optim.lr.")
-        return found
+            raise CheckpointError(f"{self.checkpoint.file}: the network's answer is not a number. {hint} with a lower optim.lr.")
+        return answer
 
     def predict(self, images: Picture | Sequence[Picture], *, top_k: int = 1, batch_size: int = AT_ONCE) -> list[Prediction]:
         """One Prediction an image, in the order given.
@@ -128,7 +134,7 @@ class Predictor:
 
     def evaluate(
         self,
-        split: Literal["test", "val", "train"] = "test",
+        split: Split = "test",
         *,
         folder: str | None = None,
         data: Node | None = None,
@@ -139,12 +145,10 @@ class Predictor:
 
         Where torch.distributed is initialised each process measures its share, so all must call it; each gets the figures of the whole.
         """
-        from imgrec.inference.evaluation import evaluation_images, measure_split
-
-        images, counts = evaluation_images(self.stored, split=split, folder=folder, changes=data or {})
+        images, counts = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
         connected = distributed.is_available() and distributed.is_initialized()
-        crew = WorkerGroup(distributed.get_rank(), distributed.get_world_size()) if connected else WorkerGroup()
-        return measure_split(self, images, counts, batch_size=batch_size, num_workers=num_workers, crew=crew)[0]
+        group = WorkerGroup(distributed.get_rank(), distributed.get_world_size()) if connected else WorkerGroup()
+        return measure_split(self, images, counts, batch_size=batch_size, num_workers=num_workers, group=group)[0]
 
     @contextmanager
     def inference(self, batch_size: int) -> Iterator[None]:
@@ -214,43 +218,27 @@ class _Files(Dataset[_Read]):
 _DTYPES = {"32": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # 32: autocast is off, but wants one
 
 
-def _classifier(stored: Checkpoint) -> Classifier:
-    run, file = stored.run, stored.file
-    wrote = stored.checkpoint["imgrec"].get("versions", {}).get("imgrec", "unknown")
+def trained_network(checkpoint: Checkpoint) -> nn.Module:
+    """The network of a checkpoint with its weights, on the CPU; CheckpointError where they do not fit its config."""
+    file = checkpoint.file
+    written_by = checkpoint.content["imgrec"].get("versions", {}).get("imgrec", "unknown")
     try:
-        net = build_network(run, stored.classes)
-        loss = weighted_loss(stored, None)
+        net = build_network(checkpoint.run.model, len(checkpoint.classes))
     except TypeError as error:
         raise CheckpointError(
-            f"{file}: this imgrec cannot build its network: {error}. Install the imgrec that wrote it: {wrote}."
+            f"{file}: this imgrec cannot build its network: {error}. Install the imgrec that wrote it: {written_by}."
         ) from error
     # With EMA, Lightning's checkpoints hold the averaged weights here.
-    state = {key.removeprefix("net."): value for key, value in stored.checkpoint["state_dict"].items() if key.startswith("net.")}
+    state = {key.removeprefix("net."): value for key, value in checkpoint.content["state_dict"].items() if key.startswith("net.")}
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n")[1:2]).strip().rstrip(".") or str(error)
         raise CheckpointError(
             f"{file}: its weights do not fit the network of its config ({reason}). "
-            f"Train again, or install the imgrec that wrote it: {wrote}."
+            f"Train again, or install the imgrec that wrote it: {written_by}."
         ) from error
-    found = stored.preprocessing
-    return Classifier(
-        net=net,
-        loss=loss,
-        preprocess=Preprocess(image_size=found["image_size"], mean=found["mean"], std=found["std"]),
-        classes=stored.classes,
-        channels_last=run.trainer["channels_last"],
-    )
-
-
-def weighted_loss(stored: Checkpoint, counts: Tensor | None) -> Loss:
-    """The run's loss, with its class weights where the training counts (int64 [K]) are known."""
-    loss = instantiate(stored.run.loss, **({} if counts is not None else {"class_weights": "none"}))
-    assert isinstance(loss, Loss)
-    if counts is not None:
-        loss.set_class_counts(counts)
-    return loss
+    return net
 
 
 def _available(device: Device) -> str:
@@ -259,7 +247,7 @@ def _available(device: Device) -> str:
     if device == "auto":
         return there[0]
     if device not in there:
-        raise ConfigError(f"device={device} cannot be had; torch finds {' and '.join(there)} here. Set device=auto.")
+        raise ConfigError(f"device={device} is not available; torch finds {' and '.join(there)} here. Set device=auto.")
     return device
 
 
@@ -269,13 +257,9 @@ def _describe(found: object) -> str:
     return f"of type {type(found).__name__}"
 
 
-def load(path: str | os.PathLike[str], *, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> "Predictor":
-    """The recognizer of a checkpoint or run folder: `imgrec.load("runs/mnist_resnet/1").predict("seven.png")`.
+def load(path: str | os.PathLike[str], *, device: Device = "auto") -> Predictor:
+    """The predictor of a checkpoint or run directory: `imgrec.load("runs/mnist_resnet/1").predict("seven.png")`.
 
     Raises CheckpointError for a file that is no whole checkpoint of imgrec.
     """
-    from imgrec.inference.checkpoint import load_checkpoint
-
-    pass
-
     return Predictor(load_checkpoint(Path(path)), device=device)

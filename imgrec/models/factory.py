@@ -1,15 +1,13 @@
-"""From a model node to the network."""
-
-from collections.abc import Sequence
+"""From a conf/model node to the network."""
 
 from torch import nn
 
 from imgrec.config.instantiate import instantiate
-from imgrec.config.schema import RunConfig
+from imgrec.config.schema import Node
 
 
-def build_network(run: RunConfig, classes: Sequence[str]) -> nn.Module:
-    """The network of a run, with as many outputs as there are classes."""
-    net = instantiate(run.model, num_classes=len(classes))
+def build_network(model: Node, num_classes: int) -> nn.Module:
+    """The network of a model node, with that many outputs."""
+    net = instantiate(model, num_classes=num_classes)
     assert isinstance(net, nn.Module)
     return net

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from imgrec.distributed import signals
 from imgrec.distributed.world import world
-from imgrec.errors import ConfigError, Died, ImgrecError, Stopped
+from imgrec.errors import ConfigError, Died, ExitCode, ImgrecError, Stopped
 from imgrec.sweeps.folder import DONE, Job, SweepFolder, open_sweep_folder
 from imgrec.sweeps.grid import JOB, SweepPlan, plan_sweep
 from imgrec.sweeps.job import Fit, fixed_keys, run_one, train_job
@@ -49,7 +49,7 @@ def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
     left = jobs.total - sum(job.status in ("finished", "pruned") for job in folder.jobs[: jobs.total])
     if stopped is not None:
         screen.say(f"{stopped} {left} of {jobs.total} jobs are not finished.")
-        return signals.STOPPED
+        return ExitCode.STOPPED
     failed = [job for job in folder.jobs if job.status == "failed"]
     if left > len(failed):
         screen.say(f"{left - len(failed)} of {jobs.total} jobs are run by other processes.")

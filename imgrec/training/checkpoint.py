@@ -12,11 +12,12 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from imgrec.config.schema import Node, RunConfig
+from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import CheckpointError, DamagedError, first_line
 from imgrec.files import atomic_file
 from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # of the two a run keeps to go on from
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two that a run keeps to be resumed from
 
 
 def checkpoint_metadata(run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, Any]) -> Node:
@@ -36,10 +37,10 @@ class CheckpointWriter(TorchCheckpointIO):
     The checkpoint is copied before `save_checkpoint` returns. An error of the thread is raised by the next save, or by `wait`.
     """
 
-    metadata: Node  # set once the data is read: it holds the class names
-
-    def __init__(self) -> None:
+    def __init__(self, metadata: Node, resume: "ResumePoint | None" = None) -> None:
+        """metadata: of `checkpoint_metadata`. resume: the checkpoint that was read to find out where the run continues, so that it is read once."""
         super().__init__()
+        self.metadata, self._resume = metadata, resume
         self._thread = ThreadPoolExecutor(1, "imgrec-save")
         self._writing: Future[None] | None = None
         self.seconds = 0.0  # of the processor, that the last write took beside the training
@@ -59,6 +60,12 @@ class CheckpointWriter(TorchCheckpointIO):
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """The checked dictionary of a checkpoint, its tensors in CPU memory."""
+        if self._resume is not None and Path(path) == self._resume.file:
+            return self._resume.load()
+        return read_checkpoint(path)
 
     def teardown(self) -> None:
         self.wait()
@@ -91,21 +98,61 @@ def to_cpu(found: Any) -> Any:
     return found
 
 
-def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, Node] | None:
-    """The newest checkpoint of an unfinished run that is whole, with its "resume" entry; None where nothing was saved yet.
+class ResumePoint:
+    """Where an unfinished run continues: the file of its newest whole checkpoint, and that checkpoint's "resume" entry."""
 
-    A damaged one is passed over, with a message, for the one before it. Raises CheckpointError where no other is left, or for another format.
+    def __init__(self, file: Path, state: Node, checkpoint: dict[str, Any] | None = None) -> None:
+        self.file, self.state = file, state
+        self._checkpoint = checkpoint
+
+    @property
+    def position(self) -> Node:
+        """The entry's loop position: epoch, done, stage, step."""
+        position: Node = self.state["position"]
+        return position
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """(epoch, global batches of it that are done)."""
+        return self.position["epoch"], self.position["done"]
+
+    def load(self) -> dict[str, Any]:
+        """The whole checkpoint. The one that was read already is handed out once: it is not kept in memory during the training."""
+        checkpoint, self._checkpoint = self._checkpoint, None
+        return read_checkpoint(self.file) if checkpoint is None else checkpoint
+
+
+def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint | None:
+    """Where the run in this checkpoint folder continues, the same on all ranks; None where nothing was saved yet.
+
+    A damaged checkpoint is passed over, with a message, for the one before it. Raises CheckpointError where no other is left, or for another format.
     """
+    checkpoints: list[dict[str, Any]] = []  # on the first rank
+
+    def find() -> tuple[Path, Node] | None:
+        if (latest := latest_checkpoint(folder, say)) is None:
+            return None
+        checkpoints.append(latest[1])
+        return latest[0], latest[1]["resume"]
+
+    found = on_first_rank(find)
+    return None if found is None else ResumePoint(*found, *checkpoints)
+
+
+def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint in the folder that is whole and can be resumed from; see `find_resume_point`."""
     files = [file for file in (folder / LAST, folder / PREVIOUS) if file.is_file()]
     for file in files:
         try:
-            return file, read_checkpoint(file)["resume"]
+            checkpoint = read_checkpoint(file)
         except DamagedError as error:
             if file == files[-1]:
                 raise
             say(str(error))
-        except KeyError as error:
+            continue
+        if "resume" not in checkpoint:
             raise CheckpointError(
-                f"{file} was not saved to go on from: it lacks {error}. Start anew with resume=false."
-            ) from error
+                f"{file} has no 'resume' entry, so no run can be resumed from it. Start anew with resume=false."
+            )
+        return file, checkpoint
     return None

@@ -1,7 +1,8 @@
 """The LightningModule: one step, its metrics, the optimizer with its schedule, and the names of what is logged."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -10,23 +11,36 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from imgrec.config.instantiate import instantiate
+from imgrec.config.schema import RunConfig
 from imgrec.data import counter_rng
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch
+from imgrec.data.image_data import ImageData
 from imgrec.data.preprocess import Preprocess
+from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.sharding import is_sharded
-from imgrec.distributed.sync_batchnorm import SyncBatchNorm
+from imgrec.distributed.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
+from imgrec.errors import ConfigError
 from imgrec.inference.metrics import ConfusionTally, Report
+from imgrec.models.layers import layers
 from imgrec.models.losses import Loss
 from imgrec.training.freeze import freeze, unfreeze
-from imgrec.training.optimizer import DecayOn, decayed
+from imgrec.training.optimizer import DecayOn, build_optimizer, decayed, optimizer_node
+from imgrec.training.scheduler import lightning_schedulers
 from imgrec.training.strategies import DDP
+
+
+class MakeSchedulers(Protocol):
+    """Schedulers in Lightning's format, for a number of optimizer steps in all and in an epoch."""
+
+    def __call__(self, optimizer: torch.optim.Optimizer, *, total_steps: int, steps_per_epoch: int) -> list[dict[str, Any]]: ...
 
 
 class Classifier(pl.LightningModule):
     """A network with its loss, and for training what moves its weights.
 
-    `make_optimizer(net)` gives the optimizer; `make_schedulers(optimizer, total_steps, steps_per_epoch)` gives schedulers in Lightning's format.
+    `make_optimizer(net)` gives the optimizer, `make_schedulers` its schedulers.
     Logged per epoch: train/loss, train/accuracy, val/loss, val/accuracy, val/macro_f1, val/top5 (with more than five classes).
     """
 
@@ -42,7 +56,7 @@ class Classifier(pl.LightningModule):
         augment: Augment | None = None,
         seed: int = 0,
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
-        make_schedulers: Callable[[torch.optim.Optimizer, int, int], list[dict[str, Any]]] | None = None,
+        make_schedulers: MakeSchedulers | None = None,
         freeze_epochs: int = 0,
         decay_on: DecayOn = "weights",
         channels_last: bool = False,
@@ -183,8 +197,60 @@ class Classifier(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.make_optimizer is not None
-        assert self.make_schedulers is not None
         optimizer = self.make_optimizer(self.net)
+        if self.make_schedulers is None:
+            return optimizer
         total = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
-        return [optimizer], self.make_schedulers(optimizer, total, per_epoch)  # type: ignore[return-value]
+        return [optimizer], self.make_schedulers(optimizer, total_steps=total, steps_per_epoch=per_epoch)  # type: ignore[return-value]
+
+
+def build_classifier(
+    run: RunConfig,
+    net: nn.Module,
+    data: ImageData,
+    augment: Augment,
+    plan: BatchPlan,
+    *,
+    with_schedule: bool = True,
+) -> Classifier:
+    """The LightningModule of a run: the network with its loss, augmentation, optimizer and schedule.
+
+    with_schedule: False leaves the rate to a callback.
+    """
+    if run.monitor == "val/top5" and len(data.classes) <= 5:
+        raise ConfigError(
+            f"monitor=val/top5, but with {len(data.classes)} classes every answer is among the first five. "
+            "Set monitor=val/accuracy."
+        )
+    loss = instantiate(run.loss)
+    loss.set_class_counts(torch.from_numpy(data.counts("train")))
+    if run.trainer.sync_batchnorm:
+        net = convert_sync_batchnorm(net)
+    if run.trainer.compile:
+        net.compile()  # in place: torch.compile(net) would rename every key of the state dict
+    decay = run.finetune.layer_decay
+
+    def make_optimizer(net: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(
+            optimizer_node(run.optim, run.trainer, run.finetune),
+            net,
+            batch=plan.global_size,
+            decay_on=run.decay_on,
+            layer_decay=decay,
+            layers=layers(net, len(data.classes)) if decay != 1 else None,
+        )
+
+    return Classifier(
+        net=net,
+        loss=loss,
+        preprocess=Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std),
+        classes=data.classes,
+        augment=augment,
+        seed=run.seed,
+        make_optimizer=make_optimizer,
+        make_schedulers=partial(lightning_schedulers, run.scheduler) if with_schedule else None,
+        freeze_epochs=run.finetune.freeze_epochs,
+        decay_on=run.decay_on,
+        channels_last=run.trainer.channels_last,
+    )

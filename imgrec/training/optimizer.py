@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from imgrec.config.instantiate import instantiate
+from imgrec.config.schema import FinetuneConfig, Node, TrainerConfig
 from imgrec.errors import ConfigError
 
 DecayOn = Literal["weights", "all"]
@@ -43,6 +45,18 @@ def rate_sentence(node: dict[str, Any], batch: int) -> str:
     if keys["batch_rule"] == "sqrt":
         share, words = f"sqrt({share})", "square root of the global batch"
     return f"lr {rate(node, batch):.4g} = {node['lr']:g} x {share} ({words})"
+
+
+def optimizer_node(node: Node, trainer: TrainerConfig, finetune: FinetuneConfig) -> Node:
+    """The conf/optim node without fused kernels where they cannot be used.
+
+    They unscale by themselves, too late for clipping (Lightning refuses them with bf16 too); not all of them take the parts of fsdp; and SGD's wants
+    momentum of all parameters or of none, while those that are unfrozen later have none yet.
+    """
+    clipped_in_16_bits = trainer.precision != "32" and trainer.gradient_clip > 0
+    if node.get("fused") and (clipped_in_16_bits or trainer.strategy == "fsdp" or finetune.freeze_epochs):
+        return node | {"fused": False}
+    return node
 
 
 def _batch_keys(node: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +143,6 @@ def build_optimizer(
     groups = parameter_groups(
         net, lr=lr, weight_decay=node.get("weight_decay"), decay_on=decay_on, layer_decay=layer_decay, layers=layers
     )
-    from imgrec.config.instantiate import instantiate
-
     own = {key: value for key, value in node.items() if key not in _batch_keys(node)}
     optimizer = instantiate({**own, "lr": lr, "_partial_": True})(groups)
     assert isinstance(optimizer, Optimizer)

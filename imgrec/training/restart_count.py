@@ -9,7 +9,7 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from imgrec.distributed.signals import STOPPED
+from imgrec.errors import ExitCode
 from imgrec.files import atomic_write
 
 FILE = "slurm.json"
@@ -35,12 +35,12 @@ def count_start(run_dir: Path, job: str, code: int) -> int:
     step = saved_step(run_dir / "checkpoints" / "last.ckpt")
     if step > count.step:
         count.step, count.idle = step, 0
-    elif code == STOPPED:
+    elif code == ExitCode.STOPPED:
         count.idle += 1
-    count.failures += code != STOPPED
+    count.failures += code != ExitCode.STOPPED
     run_dir.mkdir(parents=True, exist_ok=True)  # it is missing where the training failed before it
     atomic_write(file, json.dumps(asdict(count)))
-    return count.idle if code == STOPPED else count.failures
+    return count.idle if code == ExitCode.STOPPED else count.failures
 
 
 def saved_step(checkpoint: Path) -> int:

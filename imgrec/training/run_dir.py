@@ -6,6 +6,8 @@ import json
 import os
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -15,7 +17,7 @@ import yaml
 from imgrec.config.schema import Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, world
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, ImgrecError
 from imgrec.files import atomic_write
 
 # Keys that may differ when a run goes on: they say where and how fast it is computed, not what.
@@ -64,13 +66,41 @@ class RunDir:
         found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
         return found
 
-    def start(self, run: RunConfig) -> None:
-        """Create the folder, lock it and write the resolved config into it: the first process does, and what it cannot do is raised on all.
+    @contextmanager
+    def opened(self, run: RunConfig) -> Iterator[None]:
+        """`open` and `close`; a new run that is refused (ImgrecError) before its first checkpoint leaves no directory behind."""
+        self.open(run)
+        try:
+            yield
+        except ImgrecError:
+            self._remove_if_new()
+            raise
+        finally:
+            self.close()
 
-        Where imgrec.distributed.launcher started the processes, their parent has done so; its lock is open in all of them, so it is held while one of them lives.
+    def open(self, run: RunConfig) -> None:
+        """Create the directory, lock it and write the resolved config into it: the first rank does, and what it cannot do is raised on all.
+
+        Where imgrec.distributed.launcher started the ranks, their parent has done so; its lock is open in all of them, so it is held while one of
+        them lives.
         """
         if RUN_DIR_VARIABLE not in os.environ:
             on_first_rank(lambda: self._start(run))
+
+    def close(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+            self.lock = None
+
+    @property
+    def lock_fd(self) -> int:
+        """The file descriptor of the open lock."""
+        assert self.lock is not None
+        return self.lock.fileno()
+
+    def record(self, result: dict[str, Any]) -> None:
+        """Write result.json, with which the run is finished."""
+        atomic_write(self.path / "result.json", json.dumps(result, indent=1))
 
     def _start(self, run: RunConfig) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -84,19 +114,13 @@ class RunDir:
         if self.state == "new":
             atomic_write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
 
-    def forget(self) -> None:
-        """Take back `start` where nothing was learnt: a run that was refused holds its folder to no config."""
+    def _remove_if_new(self) -> None:
         if self.state == "new" and not world().rank and not self.checkpoints.exists():
             for name in ("config.yaml", "log.txt", ".lock"):
                 (self.path / name).unlink(missing_ok=True)
             for folder in (self.path, self.path.parent):
                 if not any(folder.iterdir()):
                     folder.rmdir()
-
-    def close(self) -> None:
-        if self.lock is not None:
-            self.lock.close()
-            self.lock = None
 
 
 def join_run_dir(run: RunConfig) -> RunDir:

@@ -8,15 +8,16 @@ the last warm-up step has the full rate.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
+from imgrec.config.instantiate import instantiate
+from imgrec.config.schema import Monitor, monitor_mode
 from imgrec.errors import ConfigError
 
 Factor = Callable[[int], float]
-Monitor = Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
 
 
 def _require(name: str, value: object, holds: bool, rule: str, example: object) -> None:
@@ -185,8 +186,6 @@ def lightning_schedulers(
 
     Steps are optimizer steps (after accumulation). Their states are plain numbers; on resume the config gives the functions.
     """
-    from imgrec.config.instantiate import instantiate
-
     schedule = instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     if not isinstance(schedule, Plateau):
         return [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step", "frequency": 1}]
@@ -199,7 +198,7 @@ def lightning_schedulers(
         schedulers.append({"scheduler": ramp, "interval": "step", "frequency": 1})
     watch = ReduceLROnPlateau(
         optimizer,
-        mode="min" if schedule.monitor == "val/loss" else "max",
+        mode=monitor_mode(schedule.monitor),
         factor=schedule.factor,
         patience=schedule.patience_epochs,
         threshold=schedule.threshold,

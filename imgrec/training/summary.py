@@ -1,6 +1,5 @@
 """What a training says before the first epoch and after the last one, and the result.json that stays."""
 
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -11,15 +10,14 @@ import pytorch_lightning as pl
 import torch
 from rich.table import Table
 
-from imgrec.config.schema import RunConfig
-from imgrec.data.datamodule import ImageData, Split
-from imgrec.data.sampler import BatchPlan
-from imgrec.files import atomic_write
+from imgrec.config.schema import DataConfig, Precision, RunConfig, Split
+from imgrec.data.datamodule import DataModule
 from imgrec.inference.checkpoint import package_versions, read_checkpoint
 from imgrec.inference.metrics import Report, worst_classes
 from imgrec.models.summary import ModelSize
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
+from imgrec.training.checkpoint import ResumePoint
 from imgrec.training.module import Classifier
 from imgrec.training.optimizer import rate_sentence
 from imgrec.training.run_dir import RunDir
@@ -30,54 +28,56 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 def start_screen(
     run: RunConfig,
-    folder: RunDir,
-    trainer: pl.Trainer,
-    data: ImageData,
-    plan: BatchPlan,
+    run_dir: Path,
+    device: str,
+    loaders: DataModule,
     size: ModelSize,
-    taken: str | None,
-    resume: Path | None,
-    done: int,
+    transferred: str | None,
+    resume: ResumePoint | None,
 ) -> Table:
-    """The start screen: device, data, network, batch and rate, run folder."""
+    """The start screen: run directory, device, data, network, batch and rate."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    shape = f"{run.data['image_size']}x{run.data['image_size']}x{run.data['channels']}"
-    counts = {split: data.counts(split) for split in SPLITS}
-    least, most = counts["train"].min(), counts["train"].max()
-    splits = ", ".join(f"{split} {found.sum():,}" for split, found in counts.items() if found.any())
-    per_class = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-    steps = plan.steps_per_epoch * run.epochs
+    plan = loaders.plan
+    resumed = "" if resume is None else f" (resumed from {resume.file.name}, after {resume.position['step']:,} steps)"
+    steps = f"{plan.steps_per_epoch:,} steps an epoch, {plan.steps_per_epoch * run.epochs:,} in {run.epochs} epochs"
+    warmup = f"{run.scheduler.get('warmup_share', 0):.0%} warm-up"
     rows = {
-        "run": f"{folder.path}{'' if resume is None else f' (goes on from {resume.name}, after {done:,} steps)'}",
-        "device": describe_device(trainer, run),
-        "data": f"{_name(run.data)}: {splits} images of {shape}, {len(data.classes)} classes with {per_class} in train"
-        + ("" if run.sampling == "shuffle" else f", drawn sampling={run.sampling}"),
+        "run": f"{run_dir}{resumed}",
+        "device": device,
+        "data": _data_row(run.data, loaders) + ("" if run.sampling == "shuffle" else f", sampling={run.sampling}"),
         "network": f"{_name(run.model)}{_brief(run.model)}: {size.parameters:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image",
-        "batch": f"{plan}; {plan.steps_per_epoch:,} steps an epoch, {steps:,} in {run.epochs} epochs",
-        "rate": f"{_name(run.optim)} {rate_sentence(run.optim, plan.global_size)}, {_name(run.scheduler)} with {run.scheduler.get('warmup_share', 0):.0%} warm-up",
-        "loader": f"{data.workers} worker processes" if data.workers else "in this process, the set is held in memory",
+        "batch": f"{plan}; {steps}",
+        "rate": f"{_name(run.optim)} {rate_sentence(run.optim, plan.global_size)}, {_name(run.scheduler)} with {warmup}",
+        "loader": f"{loaders.workers} worker processes" if loaders.workers else "in this process, the set is held in memory",
     }
-    if taken:
-        rows["weights"] = taken
+    if transferred:
+        rows["weights"] = transferred
     for name, text in rows.items():
         table.add_row(name, text)
     return table
 
 
-def describe_device(trainer: pl.Trainer, run: RunConfig) -> str:
-    """'2 x NVIDIA H200, bf16-mixed' or 'cpu with 2 threads, precision 32'."""
-    root = trainer.strategy.root_device
-    name = (
-        torch.cuda.get_device_name(root)
-        if root.type == "cuda"
-        else f"{root.type} with {torch.get_num_threads()} threads"
-        if root.type == "cpu"
-        else root.type
-    )
-    count = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
-    return f"{count}{name}, precision {run.trainer['precision']}"
+def _data_row(config: DataConfig, loaders: DataModule) -> str:
+    """'Digits: train 1,293, val 144, test 360 images of 8x8x1, 10 classes with 125 to 131 in train'"""
+    data = loaders.data
+    counts = {split: data.counts(split) for split in SPLITS}
+    least, most = counts["train"].min(), counts["train"].max()
+    splits = ", ".join(f"{split} {count.sum():,}" for split, count in counts.items() if count.any())
+    per_class = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    shape = f"{config.image_size}x{config.image_size}x{config.channels}"
+    return f"{_name(config.own)}: {splits} images of {shape}, {len(data.classes)} classes with {per_class} in train"
+
+
+def describe_device(device: torch.device, processes: int, precision: Precision) -> str:
+    """'2 x NVIDIA H200, precision bf16-mixed' or 'cpu with 2 threads, precision 32'."""
+    name = device.type
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        name = f"cpu with {torch.get_num_threads()} threads"
+    return f"{f'{processes} x ' if processes > 1 else ''}{name}, precision {precision}"
 
 
 def _name(node: dict[str, Any]) -> str:
@@ -89,47 +89,45 @@ def _brief(node: dict[str, Any]) -> str:
     return f" ({', '.join(shown)})" if shown else ""
 
 
-def finish_run(
+def test_best(trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, run_dir: RunDir) -> Report | None:
+    """The figures of the best checkpoint on the test split; None where there is none. `classifier` then has its weights."""
+    best = run_dir.best if run_dir.best.exists() else run_dir.last
+    classifier.load_state_dict(read_checkpoint(best)["state_dict"])
+    if not loaders.data.counts("test").any():
+        return None
+    trainer.test(classifier, datamodule=loaders, verbose=False)
+    assert classifier.test_report is not None
+    return classifier.test_report
+
+
+def run_result(
     run: RunConfig,
-    folder: RunDir,
-    screen: Terminal,
-    trainer: pl.Trainer,
-    classifier: Classifier,
-    data: ImageData,
     history: History,
+    report: Report | None,
+    left_out: list[str],
+    device: str,
     size: ModelSize,
-    argv: Sequence[str],
+    command: Sequence[str],
 ) -> dict[str, Any]:
-    """Test the best checkpoint, write result.json, say the figures and what to type next."""
+    """The content of result.json."""
     best, last = history.best(), history.rows[-1]
-    classifier.load_state_dict(read_checkpoint(folder.best if folder.best.exists() else folder.last)["state_dict"])
-    found = None
-    if data.counts("test").any():
-        trainer.test(classifier, datamodule=data, verbose=False)
-        found = classifier.test_report
-        assert found is not None
-    seconds = sum(row.get("seconds", 0.0) for row in history.rows)  # the first process measures
-    result = {
-        "summary": result_sentence(found, best or last, run),
+    return {
+        "summary": result_sentence(report, best or last, run.monitor),
         "status": "finished",
         "name": run.name,
-        "command": command_line(argv),
+        "command": command_line(command),
         "seed": run.seed,
         "best": best,
         "last": last,
-        "test": None if found is None else found.to_dict(),
-        "left_out": data.bad_images(),
-        "train_seconds": round(seconds, 2),
+        "test": None if report is None else report.to_dict(),
+        "left_out": left_out,
+        "train_seconds": round(sum(row.get("seconds", 0.0) for row in history.rows), 2),  # measured by the first rank
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": describe_device(trainer, run),
+        "device": device,
         "parameters": size.parameters,
         "flops": size.flops,
         "versions": package_versions(),
     }
-    if trainer.is_global_zero:
-        atomic_write(folder.path / "result.json", json.dumps(result, indent=1))
-        _say_end(screen, folder, result, found, seconds)
-    return result
 
 
 def command_line(argv: Sequence[str]) -> str:
@@ -139,33 +137,34 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join([*start, *argv[1:]])
 
 
-def result_sentence(found: Report | None, row: dict[str, Any], run: RunConfig) -> str:
-    """The result in a line."""
-    where = f"best epoch {row['epoch']} by {run.monitor}"
-    if found is None:
+def result_sentence(report: Report | None, row: dict[str, Any], monitor: str) -> str:
+    """The result in a line; row: the figures of the best epoch."""
+    where = f"best epoch {row['epoch']} by {monitor}"
+    if report is None:
         return f"validation accuracy {percent(row['val/accuracy'])} ({where}; there is no test split)"
-    top5 = "" if found.top5 is None else f", top-5 {percent(found.top5)}"
-    return f"test accuracy {percent(found.accuracy)}{top5}, macro F1 {percent(found.macro_f1)}, loss {found.loss:.4f} on {found.count:,} images ({where})"
+    top5 = "" if report.top5 is None else f", top-5 {percent(report.top5)}"
+    figures = f"test accuracy {percent(report.accuracy)}{top5}, macro F1 {percent(report.macro_f1)}, loss {report.loss:.4f}"
+    return f"{figures} on {report.count:,} images ({where})"
 
 
-def _say_end(screen: Terminal, folder: RunDir, result: dict[str, Any], found: Report | None, seconds: float) -> None:
-    screen.say()
-    screen.say(result["summary"], style="bold green")
-    if found is not None:
-        for row in worst_classes(found, WORST):
+def print_result(terminal: Terminal, run_dir: Path, result: dict[str, Any], report: Report | None) -> None:
+    """The figures, the weakest classes, and what to type next."""
+    terminal.say()
+    terminal.say(result["summary"], style="bold green")
+    if report is not None:
+        for row in worst_classes(report, WORST):
             if row["f1"] < 1:
-                screen.say(
-                    f"  weakest: {row['name']}  recall {percent(row['recall'])}, precision {percent(row['precision'])}{_confused(found, row['name'])}"
-                )
-    screen.say(f"{duration(seconds)} of training; results in {folder.path}")
-    screen.say("next:")
-    screen.say(f"  python -m imgrec.evaluate ckpt={folder.path}{'' if found is not None else ' split=val'}")
-    screen.say(f"  python -m imgrec.predict ckpt={folder.path} files=FOLDER_OR_IMAGES")
-    screen.say(f"  tensorboard --logdir {folder.path.parent.parent}")
+                figures = f"recall {percent(row['recall'])}, precision {percent(row['precision'])}"
+                terminal.say(f"  weakest: {row['name']}  {figures}{_confused(report, row['name'])}")
+    terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
+    terminal.say("next:")
+    terminal.say(f"  python -m imgrec.evaluate ckpt={run_dir}{'' if report is not None else ' split=val'}")
+    terminal.say(f"  python -m imgrec.predict ckpt={run_dir} files=FOLDER_OR_IMAGES")
+    terminal.say(f"  tensorboard --logdir {run_dir.parent.parent}")
 
 
-def _confused(found: Report, name: str) -> str:
-    names = [row["name"] for row in found.per_class]
-    counts = list(found.confusion[names.index(name)])
+def _confused(report: Report, name: str) -> str:
+    names = [row["name"] for row in report.per_class]
+    counts = list(report.confusion[names.index(name)])
     counts[names.index(name)] = 0
     return f", most often taken for {names[counts.index(max(counts))]}" if max(counts) else ""

@@ -1,11 +1,23 @@
 """`weights=`: a checkpoint of imgrec, or the name of a library's weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from imgrec.config.schema import RunConfig
 from imgrec.inference.checkpoint import read_checkpoint
-from imgrec.models.pretrained import PretrainedWeights, library_weights
+from imgrec.models.factory import build_network
+from imgrec.models.pretrained import PretrainedWeights, library_weights, transfer_weights
+
+
+def initial_network(run: RunConfig, classes: Sequence[str]) -> tuple[nn.Module, str | None]:
+    """The network of a run before its first step, and what was copied from `weights`, in a sentence."""
+    net = build_network(run.model, len(classes))
+    if not run.weights:
+        return net, None
+    return net, transfer_weights(net, pretrained_weights(run.weights, run.model), classes)
 
 
 def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights:

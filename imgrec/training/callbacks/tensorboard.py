@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from imgrec.config.schema import RunConfig, leaves
+from imgrec.config.schema import Node, leaves
 from imgrec.training.callbacks.history import History
 from imgrec.training.module import Classifier
 
@@ -21,9 +21,9 @@ SHOWN = 32  # images of the sample batch
 class TensorBoardExtras(Callback):
     """Writes to the TensorBoard logger of the trainer; without one it does nothing."""
 
-    def __init__(self, run: RunConfig, history: History) -> None:
-        self.run = run
-        self.history = history
+    def __init__(self, config: Node, log_every_steps: int, history: History) -> None:
+        """config: the run's, for the table of hyper-parameters."""
+        self.config, self.log_every_steps, self.history = config, log_every_steps, history
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -32,7 +32,7 @@ class TensorBoardExtras(Callback):
         if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
         step = trainer.global_step
-        if step and step % self.run.trainer["log_every_steps"] == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if step and step % self.log_every_steps == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             logger.log_metrics(
                 {"step/loss": float(outputs["loss"]), "step/lr": trainer.optimizers[0].param_groups[-1]["lr"]}, step
             )
@@ -66,7 +66,7 @@ class TensorBoardExtras(Callback):
         }
         # TensorBoard's table shows numbers and words: lists and null go there as text.
         settings = {
-            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves(self.run.to_dict())
+            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves(self.config)
         }
         logger.log_hyperparams(settings, metrics)
 

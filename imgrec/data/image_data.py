@@ -1,0 +1,124 @@
+"""What a run is told about its images: the splits, the classes and the preprocessing of a data set; each set overrides `read`."""
+
+from functools import cached_property
+from typing import Literal, NamedTuple, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgrec.config.schema import Split
+from imgrec.data.batch import ImageSet
+from imgrec.data.decode import Preprocessing
+from imgrec.data.splits import check_labels, stratified
+from imgrec.errors import ConfigError, DataError
+
+
+class Common(TypedDict):
+    """The keys that every data yaml has."""
+
+    num_classes: int | None
+    image_size: int
+    channels: int
+    mean: list[float]
+    std: list[float]
+    resize: Literal["squash", "crop"]
+    crop_share: float
+    val_share: float
+    split_seed: int
+
+
+class Splits(NamedTuple):
+    """What a set reads. `val` None: it is cut from train. `test` None: there is none."""
+
+    classes: tuple[str, ...]
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet | None
+
+
+class ImageData:
+    """Base of the data sets: a subclass overrides `read`. What it reads is checked, and read once, when it is first asked for.
+
+    Raises ConfigError for keys that contradict each other or what was found, DataError for data that cannot be used.
+    """
+
+    in_memory = True
+
+    def __init__(
+        self,
+        *,
+        num_classes: int | None,
+        image_size: int,
+        channels: int,
+        mean: list[float],
+        std: list[float],
+        resize: Literal["squash", "crop"],
+        crop_share: float,
+        val_share: float,
+        split_seed: int,
+    ) -> None:
+        if channels not in (1, 3):
+            raise ConfigError(
+                f"data.channels={channels}, but pictures have 1 (gray) or 3 (colour). Set data.channels=1 or data.channels=3."
+            )
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) != channels:
+                fit = "[" + ",".join([f"{sum(values) / max(1, len(values)):.4g}"] * channels) + "]"
+                raise ConfigError(f"data.{name} has {len(values)} values, but data.channels={channels}. Set data.{name}={fit}.")
+        if min(std) <= 0:
+            raise ConfigError(f"data.std={std}, but images are divided by it. Set data.std to numbers above 0.")
+        if not 0 < val_share < 1:
+            raise ConfigError(f"data.val_share={val_share}, but it is a share between 0 and 1. Set data.val_share=0.1.")
+        self.num_classes, self.val_share, self.split_seed = num_classes, val_share, split_seed
+        self._preprocessing = Preprocessing(
+            image_size=image_size, channels=channels, mean=list(mean), std=list(std), resize=resize, crop_share=crop_share
+        )
+
+    def read(self) -> Splits:
+        """The set's splits, as they are stored."""
+        raise NotImplementedError
+
+    def found(self, classes: int) -> str:
+        """What holds that many classes, for the error of num_classes."""
+        return f"{type(self).__name__} has {classes} classes"
+
+    def preprocessing(self) -> Preprocessing:
+        return self._preprocessing
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The splits, read and checked; where there is no validation split, it is cut from train."""
+        found = self.read()
+        count = len(found.classes)
+        if self.num_classes not in (None, count):
+            names = ", ".join(found.classes[:3]) + (", ..." if count > 3 else "")
+            raise ConfigError(
+                f"data.num_classes={self.num_classes}, but {self.found(count)} ({names}). Set data.num_classes={count}."
+            )
+        for name, split in (("train", found.train), ("val", found.val), ("test", found.test)):
+            if split is not None:
+                check_labels(split.labels, found.classes, name)
+        if found.val is None:
+            rest, part = stratified(
+                found.train.labels, self.val_share, seed=self.split_seed, classes=found.classes, key="data.val_share"
+            )
+            found = found._replace(train=found.train.take(rest), val=found.train.take(part))
+        return found
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of the labels, from train."""
+        return self.splits.classes
+
+    def split(self, name: Split) -> ImageSet:
+        """One split; DataError where the set has none of that name."""
+        found: ImageSet | None = getattr(self.splits, name)
+        if found is None:
+            have = [field for field in ("train", "val", "test") if getattr(self.splits, field) is not None]
+            raise DataError(f"{type(self).__name__} has no {name} split, only {', '.join(have)}. Set split={have[-1]}.")
+        return found
+
+    def counts(self, name: Split) -> NDArray[np.int64]:
+        """Images per class, int64 [K]; zeros where there is no such split."""
+        found: ImageSet | None = getattr(self.splits, name)
+        return np.bincount(found.labels if found is not None else [], minlength=len(self.classes)).astype(np.int64, copy=False)
