@@ -18,6 +18,7 @@ from imgrec.config.compose import compose_config, load_config, quote_values
 from imgrec.config.options import group_names
 from imgrec.config.schema import RunConfig, parse_settings, run_config
 from imgrec.errors import ConfigError
+from imgrec.sweeps.folder import choose_sweep_folder
 from imgrec.sweeps.grid import is_sweep, plan_sweep
 from imgrec.training.restart_count import count_start
 from imgrec.training.run_dir import choose_run_dir
@@ -62,8 +63,9 @@ class Training:
 
     arguments: list[str]  # as they are typed, --config-dir included
     run: RunConfig  # of a sweep: its first job
-    jobs: int | None  # of a sweep
+    jobs: int | None  # of a grid: its jobs are the tasks of an array
     name: str  # of the directory under runs_dir
+    search: Path | None = None  # the directory of a search, whose workers are jobs of their own
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
@@ -121,10 +123,8 @@ def _training(arguments: list[str], config_dir: str | None) -> Training:
         return Training([*folder, *arguments], run, None, run.name)
     plan = plan_sweep(arguments, config_dir)
     if plan.trials is not None:
-        raise ConfigError(
-            "--search: a search has no list of jobs, so it cannot be an array. Run its workers as jobs of their own, with "
-            "sbatch --wrap: docs/sweeps.md shows how."
-        )
+        search = choose_sweep_folder(plan, plan.base["id"]).path
+        return Training([*folder, *arguments], run_config(plan.base), None, plan.name, search)
     if plan.job is not None:
         raise ConfigError(
             f"job={plan.job}: each task of the array sets its own. Leave it out, and set array={plan.job} for that job alone."
@@ -133,17 +133,15 @@ def _training(arguments: list[str], config_dir: str | None) -> Training:
 
 
 def job_run_dir(arguments: Sequence[str], config_dir: str | None) -> Path:
-    """The run directory of `imgrec train ARGUMENTS` inside a SLURM job; of a sweep that of the job of this task."""
+    """The run directory of `imgrec train ARGUMENTS` inside a SLURM job; of a sweep its own, or with job=K that of the job."""
     if not is_sweep(arguments):
         return choose_run_dir(load_config("train", arguments, config_dir)).path
     plan = plan_sweep(arguments, config_dir)
-    assert plan.base["id"] is not None  # the script sets it
-    assert plan.job is not None
-    return Path(plan.base["runs_dir"], plan.name, plan.base["id"], plan.job)
+    return choose_sweep_folder(plan, plan.base["id"]).path / (plan.job or "")
 
 
-def _check_job(job: JobConfig, training: Training) -> None:
-    """ConfigError for a job that cannot run, or cannot be resumed."""
+def _check_processes(job: JobConfig, training: Training) -> None:
+    """ConfigError for nodes, GPUs and processes that contradict each other or the training."""
     run, tasks = training.run, job.tasks
     if job.gpus_per_node and tasks != job.gpus_per_node:
         raise ConfigError(
@@ -164,7 +162,18 @@ def _check_job(job: JobConfig, training: Training) -> None:
             raise ConfigError(
                 f"trainer.{key}={value}, but {node_key}={expected}. Leave trainer.{key} out: SLURM's value is used."
             )
+    if training.search is not None and job.nodes * tasks > 1:
+        raise ConfigError(
+            f"nodes={job.nodes} tasks_per_node={tasks}: expected one process, as --search runs one trial at a time. "
+            "Set one node with one GPU, and type the command once for each worker."
+        )
     check_batch_divides(run.batch_size, job.nodes * tasks)
+
+
+def _check_job(job: JobConfig, training: Training) -> None:
+    """ConfigError for a job that cannot run, or cannot be resumed."""
+    run = training.run
+    _check_processes(job, training)
     if not run.resume:
         raise ConfigError(
             "resume=false: a job that is requeued resumes its run. Leave it out: each new job has a new run directory."
@@ -180,7 +189,9 @@ def _check_job(job: JobConfig, training: Training) -> None:
     if job.memory is not None and not re.fullmatch(r"\d+[KMGT]", job.memory):
         raise ConfigError(f"memory={job.memory}: expected an integer with K, M, G or T. Type memory=64G.")
     if job.array is not None and training.jobs is None:
-        raise ConfigError(f"array={job.array}, but this is no sweep. Type -m after --: imgrec slurm ... -- -m optim.lr=0.1,0.01")
+        raise ConfigError(
+            f"array={job.array}, but this is no grid of jobs. Type -m after --: imgrec slurm ... -- -m optim.lr=0.1,0.01"
+        )
     if job.extra is not None and not job.extra.startswith("-"):
         raise ConfigError(f'extra={job.extra}: expected options of sbatch. Type extra="--exclusive --nodelist=n1".')
 
@@ -240,9 +251,10 @@ def _print_next_steps(job: JobConfig, training: Training, number: str, record: P
     array = None if training.jobs is None else array_tasks(job.array, training.jobs)
     shape = f"{job.nodes} node{'s' * (job.nodes > 1)} x {job.tasks} process{'es' * (job.tasks > 1)}"
     run_id = training.run.id or (f"sweep_{number}" if array else number)
+    run_dir = training.search or Path(training.run.runs_dir) / training.name / run_id
     print(f"job     {number}: {shape}{f', array {array}' if array else ''}")
     print(f"command {record}")
-    print(f"run     {Path(training.run.runs_dir) / training.name / run_id}")
+    print(f"run     {run_dir}")
     print(f"log     tail -F {record.with_name(f'{training.name}-{number}')}{'_*' if array else ''}.log")
     print(f"look    squeue -j {number}")
     print(f"cancel  scancel {number}")

@@ -108,6 +108,19 @@ def test_a_sweep_is_an_array_of_its_jobs(capsys):
     assert command(capsys, "array=0,4-5%1", "--", *sweep)[0]["--array"] == "0,4-5%1"
 
 
+def test_a_worker_of_a_search_is_a_job_of_its_own(tmp_path, monkeypatch, capsys):
+    search = ["-m", "--search", "optim.lr=log(1e-3,1e-1)", "trials=3", "data=fake", "name=n", f"runs_dir={tmp_path}"]
+    options, arguments = command(capsys, "--", *search)
+    assert "--array" not in options
+    assert arguments[1:] == search
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 77\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert main(["slurm", "--", *search]) == 0
+    assert f"run     {tmp_path}/n/sweep_1\n" in capsys.readouterr().out
+    assert slurm.job_run_dir(search, None) == tmp_path / "n" / "sweep_1"
+
+
 @pytest.mark.parametrize(
     ("argv", "value", "suggestion"),
     [
@@ -134,7 +147,9 @@ def test_a_sweep_is_an_array_of_its_jobs(capsys):
         ("array=0-2 -- -m seed=1,2", "array=0-2, but the sweep has 2 jobs", "array=0-1"),
         ("array=x -- -m seed=1,2", "array=x", "array=0-7, 0,3,5 or 0-1%4"),
         ("-- -m job=1 seed=1,2", "job=1", "array=1"),
-        ("-- --search seed=1,2 trials=3", "--search", "sbatch --wrap"),
+        ("nodes=2 -- --search seed=1,2 trials=3", "nodes=2", "once for each worker"),
+        ("gpus_per_node=2 -- --search seed=1,2 trials=3", "tasks_per_node=2", "once for each worker"),
+        ("array=0-1 -- --search seed=1,2 trials=3", "array=0-1", "-- -m optim.lr=0.1,0.01"),
         ("extra=exclusive --", "extra=exclusive", 'extra="--exclusive'),
     ],
 )  # fmt: skip
@@ -342,7 +357,7 @@ def test_the_script_and_the_count_together(start, tmp_path):
     starts = [start(ended(STOPPED), 75, python=sys.executable, arguments=["data=fake", "name=n"]) for _ in range(3)]
     assert [told for _, told, _ in starts] == ["requeue 7", "requeue 7", ""], starts
     assert "made no progress in 3 starts" in starts[2][2]
-    assert (tmp_path / "runs" / "n" / "7" / "slurm.json").is_file()
+    assert (tmp_path / "runs" / "n" / "7" / "slurm-7.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
@@ -398,6 +413,14 @@ def test_a_start_that_advanced_the_saved_step_is_progress(tmp_path, steps, idle)
     assert counts == idle
 
 
+def test_a_sweep_makes_progress_in_any_of_its_runs(tmp_path):
+    counts = []
+    for run, step in (("0", 20), ("0", 20), ("1", 5), ("2", 1), ("2", 1), ("2", 2)):
+        save(tmp_path / run, step)
+        counts.append(count_start(tmp_path, "7", 75))
+    assert counts == [0, 1, 0, 0, 1, 0]
+
+
 def test_failures_are_counted_over_all_starts_of_a_job(tmp_path):
     save(tmp_path, 20)
     codes = [1, 75, 137, 75, 1, 75, 75]
@@ -420,4 +443,4 @@ def test_the_run_directory_of_a_job_is_where_it_trains(tmp_path, monkeypatch, ca
     capsys.readouterr()
     assert main(["slurm", "--ended", "75", *sweep]) == 0
     assert capsys.readouterr().out == "0\n"
-    assert (run_dir / "slurm.json").is_file()
+    assert (run_dir / "slurm-9.json").is_file()

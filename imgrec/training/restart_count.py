@@ -1,4 +1,4 @@
-"""How many starts of a SLURM job made no progress, and how many failed: RUN_DIR/slurm.json. Imports no torch.
+"""How many starts of a SLURM job made no progress, and how many failed: RUN_DIR/slurm-JOB.json. Imports no torch.
 
 launch/slurm.sbatch has each start recorded here when it has ended, and requeues the job or gives it up by the answer.
 """
@@ -12,27 +12,27 @@ from pathlib import Path
 from imgrec.errors import ExitCode
 from imgrec.files import atomic_write
 
-FILE = "slurm.json"
 INTEGERS = ("BININT1", "BININT2", "BININT", "LONG1")  # opcodes of pickle protocol 2, which torch.save writes
 
 
 @dataclass
 class RestartCount:
-    """What the starts of one job came to; another job of the same run counts anew."""
+    """What the starts of one job came to."""
 
-    job: str
-    step: int = 0  # of the last checkpoint
+    step: int = 0  # of the last checkpoint; of a sweep, the sum over its runs
     idle: int = 0  # starts in a row that were stopped before the step advanced
     failures: int = 0
 
 
 def count_start(run_dir: Path, job: str, code: int) -> int:
-    """Record that a start of `job` ended with `code`. After 75 it returns the idle starts in a row, else the failures."""
-    file = run_dir / FILE
-    count = RestartCount(**json.loads(file.read_text())) if file.exists() else RestartCount(job)
-    if count.job != job:
-        count = RestartCount(job)
-    step = saved_step(run_dir / "checkpoints" / "last.ckpt")
+    """Record that a start of `job` ended with `code`. After 75 it returns the idle starts in a row, else the failures.
+
+    `run_dir` is the directory of a run, or of a sweep.
+    """
+    file = run_dir / f"slurm-{job}.json"
+    count = RestartCount(**json.loads(file.read_text())) if file.exists() else RestartCount()
+    checkpoints = [*run_dir.glob("checkpoints/last.ckpt"), *run_dir.glob("*/checkpoints/last.ckpt")]
+    step = sum(map(saved_step, checkpoints))
     if step > count.step:
         count.step, count.idle = step, 0
     elif code == ExitCode.STOPPED:

@@ -92,7 +92,7 @@ def test_out_of_time_again_and_again(cluster, undisturbed):
     job = cluster.submit(f"{TWO} time=2m signal_s=15", *TRAINING, "model.seconds=0.9")
     job.finished()
     assert 1 <= int(job.shown()["Restarts"]) == job.said().count(" was stopped and can be resumed: requeued")
-    assert 0 < json.loads((job.folder / "slurm.json").read_text())["step"] < 8 * STEPS
+    assert 0 < json.loads((job.folder / f"slurm-{job.number}.json").read_text())["step"] < 8 * STEPS
     assert_same_run(job.folder, undisturbed)
 
 
@@ -194,6 +194,15 @@ def test_an_array_runs_a_sweep_and_a_requeued_task_is_resumed(cluster):
     assert sorted(line.split()[-1] for line in table.splitlines() if re.match(r" +[12]  0\.0", line)) == [
         f"{array.folder.name}/{k}" for k in (0, 1)
     ]
+
+
+def test_a_worker_of_a_search_is_requeued_and_finishes_it(cluster):
+    search = ["-m", "--search", "optim.lr=log(0.01,0.1)", "trials=2", "epochs=2"]
+    job = cluster.submit("gpus_per_node=0", *TRAINING, SLOW, *search)
+    job.wait("in the first trial", (job.folder / "0" / "checkpoints" / "last.ckpt").exists)
+    job.command("scontrol", "requeue", job.number)
+    job.finished(restarts=1)
+    assert [read(job.folder / trial)["global_step"] for trial in ("0", "1")] == [2 * STEPS, 2 * STEPS]
 
 
 @pytest.mark.parametrize(
