@@ -9,7 +9,9 @@ import torch
 from processes import run_ranks
 from torch import Tensor, nn
 
-from imgrec.distributed.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
+from imgrec.config import load
+from imgrec.distributed.device_checks import trains_on_cuda
+from imgrec.distributed.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm, has_sync_batchnorm
 from imgrec.errors import ConfigError
 from imgrec.models.resnet import resnet
 from imgrec.training.freeze import freeze
@@ -58,7 +60,7 @@ def test_the_statistics_are_those_of_the_whole_batch(counts: list[int]):
     def work(rank: int) -> list[dict[str, Tensor]]:
         found = []
         for name, dtype in cases:
-            norm = convert_sync_batchnorm(copy.deepcopy(norms[name]).to(dtype))
+            norm = convert_sync_batchnorm(copy.deepcopy(norms[name]).to(dtype), on_cuda=False)
             found.append(step(norm, parts(CASES[name][1], counts, dtype)[rank]))
         return found
 
@@ -80,7 +82,7 @@ def test_the_statistics_are_those_of_the_whole_batch(counts: list[int]):
 
 def test_in_bfloat16_an_empty_part_speaks_the_same_numbers():
     def work(rank: int) -> dict[str, Tensor]:
-        norm = convert_sync_batchnorm(nn.BatchNorm2d(5))
+        norm = convert_sync_batchnorm(nn.BatchNorm2d(5), on_cuda=False)
         return step(norm, parts((5, 4, 3), [4, 0], torch.bfloat16)[rank])
 
     first, second = run_ranks(2, work, group=True)
@@ -102,7 +104,9 @@ def test_a_network_gives_the_gradients_of_the_whole_batch():
         net(images).square().sum().backward()
         return {name: p.grad for name, p in net.named_parameters()}
 
-    ranks = run_ranks(2, lambda rank: gradients(convert_sync_batchnorm(net), images.split([4, 2])[rank]), group=True)
+    ranks = run_ranks(
+        2, lambda rank: gradients(convert_sync_batchnorm(net, on_cuda=False), images.split([4, 2])[rank]), group=True
+    )
     expected = gradients(net, images)
     for name, value in expected.items():
         torch.testing.assert_close(ranks[0][name] + ranks[1][name], value, rtol=1e-3, atol=1e-3)
@@ -112,7 +116,7 @@ def test_names_tensors_and_modes_stay():
     net = resnet(num_classes=3, channels=1, depth=18, stem="small", zero_init_residual=False)
     before = dict(net.named_parameters())
     plain = copy.deepcopy(net)
-    assert convert_sync_batchnorm(net) is net
+    assert convert_sync_batchnorm(net, on_cuda=False) is net
     assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     assert list(net.state_dict()) == list(plain.state_dict())
     assert all(value is before[name] for name, value in net.named_parameters())
@@ -130,7 +134,7 @@ def test_timms_norm_keeps_its_activation():
     net = timm.create_model("regnetx_002", num_classes=3)
     assert any(type(module).__name__ == "BatchNormAct2d" for module in net.modules())
     plain = copy.deepcopy(net)
-    convert_sync_batchnorm(net)
+    convert_sync_batchnorm(net, on_cuda=False)
     assert list(net.state_dict()) == list(plain.state_dict())
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(net.eval()(images), plain.eval()(images))
@@ -138,6 +142,39 @@ def test_timms_norm_keeps_its_activation():
 
 def test_what_cannot_be_synchronised_is_said():
     with pytest.raises(ConfigError, match=r"sync_batchnorm=true has no effect: Linear has no batch norm"):
-        convert_sync_batchnorm(nn.Linear(2, 2))
+        convert_sync_batchnorm(nn.Linear(2, 2), on_cuda=False)
     with pytest.raises(ConfigError, match="0 of Sequential is a SyncBatchNorm"):
-        convert_sync_batchnorm(nn.Sequential(nn.SyncBatchNorm(2)))
+        convert_sync_batchnorm(nn.Sequential(nn.SyncBatchNorm(2)), on_cuda=False)
+
+
+@pytest.mark.parametrize(("accelerator", "norm"), [("auto", nn.SyncBatchNorm), ("gpu", nn.SyncBatchNorm), ("cpu", SyncBatchNorm)])
+def test_cuda_has_torchs_norm_and_the_cpu_ours(monkeypatch: pytest.MonkeyPatch, accelerator: str, norm: type):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = load("train", ["data=fake", f"trainer.accelerator={accelerator}"]).trainer
+    net = resnet(num_classes=3, channels=1, depth=18, stem="small", zero_init_residual=False)
+    plain, before = copy.deepcopy(net), dict(net.named_parameters())
+    norms = [name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not has_sync_batchnorm(net)
+    net = convert_sync_batchnorm(net, on_cuda=trains_on_cuda(config))
+    assert has_sync_batchnorm(net)
+    assert {type(net.get_submodule(name)) for name in norms} == {norm}
+    assert list(net.state_dict()) == list(plain.state_dict())
+    assert all(value is before[name] for name, value in net.named_parameters())
+    images = torch.randn(4, 1, 8, 8)
+    assert torch.equal(net.eval()(images), plain.eval()(images))
+
+
+def test_on_cuda_timms_norm_keeps_its_activation_too():
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("regnetx_002", num_classes=3)
+    plain = copy.deepcopy(net)
+    net = convert_sync_batchnorm(net, on_cuda=True)
+    assert has_sync_batchnorm(net)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(net.eval()(images), plain.eval()(images))
+
+
+def test_on_cuda_an_empty_part_in_16_bits_is_widened():
+    norm = convert_sync_batchnorm(nn.BatchNorm2d(5), on_cuda=True).eval()
+    assert norm(torch.zeros(0, 5, 2, 2, dtype=torch.bfloat16)).dtype == torch.float32
+    assert norm(torch.zeros(1, 5, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -49,6 +49,13 @@ def check_accelerator(config: TrainerConfig) -> None:
             )
 
 
+def trains_on_cuda(config: TrainerConfig) -> bool:
+    """Whether Lightning takes CUDA for this accelerator."""
+    import torch
+
+    return config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
 def _check_alone(nodes: Any) -> None:
     tasks, machines = (env_number(name, 1) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
     if "SLURM_JOB_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ and (tasks > 1 or machines > 1):

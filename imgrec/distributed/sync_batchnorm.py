@@ -1,9 +1,9 @@
-"""Batch norm whose training statistics are those of the whole global micro-batch, over all processes.
+"""Batch norm whose training statistics are those of the whole global micro-batch, over all ranks.
 
-torch.nn.SyncBatchNorm refuses the CPU, where equality can be proved. It also recovers the variance from 1 / sqrt(var + eps), and in mixed
-precision a process without samples sends 16-bit zeros where the others send 32-bit numbers. So this one serves every device.
+On CUDA this is torch's own. That one refuses the CPU, where equality to one process can be proved; so a class of ours stands in for it there.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgrec.errors import ConfigError
 
-CONVERTED = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNormAct2d")  # the last is timm's: with its dropout and activation
+TIMM_NORM = "BatchNormAct2d"  # with its dropout and activation
+CONVERTED = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", TIMM_NORM)
 
 
-def convert_sync_batchnorm(net: nn.Module) -> nn.Module:
-    """Replaces every batch norm in `net`, sharing its tensors, so names, state dict and optimizer groups stay. Returns the network.
+def convert_sync_batchnorm(net: nn.Module, *, on_cuda: bool) -> nn.Module:
+    """Replace every batch norm in `net`, sharing its tensors, so names, state dict and optimizer groups stay. Returns the network.
 
-    Raises ConfigError for a network without batch norm, and for a kind of it that is not known here.
+    `on_cuda`: whether it will be trained there. Raises ConfigError for a network without batch norm, and for an unknown kind of it.
     """
     found = {name: module for name, module in net.named_modules(remove_duplicate=False) if isinstance(module, _BatchNorm)}
     if not found:
@@ -33,6 +34,8 @@ def convert_sync_batchnorm(net: nn.Module) -> nn.Module:
                 f"trainer.sync_batchnorm=true: {name} of {type(net).__name__} is a {type(module).__name__}, and only "
                 f"{', '.join(CONVERTED)} can be synchronised. Set trainer.sync_batchnorm=false."
             )
+    if on_cuda:
+        return _convert_to_torch(net)
     # One that is used under two names stays one.
     made: dict[nn.Module, SyncBatchNorm] = {module: SyncBatchNorm(module) for module in found.values()}
     for name, module in found.items():
@@ -41,11 +44,32 @@ def convert_sync_batchnorm(net: nn.Module) -> nn.Module:
     return made.get(net, net)
 
 
-class SyncBatchNorm(_BatchNorm):
-    """In training a batch norm over the samples of all processes, in evaluation the plain one; float [B, C, ...] -> the same shape.
+def _convert_to_torch(net: nn.Module) -> nn.Module:
+    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+    if any(type(module).__name__ == TIMM_NORM for module in net.modules()):
+        from timm.layers.norm_act import convert_sync_batchnorm as convert  # torch's would leave out dropout and activation
+    converted = convert(net)
+    for module in converted.modules():
+        if isinstance(module, nn.SyncBatchNorm):
+            module.register_forward_pre_hook(_widen_empty)
+    return converted
 
-    Every process must call it, with 0 samples too, and backward as well: the processes exchange 2 C + 1 numbers each way. The running
-    statistics are equal on all of them.
+
+def _widen_empty(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+    """In mixed precision torch's norm would send 16-bit zeros from a rank without samples where the others send 32-bit statistics."""
+    return None if args[0].numel() else (args[0].float(),)
+
+
+def has_sync_batchnorm(net: nn.Module) -> bool:
+    """Whether the forward pass of `net` in training waits for every rank, one without samples too."""
+    return any(isinstance(module, SyncBatchNorm | nn.SyncBatchNorm) for module in net.modules())
+
+
+class SyncBatchNorm(_BatchNorm):
+    """In training a batch norm over the samples of all ranks, in evaluation the plain one; float [B, C, ...] -> the same shape.
+
+    Every rank must call it, with 0 samples too, and backward as well: the ranks exchange 2 C + 1 numbers each way. The running statistics are equal
+    on all of them.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -85,7 +109,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _Normalize(torch.autograd.Function):
-    """Ioffe and Szegedy 2015 (arXiv 1502.03167), with sums that run over the processes too."""
+    """Ioffe and Szegedy 2015 (arXiv 1502.03167), with sums that run over the ranks too."""
 
     @staticmethod
     def forward(
@@ -123,7 +147,7 @@ class _Normalize(torch.autograd.Function):
             by_mean, by_var = (sums / count.clamp(min=1)).view(2, *shape).unbind()
             factor = scale if weight is None else scale * weight
             grad_input = ((wide - by_mean - normed * by_var) * factor.view(shape)).to(input.dtype)
-        # Of this process's samples alone: the strategy sums gradients of weights over processes.
+        # Of this rank's samples alone: the strategy sums gradients of weights over ranks.
         return (
             grad_input,
             grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None,
@@ -133,7 +157,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _from_all(mine: Tensor) -> Tensor:
-    """[N] of each process -> [processes, N], in the order of the ranks."""
+    """[N] of each rank -> [ranks, N], in the order of the ranks."""
     every = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
     distributed.all_gather(every, mine)
     return torch.stack(every)

@@ -19,8 +19,9 @@ from imgrec.data.batch import Batch
 from imgrec.data.image_data import ImageData
 from imgrec.data.preprocess import Preprocess
 from imgrec.data.sampler import BatchPlan
+from imgrec.distributed.device_checks import trains_on_cuda
 from imgrec.distributed.sharding import is_sharded
-from imgrec.distributed.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm
+from imgrec.distributed.sync_batchnorm import convert_sync_batchnorm, has_sync_batchnorm
 from imgrec.errors import ConfigError
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.models.layers import layers
@@ -110,7 +111,7 @@ class Classifier(pl.LightningModule):
         """Whether a short global batch, or files that cannot be read, left nothing for this rank to compute."""
         if len(batch.labels) or is_sharded(self.net):
             return False
-        return not (self.training and any(isinstance(module, SyncBatchNorm) for module in self.net.modules()))
+        return not (self.training and has_sync_batchnorm(self.net))
 
     def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Network input [B, C, H, W] and soft targets [B, K] of a training batch."""
@@ -226,7 +227,7 @@ def build_classifier(
     loss = instantiate(run.loss)
     loss.set_class_counts(torch.from_numpy(data.counts("train")))
     if run.trainer.sync_batchnorm:
-        net = convert_sync_batchnorm(net)
+        net = convert_sync_batchnorm(net, on_cuda=trains_on_cuda(run.trainer))
     if run.trainer.compile:
         net.compile()  # in place: torch.compile(net) would rename every key of the state dict
     decay = run.finetune.layer_decay
