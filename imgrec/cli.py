@@ -4,14 +4,17 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imgrec import __version__
+from imgrec.config.compose import load_config
+from imgrec.config.help import help_text
+from imgrec.config.schema import RunConfig
 from imgrec.distributed import signals
-from imgrec.errors import UNWRITABLE, Died, ExitCode, ImgrecError, Stopped
-
-if TYPE_CHECKING:
-    from imgrec.config.schema import RunConfig
+from imgrec.distributed.process_group import error_line
+from imgrec.distributed.world import world
+from imgrec.errors import UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped, did_you_mean
+from imgrec.sweeps.grid import is_sweep
 
 COMMANDS = {
     "train": "train a classifier and test it",
@@ -37,8 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImgrecError as error:
         if os.environ.get("IMGREC_DEBUG") == "1":
             raise
-        from imgrec.distributed.process_group import error_line
-
         if (line := error_line(error)) is not None:
             print(f"imgrec: {line}", file=sys.stderr)
         return ExitCode.REFUSED
@@ -51,8 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return ExitCode.REFUSED
     except Stopped as stopped:
-        from imgrec.distributed.world import world
-
         if world().rank == 0:  # the others stopped with it
             print(f"imgrec: {stopped}", file=sys.stderr)
         return ExitCode.STOPPED
@@ -60,16 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"imgrec: {died}", file=sys.stderr)
         return ExitCode.FAILED
     except KeyboardInterrupt:
-        from imgrec.distributed.world import world
-
         if world().rank == 0:
             print("imgrec: interrupted. Start the same command again.", file=sys.stderr)
         return ExitCode.INTERRUPTED
 
 
 def _dispatch(command: str, argv: list[str]) -> int:
-    from imgrec.errors import ConfigError, did_you_mean
-
     if command not in COMMANDS:
         raise ConfigError(
             f"{command}: there is no such command.{did_you_mean(command, list(COMMANDS))} There are: {', '.join(COMMANDS)}."
@@ -78,8 +73,6 @@ def _dispatch(command: str, argv: list[str]) -> int:
         return int(import_module("imgrec.models.__main__").main(argv))
     before = argv[: argv.index("--")] if "--" in argv else argv
     if {"-h", "--help"} & set(before):
-        from imgrec.config.help import help_text
-
         config_dir, given = _config_dir(before)
         print(help_text(command, given, config_dir))
         return 0
@@ -88,8 +81,6 @@ def _dispatch(command: str, argv: list[str]) -> int:
 
 def _config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
     """What follows --config-dir, and the other words."""
-    from imgrec.errors import ConfigError
-
     if "--config-dir" not in argv:
         return None, argv
     place = argv.index("--config-dir")
@@ -102,14 +93,10 @@ def _config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
 
 def run(command: str, argv: list[str]) -> int:
     """Compose the command's config and call the function of its name."""
-    from imgrec.config.compose import load_config
-
     if command == "train":
         signals.install_handlers()  # before the seconds that importing torch takes
     config_dir, argv = _config_dir(argv)
     if command == "train":
-        from imgrec.sweeps.grid import is_sweep
-
         if is_sweep(argv):
             return int(import_module("imgrec.sweeps.run").sweep(argv, config_dir, _fit))
         settings = load_config("train", argv, config_dir)
@@ -118,7 +105,7 @@ def run(command: str, argv: list[str]) -> int:
     return int(import_module(f"imgrec.{command}").main(argv, config_dir))
 
 
-def _fit(run: "RunConfig", *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
+def _fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
     """imgrec.train.fit, imported when the first job is trained: torch takes seconds, and a sweep is checked before."""
     result: dict[str, Any] = import_module("imgrec.train").fit(run, quiet=quiet, command=command)
     return result

@@ -15,7 +15,7 @@ from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import atomic_write
 from imgrec.inference.paths import check_output, find_checkpoint
-from imgrec.terminal import printable
+from imgrec.terminal import Terminal, printable
 
 MOST_CLASSES = 20  # lines of the table per class, and of the confusion matrix on a terminal
 MARK = '{\n "imgrec": "evaluate"'  # how our JSON begins
@@ -86,7 +86,6 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
     from imgrec.inference.evaluation import evaluation_images, measure_split
     from imgrec.inference.metrics import print_report
     from imgrec.inference.predictor import Predictor
-    from imgrec.terminal import Terminal
 
     terminal = Terminal(quiet=group.rank > 0)
     group.do("reading the checkpoint and the data")

@@ -112,7 +112,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     """
     import pytorch_lightning as pl
 
-    from imgrec.data.datamodule import DataModule
+    from imgrec.data.datamodule import build_loaders
     from imgrec.training.callbacks.lr_range import LRRange
     from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import build_classifier
@@ -126,17 +126,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     pl.seed_everything(run.seed, workers=True, verbose=False)
     data, augment = instantiate(run.data.to_node()), instantiate(run.augment)
     run = run.with_classes(len(data.classes))
-    loaders = DataModule(
-        data,
-        seed=run.seed,
-        batch_size=run.batch_size,
-        max_device_batch=run.max_device_batch,
-        num_workers=run.num_workers,
-        augment=augment,
-        devices=world.size,
-        sampling=run.sampling,
-        class_weights=run.class_weights,
-    )
+    loaders = build_loaders(run, data, augment, devices=world.size)
     devices = run.trainer.devices
     if world.size == 1:  # one of those that the config names is enough
         devices = devices[:1] if isinstance(devices, list) else 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from imgrec.config.compose import compose_config, quote_values
 from imgrec.config.schema import Device, Precision, ProcessesConfig, parse_settings
@@ -16,11 +16,7 @@ from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
 from imgrec.inference import prediction_table
 from imgrec.inference.paths import check_output, expand_files, find_checkpoint
-from imgrec.terminal import printable
-
-if TYPE_CHECKING:
-    from imgrec.terminal import Terminal
-
+from imgrec.terminal import Terminal, printable
 
 MOST_SHOWN = 50  # files whose rows are printed too
 
@@ -71,7 +67,6 @@ def _checked(config: PredictConfig) -> list[str]:
 def _predict(config: PredictConfig, files: list[str], group: WorkerGroup) -> int:
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.predictor import Predictor
-    from imgrec.terminal import Terminal
 
     terminal = Terminal(quiet=group.rank > 0)
     assert config.ckpt is not None
@@ -112,7 +107,7 @@ def _predict(config: PredictConfig, files: list[str], group: WorkerGroup) -> int
     return 0
 
 
-def _say(terminal: "Terminal", rows: list[prediction_table.PredictionRow], top_k: int, out: Path, seconds: float) -> None:
+def _say(terminal: Terminal, rows: list[prediction_table.PredictionRow], top_k: int, out: Path, seconds: float) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -64,7 +64,7 @@ def _train(
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
 
-    from imgrec.data.datamodule import DataModule
+    from imgrec.data.datamodule import build_loaders
     from imgrec.models.summary import measure_size
     from imgrec.training import summary
     from imgrec.training.callbacks.history import History
@@ -89,29 +89,8 @@ def _train(
     _stop_if_requested(world)
     heartbeat.doing = "starting"
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume)
-    boundary = StepBoundary(
-        last=run_dir.last,
-        writer=writer,
-        resume=resume.state if resume else None,
-        heartbeat=heartbeat,
-        saves=saves,
-        say=terminal.say,
-        save_every_steps=run.trainer.save_every_steps,
-        save_every_minutes=run.trainer.save_every_minutes,
-        max_minutes=run.trainer.max_minutes,
-    )
-    loaders = DataModule(
-        data,
-        seed=run.seed,
-        batch_size=run.batch_size,
-        max_device_batch=run.max_device_batch,
-        num_workers=run.num_workers,
-        augment=augment,
-        devices=world.size,
-        sampling=run.sampling,
-        class_weights=run.class_weights,
-        start=resume.start if resume else (0, 0),
-    )
+    boundary = StepBoundary(run.trainer, run_dir.last, writer, resume.state if resume else None, heartbeat, saves, terminal.say)
+    loaders = build_loaders(run, data, augment, devices=world.size, start=resume.start if resume else (0, 0))
 
     net, transferred = initial_network(run, data.classes)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)

@@ -1,14 +1,10 @@
 """What travels from the sampler to a data set (Request) and from there to the device (Batch)."""
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from imgrec.data.augment import Augment
-
 
 Indices = NDArray[np.int64]
 
@@ -33,19 +29,3 @@ class Batch(NamedTuple):
     epoch: int
     whole: int  # samples in the global batch this one is a part of, the skipped ones among them
     bad: tuple[str, ...] = ()  # paths of the images that could not be read and were left out (on_bad_image: skip)
-
-
-class ImageSet(Protocol):
-    """A split: labels in memory, images on request."""
-
-    labels: Indices  # [N], places in the class list
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, request: Request) -> Batch: ...
-
-    def take(self, rows: Indices) -> Self:
-        """The split of these rows; an image's index is its place in the new split."""
-
-    def for_training(self, augment: "Augment | None", seed: int) -> Self:
-        """The same images, with the augmentation that happens per sample, under the run's seed."""

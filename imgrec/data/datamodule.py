@@ -6,10 +6,12 @@ from typing import Literal
 
 import pytorch_lightning as pl
 
+from imgrec.config.schema import RunConfig
 from imgrec.data.augment import Augment
-from imgrec.data.batch import Batch, ImageSet
+from imgrec.data.batch import Batch
 from imgrec.data.class_balance import Sampling, training_order
 from imgrec.data.image_data import ImageData
+from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches, sequential_order
 
@@ -106,3 +108,21 @@ class DataModule(pl.LightningDataModule):
             return 0
         assert self.trainer.world_size == self.plan.devices, "the data module was made for another number of devices"
         return self.trainer.global_rank
+
+
+def build_loaders(
+    run: RunConfig, data: ImageData, augment: Augment, *, devices: int, start: tuple[int, int] = (0, 0)
+) -> DataModule:
+    """The loaders of a run on `devices` processes, from position `start`."""
+    return DataModule(
+        data,
+        seed=run.seed,
+        batch_size=run.batch_size,
+        max_device_batch=run.max_device_batch,
+        num_workers=run.num_workers,
+        augment=augment,
+        devices=devices,
+        sampling=run.sampling,
+        class_weights=run.class_weights,
+        start=start,
+    )

@@ -3,23 +3,20 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, crop_resized, decode, fit_to_size
 from imgrec.data.mixup import partners
 from imgrec.data.splits import unknown_class
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_EXTENSIONS, find_images
-
-if TYPE_CHECKING:
-    from imgrec.data.augment import Augment
-
 
 BadImage = Literal["refuse", "skip"]
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -110,7 +107,7 @@ class ImageFiles(Dataset[Batch]):
         taken.rows, taken.labels = self.rows[rows], self.labels[rows]
         return taken
 
-    def for_training(self, augment: "Augment | None", seed: int) -> Self:
+    def for_training(self, augment: Augment | None, seed: int) -> Self:
         trained = self._copy()
         trained.training, trained.augment, trained.seed = True, augment, seed
         return trained

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.config.schema import Split
-from imgrec.data.batch import ImageSet
 from imgrec.data.decode import Preprocessing
+from imgrec.data.image_set import ImageSet
 from imgrec.data.splits import check_labels, stratified
 from imgrec.errors import ConfigError, DataError
 

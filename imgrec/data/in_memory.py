@@ -1,25 +1,21 @@
 """A split held in memory as one uint8 tensor: a batch is one index_select, with no Python per image."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
+from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import crop_resized
 from imgrec.data.mixup import partners
-
-if TYPE_CHECKING:
-    from imgrec.data.augment import Augment
 
 
 class InMemoryImages(Dataset[Batch]):
     """images: uint8 [N, C, H, W] at their native size (the device resizes); labels: int64 [N]."""
 
-    def __init__(self, images: Tensor, labels: Indices, *, augment: "Augment | None" = None, seed: int = 0) -> None:
+    def __init__(self, images: Tensor, labels: Indices, *, augment: Augment | None = None, seed: int = 0) -> None:
         assert images.dtype == torch.uint8
         assert images.ndim == 4
         assert len(images) == len(labels)
@@ -46,7 +42,7 @@ class InMemoryImages(Dataset[Batch]):
             self.images.index_select(0, torch.from_numpy(rows)), self.labels[rows], augment=self.augment, seed=self.seed
         )
 
-    def for_training(self, augment: "Augment | None", seed: int) -> "InMemoryImages":
+    def for_training(self, augment: Augment | None, seed: int) -> "InMemoryImages":
         per_sample = augment is not None and (augment.needs_samples or augment.crop_scale is not None)
         return InMemoryImages(self.images, self.labels, augment=augment if per_sample else None, seed=seed)
 

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from imgrec.data.batch import Batch, ImageSet, Request
+from imgrec.data.batch import Batch, Request
+from imgrec.data.image_set import ImageSet
 from imgrec.data.sampler import EpochBatches
 from imgrec.distributed.signals import end_with_parent, stop_reason
 from imgrec.errors import DataError, Stopped

@@ -12,11 +12,11 @@ from torch.nn import functional
 from imgrec.config.annotations import describe_type, format_value, matches_type
 from imgrec.config.instantiate import instantiate, locate, parameter_types
 from imgrec.config.schema import Node, Split
-from imgrec.data.batch import ImageSet
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.decode import Preprocessing
 from imgrec.data.folder import BadImage, ImageFiles, folder_split
 from imgrec.data.image_data import ImageData
+from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches
 from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import distributed
 
+from imgrec.config.schema import TrainerConfig
 from imgrec.data.loader import StoppedWaiting
 from imgrec.distributed import signals
 from imgrec.distributed.flag_reduction import FlagReduction
@@ -55,19 +56,17 @@ class StepBoundary(Callback):
 
     def __init__(
         self,
-        *,
+        config: TrainerConfig,
         last: Path,
         writer: CheckpointWriter,
         resume: Plain | None,
         heartbeat: Heartbeat,
         saves: SaveStatus,
         say: Callable[[str], None],
-        save_every_steps: int | None,
-        save_every_minutes: float,
-        max_minutes: float | None,
     ) -> None:
         self.last, self.writer, self.resume, self.heartbeat, self.saves, self.say = last, writer, resume, heartbeat, saves, say
-        self.save_every_steps, self.save_every_minutes, self.max_minutes = save_every_steps, save_every_minutes, max_minutes
+        self.save_every_steps, self.save_every_minutes = config.save_every_steps, config.save_every_minutes
+        self.max_minutes = config.max_minutes
         self._saved = None if resume is None else LoopPosition(**resume["position"])  # by the last save
         self._entry: Plain | None = None  # of the save under way
         self._snapshot: StepSnapshot | None = None  # while one rank trains
