@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 
 SMOOTH = 0.03  # standard deviation of the smoothing, as a share of all steps
 DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai and Lightning
-OWN_KEYS = ("lr_min", "lr_max", "steps", "plot")
+RANGE_TEST_KEYS = ("lr_min", "lr_max", "steps", "plot")
 FURTHER = 1000  # factor on the range that an error proposes
 
 
@@ -237,7 +237,7 @@ def _never_fell(curve: Curve, lr_min: float, lr_max: float) -> str:
 
 def next_command(argv: Sequence[str], config_dir: str | None, lr: float) -> str:
     """The training with the same choices and the rate."""
-    kept = [word for word in argv if word.partition("=")[0].lstrip("+") not in (*OWN_KEYS, "optim.lr")]
+    kept = [word for word in argv if word.partition("=")[0].lstrip("+") not in (*RANGE_TEST_KEYS, "optim.lr")]
     folder = ["--config-dir", config_dir] if config_dir else []
     return shlex.join(["python", "-m", "imgrec.train", *folder, *kept, f"optim.lr={lr:.2g}"])
 

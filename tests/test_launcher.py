@@ -252,13 +252,13 @@ def start_run(tmp_path: Path, start_command: Callable[..., Process]) -> Callable
     words = [word for word in SMALL if not word.startswith("trainer.devices")]
 
     def start(name: str) -> Process:
-        # GRACE_S is short, as the stand-ins have no heartbeat that ends them sooner. Where all are refused alike, that decides and not a time.
+        # DEATH_GRACE_S is short, as the stand-ins have no heartbeat that ends them sooner. Where all are refused alike, that decides and not a time.
         code = f"""
 import sys
 from imgrec import cli
 from imgrec.distributed import launcher
 
-launcher.GRACE_S = 1
+launcher.DEATH_GRACE_S = 1
 launcher.ALIKE_S = {LIMIT_S if name == "alike" else 0.5}
 sys.argv[0], sys.executable = "imgrec", {str(standin)!r}
 code = cli.main()

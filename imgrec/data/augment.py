@@ -218,7 +218,9 @@ class Augment:
 
 def _corners(u: Tensor, distortion: float, height: int, width: int) -> Tensor:
     """Where the four corners go, float [B, 4, 2] pixels from the top left, as v2.RandomPerspective draws it from [0, 1)."""
-    bound = geometry.constant((int(distortion * (width // 2)) + 1, int(distortion * (height // 2)) + 1), u.device)
+    bound = geometry.constant_tensor((int(distortion * (width // 2)) + 1, int(distortion * (height // 2)) + 1), u.device)
     inward = (u * bound).floor()
-    far = geometry.constant((0, 0, 1, 0, 1, 1, 0, 1), u.device).view(4, 2)  # which corners start from the right, from the bottom
-    return inward + far * (geometry.constant((width - 1, height - 1), u.device) - 2 * inward)
+    far = geometry.constant_tensor((0, 0, 1, 0, 1, 1, 0, 1), u.device).view(
+        4, 2
+    )  # which corners start from the right, from the bottom
+    return inward + far * (geometry.constant_tensor((width - 1, height - 1), u.device) - 2 * inward)

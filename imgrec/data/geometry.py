@@ -16,7 +16,7 @@ Fill = Literal["nearest", "zeros"]
 
 
 @lru_cache(maxsize=64)
-def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+def constant_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
     """A float32 tensor that is copied to its device once: a copy at each step would make the host wait for a GPU."""
     return torch.tensor(values, dtype=torch.float32, device=device)
 
@@ -52,9 +52,9 @@ def affine(angle: Tensor, dx: Tensor, dy: Tensor, scale: Tensor, shear: Tensor) 
 def perspective(corners: Tensor, height: int, width: int) -> Tensor:
     """The map of v2.functional.perspective from the image's corners to `corners`, float [B, 4, 2] pixels (x, y) from the top
     left; order: top left, top right, bottom right, bottom left."""
-    centre = constant((0.5 * width, 0.5 * height), corners.device)
+    centre = constant_tensor((0.5 * width, 0.5 * height), corners.device)
     right, bottom = width - 1.0, height - 1.0
-    target = (constant((0.0, 0.0, right, 0.0, right, bottom, 0.0, bottom), corners.device).view(4, 2) - centre) / centre
+    target = (constant_tensor((0.0, 0.0, right, 0.0, right, bottom, 0.0, bottom), corners.device).view(4, 2) - centre) / centre
     x, y = ((corners - centre) / centre).unbind(-1)
     u, v = target.unbind(-1)
     one, zero = torch.ones_like(x), torch.zeros_like(x)
@@ -92,7 +92,7 @@ def displacement(noise: Tensor, alpha: float, sigma: float) -> Tensor:
     field = noise - 0.5  # half of the usual [-1, 1)
     if sigma > 0:
         field = _blur_matrix(height, sigma, noise.device) @ field @ _blur_matrix(width, sigma, noise.device).T
-    return field * constant((2 * alpha / width, 2 * alpha / height), field.device)[:, None, None]
+    return field * constant_tensor((2 * alpha / width, 2 * alpha / height), field.device)[:, None, None]
 
 
 def resample(images: Tensor, maps: Tensor | None, field: Tensor | None, *, fill: Fill, exact: bool) -> Tensor:
@@ -123,7 +123,7 @@ def identity(height: int, width: int, device: torch.device) -> Tensor:
 
 def _positions(maps: Tensor, height: int, width: int) -> Tensor:
     """Input positions of all output pixels in grid units, [B, 2, H, W]."""
-    maps = maps * constant((2 / width, 2 / height, 1.0), maps.device)[: maps.shape[1], None]
+    maps = maps * constant_tensor((2 / width, 2 / height, 1.0), maps.device)[: maps.shape[1], None]
     # A map is a part that varies along x plus one that varies along y: one broadcast addition per value, no matrix product.
     along_x = maps[:, :, :1] * _axis(width, maps.device) + maps[:, :, 2:]
     along_y = maps[:, :, 1:2] * _axis(height, maps.device)

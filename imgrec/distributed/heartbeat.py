@@ -36,10 +36,10 @@ POLL_S = 0.25  # for a stop that was asked for in this process
 ALONE_S = 3.0  # between the verdict and the end, for a main thread that can still end by itself
 OWN_END_S = 60.0  # for a main thread that does: it may be saving
 EXPLAIN_S = 5.0
-FLUSH_S = 2.0
+SENT_WAIT_S = 2.0
 # What is on the stack of a rank that does by itself what may take minutes: torch.compile, a first import from a share that all machines read.
 COMPILING, IMPORTING = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py"), ("<frozen importlib._bootstrap",)
-NETWORK = re.compile(
+NETWORK_ERROR = re.compile(
     r"gloo|nccl|\bpeer\b|connection|socket|timed? ?out|\bstore\b|broken pipe|process ?group|collective", re.IGNORECASE
 )
 
@@ -144,7 +144,7 @@ class Heartbeat:
             self.leave("finished")
             self._closing.set()
             self._connections.wake()
-            self._thread.join(FLUSH_S + 1)
+            self._thread.join(SENT_WAIT_S + 1)
         self._connections.close()
 
     # The thread
@@ -230,8 +230,8 @@ class Heartbeat:
             self._connections.put(message)
 
     def _flush(self) -> None:
-        """Wait until the thread has sent everything, FLUSH_S at most."""
-        until = time.monotonic() + FLUSH_S
+        """Wait until the thread has sent everything, SENT_WAIT_S at most."""
+        until = time.monotonic() + SENT_WAIT_S
         while self._thread.is_alive() and time.monotonic() < until:
             if self._connections.sent:
                 return
@@ -263,7 +263,7 @@ def _is_of_the_network(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, is what a collective raises when another process is gone."""
     seen = 0
     while error is not None and seen < 10:
-        if isinstance(error, RuntimeError | OSError) and NETWORK.search(str(error)):
+        if isinstance(error, RuntimeError | OSError) and NETWORK_ERROR.search(str(error)):
             return True
         error, seen = error.__cause__ or error.__context__, seen + 1
     return False

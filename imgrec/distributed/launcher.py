@@ -31,9 +31,9 @@ from imgrec.distributed.world import RUN_DIR_VARIABLE
 from imgrec.errors import UNWRITABLE, Died, ExitCode, ImgrecError, Stopped
 from imgrec.files import atomic_write
 
-POLL_S = 0.05
+RANK_POLL_S = 0.05
 ALIKE_S = 0.5  # after the first refusal: the others may be refused alike, else they wait for the one that was
-GRACE_S = 8.0  # after a death: the others find out by themselves, and say what it was doing
+DEATH_GRACE_S = 8.0  # after a death: the others find out by themselves, and say what it was doing
 # Ctrl-C on a terminal reaches the whole process group. So it is blocked in the children, and their parent passes it on once, as this signal.
 CTRL_C = signal.SIGRTMIN
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -141,14 +141,14 @@ def _wait(ranks: Sequence[RankProcess], timeout_s: float) -> None:
     asked = signals.stop_reason()
     if asked is not None and asked in signal.Signals.__members__:  # it came before there were ranks to pass it on to
         os.kill(os.getpid(), signal.Signals[asked])
-    patience = {ExitCode.REFUSED: ALIKE_S, 0: GRACE_S + timeout_s, ExitCode.STOPPED: GRACE_S + timeout_s}
+    patience = {ExitCode.REFUSED: ALIKE_S, 0: DEATH_GRACE_S + timeout_s, ExitCode.STOPPED: DEATH_GRACE_S + timeout_s}
     end = float("inf")
     while any(rank.code is None for rank in ranks) and time.monotonic() < end:
-        time.sleep(POLL_S)
+        time.sleep(RANK_POLL_S)
         for rank in ranks:
             if rank.code is None and (code := rank.process.poll()) is not None:
                 rank.code = code
-                end = min(end, time.monotonic() + patience.get(code, GRACE_S))
+                end = min(end, time.monotonic() + patience.get(code, DEATH_GRACE_S))
 
 
 def _raise_reported(ranks: Sequence[RankProcess]) -> None:

@@ -18,7 +18,7 @@ from imgrec.distributed.world import World, cluster_environment, world
 
 LINGER_S = 2.0  # how long a process that failed gives the others to say whether they failed alike
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 
 _stores: "list[Store]" = []  # the one of the connected processes, once they are; the first of them or torchrun keeps it
@@ -113,7 +113,7 @@ def _go_on() -> None:
         raise Stopped(f"stopped by {reason} before all processes had come. Start the same command again.")
 
 
-def on_first_rank(first: Callable[[], T]) -> T:
+def on_first_rank(first: Callable[[], _T]) -> _T:
     """What `first` gives on the first process, on all of them; an ImgrecError is raised on all alike. Needs `connect`; alone it is a plain call."""
     here = world()
     if here.size == 1:
@@ -129,7 +129,7 @@ def on_first_rank(first: Callable[[], T]) -> T:
     distributed.broadcast_object_list(told)
     if isinstance(told[0], ImgrecError):
         raise told[0]
-    found: T = told[0]
+    found: _T = told[0]
     return found
 
 

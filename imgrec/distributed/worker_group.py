@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-T = TypeVar("T")
+_T = TypeVar("T")
 ITEMS_PER_MESSAGE = 4096  # items of each process that go over the network in one message: some MB
-AGAIN = "Start the same command again."
+START_AGAIN = "Start the same command again."
 FOR_GOOD = timedelta(days=365)  # shares take unequally long, and the heartbeat watches
 
 
@@ -38,27 +38,27 @@ class WorkerGroup:
         if self.heartbeat is not None:
             self.heartbeat.doing = what
 
-    def everywhere(self, mine: T) -> list[T]:
+    def everywhere(self, mine: _T) -> list[_T]:
         """What each process gives, in the order of their ranks, on all of them."""
         if self.size == 1:
             return [mine]
         from torch import distributed
 
-        found: list[T] = [mine] * self.size
+        found: list[_T] = [mine] * self.size
         with self._waiting():
             distributed.all_gather_object(found, mine, group=self.process_group)
         return found
 
-    def deal(self, items: Sequence[T], batch_size: int) -> tuple[list[T], list[int]]:
+    def deal(self, items: Sequence[_T], batch_size: int) -> tuple[list[_T], list[int]]:
         """This process' items of those that the first one has, and how many of them belong to each round of `collect`."""
         if self.size == 1:
             return list(items), [len(items)]
         from torch import distributed
 
-        mine: list[T] = []
+        mine: list[_T] = []
         ends: list[int] = []
         for parts in share_rounds(self.everywhere(len(items))[0], batch_size, self.size):
-            told: list[list[T]] = [[]]
+            told: list[list[_T]] = [[]]
             with self._waiting():
                 given = [list(items[part.start : part.stop]) for part in parts] if self.rank == 0 else None
                 distributed.scatter_object_list(told, given, src=0, group=self.process_group)
@@ -66,13 +66,13 @@ class WorkerGroup:
             ends.append(len(told[0]))
         return mine, ends
 
-    def collect(self, mine: list[T]) -> list[T]:
+    def collect(self, mine: list[_T]) -> list[_T]:
         """The items of all processes on the first one, in the order of the list that was dealt; elsewhere nothing. A call for each round."""
         if self.size == 1:
             return mine
         from torch import distributed
 
-        found: list[list[T]] | None = [[] for _ in range(self.size)] if self.rank == 0 else None
+        found: list[list[_T]] | None = [[] for _ in range(self.size)] if self.rank == 0 else None
         with self._waiting():
             distributed.gather_object(mine, found, dst=0, group=self.process_group)
         return [item for part in found or [] for item in part]
@@ -97,7 +97,7 @@ def worker_group(timeout_s: float) -> Iterator[WorkerGroup]:
         if cuda.is_available():
             cuda.set_device(here.local_rank % cuda.device_count())  # with --gpus-per-task each sees one
         group = cast("ProcessGroup", distributed.new_group(backend="gloo", timeout=FOR_GOOD))
-    with Heartbeat(here.rank, here.size, timeout_s, lambda line: None, AGAIN) as heartbeat:
+    with Heartbeat(here.rank, here.size, timeout_s, lambda line: None, START_AGAIN) as heartbeat:
         yield WorkerGroup(here.rank, here.size, process_group=group, heartbeat=heartbeat)
 
 

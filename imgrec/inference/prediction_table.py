@@ -12,14 +12,14 @@ from imgrec.errors import ConfigError
 from imgrec.files import atomic_write
 
 SUFFIXES = (".csv", ".json", ".parquet")
-FIRST = ("path", "class", "probability")
+LEADING_COLUMNS = ("path", "class", "probability")
 PredictionRow = dict[str, Any]
 
 
 def column_names(top_k: int) -> list[str]:
     """path, class, probability, class_2, probability_2, ..., error."""
     more = [name for k in range(2, top_k + 1) for name in (f"class_{k}", f"probability_{k}")]
-    return [*FIRST, *more, "error"]
+    return [*LEADING_COLUMNS, *more, "error"]
 
 
 def prediction_row(path: str, top: Sequence[tuple[str, float]], *, top_k: int, error: str | None = None) -> PredictionRow:
@@ -47,8 +47,8 @@ def write_table(path: Path, rows: Sequence[PredictionRow], *, top_k: int) -> Non
 def written_by_us(path: Path) -> bool:
     """Does the file begin as `write` begins it?"""
     if path.suffix == ".parquet":
-        return _parquet_names(path)[: len(FIRST)] == list(FIRST)
-    start = {".csv": ",".join(FIRST) + ",", ".json": '[\n{"path": '}[path.suffix].encode()
+        return _parquet_names(path)[: len(LEADING_COLUMNS)] == list(LEADING_COLUMNS)
+    start = {".csv": ",".join(LEADING_COLUMNS) + ",", ".json": '[\n{"path": '}[path.suffix].encode()
     with path.open("rb") as file:
         return file.read(len(start)) == start
 
