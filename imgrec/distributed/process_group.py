@@ -18,7 +18,7 @@ from imgrec.distributed.world import World, cluster_environment, world
 
 LINGER_S = 2.0  # how long a process that failed gives the others to say whether they failed alike
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 _stores: "list[Store]" = []  # the one of the connected processes, once they are; the first of them or torchrun keeps it

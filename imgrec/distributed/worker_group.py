@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-_T = TypeVar("T")
+_T = TypeVar("_T")
 ITEMS_PER_MESSAGE = 4096  # items of each process that go over the network in one message: some MB
 START_AGAIN = "Start the same command again."
 FOR_GOOD = timedelta(days=365)  # shares take unequally long, and the heartbeat watches
