@@ -73,7 +73,7 @@ def _train(
     from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import build_classifier
     from imgrec.training.step_boundary import StepBoundary
-    from imgrec.training.trainer import build_logger, build_trainer, run_callbacks
+    from imgrec.training.trainer import build_trainer, opened_logger, run_callbacks
     from imgrec.training.transfer import initial_network
 
     check_signatures(run)
@@ -96,32 +96,33 @@ def _train(
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)
     classifier = build_classifier(run, net, data, augment, loaders.plan)
     history = History(run_dir.path / "metrics.csv", run.monitor)
-    trainer = build_trainer(
-        run.trainer,
-        loaders.plan,
-        world,
-        callbacks=run_callbacks(run, run_dir, terminal, history, boundary),
-        logger=build_logger(run.logger, run_dir.path),
-        checkpoint_io=writer,
-        max_epochs=run.epochs,
-        default_root_dir=run_dir.path,
-    )
-    if world.rank == 0:
-        truncate_event_files(run_dir.path / "tensorboard", resume.state["events"] if resume else {})
-    device = summary.describe_device(trainer.strategy.root_device, world.size, run.trainer.precision)
-    terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, transferred, resume))
+    with opened_logger(run.logger, run_dir.path, rank=world.rank) as logger:
+        trainer = build_trainer(
+            run.trainer,
+            loaders.plan,
+            world,
+            callbacks=run_callbacks(run, run_dir, terminal, history, boundary),
+            logger=logger,
+            checkpoint_io=writer,
+            max_epochs=run.epochs,
+            default_root_dir=run_dir.path,
+        )
+        if world.rank == 0:
+            truncate_event_files(run_dir.path / "tensorboard", resume.state["events"] if resume else {})
+        device = summary.describe_device(trainer.strategy.root_device, world.size, run.trainer.precision)
+        terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, transferred, resume))
 
-    if resume is not None and resume.position["stage"] == "end":
-        history.load_state_dict(resume.load()["callbacks"][history.state_key])
-    else:
-        trainer.fit(classifier, datamodule=loaders, ckpt_path=resume.file if resume else None, weights_only=True)
-        writer.wait()
-    report = summary.test_best(trainer, classifier, loaders, run_dir)
-    result = summary.run_result(run, history, report, loaders.bad_images(), device, size, command)
-    if world.rank == 0:
-        run_dir.record(result)
-        summary.print_result(terminal, run_dir.path, result, report)
-    return result
+        if resume is not None and resume.position["stage"] == "end":
+            history.load_state_dict(resume.load()["callbacks"][history.state_key])
+        else:
+            trainer.fit(classifier, datamodule=loaders, ckpt_path=resume.file if resume else None, weights_only=True)
+            writer.wait()
+        report = summary.test_best(trainer, classifier, loaders, run_dir)
+        result = summary.run_result(run, history, report, loaders.bad_images(), device, size, command)
+        if world.rank == 0:
+            run_dir.record(result)
+            summary.print_result(terminal, run_dir.path, result, report)
+        return result
 
 
 def _stop_if_requested(world: World) -> None:

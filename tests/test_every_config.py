@@ -106,11 +106,12 @@ def train_two_steps(words, tmp_path):
 def rows():
     """Row i takes the i-th option of each group: the longest group decides how many runs there are, a short one starts again.
 
-    The networks end with small ones instead: an AlexNet takes seconds to be made.
+    The networks end with small ones instead, as an AlexNet takes seconds to be made, and so does the database of logger=mlflow.
     """
     columns = {group: option_names(group) for group in CHOICES}
     longest = max(map(len, columns.values()))
     columns["model"] += ["lenet", "simple_cnn"] * longest
+    columns["logger"] += ["tensorboard", "none"] * longest
     return [[f"{group}={found[i % len(found)]}" for group, found in columns.items()] for i in range(longest)]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning")
 # Keys of a group that do not go to its `_target_`, but to a function of ours.
 EXTRA_PARAMETERS = {"optim": "imgrec.training.optimizer.batch_factor"}
+EXTRAS = ("timm", "wandb", "mlflow")  # packages that imgrec installs by an extra of their name
 ALLOW = "IMGREC_ALLOW"  # your own packages, separated by commas
 
 
@@ -38,9 +39,9 @@ def locate(target: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name == "timm":
+        if error.name in EXTRAS:
             raise ConfigError(
-                f'_target_={target} needs timm, which is not installed. Type: pip install "imgrec[timm]"'
+                f'_target_={target} needs {error.name}, which is not installed. Type: pip install "imgrec[{error.name}]"'
             ) from error
         if error.name == target.partition(".")[0]:
             raise ConfigError(

@@ -25,7 +25,7 @@ CALLABLE_PREFIXES: dict[str, tuple[str, ...]] = {
     "optim": ("torch.optim.", "timm.optim."),
     "scheduler": ("imgrec.training.scheduler.",),
     "loss": ("imgrec.models.losses.",),
-    "logger": ("pytorch_lightning.loggers.",),
+    "logger": ("pytorch_lightning.loggers.", "imgrec.training.loggers."),
 }
 
 

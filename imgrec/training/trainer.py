@@ -1,6 +1,7 @@
 """The Lightning Trainer of a run: devices, precision and limits from conf/trainer, the callbacks that change the run, the logger."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging
-from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.loggers.logger import DummyLogger, Logger
 
 from imgrec.config.instantiate import instantiate, locate, parameter_types
 from imgrec.config.schema import Node, RunConfig, TrainerConfig, monitor_mode
@@ -22,6 +23,7 @@ from imgrec.training.callbacks.best import BestCheckpoint
 from imgrec.training.callbacks.console import EpochLines
 from imgrec.training.callbacks.finite import FiniteLoss
 from imgrec.training.callbacks.history import History
+from imgrec.training.callbacks.logger import LogSteps
 from imgrec.training.callbacks.tensorboard import TensorBoardExtras
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.lightning_compat import prepare_trainer
@@ -98,7 +100,8 @@ def run_callbacks(
         Throughput(),
         history,
         EpochLines(terminal, history),
-        TensorBoardExtras(run.to_dict(), run.trainer.log_every_steps, history),
+        LogSteps(run.to_dict(), every_steps=run.trainer.log_every_steps),
+        TensorBoardExtras(run.to_dict(), history),
     ]
     if run.trainer.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=run.trainer.ema_decay))
@@ -110,9 +113,17 @@ def run_callbacks(
     return [*callbacks, best]
 
 
-def build_logger(node: Node, folder: Path) -> Logger:
-    """The Lightning logger of a conf/logger node, writing under the run directory where it writes at all."""
+@contextmanager
+def opened_logger(node: Node, folder: Path, *, rank: int) -> Iterator[Logger]:
+    """The Lightning logger of a conf/logger node, writing under the run directory where it writes at all; its `close`, if it has one, is called.
+
+    Other ranks than the first get one that does nothing.
+    """
+    if rank > 0:
+        yield DummyLogger()
+        return
     takes = parameter_types(locate(node["_target_"]))
     logger = instantiate(node, **({"save_dir": str(folder)} if "save_dir" in takes else {}))
     assert isinstance(logger, Logger)
-    return logger
+    with closing(logger) if hasattr(logger, "close") else nullcontext():
+        yield logger

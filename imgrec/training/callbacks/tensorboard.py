@@ -1,4 +1,4 @@
-"""What TensorBoard shows beside the epoch's curves: rate and loss by step, a batch as the network sees it, hyper-parameters with their result."""
+"""What TensorBoard shows beside the curves: a batch as the network sees it, hyper-parameters with their result."""
 
 import os
 from pathlib import Path
@@ -10,8 +10,9 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from imgrec.config.schema import Node, leaves
+from imgrec.config.schema import Node
 from imgrec.training.callbacks.history import History
+from imgrec.training.callbacks.logger import flat_config
 from imgrec.training.module import Classifier
 
 EVENTS = "events.out.tfevents.*"
@@ -21,26 +22,9 @@ SHOWN = 32  # images of the sample batch
 class TensorBoardExtras(Callback):
     """Writes to the TensorBoard logger of the trainer; without one it does nothing."""
 
-    def __init__(self, config: Node, log_every_steps: int, history: History) -> None:
+    def __init__(self, config: Node, history: History) -> None:
         """config: the run's, for the table of hyper-parameters."""
-        self.config, self.log_every_steps, self.history = config, log_every_steps, history
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        logger = trainer.logger
-        if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
-            return
-        step = trainer.global_step
-        if step and step % self.log_every_steps == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            logger.log_metrics(
-                {"step/loss": float(outputs["loss"]), "step/lr": trainer.optimizers[0].param_groups[-1]["lr"]}, step
-            )
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        logger = trainer.logger
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            logger.log_metrics({"lr": self.history.rows[-1]["lr"]}, trainer.global_step)
+        self.config, self.history = config, history
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step or batch_idx or not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
@@ -64,11 +48,7 @@ class TensorBoardExtras(Callback):
             "final/test macro F1": found.macro_f1,
             "final/val accuracy": best["val/accuracy"],
         }
-        # TensorBoard's table shows numbers and words: lists and null go there as text.
-        settings = {
-            key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves(self.config)
-        }
-        logger.log_hyperparams(settings, metrics)
+        logger.log_hyperparams(flat_config(self.config), metrics)
 
 
 def event_file_sizes(trainer: pl.Trainer) -> dict[str, int]:

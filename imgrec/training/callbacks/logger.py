@@ -1,0 +1,55 @@
+"""What every logger gets beside the epoch's figures: the config, loss and learning rate by step, the figures of the test."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers.logger import DummyLogger
+
+from imgrec.config.schema import Node, leaves
+from imgrec.training.module import Classifier
+
+
+class LogSteps(Callback):
+    """Logs on the first rank; with logger=none it does nothing."""
+
+    def __init__(self, config: Node, *, every_steps: int) -> None:
+        self.config = config
+        self.every_steps = every_steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.logger is not None and not isinstance(trainer.logger, TensorBoardLogger):  # that one gets it with the result
+            trainer.logger.log_hyperparams(flat_config(self.config))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        logger, step = trainer.logger, trainer.global_step
+        if logger is None or isinstance(logger, DummyLogger) or step == 0:
+            return
+        if step % self.every_steps == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            logger.log_metrics({"step/loss": float(outputs["loss"]), "step/lr": learning_rate(trainer)}, step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({"lr": learning_rate(trainer)}, trainer.global_step)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        report = pl_module.test_report
+        assert report is not None
+        if trainer.logger is not None and not isinstance(trainer.logger, TensorBoardLogger):
+            figures = {"test/loss": report.loss, "test/accuracy": report.accuracy, "test/macro_f1": report.macro_f1}
+            trainer.logger.log_metrics(figures, trainer.global_step)
+
+
+def learning_rate(trainer: pl.Trainer) -> float:
+    """The current rate of the last parameter group, the head's."""
+    rate: float = trainer.optimizers[0].param_groups[-1]["lr"]
+    return rate
+
+
+def flat_config(config: Node) -> dict[str, bool | int | float | str]:
+    """Dotted names to what a table of hyper-parameters shows: lists and null go there as text."""
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves(config)}

@@ -1,0 +1,51 @@
+"""logger=csv: every point of the curves in a file."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+
+from imgrec.training.loggers.points import Points, new_points
+
+
+class ResumableCSVLogger(CSVLogger):
+    """Lightning's CSVLogger, which deletes the file of an interrupted run, here keeps its rows: SAVE_DIR/NAME/metrics.csv."""
+
+    def __init__(self, *, save_dir: str, name: str) -> None:
+        # A row is on the disk before a checkpoint that comes after it.
+        super().__init__(save_dir, name, version="", flush_logs_every_n_steps=1)
+        self._last_steps: dict[str, int] = {}
+
+    @property
+    def experiment(self) -> ExperimentWriter:
+        if self._experiment is None:
+            file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+            rows = read_rows(file)
+            file.unlink(missing_ok=True)
+            self._experiment = super().experiment
+            for row in rows:
+                step = int(row.pop("step"))
+                self._experiment.log_metrics(row, step)
+                self._last_steps |= dict.fromkeys(row, step)
+            self._experiment.save()
+        assert isinstance(self._experiment, ExperimentWriter)
+        return self._experiment
+
+    def log_metrics(self, metrics: Points, step: int | None = None) -> None:  # type: ignore[override]
+        assert self.experiment is not None  # which reads the last steps
+        if metrics := new_points(metrics, step, self._last_steps):
+            super().log_metrics(dict(metrics), step)
+
+    def log_hyperparams(self, params: object = None) -> None:
+        """Nothing: config.yaml in the run directory has them."""
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics.csv, without empty cells; of a process that was killed, the last line may be cut short."""
+    if not file.is_file():
+        return []
+    lines = file.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]

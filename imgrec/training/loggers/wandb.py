@@ -1,0 +1,63 @@
+"""logger=wandb: the curves in Weights & Biases."""
+
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import wandb
+from pytorch_lightning.loggers import WandbLogger
+
+from imgrec.errors import ConfigError
+from imgrec.files import atomic_write
+
+X_AXIS = "trainer/global_step"  # Lightning's name of it
+
+
+class ResumableWandbLogger(WandbLogger):
+    """Lightning's WandbLogger for the one W&B run of a run directory: SAVE_DIR/wandb/run_id names it.
+
+    After a stop or an exception W&B has each point once. After a kill it may lack those of the last seconds, which its own process
+    had not yet written, and has those after the last checkpoint twice, with the same step. Raises ConfigError where W&B cannot start.
+    """
+
+    def __init__(
+        self,
+        *,
+        save_dir: str,
+        project: str,
+        entity: str | None,
+        name: str | None,
+        group: str | None,
+        tags: list[str],
+        offline: bool,
+    ) -> None:
+        folder = Path(save_dir).absolute()
+        stored = folder / "wandb/run_id"
+        if not stored.exists():
+            stored.parent.mkdir(exist_ok=True)
+            atomic_write(stored, secrets.token_hex(4))
+        try:
+            run = wandb.init(
+                project=project,
+                entity=entity,
+                name=name or "/".join(folder.parts[-2:]),
+                group=group,
+                tags=tags,
+                dir=save_dir,
+                id=stored.read_text(),
+                resume="allow",
+                mode="offline" if offline else "online",
+                settings=wandb.Settings(console="off", silent=offline),  # the console shows imgrec's own lines
+            )
+        except wandb.Error as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ConfigError(f"logger=wandb: {reason}. Type wandb login, or set logger.offline=true.") from error
+        run.define_metric(X_AXIS)
+        run.define_metric("*", step_metric=X_AXIS, step_sync=True)
+        super().__init__(experiment=run, offline=offline, save_dir=save_dir, project=project)
+
+    def close(self) -> None:
+        """End the run in W&B, until it is resumed."""
+        run: Any = self.experiment
+        run.finish(exit_code=int(sys.exception() is not None))
