@@ -119,7 +119,7 @@ def assert_has_curves(points: Points, curves: Points) -> None:
         assert [step for step, _ in points[name]] == [step for step, _ in points["val/loss"]]
 
 
-@pytest.mark.parametrize(("logger", "read"), [("csv", csv_points), ("mlflow", mlflow_points)])
+@pytest.mark.parametrize(("logger", "read"), [("csv", csv_points), pytest.param("mlflow", mlflow_points, marks=pytest.mark.slow)])
 def test_of_a_run_that_was_killed_it_has_each_point_once(load, curves, logger, read):
     run = load(logger, "killed", "trainer.save_every_steps=3")
     kill_run(run, 2, Classifier, "training_step")  # before anything was saved
@@ -127,6 +127,7 @@ def test_of_a_run_that_was_killed_it_has_each_point_once(load, curves, logger, r
     assert_has_curves(read(train(run)), curves)
 
 
+@pytest.mark.slow
 def test_wandb_has_each_point_of_a_run_that_was_stopped_once(load, curves):
     run = load("wandb", "stopped")
 
