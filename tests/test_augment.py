@@ -296,7 +296,8 @@ def test_every_operation_gives_a_grey_picture_what_it_gives_its_colour_twin(oper
 def test_policies_refuse_other_channel_counts() -> None:
     with pytest.raises(ConfigError) as error:
         augment(policy="trivial").sample(torch.zeros(4, 8, 8, dtype=torch.uint8), seed=0, epoch=0, index=0)
-    assert str(error.value) == "augment.policy=trivial needs 1 or 3 channels, found 4. Set augment.policy=none."
+    assert str(error.value).startswith("augment.policy=trivial ")
+    assert str(error.value).endswith(" not 4. Set augment.policy=none.")
 
 
 @pytest.mark.parametrize("size", [(60, 90), (200, 40)])

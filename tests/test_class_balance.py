@@ -12,7 +12,7 @@ from scipy import stats
 
 from imgrec import config
 from imgrec.data.batch import Request
-from imgrec.data.class_balance import class_shares, occurrence_codes, training_order, weighted_order
+from imgrec.data.class_balance import class_shares, count_occurrences, training_order, weighted_order
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.errors import ConfigError
 
@@ -59,7 +59,7 @@ def test_a_draw_is_made_of_philox_words_and_whole_numbers():
 
 @given(places=st.lists(st.integers(0, 4), min_size=5, max_size=40))
 def test_a_code_tells_the_place_and_how_often_it_came_before(places):
-    codes = occurrence_codes(np.array(places), 5).tolist()
+    codes = count_occurrences(np.array(places), 5).tolist()
     came: Counter[int] = Counter()
     for place, code in zip(places, codes, strict=True):
         assert (code % 5, code // 5) == (place, came[place])
@@ -109,7 +109,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(words, says):
 
 
 def test_a_class_that_is_not_there_is_told_the_nearest():
-    with pytest.raises(ConfigError, match=r"^class_weights names catt, .* Did you mean cat\? There are: cat, dog, emu, fox\.$"):
+    with pytest.raises(ConfigError, match=r"^class_weights.catt: .* Did you mean cat\? The classes are cat, dog, emu, fox\.$"):
         class_shares("weighted", {"catt": 2}, COUNTS, CLASSES)
     with pytest.raises(ConfigError, match="0 for every class"):
         class_shares("weighted", {"cat": 0, "dog": 0, "fox": 0}, COUNTS, CLASSES)

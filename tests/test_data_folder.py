@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -307,34 +308,37 @@ def refusal(root: Path, **change) -> str:
     return str(error.value)
 
 
+def assert_parts(sentence: str, *parts: str) -> None:
+    """The parts are in the sentence in this order, the first at its start and the last at its end."""
+    assert re.fullmatch(".*".join(map(re.escape, parts)), sentence), sentence
+
+
 def test_folders_that_cannot_be_used(tmp_path):
-    set_root = "Set data.root=FOLDER that holds train/CLASS/*.jpg, or CLASS/*.jpg."
-    assert refusal(tmp_path / "none") == f"data.root={tmp_path}/none is no folder. {set_root}"
-    assert refusal(tmp_path) == f"{tmp_path} has no class folders. {set_root}"
+    set_root = "Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg."
+    assert_parts(refusal(tmp_path / "none"), f"data.root={tmp_path}/none ", set_root)
+    assert_parts(refusal(tmp_path), f"{tmp_path} has no class folders", set_root)
     (tmp_path / "a").mkdir()
-    assert refusal(tmp_path) == f"{tmp_path} has only the class folder a. {set_root}"
+    assert_parts(refusal(tmp_path), f"{tmp_path} has only the class folder a", set_root)
     (tmp_path / "b").mkdir()
     (tmp_path / "b/readme.txt").write_text("none")
-    assert refusal(tmp_path).startswith(f"{tmp_path} has no images in class folders (names that end in .jpg, ")
+    assert_parts(refusal(tmp_path), f"{tmp_path} has no images ", ".jpg, ", f"{tmp_path}/CLASS/.")
     picture(0).save(tmp_path / "b/a.jpg")
-    assert refusal(tmp_path) == f"the class folder {tmp_path}/a has no images. Add some, or remove the folder."
+    assert_parts(refusal(tmp_path), f"the class folder {tmp_path}/a has no images", "remove it.")
     picture(0).save(tmp_path / "a/a.jpg")
-    assert refusal(tmp_path).startswith("class a has 1 image, and a cut by data.test_share=0.25 needs at least 2 of each class.")
+    assert_parts(refusal(tmp_path), "class a has 1 image,", "data.test_share=0.25 needs at least 2", "its own folder.")
     for name in ("val", "valid", "train"):
         (tmp_path / name).mkdir()
-    assert refusal(tmp_path) == f"{tmp_path} has the folders val and valid, and both mean validation. Remove or rename one."
+    assert_parts(refusal(tmp_path), f"{tmp_path} has ", "val and valid", "Remove or rename one of them.")
     (tmp_path / "valid").rmdir()
     (tmp_path / "train").rmdir()
-    assert refusal(tmp_path) == f"{tmp_path} has val, but no train. Add the folder train."
+    assert_parts(refusal(tmp_path), f"{tmp_path} has ", "val, but no folder train", "Add it.")
 
 
 def test_a_class_that_train_lacks(tmp_path):
     make(tmp_path / "train", {"siamese_cat": 3, "dog": 3})
     make(tmp_path / "test", {"siamese-cat": 1})
-    assert refusal(tmp_path) == (
-        f"{tmp_path}/test has the class siamese-cat, which train lacks (dog, siamese_cat). "
-        "Did you mean siamese_cat? Rename the folder, or add the class to train."
-    )
+    suggestion = "Did you mean siamese_cat? Rename the folder, or add the class to train."
+    assert_parts(refusal(tmp_path), f"{tmp_path}/test has the class siamese-cat", "(dog, siamese_cat)", suggestion)
 
 
 def test_num_classes_against_the_folders(tmp_path):

@@ -244,11 +244,11 @@ def test_keys_that_contradict_each_other(change, sentence):
 @pytest.mark.parametrize(
     ("labels", "others", "sentence"),
     [
-        ([0, 0, 0, 1], {}, "class b has 1 image, and a cut by data.val_share=0.25 needs at least 2 of each class."),
+        ([0, 0, 0, 1], {}, "class b has 1 image, but data.val_share=0.25 needs at least 2 of each class."),
         (
             [0, 0, 1, 1],
             {},
-            "data.val_share=0.25 of 4 images are 1: one side of the cut would have fewer images than there are classes (2).",
+            "data.val_share=0.25 of 4 images are 1, but both parts need at least one image of each of the 2 classes.",
         ),
         ([0, 1, 2], {"val": [0]}, "image 2 of the train split has the label 2, but the 2 classes have the labels 0 to 1."),
         ([0, 1], {"val": [0], "test": [-1]}, "image 0 of the test split has the label -1"),

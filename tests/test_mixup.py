@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from imgrec.data import mixup as mixing
 from imgrec.data.augment import Augment
-from imgrec.data.sampler import cut, cut_short
+from imgrec.data.sampler import split_batch, split_last_batch
 
 SHAPE = (6, 3, 10, 14)
 HEIGHT, WIDTH = SHAPE[2:]
@@ -141,9 +141,9 @@ def test_a_global_batch_is_mixed_alike_on_any_devices(
     whole = mixed(0, size)
     if size > 1 and not unread and mixing.draw_mix(*alphas, 5, 7, seed=3, step=step).share < 0.99:
         assert not torch.equal(whole[0], images)
-    found = cut(full, devices=devices, parts=accumulate, pairs=True)
+    found = split_batch(full, devices=devices, parts=accumulate, pairs=True)
     if size < full:
-        found = cut_short(size, full=found, pairs=True, singles=False, most=full)
+        found = split_last_batch(size, full=found, pairs=True, singles=False, most=full)
     parts = [mixed(run.start, run.stop) for runs in found for run in runs]
     for k in range(2):
         assert torch.equal(torch.cat([part[k] for part in parts]), whole[k])

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from imgrec.data.batch import Request
 from imgrec.data.class_balance import weighted_order
-from imgrec.data.sampler import BatchPlan, EpochBatches, cut, global_batches, plan_batches, sequential_order, shuffled_order
+from imgrec.data.sampler import (
+    BatchPlan,
+    EpochBatches,
+    global_batches,
+    plan_batches,
+    sequential_order,
+    shuffled_order,
+    split_batch,
+)
 from imgrec.errors import ConfigError
 
 
@@ -131,7 +139,7 @@ def test_batch_k_holds_the_same_samples_on_1_2_3_and_8_processes(samples, share,
 
 @given(size=sizes, devices=small, parts=small)
 def test_pairs_are_never_parted_and_the_last_three_stay_together(size, devices, parts):
-    runs = [run for runs in cut(size, devices=devices, parts=parts, pairs=True) for run in runs if run.stop > run.start]
+    runs = [run for runs in split_batch(size, devices=devices, parts=parts, pairs=True) for run in runs if run.stop > run.start]
     assert [i for run in runs for i in range(size)[run]] == list(range(size))
     assert all(run.start % 2 == 0 and (run.stop % 2 == 0 or run.stop == size) for run in runs)
     assert all(run.stop - run.start > 1 for run in runs) or size == 1
@@ -140,7 +148,7 @@ def test_pairs_are_never_parted_and_the_last_three_stay_together(size, devices, 
 @given(size=sizes, devices=small, parts=small)
 def test_without_pairs_a_batch_is_cut_as_numpy_cuts(size, devices, parts):
     theirs = [[part.tolist() for part in np.array_split(mine, parts)] for mine in np.array_split(np.arange(size), devices)]
-    assert [[list(range(size)[run]) for run in runs] for runs in cut(size, devices=devices, parts=parts)] == theirs
+    assert [[list(range(size)[run]) for run in runs] for runs in split_batch(size, devices=devices, parts=parts)] == theirs
 
 
 @given(samples=sizes, batch_size=sizes, devices=small, done=st.integers(0, 10))
@@ -232,11 +240,9 @@ def test_a_plan_knows_of_pairs_and_of_three_in_a_short_batch():
     assert plan_batches(batch_size="full", samples=9_999, devices=1, max_device_batch=64, pairs=True).per_device == 64
 
 
-@pytest.mark.parametrize(("size", "samples", "most", "needs"), [(8, 80, 1, "pair on"), (8, 83, 2, "pair (three at the end of")])
+@pytest.mark.parametrize(("size", "samples", "most", "needs"), [(8, 80, 1, "pair on"), (8, 83, 2, "pair (three images")])
 def test_a_device_that_cannot_hold_a_pair_is_refused(size, samples, most, needs):
-    with pytest.raises(
-        ConfigError, match=rf"max_device_batch={most}, but .*{re.escape(needs)}.* Set max_device_batch={most + 1} "
-    ):
+    with pytest.raises(ConfigError, match=rf"max_device_batch={most}: .*{re.escape(needs)}.* Set max_device_batch={most + 1} "):
         plan_batches(batch_size=size, samples=samples, devices=2, max_device_batch=most, pairs=True)
 
 

@@ -1,8 +1,8 @@
-"""Augmentation of the training pictures; conf/augment/*.yaml says what each knob means.
+"""Augmentation of training images; the comments of conf/augment/*.yaml say what each key means.
 
-Four places ask it, each with the numbers that name the sample, so what is drawn depends on nothing else (see draws.py):
-`crop_box` while a file is decoded, `sample` on the uint8 picture in the loader's worker, `batch` on the device before
-normalisation, `mix` on the device after it.
+It has four steps: `crop_box` while a file is decoded, `sample` on the uint8 image in a worker of the data loader, `batch` on the
+device before normalisation, and `mix` on the device after it. What each draws depends on (seed, epoch, index) alone, see
+counter_rng.py; for `mix` on (seed, step).
 """
 
 import math
@@ -15,12 +15,11 @@ from torchvision.transforms import v2
 from imgrec.data import counter_rng, geometry, mixup
 from imgrec.errors import ConfigError
 
-# Columns of a sample's geometry draws; fixed, so that a knob turned on leaves the draws of the others as they were.
+# Columns of a sample's geometry draws. They are fixed, so that switching a key on does not change the draws of the others.
 FLIP, CROP_X, CROP_Y, ANGLE, SHIFT_X, SHIFT_Y, SHEAR, ZOOM, CORNERS, GEOMETRY_DRAWS = (*range(9), 16)
 
-# The law of Zhong et al. (Random Erasing, 2017) in torchvision's RandomErasing: share of the area, height to width, tries until
-# it fits.
-ERASE_AREA, ERASE_RATIO, TRIES = (0.02, 0.33), (0.3, 3.3), 10
+# As in torchvision's RandomErasing (Zhong et al. 2017): share of the area, ratio of height to width, attempts to find a box that fits.
+ERASE_AREA, ERASE_RATIO, ATTEMPTS = (0.02, 0.33), (0.3, 3.3), 10
 
 
 class Augment:
@@ -89,7 +88,7 @@ class Augment:
 
     @property
     def is_off(self) -> bool:
-        """Whether nothing at all happens to a picture."""
+        """Whether images are not changed at all."""
         return not (self.needs_samples or self.needs_batches or self.mixes or self.crop_scale)
 
     @property
@@ -108,56 +107,57 @@ class Augment:
         if self.crop_scale is None:
             return None
         low, high = (math.log(ratio) for ratio in self.crop_ratio)
-        for k in range(TRIES):
+        for k in range(ATTEMPTS):
             u = [counter_rng.unit(seed, epoch, index, counter_rng.CROP_BOX, 4 * k + j) for j in range(4)]
             area = height * width * (self.crop_scale[0] + u[0] * (self.crop_scale[1] - self.crop_scale[0]))
             ratio = math.exp(low + u[1] * (high - low))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 return int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1)), h, w
-        # No box fits a picture this long: the middle of it, at the nearest ratio allowed.
+        # No box fits an image with this aspect ratio: take its middle, at the nearest allowed ratio.
         ratio = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
         h, w = min(height, max(1, round(width / ratio))), min(width, max(1, round(height * ratio)))
         return (height - h) // 2, (width - w) // 2, h, w
 
     def sample(self, image: Tensor, *, seed: int, epoch: int, index: int) -> Tensor:
-        """torchvision's RandAugment, AutoAugment or TrivialAugmentWide on one uint8 picture [C, H, W] on the CPU, C 1 or 3.
+        """torchvision's RandAugment, AutoAugment or TrivialAugmentWide on one uint8 image [C, H, W] on the CPU, C 1 or 3.
 
-        torch's own generator is left as it was. One channel is served as it is: the only operation on colours, saturation,
-        returns a grey picture unchanged.
+        The state of torch's generator is kept. Gray images need no conversion: the only operation on colours, saturation, does
+        not change them.
         """
         if self._transform is None:
             return image
         if image.shape[0] not in (1, 3):
-            found = image.shape[0]
-            raise ConfigError(f"augment.policy={self.policy} needs 1 or 3 channels, found {found}. Set augment.policy=none.")
+            raise ConfigError(
+                f"augment.policy={self.policy} needs images with 1 or 3 channels, not {image.shape[0]}. Set augment.policy=none."
+            )
         with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would reseed the accelerators too.
+            # torch.manual_seed would seed the accelerators too.
             torch.default_generator.manual_seed(counter_rng.word(seed, epoch, index, counter_rng.POLICY, 0) >> 1)
             augmented: Tensor = self._transform(image)
         return augmented
 
     def batch(self, images: Tensor, *, seed: int, epoch: int, indices: Tensor) -> Tensor:
-        """Geometry, flip and erasing of float images [B, C, H, W] in [0, 1] on their device, every image with its own draw.
+        """Geometry, flip and erasing of float images [B, C, H, W] in [0, 1] on their device; each image has its own draws.
 
-        `indices`, int64 [B], are the samples' codes, see `Batch`.
+        indices: int64 [B], as in `Batch`.
         """
         assert images.dtype == torch.float32
         assert images.ndim == 4
         assert len(images) == len(indices)
         indices = indices.to(images.device)
-        # A pixel's position needs more digits than bf16 has, and the pictures of a run should not depend on its precision.
+        # Pixel positions need more digits than bf16 has, and the images of a run should not depend on its precision.
         with torch.autocast(images.device.type, enabled=False):
             if self._moves:
                 images = self._move(images, seed, epoch, indices)
             if self.erase > 0:
-                images = self._erase(images, counter_rng.uniform(seed, epoch, indices, counter_rng.ERASE, 3 + 2 * TRIES))
+                images = self._erase(images, counter_rng.uniform(seed, epoch, indices, counter_rng.ERASE, 3 + 2 * ATTEMPTS))
         return images
 
     def mix(self, images: Tensor, targets: Tensor, partners: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mixup or cutmix of float images [B, C, H, W] and targets [B, K] whose rows sum to 1 with their `Batch.partners`.
+        """Mixup or cutmix with `Batch.partners` of float images [B, C, H, W] and targets [B, K], whose rows sum to 1.
 
-        `step` is the optimizer's: the micro-batches of all ranks are mixed alike.
+        step: the optimizer's; the micro-batches of all ranks are mixed with the same weights or box.
         """
         if not self.mixes or len(images) < 2:
             return images, targets
@@ -199,28 +199,26 @@ class Augment:
         return geometry.resample(images, maps, field, fill=self.fill, exact=not self._interpolates)
 
     def _erase(self, images: Tensor, u: Tensor) -> Tensor:
-        # The box takes the picture's own mean colour: the paper's variant "mean", without asking for the mean of the data. Its
-        # other one, noise, costs a draw per pixel.
+        # The box is filled with the image's own mean colour, close to the paper's variant "mean"; its variant "noise" costs a draw
+        # for each pixel.
         height, width = images.shape[-2:]
-        area = height * width * (ERASE_AREA[0] + u[:, 3 : 3 + TRIES] * (ERASE_AREA[1] - ERASE_AREA[0]))
+        area = height * width * (ERASE_AREA[0] + u[:, 3 : 3 + ATTEMPTS] * (ERASE_AREA[1] - ERASE_AREA[0]))
         low, high = (math.log(ratio) for ratio in ERASE_RATIO)
-        ratio = torch.exp(low + u[:, 3 + TRIES :] * (high - low))
+        ratio = torch.exp(low + u[:, 3 + ATTEMPTS :] * (high - low))
         h, w = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
         fits = (h < height) & (w < width)
-        first = fits.int().argmax(1, keepdim=True)  # the first try that fits, as a loop would find it
+        first = fits.int().argmax(1, keepdim=True)  # the first attempt that fits, as in a loop
         h, w = h.gather(1, first), w.gather(1, first)
         top, left = (u[:, 1:2] * (height - h + 1)).floor(), (u[:, 2:3] * (width - w + 1)).floor()
-        chosen = (u[:, :1] < self.erase) & fits.any(1, keepdim=True)
+        selected = (u[:, :1] < self.erase) & fits.any(1, keepdim=True)
         y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-        rows, columns = (y >= top) & (y < top + h) & chosen, (x >= left) & (x < left + w)
+        rows, columns = (y >= top) & (y < top + h) & selected, (x >= left) & (x < left + w)
         return torch.where((rows[:, :, None] & columns[:, None])[:, None], images.mean((2, 3), keepdim=True), images)
 
 
 def _corners(u: Tensor, distortion: float, height: int, width: int) -> Tensor:
-    """Where the four corners go, float [B, 4, 2] pixels from the top left, as v2.RandomPerspective draws it from [0, 1)."""
+    """New positions of the four corners, float [B, 4, 2] pixels from the top left, drawn as in v2.RandomPerspective; `u` in [0, 1)."""
     bound = geometry.constant_tensor((int(distortion * (width // 2)) + 1, int(distortion * (height // 2)) + 1), u.device)
     inward = (u * bound).floor()
-    far = geometry.constant_tensor((0, 0, 1, 0, 1, 1, 0, 1), u.device).view(
-        4, 2
-    )  # which corners start from the right, from the bottom
+    far = geometry.constant_tensor((0, 0, 1, 0, 1, 1, 0, 1), u.device).view(4, 2)  # which corners are at the right, at the bottom
     return inward + far * (geometry.constant_tensor((width - 1, height - 1), u.device) - 2 * inward)

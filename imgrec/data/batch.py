@@ -1,4 +1,4 @@
-"""What travels from the sampler to a data set (Request) and from there to the device (Batch)."""
+"""A Request goes from the sampler to the data set, and a Batch from there to the device."""
 
 from typing import NamedTuple
 
@@ -10,22 +10,22 @@ Indices = NDArray[np.int64]
 
 
 class Request(NamedTuple):
-    """Which samples make up the next batch of this process: what `EpochBatches` yields and a set's `__getitem__` takes."""
+    """The samples of the next batch of this rank: yielded by `EpochBatches`, the argument of a data set's `__getitem__`."""
 
     epoch: int
-    # [B], codes: place in the split + len(split) x times that the epoch has had it before (only where `sampling` repeats images);
-    # empty where a short global batch leaves nothing for this rank.
+    # [B], the index in the split + len(split) * its earlier occurrences in this epoch, which are 0 unless `sampling` repeats images.
+    # Empty where a short global batch has no samples for this rank.
     indices: Indices
-    whole: int  # samples in the global batch that this one is a part of
+    whole: int  # samples in the global batch of which this is a part
 
 
 class Batch(NamedTuple):
-    """One batch; a plain tuple, so that Lightning moves it and DataLoader pins it."""
+    """One batch; a tuple, so that Lightning can move it to the device and DataLoader can pin its memory."""
 
     images: Tensor  # uint8 [B, C, H, W]
     labels: Tensor  # int64 [B]
-    indices: Tensor  # int64 [B], code of each image as in Request: all that is drawn for it follows from the code
-    partners: Tensor  # int64 [B], place in this batch of the image that each is mixed with (see mixing.py)
+    indices: Tensor  # int64 [B], as in Request: the draws of each image depend on it
+    partners: Tensor  # int64 [B], row in this batch of the image that each is mixed with, see mixup.py
     epoch: int
-    whole: int  # samples in the global batch this one is a part of, the skipped ones among them
-    bad: tuple[str, ...] = ()  # paths of the images that could not be read and were left out (on_bad_image: skip)
+    whole: int  # samples in the global batch of which this is a part, with the skipped ones
+    bad: tuple[str, ...] = ()  # paths of unreadable images, which were skipped (on_bad_image: skip)

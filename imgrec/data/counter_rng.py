@@ -1,32 +1,32 @@
-"""Random numbers that are a function of who asks, not of when: (seed, epoch, sample, stream, k) -> a number.
+"""Random numbers without a state: (seed, epoch, sample index, stream, k) -> a number.
 
 Every sample of every epoch has its own splitmix64 generator (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators,
-2014), entered at any place without walking there. So a draw is the same in any worker, on any rank, in any batch and on any
-device, and a resumed run draws what the unbroken one would have. `word` is the definition in Python's integers, for one sample in
-a loader's worker; `uniform` gives the same bits for a whole batch at once on its device.
+2014) with random access. So a draw is the same in any worker, on any rank, in any batch and on any device, and a resumed run draws
+what the uninterrupted run would have. `word` defines it in Python's integers, for one sample in a worker of the data loader;
+`uniform` gives the same bits for a batch on its device.
 """
 
 import torch
 from torch import Tensor
 
-MASK = (1 << 64) - 1
-GAMMA = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: the step of splitmix64
-FIRST = 0xBF58476D1CE4E5B9
-SECOND = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio: the step of splitmix64
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
 
-# One stream per use, so that switching one augmentation on leaves the draws of the others as they were.
+# One stream per use, so that switching one augmentation on does not change the draws of the others.
 CROP_BOX, POLICY, GEOMETRY, ELASTIC, ERASE, MIX, NETWORK = range(7)
 
 
 def _finalise(x: int) -> int:
-    x = ((x ^ (x >> 30)) * FIRST) & MASK
-    x = ((x ^ (x >> 27)) * SECOND) & MASK
+    x = ((x ^ (x >> 30)) * _MULTIPLIER_1) & _MASK
+    x = ((x ^ (x >> 27)) * _MULTIPLIER_2) & _MASK
     return x ^ (x >> 31)
 
 
 def splitmix64(state: int, k: int) -> int:
-    """The k-th word, from 0, of the generator that starts in `state`: 0 <= word < 2**64."""
-    return _finalise((state + (k + 1) * GAMMA) & MASK)
+    """The k-th word, from 0, of the generator with this initial state: 0 <= word < 2**64."""
+    return _finalise((state + (k + 1) * _GAMMA) & _MASK)
 
 
 def word(seed: int, epoch: int, index: int, stream: int, k: int) -> int:
@@ -44,25 +44,25 @@ def _shared(seed: int, epoch: int, stream: int) -> int:
 
 
 def uniform(seed: int, epoch: int, indices: Tensor, stream: int, count: int) -> Tensor:
-    """`count` uniform numbers in [0, 1) for each of `indices` (int64 [B], any device): float32 [B, count] there."""
+    """`count` uniform numbers in [0, 1) for each of `indices` (int64 [B]): float32 [B, count] on their device."""
     assert indices.dtype == torch.int64
-    # What all samples share is hashed in Python; only the index and the counter are hashed on the device.
-    states = _finalise_(indices + _signed(_shared(seed, epoch, stream) + GAMMA))
-    steps = torch.arange(1, (count + 1) // 2 + 1, device=indices.device).mul_(_signed(GAMMA))
+    # What is equal for all samples is hashed in Python; only the index and the counter are hashed on the device.
+    states = _finalise_(indices + _signed(_shared(seed, epoch, stream) + _GAMMA))
+    steps = torch.arange(1, (count + 1) // 2 + 1, device=indices.device).mul_(_signed(_GAMMA))
     words = _finalise_(states[:, None] + steps)
     return (words.view(torch.int32)[:, :count] >> 8 & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
 
 
 def _signed(x: int) -> int:
-    """The int64 with the bits of x modulo 2**64: torch wraps around as unsigned arithmetic would."""
-    return ((x & MASK) ^ (1 << 63)) - (1 << 63)
+    """The int64 with the bits of x modulo 2**64: torch's int64 overflow equals unsigned arithmetic."""
+    return ((x & _MASK) ^ (1 << 63)) - (1 << 63)
 
 
 def _finalise_(x: Tensor) -> Tensor:
-    # int64 shifts to the right copy the sign; the mask turns them into unsigned ones.
+    # int64 shifts to the right copy the sign bit; the masks remove it.
     x ^= (x >> 30).bitwise_and_((1 << 34) - 1)
-    x *= _signed(FIRST)
+    x *= _signed(_MULTIPLIER_1)
     x ^= (x >> 27).bitwise_and_((1 << 37) - 1)
-    x *= _signed(SECOND)
+    x *= _signed(_MULTIPLIER_2)
     x ^= (x >> 31).bitwise_and_((1 << 33) - 1)
     return x

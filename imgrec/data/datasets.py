@@ -1,4 +1,4 @@
-"""The sets that have a name: scikit-learn's digits, torchvision's MNIST and CIFAR families, and images made up for tests."""
+"""The data sets: scikit-learn's digits, torchvision's MNIST and CIFAR families, folders, and generated images for tests."""
 
 import fcntl
 import pickle
@@ -28,21 +28,20 @@ class Digits(ImageData):
     def read(self) -> Splits:
         from sklearn.datasets import load_digits
 
-        found = load_digits()
-        # MNIST calls its classes "0 - zero".
-        classes = tuple(map(str, found.target_names))
-        # 17 grey levels, 0 to 16, spread over a byte.
-        pixels = np.rint(found.images * (255 / 16)).astype(np.uint8)[:, None]
-        images = InMemoryImages(to_channels(torch.from_numpy(pixels), self.preprocessing()["channels"]), found.target)
+        digits = load_digits()
+        classes = tuple(map(str, digits.target_names))
+        # 17 gray levels, 0 to 16, spread over a byte.
+        pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+        images = InMemoryImages(to_channels(torch.from_numpy(pixels), self.preprocessing()["channels"]), digits.target)
         train, test = stratified(images.labels, self.test_share, seed=self.split_seed, classes=classes, key="data.test_share")
         return Splits(classes, train=images.take(train), val=None, test=images.take(test))
 
 
 class _Torchvision(ImageData):
-    """A torchvision set under `root`; reading is torchvision's, and so is the check of the files."""
+    """A data set that torchvision reads, and whose files it checks, below `root`."""
 
-    kind: ClassVar[str]  # its class in torchvision.datasets
-    files: ClassVar[str]  # what to put where, under root
+    kind: ClassVar[str]  # class in torchvision.datasets
+    files: ClassVar[str]  # paths below root, for error messages
 
     def __init__(self, *, root: str, download: bool, **common: Unpack[Common]) -> None:
         super().__init__(**common)
@@ -52,36 +51,36 @@ class _Torchvision(ImageData):
         train, test = self._open(train=True), self._open(train=False)
         # MNIST calls its classes "0 - zero".
         classes = tuple(str(name).split(" - ")[0] for name in train.classes)
-        return Splits(classes, train=self._stored(train), val=None, test=self._stored(test))
+        return Splits(classes, train=self._images(train), val=None, test=self._images(test))
 
-    def _stored(self, found: Any) -> InMemoryImages:
-        # The whole arrays: MNIST gives uint8 [N, 28, 28], CIFAR uint8 [N, 32, 32, 3].
-        pixels: Tensor = torch.as_tensor(found.data)
+    def _images(self, dataset: Any) -> InMemoryImages:
+        # MNIST has uint8 [N, 28, 28], CIFAR uint8 [N, 32, 32, 3].
+        pixels: Tensor = torch.as_tensor(dataset.data)
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
-        return InMemoryImages(to_channels(pixels, self.preprocessing()["channels"]), np.asarray(found.targets, dtype=np.int64))
+        return InMemoryImages(to_channels(pixels, self.preprocessing()["channels"]), np.asarray(dataset.targets, dtype=np.int64))
 
     def _open(self, *, train: bool) -> Any:
         from torchvision import datasets
 
-        source = getattr(datasets, self.kind)
+        dataset = getattr(datasets, self.kind)
         try:
-            return source(self.root, train=train, download=False)
+            return dataset(self.root, train=train, download=False)
         except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
             if not self.download:
-                raise self._missing("are missing or damaged", "put them there") from error
+                raise self._missing_files("are missing or damaged") from error
         Path(self.root).mkdir(parents=True, exist_ok=True)
-        # One process of those that share the folder fetches; the others wait and find the files.
+        # One process of those that share the folder downloads the files, the others wait for it.
         with open(Path(self.root) / f".{self.kind}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
-                return source(self.root, train=train, download=True)
+                return dataset(self.root, train=train, download=True)
             except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
-                raise self._missing(f"could not be downloaded ({first_line(error)})", "put them there by hand") from error
+                raise self._missing_files(f"could not be downloaded ({first_line(error)})") from error
 
-    def _missing(self, what: str, put: str) -> DataError:
+    def _missing_files(self, problem: str) -> DataError:
         root = Path(self.root).absolute()
-        other = "" if self.download else ", set data.root=FOLDER that holds them, or set data.download=true"
-        return DataError(f"the files of {self.kind} {what}: {root}/{self.files}. Please {put}{other}.")
+        other = "" if self.download else ", set data.root=FOLDER with these files, or set data.download=true"
+        return DataError(f"the files of {self.kind} {problem}: {root}/{self.files}. Put them there{other}.")
 
 
 MNIST_FILES = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
@@ -100,44 +99,49 @@ class FashionMNIST(_Torchvision):
 
 
 class CIFAR10(_Torchvision):
-    """50,000 + 10,000 colour pictures of 32x32 in 10 classes (Krizhevsky 2009)."""
+    """50,000 + 10,000 colour images of 32x32 in 10 classes (Krizhevsky 2009)."""
 
     kind, files = "CIFAR10", "cifar-10-batches-py/{data_batch_1,...,data_batch_5,test_batch,batches.meta}"
 
 
 class CIFAR100(_Torchvision):
-    """50,000 + 10,000 colour pictures of 32x32 in 100 classes (Krizhevsky 2009)."""
+    """50,000 + 10,000 colour images of 32x32 in 100 classes (Krizhevsky 2009)."""
 
     kind, files = "CIFAR100", "cifar-100-python/{train,test,meta}"
 
 
 class Fake(ImageData):
-    """Made-up images that can be learnt: each class is a random smooth pattern, each image its class's pattern under noise."""
+    """Generated images that can be learned: each class has a smooth random pattern, each image is its class's pattern with noise."""
 
     def __init__(self, *, train_samples: int, test_samples: int, noise: float, **common: Unpack[Common]) -> None:
         super().__init__(**common)
         if self.num_classes is None:
-            raise ConfigError("data.num_classes=null, but made-up images need a number. Set data.num_classes=10.")
-        self.count, self.train_samples, self.test_samples, self.noise = self.num_classes, train_samples, test_samples, noise
+            raise ConfigError("data.num_classes=null: data=fake needs a number. Set data.num_classes=10.")
+        self.classes_count, self.train_samples, self.test_samples, self.noise = (
+            self.num_classes,
+            train_samples,
+            test_samples,
+            noise,
+        )
 
     def read(self) -> Splits:
-        made = np.random.default_rng(self.split_seed)
+        generator = np.random.default_rng(self.split_seed)
         size, channels = self.preprocessing()["image_size"], self.preprocessing()["channels"]
-        coarse = torch.from_numpy(made.random((self.count, channels, 4, 4), np.float32))
+        coarse = torch.from_numpy(generator.random((self.classes_count, channels, 4, 4), np.float32))
         patterns = torch.nn.functional.interpolate(coarse, size=[size, size], mode="bicubic")
 
         def images(count: int) -> InMemoryImages:
-            labels: Indices = np.arange(count, dtype=np.int64) % self.count
-            noise = torch.from_numpy(made.standard_normal((count, channels, size, size), np.float32))
+            labels: Indices = np.arange(count, dtype=np.int64) % self.classes_count
+            noise = torch.from_numpy(generator.standard_normal((count, channels, size, size), np.float32))
             pixels = patterns[torch.from_numpy(labels)].add_(noise, alpha=self.noise).mul_(255).round_().clamp_(0, 255)
             return InMemoryImages(pixels.to(torch.uint8), labels)
 
-        names = tuple(f"class_{k:0{len(str(self.count - 1))}d}" for k in range(self.count))
+        names = tuple(f"class_{k:0{len(str(self.classes_count - 1))}d}" for k in range(self.classes_count))
         return Splits(names, train=images(self.train_samples), val=None, test=images(self.test_samples))
 
 
 class ImageFolder(ImageData):
-    """Any folder of images; see `layout` for the two shapes it may have."""
+    """Any folder of images: ROOT/train|val|test/CLASS/*, or ROOT/CLASS/*, which is split by class."""
 
     in_memory = False
 
@@ -155,17 +159,19 @@ class ImageFolder(ImageData):
         folders = split_folders(self.root)
         classes = tuple(class_folders(folders["train"]))
         if len(classes) < 2:
-            only = f"only the class folder {classes[0]}" if classes else "no class folders"
-            raise DataError(f"{folders['train']} has {only}. Set data.root=FOLDER that holds train/CLASS/*.jpg, or CLASS/*.jpg.")
-        split = {name: self.folder_split(folder, classes, whole=name == "train") for name, folder in folders.items()}
-        if folders["train"] == self.root:  # one folder: the test is cut first, then the validation from the rest
-            every = split["train"]
-            rest, part = stratified(every.labels, self.test_share, seed=self.split_seed, classes=classes, key="data.test_share")
-            return Splits(classes, train=every.take(rest), val=None, test=every.take(part))
-        return Splits(classes, train=split["train"], val=split.get("val"), test=split.get("test"))
+            number = f"only the class folder {classes[0]}" if classes else "no class folders"
+            raise DataError(f"{folders['train']} has {number}. Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg.")
+        splits = {name: self.folder_split(folder, classes, whole=name == "train") for name, folder in folders.items()}
+        if (
+            folders["train"] == self.root
+        ):  # no split folders: the test split is taken here, the validation split from the rest later
+            images = splits["train"]
+            train, test = stratified(images.labels, self.test_share, seed=self.split_seed, classes=classes, key="data.test_share")
+            return Splits(classes, train=images.take(train), val=None, test=images.take(test))
+        return Splits(classes, train=splits["train"], val=splits.get("val"), test=splits.get("test"))
 
     def folder_split(self, folder: str, classes: Sequence[str], *, whole: bool = False) -> ImageFiles:
-        """Another folder FOLDER/CLASS/* under this preprocessing, its folders mapped to `classes` by name."""
+        """FOLDER/CLASS/* with this data set's preprocessing, its class folders mapped to `classes` by name."""
         return folder_split(
             folder,
             classes,

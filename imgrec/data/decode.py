@@ -11,18 +11,18 @@ from torchvision.transforms.v2 import functional as F
 
 from imgrec.errors import DataError, first_line
 
-try:  # torchvision 0.29 says that decoding will move to TorchCodec; where it is gone, PIL decodes everything, at half the speed
+try:  # torchvision 0.29 announces that decoding moves to TorchCodec; without it PIL decodes everything, at half the speed
     from torchvision.io import ImageReadMode, decode_image
 except ImportError:
     decode_image = None
 
-# What torchvision decodes faster than PIL, to the same bytes; its GIF and WebP lack gray, and the rest it does not know.
+# Formats that torchvision decodes faster than PIL, to the same bytes. Its GIF and WebP decoders have no gray mode.
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
-MOST_ASPECT = 32  # longer side to shorter; what is longer is cut before it is resized
+MAX_ASPECT = 32  # of the sides; images with a larger ratio are cropped before they are resized
 
 
 class Preprocessing(TypedDict):
-    """From any picture to what the network was trained on, as plain data for a checkpoint."""
+    """How any image becomes an input of the network; plain data, as it is stored in a checkpoint."""
 
     image_size: int  # pixels, both sides
     channels: int
@@ -33,12 +33,12 @@ class Preprocessing(TypedDict):
 
 
 def load_image(path: str, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [C, S, S] of any image file, as in evaluation; DataError with the path for what cannot be read."""
+    """uint8 [C, S, S] of an image file, preprocessed as in evaluation; DataError with the path for an unreadable file."""
     return fit_to_size(decode(path, preprocessing["channels"]), preprocessing)
 
 
 def decode(path: str, channels: int) -> Tensor:
-    """uint8 [C, H, W], upright (EXIF), 1 gray or 3 RGB, channels last in memory; DataError for what is no whole image."""
+    """uint8 [C, H, W], upright (EXIF), 1 gray or 3 RGB, channels last in memory; DataError for a damaged or unknown file."""
     try:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
@@ -52,9 +52,9 @@ def decode(path: str, channels: int) -> Tensor:
                 warnings.simplefilter("ignore", DeprecationWarning)
                 image: Tensor = decode_image(torch.from_numpy(content), mode, apply_exif_orientation=True)
         except RuntimeError:
-            pass  # PIL reads some of what it refuses, and says better what is wrong with the rest
+            pass  # PIL reads some of these files, and its errors are clearer for the others
         else:
-            # A 16-bit PNG arrives as uint16, which knows no shift in torch.
+            # A 16-bit PNG is decoded to uint16, for which torch has no shift.
             return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
     return _decode_pil(path, channels)
 
@@ -62,9 +62,9 @@ def decode(path: str, channels: int) -> Tensor:
 def _decode_pil(path: str, channels: int) -> Tensor:
     try:
         with warnings.catch_warnings(), Image.open(path) as opened:
-            warnings.simplefilter("ignore")  # odd metadata; what matters raises
+            warnings.simplefilter("ignore")  # about unusual metadata
             pixels = from_pil(opened, channels)
-    # PIL raises whatever its parsers stumble on: OSError, SyntaxError, struct.error, ValueError, DecompressionBombError, ...
+    # PIL's parsers raise OSError, SyntaxError, struct.error, ValueError, DecompressionBombError, ...
     except Exception as error:
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "neither torchvision nor PIL knows this format" if unknown else first_line(error)
@@ -73,21 +73,21 @@ def _decode_pil(path: str, channels: int) -> Tensor:
 
 
 def from_pil(image: Image.Image, channels: int) -> Tensor:
-    """uint8 [C, H, W] of a PIL image, upright (EXIF), 1 gray or 3 RGB; raises what PIL raises while it reads the pixels."""
+    """uint8 [C, H, W] of a PIL image, upright (EXIF), 1 gray or 3 RGB; raises any error of PIL while it reads the pixels."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, which PIL's own conversion would clip
+    if image.mode.startswith("I"):  # 16 bits; PIL's conversion would clip them
         image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).astype(np.uint8))
     pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
 
 def fit_to_size(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [C, H, W] -> [C, S, S]: squashed, or the shorter side resized to S / crop_share and the middle taken."""
+    """uint8 [C, H, W] -> [C, S, S]: squashed, or the shorter side resized to S / crop_share, then a center crop."""
     size = preprocessing["image_size"]
     if preprocessing["resize"] == "squash":
         return resize(image, size, size)
-    # Only the middle is kept: of a strip the rest is not resized, or 1x20000 pixels would become 4 GB on the way.
-    longest = MOST_ASPECT * min(image.shape[-2:])
+    # Only the middle is kept, so the rest of a strip is not resized: 1x20000 pixels would become 4 GB.
+    longest = MAX_ASPECT * min(image.shape[-2:])
     if max(image.shape[-2:]) > longest:
         image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
     height, width = image.shape[-2:]
@@ -106,7 +106,7 @@ def crop_resized(image: Tensor, box: tuple[int, int, int, int], height: int, wid
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """uint8 [C, H, W] -> [C, height, width], bilinear with antialiasing, within a grey level or two of PIL."""
+    """uint8 [C, H, W] -> [C, height, width], bilinear with antialiasing, within two gray levels of PIL."""
     if image.shape[-2:] == (height, width):
         return image
     resized: Tensor = F.resize(image, [height, width], antialias=True)

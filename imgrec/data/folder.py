@@ -1,4 +1,4 @@
-"""Folders of image files: ROOT/train|val|test/CLASS/*, or ROOT/CLASS/* that is cut; decoded in the loader's workers."""
+"""Folders of image files, ROOT/train|val|test/CLASS/* or ROOT/CLASS/*; decoded in the workers of the data loader."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "te
 
 
 class FileNames:
-    """File names in one block of bytes: counting references would copy a million Python strings into every worker."""
+    """File names in one block of bytes. A list of a million strings would be copied into every worker by reference counting."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
@@ -33,16 +33,16 @@ class FileNames:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, place: int) -> str:
-        start = self.ends[place - 1] if place else 0
-        return os.fsdecode(self.block[start : self.ends[place]].tobytes())
+    def __getitem__(self, index: int) -> str:
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(self.block[start : self.ends[index]].tobytes())
 
 
 class ImageFiles(Dataset[Batch]):
-    """Image files with labels; a request is decoded, cropped and resized in a loop into one uint8 batch [B, C, S, S].
+    """Image files with labels. The files of a request are decoded, cropped and resized one by one into a uint8 batch [B, C, S, S].
 
-    A file that cannot be read raises DataError with its path, or is left out of the batch and named in `Batch.bad` where
-    `on_bad_image` (of the training split) or `on_bad_image_eval` (of the others) says skip. No image takes its place.
+    An unreadable file raises DataError with its path. With `on_bad_image: skip` (training) or `on_bad_image_eval: skip` (the other
+    splits) it is listed in `Batch.bad` instead, and the batch has one image less.
     """
 
     def __init__(
@@ -71,11 +71,13 @@ class ImageFiles(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
         shape = (len(request.indices), channels, size, size)
-        images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as decoders write and networks read
-        kept: list[int] = []
+        images = torch.empty(
+            shape, dtype=torch.uint8, memory_format=torch.channels_last
+        )  # the layout of decoders and of fast convolutions
+        rows: list[int] = []  # of the request, that could be read
         bad: list[str] = []
         skip = (self.on_bad_image if self.training else self.on_bad_image_eval) == "skip"
-        for asked, index in enumerate(request.indices.tolist()):
+        for row, index in enumerate(request.indices.tolist()):
             path = self.path(index % len(self))
             try:
                 image = decode(path, channels)
@@ -83,7 +85,7 @@ class ImageFiles(Dataset[Batch]):
                 if not skip:
                     key = "on_bad_image" if self.training else "on_bad_image_eval"
                     raise DataError(
-                        f"{error} Remove or replace it, or leave out what cannot be read: data.{key}=skip."
+                        f"{error} Remove or replace it, or leave unreadable images out with data.{key}=skip."
                     ) from error
                 bad.append(path)
                 continue
@@ -94,23 +96,25 @@ class ImageFiles(Dataset[Batch]):
             image = fit_to_size(image, self.preprocessing) if box is None else crop_resized(image, box, size, size)
             if self.augment is not None and self.augment.needs_samples:
                 image = self.augment.sample(image, seed=self.seed, epoch=request.epoch, index=index)
-            images[len(kept)] = image
-            kept.append(asked)
-        rows = np.array(kept, dtype=np.int64)
-        indices = request.indices[rows]
+            images[len(rows)] = image
+            rows.append(row)
+        read = np.array(rows, dtype=np.int64)
+        indices = request.indices[read]
         labels = torch.from_numpy(self.labels[indices % len(self)])
-        mates = torch.from_numpy(partners(rows, len(request.indices)))
-        return Batch(images[: len(kept)], labels, torch.from_numpy(indices), mates, request.epoch, request.whole, tuple(bad))
+        partner_rows = torch.from_numpy(partners(read, len(request.indices)))
+        return Batch(
+            images[: len(rows)], labels, torch.from_numpy(indices), partner_rows, request.epoch, request.whole, tuple(bad)
+        )
 
     def take(self, rows: Indices) -> Self:
-        taken = self._copy()
-        taken.rows, taken.labels = self.rows[rows], self.labels[rows]
-        return taken
+        copy = self._copy()
+        copy.rows, copy.labels = self.rows[rows], self.labels[rows]
+        return copy
 
     def for_training(self, augment: Augment | None, seed: int) -> Self:
-        trained = self._copy()
-        trained.training, trained.augment, trained.seed = True, augment, seed
-        return trained
+        copy = self._copy()
+        copy.training, copy.augment, copy.seed = True, augment, seed
+        return copy
 
     def _copy(self) -> Self:
         copy = object.__new__(type(self))
@@ -119,18 +123,20 @@ class ImageFiles(Dataset[Batch]):
 
 
 def split_folders(root: str) -> dict[str, str]:
-    """Folder of each split; {"train": root} where the class folders lie in `root` itself. valid and validation are val too."""
+    """The folder of each split; {"train": root} where `root` has class folders. Val may be named val, valid or validation."""
     if not os.path.isdir(root):
-        raise DataError(f"data.root={root} is no folder. Set data.root=FOLDER that holds train/CLASS/*.jpg, or CLASS/*.jpg.")
-    found = {split: [name for name in names if (Path(root) / name).is_dir()] for split, names in SPLIT_FOLDERS.items()}
-    if len(found["val"]) > 1:
-        raise DataError(f"{root} has the folders {' and '.join(found['val'])}, and both mean validation. Remove or rename one.")
-    if not found["train"]:
-        others = [*found["val"], *found["test"]]
+        raise DataError(f"data.root={root} is not a folder. Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg.")
+    folders = {split: [name for name in names if (Path(root) / name).is_dir()] for split, names in SPLIT_FOLDERS.items()}
+    if len(folders["val"]) > 1:
+        raise DataError(
+            f"{root} has more than one folder for validation: {' and '.join(folders['val'])}. Remove or rename one of them."
+        )
+    if not folders["train"]:
+        others = [*folders["val"], *folders["test"]]
         if others:
-            raise DataError(f"{root} has {' and '.join(others)}, but no train. Add the folder train.")
+            raise DataError(f"{root} has the folder {' and '.join(others)}, but no folder train. Add it.")
         return {"train": root}
-    return {split: os.path.join(root, names[0]) for split, names in found.items() if names}
+    return {split: os.path.join(root, names[0]) for split, names in folders.items() if names}
 
 
 def folder_split(
@@ -142,28 +148,29 @@ def folder_split(
     on_bad_image_eval: BadImage,
     whole: bool = False,
 ) -> ImageFiles:
-    """ROOT/CLASS/* as a split, its folders mapped to `classes` by name; `whole`: every class must have images (train).
+    """The split ROOT/CLASS/*, its class folders mapped to `classes` by name.
 
-    Lists the files and opens none: about a second for 200,000. DataError for no folder, an unknown or empty class, no images.
+    whole: every class must have images, as in train. Files are listed, not opened: about two seconds for a million.
+    DataError for a missing folder, an unknown or empty class, or no images.
     """
     if not os.path.isdir(root):
-        raise DataError(f"{root} is no folder. Name a folder that holds CLASS/*.jpg.")
-    place = {name: k for k, name in enumerate(classes)}
+        raise DataError(f"{root} is not a folder. Name a folder with CLASS/*.jpg.")
+    class_index = {name: k for k, name in enumerate(classes)}
     names: list[str] = []
     counts = np.zeros(len(classes), dtype=np.int64)
-    for folder in sorted(class_folders(root), key=lambda name: place.get(name, -1)):
-        if folder not in place:
+    for folder in sorted(class_folders(root), key=lambda name: class_index.get(name, -1)):
+        if folder not in class_index:
             raise unknown_class(folder, tuple(classes), root)
         before = len(names)
         names.extend(find_images(root, folder))
-        counts[place[folder]] = len(names) - before
+        counts[class_index[folder]] = len(names) - before
     if not names:
         raise DataError(
-            f"{root} has no images in class folders (names that end in {', '.join(IMAGE_EXTENSIONS)}). Put them in {root}/CLASS/."
+            f"{root} has no images in class folders (files that end in {', '.join(IMAGE_EXTENSIONS)}). Put them into {root}/CLASS/."
         )
     if whole and counts.min() == 0:
         empty = classes[int(counts.argmin())]
-        raise DataError(f"the class folder {os.path.join(root, empty)} has no images. Add some, or remove the folder.")
+        raise DataError(f"the class folder {os.path.join(root, empty)} has no images. Add some, or remove it.")
     return ImageFiles(
         root,
         FileNames(names),
@@ -175,6 +182,6 @@ def folder_split(
 
 
 def class_folders(root: str) -> list[str]:
-    """Names of the folders in `root`, sorted, without hidden ones."""
+    """Names of the folders in `root` that are not hidden, sorted."""
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())

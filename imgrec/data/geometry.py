@@ -1,8 +1,8 @@
-"""Where every output pixel is read from: one homography and one displacement field per image, then one resampling.
+"""Geometric augmentation: one homography and one displacement field per image, then one resampling.
 
-Conventions are torchvision's (v2.functional.affine, perspective, elastic): angles in degrees and clockwise, y downwards,
-positions in pixels from the centre of the image. A map is a float [B, 3, 3] that takes a homogeneous output position (x, y, 1) to
-an input position, the inverse of what happens to the picture; `compose` joins two.
+Conventions are torchvision's (v2.functional.affine, perspective, elastic): clockwise angles in degrees, y downwards, positions in
+pixels from the centre of the image. A map is a float [B, 3, 3] from homogeneous output positions (x, y, 1) to input positions, so
+the inverse of the change of the image.
 """
 
 from functools import lru_cache
@@ -17,18 +17,18 @@ Fill = Literal["nearest", "zeros"]
 
 @lru_cache(maxsize=64)
 def constant_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A float32 tensor that is copied to its device once: a copy at each step would make the host wait for a GPU."""
+    """A float32 tensor, copied to its device once: a copy in every step would make the host wait for the GPU."""
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def compose_maps(first: Tensor, second: Tensor) -> Tensor:
-    """The map of a picture that undergoes `first` and then `second`: positions go through `second`, then `first`."""
-    # Not a matrix product, which TF32 or autocast would round to three digits: a tenth of a pixel of 224.
+    """The map of an image that is changed by `first`, then by `second`: positions are mapped by `second`, then by `first`."""
+    # Not a matrix product: TF32 or autocast would round it to three digits, a tenth of a pixel of 224.
     return (first[:, :, :, None] * second[:, None]).sum(2)
 
 
 def _rows(*rows: tuple[Tensor | float, ...]) -> Tensor:
-    """A [B, 3, 3] from its entries, each a [B] or a number."""
+    """[B, 3, 3] from its entries, each [B] or a number."""
     like = next(entry for row in rows for entry in row if isinstance(entry, Tensor))
     entries = [entry if isinstance(entry, Tensor) else like.new_full(like.shape, entry) for row in rows for entry in row]
     return torch.stack(entries, -1).view(-1, 3, 3)
@@ -43,7 +43,7 @@ def affine(angle: Tensor, dx: Tensor, dy: Tensor, scale: Tensor, shear: Tensor) 
     """The map of v2.functional.affine(angle, (dx, dy), scale, (shear, 0)): degrees and pixels, all [B]."""
     angle, tan = torch.deg2rad(angle), torch.deg2rad(shear).tan()
     cos, sin = angle.cos(), angle.sin()
-    # The picture undergoes R(angle) S(scale) Shear, then the shift. This is the inverse; rotation and shear keep areas.
+    # The inverse of R(angle) S(scale) Shear, followed by the shift. Rotation and shear keep areas.
     a, b = (cos - sin * tan) / scale, (sin + cos * tan) / scale
     c, d = -sin / scale, cos / scale
     return _rows((a, b, -a * dx - b * dy), (c, d, -c * dx - d * dy), (0.0, 0.0, 1.0))
@@ -58,7 +58,7 @@ def perspective(corners: Tensor, height: int, width: int) -> Tensor:
     x, y = ((corners - centre) / centre).unbind(-1)
     u, v = target.unbind(-1)
     one, zero = torch.ones_like(x), torch.zeros_like(x)
-    # Eight equations for h: u = (h0 x + h1 y + h2) / (h6 x + h7 y + 1), v alike; well conditioned in units of half a side.
+    # Eight equations for h: u = (h0 x + h1 y + h2) / (h6 x + h7 y + 1), and v with h3 to h5; well conditioned in units of half a side.
     top = torch.stack((x, y, one, zero, zero, zero, -u * x, -u * y), -1)
     low = torch.stack((zero, zero, zero, x, y, one, -v * x, -v * y), -1)
     # solve_ex, unlike solve, does not wait for a GPU to tell whether it went well.
@@ -75,7 +75,7 @@ def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
     offsets = torch.arange(-reach, reach + 1, device=device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel /= kernel.sum()
-    # Reflection that does not repeat the edge has this period; taking it whole serves images smaller than the kernel too.
+    # The period of a reflection that does not repeat the edge; images may be smaller than the kernel.
     period = max(2 * (size - 1), 1)
     source = (torch.arange(size, device=device)[:, None] + offsets) % period
     source = torch.minimum(source, period - source) if size > 1 else source
@@ -85,8 +85,7 @@ def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
 def displacement(noise: Tensor, alpha: float, sigma: float) -> Tensor:
     """Elastic field of v2.ElasticTransform (Simard 2003) from uniform noise in [0, 1), float [B, 2, H, W] (x, then y).
 
-    In grid units, where a side is 2. `alpha` is twice the factor in pixels on the smoothed noise, `sigma` its smoothness in
-    pixels.
+    In grid units, where a side is 2. alpha: twice the factor in pixels on the smoothed noise. sigma: of the blur, in pixels.
     """
     height, width = noise.shape[-2:]
     field = noise - 0.5  # half of the usual [-1, 1)
@@ -96,14 +95,13 @@ def displacement(noise: Tensor, alpha: float, sigma: float) -> Tensor:
 
 
 def resample(images: Tensor, maps: Tensor | None, field: Tensor | None, *, fill: Fill, exact: bool) -> Tensor:
-    """Read float images [B, C, H, W] through `maps` ([B, 3, 3], or [B, 2, 3] if affine), moved by `field` ([B, 2, H, W], grid
-    units).
+    """Sample float images [B, C, H, W] at the positions of `maps` ([B, 3, 3], or [B, 2, 3] if affine) plus `field` ([B, 2, H, W]).
 
-    `fill` is what lies outside: the nearest edge pixel or zero. `exact`: all positions are whole pixels, copied and not
-    interpolated.
+    field: in grid units. fill: pixels outside the image: its nearest edge pixel, or zero. exact: all positions are whole pixels,
+    which are copied, not interpolated.
     """
     height, width = images.shape[-2:]
-    grid = identity(height, width, images.device) if maps is None else _positions(maps, height, width)
+    grid = _identity(height, width, images.device) if maps is None else _positions(maps, height, width)
     if field is not None:
         grid = grid + field
     grid = grid.expand(len(images), -1, -1, -1).permute(0, 2, 3, 1)
@@ -116,7 +114,7 @@ def _axis(size: int, device: torch.device) -> Tensor:
     return torch.arange(size, device=device, dtype=torch.float32) - 0.5 * (size - 1)
 
 
-def identity(height: int, width: int, device: torch.device) -> Tensor:
+def _identity(height: int, width: int, device: torch.device) -> Tensor:
     x, y = _axis(width, device) * (2 / width), _axis(height, device) * (2 / height)
     return torch.stack((x.expand(height, width), y[:, None].expand(height, width)))[None]
 
@@ -124,7 +122,7 @@ def identity(height: int, width: int, device: torch.device) -> Tensor:
 def _positions(maps: Tensor, height: int, width: int) -> Tensor:
     """Input positions of all output pixels in grid units, [B, 2, H, W]."""
     maps = maps * constant_tensor((2 / width, 2 / height, 1.0), maps.device)[: maps.shape[1], None]
-    # A map is a part that varies along x plus one that varies along y: one broadcast addition per value, no matrix product.
+    # The sum of a part that varies along x and one that varies along y: one broadcast addition per value, no matrix product.
     along_x = maps[:, :, :1] * _axis(width, maps.device) + maps[:, :, 2:]
     along_y = maps[:, :, 1:2] * _axis(height, maps.device)
     sums = along_y[..., None] + along_x[..., None, :]

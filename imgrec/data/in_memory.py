@@ -1,4 +1,4 @@
-"""A split held in memory as one uint8 tensor: a batch is one index_select, with no Python per image."""
+"""A split in memory as one uint8 tensor: a batch is one index_select, without Python for each image."""
 
 import numpy as np
 import torch
@@ -25,17 +25,17 @@ class InMemoryImages(Dataset[Batch]):
         return len(self.labels)
 
     def __getitem__(self, request: Request) -> Batch:
-        places = request.indices % len(self)
-        images = self.images.index_select(0, torch.from_numpy(places))
+        rows = request.indices % len(self)
+        images = self.images.index_select(0, torch.from_numpy(rows))
         if self.augment is not None:
             height, width = images.shape[-2:]
             for image, index in zip(images, request.indices.tolist(), strict=True):
                 box = self.augment.crop_box(height, width, seed=self.seed, epoch=request.epoch, index=index)
                 cropped = image if box is None else crop_resized(image, box, height, width)
                 image.copy_(self.augment.sample(cropped, seed=self.seed, epoch=request.epoch, index=index))
-        labels = torch.from_numpy(self.labels[places])
-        mates = torch.from_numpy(partners(np.arange(len(places)), len(places)))
-        return Batch(images, labels, torch.from_numpy(request.indices), mates, request.epoch, request.whole)
+        labels = torch.from_numpy(self.labels[rows])
+        partner_rows = torch.from_numpy(partners(np.arange(len(rows)), len(rows)))
+        return Batch(images, labels, torch.from_numpy(request.indices), partner_rows, request.epoch, request.whole)
 
     def take(self, rows: Indices) -> "InMemoryImages":
         return InMemoryImages(
@@ -48,10 +48,10 @@ class InMemoryImages(Dataset[Batch]):
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
-    """uint8 [N, C, H, W] with 1 or 3 channels -> `channels`: gray is repeated, colour becomes its luma (ITU-R 601)."""
+    """uint8 [N, C, H, W] with 1 or 3 channels -> `channels`: gray is repeated, colour is converted to luma (ITU-R 601)."""
     if images.shape[1] == channels:
         return images
     if channels == 3:
         return images.expand(-1, 3, -1, -1).contiguous()
-    # In pieces: the weighted sum of a whole set at once would need 12 times its memory.
+    # In parts: the weighted sum of all images at once would need 12 times their memory.
     return torch.cat([F.rgb_to_grayscale(part) for part in torch.split(images, 4096)])

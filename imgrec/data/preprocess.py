@@ -1,4 +1,4 @@
-"""What happens to uint8 pictures on the device, the same in training, evaluation and prediction."""
+"""What happens to uint8 images on the device, equal in training, evaluation and prediction."""
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,12 @@ class Preprocess(nn.Module):
     def __init__(self, *, image_size: int, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.image_size = image_size
-        # Not in the state dict: their home is the config, which every checkpoint holds.
+        # Not in the state dict: they are in the config, which is in every checkpoint.
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def to_float(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float in [0, 1] at image_size. Pictures cross the bus as uint8: one byte per value, not four."""
+        """uint8 [B, C, H, W] -> float in [0, 1] at image_size. Images are copied to the device as uint8: one byte per value instead of four."""
         size = [self.image_size, self.image_size]
         if list(images.shape[-2:]) != size:
             images = F.resize(images, size, antialias=True)

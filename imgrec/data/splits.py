@@ -1,4 +1,4 @@
-"""Cutting and checking splits."""
+"""Making and checking splits."""
 
 from difflib import get_close_matches
 
@@ -10,47 +10,46 @@ from imgrec.errors import DataError
 
 
 def stratified(labels: Indices, share: float, *, seed: int, classes: tuple[str, ...], key: str) -> tuple[Indices, Indices]:
-    """Places of the rest and of a part of `share` that holds every class in proportion, both in order.
+    """Ascending indices of the rest, and of a part of `share` in which every class has its proportion (scikit-learn's split).
 
-    The cut is scikit-learn's. DataError where a class is too small for it; `key` is the config key of the share.
+    key: the config key of the share, for errors. DataError where a class is too small.
     """
     counts = np.bincount(labels, minlength=len(classes))
     least = int(counts.argmin())
     if counts[least] < 2:
         raise DataError(
             f"class {classes[least]} has {counts[least]} image{'' if counts[least] == 1 else 's'}, "
-            f"and a cut by {key}={share} needs at least 2 of each class. "
-            "Add images of it, remove the class, or give the split a folder of its own."
+            f"but {key}={share} needs at least 2 of each class. Add images, remove the class, or give the split its own folder."
         )
     part = int(np.ceil(len(labels) * share))
     if min(part, len(labels) - part) < len(classes):
-        wanted = min(0.5, round(len(classes) / len(labels) + 0.005, 2))
+        smallest = min(0.5, round(len(classes) / len(labels) + 0.005, 2))
         raise DataError(
-            f"{key}={share} of {len(labels)} images are {part}: "
-            f"one side of the cut would have fewer images than there are classes ({len(classes)}). "
-            f"Set {key}={wanted}, or add images."
+            f"{key}={share} of {len(labels)} images are {part}, "
+            f"but both parts need at least one image of each of the {len(classes)} classes. "
+            f"Set {key}={smallest}, or add images."
         )
-    rest, cut = train_test_split(np.arange(len(labels), dtype=np.int64), test_size=part, stratify=labels, random_state=seed)
-    return np.sort(rest), np.sort(cut)
+    rest, split = train_test_split(np.arange(len(labels), dtype=np.int64), test_size=part, stratify=labels, random_state=seed)
+    return np.sort(rest), np.sort(split)
 
 
 def check_labels(labels: Indices, classes: tuple[str, ...], split: str) -> None:
-    """DataError for a split that is empty or holds a label that is no place in the class list."""
+    """DataError for a split without images, or with a label that is not an index in the class list."""
     if not len(labels):
-        raise DataError(f"the {split} split has no images. Add some, or remove the split.")
+        raise DataError(f"the {split} split has no images. Add some, or remove it.")
     wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
     if len(wrong):
         raise DataError(
             f"image {wrong[0]} of the {split} split has the label {labels[wrong[0]]}, "
-            f"but the {len(classes)} classes have the labels 0 to {len(classes) - 1}. Mend the label or add the class."
+            f"but the {len(classes)} classes have the labels 0 to {len(classes) - 1}. Fix the label, or add the class."
         )
 
 
 def unknown_class(name: str, classes: tuple[str, ...], where: str) -> DataError:
-    """The error for a class that a split has and train has not."""
+    """The error for a class of a split that train does not have."""
     near = get_close_matches(name, classes, n=1, cutoff=0.5)
     known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
     hint = f" Did you mean {near[0]}?" if near else ""
     return DataError(
-        f"{where} has the class {name}, which train lacks ({known}).{hint} Rename the folder, or add the class to train."
+        f"{where} has the class {name}, but train does not ({known}).{hint} Rename the folder, or add the class to train."
     )
