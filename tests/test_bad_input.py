@@ -242,21 +242,21 @@ def refuse_folder(refused):
     return lambda root, *words: refused("train", *small, *folder_words(root, *words))
 
 
-HINT = "Set data.root=FOLDER that holds train/CLASS/*.jpg, or CLASS/*.jpg."
+HINT = "Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg."
 
 
 def test_folders_that_cannot_be_used(refuse_folder, tmp_path):
     root = tmp_path / "photos"
-    assert refuse_folder(root) == f"data.root={root} is no folder. {HINT}"
+    assert refuse_folder(root) == f"data.root={root} is not a folder. {HINT}"
     root.mkdir()
     assert refuse_folder(root) == f"{root} has no class folders. {HINT}"
     for name in ("cat", "dog"):
         (root / "train" / name).mkdir(parents=True)
-    assert refuse_folder(root).startswith(f"{root}/train has no images in class folders (names that end in .jpg, ")
+    assert refuse_folder(root).startswith(f"{root}/train has no images in class folders (files that end in .jpg, ")
     make(root / "more", {"cat": 4})
     for file in (root / "more/cat").iterdir():
         file.rename(root / "train/cat" / file.name)
-    assert refuse_folder(root) == f"the class folder {root}/train/dog has no images. Add some, or remove the folder."
+    assert refuse_folder(root) == f"the class folder {root}/train/dog has no images. Add some, or remove it."
     assert not list(tmp_path.glob("runs/*")), "a refused run leaves no folder that holds the next start to its config"
 
 
@@ -264,7 +264,7 @@ def test_a_split_with_an_unknown_class(refuse_folder, tmp_path):
     make(tmp_path / "train", {"cat": 4, "dog": 4})
     make(tmp_path / "val", {"cat": 2, "dogs": 2})
     assert refuse_folder(tmp_path) == (
-        f"{tmp_path}/val has the class dogs, which train lacks (cat, dog). Did you mean dog? Rename the folder, or add the class to train."
+        f"{tmp_path}/val has the class dogs, but train does not (cat, dog). Did you mean dog? Rename the folder, or add the class to train."
     )
 
 
@@ -288,7 +288,7 @@ def test_a_truncated_image_of_train_is_named_or_left_out_and_counted(refuse_fold
     words = [f"num_workers={num_workers}", "trainer.limit_train_batches=1.0"]
     said = refuse_folder(tmp_path, *words)
     assert said.startswith(f"{bad} cannot be read: ")
-    assert said.endswith(" Remove or replace it, or leave out what cannot be read: data.on_bad_image=skip.")
+    assert said.endswith(" Remove or replace it, or leave unreadable images out with data.on_bad_image=skip.")
     if num_workers:
         return
     small = [word for word in SMALL if not word.startswith("data")]
@@ -318,10 +318,10 @@ def test_a_label_outside_the_classes(refused, tmp_path):
     labels.write_bytes(bytes(content))
     words = [word for word in SMALL if not word.startswith("data")]
     assert refused("train", *words, "data=mnist", f"data.root={tmp_path}") == (
-        "image 7 of the train split has the label 12, but the 10 classes have the labels 0 to 9. Mend the label or add the class."
+        "image 7 of the train split has the label 12, but the 10 classes have the labels 0 to 9. Fix the label, or add the class."
     )
     assert refused("train", *words, "data=mnist", f"data.root={tmp_path}/none").startswith(
-        f"the files of MNIST are missing or damaged: {tmp_path}/none/MNIST/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte. Please put them there, "
+        f"the files of MNIST are missing or damaged: {tmp_path}/none/MNIST/raw/{{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte. Put them there, "
     )
 
 

@@ -179,7 +179,7 @@ def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
         (["ckpt={run}", "folder={tmp}/none"], "folder={tmp}/none is no folder. Name a folder that holds CLASS/*.jpg."),
         (
             ["ckpt={run}", "folder={tmp}"],
-            "{tmp} has the class zero, which train lacks (0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Rename the folder, or add the class to train.",
+            "{tmp} has the class zero, but train does not (0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Rename the folder, or add the class to train.",
         ),
         (
             ["ckpt={run}", "data.root={tmp}"],

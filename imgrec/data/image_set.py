@@ -7,16 +7,16 @@ from imgrec.data.batch import Batch, Indices, Request
 
 
 class ImageSet(Protocol):
-    """A split: labels in memory, images on request."""
+    """A split: its labels are in memory, its images are read on request."""
 
-    labels: Indices  # [N], places in the class list
+    labels: Indices  # [N], indices in the class list
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, request: Request) -> Batch: ...
 
     def take(self, rows: Indices) -> Self:
-        """The split of these rows; an image's index is its place in the new split."""
+        """The split of these rows, indexed anew from 0."""
 
     def for_training(self, augment: Augment | None, seed: int) -> Self:
-        """The same images, with the augmentation that happens per sample, under the run's seed."""
+        """The same images with the augmentation of single samples, drawn from the run's seed."""
