@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -264,7 +265,9 @@ def test_our_own_fault_ends_with_one_and_its_traceback(
         (["seed=1,2", "hydra.sweeper.n_trials=3"], "hydra.sweeper.n_trials=3: sweeps take no key of Hydra's."),
         (["optim.lr=log(0.1,1)"], "optim.lr=log(0.1,1): an interval has no list of values. List some, optim.lr=0.1,0.01, or search: --search 'optim.lr=log(0.1,1)' trials=30."),
         (["optim.lr=interval(0.1,1)"], "optim.lr=interval(0.1,1): there is no interval. Type 'optim.lr=uniform(0.1,1)', or log(0.1,1)."),
-        (["seed=1,2", "trials=3"], "trials=3: a grid runs every combination. Leave trials out, or add --search."),
+        (["seed=1,2", "trials=3"], "trials=3: a grid runs every combination to its end. Leave trials out, or add --search."),
+        (["seed=1,2", "prune=true"], "prune=true: a grid runs every combination to its end. Leave prune out, or add --search."),
+        (["--search", "seed=1,2", "trials=3", "prune=median"], "prune=median: prune takes true or false. Type prune=true"),
         (["--search", "seed=1,2"], "--search: trials takes a whole number, 1 or more. Type for example trials=30."),
         (["--search", "seed=1,2", "trials=0"], "trials=0: trials takes a whole number, 1 or more."),
         (["--search", "seed=1,2", "trials=3", "job=1"], "job=1: the values of a trial depend on the results before it. Leave job or --search out."),
@@ -474,7 +477,10 @@ def proposals(path: Path, *, stop: int | None = None, torn: bool = False) -> lis
 
 
 @optuna_installed
-def test_a_search_stopped_at_any_trial_proposes_what_the_unbroken_one_does(tmp_path: Path) -> None:
+def test_a_search_stopped_at_any_trial_proposes_what_the_unbroken_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # 600 of them
     unbroken = proposals(tmp_path / "unbroken")
     assert len({tuple(job) for job in unbroken}) == TRIALS
     for stop in range(TRIALS):
@@ -499,6 +505,74 @@ def test_each_trial_is_what_optuna_proposes_from_its_own_seed(tmp_path: Path) ->
         trial = study.ask(space)
         assert overrides == [*(f"{key}={value}" for key, value in trial.params.items()), "optim=sgd"]
         study.tell(trial, -abs(math.log10(trial.params["optim.lr"]) + 2))
+
+
+def pruned_search(path: Path, monitor: str, curves: Sequence[Sequence[float]]) -> tuple[list[int], list[list[float]]]:
+    """The epochs that each trial of a search is trained for, and its thresholds, where trial k would have the figures curves[k]."""
+    plan = plan_sweep([*SEARCH, "optim=sgd", f"monitor={monitor}", f"trials={len(curves)}", "prune=true"], None)
+    best = max if monitor == "val/accuracy" else min
+    lengths = []
+    with closing(SweepFolder(path, [], monitor)) as folder:
+        for number, curve in enumerate(curves):
+            with folder.updating():
+                search = Search(plan, path)
+                job = folder.append(search.overrides(number), search.thresholds())
+                epoch = next(
+                    (
+                        epoch
+                        for epoch, threshold in enumerate(job.thresholds, 1)
+                        if best(curve[:epoch]) != threshold and best(*curve[:epoch], threshold) == threshold
+                    ),
+                    len(curve),
+                )
+                lengths.append(epoch)
+                Path(job.folder).mkdir()
+                rows = [f"{number},{value!r}\n" for number, value in enumerate(curve[:epoch], 1)]
+                Path(job.folder, "metrics.csv").write_text(f"epoch,{monitor}\n{''.join(rows)}")
+                result = {"best": {monitor: best(curve[:epoch])}, "last": {"epoch": epoch}, "test": None, "train_seconds": 1}
+                job.finish(result, monitor)
+                assert job.status == ("finished" if epoch == len(curve) else "pruned")
+                search.tell(job)
+    return lengths, [job.thresholds for job in folder.jobs]
+
+
+@optuna_installed
+@pytest.mark.parametrize("monitor", ["val/accuracy", "val/loss"])
+def test_trials_are_pruned_as_by_optunas_median_pruner(monitor: str, tmp_path: Path) -> None:
+    import optuna
+
+    random = Random(0)
+    epochs = 6
+    steps = [[random.random() / epochs for _ in range(epochs)] for _ in range(24)]
+    sign = 1 if monitor == "val/accuracy" else -1
+    curves = [[0.5 + sign * sum(gains[: epoch + 1]) / 2 for epoch in range(epochs)] for gains in steps]
+    lengths, _ = pruned_search(tmp_path, monitor, curves)
+    direction = "maximize" if monitor == "val/accuracy" else "minimize"
+    study = optuna.create_study(direction=direction, pruner=optuna.pruners.MedianPruner(n_startup_trials=5))
+    for curve, length in zip(curves, lengths, strict=True):
+        trial = study.ask()
+        for epoch, value in enumerate(curve, 1):
+            trial.report(value, epoch)
+            if epoch < epochs and trial.should_prune():  # after the last epoch there is nothing to save
+                break
+        assert length == epoch
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED) if epoch < epochs else study.tell(trial, max(curve))
+    assert lengths[:5] == [epochs] * 5
+    assert min(lengths) == 1
+    assert len(set(lengths)) > 2
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "optuna.journal")))
+    stored = optuna.load_study(study_name="sweep", storage=storage).trials
+    assert [trial.state for trial in stored] == [trial.state for trial in study.trials]
+    assert [trial.intermediate_values for trial in stored] == [trial.intermediate_values for trial in study.trials]
+
+
+@optuna_installed
+def test_thresholds_are_the_medians_of_the_trials_that_ran_to_their_end(tmp_path: Path) -> None:
+    lengths, thresholds = pruned_search(
+        tmp_path, "val/accuracy", [[0.2], [0.4, 0.1], [0.6, 0.3], [0.1, 0.5, 0.8], [0.5, 0.9, 0.7], [0.3, 0.9, 0.9]]
+    )
+    assert lengths == [1, 2, 2, 3, 3, 1]
+    assert thresholds == [[], [], [], [], [], [0.4, 0.4]]
 
 
 @pytest.mark.slow

@@ -5,18 +5,20 @@ import errno
 import fcntl
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from imgrec.config.schema import monitor_mode
 from imgrec.errors import ConfigError, Died, ImgrecError
 from imgrec.files import atomic_write
-from imgrec.sweeps.grid import SEARCH, SweepPlan
+from imgrec.sweeps.grid import PRUNE, SEARCH, SweepPlan
 from imgrec.training.run_dir import NO_LOCKS, RESUMABLE_KEYS, lock_file
 
-DONE = ("finished", "pruned", "failed")
+HAVE_RESULT = ("finished", "pruned")
+DONE = (*HAVE_RESULT, "failed")
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Job:
     number: int
     overrides: list[str]
     folder: str
+    thresholds: list[float] = field(default_factory=list)  # of `monitor` after each epoch: where it is worse, the job is pruned
     status: str = "waiting"  # waiting, started, stopped, finished, pruned, failed
     value: float | None = None  # the best `monitor`
     test_accuracy: float | None = None
@@ -46,8 +49,11 @@ class Job:
 
     def finish(self, result: dict[str, Any], monitor: str) -> None:
         """Note the figures of a result.json."""
-        self.status, self.error, self.refused = "finished", "", False
+        self.error, self.refused = "", False
         self.value = None if result["best"] is None else result["best"].get(monitor)
+        threshold = dict(enumerate(self.thresholds, 1)).get(result["last"]["epoch"]) if self.thresholds else None
+        pruned = threshold is not None and self.value is not None and is_worse(self.value, threshold, monitor)
+        self.status = "pruned" if pruned else "finished"
         self.test_accuracy = None if result["test"] is None else result["test"]["accuracy"]
         self.seconds = result["train_seconds"]
 
@@ -126,11 +132,14 @@ class SweepFolder:
                 return job
         return self.append(overrides)
 
-    def append(self, overrides: list[str]) -> Job:
+    def append(self, overrides: list[str], thresholds: Sequence[float] = ()) -> Job:
         """A job of the next number; where one with the same overrides is finished, it has the same folder, so the same result."""
-        same = (job.folder for job in self.jobs if job.overrides == overrides and job.status in ("finished", "pruned"))
-        self.jobs.append(Job(len(self.jobs), overrides, next(same, str(self.path / str(len(self.jobs))))))
-        return self.jobs[-1]
+        job = Job(len(self.jobs), overrides, str(self.path / str(len(self.jobs))), list(thresholds))
+        for same in self.jobs:
+            if same.overrides == overrides and same.status in HAVE_RESULT:
+                job.folder, job.thresholds = same.folder, same.thresholds
+        self.jobs.append(job)
+        return job
 
     def varying(self) -> list[str]:
         """Keys that differ between jobs, in the order of the command."""
@@ -139,7 +148,7 @@ class SweepFolder:
 
     def ranked(self) -> list[Job]:
         """Finished jobs, the best by `monitor` first, then those without a figure; equal ones in the order they were run."""
-        sign = 1 if self.monitor.endswith("loss") else -1
+        sign = 1 if monitor_mode(self.monitor) == "min" else -1
         return sorted(self.jobs, key=lambda job: (job.status != "finished", job.value is None, sign * (job.value or 0.0)))
 
     def _save(self) -> None:
@@ -200,8 +209,18 @@ def choose_sweep_folder(plan: SweepPlan, id: str | None) -> SweepFolder:
 
 
 def _identity(plan: SweepPlan) -> list[str]:
-    arguments = [argument.text for argument in plan.arguments if argument.is_swept or argument.key not in RESUMABLE_KEYS]
-    return [*([] if plan.trials is None else [SEARCH]), *arguments]
+    kind = [] if plan.trials is None else [SEARCH, f"{PRUNE}=true"] if plan.prune else [SEARCH]
+    return [*kind, *(argument.text for argument in plan.arguments if argument.is_swept or argument.key not in RESUMABLE_KEYS)]
+
+
+def is_worse(value: float, other: float, monitor: str) -> bool:
+    return value > other if monitor_mode(monitor) == "min" else value < other
+
+
+def metrics(folder: str) -> list[dict[str, str]]:
+    """The rows of metrics.csv, one an epoch; none where no epoch has ended."""
+    file = Path(folder) / "metrics.csv"
+    return list(csv.DictReader(file.read_text().splitlines())) if file.exists() else []
 
 
 def _read(path: Path) -> SweepFolder:

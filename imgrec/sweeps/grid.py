@@ -18,7 +18,7 @@ MULTIRUN, SEARCH = ("-m", "--multirun"), "--search"
 # A sweep has one of each: where it is kept, and by what its jobs are ranked.
 SINGLE = ("name", "id", "runs_dir", "resume", "monitor")
 # Keys of the sweep itself; all others are those of a run.
-JOB, TRIALS = "job", "trials"
+JOB, TRIALS, PRUNE = "job", "trials", "prune"
 INTERVAL = re.compile(r"(uniform|log|int|interval)\((.*)\)")
 # An interval of each kind, for messages.
 INTERVALS = {"uniform": "uniform(0.1,0.9)", "log": "log(1e-4,1e-1)", "int": "int(1,5)"}
@@ -61,6 +61,7 @@ class SweepPlan:
     base: Node
     job: str | None = None  # what follows job=
     trials: int | None = None  # of a search; None: a grid
+    prune: bool = False  # end trials of a search that are worse than the median
 
     @property
     def name(self) -> str:
@@ -101,8 +102,8 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
             f"{hydra}: sweeps take no key of Hydra's. To search, type "
             f"imgrec train -m {SEARCH} 'optim.lr={INTERVALS['log']}' trials=30; without {SEARCH} every combination is run."
         )
-    job, trials = by_key.pop(JOB, None), by_key.pop(TRIALS, None)
-    count = _trials(trials, search, job)
+    job, trials, prune = (by_key.pop(key, None) for key in (JOB, TRIALS, PRUNE))
+    _check_own_keys(search, job, trials, prune)
     groups = _Groups(config_dir)
     arguments = [_parse(text, groups, search) for text in by_key.values()]
     for argument in arguments:
@@ -112,24 +113,35 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
     if search and not any(argument.is_swept for argument in arguments):
         raise ConfigError(f"{SEARCH}: no key has several values. Type for example 'optim.lr={INTERVALS['log']}'.")
     base = _check_values(arguments, groups)
-    return SweepPlan(arguments, base, None if job is None else job.partition("=")[2], count)
+    return SweepPlan(
+        arguments,
+        base,
+        job=None if job is None else _value(job),
+        trials=None if trials is None else int(_value(trials)),
+        prune=prune == f"{PRUNE}=true",
+    )
 
 
 def _key(text: str) -> str:
     return text.lstrip("+~").partition("=")[0]
 
 
-def _trials(text: str | None, search: bool, job: str | None) -> int | None:
+def _value(text: str) -> str:
+    return text.partition("=")[2]
+
+
+def _check_own_keys(search: bool, job: str | None, trials: str | None, prune: str | None) -> None:
+    """ConfigError for a key of the sweep itself that does not fit."""
     if search and job is not None:
         raise ConfigError(f"{job}: the values of a trial depend on the results before it. Leave {JOB} or {SEARCH} out.")
-    if not search and text is not None:
-        raise ConfigError(f"{text}: a grid runs every combination. Leave {TRIALS} out, or add {SEARCH}.")
-    if not search:
-        return None
-    value = (text or "").partition("=")[2]
-    if not value.isdecimal() or not int(value):
-        raise ConfigError(f"{text or SEARCH}: {TRIALS} takes a whole number, 1 or more. Type for example {TRIALS}=30.")
-    return int(value)
+    if not search and (own := trials or prune) is not None:
+        raise ConfigError(f"{own}: a grid runs every combination to its end. Leave {_key(own)} out, or add {SEARCH}.")
+    if search and not (trials is not None and _value(trials).isdecimal() and int(_value(trials))):
+        raise ConfigError(f"{trials or SEARCH}: {TRIALS} takes a whole number, 1 or more. Type for example {TRIALS}=30.")
+    if prune is not None and _value(prune) not in ("true", "false"):
+        raise ConfigError(
+            f"{prune}: {PRUNE} takes true or false. Type {PRUNE}=true to end trials that are worse than the median."
+        )
 
 
 class _Groups:

@@ -21,6 +21,7 @@ from imgrec.sweeps.grid import JOB, SweepPlan
 from imgrec.sweeps.table import job_overrides, print_ranking
 from imgrec.terminal import Terminal
 
+THRESHOLDS = "trainer.pruning_thresholds"
 OWN_KEYS = ("name", "id", "runs_dir", "resume")  # of the sweep: a job gets those of its place in it
 
 
@@ -98,6 +99,7 @@ def train_job(folder: SweepFolder, job: Job, config_dir: str | None, fit: Fit, *
         f"runs_dir={_quoted(str(folder.path.parent))}",
         f"name={folder.path.name}",
         f"id={job.number}",
+        *([f"{THRESHOLDS}=[{','.join(map(str, job.thresholds))}]"] if job.thresholds else []),
     ]
     own = ["--config-dir", config_dir] if config_dir else []
     command = [sys.argv[0], *(["train"] if sys.argv[1:2] == ["train"] else []), *own, *overrides]

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from imgrec.distributed import signals
 from imgrec.distributed.world import world
 from imgrec.errors import ConfigError, Died, ExitCode, ImgrecError, Stopped
-from imgrec.sweeps.folder import DONE, Job, SweepFolder, open_sweep_folder
+from imgrec.sweeps.folder import DONE, HAVE_RESULT, Job, SweepFolder, open_sweep_folder
 from imgrec.sweeps.grid import JOB, SweepPlan, plan_sweep
 from imgrec.sweeps.job import Fit, fixed_keys, run_one, train_job
 from imgrec.sweeps.search import Search, require_optuna
@@ -46,7 +46,7 @@ def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
             stopped = jobs.run()
         with folder.updating():  # what other processes have done in the meantime
             print_ranking(screen, folder)
-    left = jobs.total - sum(job.status in ("finished", "pruned") for job in folder.jobs[: jobs.total])
+    left = jobs.total - sum(job.status in HAVE_RESULT for job in folder.jobs[: jobs.total])
     if stopped is not None:
         screen.say(f"{stopped} {left} of {jobs.total} jobs are not finished.")
         return ExitCode.STOPPED
@@ -101,7 +101,7 @@ class Jobs:
             elif number < len(jobs):
                 job = jobs[number]
             else:
-                job = self.folder.append(self.search.overrides(number))
+                job = self.folder.append(self.search.overrides(number), self.search.thresholds())
             if job.status in DONE:
                 return job
             if not self.folder.claim(job):

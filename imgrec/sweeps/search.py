@@ -4,8 +4,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from imgrec.config.schema import monitor_mode
 from imgrec.errors import ConfigError
-from imgrec.sweeps.folder import Job
+from imgrec.sweeps.folder import HAVE_RESULT, Job, metrics
 from imgrec.sweeps.grid import Interval, SweepPlan
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 NAME = "sweep"  # of the only study in the journal
 JOURNAL = "optuna.journal"
+UNPRUNED = 5  # trials that run to their end before any is pruned
 
 
 def require_optuna() -> None:
@@ -30,7 +32,9 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.plan = plan
         self.space = {argument.key: _distribution(argument.values) for argument in plan.arguments if argument.is_swept}
-        self.direction: Literal["minimize", "maximize"] = "minimize" if plan.base["monitor"].endswith("loss") else "maximize"
+        self.direction: Literal["minimize", "maximize"] = (
+            "minimize" if monitor_mode(plan.base["monitor"]) == "min" else "maximize"
+        )
         journal = path.absolute() / JOURNAL  # absolute: Optuna's lock is a link to it
         _drop_torn_line(journal)
         self.storage = JournalStorage(JournalFileBackend(str(journal)))
@@ -58,12 +62,35 @@ class Search:
         return self.plan.overrides(trials[number].params)
 
     def tell(self, job: Job) -> None:
-        """The result of a finished job. A failed one is not told: the same command tries it again."""
+        """The result of a job, and what it had after each epoch. A failed one is not told: the same command tries it again."""
         from optuna.trial import TrialState
 
-        if job.status != "finished" or self.study.get_trials(deepcopy=False)[job.number].state.is_finished():
+        if job.status not in HAVE_RESULT or self.study.get_trials(deepcopy=False)[job.number].state.is_finished():
             return
-        self.study.tell(job.number, job.value, TrialState.FAIL if job.value is None else TrialState.COMPLETE)
+        monitor = self.plan.base["monitor"]
+        trial = self.storage.get_trial_id_from_study_id_trial_number(self.storage.get_study_id_from_name(NAME), job.number)
+        for row in metrics(job.folder) if self.plan.prune else ():
+            self.storage.set_trial_intermediate_value(trial, int(row["epoch"]), float(row[monitor]))
+        if job.status == "pruned":
+            self.study.tell(job.number, state=TrialState.PRUNED)
+        else:
+            self.study.tell(job.number, job.value, TrialState.FAIL if job.value is None else TrialState.COMPLETE)
+
+    def thresholds(self) -> list[float]:
+        """What a new trial must reach by each epoch but the last, else it is pruned: the median of the trials that ran to their end.
+
+        As in Optuna's MedianPruner, from the fifth such trial on. They stay as they were when the trial began, so a trial that is
+        resumed, or runs beside others, is pruned at the same epoch.
+        """
+        import numpy as np
+        from optuna.trial import TrialState
+
+        trials = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if self.plan.prune else []
+        curves = [trial.intermediate_values for trial in trials]
+        if len(curves) < UNPRUNED:
+            return []
+        epochs = range(1, max(map(len, curves)))
+        return [float(np.percentile([curve[epoch] for curve in curves if epoch in curve], 50)) for epoch in epochs]
 
 
 def _drop_torn_line(journal: Path) -> None:

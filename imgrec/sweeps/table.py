@@ -1,15 +1,13 @@
 """What a sweep shows: a line for each job, its last epoch beside the bar, the ranked table."""
 
-import csv
 import shlex
 from collections.abc import Collection
-from pathlib import Path
 
 from rich.progress import ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
 
-from imgrec.sweeps.folder import Job, SweepFolder
+from imgrec.sweeps.folder import Job, SweepFolder, metrics
 from imgrec.terminal import Terminal, duration, percent
 
 
@@ -20,8 +18,7 @@ class LastEpochColumn(ProgressColumn):
     folder: str | None = None
 
     def render(self, task: Task) -> Text:
-        file = Path(self.folder or "") / "metrics.csv"
-        rows = list(csv.DictReader(file.read_text().splitlines())) if self.folder and file.exists() else []
+        rows = metrics(self.folder) if self.folder else []
         return Text(
             f"epoch {rows[-1]['epoch']}: val/accuracy {percent(float(rows[-1]['val/accuracy']))}"
             if rows and rows[-1]["val/accuracy"]
@@ -48,9 +45,10 @@ def job_overrides(job: Job, fixed: Collection[str]) -> str:
 
 
 def job_results(job: Job, monitor: str) -> str:
-    """'best val/accuracy 97.10%, test accuracy 96.94%, 0:31 of training'."""
+    """'best val/accuracy 97.10%, test accuracy 96.94%, 0:31 of training', with 'pruned: ' before it where it was."""
     test = "" if job.test_accuracy is None else f", test accuracy {percent(job.test_accuracy)}"
-    return f"best {monitor} {format_metric(job.value, monitor)}{test}, {duration(job.seconds or 0)} of training"
+    pruned = "pruned: " if job.status == "pruned" else ""
+    return f"{pruned}best {monitor} {format_metric(job.value, monitor)}{test}, {duration(job.seconds or 0)} of training"
 
 
 def ranking_table(folder: SweepFolder) -> Table:
