@@ -28,7 +28,7 @@ from imgrec import cli, config
 from imgrec.distributed import signals
 from imgrec.errors import ConfigError, Stopped
 from imgrec.sweeps.folder import Job, SweepFolder, choose_sweep_folder, open_sweep_folder
-from imgrec.sweeps.grid import Interval, parse_interval, plan_sweep, sweep_name
+from imgrec.sweeps.grid import Argument, parse_interval, plan_sweep, sweep_name
 from imgrec.sweeps.search import Search
 
 INTERRUPTED, STOPPED, OUR_FAULT = 0.25, 0.5, 0.125  # rates at which `trained` does not
@@ -310,7 +310,7 @@ def test_an_interval_is_read_as_it_is_written(kind: str, one: float, other: floa
     ends = [int(one), int(other)] if kind == "int" else [one, other]
     text = f"optim.lr={kind}({blank}{ends[0]!r}{blank},{blank}{ends[1]!r}{blank})"
     if ends[0] < ends[1] and (kind != "log" or ends[0] > 0):
-        assert parse_interval(text) == Interval(kind, *ends)  # type: ignore[arg-type]
+        assert parse_interval(text) == Argument("optim.lr", text, "optim.lr", list(map(str, ends)), kind)  # type: ignore[arg-type]
     else:
         with pytest.raises(ConfigError, match=f"{kind} takes two"):
             parse_interval(text)
@@ -323,7 +323,7 @@ def test_no_interval_ends_in_another_error(kind: str, ends: str) -> None:
     except ConfigError:
         return
     assert interval is not None
-    assert [float(end) for end in ends.split(",")] == [interval.low, interval.high]
+    assert [float(end) for end in ends.split(",")] == [float(end) for end in interval.values]
 
 
 @given(st.sampled_from(["0.1", "[0.9,0.99]", "choice(1,2)", "1,2", "range(1,4)", "glob(l*)", "logs(1,2)", "'log(1,2)'"]))

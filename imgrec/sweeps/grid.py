@@ -25,32 +25,24 @@ INTERVALS = {"uniform": "uniform(0.1,0.9)", "log": "log(1e-4,1e-1)", "int": "int
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A number from `low` to `high`, both included: any (uniform), any with equal shares of each decade (log), a whole one (int)."""
-
-    kind: Literal["uniform", "log", "int"]
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Argument:
-    """An override of the command line with the values that it has in the jobs: one, several, or an interval."""
+    """An override of the command line with its values in the jobs: one of the listed, or from one end of an interval to the other.
+
+    Of an interval any number (uniform), any with each decade equally often (log), or any whole one (int).
+    """
 
     key: str
     text: str  # as it was typed
     prefix: str  # what stands before "="
-    values: list[str] | Interval
+    values: list[str]  # of an interval its two ends
+    kind: Literal["list", "uniform", "log", "int"] = "list"
 
     @property
     def is_swept(self) -> bool:
-        return isinstance(self.values, Interval) or len(self.values) > 1
+        return len(self.values) > 1
 
-    def check_values(self) -> list[str]:
-        """Values that stand for all: of an interval its ends."""
-        if isinstance(self.values, Interval):
-            return [str(self.values.low), str(self.values.high)]
-        return self.values
+    def override(self, value: Any) -> str:
+        return f"{self.prefix}={value}"
 
 
 @dataclass(frozen=True)
@@ -66,22 +58,15 @@ class SweepPlan:
     @property
     def name(self) -> str:
         """The name that all jobs share: that of the first, with all values of the swept groups in it."""
-        return sweep_name(self.base["name"], {argument.key: argument.check_values() for argument in self.arguments})
+        return sweep_name(self.base["name"], {argument.key: argument.values for argument in self.arguments})
 
     def grid(self) -> list[list[str]]:
         """The overrides of each job of a grid, the last key changing first, as in Hydra's basic sweeper."""
-        return [list(job) for job in itertools.product(*map(_overrides, self.arguments))]
+        return [list(job) for job in itertools.product(*([a.override(value) for value in a.values] for a in self.arguments))]
 
     def overrides(self, values: Mapping[str, Any]) -> list[str]:
         """The overrides of the trial with these values of the swept keys."""
-        return [
-            f"{argument.prefix}={values[argument.key]}" if argument.is_swept else _overrides(argument)[0]
-            for argument in self.arguments
-        ]
-
-
-def _overrides(argument: Argument) -> list[str]:
-    return [f"{argument.prefix}={value}" for value in argument.check_values()]
+        return [argument.override(values.get(argument.key, argument.values[0])) for argument in self.arguments]
 
 
 def is_sweep(argv: Sequence[str]) -> bool:
@@ -108,7 +93,7 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
     arguments = [_parse(text, groups, search) for text in by_key.values()]
     for argument in arguments:
         if argument.is_swept and argument.key in SINGLE:
-            value = argument.check_values()[0]
+            value = argument.values[0]
             raise ConfigError(f"{argument.text}: a sweep has one {argument.key} for all its jobs. Set {argument.key}={value}.")
     if search and not any(argument.is_swept for argument in arguments):
         raise ConfigError(f"{SEARCH}: no key has several values. Type for example 'optim.lr={INTERVALS['log']}'.")
@@ -160,13 +145,13 @@ class _Groups:
 
 
 def _parse(text: str, groups: _Groups, search: bool) -> Argument:
-    key = text.partition("=")[0]
     if (interval := parse_interval(text)) is not None:
         if not search:
             raise ConfigError(
-                f"{text}: an interval has no list of values. List some, {key}=0.1,0.01, or search: {SEARCH} '{text}' {TRIALS}=30."
+                f"{text}: an interval has no list of values. List some, {interval.key}=0.1,0.01, or search: "
+                f"{SEARCH} '{text}' {TRIALS}=30."
             )
-        return Argument(key, text, key, interval)
+        return interval
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -175,16 +160,15 @@ def _parse(text: str, groups: _Groups, search: bool) -> Argument:
     except HydraException:
         groups.compose([text])  # raises: it says what is wrong with it
         raise
-    key = override.key_or_group
-    prefix = override.get_key_element()
+    key, prefix = override.key_or_group, override.get_key_element()
     if not override.is_sweep_override():
         return Argument(key, text, prefix, [override.get_value_element_as_str()])
     values = _listed_values(override, groups)
     return Argument(key, text if len(values) > 1 else f"{prefix}={values[0]}", prefix, values)
 
 
-def parse_interval(text: str) -> Interval | None:
-    """The interval of KEY=uniform(LOW,HIGH), log or int; None for any other value; ConfigError for ends that make none."""
+def parse_interval(text: str) -> Argument | None:
+    """KEY=uniform(LOW,HIGH), log or int; None for any other value; ConfigError for ends that make no interval."""
     key, _, value = text.partition("=")
     if (match := INTERVAL.fullmatch(value.strip())) is None:
         return None
@@ -198,7 +182,7 @@ def parse_interval(text: str) -> Interval | None:
     if not (low < high < math.inf and low > (0 if kind == "log" else -math.inf)):
         numbers = {"uniform": "two numbers", "log": "two numbers above 0", "int": "two whole numbers"}[kind]
         raise ConfigError(f"{text}: {kind} takes {numbers}, the lower one first. Type for example '{key}={INTERVALS[kind]}'.")
-    return Interval(cast(Literal["uniform", "log", "int"], kind), low, high)
+    return Argument(key, text, key, [str(low), str(high)], cast(Literal["uniform", "log", "int"], kind))
 
 
 def _listed_values(override: Any, groups: _Groups) -> list[str]:
@@ -224,14 +208,14 @@ def _check_values(arguments: Sequence[Argument], groups: _Groups) -> Node:
     def beside(argument: Argument | None, value: str) -> list[str]:
         """The overrides of the first job, but for the value of one argument."""
         return [
-            other.text if not other.is_swept else f"{other.prefix}={value if other is argument else other.check_values()[0]}"
+            other.text if not other.is_swept else f"{other.prefix}={value if other is argument else other.values[0]}"
             for other in arguments
         ]
 
     base = groups.compose(beside(None, ""))
     chosen = [text for text in beside(None, "") if _key(text) in groups.names]
     for argument in arguments:
-        key, values = argument.key, argument.check_values()[1:]
+        key, values = argument.key, argument.values[1:]
         if key not in groups.names:
             default = _at(hydra_tree("train", chosen, groups.folders)[0], key) if values else None
             for value in values:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from imgrec.config.schema import monitor_mode
 from imgrec.errors import ConfigError
 from imgrec.sweeps.folder import HAVE_RESULT, Job, metrics
-from imgrec.sweeps.grid import Interval, SweepPlan
+from imgrec.sweeps.grid import Argument, SweepPlan
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -31,7 +31,7 @@ class Search:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.plan = plan
-        self.space = {argument.key: _distribution(argument.values) for argument in plan.arguments if argument.is_swept}
+        self.space = {argument.key: _distribution(argument) for argument in plan.arguments if argument.is_swept}
         self.direction: Literal["minimize", "maximize"] = (
             "minimize" if monitor_mode(plan.base["monitor"]) == "min" else "maximize"
         )
@@ -100,11 +100,12 @@ def _drop_torn_line(journal: Path) -> None:
         journal.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
-def _distribution(values: list[str] | Interval) -> "BaseDistribution":
+def _distribution(argument: Argument) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if not isinstance(values, Interval):
-        return CategoricalDistribution(values)
-    if values.kind == "int":
-        return IntDistribution(int(values.low), int(values.high))
-    return FloatDistribution(values.low, values.high, log=values.kind == "log")
+    if argument.kind == "list":
+        return CategoricalDistribution(argument.values)
+    low, high = argument.values
+    if argument.kind == "int":
+        return IntDistribution(int(low), int(high))
+    return FloatDistribution(float(low), float(high), log=argument.kind == "log")
