@@ -4,12 +4,10 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 from imgrec import __version__
 from imgrec.config.compose import load_config
 from imgrec.config.help import help_text
-from imgrec.config.schema import RunConfig
 from imgrec.distributed import signals
 from imgrec.distributed.process_group import error_line
 from imgrec.distributed.world import world
@@ -98,17 +96,11 @@ def run(command: str, argv: list[str]) -> int:
     config_dir, argv = _config_dir(argv)
     if command == "train":
         if is_sweep(argv):
-            return int(import_module("imgrec.sweeps.run").sweep(argv, config_dir, _fit))
+            return int(import_module("imgrec.sweeps.run").sweep(argv, config_dir, import_module("imgrec.train").fit))
         settings = load_config("train", argv, config_dir)
         import_module("imgrec.train").fit(settings)
         return 0
     return int(import_module(f"imgrec.{command}").main(argv, config_dir))
-
-
-def _fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
-    """imgrec.train.fit, imported when the first job is trained: torch takes seconds, and a sweep is checked before."""
-    result: dict[str, Any] = import_module("imgrec.train").fit(run, quiet=quiet, command=command)
-    return result
 
 
 def _usage() -> str:

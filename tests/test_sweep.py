@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -68,13 +69,16 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seen
 
 
-def write_result(run: config.RunConfig, accuracy: float) -> dict[str, Any]:
-    """What a training leaves that had this accuracy."""
-    result = {"best": {"val/accuracy": accuracy}, "test": {"accuracy": accuracy / 2}, "train_seconds": 61.0}
+def write_result(run: config.RunConfig, accuracy: float, curve: Sequence[float] = ()) -> dict[str, Any]:
+    """What a training leaves that had this accuracy, and those of `curve` after each epoch."""
+    best, last = {"val/accuracy": accuracy}, {"epoch": len(curve)}
+    result = {"best": best, "last": last, "test": {"accuracy": accuracy / 2}, "train_seconds": 61.0}
     assert run.id is not None
     folder = Path(run.runs_dir) / run.name / run.id
     folder.mkdir(exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result))
+    lines = ["epoch,val/accuracy", *(f"{epoch},{value!r}" for epoch, value in enumerate(curve, 1))]
+    (folder / "metrics.csv").write_text("\n".join(lines))
     return result
 
 
@@ -573,6 +577,38 @@ def test_thresholds_are_the_medians_of_the_trials_that_ran_to_their_end(tmp_path
     )
     assert lengths == [1, 2, 2, 3, 3, 1]
     assert thresholds == [[], [], [], [], [], [0.4, 0.4]]
+
+
+@optuna_installed
+def test_a_pruned_search_is_resumed_with_the_same_thresholds(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accuracies that grow with the rate, the same share of them each epoch; the sixth job is stopped once."""
+    thresholds: dict[str, list[list[float]]] = {}
+
+    def instead(run: config.RunConfig, *, quiet: bool, command: Sequence[str]) -> dict[str, Any]:
+        seen = thresholds.setdefault(str(run.id), [])
+        seen.append(run.trainer.pruning_thresholds)
+        if run.id == "5" and len(seen) == 1:
+            raise Stopped("stopped by SIGTERM at step 3; saved. Start the same command again to resume.")
+        curve = [run.optim["lr"] * epoch for epoch in range(1, run.epochs + 1)]
+        met = [value >= threshold for value, threshold in zip(curve, seen[-1], strict=False)]
+        curve = curve[: met.index(False) + 1] if False in met else curve
+        return write_result(run, curve[-1], curve)
+
+    monkeypatch.setattr(importlib.import_module("imgrec.train"), "fit", instead)
+    search = ("--search", "optim.lr=uniform(0.01,0.1)", "epochs=3", "trials=8", "prune=true")
+    assert sweep(*search) == 75
+    assert sweep(*search) == 0
+    rates = {row["job"]: float(row["optim.lr"]) for row in rows("runs/fake_lenet/sweep_1")}
+    median = statistics.median(rates[str(job)] for job in range(5))
+    assert all(thresholds[str(job)] == [[]] for job in range(5))
+    assert thresholds["5"] == [[pytest.approx(median), pytest.approx(2 * median)]] * 2
+    pruned = {row["job"] for row in rows("runs/fake_lenet/sweep_1") if row["status"] == "pruned"}
+    assert pruned == {str(job) for job in range(5, 8) if rates[str(job)] < thresholds[str(job)][0][0]}
+    assert pruned  # with seed 0
+    assert all(row["rank"] == "" for row in rows("runs/fake_lenet/sweep_1") if row["job"] in pruned)
+    assert "  pruned: best val/accuracy " in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ class TrainerConfig:
     compile: bool
     ema_decay: float
     early_stopping_patience: int
+    pruning_thresholds: list[float]
     max_minutes: float | None
     save_every_steps: int | None
     save_every_minutes: float

@@ -24,6 +24,7 @@ from imgrec.training.callbacks.console import EpochLines
 from imgrec.training.callbacks.finite import FiniteLoss
 from imgrec.training.callbacks.history import History
 from imgrec.training.callbacks.logger import LogSteps
+from imgrec.training.callbacks.pruning import Pruning
 from imgrec.training.callbacks.tensorboard import TensorBoardExtras
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.lightning_compat import prepare_trainer
@@ -105,6 +106,8 @@ def run_callbacks(
     ]
     if run.trainer.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=run.trainer.ema_decay))
+    if run.trainer.pruning_thresholds:
+        callbacks.append(Pruning(history, run.trainer.pruning_thresholds, terminal.say))
     if patience:
         callbacks.append(EarlyStopping(run.monitor, patience=patience, mode=mode, check_on_train_epoch_end=True))
     best = BestCheckpoint(
