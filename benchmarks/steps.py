@@ -15,13 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import RunConfig
 from imgrec.data.preprocess import Preprocess
+from imgrec.distributed.flag_reduction import FlagReduction
 from imgrec.models.factory import build_network
 from imgrec.training.checkpoint import to_cpu, write_checkpoint
 from imgrec.training.optimizer import build_optimizer
 
 EVALUATED = 256  # images of a batch of validation
 Times = dict[str, list[float]]  # seconds
-Way = Callable[[], object]
+Way = Callable[[], float | None]  # seconds where it times a part of what it does
 
 
 class Sizes(NamedTuple):
@@ -95,17 +96,33 @@ def together(steps: Steps, share: int, run: RunConfig, gradients: int) -> dict[s
     pair = deepcopy(steps.net)
     optimizer = steps.optimizer_of(pair, run)
     parallel = DistributedDataParallel(pair, gradient_as_bucket_view=True)
-    flat, flags = torch.zeros(gradients // 4), torch.zeros(2, dtype=torch.int32)
+    flat, flags, reduction = torch.zeros(gradients // 4), torch.zeros(2, dtype=torch.int32), FlagReduction(2)
 
     def apart() -> None:
         with parallel.no_sync():
             steps.step(parallel, optimizer, share)
 
+    def reduce_flags() -> None:
+        distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+
+    def exchange_flags() -> None:
+        reduction.result()
+        reduction.start(False, False)
+
+    def before_step(boundary: Callable[[], None]) -> float:
+        began = time.perf_counter()
+        boundary()
+        seconds = time.perf_counter() - began
+        steps.step(parallel, optimizer, share)
+        return seconds
+
     return {
         "ddp": lambda: steps.step(parallel, optimizer, share),
         "ddp apart": apart,
         "all-reduce": lambda: distributed.all_reduce(flat),
-        "flags": lambda: distributed.all_reduce(flags, distributed.ReduceOp.MAX),
+        "flags": reduce_flags,
+        "boundary, waiting": lambda: before_step(reduce_flags),
+        "boundary": lambda: before_step(exchange_flags),
     }
 
 
@@ -128,9 +145,9 @@ def measure(run: RunConfig, *, rounds: int, laps: int) -> tuple[Times, Sizes] | 
                 distributed.barrier()
                 times = 0 if name in by_one and rank else {"write": 1, "flags": 20 * laps}.get(name, laps)
                 start = time.perf_counter()
-                for _ in range(times):
-                    way()
-                took = torch.tensor((time.perf_counter() - start) / max(1, times))
+                parts = [way() for _ in range(times)]
+                whole = time.perf_counter() - start
+                took = torch.tensor(sum(part or 0.0 for part in parts) if any(parts) else whole) / max(1, times)
                 distributed.all_reduce(took, distributed.ReduceOp.MAX)
                 if turn:
                     found.setdefault(name, []).append(took.item())
