@@ -126,7 +126,7 @@ SCENES: dict[str, Callable[[Rank], None]] = {
     "rank 1 fails": lambda here: steps(here, 1, fail),
     "rank 0 fails": lambda here: steps(here, 0, fail),
     "all fail": fail_on_all,
-    "all go on": steps,
+    "all continue": steps,
     "all read for long": read_long,
     "one reads for long": read_longer_on_one,
     "rank 1 is asked to stop": be_asked,
@@ -171,7 +171,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Played]:
     return find
 
 
-AGAIN = "Start the same command again to go on from the last checkpoint."
+AGAIN = "Start the same command again to resume from the last checkpoint."
 
 
 def test_killed(played: Callable[[str], Played]) -> None:
@@ -220,7 +220,7 @@ def test_fails(played: Callable[[str], Played], rank: int) -> None:
     assert scene.codes == [1, 1, 1], scene
     assert "ValueError: no such thing\nand more" in scene.err[rank]
     assert "imgrec: " not in scene.err[rank]
-    line = ") failed: ValueError: no such thing. Fix that, then start the same command again to go on.\n"
+    line = ") failed: ValueError: no such thing. Fix that, then start the same command again to resume.\n"
     speaker = 1 - rank
     assert scene.err[speaker].startswith(f"imgrec: rank {rank} on {HOST} (pid ")
     assert scene.err[speaker].endswith(line)
@@ -232,7 +232,7 @@ def test_all_fail_by_their_own_words(played: Callable[[str], Played]) -> None:
     assert all("ValueError: no such thing" in err and "imgrec: " not in err for err in scene.err)
 
 
-@pytest.mark.parametrize("name", ["all go on", "all read for long"])
+@pytest.mark.parametrize("name", ["all continue", "all read for long"])
 def test_nothing_wrong(played: Callable[[str], Played], name: str) -> None:
     scene = played(name)
     assert (scene.codes, scene.err, scene.log) == ([0, 0, 0], ["", "", ""], ""), scene

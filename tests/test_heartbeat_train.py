@@ -15,7 +15,7 @@ from small_run import SMALL
 pytestmark = pytest.mark.slow
 
 HOST = socket.gethostname()
-AGAIN = "Start the same command again to go on from the last checkpoint."
+AGAIN = "Start the same command again to resume from the last checkpoint."
 LONG = ("epochs=500", "data.train_samples=600", "trainer.limit_train_batches=1.0", "name=long", "id=1", "trainer.timeout_s=8")
 Process = subprocess.Popen[str]
 Start = Callable[..., Process]
@@ -130,6 +130,6 @@ sys.exit(main(["train", *sys.argv[1:]]))
     assert run.stdout.readline() == "reads\n"
     run.send_signal(signal.SIGTERM)
     ended = finish_command(run)
-    line = "stopped by SIGTERM; no step boundary came within 15 s: nothing was saved. Start the same command again to go on."
+    line = "stopped by SIGTERM; no step boundary came within 15 s: nothing was saved. Start the same command again to resume."
     assert (ended.returncode, ended.stderr) == (75, f"imgrec: {line}\n")
     assert line in (tmp_path / "long" / "1" / "log.txt").read_text()

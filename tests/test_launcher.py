@@ -307,7 +307,7 @@ def test_a_killed_child_ends_the_run_with_a_line(
     code, said = end(start_run("killed"))
     pids = [int((tmp_path / "killed" / "1" / f"pid_{rank}").read_text()) for rank in (0, 1)]
     host = os.uname().nodename
-    again = "Start the same command again to go on from the last checkpoint."
+    again = "Start the same command again to resume from the last checkpoint."
     assert (code, said) == (1, f"imgrec: rank 1 on {host} (pid {pids[1]}) was killed by SIGKILL. {again}\n")
     assert not any(map(alive, pids))
 

@@ -214,7 +214,7 @@ def test_a_stopped_run_is_saved_at_that_step_and_goes_on(tmp_path, unbroken, mom
     run = load_run(tmp_path)
     count, where, name, step, epoch = STOPS[moment]
     assert stopped(run, count, where, name) == (
-        f"stopped by SIGTERM at step {step} (epoch {epoch} of 3); saved. Start the same command again to go on."
+        f"stopped by SIGTERM at step {step} (epoch {epoch} of 3); saved. Start the same command again to resume."
     )
     assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == step
     assert_same(finish_run(run), unbroken)
@@ -224,7 +224,7 @@ def test_a_stop_in_validation_repeats_the_validation_alone(tmp_path, unbroken):
     """Its six images come in two batches; the average of the weights stands in for them meanwhile."""
     run = load_run(tmp_path)
     said = stopped(run, 3, Classifier, "validation_step")
-    assert said == "stopped by SIGTERM at step 8 (epoch 2 of 3); saved. Start the same command again to go on."
+    assert said == "stopped by SIGTERM at step 8 (epoch 2 of 3); saved. Start the same command again to resume."
     position = {"epoch": 1, "done": STEPS_PER_EPOCH, "stage": "validate", "step": 2 * STEPS_PER_EPOCH}
     assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["resume"]["position"] == position
     assert_same(finish_run(run), unbroken)
@@ -243,7 +243,7 @@ def test_epochs_that_are_cut_short_by_a_limit_go_on_too(tmp_path, limit):
 def test_a_stop_in_the_test_repeats_the_test_alone(tmp_path, unbroken):
     run = load_run(tmp_path)
     said = stopped(run, 1, Classifier, "test_step")
-    assert said == "stopped by SIGTERM in the test; saved. Start the same command again to go on."
+    assert said == "stopped by SIGTERM in the test; saved. Start the same command again to resume."
     assert_same(finish_run(run), unbroken)
 
 
@@ -287,7 +287,7 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path, capfd):
     assert exit_codes(1, work) == [130]
     assert (
         capfd.readouterr().err
-        == "\nimgrec: interrupted at once. Start the same command again to go on from the last checkpoint.\n"
+        == "\nimgrec: interrupted at once. Start the same command again to resume from the last checkpoint.\n"
     )
 
 
@@ -295,7 +295,7 @@ def test_a_time_budget_stops_each_start_anew(tmp_path, unbroken):
     run = load_run(tmp_path, "trainer.max_minutes=0.001")
     said = stopped(run, 4, Classifier, "training_step", lambda *_: time.sleep(0.1))
     assert said.startswith("stopped by the time budget of 0.001 minutes at step ")
-    assert said.endswith(" (epoch 1 of 3); saved. Start the same command again to go on.")
+    assert said.endswith(" (epoch 1 of 3); saved. Start the same command again to resume.")
     assert_same(finish_run(load_run(tmp_path)), unbroken)
 
 

@@ -58,7 +58,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         if lr == INTERRUPTED and seen.count(lr) == 1:
             raise KeyboardInterrupt
         if lr == STOPPED and seen.count(lr) == 1:
-            raise Stopped("stopped by SIGTERM at step 3; saved. Start the same command again to go on.")
+            raise Stopped("stopped by SIGTERM at step 3; saved. Start the same command again to resume.")
         if lr == OUR_FAULT:
             raise ZeroDivisionError("no\nsecond line")
         if lr > 1:
@@ -174,7 +174,7 @@ def test_a_stopped_job_stops_the_sweep_and_the_same_command_resumes_it(
     assert [row["status"] for row in rows("runs/fake_lenet/sweep_1")] == ["failed", "stopped"]
     said = capsys.readouterr()
     assert said.out.endswith(
-        "stopped by SIGTERM at step 3; saved. Start the same command again to go on. 3 of 3 jobs are not finished.\n"
+        "stopped by SIGTERM at step 3; saved. Start the same command again to resume. 3 of 3 jobs are not finished.\n"
     )
     assert said.err == ""
     assert sweep(lrs) == 2  # the first job fails again
@@ -189,7 +189,7 @@ def test_a_signal_between_two_jobs_stops_the_sweep(
     assert sweep("optim.lr=0.1,0.2") == 75
     assert trained == [0.1]
     assert (
-        "stopped by SIGUSR1 between two jobs. Start the same command again to go on. 1 of 2 jobs are not"
+        "stopped by SIGUSR1 between two jobs. Start the same command again to resume. 1 of 2 jobs are not"
         in capsys.readouterr().out
     )
 

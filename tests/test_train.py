@@ -312,7 +312,7 @@ def test_ctrl_c_says_how_to_go_on(small, monkeypatch, capsys):
         assert cli.main(["train", *SMALL, "epochs=2", f"runs_dir={run.runs_dir}"]) == 75
     finally:
         signal.signal(signal.SIGINT, before)
-    said = "imgrec: stopped by SIGINT at step 2 (epoch 2 of 2); saved. Start the same command again to go on.\n"
+    said = "imgrec: stopped by SIGINT at step 2 (epoch 2 of 2); saved. Start the same command again to resume.\n"
     assert capsys.readouterr().err == said
     monkeypatch.undo()
     assert cli.main(["train", *SMALL, "epochs=2", f"runs_dir={run.runs_dir}"]) == 0

@@ -44,7 +44,7 @@ with watchdog.Watchdog(saves, note=note, leave=leave, grace_s=1, saving_s=5):
     {then}
 print("out of the block")
 """
-AGAIN = "Start the same command again to go on.\n"
+AGAIN = "Start the same command again to resume.\n"
 
 
 def play(then: str) -> subprocess.CompletedProcess[str]:

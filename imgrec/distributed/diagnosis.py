@@ -1,4 +1,4 @@
-"""What the processes of a run know of one another from the messages of imgrec.distributed.heartbeat, and the sentence about who is at fault."""
+"""What the ranks of a run know of one another from the messages of imgrec.distributed.heartbeat, and the sentence about which one is at fault."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 WAITING = "waiting for the others"  # how `doing` begins in front of a collective
-# A process does these by itself, for as long as it takes, while none of the others waits for it.
+# A rank does these by itself, for as long as it takes, while none of the others waits for it.
 ALONE = ("starting", "reading", "compiling")
 BY_ITSELF = ("compiling, at ", "importing, at ")  # how `at` begins in these
 GAVE_UP = "in a collective that failed"  # `at` of a rank whose collective gave up waiting
-# Where the main thread stands when it waits in a collective: on its own, in the sending of buffers before a step, or in backward's all-reduce.
-COLLECTIVE = ("torch/distributed/", "nn/parallel/distributed.py", "torch/autograd/graph.py")
+# Where the main thread stands when it waits in a collective: by itself, for the flags, in the sending of buffers before a step, in backward's all-reduce.
+COLLECTIVE = ("torch/distributed/", "distributed/flag_reduction.py", "nn/parallel/distributed.py", "torch/autograd/graph.py")
 NAMED = 3  # ranks named in a sentence
 GATHER_S = 0.3  # after a death: those that died with it are named with it
-TOLD = "another rank cannot use what it was given, and tells the user itself"
-AGAIN = "Start the same command again to go on from the last checkpoint."
+TOLD = "another rank was refused, and tells the user itself"
+AGAIN = "Start the same command again to resume from the last checkpoint."
 
 Message = dict[str, Any]
 
@@ -77,15 +77,15 @@ def find_dead(statuses: Sequence[RankStatus], now: float, timeout_s: float, agai
         if failed[0].refused:
             return TOLD
         rest = f" (so did {_ranks(failed[1:])})" if failed[1:] else ""
-        return f"{failed[0].name} failed: {failed[0].left}{rest}. Fix that, then start the same command again to go on."
+        return f"{failed[0].name} failed: {failed[0].left}{rest}. Fix that, then start the same command again to resume."
     here = [status for status in statuses if status.left is None]
     dead = [status for status in here if status.cut is not None]
     # A machine that goes takes all of its ranks along: name them together.
     if dead and now - min(status.cut for status in dead if status.cut is not None) >= GATHER_S:
         return f"{_each(dead, lambda status: f'{status.name} died while {status.doing}')}. {again}"
     if silent := [status for status in here if status.cut is None and now - status.heard >= timeout_s]:
-        said = _each(silent, lambda status: f"{status.name} has given no sign for {timeout_s:g} s; it was {status.doing}")
-        return f"{said}. Is its machine up, is the process stopped? {again}"
+        listed = _each(silent, lambda status: f"{status.name} has given no sign for {timeout_s:g} s; it was {status.doing}")
+        return f"{listed}. Is its machine up, is the process stopped? {again}"
     return None
 
 
@@ -101,10 +101,10 @@ def find_hang(statuses: Sequence[RankStatus], now: float, timeout_s: float, agai
     if all(status.works_alone for status in here):
         return None
     behind = lagging_ranks(here)
-    said = _each(behind, lambda status: f"{status.name} is {status.doing}{f' ({status.at})' if status.at else ''}")
+    listed = _each(behind, lambda status: f"{status.name} is {status.doing}{f' ({status.at})' if status.at else ''}")
     others = [status for status in here if status not in behind]
     rest = f"; {_ranks(others)} {'is' if len(others) == 1 else 'are'} {others[0].doing}" if others else ""
-    return f"nothing has moved for {timeout_s:g} s: {said}{rest}. {again} If it was only slow, set trainer.timeout_s={2 * timeout_s:g}."
+    return f"nothing has moved for {timeout_s:g} s: {listed}{rest}. {again} If it was only slow, set trainer.timeout_s={2 * timeout_s:g}."
 
 
 def lagging_ranks(here: Sequence[RankStatus]) -> list[RankStatus]:

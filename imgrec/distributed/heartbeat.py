@@ -1,7 +1,7 @@
-"""One thread per process that tells the others what this one is doing, and ends the run with a line when one of them dies or hangs.
+"""One thread per rank that tells the others what this one is doing, and ends the run with a line when one of them dies or hangs.
 
-    with Heartbeat(rank, world_size, timeout_s, note) as heartbeat:  # on all ranks, connected by torch.distributed; alone it does nothing
-        heartbeat.doing = "training step 12 of epoch 3"  # as often as you like: any assignment is a sign of life, also of the same words
+    with Heartbeat(rank, world_size, timeout_s, note) as heartbeat:  # on all ranks, connected by torch.distributed; one rank does nothing
+        heartbeat.doing = "training step 12 of epoch 3"  # as often as you like: any assignment is a sign of life, also of the same text
         ...
 
 An exception that leaves the block is explained: if a collective failed because another rank is gone, the process ends with the line about that one;
@@ -32,12 +32,12 @@ from imgrec.errors import ExitCode, ImgrecError, Stopped
 
 REPORT_S = 1.0
 REPORTS_PER_S = 256  # that rank 0 reads at most: with more ranks, each reports less often
-POLL_S = 0.25  # for a stop that was asked for in this process
+POLL_S = 0.25  # for a stop that was requested in this process
 ALONE_S = 3.0  # between the verdict and the end, for a main thread that can still end by itself
-OWN_END_S = 60.0  # for a main thread that does: it may be saving
+OWN_END_S = 60.0  # for a main thread that does: it may be writing a checkpoint
 EXPLAIN_S = 5.0
 SENT_WAIT_S = 2.0
-# What is on the stack of a rank that does by itself what may take minutes: torch.compile, a first import from a share that all machines read.
+# What is on the stack of a rank that does by itself what may take minutes: torch.compile, a first import from a file system that all nodes share.
 COMPILING, IMPORTING = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py"), ("<frozen importlib._bootstrap",)
 NETWORK_ERROR = re.compile(
     r"gloo|nccl|\bpeer\b|connection|socket|timed? ?out|\bstore\b|broken pipe|process ?group|collective", re.IGNORECASE

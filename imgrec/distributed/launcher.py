@@ -172,7 +172,7 @@ def _raise_reported(ranks: Sequence[RankProcess]) -> None:
         sys.stderr.write(first.said()["traceback"])
         raise Died(f"{first} failed: {first.said()['text']}. {AGAIN}")
     if stopped := [rank for rank in ranks if rank.code == ExitCode.STOPPED]:
-        raise Stopped(stopped[0].said().get("text", "stopped. Start the same command again to go on."))
+        raise Stopped(stopped[0].said().get("text", "stopped. Start the same command again to resume."))
     ended = "; ".join(f"{rank} {'did not end' if rank.code is None else f'ended with exit code {rank.code}'}" for rank in ranks)
     raise Died(f"{ended}. {AGAIN}")
 

@@ -1,4 +1,4 @@
-"""Being asked to stop: signals and the time budget set a flag here, and the run looks at it where stopping is safe (imgrec.training.step_boundary).
+"""Requests to stop: signals and the time budget set a flag here, and the run looks at it where stopping is safe (imgrec.training.step_boundary).
 
 Imports no torch, so that the handlers are there before the seconds that importing it takes: a signal in between would end the process.
 """
@@ -45,7 +45,7 @@ def request_stop(reason: str) -> None:
 
 
 def clear_request() -> None:
-    """Nobody asks any more: before another run in this process."""
+    """Forget the request: before another run in this process."""
     _request.reason = None
 
 
@@ -62,7 +62,7 @@ def install_handlers() -> None:
     """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask the run to stop. Does nothing off the main thread, where Python allows no handlers."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            signal.signal(number, _asked_by)
+            signal.signal(number, _note_signal)
         atexit.unregister(_ignore_signals)
         atexit.register(_ignore_signals)
 
@@ -75,7 +75,7 @@ def _ignore_signals() -> None:
 
 @contextmanager
 def handlers_installed() -> Iterator[None]:
-    """`listen` for a while: what handled the signals before does so again afterwards."""
+    """`install_handlers` for a while; the handlers from before are restored afterwards."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,10 +88,10 @@ def handlers_installed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _asked_by(number: int, frame: FrameType | None) -> None:
+def _note_signal(number: int, frame: FrameType | None) -> None:
     # Only a flag: a collective or a save in here could meet the other ranks in another one, and hang.
     if number == signal.SIGINT and _request.reason == signal.SIGINT.name:
-        os.write(2, b"\nimgrec: interrupted at once. Start the same command again to go on from the last checkpoint.\n")
+        os.write(2, b"\nimgrec: interrupted at once. Start the same command again to resume from the last checkpoint.\n")
         os._exit(ExitCode.INTERRUPTED)
     request_stop(signal.Signals(number).name)
 

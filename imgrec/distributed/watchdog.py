@@ -1,4 +1,4 @@
-"""The last resorts of a training process: to end at once with a line, and to end a stop that finds no step boundary."""
+"""The last resorts of a training process: end at once with a line, and end a stop that finds no step boundary."""
 
 import os
 import sys
@@ -108,5 +108,5 @@ class Watchdog:
 
     def _end(self, line: str) -> None:
         self._leave(line)
-        line = f"{line}. Start the same command again to go on."
+        line = f"{line}. Start the same command again to resume."
         end_process(line if self._speaks else None, ExitCode.STOPPED, self._note)

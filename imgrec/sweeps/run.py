@@ -83,7 +83,7 @@ class Jobs:
         """Run all that no other process runs; why it was stopped before the end, or None."""
         for number in range(self.total):
             if (reason := signals.stop_reason()) is not None:
-                return f"stopped by {reason} between two jobs. Start the same command again to go on."
+                return f"stopped by {reason} between two jobs. Start the same command again to resume."
             if (job := self._next(number)) is not None:
                 try:
                     self._run(job, number)

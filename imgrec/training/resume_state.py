@@ -1,4 +1,4 @@
-"""What a run needs beside weights and optimizer to go on bit for bit: its place in the epoch, and what each process had in hand."""
+"""The rank state: what a rank needs beside weights and optimizer to resume bit for bit."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from imgrec.training.module import Classifier
 
 
 class RankState(NamedTuple):
-    """What one process has in hand between two steps, cheap to take: nothing here waits for the device.
+    """What a rank restores, as it was at a step boundary; cheap to take, as nothing here waits for the device.
 
-    Of the random states only torch's: networks draw from no other, and what augmentation draws is a function of seed, epoch and image.
+    Of the RNG states only torch's: networks draw from no other, and what augmentation draws is a function of seed, epoch and image.
     """
 
     torch: Tensor
     cuda: Tensor | None
-    sums: list[Tensor]  # of the epoch's training figures
+    sums: list[Tensor]  # of the epoch's training metrics
 
 
 def rank_state(classifier: Classifier) -> RankState:
@@ -27,20 +27,20 @@ def rank_state(classifier: Classifier) -> RankState:
     return RankState(torch.get_rng_state(), cuda, [value.clone() for value in classifier.training_sums()])
 
 
-def to_plain_data(held: RankState) -> Plain:
+def to_plain_data(state: RankState) -> Plain:
     """As it is saved: it loads with weights_only=True."""
-    return {"torch": held.torch, "cuda": held.cuda, "sums": [value.cpu() for value in held.sums]}
+    return {"torch": state.torch, "cuda": state.cuda, "sums": [value.cpu() for value in state.sums]}
 
 
-def restore_rank_state(classifier: Classifier, states: Sequence[Plain], place: LoopPosition) -> None:
-    """Give this process what it had in hand.
+def restore_rank_state(classifier: Classifier, states: Sequence[Plain], position: LoopPosition) -> None:
+    """Give this rank its state out of those of all ranks.
 
-    On another number of processes the first one takes all sums, which gives the same figures up to rounding, and each process draws anew from
-    (seed, epoch, rank, steps done): the randomness of one is not enough for two.
+    With another world size rank 0 takes all sums, which gives the same metrics up to rounding, and each rank draws anew from (seed, epoch, rank,
+    steps done): the random numbers of one are not enough for two.
     """
     world, rank = classifier.trainer.world_size, classifier.global_rank
     if len(states) != world:
-        torch.manual_seed(counter_rng.word(classifier.seed, place.epoch, rank, counter_rng.NETWORK, place.done) >> 1)
+        torch.manual_seed(counter_rng.word(classifier.seed, position.epoch, rank, counter_rng.NETWORK, position.done) >> 1)
         if rank == 0:
             classifier.add_training_sums([torch.stack(parts).sum(0) for parts in zip(*(s["sums"] for s in states), strict=True)])
         return

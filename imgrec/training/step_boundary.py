@@ -158,7 +158,7 @@ class StepBoundary(Callback):
     # The boundary
 
     def _pass_boundary(self, trainer: pl.Trainer) -> None:
-        """All ranks go on, save first, or stop, which raises Stopped on all of them."""
+        """All ranks continue, save first, or stop, which raises Stopped on all of them."""
         if self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes:
             signals.request_stop(f"the time budget of {self.max_minutes:g} minutes")
         now = loop_position(trainer)
@@ -226,7 +226,7 @@ class StepBoundary(Callback):
             restore_trained_weights(trainer)
             self._save(trainer, now)
             self.writer.wait()
-        raise Stopped(f"stopped by {reason} {step}; saved. Start the same command again to go on.")
+        raise Stopped(f"stopped by {reason} {step}; saved. Start the same command again to resume.")
 
     def _rescue(self, trainer: pl.Trainer, snapshot: StepSnapshot) -> None:
         """After an exception: save as of the last step boundary, unless some weights are new already, or an epoch's hooks were run by halves."""
