@@ -147,12 +147,13 @@ def print_measured(run: RunConfig, given: argparse.Namespace, times: Times, size
         return f"{mid[name] * 1e6:.0f} us ({min(times[name]) * 1e6:.0f} to {max(times[name]) * 1e6:.0f})"
 
     line("reduction of the flags, alone", "", us("flags"))
-    line("a step boundary that waits for it", "", us("boundary, waiting"))
-    line("a step boundary: read it, start the next", "", us("boundary"))
+    line("  before a step, if it were awaited there", "", us("flags awaited"))
+    line("  before a step: to read the one before", "", us("flags read"))
+    line("  before a step: to start the next", "", us("flags started"))
     val = validation(given, times)
     epochs = [
         steps * mid["step"] + val + 2 * mid["hold"],
-        steps * (mid["ddp"] + mid["boundary"]) + val / n + 2 * mid["hold"],
+        steps * (mid["ddp"] + mid["flags read"] + mid["flags started"]) + val / n + 2 * mid["hold"],
     ]
     line(f"epoch of {given.images:,} images, validation, 2 saves", f"{epochs[0]:.2f} s", f"{epochs[1]:.2f} s")
     line(f"  share in validation ({given.val_images:,} images)", f"{val / epochs[0]:.1%}", f"{val / n / epochs[1]:.1%}")

@@ -22,7 +22,7 @@ from imgrec.training.optimizer import build_optimizer
 
 EVALUATED = 256  # images of a batch of validation
 Times = dict[str, list[float]]  # seconds
-Way = Callable[[], float | None]  # seconds where it times a part of what it does
+Way = Callable[[], object]  # gives a float, seconds, where it times a part of what it does
 
 
 class Sizes(NamedTuple):
@@ -105,24 +105,25 @@ def together(steps: Steps, share: int, run: RunConfig, gradients: int) -> dict[s
     def reduce_flags() -> None:
         distributed.all_reduce(flags, distributed.ReduceOp.MAX)
 
-    def exchange_flags() -> None:
-        reduction.result()
-        reduction.start(False, False)
-
-    def before_step(boundary: Callable[[], None]) -> float:
-        began = time.perf_counter()
-        boundary()
-        seconds = time.perf_counter() - began
+    def before_step(*boundary: Callable[[], object], timed: int) -> float:
+        """A step after these calls; the seconds of one of them."""
+        seconds = []
+        for call in boundary:
+            began = time.perf_counter()
+            call()
+            seconds.append(time.perf_counter() - began)
         steps.step(parallel, optimizer, share)
-        return seconds
+        return seconds[timed]
 
+    exchange = reduction.result, lambda: reduction.start(False, False)
     return {
         "ddp": lambda: steps.step(parallel, optimizer, share),
         "ddp apart": apart,
         "all-reduce": lambda: distributed.all_reduce(flat),
         "flags": reduce_flags,
-        "boundary, waiting": lambda: before_step(reduce_flags),
-        "boundary": lambda: before_step(exchange_flags),
+        "flags awaited": lambda: before_step(reduce_flags, timed=0),
+        "flags read": lambda: before_step(*exchange, timed=0),
+        "flags started": lambda: before_step(*exchange, timed=1),
     }
 
 
@@ -147,7 +148,8 @@ def measure(run: RunConfig, *, rounds: int, laps: int) -> tuple[Times, Sizes] | 
                 start = time.perf_counter()
                 parts = [way() for _ in range(times)]
                 whole = time.perf_counter() - start
-                took = torch.tensor(sum(part or 0.0 for part in parts) if any(parts) else whole) / max(1, times)
+                timed = [part for part in parts if isinstance(part, float)]
+                took = torch.tensor(sum(timed) if timed else whole) / max(1, times)
                 distributed.all_reduce(took, distributed.ReduceOp.MAX)
                 if turn:
                     found.setdefault(name, []).append(took.item())
