@@ -231,8 +231,6 @@ def test_workers_come_from_slurm_or_the_affinity_mask(monkeypatch):
             {"channels": 2, "mean": [0, 0], "std": [1, 1]},
             "data.channels=2, but pictures have 1 (gray) or 3 (colour). Set data.channels=1 or data.channels=3.",
         ),
-        ({"std": [0.0]}, "data.std=[0.0], but images are divided by it. Set data.std to numbers above 0."),
-        ({"val_share": 1.0}, "data.val_share=1.0, but it is a share between 0 and 1. Set data.val_share=0.1."),
     ],
 )
 def test_keys_that_contradict_each_other(change, sentence):

@@ -156,8 +156,9 @@ def test_download_fetches_what_is_missing(tmp_path, monkeypatch):
         monkeypatch.setattr(datasets.MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
         monkeypatch.setattr(datasets.MNIST, "resources", resources)
         data = MNIST(root=str(tmp_path / "new"), download=True, **GRAY)
+        test = data.split("test")
         server.shutdown()
-    assert torch.equal(everything(data.split("test"))[0][:, 0], datasets.MNIST(tmp_path / "origin", train=False).data)
+    assert torch.equal(everything(test)[0][:, 0], datasets.MNIST(tmp_path / "origin", train=False).data)
 
 
 def test_a_damaged_file_is_no_traceback(tmp_path):

@@ -84,7 +84,7 @@ RANGES: dict[str, Range] = {
     "scheduler.floor": SHARE,
     "scheduler.start": SHARE,
     "scheduler.end": SHARE,
-    "scheduler.factor": PART,
+    "scheduler.factor": INSIDE,  # ReduceLROnPlateau refuses 1
     "scheduler.power": POSITIVE,
     "scheduler.shrink": PART,
     "scheduler.gamma_per_epoch": PART,

@@ -65,10 +65,6 @@ class ImageData:
             if len(values) != channels:
                 fit = "[" + ",".join([f"{sum(values) / max(1, len(values)):.4g}"] * channels) + "]"
                 raise ConfigError(f"data.{name} has {len(values)} values, but data.channels={channels}. Set data.{name}={fit}.")
-        if min(std) <= 0:
-            raise ConfigError(f"data.std={std}, but images are divided by it. Set data.std to numbers above 0.")
-        if not 0 < val_share < 1:
-            raise ConfigError(f"data.val_share={val_share}, but it is a share between 0 and 1. Set data.val_share=0.1.")
         self.num_classes, self.val_share, self.split_seed = num_classes, val_share, split_seed
         self._preprocessing = Preprocessing(
             image_size=image_size, channels=channels, mean=list(mean), std=list(std), resize=resize, crop_share=crop_share

@@ -98,8 +98,6 @@ def parameter_groups(
     Frozen parameters are in too: they get gradients later, and an optimizer handed new ones could not load an older state.
     The order is that of the layers, then of the parameters; groups of equal settings are one.
     """
-    if not 0 < layer_decay <= 1:
-        raise ConfigError(f"finetune.layer_decay={layer_decay} must be above 0 and at most 1. Set finetune.layer_decay=1.0")
     names = [name for name, _ in net.named_parameters()]
     if layers is None:
         if layer_decay != 1:

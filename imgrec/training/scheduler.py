@@ -8,7 +8,7 @@ the last warm-up step has the full rate.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
@@ -20,14 +20,8 @@ from imgrec.errors import ConfigError
 Factor = Callable[[int], float]
 
 
-def _require(name: str, value: object, holds: bool, rule: str, example: object) -> None:
-    if not holds:
-        raise ConfigError(f"scheduler.{name}={value}, but it must be {rule}. Set scheduler.{name}={example}.")
-
-
 def warmup_steps(total_steps: int, warmup_share: float) -> int:
-    """Whole steps of warm-up, rounded half to even. ConfigError unless 0 <= warmup_share < 1."""
-    _require("warmup_share", warmup_share, 0 <= warmup_share < 1, "a share of all steps, from 0 to below 1", 0.05)
+    """Whole steps of warm-up, rounded half to even, for 0 <= warmup_share < 1."""
     assert total_steps >= 1, total_steps
     return round(total_steps * warmup_share)
 
@@ -53,28 +47,22 @@ def cosine(*, total_steps: int, steps_per_epoch: int, warmup_share: float, floor
 
     The floor is reached at step total_steps, just after the last one: a step at rate 0 would be lost. So it is in `polynomial`.
     """
-    _require("floor", floor, 0 <= floor <= 1, "a factor on optim.lr from 0 to 1", 0.0)
     return _after_warmup(total_steps, warmup_share, lambda x: floor + (1 - floor) * (1 + math.cos(math.pi * x)) / 2)
 
 
 def polynomial(*, total_steps: int, steps_per_epoch: int, warmup_share: float, power: float, floor: float) -> Factor:
     """floor + (1 - floor) * (1 - x) ** power; power 1 is a straight line (torch's PolynomialLR where floor is 0)."""
-    _require("power", power, power > 0, "above 0", 1.0)
-    _require("floor", floor, 0 <= floor <= 1, "a factor on optim.lr from 0 to 1", 0.0)
     return _after_warmup(total_steps, warmup_share, lambda x: floor + (1 - floor) * (1 - x) ** power)
 
 
 def exponential(*, total_steps: int, steps_per_epoch: int, warmup_share: float, gamma_per_epoch: float) -> Factor:
     """gamma_per_epoch ** (epochs since the warm-up ended), smooth in the step (torch's ExponentialLR at the ends of epochs)."""
-    _require("gamma_per_epoch", gamma_per_epoch, 0 < gamma_per_epoch <= 1, "above 0 and at most 1", 0.95)
     epochs = (total_steps - warmup_steps(total_steps, warmup_share)) / steps_per_epoch
     return _after_warmup(total_steps, warmup_share, lambda x: gamma_per_epoch ** (x * epochs))
 
 
 def step(*, total_steps: int, steps_per_epoch: int, warmup_share: float, every_epochs: int, factor: float) -> Factor:
     """Times `factor` after every `every_epochs` epochs of the run, the warm-up's included (torch's StepLR)."""
-    _require("every_epochs", every_epochs, every_epochs >= 1, "at least 1", 10)
-    _require("factor", factor, 0 < factor <= 1, "above 0 and at most 1", 0.1)
     warmup = warmup_steps(total_steps, warmup_share)
     return lambda step: _ramp(step, warmup) * factor ** (step // steps_per_epoch // every_epochs)
 
@@ -84,8 +72,11 @@ def multistep(
 ) -> Factor:
     """Times `factor` at the start of each of these epochs of the run, from 0 and with the warm-up (torch's MultiStepLR)."""
     rising = all(early < late for early, late in zip([0, *milestones_epochs], milestones_epochs, strict=False))
-    _require("milestones_epochs", milestones_epochs, rising, "epochs above 0, each later than the one before", "[30,60,90]")
-    _require("factor", factor, 0 < factor <= 1, "above 0 and at most 1", 0.1)
+    if not rising:
+        raise ConfigError(
+            f"scheduler.milestones_epochs={milestones_epochs}: expected epochs above 0, each later than the one before. "
+            "Set scheduler.milestones_epochs=[30,60,90]."
+        )
     warmup = warmup_steps(total_steps, warmup_share)
     return lambda step: _ramp(step, warmup) * factor ** sum(step // steps_per_epoch >= epoch for epoch in milestones_epochs)
 
@@ -104,10 +95,6 @@ def cyclic(
 
     shrink 1 is the mode "triangular" of torch's CyclicLR, 0.5 its "triangular2". The warm-up ends at the floor.
     """
-    _require("floor", floor, 0 <= floor <= 1, "a factor on optim.lr from 0 to 1", 0.1)
-    _require("up_epochs", up_epochs, up_epochs > 0, "above 0", 2.0)
-    _require("down_epochs", down_epochs, down_epochs > 0, "above 0", 2.0)
-    _require("shrink", shrink, 0 < shrink <= 1, "above 0 and at most 1", 1.0)
     warmup = warmup_steps(total_steps, warmup_share)
     up, down = (max(round(epochs * steps_per_epoch), 1) for epochs in (up_epochs, down_epochs))
 
@@ -125,9 +112,7 @@ def one_cycle(*, total_steps: int, steps_per_epoch: int, warmup_share: float, st
     Smith 2018, "Super-Convergence". Equal at every step to torch's OneCycleLR(max_lr=optim.lr, pct_start=warmup_share,
     div_factor=1/start, final_div_factor=start/end, cycle_momentum=False): the momentum stays as it is. The rise is the warm-up.
     """
-    _require("start", start, 0 <= start <= 1, "a factor on optim.lr from 0 to 1", 0.04)
-    _require("end", end, 0 <= end <= 1, "a factor on optim.lr from 0 to 1", 0.000004)
-    warmup_steps(total_steps, warmup_share)  # for its check: the top may lie between two steps, as in torch
+    # The top may lie between two steps, as in torch.
     top, last = warmup_share * total_steps - 1, total_steps - 1
 
     def between(first: float, second: float, x: float) -> float:
@@ -169,12 +154,6 @@ def plateau(
 
     torch's ReduceLROnPlateau; one epoch stands for one validation. A loss improves downwards, the others upwards.
     """
-    _require("monitor", monitor, monitor in get_args(Monitor), f"one of {', '.join(get_args(Monitor))}", "val/loss")
-    _require("factor", factor, 0 < factor < 1, "between 0 and 1", 0.1)
-    _require("patience_epochs", patience_epochs, patience_epochs >= 0, "at least 0", 5)
-    _require("cooldown_epochs", cooldown_epochs, cooldown_epochs >= 0, "at least 0", 0)
-    _require("threshold", threshold, threshold >= 0, "a share from 0", 0.0001)
-    _require("floor", floor, 0 <= floor <= 1, "a factor on optim.lr from 0 to 1", 0.0)
     warmup = warmup_steps(total_steps, warmup_share)
     return Plateau(warmup, monitor, factor, patience_epochs, threshold, cooldown_epochs, floor)
 
