@@ -1,16 +1,23 @@
 """The same on several processes, and on another number of them than before."""
 
+import multiprocessing
 import os
 import signal
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from processes import exit_codes, run_ranks, wait_until
-from resumed_runs import assert_same, finish_run, kill_run, load_run, patch_call, read_outcome
+from resumed_runs import SAMPLES, assert_same, finish_run, kill_run, load_run, patch_call, read_outcome
 
+import imgrec.train
 from imgrec.config.schema import RunConfig
+from imgrec.data.in_memory import InMemoryImages
+from imgrec.data.sampler import shuffled_order
 from imgrec.distributed.flag_reduction import FlagReduction
+from imgrec.distributed.watchdog import Watchdog
 from imgrec.errors import Stopped
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.train import fit
@@ -68,6 +75,32 @@ def test_a_signal_for_one_rank_stops_all_at_the_same_step(tmp_path, unbroken, st
     assert_same(finish_run(run, size=2), unbroken)
 
 
+def test_a_stop_while_a_loader_process_of_one_rank_hangs_ends_all_as_they_were_saved(tmp_path, unbroken, capfd):
+    """The others are in the backward pass of a step that this rank cannot begin."""
+    run = together(tmp_path, "num_workers=1", "trainer.save_every_steps=1")
+
+    def work(rank: int) -> None:
+        imgrec.train.Watchdog = partial(Watchdog, grace_s=1)
+        read_images, begun = InMemoryImages.__getitem__, multiprocessing.Event()
+
+        def hang(self, request):
+            if len(self) == SAMPLES and index in request.indices:
+                begun.wait()
+                os.kill(os.getppid(), signal.SIGTERM)
+                time.sleep(600)
+            return read_images(self, request)
+
+        index = int(shuffled_order(SAMPLES, seed=run.seed)(0)[17])  # the last of the third step
+        InMemoryImages.__getitem__ = hang
+        patch_call(2, Classifier, "training_step", lambda *_: begun.set())
+        fit(run, quiet=True)
+
+    assert exit_codes(2, work) == [75, 75]
+    assert "stopped by SIGTERM" in (said := capfd.readouterr().err)
+    assert "no step boundary came within 1 s: nothing was saved since step 1." in said
+    assert_same(finish_run(run, size=2), unbroken)
+
+
 def test_a_rank_does_not_wait_for_the_others_at_a_boundary(tmp_path):
     """Rank 1 comes to its second boundary only when rank 0 has left its own."""
 
@@ -97,7 +130,11 @@ def test_saves_by_the_clock_come_at_the_start_of_an_epoch_on_all_ranks(tmp_path,
             steps.append((now.stage, now.step)),
             save(self, trainer, now, *state),
         )
+        end = StepBoundary.on_train_end
+        StepBoundary.on_train_end = lambda self, *args: (end(self, *args), under_way.append(self._flags._work))
+        under_way: list[object] = []
         fit(run, quiet=True)
+        assert under_way == [None]
         (tmp_path / f"steps{rank}").write_text(str(steps))
 
     assert exit_codes(2, work) == [0, 0]

@@ -1,7 +1,7 @@
 """Flags that any rank may set and that all ranks act on at the same step, without waiting for one another there."""
 
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 
 class FlagReduction:
@@ -17,7 +17,7 @@ class FlagReduction:
 
     def start(self, *flags: bool) -> None:
         """Begin to reduce this rank's flags. Nothing may be under way."""
-        assert self.is_complete(), "the result of the reduction before was not taken"
+        assert self.is_complete(), "a reduction is under way"
         self._flags = torch.tensor(flags, dtype=torch.int32)
         self._work = distributed.all_reduce(self._flags, distributed.ReduceOp.MAX, async_op=True)
 
@@ -25,10 +25,13 @@ class FlagReduction:
         """Whether `result` would not wait."""
         return self._work is None or self._work.is_completed()
 
-    def result(self) -> list[bool]:
-        """The flags of the last `start`, each set if it was on any rank; waits for ranks that have not started it. All False before the first."""
+    def wait(self) -> None:
+        """End the reduction that is under way, if there is one: before a rank may end, which the others would miss in it."""
         if self._work is not None:
             self._work.wait()
             self._work = None
-        found: Tensor = self._flags
-        return [bool(flag) for flag in found.tolist()]
+
+    def result(self) -> list[bool]:
+        """The flags of the last `start`, each set if it was on any rank; waits for ranks that have not started it. All False before the first."""
+        self.wait()
+        return [bool(flag) for flag in self._flags.tolist()]

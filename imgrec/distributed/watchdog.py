@@ -1,5 +1,6 @@
 """The last resorts of a training process: end at once with a line, and end a stop that finds no step boundary."""
 
+import math
 import os
 import sys
 import threading
@@ -46,7 +47,7 @@ class SaveStatus:
 
     def __init__(self) -> None:
         self.saving = False
-        self.count = 0  # saves that are complete
+        self.ended = -math.inf  # time.monotonic() at the end of the last one
         self.step: int | None = None  # of the last one, or of the checkpoint that the run resumed from
 
     @contextmanager
@@ -55,7 +56,7 @@ class SaveStatus:
         self.saving = True
         try:
             yield
-            self.step, self.count = step, self.count + 1
+            self.step, self.ended = step, time.monotonic()
         finally:
             self.saving = False
 
@@ -91,19 +92,17 @@ class Watchdog:
         self._over.set()
 
     def _watch(self) -> None:
-        count, step = 0, self._saves.step  # when the stop was asked for
-        began: float | None = None  # when the save after that did
+        began: float | None = None  # when a save after the request was seen
         while not self._over.wait(min(0.25, self._grace_s / 10)):
-            reason = signals.stop_reason()
+            reason, waited, now = signals.stop_reason(), signals.seconds_since_request(), time.monotonic()
             if reason is None:
-                count, step = self._saves.count, self._saves.step
                 continue
-            if began is None and (self._saves.saving or self._saves.count > count):
-                began = time.monotonic()
-            if began is None and signals.seconds_since_request() > self._grace_s:
-                since = "" if step is None else f" since step {step}"
+            if began is None and (self._saves.saving or now - self._saves.ended < waited):
+                began = now
+            if began is None and waited > self._grace_s:
+                since = "" if self._saves.step is None else f" since step {self._saves.step}"
                 self._end(f"stopped by {reason}; no step boundary came within {self._grace_s:g} s: nothing was saved{since}")
-            if began is not None and time.monotonic() - began > self._saving_s:
+            if began is not None and now - began > self._saving_s:
                 self._end(f"stopped by {reason}; the save that began then did not end within {self._saving_s:g} s")
 
     def _end(self, line: str) -> None:

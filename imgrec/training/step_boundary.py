@@ -125,7 +125,7 @@ class StepBoundary(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         now = loop_position(trainer)
         self._save(trainer, LoopPosition(now.epoch, 0, "end", now.step))
-        # A stop that was asked for in the last step or validation is read at the first batch of the test, if there is one.
+        self._flags.wait()  # a stop that was requested in the last step or validation is read at the first batch of the test, if there is one
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report(trainer, "waiting for data of")
@@ -139,7 +139,7 @@ class StepBoundary(Callback):
         self._report(trainer, "waiting for data of")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._flags.result()  # no rank ends while another one still reduces
+        self._flags.wait()
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._entry is not None:
@@ -205,11 +205,11 @@ class StepBoundary(Callback):
         self.heartbeat.doing = f"saving at step {now.step}"
         classifier = trainer.lightning_module
         assert isinstance(classifier, Classifier)
-        with self.saves.save(now.step):
-            mine = to_plain_data(state or rank_state(classifier))
-            states: list[Any] = [mine] * trainer.world_size
-            if trainer.world_size > 1:
-                distributed.all_gather_object(states, mine)
+        mine = to_plain_data(state or rank_state(classifier))
+        states: list[Any] = [mine] * trainer.world_size
+        if trainer.world_size > 1:
+            distributed.all_gather_object(states, mine)
+        with self.saves.save(now.step):  # from here on no rank waits for one that does not come
             self._entry = {"position": now.to_dict(), "ranks": states, "events": event_file_sizes(trainer)}
             trainer.save_checkpoint(self.last)
             self._entry = None
