@@ -92,7 +92,7 @@ def show(goes_on: dict[tuple[int, int], Counter[str]], runs: Counter[tuple[int, 
         "processes",
         "loader workers",
         "kills",
-        *(f"goes on {at}" if at == AT[0] else f"in {at}" for at in AT),
+        *(f"resumed {at}" if at == AT[0] else f"in {at}" for at in AT),
         "finished",
         "not equal",
     )

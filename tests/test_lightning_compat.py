@@ -28,13 +28,13 @@ from imgrec.training.lightning_compat import (
     KNOWN_WARNINGS,
     LoopPosition,
     UnsupportedVersionError,
-    averaged_modules,
+    find_averages,
+    forget_restart,
     is_within_batch,
     is_within_epoch,
-    loop_position,
     prepare_trainer,
+    read_loop_position,
     remove_ddp_hooks,
-    restart_is_over,
     restore_trained_weights,
     set_loop_position,
     silence_known_warnings,
@@ -77,7 +77,7 @@ class Loads(Callback):
         set_loop_position(checkpoint["loops"], self.position, micro_batches=MICRO_BATCHES, accumulate=ACCUMULATE)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        restart_is_over(trainer)
+        forget_restart(trainer)
 
 
 def make_trainer(*callbacks: Callback, prepare: bool = True, **more: Any) -> pl.Trainer:
@@ -176,7 +176,7 @@ class Records(Callback):
         self.seen: list[tuple[Any, ...]] = []
 
     def note(self, hook: str, trainer: pl.Trainer) -> None:
-        now = loop_position(trainer)
+        now = read_loop_position(trainer)
         self.seen.append((hook, now.epoch, now.done, now.stage, now.step, is_within_batch(trainer), is_within_epoch(trainer)))
 
 
@@ -315,7 +315,7 @@ def test_the_average_stands_in_during_validation_alone() -> None:
     class Looks(Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
             weights["train"] = [pl_module.layer.weight.item()]
-            (average,) = averaged_modules(trainer)
+            (average,) = find_averages(trainer)
             weights["average"] = [average.layer.weight.item()]
 
         def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:

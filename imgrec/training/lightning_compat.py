@@ -24,7 +24,7 @@ from imgrec.errors import ImgrecError
 
 SUPPORTED = "pytorch-lightning>=2.6.4,<2.7"
 
-# Looked up on the Trainer of a run. Those of `loop_position`, `resume_validation` and `restart_is_over` are in `fit_loop`.
+# Looked up on the Trainer of a run.
 TRAINER_NAMES = (
     "_signal_connector.register_signal_handlers",
     "fit_loop.epoch_loop._broadcast_sigterm_tensor",
@@ -111,14 +111,14 @@ class LoopPosition:
         return asdict(self)
 
 
-def micro_batches_done(trainer: pl.Trainer) -> int:
+def count_micro_batches(trainer: pl.Trainer) -> int:
     """Micro-batches that are complete in this epoch. Lightning has no public count of them within an epoch."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.completed
 
 
-def loop_position(trainer: pl.Trainer) -> LoopPosition:
+def read_loop_position(trainer: pl.Trainer) -> LoopPosition:
     """The position at a step boundary, or in a validation, which a resumed run repeats from its first batch."""
-    completed = micro_batches_done(trainer)
+    completed = count_micro_batches(trainer)
     whole = completed >= trainer.num_training_batches
     done = -(-completed // trainer.accumulate_grad_batches) if whole else completed // trainer.accumulate_grad_batches
     epochs = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
@@ -178,7 +178,7 @@ def _update(state: Plain, key: str, **values: int) -> None:
     entry.update(values)
 
 
-def restart_is_over(trainer: pl.Trainer) -> None:
+def forget_restart(trainer: pl.Trainer) -> None:
     """At the start of a validation: Lightning would leave out ReduceLROnPlateau at the end of an epoch that was resumed in its middle."""
     trainer.fit_loop.restarting = False
 
@@ -186,7 +186,7 @@ def restart_is_over(trainer: pl.Trainer) -> None:
 # The average of the weights (EMA)
 
 
-def averaged_modules(trainer: pl.Trainer) -> Iterator[nn.Module]:
+def find_averages(trainer: pl.Trainer) -> Iterator[nn.Module]:
     """The copies of the module that hold an average of its weights. They are sharded too, for which WeightAveraging has no interface."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:

@@ -22,7 +22,7 @@ class RankState(NamedTuple):
     sums: list[Tensor]  # of the epoch's training metrics
 
 
-def rank_state(classifier: Classifier) -> RankState:
+def take_rank_state(classifier: Classifier) -> RankState:
     cuda = torch.cuda.get_rng_state(classifier.device) if classifier.device.type == "cuda" else None
     return RankState(torch.get_rng_state(), cuda, [value.clone() for value in classifier.training_sums()])
 
@@ -67,7 +67,7 @@ class StepSnapshot:
         self._copies = {dtype: [buffer.clone() for buffer in buffers] for dtype, buffers in self._buffers.items()}
 
     def take(self, position: LoopPosition) -> None:
-        self.at = position, rank_state(self.classifier)
+        self.at = position, take_rank_state(self.classifier)
         for dtype, buffers in self._buffers.items():
             torch._foreach_copy_(self._copies[dtype], buffers)
 

@@ -27,16 +27,16 @@ from imgrec.training.checkpoint import CheckpointWriter
 from imgrec.training.lightning_compat import (
     LoopPosition,
     Plain,
+    count_micro_batches,
+    forget_restart,
     is_within_batch,
     is_within_epoch,
-    loop_position,
-    micro_batches_done,
-    restart_is_over,
+    read_loop_position,
     restore_trained_weights,
     set_loop_position,
 )
 from imgrec.training.module import Classifier
-from imgrec.training.resume_state import RankState, StepSnapshot, rank_state, restore_rank_state, to_plain_data
+from imgrec.training.resume_state import RankState, StepSnapshot, restore_rank_state, take_rank_state, to_plain_data
 
 # A save that took t seconds, of waiting and of the writer's processor time, comes after REST * t seconds without one: saving takes 1% of the time.
 REST = 100
@@ -111,7 +111,7 @@ class StepBoundary(Callback):
             self._report(trainer, "waiting for data of")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        restart_is_over(trainer)
+        forget_restart(trainer)
         self._report(trainer, "waiting for data of")
 
     def on_validation_batch_start(
@@ -123,7 +123,7 @@ class StepBoundary(Callback):
         self._report(trainer, "waiting for data of")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = loop_position(trainer)
+        now = read_loop_position(trainer)
         self._save(trainer, LoopPosition(now.epoch, 0, "end", now.step))
         self._flags.wait()  # a stop that was requested in the last step or validation is read at the first batch of the test, if there is one
 
@@ -161,7 +161,7 @@ class StepBoundary(Callback):
         """All ranks continue, save first, or stop, which raises Stopped on all of them."""
         if self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes:
             signals.request_stop(f"the time budget of {self.max_minutes:g} minutes")
-        now = loop_position(trainer)
+        now = read_loop_position(trainer)
         if trainer.world_size == 1:
             stop, save = self._own_flags(trainer, now)
         else:
@@ -205,7 +205,7 @@ class StepBoundary(Callback):
         self.heartbeat.doing = f"saving at step {now.step}"
         classifier = trainer.lightning_module
         assert isinstance(classifier, Classifier)
-        mine = to_plain_data(state or rank_state(classifier))
+        mine = to_plain_data(state or take_rank_state(classifier))
         states: list[Any] = [mine] * trainer.world_size
         if trainer.world_size > 1:
             distributed.all_gather_object(states, mine)
@@ -232,10 +232,10 @@ class StepBoundary(Callback):
         """After an exception: save as of the last step boundary, unless some weights are new already, or an epoch's hooks were run by halves."""
         if not is_within_epoch(trainer):
             return
-        between_steps = not is_within_batch(trainer) and micro_batches_done(trainer) % trainer.accumulate_grad_batches == 0
+        between_steps = not is_within_batch(trainer) and count_micro_batches(trainer) % trainer.accumulate_grad_batches == 0
         if between_steps or trainer.validating:
             restore_trained_weights(trainer)
-            snapshot.take(loop_position(trainer))
+            snapshot.take(read_loop_position(trainer))
         elif self._updating:
             return
         else:

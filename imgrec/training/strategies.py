@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from imgrec.distributed.sharding import gather_whole, shard, sharded_like
-from imgrec.training.lightning_compat import averaged_modules, remove_ddp_hooks
+from imgrec.training.lightning_compat import find_averages, remove_ddp_hooks
 
 StrategyName = Literal["auto", "ddp", "fsdp"]
 
@@ -60,7 +60,7 @@ class FSDP(DDPStrategy):
         self.accelerator.setup(trainer)
         self.mesh = self.mesh or init_device_mesh(self.root_device.type, (self.world_size,))
         shard(classifier.net, self.mesh)  # type: ignore[arg-type]
-        for averaged in averaged_modules(trainer):
+        for averaged in find_averages(trainer):
             shard(averaged.net, self.mesh)  # type: ignore[arg-type]
             averaged.to(self.root_device)
         self.model = self.precision_plugin.convert_module(classifier)

@@ -9,7 +9,7 @@ from rich.progress import Progress, TaskID
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
 from imgrec.training.callbacks.throughput import WORTH_SAYING
-from imgrec.training.lightning_compat import micro_batches_done
+from imgrec.training.lightning_compat import count_micro_batches
 
 # 80 characters wide; metrics.csv has the rest.
 HEADER = f"{'epoch':>7}  {'train loss':>10}  {'acc':>7}  {'val loss':>8}  {'acc':>7}  {'lr':>8}  {'images/s':>8}  {'time':>5}"
@@ -37,7 +37,7 @@ class EpochLines(Callback):
         self._begin(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
             int(trainer.num_training_batches),
-            micro_batches_done(trainer) % max(1, int(trainer.num_training_batches)),
+            count_micro_batches(trainer) % max(1, int(trainer.num_training_batches)),
         )
 
     def on_train_batch_end(
