@@ -217,7 +217,7 @@ class StepBoundary(Callback):
         self._save_s = self._saved_at - began
 
     def _stop(self, trainer: pl.Trainer, now: LoopPosition) -> NoReturn:
-        reason = signals.stop_reason() or "a signal to another process"
+        reason = signals.stop_reason() or "a signal to another rank"
         signals.request_stop(reason)
         step = f"at step {now.step} (epoch {trainer.current_epoch + 1} of {trainer.max_epochs})"
         if trainer.testing:
