@@ -64,14 +64,14 @@ wheel: $(VENV)/installed-dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Debian ships venv's pip apart from Python; root may fetch it, others are told what to type.
-$(BIN)/python $(LOWEST)/bin/python:
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11. Type: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } \
 	  || { echo "$(PYTHON) has no venv. Type: sudo apt-get install python3-venv"; exit 2; }
-	$(PYTHON) -m venv $(@D)/..
+	$(PYTHON) -m venv $(VENV)
 
 # torch and torchvision come in one call, so that pip chooses a matching pair.
 $(VENV)/installed: pyproject.toml | $(BIN)/python
@@ -86,8 +86,10 @@ $(VENV)/installed-docs: pyproject.toml $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
-# uv resolves to the floors; what they need in turn comes in the newest version that fits.
-$(LOWEST)/installed: pyproject.toml | $(LOWEST)/bin/python
+# uv resolves to the floors; what they need in turn comes in the newest version that fits. In an empty environment each time, as
+# uv keeps an installed version that is above a floor.
+$(LOWEST)/installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	@touch $@
