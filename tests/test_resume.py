@@ -329,3 +329,22 @@ def test_an_error_saves_what_the_failed_step_had_not_changed(tmp_path, unbroken,
     failed(run, count, where, name)
     assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == step
     assert_same(finish_run(run), unbroken)
+
+
+def test_an_error_that_cannot_be_saved_is_still_the_one_that_is_raised(tmp_path, capfd):
+    run = load_run(tmp_path)
+
+    def refuse(*_) -> None:
+        raise CheckpointError("the disk is full.")
+
+    def fail(*_) -> None:
+        raise RuntimeError("out of memory")
+
+    def work(rank: int) -> None:
+        imgrec.training.checkpoint.write_checkpoint = refuse
+        patch_call(6, Classifier, "training_step", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            fit(run)
+
+    assert exit_codes(1, work) == [0]
+    assert "not saved: the disk is full." in capfd.readouterr().out

@@ -40,9 +40,8 @@ from imgrec.training.resume_state import RankState, StepSnapshot, restore_rank_s
 
 # A save that took t seconds, of waiting and of the writer's processor time, comes after REST * t seconds without one: saving takes 1% of the time.
 REST = 100
-COPY_RATE = (
-    500e6  # bytes of states per second, before anything was measured (copied and written at 600e6 to 1e9 on a 2-core Xeon)
-)
+# Bytes of states per second, before anything was measured (copied and written at 600e6 to 1e9 on a 2-core Xeon).
+COPY_RATE = 500e6
 
 
 class StepBoundary(Callback):
