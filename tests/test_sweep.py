@@ -202,7 +202,7 @@ def test_jobs_one_by_one_are_those_of_the_sweep(
     assert capsys.readouterr().out == "6\n"
     for job in ("6", "last"):
         assert sweep(*grid, f"job={job}") == 2
-        assert f"job={job}: job takes a number from 0 to 5, count or none. Set job=5" in capsys.readouterr().err
+        assert f"job={job}: expected a number from 0 to 5, count or none. Set job=5" in capsys.readouterr().err
     assert not Path("runs").exists()
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "77")
     assert sweep(*grid, "job=4") == 0
@@ -254,44 +254,45 @@ def test_our_own_fault_ends_with_one_and_its_traceback(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "value", "suggestion"),
     [
-        (["optim.lr=0.1,fast"], "optim.lr=fast: lr takes a number, not a word."),
-        (["optim.lr=0.1,-1"], "optim.lr=-1.0: lr must be more than 0."),
-        (["seed=1,abc"], "seed=abc: seed takes a whole number, not a word."),
-        (["model=lenet,lenett"], "model=lenett: there is no such model. Did you mean lenet?"),
-        (["opti.lr=0.1,1"], "there is no key opti.lr. Did you mean optim.lr?"),
-        (["model=simple_cnn,vgg", "model.dense=3"], "'model.dense=3': there is no key model.dense."),
-        (["monitor=val/loss,val/accuracy"], "monitor=val/loss,val/accuracy: a sweep has one monitor for all its jobs. Set monitor=val/loss."),
-        (["name=a,b"], "name=a,b: a sweep has one name for all its jobs. Set name=a."),
-        (["model=glob(zz*)"], "model=glob(zz*): that is not a single value."),
-        (["seed=1,2", "hydra/sweeper=optuna"], "hydra/sweeper=optuna: sweeps take no key of Hydra's. To search, type imgrec train -m --search '"),
-        (["seed=1,2", "hydra.sweeper.n_trials=3"], "hydra.sweeper.n_trials=3: sweeps take no key of Hydra's."),
-        (["optim.lr=log(0.1,1)"], "optim.lr=log(0.1,1): an interval has no list of values. List some, optim.lr=0.1,0.01, or search: --search 'optim.lr=log(0.1,1)' trials=30."),
-        (["optim.lr=interval(0.1,1)"], "optim.lr=interval(0.1,1): there is no interval. Type 'optim.lr=uniform(0.1,1)', or log(0.1,1)."),
-        (["seed=1,2", "trials=3"], "trials=3: a grid runs every combination to its end. Leave trials out, or add --search."),
-        (["seed=1,2", "prune=true"], "prune=true: a grid runs every combination to its end. Leave prune out, or add --search."),
-        (["--search", "seed=1,2", "trials=3", "prune=median"], "prune=median: prune takes true or false. Type prune=true"),
-        (["--search", "seed=1,2"], "--search: trials takes a whole number, 1 or more. Type for example trials=30."),
-        (["--search", "seed=1,2", "trials=0"], "trials=0: trials takes a whole number, 1 or more."),
-        (["--search", "seed=1,2", "trials=3", "job=1"], "job=1: the values of a trial depend on the results before it. Leave job or --search out."),
-        (["--search", "seed=1", "trials=3"], "--search: no key has several values."),
-        (["--search", "opti.lr=log(0.1,1)", "trials=3"], "there is no key opti.lr. Did you mean optim.lr?"),
-        (["--search", "optim.lr=log(0,1)", "trials=3"], "optim.lr=log(0,1): log takes two numbers above 0, the lower one first. Type for example 'optim.lr=log(1e-4,1e-1)'."),
-        (["--search", "optim.lr=uniform(1,0.1)", "trials=3"], "uniform takes two numbers, the lower one first."),
-        (["--search", "seed=int(0,1.5)", "trials=3"], "seed=int(0,1.5): int takes two whole numbers, the lower one first."),
-        (["--search", "optim.momentum=uniform(0.5,1)", "trials=3"], "optim.momentum=1.0: momentum must be 0 or more and less than 1."),
-        (["--search", "seed=uniform(0,5)", "trials=3"], "seed=0.0: seed takes a whole number"),
-        (["--search", "model=lenet,lenett", "optim.lr=log(0.1,1)", "trials=3"], "model=lenett: there is no such model. Did you mean lenet?"),
-        (["--search", "optim.lr=tag(log,interval(0.1,1))", "trials=3"], "there is no interval. Type 'optim.lr=uniform(LOW,HIGH)', or log(LOW,HIGH)."),
+        (["optim.lr=0.1,fast"], "optim.lr=fast: ", "a number"),
+        (["optim.lr=0.1,-1"], "optim.lr=-1.0: ", "more than 0"),
+        (["seed=1,abc"], "seed=abc: ", "number"),
+        (["model=lenet,lenett"], "model=lenett: ", "Did you mean lenet?"),
+        (["opti.lr=0.1,1"], "opti.lr", "Did you mean optim.lr?"),
+        (["model=simple_cnn,vgg", "model.dense=3"], "'model.dense=3': ", "there is no key model.dense."),
+        (["monitor=val/loss,val/accuracy"], "monitor=val/loss,val/accuracy: ", "Set monitor=val/loss."),
+        (["name=a,b"], "name=a,b: ", "Set name=a."),
+        (["model=glob(zz*)"], "model=glob(zz*): ", "Type model=A,B."),
+        (["seed=1,2", "hydra/sweeper=optuna"], "hydra/sweeper=optuna: ", "type imgrec train -m --search 'optim.lr=log(1e-4,1e-1)' trials=30"),
+        (["seed=1,2", "hydra.sweeper.n_trials=3"], "hydra.sweeper.n_trials=3: ", "type imgrec train -m --search "),
+        (["optim.lr=log(0.1,1)"], "optim.lr=log(0.1,1): ", "List some, optim.lr=0.1,0.01, or search: --search 'optim.lr=log(0.1,1)' trials=30."),
+        (["optim.lr=interval(0.1,1)"], "optim.lr=interval(0.1,1): ", "Type 'optim.lr=uniform(0.1,1)', or log(0.1,1)."),
+        (["seed=1,2", "trials=3"], "trials=3: ", "Leave trials out, or add --search."),
+        (["seed=1,2", "prune=true"], "prune=true: ", "Leave prune out, or add --search."),
+        (["--search", "seed=1,2", "trials=3", "prune=median"], "prune=median: ", "Type prune=true"),
+        (["--search", "seed=1,2"], "--search: expected trials=NUMBER", "Type for example trials=30."),
+        (["--search", "seed=1,2", "trials=0"], "trials=0: expected trials=NUMBER, 1 or more", "Type for example trials=30."),
+        (["--search", "seed=1,2", "trials=3", "job=1"], "job=1: ", "Leave job or --search out."),
+        (["--search", "seed=1", "trials=3"], "--search: ", "Type for example 'optim.lr=log(1e-4,1e-1)'."),
+        (["--search", "opti.lr=log(0.1,1)", "trials=3"], "opti.lr", "Did you mean optim.lr?"),
+        (["--search", "optim.lr=log(0,1)", "trials=3"], "optim.lr=log(0,1): expected two numbers above 0", "Type for example 'optim.lr=log(1e-4,1e-1)'."),
+        (["--search", "optim.lr=uniform(1,0.1)", "trials=3"], "optim.lr=uniform(1,0.1): ", "the lower one first"),
+        (["--search", "seed=int(0,1.5)", "trials=3"], "seed=int(0,1.5): expected two integers", "Type for example 'seed=int(1,5)'."),
+        (["--search", "optim.momentum=uniform(0.5,1)", "trials=3"], "optim.momentum=1.0: ", "less than 1"),
+        (["--search", "seed=uniform(0,5)", "trials=3"], "seed=0.0: ", "number"),
+        (["--search", "model=lenet,lenett", "optim.lr=log(0.1,1)", "trials=3"], "model=lenett: ", "Did you mean lenet?"),
+        (["--search", "optim.lr=tag(log,interval(0.1,1))", "trials=3"], "optim.lr=tag(log,interval(0.1,1)): ", "Type 'optim.lr=uniform(LOW,HIGH)', or log(LOW,HIGH)."),
     ],
 )  # fmt: skip
 def test_bad_values_are_refused_before_any_job(
-    arguments: list[str], sentence: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], value: str, suggestion: str, sweep: Sweep, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert sweep(*arguments) == 2
     error = capsys.readouterr().err
-    assert sentence in error
+    assert value in error
+    assert suggestion in error
     assert error.count("\n") == 1
     assert not Path("runs").exists()
 
@@ -316,7 +317,7 @@ def test_an_interval_is_read_as_it_is_written(kind: str, one: float, other: floa
     if ends[0] < ends[1] and (kind != "log" or ends[0] > 0):
         assert parse_interval(text) == Argument("optim.lr", text, "optim.lr", list(map(str, ends)), kind)  # type: ignore[arg-type]
     else:
-        with pytest.raises(ConfigError, match=f"{kind} takes two"):
+        with pytest.raises(ConfigError, match="expected two"):
             parse_interval(text)
 
 

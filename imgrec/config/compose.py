@@ -88,7 +88,7 @@ def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ..
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
-    outer = GlobalHydra.instance().hydra  # a sweep composes its jobs inside its own Hydra
+    outer = GlobalHydra.instance().hydra  # of a program that has its own, and calls this one
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):

@@ -28,7 +28,7 @@ INTERVALS = {"uniform": "uniform(0.1,0.9)", "log": "log(1e-4,1e-1)", "int": "int
 class Argument:
     """An override of the command line with its values in the jobs: one of the listed, or from one end of an interval to the other.
 
-    Of an interval any number (uniform), any with each decade equally often (log), or any whole one (int).
+    From an interval any number (uniform), any with each decade equally often (log), or any integer (int).
     """
 
     key: str
@@ -122,11 +122,9 @@ def _check_own_keys(search: bool, job: str | None, trials: str | None, prune: st
     if not search and (own := trials or prune) is not None:
         raise ConfigError(f"{own}: a grid runs every combination to its end. Leave {_key(own)} out, or add {SEARCH}.")
     if search and not (trials is not None and _value(trials).isdecimal() and int(_value(trials))):
-        raise ConfigError(f"{trials or SEARCH}: {TRIALS} takes a whole number, 1 or more. Type for example {TRIALS}=30.")
+        raise ConfigError(f"{trials or SEARCH}: expected {TRIALS}=NUMBER, 1 or more. Type for example {TRIALS}=30.")
     if prune is not None and _value(prune) not in ("true", "false"):
-        raise ConfigError(
-            f"{prune}: {PRUNE} takes true or false. Type {PRUNE}=true to end trials that are worse than the median."
-        )
+        raise ConfigError(f"{prune}: expected true or false. Type {PRUNE}=true to end trials that are worse than the median.")
 
 
 class _Groups:
@@ -180,8 +178,8 @@ def parse_interval(text: str) -> Argument | None:
     except ValueError:
         low = high = math.nan
     if not (low < high < math.inf and low > (0 if kind == "log" else -math.inf)):
-        numbers = {"uniform": "two numbers", "log": "two numbers above 0", "int": "two whole numbers"}[kind]
-        raise ConfigError(f"{text}: {kind} takes {numbers}, the lower one first. Type for example '{key}={INTERVALS[kind]}'.")
+        numbers = {"uniform": "two numbers", "log": "two numbers above 0", "int": "two integers"}[kind]
+        raise ConfigError(f"{text}: expected {numbers}, the lower one first. Type for example '{key}={INTERVALS[kind]}'.")
     return Argument(key, text, key, [str(low), str(high)], cast(Literal["uniform", "log", "int"], kind))
 
 
@@ -194,7 +192,7 @@ def _listed_values(override: Any, groups: _Groups) -> list[str]:
         raise ConfigError(f"{override.input_line}: there is no interval. Type '{key}=uniform(LOW,HIGH)', or log(LOW,HIGH).")
     values = value.filter(groups.options(key)) if isinstance(value, Glob) else list(map(str, override.sweep_string_iterator()))
     if not values:
-        raise ConfigError(f"{override.input_line}: that is not a single value. List some, {key}=A,B.")
+        raise ConfigError(f"{override.input_line}: expected one value or more, found none. Type {key}=A,B.")
     for option in values:
         if key in groups.names and option not in groups.options(key):
             groups.compose([f"{key}={option}"])  # raises: it says which options there are

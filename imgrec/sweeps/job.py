@@ -32,7 +32,7 @@ class Fit(Protocol):
 
 
 def run_one(plan: SweepPlan, config_dir: str | None, fit: Fit) -> int:
-    """The command with job=K; 0. What the job raises goes on to the caller, once the table has it."""
+    """The command with job=K; the exit code. What the job raises is noted in the table and raised here."""
     jobs, which = plan.grid(), plan.job
     last = len(jobs) - 1
     if which == "count":
@@ -45,9 +45,7 @@ def run_one(plan: SweepPlan, config_dir: str | None, fit: Fit) -> int:
             _show(folder)
         return 0
     if which is None or not which.isdecimal() or int(which) > last:
-        raise ConfigError(
-            f"{JOB}={which}: {JOB} takes a number from 0 to {last}, count or none. Set {JOB}={last} for the last one."
-        )
+        raise ConfigError(f"{JOB}={which}: expected a number from 0 to {last}, count or none. Set {JOB}={last} for the last job.")
     here = world()
     if id is None and here.size > 1:
         raise ConfigError(f"{JOB}={which} on {here.size} processes: they must agree on the sweep. Set id=sweep_1.")
