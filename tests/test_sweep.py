@@ -22,6 +22,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import wait_until
 from small_run import SMALL
 
 import imgrec
@@ -387,7 +388,7 @@ mine, other, *arguments = sys.argv[1:]
 
 def fit(run, *, quiet, command):
     Path(mine).open("a").write(f"{run.id}\\n")
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not Path(other).exists() and time.monotonic() < end:  # until the other has a job too
         time.sleep(0.01)
     return write_result(run, run.optim["lr"])
@@ -411,6 +412,18 @@ def test_two_processes_share_the_jobs(arguments: tuple[str, ...], tmp_path: Path
     assert {row["status"] for row in found} == {"finished"}
     assert [row["val/accuracy"] for row in found] == sorted((row["optim.lr"] for row in found), reverse=True)
     assert len({(row["optim.lr"], row.get("seed")) for row in found}) == 6
+
+
+def test_a_job_whose_process_was_killed_is_resumed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    killed = in_new_process(WORKER, "a", "b", *OVERRIDES, "optim.lr=0.1,0.2")
+    wait_until(Path("a").exists)
+    killed.kill()
+    killed.communicate()
+    assert [row["status"] for row in rows("runs/fake_lenet/sweep_1")] == ["started"]
+    worker = in_new_process(WORKER, "b", "a", *OVERRIDES, "optim.lr=0.1,0.2")
+    assert worker.communicate()[0].endswith("sweep_1\n")
+    assert (worker.returncode, Path("b").read_text().split()) == (0, ["0", "1"])
 
 
 @optuna_installed
