@@ -28,7 +28,7 @@ SHOWN: dict[str, str] = {
     # keys
     "train optim=adam optim.lrr=0.1": f"'optim.lrr=0.1': there is no key optim.lrr. Did you mean optim.lr? {ADAM}",
     "train optim=adam +optim.learning_rate=0.1": f"'+optim.learning_rate=0.1': there is no key optim.learning_rate. {ADAM}",
-    "train ++seed=1": "'++seed=1': seed exists. Type seed=1.",
+    "train ++seed=1": "'++seed=1': seed exists already. Type seed=1.",
     "train ~seed": "'~seed': keys are not deleted. Type seed=VALUE.",
     "train epoch=3": "'epoch=3': there is no key epoch. Did you mean epochs? `python -m imgrec.train --help` lists the keys.",
     "train lr=0.1": "'lr=0.1': there is no key lr. Did you mean optim.lr? `python -m imgrec.train --help` lists the keys.",
@@ -36,21 +36,21 @@ SHOWN: dict[str, str] = {
     # options and commands
     "train modle=vgg": "'modle=vgg': there is no key modle. Did you mean model? `python -m imgrec.train --help` lists the keys.",
     "train optim=adma": f"optim=adma: there is no such optim. Did you mean adam? {OPTIMS}",
-    "train optim=null": "'optim=null': a choice is neither added nor taken away. Type optim=OPTION, or leave it out.",
+    "train optim=null": "'optim=null': config groups are not added or deleted. Type optim=OPTION, or remove it.",
     "trian model=vgg": "trian: there is no such command. Did you mean train? There are: train, evaluate, predict, lr_find, models, slurm.",
     "train --config-dir": "--config-dir needs a folder. Type --config-dir FOLDER that holds your model/, data/, experiment/ yaml.",
     "train --config-dir none": "--config-dir none: there is no such folder. Name the folder that holds your model/, data/, experiment/ yaml.",
     # types
-    "train optim=adam optim.lr=fast": f"optim.lr=fast: lr takes a number, not a word. The default is {DEFAULT.optim['lr']}.",
-    "train seed=abc": "seed=abc: seed takes a whole number, not a word.",
-    "train epochs=2.5": "epochs=2.5: epochs takes a whole number, not a number.",
-    "train batch_size=big": "batch_size=big: batch_size takes a whole number or full, not a word.",
-    "train data.mean=red": "data.mean=red: mean takes a list, not a word. The default is [0.3053].",
-    "train data.mean=[red]": "data.mean=[red]: mean takes a list of numbers, not other values. The default is [0.3053].",
-    "train trainer.deterministic=7": "trainer.deterministic=7: deterministic takes true or false, not a whole number. The default is false.",
-    "train data.image_size=big": "data.image_size=big: image_size takes a whole number, not a word. The default is 8.",
-    "train finetune=3": "finetune=3: finetune is a group of keys. Type finetune.KEY=VALUE; keys: freeze_epochs, layer_decay.",
-    "train monitor=val/acc": "monitor=val/acc: monitor takes val/loss, val/accuracy, val/macro_f1 or val/top5. Did you mean val/accuracy?",
+    "train optim=adam optim.lr=fast": f"optim.lr=fast: expected a number. The default is {DEFAULT.optim['lr']}.",
+    "train seed=abc": f"seed=abc: expected an integer. The default is {DEFAULT.seed}.",
+    "train epochs=2.5": f"epochs=2.5: expected an integer. The default is {DEFAULT.epochs}.",
+    "train batch_size=big": f"batch_size=big: expected an integer or full. The default is {DEFAULT.batch_size}.",
+    "train data.mean=red": "data.mean=red: expected a list. The default is [0.3053].",
+    "train data.mean=[red]": "data.mean=[red]: expected a list of numbers. The default is [0.3053].",
+    "train trainer.deterministic=7": "trainer.deterministic=7: expected true or false. The default is false.",
+    "train data.image_size=big": "data.image_size=big: expected an integer. The default is 8.",
+    "train finetune=3": "finetune=3: expected a group of keys. Type finetune.KEY=VALUE; its keys are freeze_epochs, layer_decay.",
+    "train monitor=val/acc": "monitor=val/acc: expected val/loss, val/accuracy, val/macro_f1 or val/top5. Did you mean val/accuracy?",
     # ranges
     "train batch_size=0": f"batch_size=0: batch_size must be 1 or more. The default is {DEFAULT.batch_size}.",
     "train optim=adam optim.lr=-0.1": f"optim.lr=-0.1: lr must be more than 0. The default is {DEFAULT.optim['lr']}.",
@@ -64,23 +64,23 @@ SHOWN: dict[str, str] = {
     "train trainer.limit_val_batches=1.5": "trainer.limit_val_batches=1.5: limit_val_batches is a share up to 1.0 or a whole number of batches. "
     "Set trainer.limit_val_batches=2.",
     # without effect
-    "train optim=gd batch_size=32": "batch_size=32, but optim=gd takes the whole training split for every step. "
-    "Type optim=sgd for batches, or leave batch_size out.",
-    "train decay_on=all": "decay_on=all has no effect with the other keys. "
-    "Set optim.weight_decay=0.0005, loss.l1 or loss.l2, or leave decay_on out.",
-    "train augment.randaug_ops=3": "augment.randaug_ops=3 has no effect with the other keys. "
-    "Set augment=randaug or augment.policy=randaug, or leave augment.randaug_ops out.",
-    "train data.crop_share=0.9": "data.crop_share=0.9 has no effect with the other keys. Set data.resize=crop, or leave data.crop_share out.",
-    "train finetune.freeze_epochs=2": "finetune.freeze_epochs=2 has no effect with the other keys. "
-    "Set weights=DEFAULT or weights=RUN_FOLDER too, or leave finetune.freeze_epochs out.",
-    "train epochs=5 trainer.early_stopping_patience=5": "trainer.early_stopping_patience=5 has no effect with the other keys. "
-    "Set fewer than epochs, or more epochs, or leave trainer.early_stopping_patience out.",
-    "train optim=sgd optim.batch_rule=sqrt": "optim.batch_rule=sqrt has no effect with the other keys. "
-    "Set optim.base_batch=256, the batch that optim.lr is for, or leave optim.batch_rule out.",
-    "train optim=gd optim.base_batch=256": "optim.base_batch=256 has no effect with the other keys. "
-    "Set optim.batch_rule=linear or optim.batch_rule=sqrt, or leave optim.base_batch out.",
-    "train optim=nesterov optim.momentum=0 optim.nesterov=true": "optim.nesterov=true has no effect with the other keys. "
-    "Set optim.momentum=0.9, or leave optim.nesterov out.",
+    "train optim=gd batch_size=32": "batch_size=32, but optim=gd uses the whole training split in each step. "
+    "Type optim=sgd for batches, or remove batch_size.",
+    "train decay_on=all": "decay_on=all has no effect in this config. "
+    "Set optim.weight_decay=0.0005, loss.l1 or loss.l2, or remove decay_on.",
+    "train augment.randaug_ops=3": "augment.randaug_ops=3 has no effect in this config. "
+    "Set augment=randaug or augment.policy=randaug, or remove augment.randaug_ops.",
+    "train data.crop_share=0.9": "data.crop_share=0.9 has no effect in this config. Set data.resize=crop, or remove data.crop_share.",
+    "train finetune.freeze_epochs=2": "finetune.freeze_epochs=2 has no effect in this config. "
+    "Set weights=DEFAULT or weights=RUN_FOLDER too, or remove finetune.freeze_epochs.",
+    "train epochs=5 trainer.early_stopping_patience=5": "trainer.early_stopping_patience=5 has no effect in this config. "
+    "Set fewer than epochs, or more epochs, or remove trainer.early_stopping_patience.",
+    "train optim=sgd optim.batch_rule=sqrt": "optim.batch_rule=sqrt has no effect in this config. "
+    "Set optim.base_batch=256, the batch that optim.lr is for, or remove optim.batch_rule.",
+    "train optim=gd optim.base_batch=256": "optim.base_batch=256 has no effect in this config. "
+    "Set optim.batch_rule=linear or optim.batch_rule=sqrt, or remove optim.base_batch.",
+    "train optim=nesterov optim.momentum=0 optim.nesterov=true": "optim.nesterov=true has no effect in this config. "
+    "Set optim.momentum=0.9, or remove optim.nesterov.",
     # what the file system shows
     "evaluate ckpt=none": "none: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID.",
     "train id=a/b": "id=a/b is no name for a folder. Type id=WORD without a slash; runs_dir=FOLDER says where runs are kept.",
@@ -169,7 +169,7 @@ def test_a_key_misspelt_in_a_file_of_ones_own(refused, tmp_path):
         "optim: {learning_rate: 3}": "optim.learning_rate=3: there is no key optim.learning_rate. Known here: lr, base_batch, ",
         "finetune: {freeze_epoch: 3}": "finetune.freeze_epoch=3: there is no key finetune.freeze_epoch. Did you mean freeze_epochs? ",
         "data: {val_share: 2}": "data.val_share=2.0: val_share must be more than 0 and less than 1. The default is 0.1.",
-        "optim: {lr: fast}": f"optim.lr=fast: lr takes a number, not a word. The default is {DEFAULT.optim['lr']}.",
+        "optim: {lr: fast}": f"optim.lr=fast: expected a number. The default is {DEFAULT.optim['lr']}.",
     }.items():
         (folder / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
         assert refused("train", "--config-dir", str(tmp_path / "mine"), "experiment=mine").startswith(sentence)
@@ -182,7 +182,7 @@ def test_an_option_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
     for text, sentence in {
         "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nmomentun: 0.9": "optim.momentun=0.9: torch.optim.SGD takes no momentun. Did you mean momentum?",
         "_target_: torch.optim.SDG\n_partial_: true\nlr: 0.1": "_target_=torch.optim.SDG: torch.optim has no SDG. Did you mean SGD?",
-        "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nnesterov: 3": "optim.nesterov=3: nesterov takes true or false, not a whole number.",
+        "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nnesterov: 3": "optim.nesterov=3: nesterov takes true or false, not an integer.",
         "_target_: os.system\n_partial_: true\nlr: 0.1": "_target_=os.system: code outside imgrec, torch, torchvision, torchmetrics, timm, pytorch_lightning "
         "is not called unless you say so. If you trust it, type: export IMGREC_ALLOW=os",
     }.items():
@@ -193,9 +193,9 @@ def test_an_option_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
 
 def test_the_keys_of_the_batch_are_held_to_the_rule_that_takes_them(train, tmp_path):
     assert train("optim.base_batch=8", "optim.batch_rule=linaer") == (
-        "optim.batch_rule=linaer: batch_rule takes linear, sqrt or none, not a word."
+        "optim.batch_rule=linaer: batch_rule takes linear, sqrt or none, not text."
     )
-    assert train("optim.base_batch=8.5") == "optim.base_batch=8.5: base_batch takes a whole number or null, not a number."
+    assert train("optim.base_batch=8.5") == "optim.base_batch=8.5: base_batch takes an integer or null, not a number."
     folder = tmp_path / "mine/optim"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nbase_batch: 8\n")
@@ -211,10 +211,10 @@ def test_a_short_list_is_held_to_the_signature(train):
 @pytest.mark.filterwarnings("ignore:.*fp16 is not supported on CPU.*")
 def test_a_device_that_is_not_there_or_cannot(train):
     assert train("trainer.accelerator=cpux") == (
-        "trainer.accelerator=cpux: accelerator takes auto, cpu, gpu, cuda or mps. Did you mean cpu?"
+        "trainer.accelerator=cpux: expected auto, cpu, gpu, cuda or mps. Did you mean cpu?"
     )
-    assert train("trainer.devices=all") == "trainer.devices=all: devices takes a whole number or auto or a list of whole numbers."
-    assert train("trainer.strategy=ddp_spawn") == "trainer.strategy=ddp_spawn: strategy takes auto, ddp or fsdp."
+    assert train("trainer.devices=all") == "trainer.devices=all: expected an integer or auto or a list of integers."
+    assert train("trainer.strategy=ddp_spawn") == "trainer.strategy=ddp_spawn: expected auto, ddp or fsdp."
     if not torch.cuda.is_available():
         assert train("trainer.accelerator=gpu") == "trainer.accelerator=gpu: torch finds no GPU. Set trainer.accelerator=auto."
     assert train("trainer.precision=16-mixed") == (

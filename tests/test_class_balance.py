@@ -91,14 +91,14 @@ def test_the_first_occurrence_draws_what_a_shuffled_epoch_would_and_the_next_som
     ("words", "says"),
     [
         (["sampling=balance"], "Did you mean balanced?"),
-        (["sampling=weighted"], "there are no class_weights. Set 'class_weights={CLASS: 2}'"),
+        (["sampling=weighted"], "needs class_weights. Set 'class_weights={CLASS: 2}'"),
         (["class_weights={cat: 2}"], "class_weights has no effect with sampling=shuffle. Set sampling=weighted"),
         (["sampling=balanced", "class_weights={cat: 2}"], "class_weights has no effect with sampling=balanced."),
         (["sampling=weighted", "class_weights={cat: -1}"], "class_weights.cat=-1"),
         (["sampling=weighted", "class_weights={cat: inf}"], "class_weights.cat=inf"),
         (["sampling=weighted", "class_weights={cat: often}"], "class_weights.cat=often"),
-        (["sampling=weighted", "class_weights=2"], "class_weights takes a group of keys or null"),
-        (["sampling=sqrt", "optim=gd"], "optim=gd takes the whole training split"),
+        (["sampling=weighted", "class_weights=2"], "class_weights=2: expected a group of keys or null."),
+        (["sampling=sqrt", "optim=gd"], "optim=gd uses the whole training split"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(words, says):

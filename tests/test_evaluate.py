@@ -175,7 +175,7 @@ def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
             ["ckpt=nowhere"],
             "nowhere: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID.",
         ),
-        (["ckpt={run}", "split=tset"], "split=tset: split takes test, val or train. Did you mean test?"),
+        (["ckpt={run}", "split=tset"], "split=tset: expected test, val or train. Did you mean test?"),
         (["ckpt={run}", "folder={tmp}/none"], "folder={tmp}/none is no folder. Name a folder that holds CLASS/*.jpg."),
         (
             ["ckpt={run}", "folder={tmp}"],
@@ -188,7 +188,7 @@ def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
         (["ckpt={run}", "folder={tmp}", "data.root=x"], "data.root=x has no effect beside folder={tmp}. Leave one of them out."),
         (
             ["ckpt={run}", "folder={tmp}", "data.on_bad_image_eval=drop"],
-            "data.on_bad_image_eval=drop: on_bad_image_eval takes refuse or skip.",
+            "data.on_bad_image_eval=drop: expected refuse or skip.",
         ),
         (
             ["ckpt={run}", "out={tmp}/notes.json"],
@@ -196,7 +196,7 @@ def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
         ),
         (["ckpt={run}", "out={tmp}/x.txt"], "out={tmp}/x.txt: the name must end in .json. Set out={tmp}/x.json."),
         (["ckpt={run}", "plot={tmp}/x.jpg"], "plot={tmp}/x.jpg: the name must end in .png. Set plot={tmp}/x.png."),
-        (["ckpt={run}", "model=vgg"], "'model=vgg': evaluate takes its model from the checkpoint. Leave model= out."),
+        (["ckpt={run}", "model=vgg"], "'model=vgg': evaluate reads its model from the checkpoint. Remove model=."),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, capsys, words, sentence):

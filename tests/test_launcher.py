@@ -132,7 +132,7 @@ def test_processes_agree_on_what_the_first_one_finds() -> None:
             return [found, str(error)]
         return []
 
-    assert run_ranks(3, work) == [["of 0", "seed=x: seed takes a whole number, not a word."]] * 3
+    assert run_ranks(3, work) == [["of 0", "seed=x: expected an integer. The default is 0."]] * 3
 
 
 def test_who_did_not_come_is_named(tmp_path: Path) -> None:

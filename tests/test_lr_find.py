@@ -185,7 +185,7 @@ def test_next_command_keeps_the_choices() -> None:
     ("words", "sentence"),
     [
         (["lr_min=1", "lr_max=0.1"], "lr_min=1 lr_max=0.1: the rate rises from lr_min to lr_max. Set lr_max=1000."),
-        (["lr_min=small"], "lr_min=small: lr_min takes a number, not a word. The default is 1e-06."),
+        (["lr_min=small"], "lr_min=small: expected a number. The default is 1e-06."),
         (["lr_max=0"], "lr_max=0.0: lr_max must be more than 0. The default is 1.0."),
         (["steps=1"], "steps=1: steps must be 2 or more. The default is 100."),
         (["plot=there/is/none.png"], "plot=there/is/none.png: there is no folder there/is. Set plot=lr_find.png."),

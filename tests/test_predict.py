@@ -188,10 +188,10 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
             "'topk=3': there is no key topk. Did you mean top_k? `python -m imgrec.predict --help` lists the keys.",
         ),
         (["ckpt={run}", "files={run}", "top_k=0"], "top_k=0: top_k must be 1 or more. The default is 3."),
-        (["ckpt={run}", "files={run}", "precision=16"], "precision=16: precision takes 32, bf16-mixed or 16-mixed or null."),
+        (["ckpt={run}", "files={run}", "precision=16"], "precision=16: expected 32, bf16-mixed or 16-mixed or null."),
         (
             ["ckpt={run}", "files={run}", "data=mnist"],
-            "'data=mnist': predict takes its data from the checkpoint. Leave data= out.",
+            "'data=mnist': predict reads its data from the checkpoint. Remove data=.",
         ),
     ],
 )

@@ -139,7 +139,7 @@ def test_the_command_projects_a_stated_step(capsys: pytest.CaptureFixture[str], 
             ["--step-ms", "10", "batch_size=full"],
             "benchmarks/scaling.py: batch_size=full has no batch to share out. Set batch_size=64.",
         ),
-        (["--step-ms", "10", "optim.lr=fast"], "benchmarks/scaling.py: optim.lr=fast: lr takes a number, not a word."),
+        (["--step-ms", "10", "optim.lr=fast"], "benchmarks/scaling.py: optim.lr=fast: expected a number."),
     ],
 )
 def test_bad_input_is_a_sentence(words: list[str], sentence: str) -> None:

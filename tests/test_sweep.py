@@ -259,7 +259,7 @@ def test_our_own_fault_ends_with_one_and_its_traceback(
     [
         (["optim.lr=0.1,fast"], "optim.lr=fast: ", "a number"),
         (["optim.lr=0.1,-1"], "optim.lr=-1.0: ", "more than 0"),
-        (["seed=1,abc"], "seed=abc: ", "number"),
+        (["seed=1,abc"], "seed=abc: ", "integer"),
         (["model=lenet,lenett"], "model=lenett: ", "Did you mean lenet?"),
         (["opti.lr=0.1,1"], "opti.lr", "Did you mean optim.lr?"),
         (["model=simple_cnn,vgg", "model.dense=3"], "'model.dense=3': ", "there is no key model.dense."),
@@ -282,7 +282,7 @@ def test_our_own_fault_ends_with_one_and_its_traceback(
         (["--search", "optim.lr=uniform(1,0.1)", "trials=3"], "optim.lr=uniform(1,0.1): ", "the lower one first"),
         (["--search", "seed=int(0,1.5)", "trials=3"], "seed=int(0,1.5): expected two integers", "Type for example 'seed=int(1,5)'."),
         (["--search", "optim.momentum=uniform(0.5,1)", "trials=3"], "optim.momentum=1.0: ", "less than 1"),
-        (["--search", "seed=uniform(0,5)", "trials=3"], "seed=0.0: ", "number"),
+        (["--search", "seed=uniform(0,5)", "trials=3"], "seed=0.0: ", "integer"),
         (["--search", "model=lenet,lenett", "optim.lr=log(0.1,1)", "trials=3"], "model=lenett: ", "Did you mean lenet?"),
         (["--search", "optim.lr=tag(log,interval(0.1,1))", "trials=3"], "optim.lr=tag(log,interval(0.1,1)): ", "Type 'optim.lr=uniform(LOW,HIGH)', or log(LOW,HIGH)."),
     ],

@@ -1,4 +1,4 @@
-"""Type annotations of settings: does a value of plain data fit one, and what is it in words."""
+"""Type annotations of keys: whether a value of plain data matches one, and its description in an error."""
 
 import inspect
 import types
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 
 def matches_type(value: Any, hint: Any) -> bool:
-    """Does a value of plain data fit an annotation? Whole numbers pass for float, lists for tuples; what is not plain data in it is not judged."""
+    """Whether a value of plain data matches an annotation. Integers match float, lists match tuples; other classes match anything."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint in (Any, inspect.Parameter.empty) or isinstance(hint, str | typing.TypeVar):
         return True
@@ -40,13 +40,13 @@ def matches_type(value: Any, hint: Any) -> bool:
 
 
 def describe_type(hint: Any) -> str:
-    """An annotation in words: 'a whole number or full'."""
+    """An annotation in words: 'an integer or full'."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     words = {
         bool: "true or false",
-        int: "a whole number",
+        int: "an integer",
         float: "a number",
-        str: "a word",
+        str: "text",
         type(None): "null",
         dict: "a group of keys",
     }
@@ -57,16 +57,16 @@ def describe_type(hint: Any) -> str:
     if origin is tuple and args[-1] is not ...:
         return f"a list of {len(args)} values"
     if origin in (list, tuple):
-        return f"a list of {describe_type(args[0]).removeprefix('a ')}s" if args[0] in words else "a list"
+        return f"a list of {describe_type(args[0]).removeprefix('an ').removeprefix('a ')}s" if args[0] in words else "a list"
     return words.get(hint, "a group of keys" if origin is dict else getattr(hint, "__name__", str(hint)))
 
 
 def type_of(value: Any) -> str:
     names = {
         bool: "true or false",
-        int: "a whole number",
+        int: "an integer",
         float: "a number",
-        str: "a word",
+        str: "text",
         list: "a list",
         dict: "a group of keys",
         type(None): "null",
@@ -75,7 +75,7 @@ def type_of(value: Any) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value as it is typed."""
+    """A value as it is typed on the command line."""
     if value is None:
         return "null"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Which values and which combinations of a composed config are refused, before torch is imported."""
+"""Checks of the values of a composed config and of their combinations, before torch is imported."""
 
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from imgrec.errors import ConfigError, did_you_mean
 
 
 def check_batch_divides(batch_size: int | str, devices: int) -> None:
-    """ConfigError where the number of devices does not divide the global batch; "full" is cut as evenly as it goes."""
+    """ConfigError where the number of devices does not divide the global batch; "full" is split evenly."""
     if isinstance(batch_size, int) and batch_size % devices:
         lower, upper = batch_size // devices * devices, -(-batch_size // devices) * devices
         fits = [n for n in range(1, devices + 1) if batch_size % n == 0]
@@ -25,7 +25,7 @@ def check_batch_divides(batch_size: int | str, devices: int) -> None:
         )
 
 
-# Keys that do nothing unless another has a value: (what must hold, what to type). Only what was typed is held to it.
+# Keys that need the value of another key: (condition, what to type). Only keys on the command line are checked.
 Tree = Mapping[str, Any]
 NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
     "augment.randaug_ops": (lambda t: t["augment"].get("policy") == "randaug", "augment=randaug or augment.policy=randaug"),
@@ -70,46 +70,44 @@ def _check_sampling(tree: Tree, choices: Mapping[str, str]) -> None:
     sampling, weights = tree.get("sampling"), tree.get("class_weights")
     if sampling == "weighted" and not weights:
         raise ConfigError(
-            "sampling=weighted, but there are no class_weights. Set 'class_weights={CLASS: 2}', or sampling=balanced for all alike."
+            "sampling=weighted needs class_weights. Set 'class_weights={CLASS: 2}', or sampling=balanced for equal weights."
         )
     if weights and sampling != "weighted":
         raise ConfigError(
-            f"class_weights has no effect with sampling={sampling}. Set sampling=weighted, or leave class_weights out."
+            f"class_weights has no effect with sampling={sampling}. Set sampling=weighted, or remove class_weights."
         )
     for name, weight in (weights or {}).items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not NOT_NEGATIVE.holds(weight):
             raise ConfigError(
-                f"class_weights.{name}={format_value(weight)}: a class is seen that many times as often as one of weight 1, so it takes a number, 0 or more. "
+                f"class_weights.{name}={format_value(weight)}: expected a number of 0 or more, relative to 1 for the other classes. "
                 f"Set 'class_weights={{{name}: 2}}'."
             )
     if sampling not in (None, "shuffle") and choices.get("optim") == "gd":
         raise ConfigError(
-            f"sampling={sampling} repeats some images and leaves others out, but optim=gd takes the whole training split for every step. "
+            f"sampling={sampling} repeats some images and leaves others out, but optim=gd uses the whole training split in each step. "
             "Set loss.class_weights=balanced, or type optim=sgd."
         )
 
 
 def check_together(given: Collection[str], tree: Tree, choices: Mapping[str, str]) -> None:
-    """ConfigError for a key among those `given` that has no effect beside the others, or takes the sense of a choice away."""
+    """ConfigError for a key among those `given` on the command line that has no effect, or for values that contradict each other."""
     for key in given:
         if key in NEEDS and not NEEDS[key][0](tree):
             value: Any = tree
             for part in key.split("."):
                 value = value[part]
-            raise ConfigError(
-                f"{key}={format_value(value)} has no effect with the other keys. Set {NEEDS[key][1]}, or leave {key} out."
-            )
+            raise ConfigError(f"{key}={format_value(value)} has no effect in this config. Set {NEEDS[key][1]}, or remove {key}.")
     _check_sampling(tree, choices)
     for key in ("l1", "l2"):
         if tree.get("trainer", {}).get("strategy") == "fsdp" and tree["loss"].get(key):
             raise ConfigError(
-                f"loss.{key}={format_value(tree['loss'][key])} needs every weight whole, and trainer.strategy=fsdp has a part of each. "
+                f"loss.{key}={format_value(tree['loss'][key])} needs whole weights, but trainer.strategy=fsdp shards them. "
                 "Set optim.weight_decay instead, or trainer.strategy=ddp."
             )
     if choices.get("optim") == "gd" and tree["batch_size"] != "full":
         raise ConfigError(
-            f"batch_size={tree['batch_size']}, but optim=gd takes the whole training split for every step. "
-            "Type optim=sgd for batches, or leave batch_size out."
+            f"batch_size={tree['batch_size']}, but optim=gd uses the whole training split in each step. "
+            "Type optim=sgd for batches, or remove batch_size."
         )
 
 
@@ -125,13 +123,13 @@ def check_options(command: str, parsed: Sequence[Any], search: Sequence[Path]) -
         if option is None or override.is_add() or override.is_delete():
             some = "OPTION" if option is None else option
             raise ConfigError(
-                f"{override.input_line!r}: a choice is neither added nor taken away. Type {group}={some}, or leave it out."
+                f"{override.input_line!r}: config groups are not added or deleted. Type {group}={some}, or remove it."
             )
         if "defaults:" not in (conf_dir() / f"{command}.yaml").read_text():
-            raise ConfigError(f"{override.input_line!r}: {command} takes its {group} from the checkpoint. Leave {group}= out.")
-        given = list(option.list) if override.is_choice_sweep() else [option]
-        for one in given:
-            name = str(getattr(one, "text", one))
+            raise ConfigError(f"{override.input_line!r}: {command} reads its {group} from the checkpoint. Remove {group}=.")
+        options = list(option.list) if override.is_choice_sweep() else [option]
+        for value in options:
+            name = str(getattr(value, "text", value))
             if name not in option_names(group, search):
                 raise ConfigError(
                     f"{group}={name}: there is no such {group}.{did_you_mean(name, option_names(group, search))} There are: {', '.join(option_names(group, search))}."
@@ -154,13 +152,13 @@ def check_keys(command: str, parsed: Sequence[Any], reference: Node, search: Seq
                 f"{override.input_line!r}: there is no key {key}.{near}{_siblings(key, reference)} `python -m imgrec.{command} --help` lists the keys."
             )
         if override.is_add() or override.is_force_add():
-            raise ConfigError(f"{override.input_line!r}: {key} exists. Type {override.input_line.lstrip('+')}.")
+            raise ConfigError(f"{override.input_line!r}: {key} exists already. Type {override.input_line.lstrip('+')}.")
         if override.is_delete():
             raise ConfigError(f"{override.input_line!r}: keys are not deleted. Type {key}=VALUE.")
 
 
 def _near_key(key: str, known: Sequence[str], choices: Sequence[str]) -> str:
-    """lr -> optim.lr, optim.lrr -> optim.lr: the words at the end are compared, as a shared optim. makes any two keys alike."""
+    """lr -> optim.lr, optim.lrr -> optim.lr. Only the last parts are compared: with a common `optim.` any two keys are similar."""
     head, _, last = key.rpartition(".")
     if places := [one for one in known if one.rpartition(".")[2] == last]:
         return f" Did you mean {places[0]}?"
@@ -186,7 +184,7 @@ def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _open_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Keys whose shipped value is {}: free settings that go on to a library's function."""
+    """Keys whose shipped value is {}: their keys are passed to a library and are not checked."""
     for key, value in node.items():
         if value == {}:
             yield prefix + key
@@ -195,7 +193,7 @@ def _open_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def conform(tree: Node, reference: Node, prefix: str, *, ranges: bool = True) -> Node:
-    """`tree` with the reference's number types, after each key, type and range was checked.
+    """`tree` with the number types of the reference, its keys, types and ranges checked.
 
     `ranges`: whether numbers are held to RANGES. Those under a `_target_` that imgrec does not ship are not: what they mean, that code says.
     """
@@ -217,20 +215,21 @@ def conform_value(value: Any, like: Any, path: str, *, ranges: bool = True) -> A
     if isinstance(like, dict) and like:
         if not isinstance(value, dict):
             raise ConfigError(
-                f"{path}={format_value(value)}: {path} is a group of keys. Type {path}.KEY=VALUE; keys: {', '.join(k for k in like if not k.startswith('_'))}."
+                f"{path}={format_value(value)}: expected a group of keys. Type {path}.KEY=VALUE; its keys are {', '.join(k for k in like if not k.startswith('_'))}."
             )
         return conform(value, like, f"{path}.", ranges=ranges)
     key = path.rsplit(".", maxsplit=1)[-1]
+    default = f" The default is {format_value(like)}."
     hint = typing.get_type_hints(RunConfig).get(key) if path.count(".") == 0 else None
     if hint in (str, str | None) and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)  # id=5
     if hint == dict[str, float] | None and isinstance(value, dict):
-        value = {str(name): one for name, one in value.items()}  # class_weights={0: 2}
+        value = {str(name): weight for name, weight in value.items()}  # class_weights={0: 2}
     if hint is not None and not matches_type(value, hint) and not (value is None and like is None):
-        words = [str(word) for word in typing.get_args(hint)] if isinstance(value, str) else []
-        near = did_you_mean(value, words) if words else ""
+        options = [str(option) for option in typing.get_args(hint)]
+        near = did_you_mean(value, options) if isinstance(value, str) else ""
         raise ConfigError(
-            f"{path}={format_value(value)}: {key} takes {describe_type(hint)}{near and '.'}{near or f', not {type_of(value)}.'}"
+            f"{path}={format_value(value)}: expected {describe_type(hint)}.{near}{'' if near or like is None else default}"
         )
     if not (value is None or like is None or like in ("auto", "full") or hint is not None):
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -243,9 +242,8 @@ def conform_value(value: Any, like: Any, path: str, *, ranges: bool = True) -> A
         if isinstance(like, list) and fits and any(isinstance(one, int | float) for one in like):
             fits = all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
         if not fits:
-            takes = "a list of numbers" if isinstance(value, list) and isinstance(like, list) else type_of(like)
             raise ConfigError(
-                f"{path}={format_value(value)}: {key} takes {takes}, not {type_of(value) if takes == type_of(like) else 'other values'}. The default is {format_value(like)}."
+                f"{path}={format_value(value)}: expected {'a list of numbers' if isinstance(value, list) and isinstance(like, list) else type_of(like)}.{default}"
             )
     if ranges:
         check_range(path, value, like)

@@ -155,7 +155,7 @@ def parse_settings(cls: type[Keys], tree: Node, prefix: str = "") -> Keys:
         if not matches_type(value, hint):
             options = [str(option) for option in typing.get_args(hint)]
             near = did_you_mean(value, options) if isinstance(value, str) else ""
-            raise ConfigError(f"{prefix}{key}={format_value(value)}: {key} takes {describe_type(hint)}.{near}")
+            raise ConfigError(f"{prefix}{key}={format_value(value)}: expected {describe_type(hint)}.{near}")
         values[key] = value
     return cls(**values)
 

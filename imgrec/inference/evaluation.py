@@ -68,7 +68,7 @@ def _check_changes(changes: Node, node: Node, folder: str | None) -> None:
         if key not in takes:
             raise ConfigError(f"{given} has no effect: the run's data, {_set_name(node)}, has no such key. Leave it out.")
         if not matches_type(value, takes[key]):
-            raise ConfigError(f"{given}: {key} takes {describe_type(takes[key])}.")
+            raise ConfigError(f"{given}: expected {describe_type(takes[key])}.")
 
 
 def _set_name(node: Node) -> str:
