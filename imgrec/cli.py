@@ -25,16 +25,16 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0 done, 2 bad input (one line on stderr), 75 stopped and can go on, 130 interrupted. IMGREC_DEBUG=1 shows the traceback."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run a command and return its exit code. An error of the user is one line on stderr; IMGREC_DEBUG=1 shows the traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if not words or words[0] in ("-h", "--help", "help"):
+        if not argv or argv[0] in ("-h", "--help", "help"):
             print(_usage())
             return 0
-        if words[0] == "--version":
+        if argv[0] == "--version":
             print(f"imgrec {__version__}")
             return 0
-        return _dispatch(words[0], words[1:])
+        return _dispatch(argv[0], argv[1:])
     except ImgrecError as error:
         if os.environ.get("IMGREC_DEBUG") == "1":
             raise
@@ -44,10 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in UNWRITABLE or os.environ.get("IMGREC_DEBUG") == "1":
             raise
-        where = error.filename or "a file"
-        print(
-            f"imgrec: {where} cannot be written: {error.strerror}. Mend that and start the same command again.", file=sys.stderr
-        )
+        file = error.filename or "a file"
+        print(f"imgrec: {file} cannot be written: {error.strerror}. Fix that and start the same command again.", file=sys.stderr)
         return ExitCode.REFUSED
     except Stopped as stopped:
         if world().rank == 0:  # the others stopped with it
@@ -68,38 +66,37 @@ def _dispatch(command: str, argv: list[str]) -> int:
             f"{command}: there is no such command.{did_you_mean(command, list(COMMANDS))} There are: {', '.join(COMMANDS)}."
         )
     if command == "models":
-        return int(import_module("imgrec.models.__main__").main(argv))
-    before = argv[: argv.index("--")] if "--" in argv else argv
-    if {"-h", "--help"} & set(before):
-        config_dir, given = _config_dir(before)
-        print(help_text(command, given, config_dir))
+        return int(import_module("imgrec.models.__main__").main(argv))  # its keys stand in no yaml
+    own = argv[: argv.index("--")] if "--" in argv else argv  # what follows is for another command
+    if {"-h", "--help"} & set(own):
+        config_dir, overrides = _config_dir(own)
+        print(help_text(command, overrides, config_dir))
         return 0
     return run(command, argv)
 
 
 def _config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
-    """What follows --config-dir, and the other words."""
+    """The value of --config-dir, and the other arguments."""
     if "--config-dir" not in argv:
         return None, argv
-    place = argv.index("--config-dir")
-    if place + 1 == len(argv):
+    option = argv.index("--config-dir")
+    if option + 1 == len(argv):
         raise ConfigError(
             "--config-dir needs a folder. Type --config-dir FOLDER that holds your model/, data/, experiment/ yaml."
         )
-    return argv[place + 1], argv[:place] + argv[place + 2 :]
+    return argv[option + 1], argv[:option] + argv[option + 2 :]
 
 
 def run(command: str, argv: list[str]) -> int:
-    """Compose the command's config and call the function of its name."""
+    """Call the command's module with its overrides."""
     if command == "train":
         signals.install_handlers()  # before the seconds that importing torch takes
     config_dir, argv = _config_dir(argv)
     if command == "train":
         if is_sweep(argv):
             return int(import_module("imgrec.sweeps.run").sweep(argv, config_dir, import_module("imgrec.train").fit))
-        settings = load_config("train", argv, config_dir)
-        import_module("imgrec.train").fit(settings)
-        return 0
+        import_module("imgrec.train").fit(load_config("train", argv, config_dir))
+        return ExitCode.OK
     return int(import_module(f"imgrec.{command}").main(argv, config_dir))
 
 

@@ -1,4 +1,4 @@
-"""What imgrec says to its user: one line with what was given, what was found and what to type; the process ends with exit code 2."""
+"""Errors for the user: one line with the key and the value, what is allowed and what to type. The exit codes of the commands."""
 
 import errno
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
 
 
 class ImgrecError(Exception):
-    """Base of the errors that are the user's to mend: the command line shows the message without a traceback."""
+    """Base of the errors that the user can fix: the command line shows the message without a traceback."""
 
 
 class ConfigError(ImgrecError):
@@ -36,7 +36,7 @@ class CheckpointError(ImgrecError):
 
 
 class Stopped(Exception):
-    """A run that was asked to stop, saved and can go on; raised on all its processes after the same step. Exit code 75."""
+    """A run that was stopped after a save and can be resumed; raised on all its ranks after the same step. Exit code 75."""
 
 
 class Died(Exception):
@@ -53,7 +53,7 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """' Did you mean lr?' or nothing: the nearest known word, in a sentence that can follow another."""
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """' Did you mean lr?' or nothing: the nearest known name, as a sentence that follows another."""
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""Figures of a checkpoint on any split, or on another folder: python -m imgrec.evaluate ckpt=runs/NAME/ID"""
+"""The metrics of a checkpoint on any split, or on another folder: python -m imgrec.evaluate ckpt=runs/NAME/ID"""
 
 import json
 import sys
@@ -40,21 +40,21 @@ class EvaluateConfig:
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
-    """Measure, print the tables, write JSON and picture; on several processes each measures its share."""
+    """Measure, print the tables, write the JSON and the picture; of several processes each measures its share."""
     overrides = quote_values(argv, ("ckpt", "folder", "data.root", "out", "plot", "precision"))
     config = parse_settings(EvaluateConfig, compose_config("evaluate", overrides, config_dir))
     if config.ckpt is None:
         raise ConfigError("ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
     with worker_group(config.trainer.timeout_s) as group:
-        return _evaluate(config, *on_first_rank(lambda: _checked(config)), group)
+        return _evaluate(config, *on_first_rank(lambda: _check_files(config)), group)
 
 
-def _checked(config: EvaluateConfig) -> tuple[Path, Path, Path | None]:
-    """The checkpoint's file, the .json and the picture."""
+def _check_files(config: EvaluateConfig) -> tuple[Path, Path, Path | None]:
+    """The checkpoint file, the .json and the picture, each checked."""
     assert config.ckpt is not None
     file = find_checkpoint(config.ckpt)
     if config.folder is not None and not Path(config.folder).is_dir():
-        raise DataError(f"folder={config.folder} is no folder. Name a folder that holds CLASS/*.jpg.")
+        raise DataError(f"folder={config.folder} is no folder. Set folder=FOLDER that holds CLASS/*.jpg.")
     what = config.split if config.folder is None else Path(config.folder).resolve().name
     out = Path(config.out) if config.out else _beside(file) / f"evaluate_{what}.json"
     plot = None if config.plot == "none" else Path(config.plot) if config.plot else out.with_suffix(".png")
@@ -65,7 +65,7 @@ def _checked(config: EvaluateConfig) -> tuple[Path, Path, Path | None]:
 
 
 def _beside(file: Path) -> Path:
-    """The run folder of a checkpoint; the current one where it has left its run."""
+    """The run directory of a checkpoint; the working directory for one that was moved out of its run."""
     folder = file.parent.parent
     return folder if file.parent.name == "checkpoints" and (folder / "config.yaml").is_file() else Path()
 

@@ -38,7 +38,10 @@ class PredictConfig:
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
-    """Predict and write the table, on several processes each its share of the files; 0, also where some files could not be read. DataError, after writing, where none could."""
+    """Predict and write the table; of several processes each reads its share of the files.
+
+    A file that cannot be read has its reason in the table. DataError, after writing, where no file could be read.
+    """
     overrides = quote_values(argv, ("ckpt", "files", "out", "precision"))
     config = parse_settings(PredictConfig, compose_config("predict", overrides, config_dir))
     if config.ckpt is None:
@@ -48,11 +51,11 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     files: list[str] = []  # on the first process
     with worker_group(config.trainer.timeout_s) as group:
         group.do("reading the names of the files")
-        on_first_rank(lambda: files.extend(_checked(config)))
+        on_first_rank(lambda: files.extend(_check_files(config)))
         return _predict(config, files, group)
 
 
-def _checked(config: PredictConfig) -> list[str]:
+def _check_files(config: PredictConfig) -> list[str]:
     """The files."""
     assert config.ckpt is not None
     assert config.files is not None

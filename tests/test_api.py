@@ -196,7 +196,7 @@ def test_other_refusals(gray, tmp_path):
         gray.predict("none.png")
     with pytest.raises(DataError, match=r"images are float32 \[1, 1, 8, 8\]; probabilities takes uint8 \[B, 1, H, W\]"):
         gray.probabilities(torch.zeros(1, 1, 8, 8))
-    with pytest.raises(ConfigError, match="top_k=0: one class at least is asked for"):
+    with pytest.raises(ConfigError, match="top_k=0: expected 1 or more"):
         gray.predict(picture(8, 8), top_k=0)
     with pytest.raises(CheckpointError, match="there is no such file or folder"):
         imgrec.load(tmp_path / "none")

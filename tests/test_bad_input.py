@@ -82,7 +82,7 @@ SHOWN: dict[str, str] = {
     "train optim=nesterov optim.momentum=0 optim.nesterov=true": "optim.nesterov=true has no effect in this config. "
     "Set optim.momentum=0.9, or remove optim.nesterov.",
     # what the file system shows
-    "evaluate ckpt=none": "none: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID.",
+    "evaluate ckpt=none": "none: there is no such file or folder. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID.",
     "train id=a/b": "id=a/b is no name for a folder. Type id=WORD without a slash; runs_dir=FOLDER says where runs are kept.",
 }
 

@@ -173,7 +173,7 @@ def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
         ([], "ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file."),
         (
             ["ckpt=nowhere"],
-            "nowhere: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID.",
+            "nowhere: there is no such file or folder. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID.",
         ),
         (["ckpt={run}", "split=tset"], "split=tset: expected test, val or train. Did you mean test?"),
         (["ckpt={run}", "folder={tmp}/none"], "folder={tmp}/none is no folder. Name a folder that holds CLASS/*.jpg."),

@@ -319,7 +319,7 @@ def test_a_killed_child_ends_the_run_with_a_line(
         ("refused", "imgrec: pictures cannot be read. Name others (rank 1).\n", False),
         (
             "full",
-            "imgrec: runs/x cannot be written: No space left on device. Mend that and start the same command again.\n",
+            "imgrec: runs/x cannot be written: No space left on device. Fix that and start the same command again.\n",
             True,
         ),
     ],

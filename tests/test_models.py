@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from processes import run_command
 from torch import nn
 
+from imgrec import cli
 from imgrec.errors import ConfigError
-from imgrec.models.__main__ import main
 from imgrec.models.alexnet import alexnet
 from imgrec.models.catalog import CatalogQuery, candidates, measure_network, weightless
 from imgrec.models.channels import input_kernels
@@ -331,7 +331,7 @@ def test_lenet_has_the_papers_layers():
 
 
 def test_listing_counts_what_is_built(tmp_path, capsys):
-    assert main(["filter=resnet[1-3][0-9]", f"out={tmp_path / 'm.json'}"]) == 0
+    assert cli.main(["models", "filter=resnet[1-3][0-9]", f"out={tmp_path / 'm.json'}"]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "multiply-add counted as two" in out
@@ -341,7 +341,7 @@ def test_listing_counts_what_is_built(tmp_path, capsys):
     assert (rows["resnet20"]["image_size"], rows["resnet20"]["num_classes"]) == (32, 10)
     assert rows["resnet18"]["parameters"] == 11_689_512
     assert rows["resnet18"]["select"] == "model=resnet model.depth=18"
-    assert main(["source=torchvision", "filter=resnet50", f"out={tmp_path / 'm.csv'}", "num_classes=10"]) == 0
+    assert cli.main(["models", "source=torchvision", "filter=resnet50", f"out={tmp_path / 'm.csv'}", "num_classes=10"]) == 0
     with (tmp_path / "m.csv").open() as file:
         assert next(csv.DictReader(file))["parameters"] == str(25_557_032 - 990 * 2049)
 
@@ -364,12 +364,12 @@ def test_listing_notes_in_the_row_why_a_network_was_not_measured():
     ],
 )
 def test_listing_refuses_in_one_line(override, suggestion, capsys):
-    assert main([override]) == 2
+    assert cli.main(["models", override]) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"imgrec: {override}")
     assert line.endswith(f" {suggestion}\n")
 
 
 def test_listing_checks_before_torch_is_imported():
-    code = "import sys; from imgrec.models.__main__ import *; c = main(['filtr=x']); sys.exit(9 if 'torch' in sys.modules else c)"
+    code = "import sys; from imgrec.models.__main__ import *; c = cli.main(["models", 'filtr=x']); sys.exit(9 if 'torch' in sys.modules else c)"
     assert run_command(sys.executable, "-c", code).returncode == 2

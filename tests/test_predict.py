@@ -173,11 +173,13 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
         ),
         (
             ["ckpt={run}", "files={tmp}/*.tif"],
-            "files={tmp}/*.tif: no file matches this pattern. Put it in quotes, so that the shell passes it on as it is.",
+            "files={tmp}/*.tif: no file matches this pattern. Put it in quotes, so that the shell does not expand it.",
         ),
         (
             ["ckpt={run}", "files={tmp}"],
-            "files={tmp}: this folder has no images (names that end in " + ", ".join(IMAGE_EXTENSIONS) + "). Name another.",
+            "files={tmp}: this folder has no images (names that end in "
+            + ", ".join(IMAGE_EXTENSIONS)
+            + "). Set files=FOLDER with images.",
         ),
         (
             ["ckpt={run}", "files={run}", "out=x.xlsx"],

@@ -1,4 +1,4 @@
-"""Reading a checkpoint: plain data with a format version, checked before anything of it is used."""
+"""Reading a checkpoint: plain data with a format version, checked before it is used."""
 
 import pickle
 import platform
@@ -17,7 +17,7 @@ from imgrec.inference.paths import find_checkpoint
 
 FORMAT_VERSION = 3
 
-# A stored config is code to be called, and somebody else's file may name any: what each node of it may call.
+# A stored config names code, and a foreign file may name any: prefixes of what each node may call.
 CALLABLE_PREFIXES: dict[str, tuple[str, ...]] = {
     "data": ("imgrec.data.",),
     "model": ("imgrec.models.", "torchvision.models.", "timm.models."),
@@ -45,7 +45,7 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
     file = find_checkpoint(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other pickle protocols: what comes of it is said below
+            warnings.simplefilter("ignore")  # about pickle protocols: the error below says more
             if zipfile.is_zipfile(file):
                 with zipfile.ZipFile(file) as records:  # torch compares no checksum: one flipped bit would pass
                     damaged = records.testzip()
@@ -65,10 +65,10 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
         raise CheckpointError(
             f"{file} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT."
         )
-    found = checkpoint["imgrec"].get("version")
-    if found != FORMAT_VERSION:
+    version = checkpoint["imgrec"].get("version")
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{file} has checkpoint format {found}; this imgrec reads format {FORMAT_VERSION}. "
+            f"{file} has checkpoint format {version}; this imgrec reads format {FORMAT_VERSION}. "
             f"Install the imgrec that wrote it: {checkpoint['imgrec'].get('versions', {}).get('imgrec', 'unknown')}."
         )
     for key in ("config", "classes", "preprocessing"):
@@ -85,7 +85,7 @@ def _refuse_foreign_code(config: Node, file: Path) -> None:
             continue
         allowed = " or ".join(f"{home}*" for home in CALLABLE_PREFIXES.get(name, ())) or "nothing there"
         raise CheckpointError(
-            f"{file}: its config would call {target} as its {name}; a stored one may call {allowed}. "
+            f"{file}: its config would call {target} as its {name}; a stored config may call {allowed}. "
             f"Do not use this file, or if the code is yours: export {ALLOW}={str(target).partition('.')[0]}"
         )
 
@@ -102,7 +102,7 @@ class Checkpoint:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint file or run folder; enough to evaluate, predict or export without `model=` or `data=`."""
+    """Read a checkpoint file or run directory; enough to evaluate, predict or export without `model=` or `data=`."""
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file)
     info = checkpoint["imgrec"]

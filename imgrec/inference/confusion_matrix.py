@@ -1,4 +1,4 @@
-"""The confusion matrix to look at: on the terminal, and as a picture."""
+"""The confusion matrix as a table for the terminal and as a picture."""
 
 import io
 from typing import Any
@@ -11,12 +11,12 @@ from rich.text import Text
 from imgrec.inference.metrics import Report
 
 MOST_PAIRS = 10  # confusions listed where the matrix does not fit
-MOST_NUMBERS = 20  # classes whose cells have their counts written in; up to NAMES, axes have names
-MOST_NAMES = 60
+MOST_NUMBERS = 20  # classes up to which the cells show their counts
+MOST_NAMES = 60  # classes up to which the axes have names
 
 
 def confusion_table(report: Report, *, width: int, most: int) -> Any:
-    """Rows are the true classes, columns the predicted ones; above `most` classes or `width` characters the confusions alone."""
+    """A row for each true class; above `most` classes or `width` characters only the most frequent confusions."""
     names = [row["name"] for row in report.per_class]
     if len(names) > most:
         return _pairs(report, names)
@@ -29,13 +29,13 @@ def confusion_table(report: Report, *, width: int, most: int) -> Any:
         cell = max(digits, len(headings[-1]))
     if max(map(len, labels)) + len(names) * (cell + 2) > width:
         return _pairs(report, names)
-    found = Table(box=None, pad_edge=False, show_edge=False)
-    found.add_column("true", no_wrap=True)
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("true", no_wrap=True)
     for heading in headings:
-        found.add_column(Text(heading), justify="right", no_wrap=True)
-    for place, (label, counts) in enumerate(zip(labels, report.confusion, strict=True)):
-        found.add_row(Text(label), *(_cell(count, right=place == column) for column, count in enumerate(counts)))
-    return Group(Text("confusion matrix: a row for each true class, a column for each predicted one", style="bold"), found)
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for true, (label, counts) in enumerate(zip(labels, report.confusion, strict=True)):
+        table.add_row(Text(label), *(_cell(count, right=true == column) for column, count in enumerate(counts)))
+    return Group(Text("confusion matrix: a row for each true class, a column for each predicted one", style="bold"), table)
 
 
 def _cell(count: int, *, right: bool) -> Text:
@@ -47,19 +47,22 @@ def _pairs(report: Report, names: list[str]) -> Any:
     support = matrix.sum(axis=1)
     np.fill_diagonal(matrix, 0)
     order = np.argsort(-matrix, axis=None, kind="stable")[:MOST_PAIRS]
-    pairs = [(int(place // len(names)), int(place % len(names))) for place in order if matrix.flat[place]]
+    pairs = [(int(cell // len(names)), int(cell % len(names))) for cell in order if matrix.flat[cell]]
     if not pairs:
-        return Text("no image was taken for another class", style="bold")
-    found = Table(box=None, pad_edge=False, show_edge=False)
-    for heading in ("true", "taken for"):
-        found.add_column(heading)
-    found.add_column("images", justify="right")
-    found.add_column("of its class", justify="right")
-    for true, taken in pairs:
-        found.add_row(
-            Text(names[true]), Text(names[taken]), str(matrix[true, taken]), f"{matrix[true, taken] / support[true]:.1%}"
+        return Text("no image was predicted as another class", style="bold")
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for heading in ("true", "predicted"):
+        table.add_column(heading)
+    table.add_column("images", justify="right")
+    table.add_column("of its class", justify="right")
+    for true, predicted in pairs:
+        table.add_row(
+            Text(names[true]),
+            Text(names[predicted]),
+            str(matrix[true, predicted]),
+            f"{matrix[true, predicted] / support[true]:.1%}",
         )
-    return Group(Text("most frequent confusions", style="bold"), found)
+    return Group(Text("most frequent confusions", style="bold"), table)
 
 
 def draw_confusion_matrix(report: Report, *, title: str) -> bytes:
@@ -81,10 +84,10 @@ def draw_confusion_matrix(report: Report, *, title: str) -> bytes:
         axes.set_xticks(range(len(names)), [_short(name) for name in names], rotation=90 if max(map(len, names)) > 2 else 0)
         axes.set_yticks(range(len(names)), [_short(name) for name in names])
     if len(names) <= MOST_NUMBERS:
-        for (true, taken), count in np.ndenumerate(matrix):
+        for (true, predicted), count in np.ndenumerate(matrix):
             if count:
-                color = "white" if shares[true, taken] > 0.5 else "black"
-                axes.text(taken, true, str(count), ha="center", va="center", fontsize=8, color=color)
+                color = "white" if shares[true, predicted] > 0.5 else "black"
+                axes.text(predicted, true, str(count), ha="center", va="center", fontsize=8, color=color)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=10, parse_math=False)
     content = io.BytesIO()

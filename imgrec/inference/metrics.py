@@ -1,4 +1,4 @@
-"""Counts gathered on the device, and the figures that follow: every classification number comes from one confusion matrix."""
+"""Counts that are summed on the device, and the metrics that follow: all of them come from one confusion matrix."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,11 +16,11 @@ from torchmetrics import Metric
 
 
 class TallySums(NamedTuple):
-    """What a ConfusionTally has seen, over all processes."""
+    """The sums of a ConfusionTally over all processes."""
 
     confusion: Tensor  # int64 [K, K], rows are the true classes, columns the predicted ones
     top5_hits: Tensor  # int64 []
-    loss_sum: Tensor  # float64 [], float32 where Apple's MPS is
+    loss_sum: Tensor  # float64 [], float32 with Apple's MPS
     samples: Tensor  # int64 []
 
 
@@ -65,7 +65,7 @@ class ConfusionTally(Metric):
         return TallySums(whole[:-2].view_as(self.confusion), whole[-2], loss_sum, whole[-1])
 
     def report(self, classes: Sequence[str]) -> "Report":
-        """The report of everything seen; every process must call it. classes: K names in the order of the labels."""
+        """The report over all processes, which must all call it. classes: K names in the order of the labels."""
         counts = self.compute()
         loss = (counts.loss_sum / counts.samples).item()
         return make_report(counts.confusion, top5_hits=int(counts.top5_hits), loss=loss, classes=classes)
@@ -73,7 +73,7 @@ class ConfusionTally(Metric):
 
 @dataclass(frozen=True)
 class Report:
-    """Figures of one split. Shares are from 0 to 1; macro figures are plain means over the classes that have samples."""
+    """The metrics of one split. Shares are from 0 to 1; macro metrics are plain means over the classes that have samples."""
 
     count: int  # samples
     loss: float  # mean over the samples
@@ -82,8 +82,8 @@ class Report:
     macro_precision: float
     macro_recall: float
     macro_f1: float
-    absent_classes: list[str]  # without samples: left out of the macro figures
-    per_class: list[dict[str, Any]]  # name, precision, recall, f1, support; 0.0 where a share has nothing below the line
+    absent_classes: list[str]  # without samples: left out of the macro metrics
+    per_class: list[dict[str, Any]]  # name, precision, recall, f1, support; 0.0 where a denominator is 0
     confusion: list[list[int]]  # rows are the true classes
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _share(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> npt
 def make_report(confusion: Tensor | npt.NDArray[np.int64], *, top5_hits: int, loss: float, classes: Sequence[str]) -> Report:
     """confusion: int64 [K, K], rows true; top5_hits: samples whose class is among the five best; loss: mean; classes: K names.
 
-    A share with nothing below the line is 0 (scikit-learn's zero_division=0).
+    A share whose denominator is 0 is 0 (scikit-learn's zero_division=0).
     """
     matrix = np.asarray(confusion.cpu() if isinstance(confusion, Tensor) else confusion).astype(np.int64)
     assert matrix.shape == (len(classes), len(classes)), (matrix.shape, len(classes))
@@ -132,7 +132,7 @@ def worst_classes(report: Report, n: int) -> list[dict[str, Any]]:
 
 
 def print_report(report: Report, console: Console, *, most: int) -> None:
-    """Prints the figures per class, worst F1 first where there are more than `most` classes, and the totals.
+    """Prints the metrics per class, worst F1 first where there are more than `most` classes, and the totals.
 
     On a terminal with rules; elsewhere plain aligned columns without control characters.
     """
@@ -150,6 +150,6 @@ def print_report(report: Report, console: Console, *, most: int) -> None:
     console.print(f"accuracy {report.accuracy:.4f}{top5}   loss {report.loss:.4f}   samples {report.count}", highlight=False)
     if report.absent_classes:
         names = ", ".join(report.absent_classes[:5]) + (", ..." if len(report.absent_classes) > 5 else "")
-        found = f"{len(report.absent_classes)} of {len(report.per_class)} classes"
-        line = f"without samples, so not in the macro mean: {found} ({names})"
+        count = f"{len(report.absent_classes)} of {len(report.per_class)} classes"
+        line = f"without samples, so not in the macro mean: {count} ({names})"
         console.print(line, highlight=False, markup=False)

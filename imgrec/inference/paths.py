@@ -1,4 +1,4 @@
-"""Which image files a command line means, and which file it may write. Imports no torch, so that a wrong name is said at once."""
+"""The files of a command line: images to read, the checkpoint, files to write. Imports no torch, so that a wrong path is refused at once."""
 
 import glob
 import os
@@ -9,35 +9,37 @@ from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.files import IMAGE_EXTENSIONS, find_images
 
 
-def expand_files(given: str | Sequence[str]) -> list[str]:
-    """Files in the order given, each once: folders walked through and patterns in sorted order, of folders only image files.
+def expand_files(paths: str | Sequence[str]) -> list[str]:
+    """The files of paths, folders and patterns in their order, each once; the image files of a folder and the matches of a pattern are sorted.
 
     DataError for a name that does not exist, a pattern that matches nothing, a folder without images.
     """
-    names = [given] if isinstance(given, str) else [str(name) for name in given]
-    return list(dict.fromkeys(file for name in names for file in _expand(name)))
+    paths = [paths] if isinstance(paths, str) else [str(path) for path in paths]
+    return list(dict.fromkeys(file for path in paths for file in _expand(path)))
 
 
-def _expand(name: str) -> list[str]:
-    if os.path.isdir(name):
-        found = _images_in(name)
-        if not found:
+def _expand(path: str) -> list[str]:
+    if os.path.isdir(path):
+        images = _images_in(path)
+        if not images:
+            extensions = ", ".join(IMAGE_EXTENSIONS)
             raise DataError(
-                f"files={name}: this folder has no images (names that end in {', '.join(IMAGE_EXTENSIONS)}). Name another."
+                f"files={path}: this folder has no images (names that end in {extensions}). Set files=FOLDER with images."
             )
-        return found
-    if os.path.exists(name):
-        return [name]
-    if not glob.has_magic(name):
-        several = f" For several files type files=[{name}]." if "," in name else ""
-        raise DataError(f"files={name}: there is no such file or folder.{several or ' Name an image, a folder or a pattern.'}")
-    matches = sorted(glob.glob(name, recursive=True))
-    files = [match for match in matches if not os.path.isdir(match)]
-    # A pattern that matches folders alone means the images in them; `**` matches both, and the files are what it is for.
-    found = files or [file for folder in matches for file in _images_in(folder)]
-    if not found:
-        raise DataError(f"files={name}: no file matches this pattern. Put it in quotes, so that the shell passes it on as it is.")
-    return found
+        return images
+    if os.path.exists(path):
+        return [path]
+    if not glob.has_magic(path):
+        hint = f"For several files type files=[{path}]." if "," in path else "Set files= to an image, a folder or a pattern."
+        raise DataError(f"files={path}: there is no such file or folder. {hint}")
+    matches = sorted(glob.glob(path, recursive=True))
+    # A pattern that matches folders alone means the images in them; `**` matches both, and then the files are meant.
+    files = [match for match in matches if not os.path.isdir(match)] or [
+        file for folder in matches for file in _images_in(folder)
+    ]
+    if not files:
+        raise DataError(f"files={path}: no file matches this pattern. Put it in quotes, so that the shell does not expand it.")
+    return files
 
 
 def _images_in(folder: str) -> list[str]:
@@ -45,7 +47,7 @@ def _images_in(folder: str) -> list[str]:
 
 
 def check_output(key: str, path: Path, suffixes: Sequence[str], *, ours: Callable[[Path], bool], overwrite: bool) -> None:
-    """ConfigError unless `path` can be written: its ending, its folder (which is made), and no file of someone else's there."""
+    """ConfigError unless `path` can be written: a known suffix, in a folder that can be made, and no file there that imgrec did not write."""
     if path.suffix not in suffixes:
         raise ConfigError(
             f"{key}={path}: the name must end in {' or '.join(suffixes)}. Set {key}={path.with_suffix(suffixes[0])}."
@@ -53,25 +55,28 @@ def check_output(key: str, path: Path, suffixes: Sequence[str], *, ours: Callabl
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{key}={path}: its folder cannot be made: {error.strerror}. Name another.") from error
+        raise ConfigError(
+            f"{key}={path}: its folder cannot be made: {error.strerror}. Set {key}=FILE in another folder."
+        ) from error
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{key}={path} cannot be written. Set {key}=FILE in a folder of yours.")
+        raise ConfigError(f"{key}={path} cannot be written. Set {key}=FILE in a folder that you can write to.")
     if path.exists() and path.stat().st_size and not overwrite and not ours(path):
         raise ConfigError(f"{key}={path} exists, and imgrec did not write it. Set {key}=ANOTHER, or overwrite=true.")
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file that a path means: the file itself, or the best (else the last) of a run folder."""
+    """The checkpoint file that a path means: the file itself, or the best (else the last) of a run directory."""
     path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
         raise CheckpointError(
-            f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run folder such as runs/NAME/ID."
+            f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID."
         )
     for file in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / "best.ckpt", path / "last.ckpt"):
         if file.is_file():
             return file
     raise CheckpointError(
-        f"{path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. Name a run folder such as runs/NAME/ID, or a .ckpt file."
+        f"{path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. "
+        "Name a run directory such as runs/NAME/ID, or a .ckpt file."
     )

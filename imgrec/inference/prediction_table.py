@@ -23,14 +23,14 @@ def column_names(top_k: int) -> list[str]:
 
 
 def prediction_row(path: str, top: Sequence[tuple[str, float]], *, top_k: int, error: str | None = None) -> PredictionRow:
-    """A file's row. Probabilities have six significant digits, about what float32 can say. None where there is nothing."""
+    """A file's row. Probabilities have six significant digits, about what float32 holds. None where there is no value."""
     values: list[str | float | None] = [value for name, probability in top for value in (name, float(f"{probability:.6g}"))]
     values += [None] * (2 * top_k - len(values))
     return dict(zip(column_names(top_k), [path, *values, error], strict=True))
 
 
 def check_parquet(path: Path) -> None:
-    """ConfigError where a .parquet is asked for and pyarrow is not installed."""
+    """ConfigError for a .parquet where pyarrow is not installed."""
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         other = path.with_suffix(".csv")
         raise ConfigError(
@@ -39,13 +39,13 @@ def check_parquet(path: Path) -> None:
 
 
 def write_table(path: Path, rows: Sequence[PredictionRow], *, top_k: int) -> None:
-    """Write rows in the format of the file's ending; DataError where the disk refuses."""
+    """Write rows in the format of the file's suffix; DataError where they cannot be written."""
     writers = {".csv": _csv, ".json": _json, ".parquet": _parquet}
     atomic_write(path, writers[path.suffix](rows, column_names(top_k)))
 
 
 def written_by_us(path: Path) -> bool:
-    """Does the file begin as `write` begins it?"""
+    """Whether the file begins as `write_table` begins it."""
     if path.suffix == ".parquet":
         return _parquet_names(path)[: len(LEADING_COLUMNS)] == list(LEADING_COLUMNS)
     start = {".csv": ",".join(LEADING_COLUMNS) + ",", ".json": '[\n{"path": '}[path.suffix].encode()

@@ -1,4 +1,4 @@
-"""A trained network that answers: what `imgrec.load` gives. A checkpoint is all it needs; nothing is downloaded."""
+"""Prediction with a trained network, from a checkpoint alone; nothing is downloaded. `imgrec.load` returns a Predictor."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -28,8 +28,8 @@ from imgrec.inference.metrics import Report
 from imgrec.models.factory import build_network
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
-AT_ONCE = 64  # images
-FEW = 256  # files that this process reads by itself: workers take seconds to start
+BATCH_SIZE = 64  # images
+FEW_FILES = 256  # up to so many are read without worker processes, which take seconds to start
 
 
 @dataclass(frozen=True)
@@ -87,50 +87,52 @@ class Predictor:
             raise CheckpointError(f"{self.checkpoint.file}: the network's answer is not a number. {hint} with a lower optim.lr.")
         return answer
 
-    def predict(self, images: Picture | Sequence[Picture], *, top_k: int = 1, batch_size: int = AT_ONCE) -> list[Prediction]:
-        """One Prediction an image, in the order given.
+    def predict(self, images: Picture | Sequence[Picture], *, top_k: int = 1, batch_size: int = BATCH_SIZE) -> list[Prediction]:
+        """One Prediction an image, in the order of `images`.
 
         images: one or a sequence of paths, PIL images, uint8 arrays [H, W] or [H, W, C], uint8 tensors [C, H, W]; or one uint8
         tensor [B, C, H, W]. Gray and colour are converted, sizes fitted as in evaluation. DataError for what cannot be read.
         """
         one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or (isinstance(images, Tensor) and images.ndim < 4)
         pictures = cast(Sequence[Picture], [images] if one else images)
-        found: list[Prediction] = []
+        predictions: list[Prediction] = []
         for start in range(0, len(pictures), batch_size):
-            part = [self._fitted(pictures[place]) for place in range(start, min(start + batch_size, len(pictures)))]
-            found += self.ranked(self.probabilities(torch.stack(part)), top_k)
-        return found
+            batch = [self._fitted(pictures[index]) for index in range(start, min(start + batch_size, len(pictures)))]
+            predictions += self.ranked(self.probabilities(torch.stack(batch)), top_k)
+        return predictions
 
     def predict_files(
-        self, paths: Sequence[str], *, top_k: int = 1, batch_size: int = AT_ONCE, num_workers: int | Literal["auto"] = "auto"
+        self, paths: Sequence[str], *, top_k: int = 1, batch_size: int = BATCH_SIZE, num_workers: int | Literal["auto"] = "auto"
     ) -> Iterator[Prediction | DataError]:
-        """Like `predict`, read by worker processes; for a file that cannot be read its DataError takes the Prediction's place."""
+        """Like `predict`, with worker processes that read the files; a file that cannot be read gives a DataError instead of a Prediction."""
         if num_workers == "auto":
-            num_workers = 0 if len(paths) <= FEW else worker_count("auto", in_memory=False, processes_here=world().local_size)
-        parts = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
-        loader: DataLoader[_Read] = DataLoader(
+            num_workers = (
+                0 if len(paths) <= FEW_FILES else worker_count("auto", in_memory=False, processes_here=world().local_size)
+            )
+        batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
+        loader: DataLoader[_FileBatch] = DataLoader(
             _Files(FileNames(paths), self.preprocessing),
             batch_size=None,
-            sampler=parts,
+            sampler=batches,
             num_workers=num_workers,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=start_worker if num_workers else None,
         )
-        for read in loader:
-            good = iter(self.ranked(self.probabilities(read.images), top_k))
-            for error in read.errors:
-                yield next(good) if error is None else DataError(error)
+        for batch in loader:
+            predictions = iter(self.ranked(self.probabilities(batch.images), top_k))
+            for error in batch.errors:
+                yield next(predictions) if error is None else DataError(error)
 
     def ranked(self, probabilities: Tensor, top_k: int) -> list[Prediction]:
-        """float [B, K] -> the best top_k classes of each row; of equals the first in the class list, as argmax has it."""
+        """float [B, K] -> the top_k classes of each row; of equal ones the first in the class list, as argmax chooses."""
         if top_k < 1:
-            raise ConfigError(f"top_k={top_k}: one class at least is asked for. Set top_k=1.")
+            raise ConfigError(f"top_k={top_k}: expected 1 or more. Set top_k=1.")
         best = probabilities.sort(dim=1, descending=True, stable=True)
-        found = []
-        for values, places in zip(best.values[:, :top_k].tolist(), best.indices[:, :top_k].tolist(), strict=True):
-            top = [(self.classes[place], value) for value, place in zip(values, places, strict=True)]
-            found.append(Prediction(*top[0], top))
-        return found
+        predictions = []
+        for values, labels in zip(best.values[:, :top_k].tolist(), best.indices[:, :top_k].tolist(), strict=True):
+            top = [(self.classes[label], value) for value, label in zip(values, labels, strict=True)]
+            predictions.append(Prediction(*top[0], top))
+        return predictions
 
     def evaluate(
         self,
@@ -141,9 +143,9 @@ class Predictor:
         batch_size: int | None = None,
         num_workers: int | Literal["auto"] = "auto",
     ) -> Report:
-        """Figures on a split of the stored data set, or on FOLDER/CLASS/*; `data` holds what has changed: {"root": ...}.
+        """The report on a split of the stored data set, or on FOLDER/CLASS/*; `data` holds keys that have changed: {"root": ...}.
 
-        Where torch.distributed is initialised each process measures its share, so all must call it; each gets the figures of the whole.
+        Where torch.distributed is initialised each process measures its share, so all must call it; each gets the report of the whole.
         """
         images, counts = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
         connected = distributed.is_available() and distributed.is_initialized()
@@ -152,15 +154,15 @@ class Predictor:
 
     @contextmanager
     def inference(self, batch_size: int) -> Iterator[None]:
-        """No gradients, the precision asked for; ConfigError where the device's memory does not hold `batch_size` images."""
+        """No gradients, and the chosen precision; ConfigError where the device's memory does not hold `batch_size` images."""
         try:
             autocast = torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "32")
             with torch.inference_mode(), autocast:
                 yield
         except torch.OutOfMemoryError as error:
-            less = f"Set batch_size={batch_size // 2}." if batch_size > 1 else "Set device=cpu."
+            hint = f"Set batch_size={batch_size // 2}." if batch_size > 1 else "Set device=cpu."
             raise ConfigError(
-                f"batch_size={batch_size}: so many images do not fit in the memory of {self.device}. {less}"
+                f"batch_size={batch_size}: so many images do not fit in the memory of {self.device}. {hint}"
             ) from error
 
     def _fitted(self, picture: Picture) -> Tensor:
@@ -171,7 +173,7 @@ class Predictor:
         if isinstance(picture, Image.Image):
             try:
                 return fit_to_size(from_pil(picture, channels), self.preprocessing)
-            except Exception as error:  # PIL reads lazily and raises whatever its parsers stumble on, see decode
+            except Exception as error:  # PIL reads lazily and raises any exception of its parsers, see decode
                 raise DataError(f"a PIL image cannot be read: {error}.") from error
         pixels = _planes(picture)
         if pixels is None or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.numel():
@@ -190,32 +192,36 @@ def _planes(picture: object) -> Tensor | None:
     return picture if isinstance(picture, Tensor) and picture.dtype == torch.uint8 else None
 
 
-class _Read(NamedTuple):
+class _FileBatch(NamedTuple):
     images: Tensor  # uint8 [n, C, S, S] of the files that could be read
     errors: list[str | None]  # of every file
 
 
-class _Files(Dataset[_Read]):
+class _Files(Dataset[_FileBatch]):
     def __init__(self, paths: FileNames, preprocessing: Preprocessing) -> None:
         self.paths, self.preprocessing = paths, preprocessing
 
-    def __getitem__(self, places: range) -> _Read:
+    def __getitem__(self, indices: range) -> _FileBatch:
         size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
-        images = torch.empty((len(places), channels, size, size), dtype=torch.uint8)
+        images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
         errors: list[str | None] = []
         count = 0
-        for place in places:
+        for index in indices:
             try:
-                images[count] = load_image(self.paths[place], self.preprocessing)
+                images[count] = load_image(self.paths[index], self.preprocessing)
             except DataError as error:
                 errors.append(str(error))
             else:
                 errors.append(None)
                 count += 1
-        return _Read(images[:count], errors)
+        return _FileBatch(images[:count], errors)
 
 
-_DTYPES = {"32": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # 32: autocast is off, but wants one
+_DTYPES = {
+    "32": torch.bfloat16,
+    "bf16-mixed": torch.bfloat16,
+    "16-mixed": torch.float16,
+}  # of 32 autocast is off, but takes a type
 
 
 def trained_network(checkpoint: Checkpoint) -> nn.Module:
@@ -243,23 +249,23 @@ def trained_network(checkpoint: Checkpoint) -> nn.Module:
 
 def _available(device: Device) -> str:
     accelerators = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    there = [*(name for name, found in accelerators.items() if found), "cpu"]
+    available = [*(name for name, is_there in accelerators.items() if is_there), "cpu"]
     if device == "auto":
-        return there[0]
-    if device not in there:
-        raise ConfigError(f"device={device} is not available; torch finds {' and '.join(there)} here. Set device=auto.")
+        return available[0]
+    if device not in available:
+        raise ConfigError(f"device={device} is not available; torch finds {' and '.join(available)} here. Set device=auto.")
     return device
 
 
-def _describe(found: object) -> str:
-    if isinstance(found, np.ndarray | Tensor):
-        return f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
-    return f"of type {type(found).__name__}"
+def _describe(image: object) -> str:
+    if isinstance(image, np.ndarray | Tensor):
+        return f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
+    return f"of type {type(image).__name__}"
 
 
 def load(path: str | os.PathLike[str], *, device: Device = "auto") -> Predictor:
     """The predictor of a checkpoint or run directory: `imgrec.load("runs/mnist_resnet/1").predict("seven.png")`.
 
-    Raises CheckpointError for a file that is no whole checkpoint of imgrec.
+    Raises CheckpointError for a file that is not a whole checkpoint of imgrec.
     """
     return Predictor(load_checkpoint(Path(path)), device=device)

@@ -2,14 +2,13 @@
 
 import csv
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from imgrec.errors import ConfigError, ImgrecError, did_you_mean
+from imgrec.errors import ConfigError, ExitCode, did_you_mean
 from imgrec.models.catalog import SOURCES, CatalogQuery, NetworkRow, candidates, measure_network
 
 USAGE = """python -m imgrec.models [key=value ...] lists the networks that model= can choose.
@@ -20,32 +19,25 @@ USAGE = """python -m imgrec.models [key=value ...] lists the networks that model
   out=               .json or .csv file for the list"""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Measure the networks that the arguments select, and print or write the list."""
     if {"-h", "--help"} & set(argv):
         print(USAGE)
-        return 0
-    try:
-        query = parse_query(argv)
-        rows = []
-        for candidate in candidates(query):
-            rows.append(measure_network(candidate, query))
-            if sys.stderr.isatty():
-                print(f"\r{len(rows)} networks", end="\r", file=sys.stderr)
-        if not rows:
-            raise ConfigError(
-                f"filter={query.filter} matches no network of source={query.source}. Set source=all, or filter=*resnet*."
-            )
-        print_networks(rows)
-        if query.out:
-            write_networks(rows, Path(query.out))
-    except ImgrecError as error:
-        if os.environ.get("IMGREC_DEBUG") == "1":
-            raise
-        print(f"imgrec: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return ExitCode.OK
+    query = parse_query(argv)
+    rows = []
+    for candidate in candidates(query):
+        rows.append(measure_network(candidate, query))
+        if sys.stderr.isatty():
+            print(f"\r{len(rows)} networks", end="\r", file=sys.stderr)
+    if not rows:
+        raise ConfigError(
+            f"filter={query.filter} matches no network of source={query.source}. Set source=all, or filter=*resnet*."
+        )
+    print_networks(rows)
+    if query.out:
+        write_networks(rows, Path(query.out))
+    return ExitCode.OK
 
 
 def parse_query(argv: Sequence[str]) -> CatalogQuery:
@@ -127,4 +119,6 @@ def write_networks(rows: Sequence[NetworkRow], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from imgrec.cli import main as cli
+
+    sys.exit(cli(["models", *sys.argv[1:]]))
