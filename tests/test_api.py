@@ -73,7 +73,7 @@ def test_every_form_of_a_picture_has_the_same_answer(colour, tmp_path):
 def test_a_strip_cut_before_it_is_resized_is_the_same(colour, monkeypatch, shape):
     strip = torch.from_numpy(picture(*shape, 3)).permute(2, 0, 1)
     cut = decode.fit_to_size(strip, colour.preprocessing)
-    monkeypatch.setattr(decode, "MOST_ASPECT", 10**9)
+    monkeypatch.setattr(decode, "MAX_ASPECT", 10**9)
     assert (cut.int() - decode.fit_to_size(strip, colour.preprocessing)).abs().max() <= 1
 
 

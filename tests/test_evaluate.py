@@ -176,7 +176,7 @@ def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
             "nowhere: there is no such file or folder. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID.",
         ),
         (["ckpt={run}", "split=tset"], "split=tset: expected test, val or train. Did you mean test?"),
-        (["ckpt={run}", "folder={tmp}/none"], "folder={tmp}/none is no folder. Name a folder that holds CLASS/*.jpg."),
+        (["ckpt={run}", "folder={tmp}/none"], "folder={tmp}/none is no folder. Set folder=FOLDER that holds CLASS/*.jpg."),
         (
             ["ckpt={run}", "folder={tmp}"],
             "{tmp} has the class zero, but train does not (0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Rename the folder, or add the class to train.",

@@ -371,5 +371,7 @@ def test_listing_refuses_in_one_line(override, suggestion, capsys):
 
 
 def test_listing_checks_before_torch_is_imported():
-    code = "import sys; from imgrec.models.__main__ import *; c = cli.main(["models", 'filtr=x']); sys.exit(9 if 'torch' in sys.modules else c)"
+    code = (
+        "import sys; from imgrec.cli import main; c = main(['models', 'filtr=x']); sys.exit(9 if 'torch' in sys.modules else c)"
+    )
     assert run_command(sys.executable, "-c", code).returncode == 2

@@ -165,7 +165,7 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
         (["ckpt={run}"], "files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg]."),
         (
             ["ckpt={run}", "files={tmp}/no.png"],
-            "files={tmp}/no.png: there is no such file or folder. Name an image, a folder or a pattern.",
+            "files={tmp}/no.png: there is no such file or folder. Set files= to an image, a folder or a pattern.",
         ),
         (
             ["ckpt={run}", "files=a.png,b.png"],
