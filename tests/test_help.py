@@ -51,7 +51,9 @@ def test_every_key_has_its_value_and_its_comment(command):
 def test_choices_beside_help_show_their_keys_with_the_values_they_would_get():
     said = help_text("train", ["model=resnet", "data=imagefolder", "optim=gd", "optim.lr=0.3"])
     lines = [" ".join(line.split()) for line in said.splitlines()]
-    assert "model.depth=18 20, 32, 44, 56, 110 (the paper's networks for CIFAR), 18, 34, 50, 101, 152 (ImageNet)" in " ".join(lines)
+    assert "model.depth=18 20, 32, 44, 56, 110 (the paper's networks for CIFAR), 18, 34, 50, 101, 152 (ImageNet)" in " ".join(
+        lines
+    )
     assert "model.channels=3 as data.channels" in lines
     assert any(line.startswith("optim.lr=0.3 learning rate: the step is lr times") for line in lines)
     assert any(line.startswith("batch_size=full the whole training split") for line in lines)
