@@ -1,0 +1,50 @@
+"""trainer.compile=true trains what the uncompiled network trains, and leaves the same checkpoint."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import run_ranks
+
+import imgrec
+from imgrec.config import RunConfig
+from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.train import fit
+
+COMPILER = os.environ.get("CXX", "g++")  # as torch chooses it
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"torch.compile needs a C++ compiler, and there is no {COMPILER}")
+def test_a_compiled_network_trains_the_same_and_its_checkpoint_loads(small: Callable[..., RunConfig]) -> None:
+    words = ("model=simple_cnn", "model.widths=[4]", "model.dense=8", "model.dense_dropout=0")
+    runs = [small(*words, f"id={name}", f"trainer.compile={name == 'compiled'}".lower()) for name in ("eager", "compiled")]
+
+    def train(rank: int) -> tuple[list[dict[str, Any]], list[int]]:
+        from torch._dynamo.utils import counters
+
+        results, graphs = [], []
+        for run in runs:
+            results.append(fit(run, quiet=True))
+            graphs.append(counters["stats"]["unique_graphs"])
+        return results, graphs
+
+    ((eager, compiled), (before, after)) = run_ranks(1, train)[0]
+    assert before == 0 < after, "graphs that were compiled"
+    for column in ("train/loss", "val/loss"):
+        assert compiled["last"][column] == pytest.approx(eager["last"][column], rel=1e-5)
+    assert compiled["test"]["confusion"] == eager["test"]["confusion"]
+
+    folders = [Path(run.runs_dir) / run.name / str(run.id) for run in runs]
+    weights = [read_checkpoint(folder / "checkpoints/best.ckpt")["state_dict"] for folder in folders]
+    assert list(weights[1]) == list(weights[0])
+    assert not [key for key in weights[1] if "_orig_mod" in key]
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-5, atol=1e-6)
+
+    images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = [imgrec.load(folder, device="cpu").probabilities(images) for folder in folders]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
