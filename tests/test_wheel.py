@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from PIL import Image
 from processes import run_command
 from sklearn.datasets import load_digits
-from torchvision.io import write_png
 
 ROOT = Path(__file__).parents[1]
 QUICK = (
@@ -95,7 +94,7 @@ def test_a_run_is_trained_evaluated_and_used(imgrec: Callable[..., str], tmp_pat
 
     pictures = load_digits().images[:3]
     for number, picture in enumerate(pictures):
-        write_png(torch.from_numpy(picture * 15).byte()[None], str(tmp_path / f"{number}.png"))
+        Image.fromarray((picture * 15).astype("uint8")).save(tmp_path / f"{number}.png")
     imgrec("predict", f"ckpt={folder}", f"files={tmp_path}/*.png", f"out={tmp_path}/predicted.csv", "device=cpu")
     with (tmp_path / "predicted.csv").open() as file:
         rows = list(csv.DictReader(file))
