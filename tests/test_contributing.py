@@ -47,6 +47,7 @@ def test_every_block_names_its_file():
     assert {option.parts[1] for option in OPTIONS} == {"model", "data", "loss", "optim", "scheduler", "augment"}
 
 
+@pytest.mark.slow
 def test_the_examples_train_together(checkout):
     """Two colours that a mean over the picture tells apart."""
     chosen = [f"{option.parts[1]}={option.stem}" for option in OPTIONS]

@@ -103,19 +103,26 @@ def train_two_steps(words, tmp_path):
     assert stored.run == run.with_classes(len(stored.classes))
 
 
+BIG = {"alexnet", "densenet", "googlenet", "imagenet_resnet50"}  # networks, and a recipe, that take seconds to be made
+
+
 def rows():
     """Row i takes the i-th option of each group: the longest group decides how many runs there are, a short one starts again.
 
-    The networks end with small ones instead, as an AlexNet takes seconds to be made, and so does the database of logger=mlflow.
+    The networks end with small ones, the BIG ones have rows of their own; and the loggers end with quick ones, as the database
+    of logger=mlflow takes seconds to be made.
     """
     columns = {group: option_names(group) for group in CHOICES}
     longest = max(map(len, columns.values()))
-    columns["model"] += ["lenet", "simple_cnn"] * longest
+    columns["model"] = [name for name in columns["model"] if name not in BIG] + ["lenet", "simple_cnn"] * longest
     columns["logger"] += ["tensorboard", "none"] * longest
     return [[f"{group}={found[i % len(found)]}" for group, found in columns.items()] for i in range(longest)]
 
 
-@pytest.mark.parametrize("row", rows(), ids=" ".join)
+BIG_ROWS = [pytest.param([f"model={name}"], marks=pytest.mark.slow) for name in option_names("model") if name in BIG]
+
+
+@pytest.mark.parametrize("row", [*rows(), *BIG_ROWS], ids=" ".join)
 def test_every_option_trains_two_steps(row, words_for, tmp_path):
     tree = compose_config("train", row)
     batch = [] if tree["batch_size"] == "full" else ["batch_size=4"]
@@ -126,9 +133,6 @@ def test_every_option_trains_two_steps(row, words_for, tmp_path):
             train_two_steps([*row, *words, f"data.root={tmp_path}/none"], tmp_path)
         row, files = ["data=digits" if word.startswith("data=") else word for word in row], []
     train_two_steps([*row, *files, *words], tmp_path)
-
-
-BIG = {"imagenet_resnet50"}  # its network takes seconds to be made
 
 
 @pytest.mark.parametrize(

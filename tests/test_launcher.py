@@ -381,6 +381,7 @@ def test_children_do_not_outlive_a_killed_parent_and_free_the_folder(
     process.communicate()
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_is_one_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The whole way once, with torch."""
     words = [*SMALL, f"runs_dir={tmp_path}", "name=n", "id=1", "trainer=ddp", "trainer.devices=2"]

@@ -24,7 +24,15 @@ COMMANDS = [
 ]
 # Added to each: what makes minutes seconds.
 SMALL = {
-    "train": ("epochs=1", "batch_size=4", "data.image_size=32", "model.stem=imagenet", "trainer.accelerator=cpu", "trainer.devices=1", "num_workers=0"),
+    "train": (
+        "epochs=1",
+        "batch_size=4",
+        "data.image_size=32",
+        "model.stem=imagenet",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        "num_workers=0",
+    ),
     "evaluate": ("device=cpu", "num_workers=0"),
     "predict": ("device=cpu", "num_workers=0"),
 }

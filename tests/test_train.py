@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from processes import run_command
+from processes import exit_codes, run_command
 from small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import imgrec
+from imgrec import cli
 from imgrec.config.instantiate import instantiate
 from imgrec.data.preprocess import Preprocess
 from imgrec.inference.checkpoint import load_checkpoint
@@ -249,7 +250,7 @@ def test_the_weakest_classes_stand_in_the_log(small):
     assert re.findall(r"weakest: (\w+)", log) == [row["name"] for row in rows]
 
 
-def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small):
+def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small, capfd):
     run = small("id=a")
     words = [
         f"runs_dir={run.runs_dir}",
@@ -261,10 +262,11 @@ def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small):
         "data.test_samples=6",
     ]
     words += ["model=lenet", "epochs=2", "batch_size=4", "logger=none", "trainer=debug"]
-    done = run_command(sys.executable, "-m", "imgrec.train", *words)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"[\x00-\x08\x0b-\x1f\x7f]", done.stdout) is None
-    assert len(re.findall(r"^ +\d/2 ", done.stdout, re.M)) == 2
+    assert exit_codes(1, lambda rank: cli.main(["train", *words])) == [0]
+    said = capfd.readouterr()
+    assert said.err == ""
+    assert re.search(r"[\x00-\x08\x0b-\x1f\x7f]", said.out) is None
+    assert len(re.findall(r"^ +\d/2 ", said.out, re.M)) == 2
 
 
 def test_importing_imgrec_and_composing_a_config_imports_no_torch():
