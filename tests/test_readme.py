@@ -27,8 +27,7 @@ SMALL = {
     "train": (
         "epochs=1",
         "batch_size=4",
-        "data.image_size=32",
-        "model.stem=imagenet",
+        "data.image_size=64",  # from 64 on it is the ResNet-18 that the page speaks of
         "trainer.accelerator=cpu",
         "trainer.devices=1",
         "num_workers=0",
