@@ -3,10 +3,11 @@
 import csv
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from processes import exit_codes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -46,6 +47,11 @@ EVERYTHING = (
 )
 SAMPLES, STEPS_PER_EPOCH = 23, 4  # in sixes
 TIMES = ("images_per_second", "data_wait_share", "seconds")
+
+
+def slow_but(*fast: Any, among: Iterable[Any]) -> list[Any]:
+    """The cases of a test, all slow but a few: each trains two or three runs."""
+    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in among]
 
 
 def load_run(folder: Path, *words: str) -> config.RunConfig:

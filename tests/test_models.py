@@ -62,7 +62,7 @@ def assert_same_outputs(ours, theirs, images):
     torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("depth", [18, 50, *(pytest.param(depth, marks=SLOW) for depth in (34, 101, 152))])
+@pytest.mark.parametrize("depth", [18, *(pytest.param(depth, marks=SLOW) for depth in (34, 50, 101, 152))])
 def test_resnet_gives_torchvisions_outputs(depth):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(f"resnet{depth}", num_classes=10)

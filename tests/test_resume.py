@@ -21,6 +21,7 @@ from resumed_runs import (
     patch_call,
     read_curves,
     read_outcome,
+    slow_but,
 )
 
 import imgrec.training.checkpoint
@@ -53,7 +54,9 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", slow_but("between two micro-batches of a step", "inside validation", "in the test", among=MOMENTS)
+)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, unbroken, moment):
     run = load_run(tmp_path, "trainer.save_every_steps=1")
     kill_run(run, *MOMENTS[moment])
@@ -69,6 +72,7 @@ def test_killed_in_the_first_save(tmp_path, unbroken):
     assert_same(finish_run(run), unbroken)
 
 
+@pytest.mark.slow
 def test_a_run_is_killed_again_and_again(tmp_path, unbroken):
     """Each time a little later, with two loader processes and saves that are some steps old."""
     run = load_run(tmp_path, "trainer.save_every_steps=2", "num_workers=2")
@@ -100,7 +104,7 @@ def test_killed_inside_a_checkpoint_write(tmp_path, unbroken):
     assert not list(checkpoints.glob("*.unfinished"))
 
 
-@pytest.mark.parametrize("damage", ["cut short", "a flipped bit", "gone"])
+@pytest.mark.parametrize("damage", slow_but("a flipped bit", among=["cut short", "a flipped bit", "gone"]))
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbroken, capfd, damage):
     run = load_run(tmp_path, "trainer.save_every_steps=1")
 
@@ -162,6 +166,7 @@ def test_early_stopping_counts_on(tmp_path):
     assert_same(finish_run(run), whole)
 
 
+@pytest.mark.slow
 def test_a_rate_that_falls_on_a_plateau_falls_at_the_same_epoch(tmp_path):
     words = (
         "epochs=4",
@@ -209,7 +214,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("moment", STOPS)
+@pytest.mark.parametrize("moment", slow_but("while a batch is read", "at the end of an epoch", among=STOPS))
 def test_a_stopped_run_is_saved_at_that_step_and_goes_on(tmp_path, unbroken, moment):
     run = load_run(tmp_path)
     count, where, name, step, epoch = STOPS[moment]
@@ -230,7 +235,7 @@ def test_a_stop_in_validation_repeats_the_validation_alone(tmp_path, unbroken):
     assert_same(finish_run(run), unbroken)
 
 
-@pytest.mark.parametrize("limit", [3, 0.8])
+@pytest.mark.parametrize("limit", slow_but(3, among=[3, 0.8]))
 def test_epochs_that_are_cut_short_by_a_limit_go_on_too(tmp_path, limit):
     words = (f"trainer.limit_train_batches={limit}",)
     whole = finish_run(load_run(tmp_path / "whole", *words))
@@ -322,7 +327,7 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("moment", FAILURES)
+@pytest.mark.parametrize("moment", slow_but("in backward", among=FAILURES))
 def test_an_error_saves_what_the_failed_step_had_not_changed(tmp_path, unbroken, moment):
     run = load_run(tmp_path)
     count, where, name, step = FAILURES[moment]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import exit_codes, run_ranks, wait_until
-from resumed_runs import SAMPLES, assert_same, finish_run, kill_run, load_run, patch_call, read_outcome
+from resumed_runs import SAMPLES, assert_same, finish_run, kill_run, load_run, patch_call, read_outcome, slow_but
 
 import imgrec.train
 from imgrec.config.schema import RunConfig
@@ -56,7 +56,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("step", STOPS)
+@pytest.mark.parametrize("step", slow_but(7, among=STOPS))
 def test_a_signal_for_one_rank_stops_all_at_the_same_step(tmp_path, unbroken, step):
     run = together(tmp_path)
 
@@ -164,7 +164,9 @@ def test_after_an_error_on_one_rank_the_run_resumes_from_its_last_save(tmp_path,
 SAME = ("model.norm=none", "model.dense_dropout=0", "model.stage_dropout=0")
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize(
+    ("before", "after"), [pytest.param(1, 2, marks=pytest.mark.slow), (2, 3), pytest.param(3, 1, marks=pytest.mark.slow)]
+)
 def test_on_another_number_of_processes_it_is_the_same_run_to_rounding(tmp_path, before, after):
     whole = finish_run(together(tmp_path / "whole", *SAME))
     run = together(tmp_path / "parts", *SAME, "trainer.save_every_steps=1")

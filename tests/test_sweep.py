@@ -449,6 +449,7 @@ def test_a_search_maximizes_the_monitor_and_is_resumed(
 
 
 @optuna_installed
+@pytest.mark.slow
 def test_a_search_where_every_job_fails_tries_them_again(sweep: Sweep, trained: list[float]) -> None:
     for _ in range(2):
         assert sweep("--search", "optim.lr=uniform(2,3)", "trials=2") == 2
@@ -593,6 +594,7 @@ def test_thresholds_are_the_medians_of_the_trials_that_ran_to_their_end(tmp_path
     assert thresholds == [[], [], [], [], [], [0.4, 0.4]]
 
 
+@pytest.mark.slow
 @optuna_installed
 def test_a_pruned_search_is_resumed_with_the_same_thresholds(
     sweep: Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
