@@ -13,7 +13,7 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".t
 
 
 def find_images(root: str, folder: str = "") -> list[str]:
-    """The image files below ROOT/FOLDER at any depth, by extension: paths relative to ROOT, sorted, without hidden ones.
+    """The image files below ROOT/FOLDER at any depth, without hidden ones: paths relative to ROOT, sorted.
 
     Links are followed, except to a folder that contains the link. DataError for a folder that cannot be listed.
     """
@@ -48,9 +48,9 @@ def _contains_any(folder: str, others: tuple[str, ...]) -> bool:
 
 @contextmanager
 def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryIO]:
-    """A file open for writing that becomes `path` when the block ends, so a reader sees all of it or the file before it.
+    """A file open for writing that becomes `path` when the block ends: a reader sees all of it or the previous file.
 
-    previous: the name that the file before it gets; without one it is replaced. After an exception the file before it stays.
+    previous: a name for the previous file, which is replaced without one. After an exception the previous file stays.
     The content is on the disk before the file is renamed: a power failure leaves no empty file.
     """
     unfinished = path.with_name(f"{path.name}.unfinished")

@@ -1,8 +1,8 @@
 """Augmentation of training images; the comments of conf/augment/*.yaml say what each key means.
 
-It has four steps: `crop_box` while a file is decoded, `sample` on the uint8 image in a worker of the data loader, `batch` on the
-device before normalisation, and `mix` on the device after it. What each draws depends on (seed, epoch, index) alone, see
-counter_rng.py; for `mix` on (seed, step).
+It has four steps: `crop_box` while a file is decoded, `sample` on the uint8 image in a worker of the data loader,
+`batch` on the device before normalisation, and `mix` on the device after it. What each draws depends on (seed, epoch,
+index) alone, see counter_rng.py; for `mix` on (seed, step).
 """
 
 import math
@@ -15,10 +15,12 @@ from torchvision.transforms import v2
 from imgrec.data import counter_rng, geometry, mixup
 from imgrec.errors import ConfigError
 
-# Columns of a sample's geometry draws. They are fixed, so that switching a key on does not change the draws of the others.
+# Columns of a sample's geometry draws. They are fixed, so that switching a key on does not change the draws of the
+# others.
 FLIP, CROP_X, CROP_Y, ANGLE, SHIFT_X, SHIFT_Y, SHEAR, ZOOM, CORNERS, GEOMETRY_DRAWS = (*range(9), 16)
 
-# As in torchvision's RandomErasing (Zhong et al. 2017): share of the area, ratio of height to width, attempts to find a box that fits.
+# As in torchvision's RandomErasing (Zhong et al. 2017): share of the area, ratio of height to width, attempts to find a
+# box that fits.
 ERASE_AREA, ERASE_RATIO, ATTEMPTS = (0.02, 0.33), (0.3, 3.3), 10
 
 
@@ -100,7 +102,7 @@ class Augment:
         return self._interpolates or self.flip > 0 or self.crop_padding > 0
 
     def crop_box(self, height: int, width: int, *, seed: int, epoch: int, index: int) -> tuple[int, int, int, int] | None:
-        """(top, left, height, width) in pixels of a random resized crop (Szegedy 2014), drawn as v2.RandomResizedCrop does.
+        """(top, left, height, width) in pixels of a random resized crop (Szegedy 2014), as v2.RandomResizedCrop.
 
         None if `crop_scale` is None.
         """
@@ -120,10 +122,10 @@ class Augment:
         return (height - h) // 2, (width - w) // 2, h, w
 
     def sample(self, image: Tensor, *, seed: int, epoch: int, index: int) -> Tensor:
-        """torchvision's RandAugment, AutoAugment or TrivialAugmentWide on one uint8 image [C, H, W] on the CPU, C 1 or 3.
+        """torchvision's RandAugment, AutoAugment or TrivialAugmentWide on one uint8 image [C, H, W] on the CPU.
 
-        The state of torch's generator is kept. Gray images need no conversion: the only operation on colours, saturation, does
-        not change them.
+        The state of torch's generator is kept. Gray images need no conversion: the only operation on colours,
+        saturation, does not change them.
         """
         if self._transform is None:
             return image
@@ -138,7 +140,8 @@ class Augment:
         return augmented
 
     def batch(self, images: Tensor, *, seed: int, epoch: int, indices: Tensor) -> Tensor:
-        """Geometry, flip and erasing of float images [B, C, H, W] in [0, 1] on their device; each image has its own draws.
+        """Geometry, flip and erasing of float images [B, C, H, W] in [0, 1] on their device; each image has its own
+        draws.
 
         indices: int64 [B], as in `Batch`.
         """
@@ -199,8 +202,8 @@ class Augment:
         return geometry.resample(images, maps, field, fill=self.fill, exact=not self._interpolates)
 
     def _erase(self, images: Tensor, u: Tensor) -> Tensor:
-        # The box is filled with the image's own mean colour, close to the paper's variant "mean"; its variant "noise" costs a draw
-        # for each pixel.
+        # The box is filled with the image's own mean colour, close to the paper's variant "mean"; its variant "noise"
+        # costs a draw for each pixel.
         height, width = images.shape[-2:]
         area = height * width * (ERASE_AREA[0] + u[:, 3 : 3 + ATTEMPTS] * (ERASE_AREA[1] - ERASE_AREA[0]))
         low, high = (math.log(ratio) for ratio in ERASE_RATIO)
@@ -217,7 +220,9 @@ class Augment:
 
 
 def _corners(u: Tensor, distortion: float, height: int, width: int) -> Tensor:
-    """New positions of the four corners, float [B, 4, 2] pixels from the top left, drawn as in v2.RandomPerspective; `u` in [0, 1)."""
+    """New positions of the four corners, float [B, 4, 2] pixels from the top left, drawn as in v2.RandomPerspective;
+    `u` in [0, 1).
+    """
     bound = geometry.constant_tensor((int(distortion * (width // 2)) + 1, int(distortion * (height // 2)) + 1), u.device)
     inward = (u * bound).floor()
     far = geometry.constant_tensor((0, 0, 1, 0, 1, 1, 0, 1), u.device).view(4, 2)  # which corners are at the right, at the bottom

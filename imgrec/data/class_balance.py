@@ -31,8 +31,9 @@ def class_shares(
 ) -> list[Fraction]:
     """Expected share of each class among the samples of an epoch; counts: int64 [K], images of each class.
 
-    "balanced": equal; "sqrt": proportional to the root of the counts (Mahajan 2018, section 2.2); "weighted": proportional to
-    `class_weights`, by default 1. A class without images has 0. ConfigError for an unknown class, or where all shares are 0.
+    "balanced": equal; "sqrt": proportional to the root of the counts (Mahajan 2018, section 2.2); "weighted":
+    proportional to `class_weights`, by default 1. A class without images has 0. ConfigError for an unknown class, or
+    where all shares are 0.
     """
     for name in class_weights:
         if name not in classes:

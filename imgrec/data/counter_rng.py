@@ -1,9 +1,9 @@
 """Random numbers without a state: (seed, epoch, sample index, stream, k) -> a number.
 
-Every sample of every epoch has its own splitmix64 generator (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators,
-2014) with random access. So a draw is the same in any worker, on any rank, in any batch and on any device, and a resumed run draws
-what the uninterrupted run would have. `word` defines it in Python's integers, for one sample in a worker of the data loader;
-`uniform` gives the same bits for a batch on its device.
+Every sample of every epoch has its own splitmix64 generator (Steele, Lea, Flood: Fast Splittable Pseudorandom Number
+Generators, 2014) with random access. So a draw is the same in any worker, on any rank, in any batch and on any device,
+and a resumed run draws what the uninterrupted run would have. `word` defines it in Python's integers, for one sample in
+a worker of the data loader; `uniform` gives the same bits for a batch on its device.
 """
 
 import torch
@@ -35,7 +35,9 @@ def word(seed: int, epoch: int, index: int, stream: int, k: int) -> int:
 
 
 def unit(seed: int, epoch: int, index: int, stream: int, k: int) -> float:
-    """The k-th uniform number in [0, 1) of a sample, `uniform(...)[i, k]`: 24 bits, two from each word, the low half first."""
+    """The k-th uniform number in [0, 1) of a sample, `uniform(...)[i, k]`: 24 bits, two from each word,
+    the low half first.
+    """
     return (word(seed, epoch, index, stream, k // 2) >> (8 + 32 * (k % 2)) & 0xFFFFFF) * 2.0**-24
 
 

@@ -1,4 +1,6 @@
-"""The data sets: scikit-learn's digits, torchvision's MNIST and CIFAR families, folders, and generated images for tests."""
+"""The data sets: scikit-learn's digits, torchvision's MNIST and CIFAR families, folders,
+and generated images for tests.
+"""
 
 import fcntl
 import pickle
@@ -111,7 +113,9 @@ class CIFAR100(_Torchvision):
 
 
 class Fake(ImageData):
-    """Generated images that can be learned: each class has a smooth random pattern, each image is its class's pattern with noise."""
+    """Generated images that can be learned: each class has a smooth random pattern,
+    each image is its class's pattern with noise.
+    """
 
     def __init__(self, *, train_samples: int, test_samples: int, noise: float, **common: Unpack[Common]) -> None:
         super().__init__(**common)

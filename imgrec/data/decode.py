@@ -33,12 +33,16 @@ class Preprocessing(TypedDict):
 
 
 def load_image(path: str, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [C, S, S] of an image file, preprocessed as in evaluation; DataError with the path for an unreadable file."""
+    """uint8 [C, S, S] of an image file, preprocessed as in evaluation;
+    DataError with the path for an unreadable file.
+    """
     return fit_to_size(decode(path, preprocessing["channels"]), preprocessing)
 
 
 def decode(path: str, channels: int) -> Tensor:
-    """uint8 [C, H, W], upright (EXIF), 1 gray or 3 RGB, channels last in memory; DataError for a damaged or unknown file."""
+    """uint8 [C, H, W], upright (EXIF), 1 gray or 3 RGB, channels last in memory;
+    DataError for a damaged or unknown file.
+    """
     try:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
@@ -73,7 +77,9 @@ def _decode_pil(path: str, channels: int) -> Tensor:
 
 
 def from_pil(image: Image.Image, channels: int) -> Tensor:
-    """uint8 [C, H, W] of a PIL image, upright (EXIF), 1 gray or 3 RGB; raises any error of PIL while it reads the pixels."""
+    """uint8 [C, H, W] of a PIL image, upright (EXIF), 1 gray or 3 RGB;
+    raises any error of PIL while it reads the pixels.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits; PIL's conversion would clip them
         image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).astype(np.uint8))

@@ -23,7 +23,9 @@ SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "te
 
 
 class FileNames:
-    """File names in one block of bytes. A list of a million strings would be copied into every worker by reference counting."""
+    """File names in one block of bytes. A list of a million strings would be copied into every worker by reference
+    counting.
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
@@ -39,10 +41,11 @@ class FileNames:
 
 
 class ImageFiles(Dataset[Batch]):
-    """Image files with labels. The files of a request are decoded, cropped and resized one by one into a uint8 batch [B, C, S, S].
+    """Image files with labels. The files of a request are decoded, cropped and resized one by one into a uint8 batch
+    [B, C, S, S].
 
-    An unreadable file raises DataError with its path. With `on_bad_image: skip` (training) or `on_bad_image_eval: skip` (the other
-    splits) it is listed in `Batch.bad` instead, and the batch has one image less.
+    An unreadable file raises DataError with its path. With `on_bad_image: skip` (training) or `on_bad_image_eval: skip`
+    (the other splits) it is listed in `Batch.bad` instead, and the batch has one image less.
     """
 
     def __init__(
@@ -123,7 +126,10 @@ class ImageFiles(Dataset[Batch]):
 
 
 def split_folders(root: str) -> dict[str, str]:
-    """The folder of each split; {"train": root} where `root` has class folders. Val may be named val, valid or validation."""
+    """The folder of each split; {"train": root} where `root` has class folders.
+
+    Val may be named val, valid or validation.
+    """
     if not os.path.isdir(root):
         raise DataError(f"data.root={root} is not a folder. Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg.")
     folders = {split: [name for name in names if (Path(root) / name).is_dir()] for split, names in SPLIT_FOLDERS.items()}

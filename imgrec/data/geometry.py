@@ -1,8 +1,8 @@
 """Geometric augmentation: one homography and one displacement field per image, then one resampling.
 
-Conventions are torchvision's (v2.functional.affine, perspective, elastic): clockwise angles in degrees, y downwards, positions in
-pixels from the centre of the image. A map is a float [B, 3, 3] from homogeneous output positions (x, y, 1) to input positions, so
-the inverse of the change of the image.
+Conventions are torchvision's (v2.functional.affine, perspective, elastic): clockwise angles in degrees, y downwards,
+positions in pixels from the centre of the image. A map is a float [B, 3, 3] from homogeneous output positions (x, y, 1)
+to input positions, so the inverse of the change of the image.
 """
 
 from functools import lru_cache
@@ -22,7 +22,9 @@ def constant_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def compose_maps(first: Tensor, second: Tensor) -> Tensor:
-    """The map of an image that is changed by `first`, then by `second`: positions are mapped by `second`, then by `first`."""
+    """The map of an image that is changed by `first`, then by `second`: positions are mapped by `second`,
+    then by `first`.
+    """
     # Not a matrix product: TF32 or autocast would round it to three digits, a tenth of a pixel of 224.
     return (first[:, :, :, None] * second[:, None]).sum(2)
 
@@ -50,15 +52,16 @@ def affine(angle: Tensor, dx: Tensor, dy: Tensor, scale: Tensor, shear: Tensor) 
 
 
 def perspective(corners: Tensor, height: int, width: int) -> Tensor:
-    """The map of v2.functional.perspective from the image's corners to `corners`, float [B, 4, 2] pixels (x, y) from the top
-    left; order: top left, top right, bottom right, bottom left."""
+    """The map of v2.functional.perspective from the image's corners to `corners`, float [B, 4, 2] pixels (x, y) from
+    the top left; order: top left, top right, bottom right, bottom left."""
     centre = constant_tensor((0.5 * width, 0.5 * height), corners.device)
     right, bottom = width - 1.0, height - 1.0
     target = (constant_tensor((0.0, 0.0, right, 0.0, right, bottom, 0.0, bottom), corners.device).view(4, 2) - centre) / centre
     x, y = ((corners - centre) / centre).unbind(-1)
     u, v = target.unbind(-1)
     one, zero = torch.ones_like(x), torch.zeros_like(x)
-    # Eight equations for h: u = (h0 x + h1 y + h2) / (h6 x + h7 y + 1), and v with h3 to h5; well conditioned in units of half a side.
+    # Eight equations for h: u = (h0 x + h1 y + h2) / (h6 x + h7 y + 1), and v with h3 to h5; well conditioned in units
+    # of half a side.
     top = torch.stack((x, y, one, zero, zero, zero, -u * x, -u * y), -1)
     low = torch.stack((zero, zero, zero, x, y, one, -v * x, -v * y), -1)
     # solve_ex, unlike solve, does not wait for a GPU to tell whether it went well.
@@ -70,7 +73,9 @@ def perspective(corners: Tensor, height: int, width: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
-    """Gaussian blur along one side as a [size, size] matrix: v2.ElasticTransform's kernel (8 sigma + 1 taps, odd), reflected."""
+    """Gaussian blur along one side as a [size, size] matrix: v2.ElasticTransform's kernel (8 sigma + 1 taps,
+    odd), reflected.
+    """
     reach = (int(8 * sigma + 1) | 1) // 2
     offsets = torch.arange(-reach, reach + 1, device=device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -85,7 +90,8 @@ def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
 def displacement(noise: Tensor, alpha: float, sigma: float) -> Tensor:
     """Elastic field of v2.ElasticTransform (Simard 2003) from uniform noise in [0, 1), float [B, 2, H, W] (x, then y).
 
-    In grid units, where a side is 2. alpha: twice the factor in pixels on the smoothed noise. sigma: of the blur, in pixels.
+    In grid units, where a side is 2. alpha: twice the factor in pixels on the smoothed noise. sigma: of the blur, in
+    pixels.
     """
     height, width = noise.shape[-2:]
     field = noise - 0.5  # half of the usual [-1, 1)
@@ -95,10 +101,10 @@ def displacement(noise: Tensor, alpha: float, sigma: float) -> Tensor:
 
 
 def resample(images: Tensor, maps: Tensor | None, field: Tensor | None, *, fill: Fill, exact: bool) -> Tensor:
-    """Sample float images [B, C, H, W] at the positions of `maps` ([B, 3, 3], or [B, 2, 3] if affine) plus `field` ([B, 2, H, W]).
+    """Sample float images [B, C, H, W] at the positions of `maps` ([B, 3, 3], or [B, 2, 3] if affine) plus `field`.
 
-    field: in grid units. fill: pixels outside the image: its nearest edge pixel, or zero. exact: all positions are whole pixels,
-    which are copied, not interpolated.
+    field: [B, 2, H, W] in grid units. fill: pixels outside the image: its nearest edge pixel, or zero. exact: all positions are
+    whole pixels, which are copied, not interpolated.
     """
     height, width = images.shape[-2:]
     grid = _identity(height, width, images.device) if maps is None else _positions(maps, height, width)
@@ -122,7 +128,8 @@ def _identity(height: int, width: int, device: torch.device) -> Tensor:
 def _positions(maps: Tensor, height: int, width: int) -> Tensor:
     """Input positions of all output pixels in grid units, [B, 2, H, W]."""
     maps = maps * constant_tensor((2 / width, 2 / height, 1.0), maps.device)[: maps.shape[1], None]
-    # The sum of a part that varies along x and one that varies along y: one broadcast addition per value, no matrix product.
+    # The sum of a part that varies along x and one that varies along y: one broadcast addition per value, no matrix
+    # product.
     along_x = maps[:, :, :1] * _axis(width, maps.device) + maps[:, :, 2:]
     along_y = maps[:, :, 1:2] * _axis(height, maps.device)
     sums = along_y[..., None] + along_x[..., None, :]

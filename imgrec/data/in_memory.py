@@ -48,7 +48,9 @@ class InMemoryImages(Dataset[Batch]):
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
-    """uint8 [N, C, H, W] with 1 or 3 channels -> `channels`: gray is repeated, colour is converted to luma (ITU-R 601)."""
+    """uint8 [N, C, H, W] with 1 or 3 channels -> `channels`: gray is repeated,
+    colour is converted to luma (ITU-R 601).
+    """
     if images.shape[1] == channels:
         return images
     if channels == 3:

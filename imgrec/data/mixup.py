@@ -1,9 +1,9 @@
 """Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of a batch: images of two with soft labels.
 
-An image's partner is its neighbour in the global batch: rows 0 and 1, 2 and 3, ...; the last three of an odd batch rotate, and a
-batch of one is not mixed. In a shuffled epoch neighbours are as random as in a permutation of the batch. And the batch can be split
-between ranks and micro-batches without separating partners, so the same images are mixed on any number of devices. The weights and
-boxes are functions of (seed, optimizer step).
+An image's partner is its neighbour in the global batch: rows 0 and 1, 2 and 3, ...; the last three of an odd batch
+rotate, and a batch of one is not mixed. In a shuffled epoch neighbours are as random as in a permutation of the batch.
+And the batch can be split between ranks and micro-batches without separating partners, so the same images are mixed on
+any number of devices. The weights and boxes are functions of (seed, optimizer step).
 """
 
 import math
@@ -30,8 +30,8 @@ class Mix(NamedTuple):
 def partners(read: Indices, requested: int) -> Indices:
     """Row of each image's partner among those that were read, int64 [B]: the next one of its pair or three, cyclically.
 
-    read: ascending rows in the request of `requested` images. The partner of an unreadable file gets the third one of its group, or
-    itself; other pairs stay together.
+    read: ascending rows in the request of `requested` images. The partner of an unreadable file gets the third one of
+    its group, or itself; other pairs stay together.
     """
     return _partners(None if len(read) == requested else tuple(read.tolist()), requested)
 
@@ -48,7 +48,8 @@ def _partners(read_rows: tuple[int, ...] | None, requested: int) -> Indices:
 def draw_mix(mixup: float, cutmix: float, height: int, width: int, *, seed: int, step: int) -> Mix:
     """The mix of images of `height` x `width`, drawn from (seed, step).
 
-    mixup, cutmix: alpha of their Beta(alpha, alpha); if both are above 0, each step draws one of them with equal probability.
+    mixup, cutmix: alpha of their Beta(alpha, alpha); if both are above 0, each step draws one of them with equal
+    probability.
     """
     generator = np.random.default_rng(counter_rng.word(seed, step, 0, counter_rng.MIX, 0))
     is_cutmix = generator.random() < 0.5 if mixup > 0 and cutmix > 0 else cutmix > 0
@@ -56,7 +57,8 @@ def draw_mix(mixup: float, cutmix: float, height: int, width: int, *, seed: int,
     share = float(generator.beta(alpha, alpha))
     if not is_cutmix:
         return Mix(share, None)
-    # As in the paper and torchvision: centred on any pixel and clipped at the edges; the targets follow the clipped area.
+    # As in the paper and torchvision: centred on any pixel and clipped at the edges; the targets follow the clipped
+    # area.
     half = 0.5 * math.sqrt(1.0 - share)
     y, x = int(generator.integers(height)), int(generator.integers(width))
     reach_y, reach_x = int(half * height), int(half * width)

@@ -19,7 +19,10 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def to_float(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float in [0, 1] at image_size. Images are copied to the device as uint8: one byte per value instead of four."""
+        """uint8 [B, C, H, W] -> float in [0, 1] at image_size.
+
+        Images are copied to the device as uint8: one byte per value instead of four.
+        """
         size = [self.image_size, self.image_size]
         if list(images.shape[-2:]) != size:
             images = F.resize(images, size, antialias=True)

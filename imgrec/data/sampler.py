@@ -15,16 +15,16 @@ from imgrec.errors import ConfigError
 
 EVALUATION_BATCH = 256  # images per device where the training batch is smaller: no gradients, so there is room
 
-# epoch -> the samples in their order: a sample's index in the split, plus `samples` for each earlier occurrence in the epoch.
-# So its draws differ between occurrences.
+# epoch -> the samples in their order: a sample's index in the split, plus `samples` for each earlier occurrence in the
+# epoch. So its draws differ between occurrences.
 Order = Callable[[int], Indices]
 
 
 def random_words(count: int, *, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
     """`count` raw words of Philox (Salmon et al. 2011) under the key (seed, epoch).
 
-    numpy guarantees the words of a bit generator in all versions, but not the numbers of its `Generator`, and a run may be resumed
-    with a newer numpy.
+    numpy guarantees the words of a bit generator in all versions, but not the numbers of its `Generator`, and a run may
+    be resumed with a newer numpy.
     """
     return np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(count)
 
@@ -32,7 +32,8 @@ def random_words(count: int, *, seed: int, epoch: int) -> np.ndarray[tuple[int],
 def shuffled_order(samples: int, *, seed: int) -> Order:
     """Every index once, in an order that depends on (seed, epoch, samples) alone: sorted by one random word for each.
 
-    The index is in the low bits of its word, so the words are sorted in place: ten times faster than argsort for a million.
+    The index is in the low bits of its word, so the words are sorted in place: ten times faster than argsort for a
+    million.
     """
     low = np.uint64((1 << max(samples - 1, 1).bit_length()) - 1)
 
@@ -55,15 +56,17 @@ def sequential_order(samples: int) -> Order:
 class EpochBatches(Sampler[Request]):
     """The requests of one rank for one epoch. Global batch k has the same samples on any number of devices.
 
-    The order is split into global batches of `batch_size` (the last one may be short), each into `devices` slices, each of those
-    into `accumulate` micro-batches, without padding. Without `pairs`, the parts of a full batch differ by at most one sample. With
-    `pairs`, partners of mixup (see mixup.py) stay together: every part starts at an even row, and the last three samples of an odd
-    batch are in one part. All ranks yield equally many requests, or the collectives of a step would hang: where a short batch has
-    too few samples for all devices, the last ranks get empty ones. A short batch has no more micro-batches than it needs.
+    The order is split into global batches of `batch_size` (the last one may be short), each into `devices` slices, each
+    of those into `accumulate` micro-batches, without padding. Without `pairs`, the parts of a full batch differ by at
+    most one sample. With `pairs`, partners of mixup (see mixup.py) stay together: every part starts at an even row, and
+    the last three samples of an odd batch are in one part. All ranks yield equally many requests, or the collectives of
+    a step would hang: where a short batch has too few samples for all devices, the last ranks get empty ones. A short
+    batch has no more micro-batches than it needs.
 
     epoch: called when the first request is taken: on resume Lightning opens iterators before it has restored the epoch.
     start: (epoch, number of its global batches that are done and are skipped).
-    keep_single: False for batch norm, which cannot train on a single sample. Then no part of a short batch has one sample (see
+    keep_single: False for batch norm, which cannot train on a single sample. Then no part of a short batch has one
+    sample (see
         `split_last_batch`), and a last global batch of one sample is left out, unless it is the only one.
     most: the largest number of samples on a device at once, `BatchPlan.per_device`.
     """
@@ -114,12 +117,14 @@ BatchParts = list[list[slice]]  # [device][micro-batch]: slices of a global batc
 
 
 def split_batch(size: int, *, devices: int, parts: int, pairs: bool = False, singles: bool = True) -> BatchParts:
-    """A global batch of `size`, split evenly; the first devices and parts have the larger slices, the last may be empty.
+    """A global batch of `size`, split evenly; the first devices and parts have the larger slices, the last may be
+    empty.
 
-    pairs: slices start at even rows, and the last three samples of an odd batch stay together. singles: False allows slices of one
-    sample only where size is 1, so fewer devices and parts have any.
+    pairs: slices start at even rows, and the last three samples of an odd batch stay together. singles: False allows
+    slices of one sample only where size is 1, so fewer devices and parts have any.
     """
-    # Samples that stay together are a unit: a pair (the last unit of an odd batch has three samples), or a single sample.
+    # Samples that stay together are a unit: a pair (the last unit of an odd batch has three samples), or a single
+    # sample.
     units, unit = (max(1, size // 2), 2) if pairs else (size, 1)
     least = 1 if pairs or singles else 2  # units in a slice
     used = min(devices, max(1, units // least))
@@ -134,8 +139,8 @@ def split_batch(size: int, *, devices: int, parts: int, pairs: bool = False, sin
 def split_last_batch(size: int, *, full: BatchParts, pairs: bool, singles: bool, most: float) -> BatchParts:
     """A short last batch, in the fewest micro-batches in which no slice is larger than those of a `full` batch.
 
-    singles: False avoids slices of a single sample, unless a full batch has them too. So a device may get 3 samples where it has 2
-    of a full batch; where that is more than `most`, single samples remain.
+    singles: False avoids slices of a single sample, unless a full batch has them too. So a device may get 3 samples
+    where it has 2 of a full batch; where that is more than `most`, single samples remain.
     """
     devices, accumulate, micro = len(full), len(full[0]), largest_part(full)
     limit = micro if singles or micro != 2 else min(3, most)

@@ -10,7 +10,8 @@ from imgrec.errors import DataError
 
 
 def stratified(labels: Indices, share: float, *, seed: int, classes: tuple[str, ...], key: str) -> tuple[Indices, Indices]:
-    """Ascending indices of the rest, and of a part of `share` in which every class has its proportion (scikit-learn's split).
+    """Ascending indices of the rest, and of a part of `share` in which every class has its proportion (scikit-learn's
+    split).
 
     key: the config key of the share, for errors. DataError where a class is too small.
     """

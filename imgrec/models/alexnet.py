@@ -9,7 +9,7 @@ from imgrec.models.channels import set_channels
 
 
 def alexnet(*, num_classes: int, channels: int, stem: Literal["imagenet", "small"], dropout: float) -> nn.Module:
-    """Float [B, channels, H, W] -> logits [B, num_classes]; `stem="imagenet"` is torchvision's network and needs 63 pixels.
+    """Float [B, channels, H, W] -> logits [B, num_classes]; stem "imagenet" is torchvision's network (63 pixels and more).
 
     stem "small": the first convolution is 5x5 stride 1 as in Krizhevsky's CIFAR networks, and 15 pixels are enough.
     """

@@ -65,7 +65,9 @@ def candidates(query: CatalogQuery) -> Iterator[Candidate]:
 
 
 def measure_network(candidate: Candidate, query: CatalogQuery) -> NetworkRow:
-    """Builds a network without weights and counts; the reason is in the row's note where it cannot be built for these images."""
+    """Builds a network without weights and counts;
+    the reason is in the row's note where it cannot be built for these images.
+    """
     import torch
 
     from imgrec.models.summary import measure_size
@@ -98,9 +100,10 @@ def measure_network(candidate: Candidate, query: CatalogQuery) -> NetworkRow:
 
 @contextmanager
 def weightless() -> Iterator[None]:
-    """Networks built inside have their parameters on torch's meta device, with a shape but no values: no time, no memory.
+    """Networks built inside have their parameters on torch's meta device, with a shape but no values.
 
-    Not `torch.device("meta")`: networks that compute their widths with tensors (torchvision's RegNet) cannot be built in it.
+    Not `torch.device("meta")`: networks that compute their widths with tensors (torchvision's RegNet) cannot be built
+    in it.
     """
     from torch import nn
     from torch.nn.modules.module import register_module_parameter_registration_hook

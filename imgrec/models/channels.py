@@ -11,10 +11,10 @@ def first_conv(net: nn.Module) -> tuple[str, nn.Conv2d]:
 
 
 def input_kernels(weight: Tensor, channels: int) -> Tensor:
-    """The kernels of a first convolution, [out, in, h, w], as [out, channels, h, w], by timm's rule (`adapt_input_conv`).
+    """The kernels of a first convolution, [out, in, h, w], as [out, channels, h, w].
 
-    For one channel they are summed: a gray image gives what its RGB copy gave. For other numbers they are repeated and scaled by
-    in / channels, so equal channels give the same sum.
+    As in timm's `adapt_input_conv`: for one channel they are summed: a gray image gives what its RGB copy gave. For other numbers they are repeated and
+    scaled by in / channels, so equal channels give the same sum.
     """
     inputs = weight.shape[1]
     if channels == inputs:

@@ -19,7 +19,8 @@ def densenet(
 ) -> nn.Module:
     """Float [B, channels, H, W] -> logits [B, num_classes].
 
-    stem "imagenet" is torchvision's network (29 pixels and more); "small": 3x3 stride 1, no pooling (the paper's networks for CIFAR).
+    stem "imagenet" is torchvision's network (29 pixels and more); "small": 3x3 stride 1, no pooling (the paper's
+    networks for CIFAR).
     dropout: share of each dense layer's output. memory_efficient: activation checkpointing: less memory, slower.
     """
     net: nn.Module = torchvision.models.get_model(

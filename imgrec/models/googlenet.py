@@ -1,4 +1,4 @@
-"""GoogLeNet: Szegedy et al. 2014, "Going deeper with convolutions" (arXiv 1409.4842), torchvision's, with batch norm."""
+"""GoogLeNet: Szegedy et al. 2014, "Going deeper with convolutions" (arXiv 1409.4842), torchvision's."""
 
 from typing import Literal
 
@@ -11,7 +11,8 @@ from imgrec.models.channels import set_channels
 def googlenet(*, num_classes: int, channels: int, stem: Literal["imagenet", "small"], dropout: float) -> nn.Module:
     """Float [B, channels, H, W] -> logits [B, num_classes]; without the auxiliary classifiers, in training too.
 
-    stem "imagenet" is torchvision's network (15 pixels and more, made for 224); "small": 3x3 stride 1 and no first pooling.
+    stem "imagenet" is torchvision's network (15 pixels and more, made for 224); "small": 3x3 stride 1 and no first
+    pooling.
     """
     # init_weights=True is torchvision's default, but its constructor warns when it is left out.
     net: nn.Module = torchvision.models.googlenet(num_classes=num_classes, aux_logits=False, init_weights=True, dropout=dropout)

@@ -26,9 +26,9 @@ def head_name(net: nn.Module, num_classes: int) -> str:
 def layers(net: nn.Module, num_classes: int) -> list[list[str]]:
     """The names of `named_parameters`, each once, in groups from the input to the head; the last group is the head.
 
-    Groups follow the order of definition. Sequential and ModuleList give one group per child, and so does a module with more than
-    half of all parameters (the encoder of a vision transformer). Modules without a matrix (norms, position embeddings) join the
-    group before them; the network's own tensors (class token) join the first group.
+    Groups follow the order of definition. Sequential and ModuleList give one group per child, and so does a module with
+    more than half of all parameters (the encoder of a vision transformer). Modules without a matrix (norms, position
+    embeddings) join the group before them; the network's own tensors (class token) join the first group.
     """
     head = head_name(net, num_classes)
     total = sum(p.numel() for p in net.parameters())
@@ -49,7 +49,9 @@ def layers(net: nn.Module, num_classes: int) -> list[list[str]]:
 
 
 def _blocks(prefix: str, module: nn.Module, total: int) -> Iterator[tuple[list[str], bool]]:
-    """Parameter names of each block in the order of definition, and whether it is a layer; a container's own tensors are not."""
+    """Parameter names of each block in the order of definition, and whether it is a layer;
+    a container's own tensors are not.
+    """
     own = [prefix + name for name, _ in module.named_parameters(recurse=False)]
     children = list(module.named_children())
     is_container = prefix == "" or type(module) in (nn.Sequential, nn.ModuleList)

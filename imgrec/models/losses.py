@@ -19,8 +19,9 @@ def _smooth(targets: Tensor, label_smoothing: float) -> Tensor:
 class Loss(nn.Module):
     """Base class. A subclass defines `per_sample`; class weights, penalties and the conversion to float32 are here.
 
-    class_weights: "balanced" gives class c the weight n / (K * n_c), where n_c of the n training samples are of class c and K classes
-    have samples (scikit-learn's compute_class_weight): all classes weigh the same, the mean weight is 1. Without samples it is 0.
+    class_weights: "balanced" gives class c the weight n / (K * n_c), where n_c of the n training samples are of class c
+    and K classes have samples (scikit-learn's compute_class_weight): all classes weigh the same, the mean weight is 1.
+    Without samples it is 0.
     """
 
     class_weight: Tensor | None  # float32 [K]
@@ -42,9 +43,11 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits: float [B, K]; targets: float [B, K], rows sum to 1 (one-hot or mixed). Returns each sample's loss, float32 [B].
+        """logits: float [B, K]; targets: float [B, K], rows sum to 1 (one-hot or mixed). Returns each sample's loss,
+        float32 [B].
 
-        A sample's class weight is the mean of the class weights under its targets. The loss of a batch is the plain mean.
+        A sample's class weight is the mean of the class weights under its targets. The loss of a batch is the plain
+        mean.
         """
         losses = self.per_sample(logits.float(), targets.float())
         if self.class_weights == "none":
@@ -59,7 +62,8 @@ class Loss(nn.Module):
     def penalty(self, parameters: Sequence[Parameter]) -> Tensor:
         """l1 * sum |w| + l2 * sum w^2 over the parameters (Keras's definition: l2 is not halved), a scalar.
 
-        Its gradient is 2 * l2 * w: with plain SGD l2=0.0005 equals weight_decay=0.001. `imgrec.training.optimizer.decayed` selects them.
+        Its gradient is 2 * l2 * w: with plain SGD l2=0.0005 equals weight_decay=0.001.
+        `imgrec.training.optimizer.decayed` selects them.
         """
         total = torch.zeros((), device=parameters[0].device if parameters else None)
         if self.l1 > 0:
@@ -90,7 +94,8 @@ class MSE(Loss):
 class BCE(Loss):
     """Binary cross-entropy of each class's sigmoid, mean over the classes; accepts soft targets.
 
-    timm's BinaryCrossEntropy; Wightman 2021, "ResNet strikes back". The mean divides gradients by K: SGD needs a higher learning rate.
+    timm's BinaryCrossEntropy; Wightman 2021, "ResNet strikes back". The mean divides gradients by K: SGD needs a higher
+    learning rate.
     """
 
     def __init__(self, *, label_smoothing: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
@@ -102,12 +107,16 @@ class BCE(Loss):
         return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The sigmoids divided by their sum, as one class is right; in logarithms, so that small sigmoids do not give 0 / 0."""
+        """The sigmoids divided by their sum, as one class is right;
+        in logarithms, so that small sigmoids do not give 0 / 0.
+        """
         return F.logsigmoid(logits.float()).softmax(dim=1)
 
 
 class Focal(Loss):
-    """-sum_c t_c (1 - p_c)^gamma log p_c, p the softmax; gamma 0 is cross-entropy (Lin 2017, here for exclusive classes)."""
+    """-sum_c t_c (1 - p_c)^gamma log p_c, p the softmax;
+    gamma 0 is cross-entropy (Lin 2017, here for exclusive classes).
+    """
 
     def __init__(self, *, gamma: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
         super().__init__(class_weights=class_weights, l1=l1, l2=l2)

@@ -26,10 +26,11 @@ class PretrainedWeights(NamedTuple):
 
 
 def transfer_weights(net: nn.Module, pretrained: PretrainedWeights, classes: Sequence[str]) -> str:
-    """Copies pretrained tensors into `net`, in place. The head's rows are copied for the classes that both have, by name.
+    """Copies pretrained tensors into `net`, in place; of the head the rows of classes that both have.
 
-    classes: names of the head's rows; torchvision's ImageNet categories are names too. The first convolution is adapted to the
-    channels (`input_kernels`). Returns one sentence about what was copied. Raises CheckpointError for tensors that do not fit.
+    classes: names of the head's rows; torchvision's ImageNet categories are names too. The first convolution is adapted
+    to the channels (`input_kernels`). Returns one sentence about what was copied. Raises CheckpointError for tensors
+    that do not fit.
     """
     head = head_name(net, len(classes))
     target = net.state_dict()
@@ -147,10 +148,10 @@ def _torchvision_weights(weights: str, name: str, model: Mapping[str, Any]) -> P
 
 
 def _fold_input_transform(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """googlenet and inception_v3 first map ImageNet's mean and std to 0.5 (`_transform_input`): x -> a x + b per colour.
+    """googlenet and inception_v3 first map ImageNet's mean and std to 0.5: x -> a x + b per colour.
 
-    It is moved into the first kernels and the running mean of the norm after them. Exact except for the outermost pixels of
-    googlenet, whose padding is then 0 before the mapping instead of after it.
+    It is moved into the first kernels and the running mean of the norm after them. Exact except for the outermost
+    pixels of googlenet, whose padding is then 0 before the mapping instead of after it.
     """
     a = torch.tensor([0.229, 0.224, 0.225]) / 0.5
     b = (torch.tensor([0.485, 0.456, 0.406]) - 0.5) / 0.5

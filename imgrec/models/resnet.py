@@ -21,10 +21,10 @@ def resnet(
     stem: Literal["imagenet", "small"],
     zero_init_residual: bool,
 ) -> nn.Module:
-    """Float [B, channels, H, W] -> logits [B, num_classes]; the ImageNet family (depth 18 to 152) or the CIFAR family (20 to 110).
+    """Float [B, channels, H, W] -> logits [B, num_classes]; the ImageNet family (depth 18 to 152) or CIFAR's (20 to 110).
 
-    stem: "imagenet" is 7x7 stride 2 and a pooling, together a quarter of the size; "small" is 3x3 stride 1. The ImageNet family
-    with stem "imagenet" is torchvision's network.
+    stem: "imagenet" is 7x7 stride 2 and a pooling, together a quarter of the size; "small" is 3x3 stride 1. The
+    ImageNet family with stem "imagenet" is torchvision's network.
     zero_init_residual: every block starts as the identity (Goyal et al. 2017, arXiv 1706.02677).
     """
     if depth in CIFAR_DEPTHS:
@@ -42,7 +42,7 @@ def resnet(
 
 
 class CifarResNet(nn.Module):
-    """The paper's networks for CIFAR-10 (section 4.2): 6n + 2 layers, three stages of 16, 32 and 64 channels, see `resnet`.
+    """The paper's networks for CIFAR-10 (section 4.2): 6n + 2 layers, three stages of 16, 32 and 64 channels.
 
     The shortcuts have no parameters (option A).
     """

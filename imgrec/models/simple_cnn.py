@@ -11,8 +11,8 @@ from imgrec.errors import ConfigError
 class SimpleCNN(nn.Module):
     """Float [B, channels, image_size, image_size] -> logits [B, num_classes].
 
-    widths: channels of each stage. A stage is one convolution (norm, ReLU) per entry of `padding` ("valid" or "same"), then a
-        2x2 max pooling and dropout: `padding: [same, valid]` is "conv same, conv, pool, dropout".
+    widths: channels of each stage. A stage is one convolution (norm, ReLU) per entry of `padding` ("valid" or "same"),
+        then a 2x2 max pooling and dropout: `padding: [same, valid]` is "conv same, conv, pool, dropout".
     kernel: side of every convolution in pixels. dense: values of the hidden dense layer; 0 leaves it out.
     stage_dropout, dense_dropout: shares set to zero while training, after each pooling and after the dense layer.
 

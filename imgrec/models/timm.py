@@ -1,4 +1,6 @@
-"""Any of timm's networks by name (https://github.com/huggingface/pytorch-image-models); needs `pip install "imgrec[timm]"`."""
+"""Any of timm's networks by name (https://github.com/huggingface/pytorch-image-models);
+needs `pip install "imgrec[timm]"`.
+"""
 
 from types import ModuleType
 from typing import Any
@@ -13,7 +15,8 @@ def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> 
     """timm's network `name`: float [B, channels, image_size, image_size] -> logits [B, num_classes].
 
     image_size: pixels; networks that are built for one size (most transformers) are built for this one.
-    Raises ConfigError for an unknown name, for a size that the network does not accept, and where timm is not installed.
+    Raises ConfigError for an unknown name, for a size that the network does not accept, and where timm is not
+    installed.
     """
     timm = timm_library()
     check_name("model.name", name.partition(".")[0], timm.list_models(), listing="python -m imgrec.models source=timm")

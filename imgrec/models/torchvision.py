@@ -14,8 +14,8 @@ def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: i
     """torchvision's network `name`: float [B, channels, image_size, image_size] -> logits [B, num_classes].
 
     image_size: pixels. Vision transformers and MaxViT are built for it; the others accept any size.
-    Without auxiliary classifiers (googlenet, inception_v3). Raises ConfigError for an unknown name and for a size that the
-    network does not accept.
+    Without auxiliary classifiers (googlenet, inception_v3). Raises ConfigError for an unknown name and for a size that
+    the network does not accept.
     """
     check_name("model.name", name, torchvision_names(), listing="python -m imgrec.models source=torchvision")
     settings: dict[str, Any] = {"num_classes": num_classes}

@@ -23,15 +23,16 @@ def vgg(
 ) -> nn.Module:
     """Float [B, channels, H, W] -> logits [B, num_classes].
 
-    head "imagenet" (7x7 features, 4096-4096-num_classes) is torchvision's network and needs 32 pixels. "small" (1x1 features,
-    512-num_classes) has 25 times fewer parameters and takes images of any size: its poolings round up, which changes nothing
-    for multiples of 32. dropout: share of the head's hidden values.
+    head "imagenet" (7x7 features, 4096-4096-num_classes) is torchvision's network and needs 32 pixels. "small" (1x1
+    features, 512-num_classes) has 25 times fewer parameters and takes images of any size: its poolings round up, which
+    changes nothing for multiples of 32. dropout: share of the head's hidden values.
     """
     features = make_layers(cfgs[_CONFIGURATIONS[depth]], batch_norm=batch_norm)
     if head == "imagenet":
         net: nn.Module = VGG(features, num_classes=num_classes, dropout=dropout)
     else:
-        with torch.device("meta"):  # torchvision's head has 120 million parameters and is replaced below: no time, no memory
+        # torchvision's head has 120 million parameters and is replaced below: on meta it takes no time and no memory.
+        with torch.device("meta"):
             net = VGG(features)
         for module in features:
             if isinstance(module, nn.MaxPool2d):
@@ -40,7 +41,8 @@ def vgg(
         net.classifier = nn.Sequential(
             nn.Linear(512, 512), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(512, num_classes)
         )
-        # torchvision's standard deviation of 0.01 is meant for 25088 inputs; for 512 it would shrink the signal six times.
+        # torchvision's standard deviation of 0.01 is meant for 25088 inputs; for 512 it would shrink the signal six
+        # times.
         he_init(net.classifier)
     set_channels(net, channels)
     return net

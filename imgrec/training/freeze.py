@@ -9,9 +9,11 @@ from imgrec.models.layers import head_name
 
 
 def freeze(net: nn.Module, num_classes: int) -> None:
-    """Until `unfreeze`, only the head is trained: other parameters get no gradient, batch norms keep their running statistics.
+    """Until `unfreeze`, only the head is trained: other parameters get no gradient, batch norms keep their running
+    statistics.
 
-    `net.train()` keeps them frozen; dropout stays active. Freezing twice is allowed. DDP has to be rewrapped afterwards (`imgrec.training.strategies.DDP.rewrap`).
+    `net.train()` keeps them frozen; dropout stays active. Freezing twice is allowed. DDP has to be rewrapped afterwards
+    (`imgrec.training.strategies.DDP.rewrap`).
     """
     head = head_name(net, num_classes)
     for name, parameter in net.named_parameters():
@@ -21,7 +23,8 @@ def freeze(net: nn.Module, num_classes: int) -> None:
     for name, module in net.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats and not name.startswith(head + "."):
             module.eval()
-            # On the instance, because nn.Module.train() calls train() of each child. A partial of a function can be copied and pickled.
+            # On the instance, because nn.Module.train() calls train() of each child. A partial of a function can be
+            # copied and pickled.
             module.__dict__["train"] = partial(_keep_mode, module)
 
 

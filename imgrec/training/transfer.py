@@ -21,7 +21,8 @@ def initial_network(run: RunConfig, classes: Sequence[str]) -> tuple[nn.Module, 
 
 
 def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights:
-    """The weights to start from, for the network of the `model` node; a path that exists is preferred to a library's name.
+    """The weights to start from, for the network of the `model` node; a path that exists is preferred to a library's
+    name.
 
     Raises CheckpointError where there are none of that name, or they cannot be read.
     """
@@ -34,7 +35,9 @@ def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeig
 
 
 def _overrides_hint(stored: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """The overrides that turn `model` into the network of the stored node, as a sentence; empty where they are equal."""
+    """The overrides that turn `model` into the network of the stored node, as a sentence;
+    empty where they are equal.
+    """
     overrides = [] if stored["_target_"] == model["_target_"] else [f"model={str(stored['_target_']).split('.')[-2]}"]
     for key, value in stored.items():
         if key not in ("_target_", "num_classes", "channels") and (key not in model or model[key] != value):
