@@ -39,7 +39,7 @@ SHOWN: dict[str, str] = {
     "train optim=null": "'optim=null': config groups are not added or deleted. Type optim=OPTION, or remove it.",
     "trian model=vgg": "trian: there is no such command. Did you mean train? There are: train, evaluate, predict, lr_find, models, slurm.",
     "train --config-dir": "--config-dir needs a folder. Type --config-dir FOLDER that holds your model/, data/, experiment/ yaml.",
-    "train --config-dir none": "--config-dir none: there is no such folder. Name the folder that holds your model/, data/, experiment/ yaml.",
+    "train --config-dir none": "--config-dir none: there is no such folder. Name the folder with your model/, data/, experiment/ yaml.",
     # types
     "train optim=adam optim.lr=fast": f"optim.lr=fast: expected a number. The default is {DEFAULT.optim['lr']}.",
     "train seed=abc": f"seed=abc: expected an integer. The default is {DEFAULT.seed}.",
@@ -61,7 +61,7 @@ SHOWN: dict[str, str] = {
     "train loss.label_smoothing=2": "loss.label_smoothing=2.0: label_smoothing must be 0 or more and less than 1. The default is 0.0.",
     "train scheduler.warmup_share=1": "scheduler.warmup_share=1.0: warmup_share must be 0 or more and less than 1. "
     f"The default is {DEFAULT.scheduler['warmup_share']}.",
-    "train trainer.limit_val_batches=1.5": "trainer.limit_val_batches=1.5: limit_val_batches is a share up to 1.0 or a whole number of batches. "
+    "train trainer.limit_val_batches=1.5": "trainer.limit_val_batches=1.5: expected a share up to 1.0, or a number of batches. "
     "Set trainer.limit_val_batches=2.",
     # without effect
     "train optim=gd batch_size=32": "batch_size=32, but optim=gd uses the whole training split in each step. "

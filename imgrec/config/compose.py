@@ -1,7 +1,8 @@
 """From the command line and conf/ to a checked RunConfig, without importing torch.
 
-Hydra composes; what it lets pass is refused here: a misspelt key in an experiment file or beside `_partial_`, a `+key` that nothing reads,
-`seed=abc`, `optim.lr=fast`, a rate below zero. The shipped yaml is the reference: its keys are the keys there are, its values show the types.
+Hydra composes. What it accepts, but should not, is refused here: a misspelt key in an experiment file or beside
+`_partial_`, a `+key` that nothing reads, `seed=abc`, `optim.lr=fast`, a negative rate. The shipped yaml is the
+reference: it has all keys, and its values show their types.
 """
 
 import os
@@ -24,7 +25,8 @@ SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in
 def load_config(command: str, argv: Sequence[str], config_dir: str | None = None) -> RunConfig:
     """Compose conf/COMMAND.yaml with the overrides of `argv` into a checked RunConfig.
 
-    Raises ConfigError, with the sentence to show, for whatever the yaml alone can tell; `check_signatures` does the rest once torch is there.
+    Raises ConfigError for all that can be checked by the yaml alone; `check_signatures` does the rest after the import of
+    torch.
     """
     return run_config(compose_config(command, argv, config_dir))
 
@@ -40,7 +42,7 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
     for folder in search:
         if not folder.is_dir():
             raise ConfigError(
-                f"--config-dir {config_dir}: there is no such folder. Name the folder that holds your model/, data/, experiment/ yaml."
+                f"--config-dir {config_dir}: there is no such folder. Name the folder with your model/, data/, experiment/ yaml."
             )
     parsed: list[Override] = []
     for word in argv:
@@ -54,7 +56,7 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
     chosen = [str(override.input_line) for override in parsed if is_group_override(override, search)]
     try:
         reference, choices = hydra_tree(command, chosen, search)
-        if choices.get("experiment") is not None:  # a recipe may hold any key: what there is, the files beside it say
+        if choices.get("experiment") is not None:  # an experiment may set any key, so the reference is composed without it
             plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
             reference = hydra_tree(command, plain, search)[0]
         check_keys(command, parsed, reference, search)
@@ -76,7 +78,7 @@ def hydra_tree(command: str, overrides: Sequence[str], search: Sequence[Path]) -
     return deepcopy(_shipped_tree(command, tuple(overrides)))
 
 
-@lru_cache(maxsize=64)  # a fifth of a second each, and a sweep asks for the same ones again
+@lru_cache(maxsize=64)  # a fifth of a second each, and a sweep composes the same ones again
 def _shipped_tree(command: str, overrides: tuple[str, ...]) -> tuple[Node, dict[str, str]]:
     return _hydra_tree(command, overrides, ())
 
@@ -108,12 +110,14 @@ def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ..
 
 
 def by_size(size: Any, small: Any, large: Any) -> Any:
-    """What ${by_size:...} in a yaml stands for: `small` for images under SMALL_IMAGE pixels, else `large`."""
-    return small if isinstance(size, int) and size < SMALL_IMAGE else large  # what is no number is refused later, by its own name
+    """The resolver of ${by_size:...}: `small` for images under SMALL_IMAGE pixels, else `large`."""
+    return (
+        small if isinstance(size, int) and size < SMALL_IMAGE else large
+    )  # other types are refused later, by the key of the size
 
 
 def quote_values(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """`argv` with the values of `keys` quoted for Hydra, whose grammar stumbles over blanks, '=', ',' and '(' in file names.
+    """`argv` with the values of `keys` quoted for Hydra, whose grammar does not accept blanks, '=', ',' and '(' in file names.
 
     Lists and what is quoted already stay, and so does null.
     """

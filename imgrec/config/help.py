@@ -1,4 +1,4 @@
-"""What `imgrec COMMAND --help` prints: the choices and the keys, with the comments that the yaml itself has. Imports no torch."""
+"""The text of `imgrec COMMAND --help`: config groups and keys, with the comments of the yaml. Imports no torch."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -38,11 +38,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-KeyPath = tuple[str, ...]  # place of a key: ("finetune", "freeze_epochs")
+KeyPath = tuple[str, ...]  # the parts of a key: ("finetune", "freeze_epochs")
 
 
 def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = None) -> str:
-    """Help of a command. Choices in `argv` (model=resnet) have their keys listed too, with the values they would get.
+    """Help of a command. The keys of options in `argv` (model=resnet) are listed too, with the values that they would get.
 
     Raises ConfigError for overrides that cannot be composed.
     """
@@ -103,7 +103,7 @@ def documented(source: str) -> list[tuple[KeyPath, str, str]]:
 
 
 def _above(lines: Sequence[str], line: int) -> str:
-    """The comment lines directly above a line, as one."""
+    """The comment lines directly above a line, joined."""
     taken: list[str] = []
     while line > 0 and lines[line - 1].lstrip().startswith("#") and "@package" not in lines[line - 1]:
         line -= 1
@@ -112,7 +112,7 @@ def _above(lines: Sequence[str], line: int) -> str:
 
 
 def _header(source: str) -> list[str]:
-    """The first block of comment lines that stand at the margin."""
+    """The first block of comment lines without indentation."""
     taken: list[str] = []
     for line in source.splitlines():
         if line.startswith("#") and "@package" not in line:
@@ -129,7 +129,7 @@ def _defaults(source: str) -> dict[str, str | None]:
 
 
 def _parents(source: str) -> list[str]:
-    """Other roots that a root's defaults list takes in."""
+    """Other roots in the defaults list of a root."""
     listed: list[Any] = (yaml.safe_load(source) or {}).get("defaults", [])
     return [entry for entry in listed if isinstance(entry, str) and entry != "_self_"]
 
@@ -139,7 +139,7 @@ def _file(group: str, option: str, search: Sequence[Path]) -> Path | None:
 
 
 def option_keys(group: str, file: Path) -> Iterator[tuple[KeyPath, str, str]]:
-    """Every key of an option, what it inherits by its defaults list from its own folder included; a later file wins."""
+    """Every key of an option, with those of its defaults list in the same folder; later files override earlier ones."""
     source = file.read_text()
     head: KeyPath = () if "@package _global_" in source.partition("\n")[0] else (group,)
     found: dict[KeyPath, tuple[str, str]] = {}
@@ -153,7 +153,7 @@ def option_keys(group: str, file: Path) -> Iterator[tuple[KeyPath, str, str]]:
 
 
 def _value(tree: dict[str, Any] | None, path: KeyPath, written: str) -> str:
-    """The composed value of a key; as written where nothing was composed."""
+    """The composed value of a key, or its text in the yaml where nothing was composed."""
     node: Any = tree
     for name in path:
         if not isinstance(node, dict) or name not in node:

@@ -1,4 +1,4 @@
-"""From a node's `_target_` to the Python it names: which code may be called, what it takes, and the call."""
+"""The Python behind a node's `_target_`: whether it may be called, its parameters, and the call."""
 
 import importlib
 import inspect
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 # What `_target_` may name, but for the packages in the environment variable ALLOW.
 ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning")
-# Keys of a group that do not go to its `_target_`, but to a function of ours.
+# Keys of a group that are passed to a function of imgrec instead of its `_target_`.
 EXTRA_PARAMETERS = {"optim": "imgrec.training.optimizer.batch_factor"}
 EXTRAS = ("timm", "wandb", "mlflow")  # packages that imgrec installs by an extra of their name
 ALLOW = "IMGREC_ALLOW"  # your own packages, separated by commas
 
 
 def in_your_packages(target: str) -> bool:
-    """Is `target` in a package that the environment variable ALLOW names?"""
+    """Whether `target` is in a package that the environment variable ALLOW names."""
     return target.partition(".")[0] in filter(None, (name.strip() for name in os.environ.get(ALLOW, "").split(",")))
 
 
@@ -55,7 +55,7 @@ def locate(target: str) -> Callable[..., Any]:
 
 
 def instantiate(node: "Node", **extra: Any) -> Any:
-    """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` give the function back with these filled in."""
+    """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` return functools.partial of both."""
     target = locate(node["_target_"])
     settings = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")} | extra
     return partial(target, **settings) if node.get("_partial_", False) else target(**settings)
@@ -63,7 +63,7 @@ def instantiate(node: "Node", **extra: Any) -> Any:
 
 @cache
 def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
-    """Name to type of what a target takes by name; where it passes **keywords on, those of its parents too."""
+    """The parameters of a target that have a name, with their types; those of its parents too where it has **keywords."""
     if not inspect.isclass(target):
         owners: list[Callable[..., Any]] = [target]
     else:
@@ -73,7 +73,7 @@ def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
         signature = inspect.signature(function)
         try:
             hints = typing.get_type_hints(function)
-        except (NameError, TypeError):  # a library's annotation that exists for its type checker only
+        except (NameError, TypeError):  # an annotation of a library that exists for type checkers only
             hints = {}
         for name, parameter in signature.parameters.items():
             if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):

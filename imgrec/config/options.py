@@ -1,4 +1,4 @@
-"""The yaml that there is: where conf/ lies, its config groups and their options, and those of the user's own folders."""
+"""The path of conf/, its config groups and their options, and those of the user's own folders."""
 
 import re
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ def conf_dir() -> Path:
 
 
 def option_names(group: str, search: Sequence[Path] = ()) -> list[str]:
-    """Names that can follow `group=`: the yaml files in that folder, of the shipped conf/ and of the user's own."""
+    """The options of a config group: the yaml files in its folder, of the shipped conf/ and of the user's own."""
     return sorted({file.stem for root in (conf_dir(), *search) for file in (root / group).glob("*.yaml")})
 
 
 def group_names(search: Sequence[Path] = ()) -> list[str]:
-    """Names of the choices: the folders in conf/."""
+    """The config groups: the folders in conf/."""
     return sorted(
         {
             folder.name

@@ -1,4 +1,4 @@
-"""The range of every number in conf/, checked before torch is imported: a limit stands here and nowhere else."""
+"""The range of every number in conf/, checked before torch is imported. Limits are defined here and nowhere else."""
 
 from math import inf
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from imgrec.errors import ConfigError
 
 
 class Range(NamedTuple):
-    """From `low` to `high`; an open end is itself not allowed."""
+    """From `low` to `high`; an open end is not in the range."""
 
     low: float
     high: float = inf
@@ -28,9 +28,9 @@ class Range(NamedTuple):
 
 COUNT, NOT_NEGATIVE, POSITIVE = Range(1), Range(0), Range(0, open_low=True)
 SHARE, BELOW_ONE, INSIDE = Range(0, 1), Range(0, 1, open_high=True), Range(0, 1, open_low=True, open_high=True)
-PART = Range(0, 1, open_low=True)  # of something, and not nothing
+PART = Range(0, 1, open_low=True)
 
-# Numbers that are not listed are 0 or more. Each value of a list has to be in the range.
+# Numbers that are not listed have to be 0 or more. Each value of a list has to be in the range.
 RANGES: dict[str, Range] = {
     # run
     "seed": Range(0, 2**63, open_high=True),
@@ -128,7 +128,7 @@ def check_range(path: str, value: Any, default: Any) -> None:
             raise ConfigError(f"{path}={format_value(value)}: {key} must be {limits}.{example}")
         if key.startswith("limit_") and isinstance(number, float) and number > 1:
             raise ConfigError(
-                f"{path}={format_value(value)}: {key} is a share up to 1.0 or a whole number of batches. Set {path}={round(number)}."
+                f"{path}={format_value(value)}: expected a share up to 1.0, or a number of batches. Set {path}={round(number)}."
             )
     if path in ASCENDING and numbers != sorted(numbers):
         raise ConfigError(f"{path}={format_value(value)}: the lower value comes first. Set {path}={format_value(numbers[::-1])}.")

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from pytorch_lightning.loggers import MLFlowLogger
 
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, first_line
 from imgrec.files import atomic_write
 from imgrec.training.loggers.points import Points, new_points
 
@@ -43,8 +43,7 @@ class ResumableMLFlowLogger(MLFlowLogger):
             known = client.get_run(run_id).data
             self._last_steps = {key: max(p.step for p in client.get_metric_history(run_id, key)) for key in known.metrics}
         except MlflowException as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise ConfigError(f"logger=mlflow: {uri}: {reason}. Set logger.tracking_uri, or logger=none.") from error
+            raise ConfigError(f"logger=mlflow: {uri}: {first_line(error)}. Set logger.tracking_uri, or logger=none.") from error
         self._params = known.params
         super().__init__(tracking_uri=uri, run_id=run_id)
 

@@ -8,7 +8,7 @@ from typing import Any
 import wandb
 from pytorch_lightning.loggers import WandbLogger
 
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, first_line
 from imgrec.files import atomic_write
 
 X_AXIS = "trainer/global_step"  # Lightning's name of it
@@ -51,8 +51,7 @@ class ResumableWandbLogger(WandbLogger):
                 settings=wandb.Settings(console="off", silent=offline),  # the console shows imgrec's own lines
             )
         except wandb.Error as error:
-            reason = str(error).splitlines()[0].rstrip(".")
-            raise ConfigError(f"logger=wandb: {reason}. Type wandb login, or set logger.offline=true.") from error
+            raise ConfigError(f"logger=wandb: {first_line(error)}. Type wandb login, or set logger.offline=true.") from error
         run.define_metric(X_AXIS)
         run.define_metric("*", step_metric=X_AXIS, step_sync=True)
         super().__init__(experiment=run, offline=offline, save_dir=save_dir, project=project)
