@@ -89,7 +89,7 @@ def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path
     config = load_checkpoint(trained).run.to_dict()
     file = rewritten(trained, tmp_path, config={**config, "model": {"_target_": "os.system", "command": "true"}})
     assert refusal(file) == (
-        f"{file}: its config would call os.system as its model; a stored one may call imgrec.models.* or torchvision.models.* or timm.models.*. "
+        f"{file}: its config would call os.system as its model; a stored config may call imgrec.models.* or torchvision.models.* or timm.models.*. "
         "Do not use this file, or if the code is yours: export IMGREC_ALLOW=os"
     )
     for node, target in (
