@@ -51,7 +51,8 @@ TIMES = ("images_per_second", "data_wait_share", "seconds")
 
 def slow_but(*fast: Any, among: Iterable[Any]) -> list[Any]:
     """The cases of a test, all slow but a few: each trains two or three runs."""
-    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in among]
+    values = {case: case if isinstance(case, tuple) else (case,) for case in among}
+    return [pytest.param(*row, marks=() if case in fast else pytest.mark.slow) for case, row in values.items()]
 
 
 def load_run(folder: Path, *words: str) -> config.RunConfig:

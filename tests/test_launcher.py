@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from processes import LIMIT_S, exit_codes, finish_command, run_ranks, torchrun_variables, wait_until
+from resumed_runs import slow_but
 from small_run import SMALL
 from torch import distributed
 
@@ -197,6 +198,8 @@ def test_bad_input_of_processes_that_torchrun_started_is_one_line(
         return splits.func(data)
 
     monkeypatch.setattr(Fake, "splits", property(refuse))
+    if len(who) == 1:  # nobody else has anything to say
+        monkeypatch.setattr(process_group, "LINGER_S", 0.3)
     words = [word for word in SMALL if not word.startswith(("trainer.devices", "batch_size"))]
     assert exit_codes(3, lambda rank: cli.main(["train", *words, "batch_size=6", f"runs_dir={tmp_path}"])) == [2, 2, 2]
     name = "" if 0 in who else f" (rank {who[0]} on {os.uname().nodename})"
@@ -340,7 +343,17 @@ def test_a_fault_of_ours_shows_its_traceback_once(start_run: Callable[[str], Pro
 
 @pytest.mark.parametrize(
     ("number", "whole_group"),
-    [(signal.SIGTERM, False), (signal.SIGUSR1, True), (signal.SIGUSR2, False), (signal.SIGINT, False), (signal.SIGINT, True)],
+    slow_but(
+        (signal.SIGTERM, False),
+        (signal.SIGINT, True),
+        among=[
+            (signal.SIGTERM, False),
+            (signal.SIGUSR1, True),
+            (signal.SIGUSR2, False),
+            (signal.SIGINT, False),
+            (signal.SIGINT, True),
+        ],
+    ),
 )
 def test_a_signal_stops_all_once(
     number: signal.Signals, whole_group: bool, start_run: Callable[[str], Process], tmp_path: Path
