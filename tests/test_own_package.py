@@ -102,7 +102,7 @@ def test_two_processes_train_the_package_too(command, tmp_path):
         ),
         ("own_package", EXAMPLE, train("loss.q=2"), "loss.q=2.0: q must be more than 0 and at most 1. Set loss.q=0.7."),
         ("own_package", EXAMPLE, train("loss.p=2"), "'loss.p=2': there is no key loss.p. loss has: q, class_weights, l1, l2."),
-        ("own_package", EXAMPLE, train("model.widths=8"), "model.widths=8: widths takes a list"),
+        ("own_package", EXAMPLE, train("model.widths=8"), "model.widths=8: expected a list"),
     ],
 )
 def test_what_is_wrong_with_the_package_is_one_line(command, monkeypatch, capfd, allow, path, words, sentence):
