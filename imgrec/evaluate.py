@@ -88,7 +88,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
     from imgrec.inference.predictor import Predictor
 
     terminal = Terminal(quiet=group.rank > 0)
-    group.do("reading the checkpoint and the data")
+    group.set_status("reading the checkpoint and the data")
     checkpoint = load_checkpoint(file)
     predictor = Predictor(checkpoint, device=config.device, precision=config.precision)
     images, counts = evaluation_images(checkpoint, split=config.split, folder=config.folder, changes=config.data)
@@ -111,7 +111,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
         )
     if group.rank > 0:
         return 0
-    group.do("writing the figures")
+    group.set_status("writing the figures")
     seconds = time.perf_counter() - start
     terminal.say()
     print_report(report, terminal.console, most=MOST_CLASSES)

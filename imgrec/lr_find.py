@@ -1,9 +1,10 @@
 """Suggest a learning rate: python -m imgrec.lr_find model=resnet optim=adam data=mnist
 
-A range test (Smith 2017, "Cyclical Learning Rates"): a training whose rate rises exponentially from lr_min to lr_max. Its weights are
-not kept, and nothing is written but the plot. The steps are the run's own, so augmentation, penalties, layer decay, clipping, precision
-and devices count; the schedule does not. Lightning's Tuner.lr_find gives every parameter group the same rate, reads the loss of one
-micro-batch, takes the slope over the rate and not over its logarithm, and writes a checkpoint: hence a callback of our own.
+A range test (Smith 2017, "Cyclical Learning Rates"): a training whose learning rate rises exponentially from lr_min to
+lr_max. It writes the plot and no checkpoint. Its steps are those of the run, with augmentation, penalties, layer decay,
+clipping, precision and devices, but without the schedule. Lightning's Tuner.lr_find sets the same rate for every
+parameter group, reads the loss of one micro-batch, takes the slope over the rate and not over its logarithm, and writes
+a checkpoint: hence our own callback.
 """
 
 import math
@@ -34,16 +35,16 @@ Floats = NDArray[np.float64]
 SMOOTH = 0.03  # standard deviation of the smoothing, as a share of all steps
 DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai and Lightning
 RANGE_TEST_KEYS = ("lr_min", "lr_max", "steps", "plot")
-FURTHER = 1000  # factor on the range that an error proposes
+FURTHER = 1000  # factor on the range that an error suggests
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Losses of a range test: `losses[i]` is the mean of global batch i, penalties included, before its step at `rates[i]`."""
+    """The losses of a range test: `losses[i]` is the mean of global batch i, with penalties, before its step at `rates[i]`."""
 
-    rates: Floats  # [steps], all that were planned
+    rates: Floats  # [steps]
     losses: Floats  # [steps done]
-    diverged: bool  # did the loss stop it?
+    diverged: bool  # whether it stopped early because of the loss
 
     def smoothed(self) -> Floats:
         return smooth_losses(self.losses, width=SMOOTH * len(self.rates))
@@ -51,11 +52,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What a curve tells: the rate of the steepest descent, that of the lowest smoothed loss, and how far that fell."""
+    """The learning rates at the steepest descent and at the lowest smoothed loss of a curve."""
 
     lr: float
     lowest: float
-    fall: float
 
 
 def rising_rates(lr_min: float, lr_max: float, steps: int) -> Floats:
@@ -64,17 +64,17 @@ def rising_rates(lr_min: float, lr_max: float, steps: int) -> Floats:
 
 
 def smooth_losses(values: Floats, *, width: float) -> Floats:
-    """Each value's mean with its neighbours under a Gaussian of standard deviation `width` (in steps).
+    """Each value averaged with its neighbours under a Gaussian of standard deviation `width` (in steps).
 
     Centred: the running average of other range tests lags behind, and so suggests a rate that is too high.
     """
-    place = np.arange(len(values))
-    weights = np.exp(-0.5 * ((place[:, None] - place) / max(width, 1e-3)) ** 2)
+    index = np.arange(len(values))
+    weights = np.exp(-0.5 * ((index[:, None] - index) / max(width, 1e-3)) ** 2)
     return np.asarray(weights @ values / weights.sum(1), dtype=np.float64)
 
 
 def has_diverged(losses: Floats, steps: int) -> bool:
-    """Is the smoothed loss above the one at the start and above DIVERGED times the lowest, or the last loss no number?"""
+    """Whether the smoothed loss is above the first and above DIVERGED times the lowest, or the last loss is not finite."""
     if not np.isfinite(losses[-1]):
         return True
     curve = smooth_losses(losses, width=SMOOTH * steps)
@@ -82,33 +82,33 @@ def has_diverged(losses: Floats, steps: int) -> bool:
 
 
 def suggest_rate(curve: Curve) -> Suggestion | None:
-    """The rate before the lowest smoothed loss at which that falls steepest over the logarithm of the rate.
+    """The rate at which the smoothed loss falls steepest over the logarithm of the rate, before the lowest loss.
 
-    None where the loss never falls, or by no more than the difference of batches can bring about.
+    None where the loss never falls, or by no more than the noise of the batches.
     """
     smoothed = curve.smoothed()
     low = int(smoothed.argmin())
-    fall = float(smoothed[0] - smoothed[low])
-    if low == 0 or fall <= 4 * _noise(curve):
+    if low == 0 or smoothed[0] - smoothed[low] <= 4 * _noise(curve):
         return None
     slope = np.gradient(smoothed[: low + 1], np.log(curve.rates[: low + 1]))
-    return Suggestion(lr=float(curve.rates[slope.argmin()]), lowest=float(curve.rates[low]), fall=fall)
+    return Suggestion(lr=float(curve.rates[slope.argmin()]), lowest=float(curve.rates[low]))
 
 
 def _noise(curve: Curve) -> float:
-    """Standard deviation of the smoothed loss at an end of the curve, from the differences of neighbours; their median leaves out the
-    diverged end."""
+    """Standard deviation of the smoothed loss at an end of the curve.
+
+    From the differences of neighbours; their median is not changed by a diverged end.
+    """
     deviation = 1.4826 * float(np.median(np.abs(np.diff(curve.losses)))) / math.sqrt(2)
-    averaged = math.sqrt(math.pi) * SMOOTH * len(curve.rates)  # losses that count under half a Gaussian
+    averaged = math.sqrt(math.pi) * SMOOTH * len(curve.rates)  # effective number of losses under half a Gaussian
     return deviation / math.sqrt(max(1.0, averaged))
 
 
 def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lambda: None) -> tuple[Curve, int, bool]:
-    """Trains one step at each rate; returns the curve, the global batch, and whether this is the first rank. Same seed, same curve.
+    """Train one step at each rate; returns the curve, the global batch size, and whether this is rank 0.
 
-    It runs on the processes that torchrun or SLURM started, else on one device: the global batch is the same on any number of them.
-    Rates are values of optim.lr: a step's own rate follows from it as in a training (base_batch, layer decay). Short epochs are followed
-    by further ones.
+    It uses the ranks that torchrun or SLURM started, else one device: the global batch is the same on any number of them.
+    Rates are values of optim.lr; base_batch and layer decay change the rate of a step as in a training.
     """
     import pytorch_lightning as pl
 
@@ -128,14 +128,14 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     run = run.with_classes(len(data.classes))
     loaders = build_loaders(run, data, augment, devices=world.size)
     devices = run.trainer.devices
-    if world.size == 1:  # one of those that the config names is enough
+    if world.size == 1:
         devices = devices[:1] if isinstance(devices, list) else 1
-    watch = LRRange(rates, lr=run.optim["lr"], diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance)
+    lr_range = LRRange(rates, lr=run.optim["lr"], diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance)
     trainer = build_trainer(
         replace(run.trainer, devices=devices, limit_val_batches=0),
         loaders.plan,
         world,
-        callbacks=[watch],
+        callbacks=[lr_range],
         logger=False,
         max_steps=len(rates),
         max_epochs=-1,
@@ -144,12 +144,12 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     net, _ = initial_network(run, data.classes)
     classifier = build_classifier(run, net, data, augment, loaders.plan, with_schedule=False)
     trainer.fit(classifier, datamodule=loaders)
-    losses = np.array(watch.losses)
-    return Curve(rates, losses[np.isfinite(losses)], watch.stopped), loaders.plan.global_size, world.rank == 0
+    losses = np.array(lr_range.losses)
+    return Curve(rates, losses[np.isfinite(losses)], lr_range.stopped), loaders.plan.global_size, world.rank == 0
 
 
-def draw_curve(curve: Curve, found: Suggestion, file: Path) -> None:
-    """The curve as PNG: loss over rate on a logarithmic axis, with the suggestion and the lowest loss."""
+def draw_curve(curve: Curve, suggestion: Suggestion, file: Path) -> None:
+    """Draw the curve as PNG: loss over rate on a logarithmic axis, with the suggestion and the lowest loss."""
     from matplotlib.figure import Figure
 
     done, smoothed = curve.rates[: len(curve.losses)], curve.smoothed()
@@ -157,11 +157,12 @@ def draw_curve(curve: Curve, found: Suggestion, file: Path) -> None:
     axes = figure.add_subplot()
     axes.plot(done, curve.losses, color="0.75", linewidth=1, label="loss of the batch")
     axes.plot(done, smoothed, color="tab:blue", linewidth=2, label="smoothed")
-    at = {rate: float(smoothed[np.abs(done - rate).argmin()]) for rate in (found.lr, found.lowest)}
-    axes.axvline(found.lr, color="tab:red", linewidth=1, linestyle="--")
-    axes.plot(found.lr, at[found.lr], "o", color="tab:red", markersize=8, label=f"steepest descent: optim.lr={found.lr:.2g}")
-    axes.plot(found.lowest, at[found.lowest], "v", color="tab:green", markersize=8, label=f"lowest loss: {found.lowest:.2g}")
-    low, high = float(smoothed.min()), float(smoothed[0])  # a diverged end would press the rest flat
+    lr, lowest = suggestion.lr, suggestion.lowest
+    losses = np.interp([lr, lowest], done, smoothed)
+    axes.axvline(lr, color="tab:red", linewidth=1, linestyle="--")
+    axes.plot(lr, losses[0], "o", color="tab:red", markersize=8, label=f"steepest descent: optim.lr={lr:.2g}")
+    axes.plot(lowest, losses[1], "v", color="tab:green", markersize=8, label=f"lowest loss: {lowest:.2g}")
+    low, high = float(smoothed.min()), float(smoothed[0])  # without the limits a diverged end would flatten the rest
     axes.set(
         xscale="log",
         xlabel="learning rate",
@@ -175,46 +176,39 @@ def draw_curve(curve: Curve, found: Suggestion, file: Path) -> None:
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
-    """The command: the suggestion in a sentence, the plot, the next command. ConfigError where no rate can be suggested."""
+    """Print the suggestion and the next command, write the plot. ConfigError where no rate can be suggested."""
     tree = compose_config("lr_find", argv, config_dir)
     lr_min, lr_max, file = tree["lr_min"], tree["lr_max"], Path(tree["plot"])
     if lr_min >= lr_max:
-        raise ConfigError(
-            f"lr_min={lr_min:g} lr_max={lr_max:g}: the rate rises from lr_min to lr_max. Set lr_max={lr_min * FURTHER:g}."
-        )
+        raise ConfigError(f"lr_min={lr_min:g} lr_max={lr_max:g}: expected lr_max above lr_min. Set lr_max={lr_min * FURTHER:g}.")
     if file.suffix.lower() != ".png" or not file.absolute().parent.is_dir():
-        wrong = f"there is no folder {file.parent}" if file.suffix.lower() == ".png" else "the curve is drawn as PNG"
-        raise ConfigError(f"plot={file}: {wrong}. Set plot=lr_find.png.")
+        raise ConfigError(f"plot={file}: expected a .png file in a folder that exists. Set plot=lr_find.png.")
     from imgrec.terminal import Terminal
 
     run = run_config(tree)
     screen = Terminal(quiet=world().rank > 0)
-    curve, batch, speaks = _with_bar(run, rising_rates(lr_min, lr_max, tree["steps"]), screen)
-    if not speaks:
+    curve, batch, is_first = _with_bar(run, rising_rates(lr_min, lr_max, tree["steps"]), screen)
+    if not is_first:
         return 0
-    found = suggest_rate(curve)
-    if found is None:
+    suggestion = suggest_rate(curve)
+    if suggestion is None:
         raise ConfigError(_never_fell(curve, lr_min, lr_max))
-    draw_curve(curve, found, file)
-    end = (
-        f"diverged at {curve.rates[len(curve.losses) - 1]:.2g}"
-        if curve.diverged
-        else f"had not diverged at {curve.rates[len(curve.losses) - 1]:.2g}"
-    )
+    draw_curve(curve, suggestion, file)
+    end = f"{'diverged' if curve.diverged else 'had not diverged'} at {curve.rates[len(curve.losses) - 1]:.2g}"
+    lr = f"{suggestion.lr:.2g}"
     screen.say(
-        f"suggested optim.lr={found.lr:.2g} (steepest descent; the loss was lowest at {found.lowest:.2g} and {end})",
+        f"suggested optim.lr={lr} (steepest descent; the loss was lowest at {suggestion.lowest:.2g} and {end})",
         style="bold green",
     )
     if run.optim.get("base_batch") is not None:
         from imgrec.training.optimizer import rate_sentence
 
-        written = {**run.optim, "lr": float(f"{found.lr:.2g}")}
-        screen.say(f"That is the rate to write; the steps then have {rate_sentence(written, batch)}.")
-    if found.lowest == curve.rates[-1]:
-        screen.say(f"The loss was still falling at lr_max={lr_max:g}: lr_max={lr_max * FURTHER:g} shows where it ends.")
+        screen.say(f"With it the steps have {rate_sentence({**run.optim, 'lr': float(lr)}, batch)}.")
+    if suggestion.lowest == curve.rates[-1]:
+        screen.say(f"The loss was still falling at lr_max={lr_max:g}. Set lr_max={lr_max * FURTHER:g} to see where it ends.")
     screen.say(f"curve in {file}")
     screen.say("next:")
-    screen.say(f"  {next_command(argv, config_dir, found.lr)}")
+    screen.say(f"  {next_command(argv, config_dir, suggestion.lr)}")
     return 0
 
 
@@ -227,17 +221,17 @@ def _with_bar(run: RunConfig, rates: Floats, screen: "Terminal") -> tuple[Curve,
 
 def _never_fell(curve: Curve, lr_min: float, lr_max: float) -> str:
     if not len(curve.losses):
-        return f"the loss is not a number at lr_min={lr_min:g}, before any step. Look at the data, or set trainer.precision=32."
-    smoothed = curve.smoothed()
-    what = f"the loss never fell between optim.lr={lr_min:g} and {curve.rates[len(curve.losses) - 1]:.2g} (it went from {smoothed[0]:.3g} to {smoothed[-1]:.3g}"
+        return f"lr_min={lr_min:g}: the first loss is NaN or infinite. Check the data, or set trainer.precision=32."
+    smoothed, last_rate = curve.smoothed(), curve.rates[len(curve.losses) - 1]
+    path = f"the loss never fell between optim.lr={lr_min:g} and {last_rate:.2g} ({smoothed[0]:.3g} to {smoothed[-1]:.3g}"
     if curve.diverged:
-        return f"{what} and diverged). Set lr_min={lr_min / FURTHER:g} lr_max={lr_min:g}."
-    return f"{what}). Set lr_max={lr_max * FURTHER:g}, or steps={10 * len(curve.rates)} for a slower rise."
+        return f"{path} and diverged). Set lr_min={lr_min / FURTHER:g} lr_max={lr_min:g}."
+    return f"{path}). Set lr_max={lr_max * FURTHER:g}, or steps={10 * len(curve.rates)} for a slower rise."
 
 
 def next_command(argv: Sequence[str], config_dir: str | None, lr: float) -> str:
-    """The training with the same choices and the rate."""
-    kept = [word for word in argv if word.partition("=")[0].lstrip("+") not in (*RANGE_TEST_KEYS, "optim.lr")]
+    """The training with the same overrides and this learning rate."""
+    kept = [override for override in argv if override.partition("=")[0].lstrip("+") not in (*RANGE_TEST_KEYS, "optim.lr")]
     folder = ["--config-dir", config_dir] if config_dir else []
     return shlex.join(["python", "-m", "imgrec.train", *folder, *kept, f"optim.lr={lr:.2g}"])
 

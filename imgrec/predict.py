@@ -50,7 +50,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         raise ConfigError("files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg].")
     files: list[str] = []  # on the first process
     with worker_group(config.trainer.timeout_s) as group:
-        group.do("reading the names of the files")
+        group.set_status("reading the names of the files")
         on_first_rank(lambda: files.extend(_check_files(config)))
         return _predict(config, files, group)
 
@@ -73,12 +73,12 @@ def _predict(config: PredictConfig, files: list[str], group: WorkerGroup) -> int
 
     terminal = Terminal(quiet=group.rank > 0)
     assert config.ckpt is not None
-    group.do("reading the checkpoint")
+    group.set_status("reading the checkpoint")
     predictor = Predictor(load_checkpoint(config.ckpt), device=config.device, precision=config.precision)
     top_k = min(config.top_k, len(predictor.classes))
     start = time.perf_counter()
-    mine, parts = group.deal(files, config.batch_size)
-    group.do("predicting")
+    mine, parts = group.scatter(files, config.batch_size)
+    group.set_status("predicting")
     rows: list[prediction_table.PredictionRow] = []
     with terminal.bar() as bar:
         task = bar.add_task("images", total=len(files), note="")
@@ -91,13 +91,13 @@ def _predict(config: PredictConfig, files: list[str], group: WorkerGroup) -> int
                     own.append(prediction_table.prediction_row(path, [], top_k=top_k, error=str(answer).removeprefix(f"{path} ")))
                 else:
                     own.append(prediction_table.prediction_row(path, answer.top, top_k=top_k))
-                group.do(f"predicting, {len(own)} of {part} files done")
+                group.set_status(f"predicting, {len(own)} of {part} files done")
                 bar.advance(task)
-            rows += group.collect(own)
+            rows += group.gather(own)
             bar.update(task, completed=len(rows))
     if group.rank > 0:
         return 0
-    group.do("writing the table")
+    group.set_status("writing the table")
     out = Path(config.out)
     prediction_table.write_table(out, rows, top_k=top_k)
     _say(terminal, rows, top_k, out, time.perf_counter() - start)

@@ -10,7 +10,7 @@ LOG_WIDTH = 120  # characters; a file has no width of its own
 
 
 class Terminal:
-    """Where a command speaks; silent on every process but the first."""
+    """The terminal output of a command; silent on every rank but 0."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False)

@@ -35,7 +35,7 @@ def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = 
     terminal = Terminal(quiet=quiet or world.rank > 0)
     if run_dir.state == "finished":
         result = run_dir.result()
-        terminal.say(f"{run_dir.path} is finished: {result['summary']}. To train again set another id, or none.")
+        terminal.say(f"{run_dir.path} is finished: {result['summary']}. To train again set another id, or id=null.")
         return result
     command = list(sys.argv if command is None else command)
     with run_dir.opened(run), closing(terminal), signals.request_cleared():
@@ -48,7 +48,7 @@ def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = 
             terminal.log_to(run_dir.path / "log.txt")
         heartbeat = Heartbeat(world.rank, world.size, run.trainer.timeout_s, terminal.note)
         saves = SaveStatus()
-        watchdog = Watchdog(saves, note=terminal.note, leave=heartbeat.leave, speaks=world.rank == 0)
+        watchdog = Watchdog(saves, note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
         with signals.handlers_installed(), watchdog, heartbeat:
             return _train(run, run_dir, terminal, world, heartbeat, saves, command)
 

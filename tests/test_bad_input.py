@@ -83,7 +83,7 @@ SHOWN: dict[str, str] = {
     "Set optim.momentum=0.9, or remove optim.nesterov.",
     # what the file system shows
     "evaluate ckpt=none": "none: there is no such file or folder. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID.",
-    "train id=a/b": "id=a/b is no name for a folder. Type id=WORD without a slash; runs_dir=FOLDER says where runs are kept.",
+    "train id=a/b": "id=a/b: expected a name for a directory, without a slash. Set id=NAME, or runs_dir=FOLDER.",
 }
 
 MANY = """
@@ -200,7 +200,7 @@ def test_the_keys_of_the_batch_are_held_to_the_rule_that_takes_them(train, tmp_p
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nbase_batch: 8\n")
     assert train("--config-dir", str(tmp_path / "mine"), "optim=mine") == (
-        "optim has base_batch alone. Write both beside lr, for example base_batch: 256 and batch_rule: linear, or neither."
+        "optim.base_batch=8: expected base_batch and batch_rule, or neither. Write batch_rule: linear beside it, or delete it."
     )
 
 
@@ -216,16 +216,16 @@ def test_a_device_that_is_not_there_or_cannot(train):
     assert train("trainer.devices=all") == "trainer.devices=all: expected an integer or auto or a list of integers."
     assert train("trainer.strategy=ddp_spawn") == "trainer.strategy=ddp_spawn: expected auto, ddp or fsdp."
     if not torch.cuda.is_available():
-        assert train("trainer.accelerator=gpu") == "trainer.accelerator=gpu: torch finds no GPU. Set trainer.accelerator=auto."
+        assert train("trainer.accelerator=gpu") == "trainer.accelerator=gpu: torch has no GPU here. Set trainer.accelerator=auto."
     assert train("trainer.precision=16-mixed") == (
-        "trainer.precision=16-mixed needs a GPU, but this run is on the CPU. Set trainer.precision=bf16-mixed or trainer.precision=32."
+        "trainer.precision=16-mixed: expected a GPU, but this run is on the CPU. Set trainer.precision=bf16-mixed or trainer.precision=32."
     )
 
 
 def test_weights_that_are_nowhere(train):
     assert train("weights=none.ckpt") == (
         "weights=none.ckpt: there is no such file or folder, and torchvision has no weights for this lenet. "
-        "Set weights=PATH to an imgrec checkpoint or run folder, or weights=null."
+        "Set weights=PATH to an imgrec checkpoint or run directory, or weights=null."
     )
 
 

@@ -22,7 +22,7 @@ from imgrec.models.losses import CrossEntropy
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The run folder of a finished run."""
+    """The run directory of a finished run."""
     runs = tmp_path_factory.mktemp("trained")
     assert cli.main(["train", *SMALL, f"runs_dir={runs}", "name=small"]) == 0
     return runs / "small/1"
@@ -167,7 +167,7 @@ def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tmp_path, capsy
     )
     assert read_checkpoint(folder / "last.ckpt")["global_step"] == 4
     assert all(value.isfinite().all() for value in load_checkpoint(folder.parent).content["state_dict"].values())
-    assert cli.main(run_words(tmp_path, "epochs=4")) == 0  # the same command goes on from there
+    assert cli.main(run_words(tmp_path, "epochs=4")) == 0  # the same command resumes from there
     assert read_checkpoint(folder / "last.ckpt")["global_step"] == 8
 
 
@@ -240,7 +240,8 @@ def full_at_the_second_epoch(folder, monkeypatch, capsys, full) -> None:
     checkpoints = folder / "runs/stops/1/checkpoints"
     said = capsys.readouterr().err
     assert said.startswith(f"imgrec: {failed[0]} cannot be written: ")
-    assert said.endswith(f"; {failed[0]} of before is whole. Make room on that disk and start the same command again.\n")
+    assert f" The checkpoint before it, {failed[0]}, is whole. Free disk space" in said
+    assert said.endswith("start the same command again to resume.\n")
     assert said.count("\n") == 1
     assert sorted(file.name for file in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
     assert {read_checkpoint(file)["global_step"] for file in checkpoints.iterdir()} == {2}

@@ -78,16 +78,17 @@ def test_the_world_is_that_of_whoever_started_the_process(
     ("variables", "words", "sentence"),
     [
         ({}, ["trainer.num_nodes=2"], "trainer.num_nodes=2, but this process was started alone. Type NODES=2 "),
-        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, [], "LOCAL_WORLD_SIZE=0 in the environment: a number of 1 or more was expected there."),
-        ({"RANK": "one", "WORLD_SIZE": "2"}, [], "RANK=one in the environment: a number was expected there."),
-        (BATCH, [], "SLURM_NTASKS=4 SLURM_NNODES=2, but this process was started without srun, so once. Write srun before python, or "),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, [], "LOCAL_WORLD_SIZE=0 in the environment: expected an integer, 1 or more. Unset it"),
+        ({"RANK": "one", "WORLD_SIZE": "2"}, [], "RANK=one in the environment: expected an integer, 0 or more. Unset it"),
+        (BATCH | {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_TASKS_PER_NODE": "2x"}, [], "SLURM_STEP_TASKS_PER_NODE=2x in the environment: "),
+        (BATCH, [], "SLURM_NTASKS=4 SLURM_NNODES=2, but without srun one process was started. Type srun before python, or "),
         (TORCHRUN, ["trainer.devices=4"], "trainer.devices=4, but torchrun started 3 processes on this machine. Leave trainer.devices out, or type torchrun --nproc-per-node=4."),
         (TORCHRUN, ["trainer.devices=[0,1]"], "trainer.devices=[0,1], but torchrun started 3 processes"),
         (TORCHRUN, ["trainer.num_nodes=3"], "trainer.num_nodes=3, but torchrun runs on 2 machines. Leave trainer.num_nodes out, or type torchrun --nnodes=3."),
         (STEP, ["trainer.devices=4"], "trainer.devices=4, but SLURM started 2 tasks on this node. Leave trainer.devices out, or write #SBATCH --ntasks-per-node=4."),
         (STEP, ["trainer.num_nodes=1"], "trainer.num_nodes=1, but SLURM started this job on 2 nodes. Leave trainer.num_nodes out, or write #SBATCH --nodes=1."),
-        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, [], "SLURM_STEP_TASKS_PER_NODE=3,1: every node must have as many tasks. Write #SBATCH --nodes=2 --ntasks-per-node=2."),
-        (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [], "SLURM started 2 tasks on this node, but each sees 4 GPUs (CUDA_VISIBLE_DEVICES=0,1,2,3). Write #SBATCH"),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "3,1"}, [], "SLURM_STEP_TASKS_PER_NODE=3,1: expected as many tasks on each node. Write #SBATCH --nodes=2 --ntasks-per-node=2."),
+        (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, [], "SLURM started 2 tasks on this node, but each has 4 GPUs (CUDA_VISIBLE_DEVICES=0,1,2,3). Write #SBATCH"),
     ],
 )  # fmt: skip
 def test_a_contradiction_is_one_line_that_says_what_to_write(
@@ -156,9 +157,10 @@ def test_who_did_not_come_is_named(tmp_path: Path) -> None:
         return str(caught.value)
 
     said = run_ranks(3, work)
-    assert said[0].startswith("2 of 3 processes came to 127.0.0.1:")
-    assert "within 60 s; missing: rank 2 (says rank 0 on " in said[0]
-    assert "missing: rank 2 (says rank 1 on " in said[1]
+    assert said[0].startswith("2 of 3 ranks connected to 127.0.0.1:")
+    assert "within 60 s; missing: rank 2 (message of rank 0 on " in said[0]
+    assert "missing: rank 2 (message of rank 1 on " in said[1]
+    assert all("set trainer.timeout_s=120." in line for line in said[:2])
 
 
 def test_nobody_at_the_address() -> None:
@@ -168,7 +170,9 @@ def test_nobody_at_the_address() -> None:
         return str(caught.value)
 
     (said,) = run_ranks(1, lambda rank: [os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="9"), work(rank)][1])
-    assert "should meet the other 1 at 127.0.0.1:9, but nobody answered within 1 s" in said
+    assert said.startswith("rank 1 on ")
+    assert "no answer from 127.0.0.1:9 within 1 s" in said
+    assert said.endswith("set trainer.timeout_s=2.")
 
 
 def test_a_signal_ends_the_waiting_for_the_others() -> None:
@@ -180,7 +184,7 @@ def test_a_signal_ends_the_waiting_for_the_others() -> None:
             connect(world(), timeout_s=60)
         return str(caught.value)
 
-    said = "stopped by SIGTERM before all processes had come. Start the same command again."
+    said = "stopped by SIGTERM before all ranks had connected. Start the same command again."
     assert run_ranks(3, work) == [said, said, ""]
 
 
@@ -262,7 +266,7 @@ from imgrec import cli
 from imgrec.distributed import launcher
 
 launcher.DEATH_GRACE_S = 1
-launcher.ALIKE_S = {LIMIT_S if name == "alike" else 0.5}
+launcher.REFUSED_GRACE_S = {LIMIT_S if name == "alike" else 0.5}
 sys.argv[0], sys.executable = "imgrec", {str(standin)!r}
 code = cli.main()
 assert "torch" not in sys.modules

@@ -114,8 +114,8 @@ def plain_losses(run: RunConfig, rates: np.ndarray, share: Callable[[str], float
 def test_losses_equal_a_plain_loop_of_torch_over_several_epochs(extra: list[str]) -> None:
     run = load_config("train", [*DIGITS, "batch_size=400", "model.norm=none", *extra])  # 4 batches an epoch
     rates = rising_rates(1e-3, 0.1, 10)
-    curve, batch, speaks = range_test(run, rates)
-    assert (batch, speaks) == (400, True)
+    curve, batch, is_first = range_test(run, rates)
+    assert (batch, is_first) == (400, True)
     assert not curve.diverged
     np.testing.assert_allclose(curve.losses, plain_losses(run, rates), rtol=1e-4)
     assert np.ptp(curve.losses) > 0.05
@@ -184,12 +184,12 @@ def test_next_command_keeps_the_choices() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["lr_min=1", "lr_max=0.1"], "lr_min=1 lr_max=0.1: the rate rises from lr_min to lr_max. Set lr_max=1000."),
+        (["lr_min=1", "lr_max=0.1"], "lr_min=1 lr_max=0.1: expected lr_max above lr_min. Set lr_max=1000."),
         (["lr_min=small"], "lr_min=small: expected a number. The default is 1e-06."),
         (["lr_max=0"], "lr_max=0.0: lr_max must be more than 0. The default is 1.0."),
         (["steps=1"], "steps=1: steps must be 2 or more. The default is 100."),
-        (["plot=there/is/none.png"], "plot=there/is/none.png: there is no folder there/is. Set plot=lr_find.png."),
-        (["plot=curve.svg"], "plot=curve.svg: the curve is drawn as PNG. Set plot=lr_find.png."),
+        (["plot=no/dir.png"], "plot=no/dir.png: expected a .png file in a folder that exists. Set plot=lr_find.png."),
+        (["plot=curve.svg"], "plot=curve.svg: expected a .png file in a folder that exists. Set plot=lr_find.png."),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(words: list[str], sentence: str) -> None:
@@ -202,7 +202,7 @@ def test_a_loss_that_never_falls_is_an_error_with_what_to_type(tmp_path: Path, c
     plot = tmp_path / "never.png"
     assert cli.main(["lr_find", *DIGITS, "lr_min=1e-12", "lr_max=1e-11", "steps=12", f"plot={plot}"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("imgrec: the loss never fell between optim.lr=1e-12 and 1e-11 (it went from ")
+    assert error.startswith("imgrec: the loss never fell between optim.lr=1e-12 and 1e-11 (")
     assert error.endswith("). Set lr_max=1e-08, or steps=120 for a slower rise.\n")
     assert cli.main(["lr_find", *DIGITS, "model.norm=none", "lr_min=1e4", "lr_max=1e5", "steps=12", f"plot={plot}"]) == 2
     assert capsys.readouterr().err.endswith("and diverged). Set lr_min=10 lr_max=10000.\n")

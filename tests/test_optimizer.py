@@ -303,25 +303,23 @@ def test_without_timm_the_error_says_what_to_type(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("settings", "layer_decay", "sentence"),
+    ("settings", "sentence"),
     [
-        ({"lr": 0.1}, 0.5, "finetune.layer_decay=0.5, but Small names no layers. Set finetune.layer_decay=1.0"),
         (
             {"lr": 0.1, "batch_rule": "linear"},
-            1.0,
-            "optim has batch_rule alone. Write both beside lr, for example base_batch: 256 and batch_rule: linear, or neither.",
+            "optim.batch_rule=linear: expected base_batch and batch_rule, or neither. Write base_batch: 256 beside it, or delete it.",
         ),
-        ({}, 1.0, "optim has no lr (found _target_), but torch.optim.SGD needs it. Set optim.lr."),
+        ({}, "optim.lr is missing: torch.optim.SGD needs it. Write lr: 0.001 into its yaml."),
     ],
 )
-def test_what_cannot_be_is_one_sentence(settings: dict[str, Any], layer_decay: float, sentence: str) -> None:
+def test_what_cannot_be_is_one_sentence(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as error:
         build_optimizer(
             {"_target_": "torch.optim.SGD", **settings},
             Small(),
             batch=64,
             decay_on="weights",
-            layer_decay=layer_decay,
+            layer_decay=1.0,
             layers=None,
         )
     assert str(error.value) == sentence

@@ -1,4 +1,4 @@
-"""Which run folder a command means: the unfinished run of the same config, a finished one to read, or an error that names what differs."""
+"""Which run directory a command means: the unfinished run of the same config, a finished one to read, or an error that names what differs."""
 
 import errno
 import fcntl
@@ -86,7 +86,7 @@ def test_a_folder_with_another_config_names_the_keys(run, tmp_path):
         "Set another id, or the values of that run."
     )
     assert refusal(run(id="a", resume=False)) == (
-        f"id=a resume=false: {tmp_path}/n/a holds a run already. Set another id, or resume=true to finish it."
+        f"id=a resume=false: {tmp_path}/n/a holds a run already. Set another id, or resume=true."
     )
     assert choose_run_dir(run(id="a")).state == "unfinished"
 
@@ -94,7 +94,9 @@ def test_a_folder_with_another_config_names_the_keys(run, tmp_path):
 @pytest.mark.parametrize("key", ["name", "id"])
 @pytest.mark.parametrize("value", ["a/b", "..", "."])
 def test_a_name_is_one_folder(run, key, value):
-    assert refusal(run(**{key: value})).startswith(f"{key}={value} is no name for a folder. ")
+    said = refusal(run(**{key: value}))
+    assert said.startswith(f"{key}={value}: expected a name ")
+    assert f"Set {key}=NAME" in said
 
 
 def test_two_processes_never_share_a_folder(run, tmp_path):
@@ -102,7 +104,8 @@ def test_two_processes_never_share_a_folder(run, tmp_path):
     first.open(run(id="a"))
     with pytest.raises(ConfigError) as error:
         choose_run_dir(run(id="a")).open(run(id="a"))
-    assert str(error.value) == f"{tmp_path}/n/a is in use by another process. Wait for it, or set id=ANOTHER."
+    assert str(error.value).startswith(f"{tmp_path}/n/a is in use by another process. ")
+    assert str(error.value).endswith("set another id=ID.")
     first.close()
     again = choose_run_dir(run(id="a"))
     again.open(run(id="a"))

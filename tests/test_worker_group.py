@@ -82,15 +82,15 @@ def test_shares_are_as_even_as_whole_batches_go(samples: int, batch: int, size: 
     assert counts == [len(part) for part in np.array_split(np.arange(-(-samples // batch)), size)]
 
 
-def test_what_is_dealt_and_collected_is_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_scattered_and_gathered_is_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_group, "ITEMS_PER_MESSAGE", 4)
 
     def work(rank: int) -> list[Any]:
-        with worker_group.worker_group(30.0) as found:
-            mine, parts = found.deal([str(number) for number in range(23)] if rank == 0 else [], 2)
-            rows, given = [], iter(mine)
+        with worker_group.worker_group(30.0) as group:
+            mine, parts = group.scatter([str(number) for number in range(23)] if rank == 0 else [], 2)
+            rows, rest = [], iter(mine)
             for part in parts:
-                rows += found.collect([next(given) for _ in range(part)])
+                rows += group.gather([next(rest) for _ in range(part)])
         return [parts, rows]
 
     every = run_ranks(3, work)
@@ -264,6 +264,6 @@ def test_a_process_that_is_killed_is_named(
 
 def test_alone_a_crew_changes_nothing() -> None:
     alone = WorkerGroup()
-    assert alone.everywhere("me") == ["me"]
-    assert alone.deal(["a", "b", "c"], 2) == (["a", "b", "c"], [3])
-    assert alone.collect(["a"]) == ["a"]
+    assert alone.all_gather("me") == ["me"]
+    assert alone.scatter(["a", "b", "c"], 2) == (["a", "b", "c"], [3])
+    assert alone.gather(["a"]) == ["a"]

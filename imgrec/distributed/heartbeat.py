@@ -118,16 +118,16 @@ class Heartbeat:
         return self._verdict
 
     def end(self, line: str) -> None:
-        """Say the line and end this process with exit code 1. Rank 0 speaks for all, unless it is the one who is gone.
+        """Print the line and end this process with exit code 1. Rank 0 prints it for all, unless it is the one that died.
 
-        Where a rank was refused (imgrec.errors), that one speaks, and all end with exit code 2.
+        Where a rank was refused (imgrec.errors), that rank prints, and all end with exit code 2.
         """
         self._ending.acquire()  # for good: both the main thread and that of the heartbeat may come here
         if line == TOLD:
             end_process(None, ExitCode.REFUSED)
         gone = self.rank != 0 and (self._statuses[0].failed or self._statuses[0].cut is not None or self._silent())
-        speaks = self.rank == 0 or gone
-        end_process(line if speaks else None, ExitCode.FAILED, self._note if self.rank == 0 else None)
+        prints = self.rank == 0 or gone
+        end_process(line if prints else None, ExitCode.FAILED, self._note if self.rank == 0 else None)
 
     def leave(self, reason: str | BaseException) -> None:
         """Tell the others that this rank ends: regularly, for a reason in words, or by an exception, which ends them too."""

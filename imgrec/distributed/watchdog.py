@@ -15,20 +15,20 @@ GRACE_S = 15.0  # a stop should be over inside 20 s
 SAVING_S = 120.0  # for a save that has begun, and for the way out after it
 FLUSH_S = 3.0
 
-# Takes the line and the exit code in a process whose parent speaks for it (imgrec.distributed.launcher).
-speak: Callable[[str, int], None] | None = None
+# Receives the line and the exit code, in a rank whose parent prints the line (imgrec.distributed.launcher).
+report_end: Callable[[str, int], None] | None = None
 
 
 def end_process(line: str | None, code: int, note: Callable[[str], None] | None = None) -> None:
-    """Print a line on stderr and hand it to `note`, or hand it to `speak` alone; flush and leave with `code`, from any thread.
+    """Print a line on stderr and pass it to `note`, or only to `report_end`; flush and exit with `code`, from any thread.
 
-    For when the main thread sits in a collective or a read that nothing interrupts. It may hold the lock of a stream or a log, or be writing into a full
-    pipe, so that is waited for no longer than FLUSH_S.
+    For a main thread in a collective or a read that nothing interrupts. It may hold the lock of a stream or a log, or be
+    writing into a full pipe, so the output gets no more than FLUSH_S.
     """
 
     def flush() -> None:
-        if line is not None and speak is not None:
-            speak(line, code)
+        if line is not None and report_end is not None:
+            report_end(line, code)
         elif line is not None:
             os.write(2, f"imgrec: {line}\n".encode())
             if note is not None:
@@ -62,11 +62,11 @@ class SaveStatus:
 
 
 class Watchdog:
-    """A thread that ends this process with exit code 75 when it was asked to stop `grace_s` ago and no step boundary came.
+    """A thread that ends this process with exit code 75 if no step boundary comes within `grace_s` of a request to stop.
 
-    The main thread is then where Python runs no code of ours: a compile, a read from a file system that is gone. A save that begins in time, and the
-    way out after it, may take `saving_s`. Use it as a context manager around a run. `leave` is called before the end, so that the other ranks do not
-    take it for a death; `note` writes to the log; `speaks`: this process prints the line.
+    The main thread is then where Python runs no code of ours: in a compile, or a read from a file system that is gone. A
+    save that begins in time, with the exit after it, may take `saving_s`. A context manager around a run. `leave` tells
+    the other ranks that this one has not died; `note` writes to the log; `prints`: this process prints the line.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Watchdog:
         *,
         note: Callable[[str], None],
         leave: Callable[[str], None],
-        speaks: bool = True,
+        prints: bool = True,
         grace_s: float = GRACE_S,
         saving_s: float = SAVING_S,
     ) -> None:
-        self._saves, self._note, self._leave, self._speaks = saves, note, leave, speaks
+        self._saves, self._note, self._leave, self._prints = saves, note, leave, prints
         self._grace_s, self._saving_s = grace_s, saving_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="imgrec watchdog", daemon=True)
@@ -108,4 +108,4 @@ class Watchdog:
     def _end(self, line: str) -> None:
         self._leave(line)
         line = f"{line}. Start the same command again to resume."
-        end_process(line if self._speaks else None, ExitCode.STOPPED, self._note)
+        end_process(line if self._prints else None, ExitCode.STOPPED, self._note)

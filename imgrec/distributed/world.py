@@ -1,8 +1,7 @@
-"""The processes of a run: who started them, the group that connects them, and what they say with one voice.
+"""The rank of this process and the world size, from the environment variables of whoever started it. Imports no torch.
 
-Three ways lead to more than one process: torchrun, SLURM's srun, and a plain command that wants several devices of its host, for which
-imgrec.distributed.launcher starts them with torchrun's variables. Lightning's own launcher is never used: it starts its processes from sys.argv.
-Imports no torch before `connect`.
+Several processes are started by torchrun, by SLURM's srun, or with torchrun's variables by imgrec.distributed.launcher,
+for a plain command that uses several devices. Lightning's own launcher is never used, as it starts them from sys.argv.
 """
 
 import os
@@ -16,26 +15,26 @@ if TYPE_CHECKING:
     from lightning_fabric.plugins import ClusterEnvironment
 
 
-RUN_DIR_VARIABLE = "IMGREC_RUN_DIR"  # set in the processes that imgrec.distributed.launcher starts: the run folder, which their parent chose and locked
-NO_STEP = 0xFFFFFFF0  # SLURM's step numbers from here on are no srun: the batch script's, an interactive shell's
+RUN_DIR_VARIABLE = "IMGREC_RUN_DIR"  # set by imgrec.distributed.launcher: the run directory, which it chose and locked
+NO_STEP = 0xFFFFFFF0  # SLURM's step numbers from here on are not of srun, but of a batch script or an interactive shell
 
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among those of its run."""
+    """The rank of this process and the world size."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among those of its machine
+    local_rank: int = 0  # on its machine
     local_size: int = 1
     nodes: int = 1
     started_by: Literal["alone", "imgrec", "torchrun", "slurm"] = "alone"
 
 
 def world() -> World:
-    """What torchrun's or SLURM's variables say, or imgrec's own to its children; a process in a batch or interactive shell is alone.
+    """The World of the variables that torchrun, srun or imgrec.distributed.launcher set; in any shell the process is alone.
 
-    ConfigError where such a variable is no number.
+    ConfigError where such a variable is not a number.
     """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -63,27 +62,29 @@ def world() -> World:
 
 
 def env_number(name: str, default: int | None = None, *, least: int = 0) -> int:
-    """An environment variable that holds a whole number, `least` or more; ConfigError where it does not, or is unset and there is no default."""
+    """The integer in an environment variable, or the default; ConfigError where it is below `least`, not an integer or unset."""
     text = os.environ.get(name)
     if text is None and default is not None:
         return default
     if text is None or not text.isdecimal() or int(text) < least:
         raise ConfigError(
-            f"{name}={text} in the environment: a number{f' of {least} or more' if least else ''} was expected there. Unset it, or start with torchrun or srun."
+            f"{name}={text} in the environment: expected an integer, {least} or more. Unset it, or start with torchrun or srun."
         )
     return int(text)
 
 
 def _tasks_per_node(text: str) -> list[int]:
     """'2(x3),1' -> [2, 2, 2, 1]"""
-    found = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
-    if not all(found):
-        raise ConfigError(f"SLURM_STEP_TASKS_PER_NODE={text} in the environment cannot be read. Unset it, or start with srun.")
-    return [int(part[1]) for part in found if part for _ in range(int(part[2] or 1))]
+    parts = [re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part) for part in text.split(",")]
+    if not all(parts):
+        raise ConfigError(
+            f"SLURM_STEP_TASKS_PER_NODE={text} in the environment: expected tasks such as 4(x2),3. Unset it, or start with srun."
+        )
+    return [int(part[1]) for part in parts if part for _ in range(int(part[2] or 1))]
 
 
 def cluster_environment(world: World) -> "ClusterEnvironment":
-    """What Lightning asks for ranks and addresses. Named, not left to its detection: that takes a batch shell without srun for a job step."""
+    """Where Lightning reads ranks and addresses. Its own detection would mistake a batch shell for a step of srun."""
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment

@@ -101,7 +101,7 @@ def measure_split(
     The same computation as the test at the end of training, so the same figures. Each process of the group measures its share, all must call it, and
     all get the whole. `watch` is told how many of this process' images are done, after each batch, and how many there are.
     """
-    sizes = group.everywhere(len(images))
+    sizes = group.all_gather(len(images))
     if len(set(sizes)) > 1:
         raise DataError(f"the processes found {min(sizes)} to {max(sizes)} images. Give all machines the same files.")
     checkpoint, device = scorer.checkpoint, scorer.device
@@ -127,7 +127,7 @@ def measure_split(
     bad: list[str] = []
     done = 0
     for number, batch in enumerate(Loader(images, requests, num_workers=workers)):
-        group.do(f"measuring batch {number + 1} of {len(requests)}")
+        group.set_status(f"measuring batch {number + 1} of {len(requests)}")
         bad += batch.bad
         if len(batch.labels):
             labels = batch.labels.to(device)
@@ -137,7 +137,7 @@ def measure_split(
                 tally.update(logits, labels, loss(logits, targets))
         done += len(batch.labels) + len(batch.bad)
         watch(done, len(share))
-    bad = [path for part in group.everywhere(bad) for path in part]
+    bad = [path for part in group.all_gather(bad) for path in part]
     if len(bad) == len(images):
         raise DataError(f"none of {len(images)} images could be read; the first is {bad[0]}. Name a folder of whole images.")
     if group.process_group is not None:

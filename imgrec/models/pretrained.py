@@ -99,7 +99,7 @@ def library_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights
         known = "timm has DEFAULT only" if family == "timm" else f"torchvision has no weights for this {family}"
         raise CheckpointError(
             f"weights={weights}: there is no such file or folder, and {known}. "
-            "Set weights=PATH to an imgrec checkpoint or run folder, or weights=null."
+            "Set weights=PATH to an imgrec checkpoint or run directory, or weights=null."
         )
     return _torchvision_weights(weights, name, model)
 

@@ -17,11 +17,11 @@ from imgrec.errors import CheckpointError, DamagedError, first_line
 from imgrec.files import atomic_file
 from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two that a run keeps to be resumed from
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
 
 
 def checkpoint_metadata(run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, Any]) -> Node:
-    """What a checkpoint says beside the weights, so that nothing after training asks for `model=` or `data=` again."""
+    """The metadata with which a checkpoint is evaluated and predicts without `model=` or `data=`."""
     return {
         "version": FORMAT_VERSION,
         "config": run.to_dict(),
@@ -32,18 +32,18 @@ def checkpoint_metadata(run: RunConfig, classes: tuple[str, ...], preprocessing:
 
 
 class CheckpointWriter(TorchCheckpointIO):
-    """Writes in a thread, to a temporary name, and renames: training goes on meanwhile, and a kill or a full disk leaves what was there.
+    """Writes in a thread, so that training continues, to a temporary name that is renamed at the end.
 
-    The checkpoint is copied before `save_checkpoint` returns. An error of the thread is raised by the next save, or by `wait`.
+    The checkpoint is copied before `save_checkpoint` returns. An error in the thread is raised by the next save or `wait`.
     """
 
     def __init__(self, metadata: Node, resume: "ResumePoint | None" = None) -> None:
-        """metadata: of `checkpoint_metadata`. resume: the checkpoint that was read to find out where the run continues, so that it is read once."""
+        """metadata: of `checkpoint_metadata`. resume: the checkpoint that was read to find out where the run resumes."""
         super().__init__()
         self.metadata, self._resume = metadata, resume
         self._thread = ThreadPoolExecutor(1, "imgrec-save")
         self._writing: Future[None] | None = None
-        self.seconds = 0.0  # of the processor, that the last write took beside the training
+        self.seconds = 0.0  # processor time of the last write
 
     @rank_zero_only
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -51,18 +51,18 @@ class CheckpointWriter(TorchCheckpointIO):
         self._writing = self._thread.submit(self._write, to_cpu({**checkpoint, "imgrec": self.metadata}), Path(path))
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
-        begun = time.thread_time()
+        start = time.thread_time()
         write_checkpoint(checkpoint, path)
-        self.seconds = time.thread_time() - begun
+        self.seconds = time.thread_time() - start
 
     def wait(self) -> None:
-        """Return when all is written; raises CheckpointError if it could not be."""
+        """Wait until the last checkpoint is written; CheckpointError where that failed."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """The checked dictionary of a checkpoint, its tensors in CPU memory."""
+        """A checkpoint, checked, with its tensors in CPU memory."""
         if self._resume is not None and Path(path) == self._resume.file:
             return self._resume.load()
         return read_checkpoint(path)
@@ -72,34 +72,33 @@ class CheckpointWriter(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """A checkpoint file, whole or not at all; the last.ckpt before it becomes previous.ckpt."""
+    """Write a checkpoint file, whole or not at all; the last.ckpt before it becomes previous.ckpt."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with atomic_file(path, previous=path.with_name(PREVIOUS) if path.name == LAST else None) as file:
             torch.save(checkpoint, file)
     except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
-        kept = f"{path} of before is whole" if path.exists() else "nothing was there before"
+        kept = f" The checkpoint before it, {path}, is whole." if path.exists() else ""
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise CheckpointError(
-            f"{path} cannot be written: {reason}; {kept}. Make room on that disk and start the same command again."
+            f"{path} cannot be written: {reason}.{kept} Free disk space, then start the same command again to resume."
         ) from error
 
 
-def to_cpu(found: Any) -> Any:
+def to_cpu(value: Any) -> Any:
     """A copy of nested dictionaries, lists and tuples whose tensors lie in CPU memory of their own."""
-    if isinstance(found, Tensor):
-        return found.detach().to("cpu", copy=True)
-    if isinstance(found, dict):
-        return {key: to_cpu(value) for key, value in found.items()}
-    if isinstance(found, list):
-        return [to_cpu(value) for value in found]
-    if isinstance(found, tuple):
-        return tuple(to_cpu(value) for value in found)
-    return found
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: to_cpu(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [to_cpu(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
 
 
 class ResumePoint:
-    """Where an unfinished run continues: the file of its newest whole checkpoint, and that checkpoint's "resume" entry."""
+    """Where an unfinished run resumes: the file of its newest whole checkpoint, and that checkpoint's "resume" entry."""
 
     def __init__(self, file: Path, state: Node, checkpoint: dict[str, Any] | None = None) -> None:
         self.file, self.state = file, state
@@ -107,7 +106,7 @@ class ResumePoint:
 
     @property
     def position(self) -> Node:
-        """The entry's loop position: epoch, done, stage, step."""
+        """The loop position: epoch, done, stage, step."""
         position: Node = self.state["position"]
         return position
 
@@ -117,17 +116,18 @@ class ResumePoint:
         return self.position["epoch"], self.position["done"]
 
     def load(self) -> dict[str, Any]:
-        """The whole checkpoint. The one that was read already is handed out once: it is not kept in memory during the training."""
+        """The checkpoint. The copy that was read already is returned once, so that training does not hold it in memory."""
         checkpoint, self._checkpoint = self._checkpoint, None
         return read_checkpoint(self.file) if checkpoint is None else checkpoint
 
 
 def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint | None:
-    """Where the run in this checkpoint folder continues, the same on all ranks; None where nothing was saved yet.
+    """Where the run with these checkpoints resumes, the same on all ranks; None where nothing was saved yet.
 
-    A damaged checkpoint is passed over, with a message, for the one before it. Raises CheckpointError where no other is left, or for another format.
+    For a damaged checkpoint the one before it is used, with a message. CheckpointError where none is left, or for one of
+    another format.
     """
-    checkpoints: list[dict[str, Any]] = []  # on the first rank
+    checkpoints: list[dict[str, Any]] = []  # on rank 0
 
     def find() -> tuple[Path, Node] | None:
         if (latest := latest_checkpoint(folder, say)) is None:
@@ -135,12 +135,12 @@ def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint |
         checkpoints.append(latest[1])
         return latest[0], latest[1]["resume"]
 
-    found = on_first_rank(find)
-    return None if found is None else ResumePoint(*found, *checkpoints)
+    point = on_first_rank(find)
+    return None if point is None else ResumePoint(*point, *checkpoints)
 
 
 def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in the folder that is whole and can be resumed from; see `find_resume_point`."""
+    """The newest whole checkpoint in the folder; see `find_resume_point`."""
     files = [file for file in (folder / LAST, folder / PREVIOUS) if file.is_file()]
     for file in files:
         try:
@@ -151,8 +151,6 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, d
             say(str(error))
             continue
         if "resume" not in checkpoint:
-            raise CheckpointError(
-                f"{file} has no 'resume' entry, so no run can be resumed from it. Start anew with resume=false."
-            )
+            raise CheckpointError(f"{file} has no 'resume' entry: it cannot be resumed. Set resume=false to start a new run.")
         return file, checkpoint
     return None

@@ -9,8 +9,7 @@ from imgrec.models.layers import head_name
 
 
 def freeze(net: nn.Module, num_classes: int) -> None:
-    """Until `unfreeze`, only the head is trained: other parameters get no gradient, batch norms keep their running
-    statistics.
+    """Train only the head until `unfreeze`: other parameters get no gradient, batch norms keep their running statistics.
 
     `net.train()` keeps them frozen; dropout stays active. Freezing twice is allowed. DDP has to be rewrapped afterwards
     (`imgrec.training.strategies.DDP.rewrap`).
@@ -23,13 +22,12 @@ def freeze(net: nn.Module, num_classes: int) -> None:
     for name, module in net.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats and not name.startswith(head + "."):
             module.eval()
-            # On the instance, because nn.Module.train() calls train() of each child. A partial of a function can be
-            # copied and pickled.
+            # On the instance, as nn.Module.train() calls train() of each child. A partial can be copied and pickled.
             module.__dict__["train"] = partial(_keep_mode, module)
 
 
 def unfreeze(net: nn.Module) -> None:
-    """Undoes `freeze` for the parameters that it froze; batch norms follow `net.training` again."""
+    """Undo `freeze` for the parameters that it froze; batch norms follow `net.training` again."""
     parameters = dict(net.named_parameters())
     for name in net.__dict__.pop(_FROZEN, []):
         parameters[name].requires_grad_(True)

@@ -38,7 +38,7 @@ KNOWN_WARNINGS = (
     "treespec, LeafSpec",  # Lightning 2.6 under torch 2.15
     "recommended to use `self.log",  # of sync_dist=True: torchmetrics has summed over the ranks already
     "does not have many workers",  # the start screen names the workers, Throughput measures the wait
-    "exists and is not empty",  # the checkpoint folder of a resumed run
+    "exists and is not empty",  # the checkpoint directory of a resumed run
     "is smaller than the logging interval",
     "resuming from a checkpoint that ended before the epoch ended",  # the data's order starts where the run was stopped
     "srun` command is available on your system but is not used",

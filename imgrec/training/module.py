@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from imgrec.config.instantiate import instantiate
@@ -35,14 +36,14 @@ from imgrec.training.strategies import DDP
 class MakeSchedulers(Protocol):
     """Schedulers in Lightning's format, for a number of optimizer steps in all and in an epoch."""
 
-    def __call__(self, optimizer: torch.optim.Optimizer, *, total_steps: int, steps_per_epoch: int) -> list[dict[str, Any]]: ...
+    def __call__(self, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> list[dict[str, Any]]: ...
 
 
 class Classifier(pl.LightningModule):
-    """A network with its loss, and for training what moves its weights.
+    """A network with its loss, and for training its optimizer and schedulers.
 
-    `make_optimizer(net)` gives the optimizer, `make_schedulers` its schedulers.
-    Logged per epoch: train/loss, train/accuracy, val/loss, val/accuracy, val/macro_f1, val/top5 (with more than five classes).
+    Logged per epoch: train/loss, train/accuracy, val/loss, val/accuracy, val/macro_f1, and val/top5 with more than
+    five classes.
     """
 
     test_report: Report | None = None
@@ -56,7 +57,7 @@ class Classifier(pl.LightningModule):
         classes: Sequence[str],
         augment: Augment | None = None,
         seed: int = 0,
-        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+        make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
         make_schedulers: MakeSchedulers | None = None,
         freeze_epochs: int = 0,
         decay_on: DecayOn = "weights",
@@ -85,17 +86,16 @@ class Classifier(pl.LightningModule):
         return self.loss.probabilities(logits.float())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        if self._idle(batch):
-            # Batch norm would make NaN of no samples. Yet the gradients' reducer waits for every parameter, and for nothing else.
-            used = [weight.reshape(-1)[:0].sum() for weight in self.net.parameters() if weight.requires_grad]
-            for figure in (self.train_loss, self.train_accuracy):
-                figure.update(torch.zeros(0), torch.zeros(0))  # compute() warns of a metric without any update
-            return torch.stack(used).sum()
+        if self._skips_forward(batch):
+            # The loss is a zero that depends on every parameter, as DDP waits for the gradient of each.
+            empty_sums = [weight.reshape(-1)[:0].sum() for weight in self.net.parameters() if weight.requires_grad]
+            self._update_without_samples()
+            return torch.stack(empty_sums).sum()
         images, targets = self._augmented(batch)
         logits: Tensor = self.net(images).float()
         losses = self.loss(logits, targets)
-        # The gradient of a global batch is its mean over samples, also where the last one is short: devices average and Lightning divides by the
-        # number of accumulated batches, so each part adds its sum over the size of the whole.
+        # The gradient of a global batch is its mean over samples, also of a short last one: DDP averages over ranks and
+        # Lightning divides by the accumulated batches, so each part adds its sum over the size of the global batch.
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
         total = losses.sum()
         if self.loss.l1 or self.loss.l2:
@@ -103,15 +103,22 @@ class Classifier(pl.LightningModule):
         objective: Tensor = total * (parts / batch.whole)
         with torch.no_grad():
             self.train_loss.update(losses.detach(), torch.ones_like(losses))
-            right = targets.gather(1, logits.argmax(1, keepdim=True))[:, 0]  # with soft labels, the share of the predicted class
-            self.train_accuracy.update(right, torch.ones_like(right))
+            correct = targets.gather(1, logits.argmax(1, keepdim=True))[:, 0]  # of soft targets, the share of that class
+            self.train_accuracy.update(correct, torch.ones_like(correct))
         return objective
 
-    def _idle(self, batch: Batch) -> bool:
-        """Whether a short global batch, or files that cannot be read, left nothing for this rank to compute."""
+    def _skips_forward(self, batch: Batch) -> bool:
+        """Whether this rank has no samples (a short global batch, unreadable files) and no other waits for its forward pass.
+
+        Batch norm would return NaN.
+        """
         if len(batch.labels) or is_sharded(self.net):
             return False
         return not (self.training and has_sync_batchnorm(self.net))
+
+    def _update_without_samples(self) -> None:
+        for metric in (self.train_loss, self.train_accuracy):
+            metric.update(torch.zeros(0), torch.zeros(0))  # compute() warns of a metric that was never updated
 
     def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Network input [B, C, H, W] and soft targets [B, K] of a training batch."""
@@ -121,17 +128,17 @@ class Classifier(pl.LightningModule):
             images = self.augment.batch(images, seed=self.seed, epoch=batch.epoch, indices=batch.indices)
         images = self.preprocess.normalize(images)
         if self.augment is not None:
-            step = self.trainer.global_step  # of the optimizer, so the same for all parts of a global batch
+            step = self.trainer.global_step  # optimizer steps, so the same for all parts of a global batch
             images, targets = self.augment.mix(images, targets, batch.partners, seed=self.seed, step=step)
         return images.contiguous(memory_format=self.memory_format), targets
 
     @torch.no_grad()
-    def seen(self, batch: Batch) -> Tensor:
-        """Float [B, C, H, W]: a training batch as the network sees it."""
+    def network_input(self, batch: Batch) -> Tensor:
+        """Float [B, C, H, W]: a training batch after augmentation and normalisation."""
         return self._augmented(batch)[0]
 
     def on_train_epoch_start(self) -> None:
-        # What the network itself draws (dropout) starts anew from (seed, epoch, rank), so that a resumed run draws what the unbroken one did.
+        # Dropout is seeded by (seed, epoch, rank), so that a resumed run draws what the uninterrupted one did.
         torch.manual_seed(counter_rng.word(self.seed, self.current_epoch, self.global_rank, counter_rng.NETWORK, 0) >> 1)
         self._freeze()
 
@@ -143,31 +150,31 @@ class Classifier(pl.LightningModule):
             freeze(self.net, len(self.classes))
         else:
             unfreeze(self.net)
-        if isinstance(self.trainer.strategy, DDP) and before != [parameter.requires_grad for parameter in self.net.parameters()]:
+        after = [parameter.requires_grad for parameter in self.net.parameters()]
+        if isinstance(self.trainer.strategy, DDP) and before != after:
             self.trainer.strategy.rewrap()
 
     def on_train_start(self) -> None:
-        self._freeze()  # a run that goes on within an epoch does not start it again
+        self._freeze()  # no epoch starts in a run that resumes within one
 
     def training_sums(self) -> list[Tensor]:
-        """The sums behind this process' training figures of the epoch so far: loss, its samples, hits, their samples."""
+        """This rank's metric sums of the epoch so far: loss, its samples, correct predictions, their samples."""
         return [value for metric in (self.train_loss, self.train_accuracy) for value in (metric.mean_value, metric.weight)]
 
     def add_training_sums(self, sums: Sequence[Tensor]) -> None:
-        """Count in the steps of a run that goes on within an epoch."""
-        for metric in (self.train_loss, self.train_accuracy):
-            metric.update(torch.zeros(0), torch.zeros(0))  # no samples; but compute() warns of a metric without any update
-        for total, add in zip(self.training_sums(), sums, strict=True):
-            total.add_(add.to(total.device))
+        """Add the `training_sums` of a checkpoint that was saved within the epoch."""
+        self._update_without_samples()
+        for total, saved in zip(self.training_sums(), sums, strict=True):
+            total.add_(saved.to(total.device))
 
     def log_training(self) -> None:
-        """Log the training figures of the epoch. History calls it: callbacks have their turn before this module's own on_train_epoch_end."""
+        """Log the training metrics of the epoch. History calls it: callbacks run before this module's on_train_epoch_end."""
         self.log_dict({"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()})
         self.train_loss.reset()
         self.train_accuracy.reset()
 
     def _tally(self, batch: Batch) -> None:
-        if self._idle(batch):
+        if self._skips_forward(batch):
             logits = torch.zeros(0, len(self.classes), device=batch.labels.device)
         else:
             pixels = self.preprocess(batch.images).contiguous(memory_format=self.memory_format)
@@ -176,19 +183,19 @@ class Classifier(pl.LightningModule):
         self.tally.update(logits, batch.labels, self.loss(logits, targets))
 
     def _report(self) -> Report:
-        found = self.tally.report(self.classes)
+        report = self.tally.report(self.classes)
         self.tally.reset()
-        return found
+        return report
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._tally(batch)
 
     def on_validation_epoch_end(self) -> None:
-        found = self._report()
-        figures = {"val/loss": found.loss, "val/accuracy": found.accuracy, "val/macro_f1": found.macro_f1}
-        if found.top5 is not None:
-            figures["val/top5"] = found.top5
-        self.log_dict(figures)  # the tally is summed over processes, so every rank has the same figures
+        report = self._report()
+        metrics = {"val/loss": report.loss, "val/accuracy": report.accuracy, "val/macro_f1": report.macro_f1}
+        if report.top5 is not None:
+            metrics["val/top5"] = report.top5
+        self.log_dict(metrics)  # the tally is summed over ranks, so all have the same values
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._tally(batch)
@@ -203,7 +210,8 @@ class Classifier(pl.LightningModule):
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
-        return [optimizer], self.make_schedulers(optimizer, total_steps=total, steps_per_epoch=per_epoch)  # type: ignore[return-value]
+        schedulers = self.make_schedulers(optimizer, total_steps=total, steps_per_epoch=per_epoch)
+        return [optimizer], schedulers  # type: ignore[return-value]
 
 
 def build_classifier(
@@ -217,12 +225,11 @@ def build_classifier(
 ) -> Classifier:
     """The LightningModule of a run: the network with its loss, augmentation, optimizer and schedule.
 
-    with_schedule: False leaves the rate to a callback.
+    with_schedule: False leaves the learning rate to a callback.
     """
     if run.monitor == "val/top5" and len(data.classes) <= 5:
         raise ConfigError(
-            f"monitor=val/top5, but with {len(data.classes)} classes every answer is among the first five. "
-            "Set monitor=val/accuracy."
+            f"monitor=val/top5: expected more than 5 classes, but the data has {len(data.classes)}. Set monitor=val/accuracy."
         )
     loss = instantiate(run.loss)
     loss.set_class_counts(torch.from_numpy(data.counts("train")))
@@ -232,7 +239,7 @@ def build_classifier(
         net.compile()  # in place: torch.compile(net) would rename every key of the state dict
     decay = run.finetune.layer_decay
 
-    def make_optimizer(net: nn.Module) -> torch.optim.Optimizer:
+    def make_optimizer(net: nn.Module) -> Optimizer:
         return build_optimizer(
             optimizer_node(run.optim, run.trainer, run.finetune),
             net,

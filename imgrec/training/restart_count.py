@@ -1,6 +1,6 @@
 """How many starts of a SLURM job made no progress, and how many failed: RUN_DIR/slurm-JOB.json. Imports no torch.
 
-launch/slurm.sbatch has each start recorded here when it has ended, and requeues the job or gives it up by the answer.
+launch/slurm.sbatch records each start here when it has ended, and requeues the job or not by the number that is returned.
 """
 
 import json
@@ -17,7 +17,7 @@ INTEGERS = ("BININT1", "BININT2", "BININT", "LONG1")  # opcodes of pickle protoc
 
 @dataclass
 class RestartCount:
-    """What the starts of one job came to."""
+    """The starts of one job."""
 
     step: int = 0  # of the last checkpoint; of a sweep, the sum over its runs
     idle: int = 0  # starts in a row that were stopped before the step advanced
@@ -38,15 +38,15 @@ def count_start(run_dir: Path, job: str, code: int) -> int:
     elif code == ExitCode.STOPPED:
         count.idle += 1
     count.failures += code != ExitCode.STOPPED
-    run_dir.mkdir(parents=True, exist_ok=True)  # it is missing where the training failed before it
+    run_dir.mkdir(parents=True, exist_ok=True)  # it does not exist if the training failed before creating it
     atomic_write(file, json.dumps(asdict(count)))
     return count.idle if code == ExitCode.STOPPED else count.failures
 
 
 def saved_step(checkpoint: Path) -> int:
-    """The number of optimizer steps in a checkpoint; 0 where there is none that can be read.
+    """The number of optimizer steps in a checkpoint; 0 for a file that does not exist or is damaged.
 
-    It is the first integer behind "global_step" in the pickle. torch.load would import torch first, which takes
+    It is the first integer after "global_step" in the pickle. torch.load would import torch first, which takes
     seconds, and a minute from a slow file system: SLURM may have ended the job by then.
     """
     try:

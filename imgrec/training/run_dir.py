@@ -1,4 +1,4 @@
-"""The run folder RUNS_DIR/NAME/ID: which one a command means, and what it says about the run in it."""
+"""The run directory RUNS_DIR/NAME/ID: which one a command uses, its lock, and the state of the run in it."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ from imgrec.distributed.world import RUN_DIR_VARIABLE, world
 from imgrec.errors import ConfigError, ImgrecError
 from imgrec.files import atomic_write
 
-# Keys that may differ when a run goes on: they say where and how fast it is computed, not what.
+# Keys that may differ when a run is resumed: they say where and how fast it is computed, not what.
 RESUMABLE_KEYS = (
     "id",
     "runs_dir",
@@ -37,13 +37,13 @@ RESUMABLE_KEYS = (
     "trainer.save_every_minutes",
 )
 
-LOST_LOCK_S = 120.0  # an NFSv4 server gives the locks of a lost machine back after 90 s
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, an NFSv3 share without its lock service
+LOST_LOCK_S = 120.0  # an NFSv4 server releases the locks of a lost machine after 90 s
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, NFSv3 without its lock service
 
 
 @dataclass
 class RunDir:
-    """An open run folder; the lock keeps a second process out until this one ends."""
+    """A run directory; while it is open, its lock keeps other processes out."""
 
     path: Path
     state: Literal["new", "unfinished", "finished"]
@@ -63,12 +63,12 @@ class RunDir:
 
     def result(self) -> dict[str, Any]:
         """result.json of a finished run."""
-        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-        return found
+        result: dict[str, Any] = json.loads((self.path / "result.json").read_text())
+        return result
 
     @contextmanager
     def opened(self, run: RunConfig) -> Iterator[None]:
-        """`open` and `close`; a new run that is refused (ImgrecError) before its first checkpoint leaves no directory behind."""
+        """`open` and `close`; a new run that fails with an ImgrecError before its first checkpoint leaves no directory."""
         self.open(run)
         try:
             yield
@@ -79,10 +79,10 @@ class RunDir:
             self.close()
 
     def open(self, run: RunConfig) -> None:
-        """Create the directory, lock it and write the resolved config into it: the first rank does, and what it cannot do is raised on all.
+        """Create the directory, lock it and write the resolved config into it, on rank 0; its errors are raised on all ranks.
 
-        Where imgrec.distributed.launcher started the ranks, their parent has done so; its lock is open in all of them, so it is held while one of
-        them lives.
+        The parent of ranks that imgrec.distributed.launcher started has done so. They inherit its open lock, which is
+        held while one of them lives.
         """
         if RUN_DIR_VARIABLE not in os.environ:
             on_first_rank(lambda: self._start(run))
@@ -104,13 +104,13 @@ class RunDir:
 
     def _start(self, run: RunConfig) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        # A job that SLURM starts again after its node was lost: on a network file system the node's lock may outlive it for a while.
+        # A job that is requeued after its node was lost: on a network file system the node's lock may outlive it.
         end = time.monotonic() + (LOST_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
         while (lock := lock_folder(self.path)) is None and time.monotonic() < end:
             time.sleep(1)
         self.lock = lock
         if self.lock is None:
-            raise ConfigError(f"{self.path} is in use by another process. Wait for it, or set id=ANOTHER.")
+            raise ConfigError(f"{self.path} is in use by another process. Wait until it ends, or set another id=ID.")
         if self.state == "new":
             atomic_write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
 
@@ -118,13 +118,13 @@ class RunDir:
         if self.state == "new" and not world().rank and not self.checkpoints.exists():
             for name in ("config.yaml", "log.txt", ".lock"):
                 (self.path / name).unlink(missing_ok=True)
-            for folder in (self.path, self.path.parent):
-                if not any(folder.iterdir()):
-                    folder.rmdir()
+            for directory in (self.path, self.path.parent):
+                if not any(directory.iterdir()):
+                    directory.rmdir()
 
 
 def join_run_dir(run: RunConfig) -> RunDir:
-    """The run folder that all processes of the run agree on: the first one chooses it, the others are told. Nothing is written."""
+    """The run directory of all ranks of the run: rank 0 chooses it. Nothing is written."""
     if RUN_DIR_VARIABLE in os.environ:
         path = Path(os.environ[RUN_DIR_VARIABLE])
         return RunDir(path, _state(path))
@@ -132,31 +132,30 @@ def join_run_dir(run: RunConfig) -> RunDir:
 
 
 def choose_run_dir(run: RunConfig) -> RunDir:
-    """The folder that the run belongs in. Nothing is written.
+    """The directory that the run belongs in. Nothing is written.
 
-    With `id`, or in a SLURM job, that folder; otherwise the newest unfinished run of the same config, or the next free number.
-    Raises ConfigError when the folder holds another config.
+    With `id`, or in a SLURM job, that one; otherwise the newest unfinished run of the same config, or the next free
+    number. Raises ConfigError where it holds a run of another config.
     """
     for key, value in (("name", run.name), ("id", run.id)):
         if value is not None and (value in ("", ".", "..") or "/" in value):
             raise ConfigError(
-                f"{key}={value} is no name for a folder. Type {key}=WORD without a slash; runs_dir=FOLDER says where runs are kept."
+                f"{key}={value}: expected a name for a directory, without a slash. Set {key}=NAME, or runs_dir=FOLDER."
             )
     parent = Path(run.runs_dir) / run.name
-    given = run.id or os.environ.get("SLURM_JOB_ID")
-    if given:
-        found = RunDir(parent / given, _state(parent / given))
-        if found.state == "new":
-            return found
+    run_id = run.id or os.environ.get("SLURM_JOB_ID")
+    if run_id:
+        path = parent / run_id
+        run_dir = RunDir(path, _state(path))
+        if run_dir.state == "new":
+            return run_dir
         if not run.resume:
+            raise ConfigError(f"id={run_id} resume=false: {path} holds a run already. Set another id, or resume=true.")
+        if differ := differing_keys(run, _config(path)):
             raise ConfigError(
-                f"id={given} resume=false: {found.path} holds a run already. Set another id, or resume=true to finish it."
+                f"{path} holds a run of another config: {_differences(differ)}. Set another id, or the values of that run."
             )
-        if differ := differing_keys(run, _config(found.path)):
-            raise ConfigError(
-                f"{found.path} holds a run of another config: {_differences(differ)}. Set another id, or the values of that run."
-            )
-        return found
+        return run_dir
     numbers = sorted((int(p.name) for p in parent.glob("*") if p.name.isdecimal()), reverse=True)
     if run.resume and numbers:
         newest = parent / str(numbers[0])
@@ -172,22 +171,22 @@ def _state(path: Path) -> Literal["new", "unfinished", "finished"]:
 
 
 def _config(path: Path) -> Node:
-    found: Node = yaml.safe_load((path / "config.yaml").read_text())
-    return found
+    config: Node = yaml.safe_load((path / "config.yaml").read_text())
+    return config
 
 
 def differing_keys(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
-    """Keys in which a run differs from a stored config, with both values (given, stored)."""
-    given, kept = dict(leaves(run.to_dict())), dict(leaves(stored))
+    """Keys in which a run differs from a stored config, with both values (the run's, the stored one)."""
+    new, old = dict(leaves(run.to_dict())), dict(leaves(stored))
     return {
-        key: (given.get(key), kept.get(key))
-        for key in given.keys() | kept.keys()
-        if key not in RESUMABLE_KEYS and given.get(key) != kept.get(key)
+        key: (new.get(key), old.get(key))
+        for key in new.keys() | old.keys()
+        if key not in RESUMABLE_KEYS and new.get(key) != old.get(key)
     }
 
 
 def _differences(differ: dict[str, tuple[Any, Any]]) -> str:
-    shown = [f"{key}={given} here, {kept} there" for key, (given, kept) in sorted(differ.items())]
+    shown = [f"{key}={new} here, {old} there" for key, (new, old) in sorted(differ.items())]
     return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
 
 
@@ -195,7 +194,7 @@ _locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()
 
 
 def _forget_locks() -> None:
-    # A loader's worker that was forked holds the lock too, and outlives a run that is killed by some seconds: the next start would be refused.
+    # A forked loader worker holds the lock too, and outlives a killed run by some seconds: the next start would fail.
     for file in list(_locks):
         file.close()
 
@@ -204,7 +203,7 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 
 def lock_folder(path: Path) -> IO[str] | None:
-    """The open lock file of a folder, None where another process has it."""
+    """The open lock file of a directory, None where another process has locked it."""
     file = (path / ".lock").open("w")
     _locks.add(file)
     try:
@@ -216,7 +215,7 @@ def lock_folder(path: Path) -> IO[str] | None:
 
 
 def lock_file(file: IO[str], operation: int) -> None:
-    """fcntl.flock, which keeps nobody out on a file system that has no locks."""
+    """fcntl.flock; does nothing on a file system that has no locks."""
     try:
         fcntl.flock(file, operation)
     except OSError as error:

@@ -1,8 +1,8 @@
 """Learning-rate schedules: pure functions of the optimizer step, and their thin shell for Lightning.
 
-Each schedule returns the factor on optim.lr, the highest rate of the run, at optimizer step 0, 1, ...; groups with their own rate
-keep their share of it. The first `warmup_share` of all steps multiplies by (step + 1) / warmup_steps: step 0 already learns, and
-the last warm-up step has the full rate.
+Each schedule returns the factor on optim.lr, the highest rate of the run, at optimizer step 0, 1, ...; groups with
+their own rate keep their share of it. The first `warmup_share` of all steps multiplies by (step + 1) / warmup_steps:
+step 0 already learns, and the last warm-up step has the full rate.
 """
 
 import math
@@ -43,9 +43,9 @@ def constant(*, total_steps: int, steps_per_epoch: int, warmup_share: float) -> 
 
 
 def cosine(*, total_steps: int, steps_per_epoch: int, warmup_share: float, floor: float) -> Factor:
-    """Half a cosine from 1 to `floor`, no restarts (Loshchilov 2017, SGDR; torch's CosineAnnealingLR with T_max=total_steps).
+    """Half a cosine from 1 to `floor` (Loshchilov 2017, SGDR; torch's CosineAnnealingLR with T_max=total_steps).
 
-    The floor is reached at step total_steps, just after the last one: a step at rate 0 would be lost. So it is in `polynomial`.
+    As in `polynomial`, the floor is reached at step total_steps, just after the last: a step at rate 0 would be lost.
     """
     return _after_warmup(total_steps, warmup_share, lambda x: floor + (1 - floor) * (1 + math.cos(math.pi * x)) / 2)
 
@@ -56,7 +56,7 @@ def polynomial(*, total_steps: int, steps_per_epoch: int, warmup_share: float, p
 
 
 def exponential(*, total_steps: int, steps_per_epoch: int, warmup_share: float, gamma_per_epoch: float) -> Factor:
-    """gamma_per_epoch ** (epochs since the warm-up ended), smooth in the step (torch's ExponentialLR at the ends of epochs)."""
+    """gamma_per_epoch ** (epochs since the warm-up), in each step (torch's ExponentialLR at the ends of epochs)."""
     epochs = (total_steps - warmup_steps(total_steps, warmup_share)) / steps_per_epoch
     return _after_warmup(total_steps, warmup_share, lambda x: gamma_per_epoch ** (x * epochs))
 
@@ -74,11 +74,11 @@ def multistep(
     rising = all(early < late for early, late in zip([0, *milestones_epochs], milestones_epochs, strict=False))
     if not rising:
         raise ConfigError(
-            f"scheduler.milestones_epochs={milestones_epochs}: expected epochs above 0, each later than the one before. "
+            f"scheduler.milestones_epochs={milestones_epochs}: expected rising numbers above 0. "
             "Set scheduler.milestones_epochs=[30,60,90]."
         )
     warmup = warmup_steps(total_steps, warmup_share)
-    return lambda step: _ramp(step, warmup) * factor ** sum(step // steps_per_epoch >= epoch for epoch in milestones_epochs)
+    return lambda step: _ramp(step, warmup) * factor ** sum(step // steps_per_epoch >= start for start in milestones_epochs)
 
 
 def cyclic(
@@ -99,8 +99,8 @@ def cyclic(
     up, down = (max(round(epochs * steps_per_epoch), 1) for epochs in (up_epochs, down_epochs))
 
     def factor(step: int) -> float:
-        cycle, place = divmod(max(step - warmup, 0), up + down)
-        height = place / up if place <= up else (up + down - place) / down
+        cycle, position = divmod(max(step - warmup, 0), up + down)
+        height = position / up if position <= up else (up + down - position) / down
         return _ramp(step, warmup) * (floor + (1 - floor) * height * shrink**cycle)
 
     return factor
@@ -110,24 +110,24 @@ def one_cycle(*, total_steps: int, steps_per_epoch: int, warmup_share: float, st
     """Half a cosine from `start` up to 1 over the first warmup_share, then one down to `end` at the last step.
 
     Smith 2018, "Super-Convergence". Equal at every step to torch's OneCycleLR(max_lr=optim.lr, pct_start=warmup_share,
-    div_factor=1/start, final_div_factor=start/end, cycle_momentum=False): the momentum stays as it is. The rise is the warm-up.
+    div_factor=1/start, final_div_factor=start/end, cycle_momentum=False). The rise is the warm-up.
     """
-    # The top may lie between two steps, as in torch.
-    top, last = warmup_share * total_steps - 1, total_steps - 1
+    # The peak may lie between two steps, as in torch.
+    peak, last = warmup_share * total_steps - 1, total_steps - 1
 
     def between(first: float, second: float, x: float) -> float:
         return second + (first - second) * (1 + math.cos(math.pi * x)) / 2
 
     def factor(step: int) -> float:
         step = min(step, last)
-        return between(start, 1, step / top) if step <= top and top > 0 else between(1, end, (step - top) / (last - top))
+        return between(start, 1, step / peak) if step <= peak and peak > 0 else between(1, end, (step - peak) / (last - peak))
 
     return factor
 
 
 @dataclass(frozen=True)
 class Plateau:
-    """A schedule that looks at the run is no function of the step; `lightning_schedulers` makes two torch schedulers of this."""
+    """A schedule that depends on a metric; `lightning_schedulers` makes two torch schedulers of it."""
 
     warmup_steps: int
     monitor: Monitor
@@ -152,7 +152,7 @@ def plateau(
 ) -> Plateau:
     """Times `factor` when `monitor` has not improved by the share `threshold` for more than patience_epochs.
 
-    torch's ReduceLROnPlateau; one epoch stands for one validation. A loss improves downwards, the others upwards.
+    torch's ReduceLROnPlateau, with a validation after each epoch. A loss improves downwards, the others upwards.
     """
     warmup = warmup_steps(total_steps, warmup_share)
     return Plateau(warmup, monitor, factor, patience_epochs, threshold, cooldown_epochs, floor)
@@ -161,9 +161,9 @@ def plateau(
 def lightning_schedulers(
     node: dict[str, Any], optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int
 ) -> list[dict[str, Any]]:
-    """The conf/scheduler node as Lightning's list of {"scheduler", "interval", "frequency"} and, for plateau, "monitor".
+    """The conf/scheduler node as Lightning's list of {"scheduler", "interval", "frequency"}, and "monitor" for plateau.
 
-    Steps are optimizer steps (after accumulation). Their states are plain numbers; on resume the config gives the functions.
+    Steps are optimizer steps (after accumulation). Their states are plain numbers: a resumed run makes the functions anew.
     """
     schedule = instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     if not isinstance(schedule, Plateau):
@@ -171,11 +171,11 @@ def lightning_schedulers(
 
     rates = [group["lr"] for group in optimizer.param_groups]
     schedulers: list[dict[str, Any]] = []
-    if schedule.warmup_steps > 1:  # multiplies what is there, so it and the plateau do not undo each other
+    if schedule.warmup_steps > 1:  # it multiplies the current rate, so it and the plateau do not undo each other
         share = 1 / schedule.warmup_steps
         ramp = LinearLR(optimizer, start_factor=share, end_factor=1.0, total_iters=schedule.warmup_steps - 1)
         schedulers.append({"scheduler": ramp, "interval": "step", "frequency": 1})
-    watch = ReduceLROnPlateau(
+    reduce = ReduceLROnPlateau(
         optimizer,
         mode=monitor_mode(schedule.monitor),
         factor=schedule.factor,
@@ -185,5 +185,5 @@ def lightning_schedulers(
         min_lr=[rate * schedule.floor for rate in rates],
         eps=0.0,  # torch's 1e-8 is an absolute rate: it would stop small ones from falling
     )
-    schedulers.append({"scheduler": watch, "interval": "epoch", "frequency": 1, "monitor": schedule.monitor})
+    schedulers.append({"scheduler": reduce, "interval": "epoch", "frequency": 1, "monitor": schedule.monitor})
     return schedulers

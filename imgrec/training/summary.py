@@ -1,4 +1,4 @@
-"""What a training says before the first epoch and after the last one, and the result.json that stays."""
+"""The start screen of a training, its test with the best checkpoint, the content of result.json and the lines at the end."""
 
 import shlex
 import time
@@ -22,7 +22,7 @@ from imgrec.training.module import Classifier
 from imgrec.training.optimizer import rate_sentence
 from imgrec.training.run_dir import RunDir
 
-WORST = 3  # classes named at the end
+WORST = 3  # classes printed at the end
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -35,7 +35,7 @@ def start_screen(
     transferred: str | None,
     resume: ResumePoint | None,
 ) -> Table:
-    """The start screen: run directory, device, data, network, batch and rate."""
+    """The start screen: run directory, device, data, network, batch and learning rate."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -43,14 +43,15 @@ def start_screen(
     resumed = "" if resume is None else f" (resumed from {resume.file.name}, after {resume.position['step']:,} steps)"
     steps = f"{plan.steps_per_epoch:,} steps an epoch, {plan.steps_per_epoch * run.epochs:,} in {run.epochs} epochs"
     warmup = f"{run.scheduler.get('warmup_share', 0):.0%} warm-up"
+    network = f"{_name(run.model)}{_brief(run.model)}"
     rows = {
         "run": f"{run_dir}{resumed}",
         "device": device,
         "data": _data_row(run.data, loaders) + ("" if run.sampling == "shuffle" else f", sampling={run.sampling}"),
-        "network": f"{_name(run.model)}{_brief(run.model)}: {size.parameters:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image",
+        "network": f"{network}: {size.parameters:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image",
         "batch": f"{plan}; {steps}",
         "rate": f"{_name(run.optim)} {rate_sentence(run.optim, plan.global_size)}, {_name(run.scheduler)} with {warmup}",
-        "loader": f"{loaders.workers} worker processes" if loaders.workers else "in this process, the set is held in memory",
+        "loader": f"{loaders.workers} worker processes" if loaders.workers else "in this process",
     }
     if transferred:
         rows["weights"] = transferred
@@ -63,9 +64,9 @@ def _data_row(config: DataConfig, loaders: DataModule) -> str:
     """'Digits: train 1,293, val 144, test 360 images of 8x8x1, 10 classes with 125 to 131 in train'"""
     data = loaders.data
     counts = {split: data.counts(split) for split in SPLITS}
-    least, most = counts["train"].min(), counts["train"].max()
+    fewest, most = counts["train"].min(), counts["train"].max()
     splits = ", ".join(f"{split} {count.sum():,}" for split, count in counts.items() if count.any())
-    per_class = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    per_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
     shape = f"{config.image_size}x{config.image_size}x{config.channels}"
     return f"{_name(config.own)}: {splits} images of {shape}, {len(data.classes)} classes with {per_class} in train"
 
@@ -90,7 +91,7 @@ def _brief(node: dict[str, Any]) -> str:
 
 
 def test_best(trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, run_dir: RunDir) -> Report | None:
-    """The figures of the best checkpoint on the test split; None where there is none. `classifier` then has its weights."""
+    """The report of the best checkpoint on the test split, None without one. `classifier` has its weights afterwards."""
     best = run_dir.best if run_dir.best.exists() else run_dir.last
     classifier.load_state_dict(read_checkpoint(best)["state_dict"])
     if not loaders.data.counts("test").any():
@@ -121,7 +122,7 @@ def run_result(
         "last": last,
         "test": None if report is None else report.to_dict(),
         "left_out": left_out,
-        "train_seconds": round(sum(row.get("seconds", 0.0) for row in history.rows), 2),  # measured by the first rank
+        "train_seconds": round(sum(row.get("seconds", 0.0) for row in history.rows), 2),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": device,
         "parameters": size.parameters,
@@ -131,31 +132,31 @@ def run_result(
 
 
 def command_line(argv: Sequence[str]) -> str:
-    """A command line as it can be typed again."""
+    """The shell command of these arguments."""
     script = Path(argv[0])
     start = ["python", "-m", "imgrec.train"] if script.parts[-2:] == ("imgrec", "train.py") else [script.name]
     return shlex.join([*start, *argv[1:]])
 
 
 def result_sentence(report: Report | None, row: dict[str, Any], monitor: str) -> str:
-    """The result in a line; row: the figures of the best epoch."""
-    where = f"best epoch {row['epoch']} by {monitor}"
+    """The result in a line; row: the metrics of the best epoch."""
+    epoch = f"best epoch {row['epoch']} by {monitor}"
     if report is None:
-        return f"validation accuracy {percent(row['val/accuracy'])} ({where}; there is no test split)"
+        return f"validation accuracy {percent(row['val/accuracy'])} ({epoch}; there is no test split)"
     top5 = "" if report.top5 is None else f", top-5 {percent(report.top5)}"
-    figures = f"test accuracy {percent(report.accuracy)}{top5}, macro F1 {percent(report.macro_f1)}, loss {report.loss:.4f}"
-    return f"{figures} on {report.count:,} images ({where})"
+    metrics = f"test accuracy {percent(report.accuracy)}{top5}, macro F1 {percent(report.macro_f1)}, loss {report.loss:.4f}"
+    return f"{metrics} on {report.count:,} images ({epoch})"
 
 
 def print_result(terminal: Terminal, run_dir: Path, result: dict[str, Any], report: Report | None) -> None:
-    """The figures, the weakest classes, and what to type next."""
+    """Print the result, the classes with the lowest F1, and the next commands."""
     terminal.say()
     terminal.say(result["summary"], style="bold green")
     if report is not None:
         for row in worst_classes(report, WORST):
             if row["f1"] < 1:
-                figures = f"recall {percent(row['recall'])}, precision {percent(row['precision'])}"
-                terminal.say(f"  weakest: {row['name']}  {figures}{_confused(report, row['name'])}")
+                metrics = f"recall {percent(row['recall'])}, precision {percent(row['precision'])}"
+                terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}")
     terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
     terminal.say("next:")
     terminal.say(f"  python -m imgrec.evaluate ckpt={run_dir}{'' if report is not None else ' split=val'}")
@@ -167,4 +168,4 @@ def _confused(report: Report, name: str) -> str:
     names = [row["name"] for row in report.per_class]
     counts = list(report.confusion[names.index(name)])
     counts[names.index(name)] = 0
-    return f", most often taken for {names[counts.index(max(counts))]}" if max(counts) else ""
+    return f", most often predicted as {names[counts.index(max(counts))]}" if max(counts) else ""

@@ -1,4 +1,4 @@
-"""The Lightning Trainer of a run: devices, precision and limits from conf/trainer, the callbacks that change the run, the logger."""
+"""The Lightning Trainer of a run, its callbacks and its logger."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -43,11 +43,11 @@ def build_trainer(
     checkpoint_io: CheckpointIO | None = None,
     **length: Any,
 ) -> pl.Trainer:
-    """Lightning's Trainer for batches cut as `plan` says, on the processes of `world`; `length` holds max_epochs, max_steps and the like.
+    """Lightning's Trainer for the ranks of `world`. `plan` gives the accumulation, `length` max_epochs or max_steps.
 
     Raises ConfigError for an accelerator or devices that are not available.
     """
-    limit = config.limit_train_batches  # global batches, where it is a whole number
+    limit = config.limit_train_batches  # an integer counts global batches, Lightning's micro-batches
     devices = lightning_devices(config, world)
     plugins: list[Any] = [cluster_environment(world), *([] if checkpoint_io is None else [checkpoint_io])]
     try:
@@ -66,7 +66,7 @@ def build_trainer(
             benchmark=not config.deterministic,
             log_every_n_steps=config.log_every_steps,
             num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # imgrec.data.sampler gives each rank its samples, and pads nothing
+            use_distributed_sampler=False,  # imgrec.data.sampler divides the samples, without padding
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=list(callbacks),
@@ -77,13 +77,13 @@ def build_trainer(
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"trainer.accelerator={config.accelerator} trainer.devices={config.devices} trainer.strategy={config.strategy} "
-            f"is not available: {first_line(error)}. Found: {torch.cuda.device_count()} CUDA devices. "
+            f"is not available: {first_line(error)}; torch has {torch.cuda.device_count()} CUDA devices. "
             "Set trainer.accelerator=auto trainer.devices=auto."
         ) from error
-    # Lightning would compute in bfloat16 and say so in a warning.
+    # Lightning would compute in bfloat16, with a warning only.
     if config.precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":
         raise ConfigError(
-            "trainer.precision=16-mixed needs a GPU, but this run is on the CPU. "
+            "trainer.precision=16-mixed: expected a GPU, but this run is on the CPU. "
             "Set trainer.precision=bf16-mixed or trainer.precision=32."
         )
     prepare_trainer(trainer)
@@ -118,15 +118,15 @@ def run_callbacks(
 
 @contextmanager
 def opened_logger(node: Node, folder: Path, *, rank: int) -> Iterator[Logger]:
-    """The Lightning logger of a conf/logger node, writing under the run directory where it writes at all; its `close`, if it has one, is called.
+    """The Lightning logger of a conf/logger node, with save_dir=`folder`, and closed at the end, where it has these.
 
-    Other ranks than the first get one that does nothing.
+    Only rank 0 logs.
     """
     if rank > 0:
         yield DummyLogger()
         return
-    takes = parameter_types(locate(node["_target_"]))
-    logger = instantiate(node, **({"save_dir": str(folder)} if "save_dir" in takes else {}))
+    parameters = parameter_types(locate(node["_target_"]))
+    logger = instantiate(node, **({"save_dir": str(folder)} if "save_dir" in parameters else {}))
     assert isinstance(logger, Logger)
     with closing(logger) if hasattr(logger, "close") else nullcontext():
         yield logger

@@ -1,4 +1,4 @@
-"""`weights=`: a checkpoint of imgrec, or the name of a library's weights."""
+"""The initial weights of a run: random, from a checkpoint of imgrec, or a library's pretrained ones."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from imgrec.models.pretrained import PretrainedWeights, library_weights, transfe
 
 
 def initial_network(run: RunConfig, classes: Sequence[str]) -> tuple[nn.Module, str | None]:
-    """The network of a run before its first step, and what was copied from `weights`, in a sentence."""
+    """The network of a run before its first step, and a sentence that says what was copied from `weights`."""
     net = build_network(run.model, len(classes))
     if not run.weights:
         return net, None
@@ -21,10 +21,9 @@ def initial_network(run: RunConfig, classes: Sequence[str]) -> tuple[nn.Module, 
 
 
 def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights:
-    """The weights to start from, for the network of the `model` node; a path that exists is preferred to a library's
-    name.
+    """Pretrained weights for the network of the `model` node; a path that exists is preferred to a library's name.
 
-    Raises CheckpointError where there are none of that name, or they cannot be read.
+    CheckpointError where there are none of that name, or they cannot be read.
     """
     if not Path(weights).exists():
         return library_weights(weights, model)
@@ -35,9 +34,7 @@ def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeig
 
 
 def _overrides_hint(stored: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """The overrides that turn `model` into the network of the stored node, as a sentence;
-    empty where they are equal.
-    """
+    """' Set KEY=VALUE ....': the overrides with which `model` is the network of the stored node; empty if it is already."""
     overrides = [] if stored["_target_"] == model["_target_"] else [f"model={str(stored['_target_']).split('.')[-2]}"]
     for key, value in stored.items():
         if key not in ("_target_", "num_classes", "channels") and (key not in model or model[key] != value):

@@ -1,4 +1,4 @@
-"""Jobs on the cluster of the tests, and the equality of two run folders."""
+"""Jobs on the cluster of the tests, and the equality of two run directories."""
 
 import csv
 import re

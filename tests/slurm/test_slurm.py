@@ -35,7 +35,7 @@ SLOW = "model.seconds=0.2"  # 34 s of training at least
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster: Cluster) -> Path:
-    """The run folder of a job on two nodes that nothing happened to."""
+    """The run directory of a job on two nodes that was not interrupted."""
     job = cluster.submit(TWO, *TRAINING)
     job.finished(restarts=0)
     return job.folder
@@ -240,7 +240,7 @@ def test_the_options_of_sbatch_must_fit_the_config(cluster, options, arguments, 
     [
         (["--ntasks=2", "--nodes=1"], "srun", "SLURM_NTASKS=2 without --ntasks-per-node. Write #SBATCH --ntasks-per-node=2 instead of --ntasks."),
         (["--ntasks-per-node=2"], "", "this process was started without srun, so once. Write srun before python"),
-        (["--ntasks=3", "--nodes=2", "--ntasks-per-node=2"], "srun", "every node must have as many tasks. Write #SBATCH --nodes=2 --ntasks-per-node=2."),
+        (["--ntasks=3", "--nodes=2", "--ntasks-per-node=2"], "srun", "expected as many tasks on each node. Write #SBATCH --nodes=2 --ntasks-per-node=2."),
     ],
 )  # fmt: skip
 def test_a_script_of_your_own_must_start_the_processes_as_imgrec_needs_them(cluster, options, starter, says):

@@ -32,7 +32,7 @@ class TensorBoardExtras(Callback):
         from torchvision.utils import make_grid
 
         assert isinstance(pl_module, Classifier)
-        images = pl_module.seen(batch)[:SHOWN]
+        images = pl_module.network_input(batch)[:SHOWN]
         trainer.logger.experiment.add_image("batch as the network sees it", make_grid(stretch_to_unit(images), nrow=8), 0)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
