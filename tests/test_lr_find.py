@@ -169,7 +169,7 @@ def test_the_suggestion_is_what_to_write_and_the_rate_of_the_steps_stands_beside
     assert cli.main(["lr_find", *words]) == 0
     said = capsys.readouterr().out
     found = float(said.partition("suggested optim.lr=")[2].split()[0])
-    used, _, rest = said.partition("the steps then have lr ")[2].partition(" = ")
+    used, _, rest = said.partition("the steps have lr ")[2].partition(" = ")
     assert float(used) == pytest.approx(4 * found)
     assert rest.startswith(f"{found:g} x 64/16 (linear in the global batch).")
     assert f"optim.lr={found:.2g}" in said.splitlines()[-1]

@@ -242,14 +242,14 @@ def test_a_process_that_is_killed_is_named(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(heartbeat, "ALONE_S", 0.5)
-    collect = WorkerGroup.collect
+    gather = WorkerGroup.gather
 
     def killed(self: WorkerGroup, mine: list[Any]) -> list[Any]:
         if self.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return collect(self, mine)
+        return gather(self, mine)
 
-    monkeypatch.setattr(WorkerGroup, "collect", killed)
+    monkeypatch.setattr(WorkerGroup, "gather", killed)
     assert on(3, "predict", f"ckpt={run}", f"files={images}", f"out={tmp_path}/out.csv", "batch_size=2") == [
         1,
         -signal.SIGKILL,
@@ -262,7 +262,7 @@ def test_a_process_that_is_killed_is_named(
     assert said.endswith(". Start the same command again.\n")
 
 
-def test_alone_a_crew_changes_nothing() -> None:
+def test_a_group_of_one_process_changes_nothing() -> None:
     alone = WorkerGroup()
     assert alone.all_gather("me") == ["me"]
     assert alone.scatter(["a", "b", "c"], 2) == (["a", "b", "c"], [3])

@@ -1,4 +1,4 @@
-"""What the ranks of a run know of one another from the messages of imgrec.distributed.heartbeat, and the sentence about which one is at fault."""
+"""The status of each rank from the messages of imgrec.distributed.heartbeat, and the line that names a dead or hanging one."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 WAITING = "waiting for the others"  # how `doing` begins in front of a collective
-# A rank does these by itself, for as long as it takes, while none of the others waits for it.
+# A rank may take any time for these, while no other waits for it.
 ALONE = ("starting", "reading", "compiling")
 BY_ITSELF = ("compiling, at ", "importing, at ")  # how `at` begins in these
-GAVE_UP = "in a collective that failed"  # `at` of a rank whose collective gave up waiting
-# Where the main thread stands when it waits in a collective: by itself, for the flags, in the sending of buffers before a step, in backward's all-reduce.
+GAVE_UP = "in a collective that failed"  # `at` of a rank whose collective timed out
+# Files of the main thread in a collective: called directly, for the flags, DDP's broadcast of buffers, its all-reduce.
 COLLECTIVE = ("torch/distributed/", "distributed/flag_reduction.py", "nn/parallel/distributed.py", "torch/autograd/graph.py")
 NAMED = 3  # ranks named in a sentence
 GATHER_S = 0.3  # after a death: those that died with it are named with it
@@ -22,7 +22,7 @@ Message = dict[str, Any]
 
 @dataclass
 class RankStatus:
-    """A rank as the others see it. Times are time.monotonic() of the one who watches."""
+    """A rank as another one sees it, with times in time.monotonic() of that other."""
 
     rank: int
     heard: float  # when its last line came
@@ -32,9 +32,9 @@ class RankStatus:
     doing: str = "starting"
     moves: int = -1  # how often it has set `doing`
     at: str = ""  # file:line of its main thread, once it has not moved for a while
-    left: str | None = None  # why it ended of its own accord
+    left: str | None = None  # why it ended by itself
     failed: bool = False  # it ended by an exception
-    refused: bool = False  # one that it tells the user itself: imgrec.errors
+    refused: bool = False  # by an ImgrecError, which it prints itself
     cut: float | None = None  # when its connection ended
 
     def take(self, message: Message, now: float) -> None:
@@ -55,7 +55,7 @@ class RankStatus:
     @property
     def waits(self) -> bool:
         """In front of or inside a collective, as far as can be seen."""
-        return self.doing.startswith(WAITING) or self.at == GAVE_UP or any(place in self.at for place in COLLECTIVE)
+        return self.doing.startswith(WAITING) or self.at == GAVE_UP or any(file in self.at for file in COLLECTIVE)
 
     @property
     def works_alone(self) -> bool:
@@ -63,15 +63,15 @@ class RankStatus:
 
     @property
     def step(self) -> int:
-        found = re.search(r"step (\d+)", self.doing)
-        return int(found[1]) if found else -1
+        match = re.search(r"step (\d+)", self.doing)
+        return int(match[1]) if match else -1
 
 
 def find_dead(statuses: Sequence[RankStatus], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
-    """Which of these ranks has ended, in a line with its host and what it was doing; None while all of them live.
+    """A line with the rank that has died, its host and what it was doing; None while all of them live.
 
-    In this order: a rank that failed by an exception; connections that ended without a word (the process was killed); no sign for `timeout_s` (it is
-    stopped, or the machine or the network is gone).
+    In this order: a rank that failed by an exception; connections that ended without a message (the process was killed);
+    no message for `timeout_s` (the process was stopped, or its machine or network is down).
     """
     if failed := [status for status in statuses if status.failed]:
         if failed[0].refused:
@@ -90,10 +90,9 @@ def find_dead(statuses: Sequence[RankStatus], now: float, timeout_s: float, agai
 
 
 def find_hang(statuses: Sequence[RankStatus], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
-    """Whom the others wait for when no rank has set `doing` for `timeout_s`, in a line; None while one of them has.
+    """A line with the rank that the others wait for, when none has set `doing` for `timeout_s`; None while one has.
 
-    Nor is it a fault while every rank works by itself (ALONE, a compile, an import): reading a huge folder takes what it takes. It becomes one when a rank waits
-    for the others.
+    None too while every rank works by itself (ALONE, a compile, an import), as reading a huge folder takes its time.
     """
     here = [status for status in statuses if status.left is None]
     if not here or any(now - status.moved < timeout_s for status in here):

@@ -5,10 +5,10 @@ from torch import distributed
 
 
 class FlagReduction:
-    """One reduction at a time: `start` it, and at the next step boundary take its `result`, which is there by then.
+    """One reduction at a time: `start` it, and at the next step boundary read its `result`, which is complete by then.
 
-    Every rank calls both in the same order, between the same collectives, so a reduction that is under way meets the same one on the other ranks whatever
-    they do meanwhile. The flags lie in CPU memory, where gloo reduces them: no device is asked, none waits.
+    Every rank calls both in the same order, between the same collectives, so a reduction always meets its counterpart on
+    the other ranks. The flags are in CPU memory, where gloo reduces them, so that no device waits.
     """
 
     def __init__(self, count: int) -> None:

@@ -1,18 +1,20 @@
-"""One thread per rank that tells the others what this one is doing, and ends the run with a line when one of them dies or hangs.
+"""A thread per rank that reports what the rank is doing, and ends the run with a line when another rank dies or hangs.
 
-    with Heartbeat(rank, world_size, timeout_s, note) as heartbeat:  # on all ranks, connected by torch.distributed; one rank does nothing
-        heartbeat.doing = "training step 12 of epoch 3"  # as often as you like: any assignment is a sign of life, also of the same text
+    with Heartbeat(rank, world_size, timeout_s, note) as heartbeat:  # on all ranks; does nothing on one
+        heartbeat.doing = "training step 12 of epoch 3"  # each assignment is a sign of life, also of the same text
         ...
 
-An exception that leaves the block is explained: if a collective failed because another rank is gone, the process ends with the line about that one;
-otherwise the others are told, and end with a line about this one.
+After an exception in the block: if a collective failed because another rank died, the process ends with the line about
+that one; otherwise the other ranks end with a line about this one.
 
-Rank 0 listens on a free port, each other rank holds one TCP connection to it and sends a short line about once a second. A process that is killed
-closes its connection, so its death is known at once; a stopped one, a crashed machine or a cut network is known by `timeout_s` of silence. What counts as
-a hang is said in imgrec.distributed.diagnosis.find_hang. Rank 0 decides and tells all; about rank 0 itself each rank decides. Then all end with exit code 1 by
-os._exit, since a collective cannot be interrupted. Work: O(ranks) a second on rank 0, O(1) on the others.
+Rank 0 listens on a free port; each other rank has a TCP connection to it and sends a short line about once a second. A
+killed process closes its connection, so its death is known at once; a stopped process, a crashed machine or a broken
+network is known after `timeout_s` without a message. imgrec.distributed.diagnosis.find_hang says what a hang is. Rank 0
+decides for all, and each rank about rank 0. Then all end with exit code 1 by os._exit, since a collective cannot be
+interrupted. Work: O(ranks) a second on rank 0, O(1) on the others.
 
-Not torch.distributed.TCPStore, which tells nobody when a client dies, and whose calls block for good when the process that hosts it is stopped.
+It is not torch.distributed.TCPStore, which does not report the death of a client, and whose calls block forever when the
+process that hosts it is stopped.
 """
 
 import os
@@ -33,11 +35,11 @@ from imgrec.errors import ExitCode, ImgrecError, Stopped
 REPORT_S = 1.0
 REPORTS_PER_S = 256  # that rank 0 reads at most: with more ranks, each reports less often
 POLL_S = 0.25  # for a stop that was requested in this process
-ALONE_S = 3.0  # between the verdict and the end, for a main thread that can still end by itself
-OWN_END_S = 60.0  # for a main thread that does: it may be writing a checkpoint
+ALONE_S = 3.0  # between the verdict and the end, for a main thread that ends by itself
+OWN_END_S = 60.0  # if it does, it may be writing a checkpoint
 EXPLAIN_S = 5.0
 SENT_WAIT_S = 2.0
-# What is on the stack of a rank that does by itself what may take minutes: torch.compile, a first import from a file system that all nodes share.
+# On the stack of a rank that may take minutes by itself: torch.compile, a first import from a shared file system.
 COMPILING, IMPORTING = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py"), ("<frozen importlib._bootstrap",)
 NETWORK_ERROR = re.compile(
     r"gloo|nccl|\bpeer\b|connection|socket|timed? ?out|\bstore\b|broken pipe|process ?group|collective", re.IGNORECASE
@@ -45,7 +47,7 @@ NETWORK_ERROR = re.compile(
 
 
 class Heartbeat:
-    """The heartbeat of one rank; see the module. `note` writes a line to the log, and is used on rank 0; `again` says what to type after a death."""
+    """The heartbeat of one rank; see the module. `note` writes a line to rank 0's log, `again` ends the line about a death."""
 
     def __init__(self, rank: int, world_size: int, timeout_s: float, note: Callable[[str], None], again: str = AGAIN) -> None:
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
@@ -82,7 +84,7 @@ class Heartbeat:
 
     @property
     def doing(self) -> str:
-        """What this rank is doing, to be read after "rank 1 is ..." or "died while ..."."""
+        """What this rank is doing, as in "rank 1 is ..." or "died while ..."."""
         return self._doing
 
     @doing.setter
@@ -97,15 +99,15 @@ class Heartbeat:
         import torch
         from torch import distributed
 
-        told: list[tuple[list[str], int, str] | None] = [self._connections.listen() if self.rank == 0 else None]
-        distributed.broadcast_object_list(told)
-        assert told[0] is not None
+        address: list[tuple[list[str], int, str] | None] = [self._connections.listen() if self.rank == 0 else None]
+        distributed.broadcast_object_list(address)
+        assert address[0] is not None
         now = time.monotonic()
         self._statuses = {rank: RankStatus(rank, now, now) for rank in (range(self.world_size) if self.rank == 0 else (0,))}
         if self.rank:
-            self._connections.connect(*told[0], {"rank": self.rank, **self._who}, self.timeout_s)
+            self._connections.connect(*address[0], {"rank": self.rank, **self._who}, self.timeout_s)
         self._thread.start()
-        distributed.all_reduce(torch.zeros(1))  # a rank that failed at once would be gone before the others have met it
+        distributed.all_reduce(torch.zeros(1))  # no rank may fail before all have connected
 
     def explain(self, error: BaseException) -> str | None:
         """The line about the rank that made a collective fail here; None when `error` is this rank's own. Waits EXPLAIN_S at most."""
@@ -122,7 +124,7 @@ class Heartbeat:
 
         Where a rank was refused (imgrec.errors), that rank prints, and all end with exit code 2.
         """
-        self._ending.acquire()  # for good: both the main thread and that of the heartbeat may come here
+        self._ending.acquire()  # never released: the main thread and the heartbeat's may both call this
         if line == TOLD:
             end_process(None, ExitCode.REFUSED)
         gone = self.rank != 0 and (self._statuses[0].failed or self._statuses[0].cut is not None or self._silent())
@@ -130,7 +132,7 @@ class Heartbeat:
         end_process(line if prints else None, ExitCode.FAILED, self._note if self.rank == 0 else None)
 
     def leave(self, reason: str | BaseException) -> None:
-        """Tell the others that this rank ends: regularly, for a reason in words, or by an exception, which ends them too."""
+        """Tell the others that this rank ends, with a reason, or with an exception, which ends them too."""
         if self._left is None:
             failed = isinstance(reason, BaseException)
             text = f"{type(reason).__name__}: {str(reason).strip()}".splitlines()[0] if failed else str(reason)
@@ -139,7 +141,7 @@ class Heartbeat:
             self._flush()
 
     def close(self) -> None:
-        """Leave, if that was not said yet, and stop the thread."""
+        """Leave, if not done yet, and stop the thread."""
         if self._thread.is_alive():
             self.leave("finished")
             self._closing.set()
@@ -151,11 +153,11 @@ class Heartbeat:
 
     def _run(self) -> None:
         report_at = last = time.monotonic()
-        moves, moved, told = self._moves, last, False
+        moves, moved, reported = self._moves, last, False
         while not self._closing.is_set():
             self._read(min(POLL_S, self._report_s))
             now = time.monotonic()
-            # This process was stopped, or held up: its own absence says nothing about the others.
+            # This process was stopped or delayed: the others may have sent messages meanwhile.
             if now - last > 2 * self._report_s:
                 for status in self._statuses.values():
                     status.heard, status.moved = status.heard + now - last, status.moved + now - last
@@ -163,14 +165,14 @@ class Heartbeat:
             if self._moves != moves:
                 moves, moved = self._moves, now
             self._spread_stop()
-            if now >= report_at or (self._explaining and not told):
-                told = self._explaining
+            if now >= report_at or (self._explaining and not reported):
+                reported = self._explaining
                 report_at = now + self._report_s
                 self._report(now, GAVE_UP if self._explaining else _at() if now - moved > self.timeout_s / 2 else "")
             self._connections.send()
             self._judge(now)
             if self.rank and self._statuses[0].cut is not None and self._statuses[0].left is not None and not self._verdict:
-                return  # rank 0 has ended as it should
+                return  # rank 0 has ended without an error
 
     def _report(self, now: float, at: str) -> None:
         message = {"doing": self._doing, "moves": self._moves, "at": at, **self._who}
@@ -179,7 +181,7 @@ class Heartbeat:
         self._connections.tell(message)
 
     def _read(self, timeout: float) -> None:
-        """Wait for messages, and take them."""
+        """Wait for messages and process them."""
         for rank, message in self._connections.read(timeout):
             now = time.monotonic()
             if message is None:
@@ -205,14 +207,12 @@ class Heartbeat:
 
     def _judge(self, now: float) -> None:
         if self._verdict is None:
-            others = [status for rank, status in self._statuses.items() if rank != self.rank]
-            found = find_dead(others, now, self.timeout_s, self._again)
-            if found is not None:
-                self._conclude(found, now + ALONE_S)
-            elif self.rank == 0 and self._left is None:
-                found = find_hang(list(self._statuses.values()), now, self.timeout_s, self._again)
-                if found is not None:
-                    self._conclude(found, now)  # the main threads are where nothing wakes them
+            statuses = list(self._statuses.values())
+            others = [status for status in statuses if status.rank != self.rank]
+            if line := find_dead(others, now, self.timeout_s, self._again):
+                self._conclude(line, now + ALONE_S)
+            elif self.rank == 0 and self._left is None and (line := find_hang(statuses, now, self.timeout_s, self._again)):
+                self._conclude(line, now)  # at once, as nothing can wake the main threads
         elif now > self._end_at + (OWN_END_S if self._left else 0):
             self.end(self._verdict)
 
@@ -225,7 +225,7 @@ class Heartbeat:
             self._known.set()
 
     def _put(self, message: Message) -> None:
-        """Hand a message to the thread."""
+        """Pass a message to the thread."""
         if self._thread.is_alive():
             self._connections.put(message)
 
@@ -247,20 +247,20 @@ def _at() -> str:
     if frame is None:
         return ""
     while frame.f_code.co_filename.startswith("<frozen os") and frame.f_back is not None:
-        frame = frame.f_back  # who called it says more
+        frame = frame.f_back  # the caller says more
     code = frame.f_code
-    place = f"{'/'.join(code.co_filename.split('/')[-3:])}:{frame.f_lineno} in {code.co_name}"
+    location = f"{'/'.join(code.co_filename.split('/')[-3:])}:{frame.f_lineno} in {code.co_name}"
     outer: FrameType | None = frame
     while outer is not None:
         for begins, marks in zip(BY_ITSELF, (COMPILING, IMPORTING), strict=True):
             if any(mark in outer.f_code.co_filename for mark in marks):
-                return begins + place
+                return begins + location
         outer = outer.f_back
-    return f"at {place}"
+    return f"at {location}"
 
 
 def _is_of_the_network(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, is what a collective raises when another process is gone."""
+    """Whether an error or its cause is one that a collective raises when another process has died."""
     seen = 0
     while error is not None and seen < 10:
         if isinstance(error, RuntimeError | OSError) and NETWORK_ERROR.search(str(error)):

@@ -1,7 +1,7 @@
 """A run on several devices of one host: start one process per device, forward signals to them and wait for them.
 
-The ranks read their task from a file, so a run may be started by a command, from Python or as a job of a sweep. They get
-torchrun's variables, and report in files how they ended, so that a run ends with one line and one exit code.
+The ranks read their task from a file, so a run may be started by a command, from Python or as a job of a sweep. They
+get torchrun's variables, and report in files how they ended, so that a run ends with one line and one exit code.
 """
 
 import json

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 LINGER_S = 2.0  # a rank that failed waits this long for the others to report whether they failed too
-LATER_S = 30.0  # the heartbeat ends a hanging collective earlier, with a line that names the rank; nccl aborts without one
+LATER_S = 30.0  # the heartbeat ends a hanging collective before its timeout, with a line; nccl would abort without one
 
 _T = TypeVar("_T")
 _stores: "list[Store]" = []  # the store of the connected ranks, once they are; it lives in rank 0 or in torchrun

@@ -14,11 +14,11 @@ MIN_BLOCK_SHARE = 0.01
 
 
 def shard(net: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard every parameter of `net` over the ranks, in place; its blocks are gathered one by one. A sharded network is left as it is."""
+    """Shard every parameter of `net` over the ranks, in place, if it is not yet; its blocks are gathered one by one."""
     if is_sharded(net):
         return
     net.to(memory_format=torch.contiguous_format)  # fully_shard takes no other; the images stay channels-last
-    # Sharded again after the forward pass, the outermost too: whoever asks for parameters between steps gets the shards.
+    # Sharded again after the forward pass, the outermost too, so that parameters are shards between steps.
     for block in blocks(net):
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     fully_shard(net, mesh=mesh, reshard_after_forward=True)
@@ -57,13 +57,13 @@ def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value.to(device), parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-def gather_whole(found: Any, *, keep: bool) -> Any:
-    """Nested dictionaries, lists and tuples with every sharded tensor made whole on the CPU; a collective. keep False: None in its place."""
-    if isinstance(found, DTensor):
-        full = found.full_tensor()
+def gather_whole(value: Any, *, keep: bool) -> Any:
+    """Nested dictionaries, lists and tuples with every sharded tensor whole on the CPU, or None if not `keep`. A collective."""
+    if isinstance(value, DTensor):
+        full = value.full_tensor()
         return full.cpu() if keep else None
-    if isinstance(found, dict):
-        return {key: gather_whole(value, keep=keep) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return type(found)(gather_whole(value, keep=keep) for value in found)
-    return found
+    if isinstance(value, dict):
+        return {key: gather_whole(item, keep=keep) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(gather_whole(item, keep=keep) for item in value)
+    return value

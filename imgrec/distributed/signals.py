@@ -1,6 +1,6 @@
-"""Requests to stop: signals and the time budget set a flag here, and the run looks at it where stopping is safe (imgrec.training.step_boundary).
+"""Requests to stop: signals and the time budget set a flag here, which the run reads where it can stop (step_boundary).
 
-Imports no torch, so that the handlers are there before the seconds that importing it takes: a signal in between would end the process.
+Imports no torch, which takes seconds: a signal before the handlers are installed would kill the process.
 """
 
 import atexit
@@ -100,6 +100,6 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def end_with_parent() -> None:
-    """Let the kernel end this process when the one that started it is gone, however that ended (Linux)."""
+    """Let the kernel kill this process when its parent has ended in any way (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

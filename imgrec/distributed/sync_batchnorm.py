@@ -1,6 +1,7 @@
 """Batch norm whose training statistics are those of the whole global micro-batch, over all ranks.
 
-On CUDA this is torch's own. That one refuses the CPU, where equality to one process can be proved; so a class of ours stands in for it there.
+On CUDA it is torch's own, which does not run on the CPU. There it is a class of ours, with which tests prove that several
+ranks equal one process.
 """
 
 from collections.abc import Callable
@@ -21,14 +22,14 @@ CONVERTED = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", TIMM_NORM)
 def convert_sync_batchnorm(net: nn.Module, *, on_cuda: bool) -> nn.Module:
     """Replace every batch norm in `net`, sharing its tensors, so names, state dict and optimizer groups stay. Returns the network.
 
-    `on_cuda`: whether it will be trained there. Raises ConfigError for a network without batch norm, and for an unknown kind of it.
+    on_cuda: whether it will be trained there. ConfigError for a network without batch norm, or with an unknown kind of it.
     """
-    found = {name: module for name, module in net.named_modules(remove_duplicate=False) if isinstance(module, _BatchNorm)}
-    if not found:
+    norms = {name: module for name, module in net.named_modules(remove_duplicate=False) if isinstance(module, _BatchNorm)}
+    if not norms:
         raise ConfigError(
             f"trainer.sync_batchnorm=true has no effect: {type(net).__name__} has no batch norm. Set trainer.sync_batchnorm=false."
         )
-    for name, module in found.items():
+    for name, module in norms.items():
         if type(module).__name__ not in CONVERTED:
             raise ConfigError(
                 f"trainer.sync_batchnorm=true: {name} of {type(net).__name__} is a {type(module).__name__}, and only "
@@ -36,12 +37,12 @@ def convert_sync_batchnorm(net: nn.Module, *, on_cuda: bool) -> nn.Module:
             )
     if on_cuda:
         return _convert_to_torch(net)
-    # One that is used under two names stays one.
-    made: dict[nn.Module, SyncBatchNorm] = {module: SyncBatchNorm(module) for module in found.values()}
-    for name, module in found.items():
+    # A module with two names is converted once.
+    converted: dict[nn.Module, SyncBatchNorm] = {module: SyncBatchNorm(module) for module in norms.values()}
+    for name, module in norms.items():
         if name:
-            net.set_submodule(name, made[module])
-    return made.get(net, net)
+            net.set_submodule(name, converted[module])
+    return converted.get(net, net)
 
 
 def _convert_to_torch(net: nn.Module) -> nn.Module:
@@ -56,7 +57,7 @@ def _convert_to_torch(net: nn.Module) -> nn.Module:
 
 
 def _widen_empty(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
-    """In mixed precision torch's norm would send 16-bit zeros from a rank without samples where the others send 32-bit statistics."""
+    """In mixed precision torch's norm sends 16-bit zeros from a rank without samples, and 32-bit statistics from others."""
     return None if args[0].numel() else (args[0].float(),)
 
 
@@ -68,8 +69,8 @@ def has_sync_batchnorm(net: nn.Module) -> bool:
 class SyncBatchNorm(_BatchNorm):
     """In training a batch norm over the samples of all ranks, in evaluation the plain one; float [B, C, ...] -> the same shape.
 
-    Every rank must call it, with 0 samples too, and backward as well: the ranks exchange 2 C + 1 numbers each way. The running statistics are equal
-    on all of them.
+    Every rank must call it, with 0 samples too, and backward as well: the ranks exchange 2 C + 1 numbers in each. The
+    running statistics are equal on all of them.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -147,7 +148,7 @@ class _Normalize(torch.autograd.Function):
             by_mean, by_var = (sums / count.clamp(min=1)).view(2, *shape).unbind()
             factor = scale if weight is None else scale * weight
             grad_input = ((wide - by_mean - normed * by_var) * factor.view(shape)).to(input.dtype)
-        # Of this rank's samples alone: the strategy sums gradients of weights over ranks.
+        # The gradients of the weights are over this rank's samples: the strategy sums them over ranks.
         return (
             grad_input,
             grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None,

@@ -1,4 +1,4 @@
-"""The connections of imgrec.distributed.heartbeat: one from each rank to rank 0, over which each message is a JSON object on a line of its own."""
+"""The connections of imgrec.distributed.heartbeat: one from each rank to rank 0, with a JSON object on each line."""
 
 import json
 import os
@@ -13,16 +13,16 @@ from collections.abc import Iterator
 
 from imgrec.distributed.diagnosis import Message
 
-NAP_S = 0.2  # at most: rank 0 reads what has come in bundles, as each reading takes the interpreter from the training
+NAP_S = 0.2  # most seconds that rank 0 collects messages before it reads: each read takes the interpreter from the training
 
 _open: "weakref.WeakSet[Transport]" = weakref.WeakSet()
 
 
 class LineConnection:
-    """A connection that carries one JSON object per line. Never blocks: what does not fit now is sent with the next call."""
+    """A connection that carries one JSON object per line. Never blocks: the next call sends what does not fit now."""
 
     def __init__(self, connection: socket.socket, rank: int | None = None) -> None:
-        self.rank = rank  # who is at the other end; None: it has not said so yet
+        self.rank = rank  # of the other end; None: not known yet
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = connection
@@ -33,7 +33,7 @@ class LineConnection:
         return not self._out
 
     def send(self, message: Message | None = None) -> None:
-        """Send a message, and what is left of the ones before. A connection that is gone shows in `receive`."""
+        """Send a message, after the rest of earlier ones. `receive` reports a closed connection."""
         if message is not None:
             self._out += json.dumps(message).encode() + b"\n"
         try:
@@ -45,25 +45,24 @@ class LineConnection:
             self._out.clear()
 
     def receive(self) -> tuple[list[Message], bool]:
-        """The messages that have come, and whether the connection still stands."""
-        stands = True
+        """The messages received, and whether the connection is open."""
+        is_open = False
         try:
             while chunk := self.socket.recv(1 << 16):
                 self._in += chunk
-            stands = False
         except BlockingIOError:
-            pass
+            is_open = True
         except OSError:
-            stands = False
+            pass
         *lines, rest = self._in.split(b"\n")
         self._in = bytearray(rest)
-        return [json.loads(line) for line in lines], stands
+        return [json.loads(line) for line in lines], is_open
 
 
 class Transport:
-    """On rank 0 a port and a line to each rank that has come; on the others the line to rank 0.
+    """On rank 0 a port and a connection to each rank; on the others a connection to rank 0.
 
-    One thread reads, tells and sends; `put`, `wake` and `sent` are for the others too.
+    One thread reads, tells and sends; `put`, `wake` and `sent` may be called from others.
     """
 
     def __init__(self, rank: int, world_size: int) -> None:
@@ -78,9 +77,9 @@ class Transport:
         _open.add(self)
 
     def listen(self) -> tuple[list[str], int, str]:
-        """Open the port; how it is reached: host names to try, port, and the token that lets a process in."""
+        """Open the port; returns host names to try, the port, and the token that a rank has to send."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != resource.RLIM_INFINITY:  # often 1024, and a connection is a file
+        if soft != resource.RLIM_INFINITY:  # often 1024, and each connection is an open file
             more = soft + self.world_size
             resource.setrlimit(resource.RLIMIT_NOFILE, (more if hard == resource.RLIM_INFINITY else min(more, hard), hard))
         if socket.has_dualstack_ipv6():
@@ -90,11 +89,11 @@ class Transport:
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._token = secrets.token_hex(16)
-        hosts = [os.environ[key] for key in ("MASTER_ADDR",) if key in os.environ]  # where the process group has met already
-        return [*hosts, socket.gethostname()], self._listener.getsockname()[1], self._token
+        master = [os.environ["MASTER_ADDR"]] if "MASTER_ADDR" in os.environ else []  # which the process group has reached
+        return [*master, socket.gethostname()], self._listener.getsockname()[1], self._token
 
     def connect(self, hosts: list[str], port: int, token: str, who: Message, timeout_s: float) -> None:
-        """To the port of rank 0; `who` is said there first. RuntimeError where none of the hosts answers."""
+        """Connect to the port of rank 0 and send `who`. RuntimeError where none of the hosts answers."""
         failures = []
         for host in hosts:
             try:
@@ -108,11 +107,11 @@ class Transport:
             return
         raise RuntimeError(
             f"rank {self.rank} on {socket.gethostname()} cannot reach rank 0 at {' or '.join(failures)}. "
-            "Let the machines of the run talk to one another on all ports."
+            "Open all ports between the machines of the run."
         )
 
     def read(self, timeout: float) -> Iterator[tuple[int, Message | None]]:
-        """(rank, message) of all that has come within `timeout` seconds, in its order; None where a rank's connection has ended."""
+        """(rank, message) in order, after at most `timeout` seconds of waiting; None where a rank's connection has closed."""
         ready = [key for key, _ in self._selector.select(timeout)]
         if self.rank == 0 and ready:
             time.sleep(min(NAP_S, self.world_size / 1000))
@@ -136,17 +135,17 @@ class Transport:
     def _hear(self, line: LineConnection) -> Iterator[tuple[int, Message | None]]:
         messages: list[Message] = []
         try:
-            messages, stands = line.receive()
-            if line.rank is None and messages:  # only a rank knows the token; others, such as a scan of the ports, are sent away
-                stands = secrets.compare_digest(str(messages[0]["token"]), self._token)
-                line.rank = messages[0]["rank"] if stands else None
+            messages, is_open = line.receive()
+            if line.rank is None and messages:  # only a rank knows the token; others, such as port scans, are rejected
+                is_open = secrets.compare_digest(str(messages[0]["token"]), self._token)
+                line.rank = messages[0]["rank"] if is_open else None
         except (ValueError, TypeError, KeyError):
-            stands = False
+            is_open = False
         if line.rank is not None:
             self.lines[line.rank] = line
             for message in messages:
                 yield line.rank, message
-        if not stands:
+        if not is_open:
             self._selector.unregister(line.socket)
             line.socket.close()
             if line.rank is not None:
@@ -154,27 +153,27 @@ class Transport:
                 yield line.rank, None
 
     def put(self, message: Message) -> None:
-        """Hand a message to the thread, which tells it."""
+        """Pass a message to the thread, which sends it."""
         self._queue.append(message)
         self.wake()
 
     def wake(self) -> None:
-        """End the thread's waiting in `read`."""
+        """End the thread's wait in `read`."""
         self._wake.send(b".")
 
     @property
     def sent(self) -> bool:
-        """Is everything that was put or told on its way?"""
+        """Whether all messages are sent."""
         return not self._queue and all(line.sent for line in list(self.lines.values()))
 
     def tell(self, message: Message) -> None:
-        """To rank 0; from rank 0 to all."""
+        """Send a message to rank 0, or from rank 0 to all."""
         for line in list(self.lines.values()):
             if line.sent or "doing" not in message:  # a rank that does not read needs no more reports
                 line.send(message)
 
     def send(self) -> None:
-        """Tell what was put, and send what did not fit before."""
+        """Send the messages that were `put`, and the rest of earlier ones."""
         while self._queue:
             self.tell(self._queue[0])
             self._queue.popleft()
@@ -198,7 +197,7 @@ class Transport:
 
 
 def _close_in_child() -> None:
-    # A loader worker that was forked holds the connection too: it would outlive a killed rank, and hide its death.
+    # A forked loader worker holds the connection too: it would outlive a killed rank, and hide its death.
     for connections in list(_open):
         for connection in connections._sockets():
             connection.close()

@@ -34,7 +34,7 @@ def checkpoint_metadata(run: RunConfig, classes: tuple[str, ...], preprocessing:
 class CheckpointWriter(TorchCheckpointIO):
     """Writes in a thread, so that training continues, to a temporary name that is renamed at the end.
 
-    The checkpoint is copied before `save_checkpoint` returns. An error in the thread is raised by the next save or `wait`.
+    The checkpoint is copied before `save_checkpoint` returns. The next save or `wait` raises an error of the thread.
     """
 
     def __init__(self, metadata: Node, resume: "ResumePoint | None" = None) -> None:
@@ -124,8 +124,8 @@ class ResumePoint:
 def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint | None:
     """Where the run with these checkpoints resumes, the same on all ranks; None where nothing was saved yet.
 
-    For a damaged checkpoint the one before it is used, with a message. CheckpointError where none is left, or for one of
-    another format.
+    For a damaged checkpoint the one before it is used, with a message. CheckpointError where none is left, or the format
+    is another.
     """
     checkpoints: list[dict[str, Any]] = []  # on rank 0
 

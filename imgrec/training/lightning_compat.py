@@ -1,11 +1,12 @@
 """All that imgrec uses of PyTorch Lightning and torch beyond their documented interface, each part with its reason.
 
-Checked with pytorch-lightning 2.6.6 and torch 2.14.1. `prepare_trainer` looks every name up before a run starts, so that a version which renamed
-one is refused in a sentence; tests/test_lightning_compat.py has a test for each name and for what it means.
+Checked with pytorch-lightning 2.6.6 and torch 2.14.1. `prepare_trainer` looks every name up before a run starts, so that
+a version which renamed one is refused with an error; tests/test_lightning_compat.py tests each name and its behaviour.
 
-Two assumptions have no name to look up. FSDP.setup (imgrec.training.strategies) replaces DDPStrategy.setup and repeats its order. And
-StepBoundary (imgrec.training.step_boundary) counts on Lightning's order of hooks: a batch is fetched and on the device before
-on_train_batch_start, `completed` is increased after on_train_batch_end, and a validation runs after that and before on_train_epoch_end.
+Two assumptions have no name to look up. FSDP.setup (imgrec.training.strategies) replaces DDPStrategy.setup and repeats
+its order. And StepBoundary (imgrec.training.step_boundary) relies on Lightning's order of hooks: a batch is fetched and
+on the device before on_train_batch_start, `completed` is increased after on_train_batch_end, and a validation runs after
+that and before on_train_epoch_end.
 """
 
 import logging
@@ -55,10 +56,11 @@ class UnsupportedVersionError(ImgrecError):
 
 
 def prepare_trainer(trainer: pl.Trainer) -> None:
-    """Before a run: raise UnsupportedVersionError where a name is gone, and leave signals to imgrec.distributed.signals.
+    """Before a run: raise UnsupportedVersionError for a missing name, and leave signals to imgrec.distributed.signals.
 
-    Lightning's SIGTERM handler broadcasts, which can meet the other ranks in another collective, and before each batch it sends a flag to the
-    device and waits for it there. It has no setting that turns them off: SLURMEnvironment(auto_requeue=False) stops the requeueing alone.
+    Lightning's SIGTERM handler broadcasts, while the other ranks may be in another collective, and before each batch
+    Lightning sends a flag to the device and waits for it. No setting turns these off: SLURMEnvironment(auto_requeue=False)
+    only stops the requeueing.
     """
     for path in TRAINER_NAMES:
         _look_up(trainer, path)
@@ -99,7 +101,7 @@ def silence_known_warnings() -> None:
 
 @dataclass(frozen=True)
 class LoopPosition:
-    """Where in its run a checkpoint was taken: always at a step boundary."""
+    """The position of a checkpoint in its run, always at a step boundary."""
 
     epoch: int  # finished epochs
     done: int  # global batches done in the next one
@@ -126,7 +128,7 @@ def read_loop_position(trainer: pl.Trainer) -> LoopPosition:
 
 
 def is_within_epoch(trainer: pl.Trainer) -> bool:
-    """Whether an epoch has begun and is not over: its first hooks and its last ones must not be run by halves."""
+    """Whether all hooks at the start of an epoch have run and none at its end."""
     epoch = trainer.fit_loop.epoch_progress.current
     return bool(epoch.processed != epoch.ready == epoch.started)  # type: ignore[attr-defined]
 
@@ -140,12 +142,12 @@ def is_within_batch(trainer: pl.Trainer) -> bool:
 def set_loop_position(loops: Plain, position: LoopPosition, *, micro_batches: int, accumulate: int) -> None:
     """Write a position into the "loops" of a Lightning checkpoint, for epochs of `micro_batches`, `accumulate` of them a step.
 
-    The number of micro-batches depends on the world size, so the counts are made here and not taken as they were saved. Lightning itself would
-    skip the validation of a run that was stopped in it, and take the first step of an epoch for the last one's end.
+    The number of micro-batches depends on the world size, so the saved counts are replaced. Lightning itself would skip
+    the validation of a run that was stopped in it, and mistake the first step of an epoch for the end of the last one.
     """
     fit = loops["fit_loop"]
     done = micro_batches if position.stage == "validate" else min(position.done * accumulate, micro_batches)
-    begun = position.epoch + (done > 0)  # an epoch of which nothing is done is begun anew, with its hooks
+    begun = position.epoch + (done > 0)  # an epoch with no batch done begins again, with its hooks
     epoch = _entry(fit, "epoch_progress")
     for count in ("total", "current"):
         _update(epoch, count, ready=begun, started=begun, processed=position.epoch, completed=position.epoch)
@@ -166,8 +168,8 @@ def set_loop_position(loops: Plain, position: LoopPosition, *, micro_batches: in
 def _entry(state: Plain, key: str) -> Plain:
     if not isinstance(state.get(key), dict):
         raise _missing(f"{key} in the loops of its checkpoints")
-    found: Plain = state[key]
-    return found
+    entry: Plain = state[key]
+    return entry
 
 
 def _update(state: Plain, key: str, **values: int) -> None:
@@ -179,7 +181,7 @@ def _update(state: Plain, key: str, **values: int) -> None:
 
 
 def forget_restart(trainer: pl.Trainer) -> None:
-    """At the start of a validation: Lightning would leave out ReduceLROnPlateau at the end of an epoch that was resumed in its middle."""
+    """At the start of a validation: Lightning would skip ReduceLROnPlateau after an epoch that was resumed in its middle."""
     trainer.fit_loop.restarting = False
 
 
@@ -187,16 +189,16 @@ def forget_restart(trainer: pl.Trainer) -> None:
 
 
 def find_averages(trainer: pl.Trainer) -> Iterator[nn.Module]:
-    """The copies of the module that hold an average of its weights. They are sharded too, for which WeightAveraging has no interface."""
+    """The copies of the module with averaged weights. FSDP shards them too, for which WeightAveraging has no interface."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             yield callback._average_model.module
 
 
 def restore_trained_weights(trainer: pl.Trainer) -> None:
-    """Give the module the weights that it is trained with when a validation is left before its end: the average stands in for them meanwhile.
+    """Before a stop during a validation: put the trained weights back into the module, which has the averaged ones then.
 
-    A hook called by hand; that it swaps the two is not documented.
+    It calls the hook that swaps the two, which is not documented.
     """
     if trainer.validating:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -208,5 +210,5 @@ def restore_trained_weights(trainer: pl.Trainer) -> None:
 
 
 def remove_ddp_hooks(model: DistributedDataParallel) -> None:
-    """End what DDP does in backward, so that its module can be wrapped anew: otherwise the old buckets are reduced as well."""
+    """Remove DDP's hooks in backward before its module is wrapped again: the old buckets would be reduced as well."""
     model._remove_autograd_hooks()  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
 """How many starts of a SLURM job made no progress, and how many failed: RUN_DIR/slurm-JOB.json. Imports no torch.
 
-launch/slurm.sbatch records each start here when it has ended, and requeues the job or not by the number that is returned.
+launch/slurm.sbatch records the end of each start here, and requeues the job or not by the number that is returned.
 """
 
 import json

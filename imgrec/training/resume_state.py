@@ -12,9 +12,9 @@ from imgrec.training.module import Classifier
 
 
 class RankState(NamedTuple):
-    """What a rank restores, as it was at a step boundary; cheap to take, as nothing here waits for the device.
+    """The state that a rank restores, as of a step boundary. Taking it does not wait for the device.
 
-    Of the RNG states only torch's: networks draw from no other, and what augmentation draws is a function of seed, epoch and image.
+    Of the RNG states only torch's: networks use no other, and augmentation is a function of seed, epoch and image.
     """
 
     torch: Tensor
@@ -28,15 +28,15 @@ def take_rank_state(classifier: Classifier) -> RankState:
 
 
 def to_plain_data(state: RankState) -> Plain:
-    """As it is saved: it loads with weights_only=True."""
+    """The state as it is saved: it loads with weights_only=True."""
     return {"torch": state.torch, "cuda": state.cuda, "sums": [value.cpu() for value in state.sums]}
 
 
 def restore_rank_state(classifier: Classifier, states: Sequence[Plain], position: LoopPosition) -> None:
-    """Give this rank its state out of those of all ranks.
+    """Restore the state of this rank from those of all ranks.
 
-    With another world size rank 0 takes all sums, which gives the same metrics up to rounding, and each rank draws anew from (seed, epoch, rank,
-    steps done): the random numbers of one are not enough for two.
+    With another world size rank 0 adds up all sums, so that metrics are equal up to rounding, and each rank is seeded by
+    (seed, epoch, rank, steps done), as there is not one RNG state for each.
     """
     world, rank = classifier.trainer.world_size, classifier.global_rank
     if len(states) != world:
@@ -52,9 +52,9 @@ def restore_rank_state(classifier: Classifier, states: Sequence[Plain], position
 
 
 class StepSnapshot:
-    """What a step changes before its optimizer does (batch-norm statistics, RNG states, metric sums), as it was at the step boundary before.
+    """Batch-norm statistics, RNG states and metric sums at the last step boundary: what a step changes before the optimizer.
 
-    So a step that fails halfway can be undone, and the run saved as it was before it. Weights are not copied: they have not changed yet.
+    A step that fails before the optimizer can be undone with it, and the run saved. Weights have not changed by then.
     """
 
     at: tuple[LoopPosition, RankState]
@@ -72,6 +72,6 @@ class StepSnapshot:
             torch._foreach_copy_(self._copies[dtype], buffers)
 
     def restore_buffers(self) -> None:
-        """Position and rank state are in `at`: they are saved from there."""
+        """Restore the batch-norm statistics. Position and rank state are saved from `at`."""
         for dtype, buffers in self._buffers.items():
             torch._foreach_copy_(buffers, self._copies[dtype])

@@ -38,7 +38,7 @@ RESUMABLE_KEYS = (
 )
 
 LOST_LOCK_S = 120.0  # an NFSv4 server releases the locks of a lost machine after 90 s
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, NFSv3 without its lock service
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, NFSv3 without lock service
 
 
 @dataclass

@@ -163,7 +163,7 @@ def lightning_schedulers(
 ) -> list[dict[str, Any]]:
     """The conf/scheduler node as Lightning's list of {"scheduler", "interval", "frequency"}, and "monitor" for plateau.
 
-    Steps are optimizer steps (after accumulation). Their states are plain numbers: a resumed run makes the functions anew.
+    Steps are optimizer steps (after accumulation). States are plain numbers: a resumed run makes the functions anew.
     """
     schedule = instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     if not isinstance(schedule, Plateau):

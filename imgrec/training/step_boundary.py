@@ -1,8 +1,9 @@
 """The step boundary: where all ranks of a run agree to save or to stop.
 
-Nothing is decided anywhere else. Signals, the time budget and the clock of the saves only set flags; before each optimizer step and each batch of
-validation the ranks reduce them, so all save and stop at the same step, and no collective ever runs inside a signal handler. Several ranks start the
-reduction at one boundary and act on it at the next, so that none waits there for the others; one rank acts at once.
+Signals, the time budget and the time of the last save only set flags. Before each optimizer step and each validation
+batch the ranks reduce them, so that all save and stop at the same step, and no collective runs inside a signal handler.
+Several ranks start the reduction at one boundary and act on it at the next, so that none waits there for the others; one
+rank acts at once.
 """
 
 import time
@@ -38,7 +39,8 @@ from imgrec.training.lightning_compat import (
 from imgrec.training.module import Classifier
 from imgrec.training.resume_state import RankState, StepSnapshot, restore_rank_state, take_rank_state, to_plain_data
 
-# A save that took t seconds, of waiting and of the writer's processor time, comes after REST * t seconds without one: saving takes 1% of the time.
+# After a save that took t seconds (of waiting and of the writer's processor time) the next comes REST * t seconds later:
+# saving takes 1% of the time.
 REST = 100
 # Bytes of states per second, before anything was measured (copied and written at 600e6 to 1e9 on a 2-core Xeon).
 COPY_RATE = 500e6
@@ -47,10 +49,10 @@ COPY_RATE = 500e6
 class StepBoundary(Callback):
     """Stands first among the callbacks: what another one draws or changes when a batch starts belongs to the step after the boundary.
 
-    Lightning calls on_train_batch_start with a batch that it has fetched already. That is no harm: the data's order is a function of the position, so
-    a resumed run fetches that batch again, and the position counts batches that are complete. A stop while a batch does not come is the loader's.
+    Lightning has fetched a batch when it calls on_train_batch_start. A resumed run fetches it again: the order of the
+    data is a function of the position, which counts complete batches. The loader handles a stop while it waits for data.
 
-    `resume` is the "resume" entry of the checkpoint that the run resumes from; `last` is where it is saved; `say` prints a line.
+    `resume` is the "resume" entry of the checkpoint that the run resumes from, `last` the file to save, `say` prints a line.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class StepBoundary(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         now = read_loop_position(trainer)
         self._save(trainer, LoopPosition(now.epoch, 0, "end", now.step))
-        self._flags.wait()  # a stop that was requested in the last step or validation is read at the first batch of the test, if there is one
+        self._flags.wait()  # a stop requested in the last step or validation is read at the first test batch
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._report(trainer, "waiting for data of")
@@ -145,7 +147,7 @@ class StepBoundary(Callback):
             checkpoint["resume"] = self._entry
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save, on one rank; of several ranks the others wait in a collective for this one. Not where the loss is not finite or the disk is full."""
+        """Save, if there is one rank: of several, the others wait in a collective. Not if the loss is NaN or the disk full."""
         saved = isinstance(exception, Stopped) and not isinstance(exception, StoppedWaiting)
         if self._snapshot is None or saved or isinstance(exception, NotFiniteError | CheckpointError):
             return
@@ -170,7 +172,7 @@ class StepBoundary(Callback):
         if stop:
             self._stop(trainer, now)
         if trainer.training:
-            # Of the step number all ranks know the same.
+            # The step number is the same on all ranks.
             every = self.save_every_steps and now.step % self.save_every_steps == 0
             if (save or every) and now.step > 0 and now != self._saved:
                 self._save(trainer, now)
@@ -193,13 +195,13 @@ class StepBoundary(Callback):
     # Saving
 
     def _is_time_to_save(self, trainer: pl.Trainer, now: LoopPosition) -> bool:
-        """By the clock: at the start of an epoch, for which several ranks ask in the validation before it, or when the last save is long ago."""
+        """By time: at the start of an epoch (several ranks decide in the validation before it), or long after the last save."""
         waited = time.monotonic() - self._saved_at
         rested = waited >= REST * (self._save_s + self.writer.seconds)
         return rested and (now.done == 0 or not trainer.training or waited >= 60 * self.save_every_minutes)
 
     def _save(self, trainer: pl.Trainer, now: LoopPosition, state: RankState | None = None) -> None:
-        """Write last.ckpt as of `now`, when this rank's state was `state`, or is what it is; every rank calls it."""
+        """Write last.ckpt as of `now`, with `state` as the rank state, or the present one. A collective."""
         began = time.monotonic()
         self.heartbeat.doing = f"saving at step {now.step}"
         classifier = trainer.lightning_module
@@ -208,7 +210,7 @@ class StepBoundary(Callback):
         states: list[Any] = [mine] * trainer.world_size
         if trainer.world_size > 1:
             distributed.all_gather_object(states, mine)
-        with self.saves.save(now.step):  # from here on no rank waits for one that does not come
+        with self.saves.save(now.step):  # from here on no rank waits for another
             self._entry = {"position": now.to_dict(), "ranks": states, "events": event_file_sizes(trainer)}
             trainer.save_checkpoint(self.last)
             self._entry = None
@@ -220,7 +222,7 @@ class StepBoundary(Callback):
         signals.request_stop(reason)
         step = f"at step {now.step} (epoch {trainer.current_epoch + 1} of {trainer.max_epochs})"
         if trainer.testing:
-            step = "in the test"  # all is saved
+            step = "in the test"  # everything is saved
         else:
             restore_trained_weights(trainer)
             self._save(trainer, now)
@@ -228,7 +230,7 @@ class StepBoundary(Callback):
         raise Stopped(f"stopped by {reason} {step}; saved. Start the same command again to resume.")
 
     def _rescue(self, trainer: pl.Trainer, snapshot: StepSnapshot) -> None:
-        """After an exception: save as of the last step boundary, unless some weights are new already, or an epoch's hooks were run by halves."""
+        """After an exception: save as of the last step boundary, except during an optimizer step or an epoch's hooks."""
         if not is_within_epoch(trainer):
             return
         between_steps = not is_within_batch(trainer) and count_micro_batches(trainer) % trainer.accumulate_grad_batches == 0

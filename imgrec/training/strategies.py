@@ -1,4 +1,4 @@
-"""Lightning's strategies for several ranks: DDP keeps the whole network on each, FSDP a shard of every weight, gradient and optimizer state."""
+"""Lightning's strategies for several ranks: DDP with the network on each, FSDP with a shard of it on each."""
 
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ def make_strategy(name: StrategyName, *, world_size: int) -> Strategy | Literal[
         return "auto"
     if name == "fsdp":
         return FSDP()
-    # Batch norms that are not synchronised follow rank 0: DDP sends its running statistics before each step, so it is they that are validated
-    # and saved, and a resumed run has on all ranks what the unbroken one had. No static_graph: `rewrap` changes the graph.
+    # Batch norms that are not synchronised have the running statistics of rank 0: DDP broadcasts them before each step,
+    # so they are validated and saved, and equal in a resumed run. No static_graph: `rewrap` changes the graph.
     return DDP(gradient_as_bucket_view=True)
 
 
@@ -30,14 +30,14 @@ class DDP(DDPStrategy):
     """Lightning's, for a network whose parameters are frozen and unfrozen."""
 
     def rewrap(self) -> None:
-        """Every rank calls it when other parameters learn: DDP waits for the gradients of those that learned when it was made.
+        """Called on every rank when parameters were frozen or unfrozen: DDP waits for those that were not when it was made.
 
-        find_unused_parameters would do too, but walks the graph in each step and sends the gradients of frozen parameters as zeros.
+        find_unused_parameters would do too, but walks the graph in each step and sends zeros for frozen parameters.
         """
         if isinstance(self.model, DistributedDataParallel):
             assert self.lightning_module is not None
             remove_ddp_hooks(self.model)
-            self.lightning_module.zero_grad()  # its gradients lie in the buckets of the old one
+            self.lightning_module.zero_grad()  # the gradients are views of the old buckets
             self.model = self.lightning_module
             self.configure_ddp()
 
@@ -45,15 +45,15 @@ class DDP(DDPStrategy):
 class FSDP(DDPStrategy):
     """torch's fully_shard (Zhao 2023, arXiv 2304.11277), on the CPU with gloo too.
 
-    Each rank holds 1/N of the weights, gradients and optimizer state, and gathers a block's weights while it computes the block. The network
-    itself is made on the CPU, whole, by every rank. A checkpoint is one file with whole tensors, as DDP writes it, so a run may be resumed with
-    another strategy or world size. Saving is a collective: every rank calls save_checkpoint.
+    Each rank holds 1/N of the weights, gradients and optimizer states, and gathers the weights of a block to compute it.
+    Every rank builds the whole network on the CPU first. A checkpoint is one file with whole tensors, as DDP writes it, so
+    a run may be resumed with another strategy or world size. Saving is a collective.
     """
 
     mesh: DeviceMesh | None = None
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """Replaces DDPStrategy.setup of Lightning 2.6.6, which wraps the network in DDP where this shards it; the order of the rest is the same."""
+        """DDPStrategy.setup of Lightning 2.6.6 in the same order, but sharding the network instead of wrapping it in DDP."""
         classifier = self.lightning_module
         assert classifier is not None
         assert self.accelerator is not None
@@ -64,13 +64,13 @@ class FSDP(DDPStrategy):
             shard(averaged.net, self.mesh)  # type: ignore[arg-type]
             averaged.to(self.root_device)
         self.model = self.precision_plugin.convert_module(classifier)
-        self.model_to_device()  # what is not sharded: buffers, the metrics' sums
+        self.model_to_device()  # what is not sharded: buffers and metric sums
         if trainer.state.fn == TrainerFn.FITTING:
-            self.setup_optimizers(trainer)  # of parameters that are on the device already, so their state needs no moving
+            self.setup_optimizers(trainer)  # after the parameters are on the device, so their states are there too
         self.setup_precision_plugin()
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As under DDP, the running statistics of rank 0 are validated."""
+        """Validates with the running statistics of rank 0, as DDP does."""
         if args[1] == 0:
             assert self.lightning_module is not None
             for buffer in self.lightning_module.buffers():
@@ -91,7 +91,7 @@ class FSDP(DDPStrategy):
             optimizer.load_state_dict(state)
 
     def teardown(self) -> None:
-        """Not Lightning's, which would move each rank's shard to the CPU: the test comes after it."""
+        """Lightning's would move the shards to the CPU, before the test."""
         assert self.cluster_environment is not None
         assert self.accelerator is not None
         self.cluster_environment.teardown()
