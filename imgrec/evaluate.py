@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from imgrec.config.compose import compose_config, quote_values
 from imgrec.config.schema import Device, Precision, ProcessesConfig, Split, parse_settings
+from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
@@ -152,6 +153,4 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
 
 
 if __name__ == "__main__":
-    from imgrec.cli import main as cli
-
-    sys.exit(cli(["evaluate", *sys.argv[1:]]))
+    sys.exit(run_command("evaluate", main, sys.argv[1:]))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import check_signatures, instantiate
 from imgrec.config.schema import RunConfig, run_config
+from imgrec.distributed.command import run_command
 from imgrec.distributed.device_checks import check_accelerator
 from imgrec.distributed.process_group import connected_world
 from imgrec.distributed.world import world
@@ -237,6 +238,4 @@ def next_command(argv: Sequence[str], config_dir: str | None, lr: float) -> str:
 
 
 if __name__ == "__main__":
-    from imgrec.cli import main as cli
-
-    sys.exit(cli(["lr_find", *sys.argv[1:]]))
+    sys.exit(run_command("lr_find", main, sys.argv[1:]))

@@ -11,6 +11,7 @@ from typing import Literal
 
 from imgrec.config.compose import compose_config, quote_values
 from imgrec.config.schema import Device, Precision, ProcessesConfig, parse_settings
+from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
@@ -150,6 +151,4 @@ def _parent(paths: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    from imgrec.cli import main as cli
-
-    sys.exit(cli(["predict", *sys.argv[1:]]))
+    sys.exit(run_command("predict", main, sys.argv[1:]))

@@ -17,6 +17,7 @@ from imgrec.config.checks import check_batch_divides
 from imgrec.config.compose import compose_config, load_config, quote_values
 from imgrec.config.options import group_names
 from imgrec.config.schema import RunConfig, parse_settings, run_config
+from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError
 from imgrec.sweeps.folder import choose_sweep_folder
 from imgrec.sweeps.grid import is_sweep, plan_sweep
@@ -294,6 +295,4 @@ def array_tasks(text: str | None, jobs: int) -> str:
 
 
 if __name__ == "__main__":
-    from imgrec.cli import main as cli
-
-    sys.exit(cli(["slurm", *sys.argv[1:]]))
+    sys.exit(run_command("slurm", main, sys.argv[1:]))

@@ -8,20 +8,33 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
+from imgrec.config.compose import load_config
 from imgrec.config.instantiate import check_signatures, instantiate
 from imgrec.config.schema import Node, RunConfig, run_config
 from imgrec.distributed import signals
+from imgrec.distributed.command import run_command
 from imgrec.distributed.device_checks import check_accelerator, wanted_processes
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.launcher import launch, run_rank
 from imgrec.distributed.process_group import connected_world
 from imgrec.distributed.watchdog import SaveStatus, Watchdog
 from imgrec.distributed.world import World
-from imgrec.errors import Stopped
+from imgrec.errors import ExitCode, Stopped
+from imgrec.sweeps.grid import is_sweep
+from imgrec.sweeps.run import sweep
 from imgrec.terminal import Terminal
 from imgrec.training.run_dir import RunDir, join_run_dir
 
 RANK_ARGUMENT = "--rank"  # of the processes that the launcher starts
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """A training, or with -m many of them: a sweep."""
+    signals.install_handlers()  # before the seconds that importing torch takes
+    if is_sweep(argv):
+        return sweep(argv, config_dir, fit)
+    fit(load_config("train", argv, config_dir))
+    return ExitCode.OK
 
 
 def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
@@ -139,6 +152,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [RANK_ARGUMENT]:
         run_rank(sys.argv[2:], _fit_rank)
     else:
-        from imgrec.cli import main
-
-        sys.exit(main(["train", *sys.argv[1:]]))
+        sys.exit(run_command("train", main, sys.argv[1:]))

@@ -57,8 +57,6 @@ def imports(module: str) -> tuple[Import, ...]:
 
 def _imports(node: ast.AST, place: Literal["top", "function", "type checking"]) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and "__main__" in ast.unparse(child.test):
-            continue  # of the script that `python -m` runs, not of the module
         if isinstance(child, ast.Import):
             yield from (Import(alias.name.partition(".")[0], place) for alias in child.names)
         elif isinstance(child, ast.ImportFrom) and child.module is not None:

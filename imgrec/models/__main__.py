@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
 from imgrec.models.catalog import SOURCES, CatalogQuery, NetworkRow, candidates, measure_network
 
@@ -119,6 +120,4 @@ def write_networks(rows: Sequence[NetworkRow], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    from imgrec.cli import main as cli
-
-    sys.exit(cli(["models", *sys.argv[1:]]))
+    sys.exit(run_command("models", main, sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""A command from its arguments to its exit code: its help, its errors, and on several ranks the one that prints them."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from imgrec.config.help import help_text
+from imgrec.config.options import conf_dir
+from imgrec.distributed.process_group import error_line
+from imgrec.distributed.world import world
+from imgrec.errors import UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped
+
+Command = Callable[[list[str], str | None], int]  # (overrides, --config-dir) -> exit code
+
+
+def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
+    """Call a command with its arguments and return its exit code. An error of the user is one line on stderr; IMGREC_DEBUG=1 shows the traceback."""
+    try:
+        own = list(argv[: argv.index("--")] if "--" in argv else argv)  # what follows is for another command
+        if {"-h", "--help"} & set(own) and (conf_dir() / f"{name}.yaml").is_file():
+            config_dir, overrides = _split_config_dir(own)
+            print(help_text(name, overrides, config_dir))
+            return ExitCode.OK
+        config_dir, overrides = _split_config_dir(list(argv))
+        return command(overrides, config_dir)
+    except (ImgrecError, OSError) as error:
+        refused = isinstance(error, ImgrecError) or error.errno in UNWRITABLE
+        if not refused or os.environ.get("IMGREC_DEBUG") == "1":
+            raise
+        if isinstance(error, OSError):
+            file = error.filename or "a file"
+            _print(f"{file} cannot be written: {error.strerror}. Fix that and start the same command again.")
+        elif (line := error_line(error)) is not None:
+            _print(line)
+        return ExitCode.REFUSED
+    except Stopped as stopped:
+        if world().rank == 0:  # the others stopped with it
+            _print(str(stopped))
+        return ExitCode.STOPPED
+    except Died as died:
+        _print(str(died))
+        return ExitCode.FAILED
+    except KeyboardInterrupt:
+        if world().rank == 0:
+            _print("interrupted. Start the same command again.")
+        return ExitCode.INTERRUPTED
+
+
+def _print(line: str) -> None:
+    print(f"imgrec: {line}", file=sys.stderr)
+
+
+def _split_config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --config-dir, and the other arguments."""
+    if "--config-dir" not in argv:
+        return None, argv
+    option = argv.index("--config-dir")
+    if option + 1 == len(argv):
+        raise ConfigError(
+            "--config-dir needs a folder. Type --config-dir FOLDER that holds your model/, data/, experiment/ yaml."
+        )
+    return argv[option + 1], argv[:option] + argv[option + 2 :]
