@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from processes import LIMIT_S
 
 from imgrec.data import loader as loader_module
 from imgrec.data.batch import Batch, Request
@@ -108,7 +109,7 @@ def test_workers_are_deaf_to_signals_unless_their_parent_ends_them():
     assert [batch.bad for batch in batches] == [(str(worker),)] * 19
     os.kill(worker, signal.SIGTERM)  # from the parent, as DataLoader and multiprocessing send it
     process = loader._loader._iterator._workers[0]
-    process.join(timeout=10)
+    process.join(timeout=LIMIT_S)
     assert process.exitcode == 0
 
 

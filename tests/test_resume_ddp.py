@@ -41,6 +41,7 @@ def test_two_killed_processes_go_on_as_if_nothing_had_been(tmp_path, unbroken):
     assert_same(finish_run(run, size=2), unbroken)
 
 
+@pytest.mark.slow
 def test_two_processes_killed_in_the_test_repeat_the_test_alone(tmp_path, unbroken):
     run = together(tmp_path)
     kill_run(run, 1, Classifier, "test_step", size=2)

@@ -99,6 +99,7 @@ def test_ddp_and_fsdp_train_what_one_process_trains(tmp_path: Path):
     same(run(tmp_path, "fsdp", *PLAIN, "trainer=fsdp"), alone)
 
 
+@pytest.mark.slow
 def test_frozen_layers_learn_from_their_epoch_on(tmp_path: Path):
     """The backbone stays for an epoch and then learns; DDP and FSDP must notice both."""
     start = run(tmp_path, "start", *PLAIN, processes=1)
@@ -128,7 +129,7 @@ def test_a_stopped_run_goes_on_with_either_strategy(tmp_path: Path):
         same(run(tmp_path, "stopped", *words, f"trainer.strategy={strategy}", processes=processes), unbroken, rounding=1e-3)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_synchronised_norms_see_the_global_batch(tmp_path: Path, strategy: str):
     alone = run(tmp_path, "alone", *NORMED, "trainer.sync_batchnorm=true", processes=1)
     same(run(tmp_path, strategy, *NORMED, "trainer.sync_batchnorm=true", f"trainer.strategy={strategy}"), alone)

@@ -398,7 +398,11 @@ sys.exit(sweep(arguments, None, fit))
 
 
 @pytest.mark.parametrize(
-    "arguments", [pytest.param((*SEARCH, "trials=6"), marks=optuna_installed), ("optim.lr=0.1,0.2,0.3", "seed=1,2")]
+    "arguments",
+    [
+        pytest.param((*SEARCH, "trials=6"), marks=optuna_installed),
+        pytest.param(("optim.lr=0.1,0.2,0.3", "seed=1,2"), marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_share_the_jobs(arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
