@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from imgrec.config.help import help_text
 from imgrec.config.options import conf_dir
+from imgrec.distributed import signals
 from imgrec.distributed.process_group import error_line
 from imgrec.distributed.world import world
 from imgrec.errors import UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped
@@ -22,7 +23,8 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
             print(help_text(name, overrides, config_dir))
             return ExitCode.OK
         config_dir, overrides = _split_config_dir(list(argv))
-        return command(overrides, config_dir)
+        with signals.request_cleared():
+            return command(overrides, config_dir)
     except (ImgrecError, OSError) as error:
         refused = isinstance(error, ImgrecError) or error.errno in UNWRITABLE
         if not refused or os.environ.get("IMGREC_DEBUG") == "1":
