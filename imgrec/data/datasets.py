@@ -156,8 +156,8 @@ class ImageFolder(ImageData):
         self.root, self.test_share = root, test_share
         self.on_bad_image, self.on_bad_image_eval = on_bad_image, on_bad_image_eval
 
-    def found(self, classes: int) -> str:
-        return f"{self.root} has {classes} class folders"
+    def describe_classes(self, count: int) -> str:
+        return f"{self.root} has {count} class folders"
 
     def read(self) -> Splits:
         folders = split_folders(self.root)

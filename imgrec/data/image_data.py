@@ -74,9 +74,9 @@ class ImageData:
         """The set's splits, as they are stored."""
         raise NotImplementedError
 
-    def found(self, classes: int) -> str:
-        """What holds that many classes, for the error of num_classes."""
-        return f"{type(self).__name__} has {classes} classes"
+    def describe_classes(self, count: int) -> str:
+        """'FOLDER has 12 class folders', for the error about num_classes."""
+        return f"{type(self).__name__} has {count} classes"
 
     def preprocessing(self) -> Preprocessing:
         return self._preprocessing
@@ -84,22 +84,22 @@ class ImageData:
     @cached_property
     def splits(self) -> Splits:
         """The splits, read and checked; where there is no validation split, it is cut from train."""
-        found = self.read()
-        count = len(found.classes)
+        splits = self.read()
+        count = len(splits.classes)
         if self.num_classes not in (None, count):
-            names = ", ".join(found.classes[:3]) + (", ..." if count > 3 else "")
+            names = ", ".join(splits.classes[:3]) + (", ..." if count > 3 else "")
             raise ConfigError(
-                f"data.num_classes={self.num_classes}, but {self.found(count)} ({names}). Set data.num_classes={count}."
+                f"data.num_classes={self.num_classes}, but {self.describe_classes(count)} ({names}). Set data.num_classes={count}."
             )
-        for name, split in (("train", found.train), ("val", found.val), ("test", found.test)):
-            if split is not None:
-                check_labels(split.labels, found.classes, name)
-        if found.val is None:
-            rest, part = stratified(
-                found.train.labels, self.val_share, seed=self.split_seed, classes=found.classes, key="data.val_share"
-            )
-            found = found._replace(train=found.train.take(rest), val=found.train.take(part))
-        return found
+        for name, images in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+            if images is not None:
+                check_labels(images.labels, splits.classes, name)
+        if splits.val is not None:
+            return splits
+        rest, part = stratified(
+            splits.train.labels, self.val_share, seed=self.split_seed, classes=splits.classes, key="data.val_share"
+        )
+        return splits._replace(train=splits.train.take(rest), val=splits.train.take(part))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -108,13 +108,13 @@ class ImageData:
 
     def split(self, name: Split) -> ImageSet:
         """One split; DataError where the set has none of that name."""
-        found: ImageSet | None = getattr(self.splits, name)
-        if found is None:
-            have = [field for field in ("train", "val", "test") if getattr(self.splits, field) is not None]
-            raise DataError(f"{type(self).__name__} has no {name} split, only {', '.join(have)}. Set split={have[-1]}.")
-        return found
+        images: ImageSet | None = getattr(self.splits, name)
+        if images is None:
+            present = [split for split in ("train", "val", "test") if getattr(self.splits, split) is not None]
+            raise DataError(f"{type(self).__name__} has no {name} split, only {', '.join(present)}. Set split={present[-1]}.")
+        return images
 
     def counts(self, name: Split) -> NDArray[np.int64]:
         """Images per class, int64 [K]; zeros where there is no such split."""
-        found: ImageSet | None = getattr(self.splits, name)
-        return np.bincount(found.labels if found is not None else [], minlength=len(self.classes)).astype(np.int64, copy=False)
+        images: ImageSet | None = getattr(self.splits, name)
+        return np.bincount([] if images is None else images.labels, minlength=len(self.classes)).astype(np.int64, copy=False)
