@@ -41,8 +41,8 @@ EVERYTHING = (
     "logger=tensorboard",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
-    "trainer.ema_decay=0.9",
-    "trainer.early_stopping_patience=2",
+    "callbacks.ema.decay=0.9",
+    "callbacks.early_stopping.patience=2",
     "trainer.log_every_steps=1",
 )
 SAMPLES, STEPS_PER_EPOCH = 23, 4  # in sixes

@@ -73,8 +73,13 @@ SHOWN: dict[str, str] = {
     "train data.crop_share=0.9": "data.crop_share=0.9 has no effect in this config. Set data.resize=crop, or remove data.crop_share.",
     "train finetune.freeze_epochs=2": "finetune.freeze_epochs=2 has no effect in this config. "
     "Set weights=DEFAULT or weights=RUN_FOLDER too, or remove finetune.freeze_epochs.",
-    "train epochs=5 trainer.early_stopping_patience=5": "trainer.early_stopping_patience=5 has no effect in this config. "
-    "Set fewer than epochs, or more epochs, or remove trainer.early_stopping_patience.",
+    "train callbacks.emma.decay=0.9": "'callbacks.emma.decay=0.9': there is no key callbacks.emma.decay. "
+    "Did you mean callbacks.ema.decay? callbacks has: tensorboard, ema, early_stopping. `python -m imgrec.train --help` lists the keys.",
+    "train callbacks=ema callbacks.tensorboard.images=0": "'callbacks.tensorboard.images=0': there is no key callbacks.tensorboard.images. "
+    "callbacks has: ema. `python -m imgrec.train --help` lists the keys.",
+    "train callbacks.ema.decay=1": "callbacks.ema.decay=1.0: decay must be 0 or more and less than 1. The default is 0.0.",
+    "train epochs=5 callbacks.early_stopping.patience=5": "callbacks.early_stopping.patience=5 has no effect in this config. "
+    "Set fewer than epochs, or more epochs, or remove callbacks.early_stopping.patience.",
     "train optim=sgd optim.batch_rule=sqrt": "optim.batch_rule=sqrt has no effect in this config. "
     "Set optim.base_batch=256, the batch that optim.lr is for, or remove optim.batch_rule.",
     "train optim=gd optim.base_batch=256": "optim.base_batch=256 has no effect in this config. "
@@ -189,6 +194,33 @@ def test_an_option_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
         (folder / "mine.yaml").write_text(text + "\n")
         assert train("--config-dir", str(tmp_path / "mine"), "optim=mine") == sentence
     assert list(tmp_path.glob("runs/*/*")) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("trainer.ema_decay", "callbacks.ema.decay"),
+        ("trainer.early_stopping_patience", "callbacks.early_stopping.patience"),
+        ("early_stopping_patience", "callbacks.early_stopping.patience"),
+    ],
+)
+def test_a_key_that_stands_elsewhere_is_named(train, key, meant):
+    assert train(f"{key}=3").startswith(f"'{key}=3': there is no key {key}. Did you mean {meant}?")
+
+
+def test_a_callback_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
+    folder = tmp_path / "mine/callbacks"
+    folder.mkdir(parents=True)
+    for text, sentence in {
+        "_target_: pytorch_lightning.callbacks.Timer\n  duratoin: 00:12:00:00": "callbacks.own.duratoin=00:12:00:00: "
+        "pytorch_lightning.callbacks.Timer takes no duratoin. Did you mean duration?",
+        "_target_: torch.nn.ReLU": "callbacks.own._target_=torch.nn.ReLU gives ReLU; a callback is a subclass of "
+        "pytorch_lightning.Callback. Name another function or class.",
+        "_target_: os.getcwd": "_target_=os.getcwd: code outside imgrec, torch, torchvision, torchmetrics, timm, pytorch_lightning "
+        "is not called unless you say so. If you trust it, type: export IMGREC_ALLOW=os",
+    }.items():
+        (folder / "mine.yaml").write_text(f"defaults: [default, _self_]\nown:\n  {text}\n")
+        assert train("--config-dir", str(tmp_path / "mine"), "callbacks=mine") == sentence
 
 
 def test_the_keys_of_the_batch_are_held_to_the_rule_that_takes_them(train, tmp_path):

@@ -99,6 +99,10 @@ def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path
     ):
         file = rewritten(trained, tmp_path, config={**config, node: {"_target_": target}})
         assert f"would call {target} as its {node}; " in refusal(file)
+    file = rewritten(trained, tmp_path, config={**config, "callbacks": {"own": {"_target_": "torch.hub.load"}}})
+    assert "would call torch.hub.load as its callbacks.own; a stored config may call imgrec.training.callbacks.* or " in refusal(
+        file
+    )
 
 
 def test_your_own_package_is_called_when_you_say_so(trained, tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def test_needs_are_met_by_what_the_sentence_says():
     load_config("train", ["augment.policy=autoaug", "augment.autoaug_policy=svhn"])
     load_config("train", ["optim=momentum", "optim.dampening=0.1", "decay_on=all"])
     load_config("train", ["data.resize=crop", "data.crop_share=0.9", "loss.l2=0.1", "decay_on=all"])
-    load_config("train", ["weights=DEFAULT", "finetune.freeze_epochs=2", "trainer.early_stopping_patience=3"])
+    load_config("train", ["weights=DEFAULT", "finetune.freeze_epochs=2", "callbacks.early_stopping.patience=3"])
     load_config("train", ["optim=gd", "batch_size=full"])
     load_config("train", ["optim.base_batch=256", "optim.batch_rule=linear"])
     load_config("train", ["experiment=mnist_cnn", "optim.batch_rule=none"])

@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     ]
     words += [
         "optim.lr=0.01",
-        "trainer.ema_decay=0.9",
+        "callbacks.ema.decay=0.9",
         "loss.class_weights=balanced",
         "logger=none",
         "trainer.accelerator=cpu",

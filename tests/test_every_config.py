@@ -15,6 +15,7 @@ from imgrec.config.compose import compose_config, load_config
 from imgrec.config.help import documented, option_keys
 from imgrec.config.instantiate import EXTRA_PARAMETERS, locate, parameter_types
 from imgrec.config.options import conf_dir, group_names, option_names
+from imgrec.config.schema import target_nodes
 from imgrec.data.datasets import ImageFolder
 from imgrec.errors import DataError
 from imgrec.inference.checkpoint import load_checkpoint
@@ -58,11 +59,13 @@ def test_a_recipe_says_its_command_and_what_was_measured(file):
     assert "measured" in header
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.read_text().startswith("_target_")], ids=name)
+@pytest.mark.parametrize("file", [file for file in FILES if "_target_: " in file.read_text()], ids=name)
 def test_every_key_is_one_that_its_target_takes(file):
-    node = yaml.safe_load(file.read_text())
-    beside = parameter_types(locate(EXTRA_PARAMETERS[file.parent.name])).keys() if file.parent.name in EXTRA_PARAMETERS else set()
-    assert node.keys() - {"_target_", "_partial_", "defaults"} - beside <= parameter_types(locate(node["_target_"])).keys()
+    for _, node in target_nodes({file.parent.name: yaml.safe_load(file.read_text())}):
+        beside = (
+            parameter_types(locate(EXTRA_PARAMETERS[file.parent.name])).keys() if file.parent.name in EXTRA_PARAMETERS else set()
+        )
+        assert node.keys() - {"_target_", "_partial_", "defaults"} - beside <= parameter_types(locate(node["_target_"])).keys()
 
 
 # Two steps

@@ -1,4 +1,4 @@
-"""examples/own_package: a network, a data set and a loss from outside imgrec, through every command."""
+"""examples/own_package: a network, a data set, a loss and a callback from outside imgrec, through every command."""
 
 import csv
 import json
@@ -15,6 +15,7 @@ from test_every_config import CHOICES
 
 from imgrec import cli
 from imgrec.config.help import documented
+from imgrec.config.schema import target_nodes
 from imgrec.training.module import Classifier
 
 EXAMPLE = Path(__file__).parents[1] / "examples/own_package"
@@ -52,7 +53,9 @@ def test_a_killed_run_of_the_package_resumes_bit_for_bit(command, tmp_path):
     assert exit_codes(1, killed) == [-signal.SIGKILL]
     assert (tmp_path / "runs/shapes/killed/checkpoints/last.ckpt").exists()
     assert command(1, *train("id=killed")) == [0]
-    assert_same(read_outcome(tmp_path / "runs/shapes/killed"), read_outcome(tmp_path / "runs/shapes/whole"))
+    whole = read_outcome(tmp_path / "runs/shapes/whole")
+    assert len(whole["curves"]["train/gradient_norm"]) == 3
+    assert_same(read_outcome(tmp_path / "runs/shapes/killed"), whole)
 
 
 def test_a_run_of_the_package_is_evaluated_and_predicts(command, tmp_path):
@@ -101,6 +104,13 @@ def test_two_processes_train_the_package_too(command, tmp_path):
             "Install it, or type: export PYTHONPATH=FOLDER that holds it.",
         ),
         ("own_package", EXAMPLE, train("loss.q=2"), "loss.q=2.0: q must be more than 0 and at most 1. Set loss.q=0.7."),
+        (
+            "own_package",
+            EXAMPLE,
+            train("callbacks.gradient_norm.every_step=1"),
+            "'callbacks.gradient_norm.every_step=1': there is no key callbacks.gradient_norm.every_step. "
+            "Did you mean callbacks.gradient_norm.every_steps? callbacks.gradient_norm has: every_steps.",
+        ),
         ("own_package", EXAMPLE, train("loss.p=2"), "'loss.p=2': there is no key loss.p. loss has: q, class_weights, l1, l2."),
         ("own_package", EXAMPLE, train("model.widths=8"), "model.widths=8: expected a list"),
     ],
@@ -119,7 +129,7 @@ def test_what_is_wrong_with_the_package_is_one_line(command, monkeypatch, capfd,
 def test_its_yaml_has_the_form_of_ours(file):
     assert file.parent.name in (*CHOICES, "experiment")
     if file.parent.name != "experiment":
-        assert next(iter(yaml.safe_load(file.read_text()))) == "_target_"
+        assert [path for path, _ in target_nodes({file.parent.name: yaml.safe_load(file.read_text())})]
         assert all(comment or value.startswith("${") for _, value, comment in documented(file.read_text()))
 
 

@@ -32,7 +32,7 @@ def test_a_run_ends_after_the_epoch_whose_threshold_it_misses(
 
 @pytest.mark.parametrize("callback", [Pruning, BestCheckpoint])  # before and after it was decided
 def test_killed_when_it_is_pruned(callback: type, tmp_path: Path) -> None:
-    arguments = ("trainer.early_stopping_patience=0", "trainer.save_every_steps=2", "trainer.pruning_thresholds=[0.0,1.1]")
+    arguments = ("callbacks.early_stopping.patience=0", "trainer.save_every_steps=2", "trainer.pruning_thresholds=[0.0,1.1]")
     unbroken = finish_run(load_run(tmp_path / "unbroken", *arguments))
     assert [row["epoch"] for row in unbroken["rows"]] == ["1", "2"]
     run = load_run(tmp_path / "killed", *arguments)

@@ -157,7 +157,7 @@ def test_without_a_whole_checkpoint_nothing_is_trained_over_what_is_there(tmp_pa
 
 def test_early_stopping_counts_on(tmp_path):
     """At this rate no epoch is better than the first: the run ends after the third of six, also where it was killed in the third, or after it."""
-    words = ("epochs=6", "optim.lr=1e-12", "model.norm=none", "trainer.ema_decay=0.0", "monitor=val/accuracy")
+    words = ("epochs=6", "optim.lr=1e-12", "model.norm=none", "callbacks.ema.decay=0.0", "monitor=val/accuracy")
     whole = finish_run(load_run(tmp_path / "whole", *words))
     assert [row["epoch"] for row in whole["rows"]] == ["1", "2", "3"]
     run = load_run(tmp_path / "parts", *words, "trainer.save_every_steps=1")
@@ -175,7 +175,7 @@ def test_a_rate_that_falls_on_a_plateau_falls_at_the_same_epoch(tmp_path):
         "scheduler.warmup_share=0",
         "optim.lr=1e-12",
         "model.norm=none",
-        "trainer.early_stopping_patience=0",
+        "callbacks.early_stopping.patience=0",
         "monitor=val/accuracy",
     )
     whole = finish_run(load_run(tmp_path / "whole", *words))

@@ -114,7 +114,7 @@ def test_frozen_layers_learn_from_their_epoch_on(tmp_path: Path):
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_with_either_strategy(tmp_path: Path):
     """Stopped in an epoch; the same processes then end bit for bit where the unbroken run does, others to rounding. With the average, which fsdp shards too."""
-    words = (*NORMED, "trainer.sync_batchnorm=true", "trainer.ema_decay=0.9", "trainer.gradient_clip=0.5", "optim=adamw")
+    words = (*NORMED, "trainer.sync_batchnorm=true", "callbacks.ema.decay=0.9", "trainer.gradient_clip=0.5", "optim=adamw")
     unbroken = run(tmp_path, "unbroken", *words, "trainer=fsdp")
     assert run(tmp_path, "stopped", *words, "trainer=fsdp", stop_at=6) == {}
     stopped, kept = tmp_path / "r/stopped", tmp_path / "kept"
@@ -143,7 +143,7 @@ def test_fsdp_computes_what_ddp_does(tmp_path: Path, precision: str):
         *NORMED,
         f"trainer.precision={precision}",
         "trainer.gradient_clip=0.1",
-        "trainer.ema_decay=0.5",
+        "callbacks.ema.decay=0.5",
         "max_device_batch=2",
         "augment.mixup=0",
     )

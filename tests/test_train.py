@@ -117,7 +117,7 @@ def test_l2_penalty_is_keras_sum_of_squares_on_weights_only(small):
 def test_averaged_weights_are_the_closed_form_of_the_steps(small):
     """EMA after n steps: the first step's weights, then decay * average + (1 - decay) * weights at each step."""
     keys = ("batch_size=full", "augment=none", "scheduler=constant", "optim=sgd", "optim.lr=0.1", *WHOLE)
-    averaged, _ = trained(fit, small(*keys, "epochs=4", "trainer.ema_decay=0.75", "id=ema"))
+    averaged, _ = trained(fit, small(*keys, "epochs=4", "callbacks.ema.decay=0.75", "id=ema"))
     steps = [trained(fit, small(*keys, f"epochs={n}", f"id=plain{n}"))[0] for n in (1, 2, 3, 4)]
     expected = steps[0]
     for weights in steps[1:]:

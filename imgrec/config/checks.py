@@ -55,8 +55,8 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
     ),
     "optim.dampening": (lambda t: t["optim"].get("momentum"), "optim.momentum=0.9"),
     "optim.nesterov": (lambda t: not t["optim"].get("nesterov") or t["optim"].get("momentum"), "optim.momentum=0.9"),
-    "trainer.early_stopping_patience": (
-        lambda t: t["trainer"].get("early_stopping_patience") < t["epochs"],
+    "callbacks.early_stopping.patience": (
+        lambda t: t["callbacks"]["early_stopping"]["patience"] < t["epochs"],
         "fewer than epochs, or more epochs",
     ),
     "finetune.freeze_epochs": (
@@ -162,6 +162,9 @@ def _near_key(key: str, known: Sequence[str], choices: Sequence[str]) -> str:
     head, _, last = key.rpartition(".")
     if places := [one for one in known if one.rpartition(".")[2] == last]:
         return f" Did you mean {places[0]}?"
+    # trainer.ema_decay -> callbacks.ema.decay
+    if places := [one for one in known if one.replace(".", "_").endswith(f"_{last}")]:
+        return f" Did you mean {places[0]}?"
     beside = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == head}
     if near := get_close_matches(last, beside, n=1, cutoff=0.6):
         return f" Did you mean {beside[near[0]]}?"
@@ -169,11 +172,14 @@ def _near_key(key: str, known: Sequence[str], choices: Sequence[str]) -> str:
 
 
 def _siblings(key: str, reference: Node) -> str:
-    node: Any = reference
+    """The keys beside a key, or beside the first part of it that there is not."""
+    node, path = reference, []
     for part in key.split(".")[:-1]:
-        node = node.get(part) if isinstance(node, dict) else None
-    head = key.rpartition(".")[0]
-    return f" {head} has: {', '.join(k for k in node if not k.startswith('_'))}." if head and isinstance(node, dict) else ""
+        if not isinstance(node.get(part), dict):
+            break
+        node = node[part]
+        path.append(part)
+    return f" {'.'.join(path)} has: {', '.join(k for k in node if not k.startswith('_'))}." if path else ""
 
 
 def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

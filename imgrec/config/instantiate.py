@@ -6,14 +6,11 @@ import os
 import typing
 from collections.abc import Callable
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imgrec.config.annotations import describe_type, format_value, matches_type, type_of
+from imgrec.config.schema import Node, RunConfig, target_nodes
 from imgrec.errors import ConfigError, did_you_mean
-
-if TYPE_CHECKING:
-    from imgrec.config.schema import Node, RunConfig
-
 
 # What `_target_` may name, but for the packages in the environment variable ALLOW.
 ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning")
@@ -54,7 +51,7 @@ def locate(target: str) -> Callable[..., Any]:
     return typing.cast(Callable[..., Any], found)
 
 
-def instantiate(node: "Node", **extra: Any) -> Any:
+def instantiate(node: Node, **extra: Any) -> Any:
     """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` return functools.partial of both."""
     target = locate(node["_target_"])
     settings = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")} | extra
@@ -83,22 +80,21 @@ def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
     return found
 
 
-def check_signatures(run: "RunConfig") -> None:
+def check_signatures(run: RunConfig) -> None:
     """Every node's keys and value types against the signature of its `_target_`; ConfigError names the first that does not fit."""
-    for name, node in run.to_dict().items():
-        if isinstance(node, dict) and "_target_" in node:
-            known = parameter_types(locate(node["_target_"])) | (
-                parameter_types(locate(EXTRA_PARAMETERS[name])) if name in EXTRA_PARAMETERS else {}
-            )
-            for key, value in node.items():
-                uncounted = (name, key, value) == ("model", "num_classes", None)  # it is set when the data is read
-                if key in ("_target_", "_partial_") or uncounted:
-                    continue
-                if key not in known:
-                    raise ConfigError(
-                        f"{name}.{key}={format_value(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"
-                    )
-                if not matches_type(value, known[key]):
-                    raise ConfigError(
-                        f"{name}.{key}={format_value(value)}: {key} takes {describe_type(known[key])}, not {type_of(value)}."
-                    )
+    for name, node in target_nodes(run.to_dict()):
+        known = parameter_types(locate(node["_target_"])) | (
+            parameter_types(locate(EXTRA_PARAMETERS[name])) if name in EXTRA_PARAMETERS else {}
+        )
+        for key, value in node.items():
+            uncounted = (name, key, value) == ("model", "num_classes", None)  # it is set when the data is read
+            if key in ("_target_", "_partial_") or uncounted:
+                continue
+            if key not in known:
+                raise ConfigError(
+                    f"{name}.{key}={format_value(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"
+                )
+            if not matches_type(value, known[key]):
+                raise ConfigError(
+                    f"{name}.{key}={format_value(value)}: {key} takes {describe_type(known[key])}, not {type_of(value)}."
+                )

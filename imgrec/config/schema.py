@@ -36,8 +36,6 @@ class TrainerConfig:
     gradient_clip: float
     channels_last: bool
     compile: bool
-    ema_decay: float
-    early_stopping_patience: int
     pruning_thresholds: list[float]
     max_minutes: float | None
     save_every_steps: int | None
@@ -124,6 +122,7 @@ class RunConfig:
     scheduler: Node
     loss: Node
     trainer: TrainerConfig
+    callbacks: dict[str, Node]
     logger: Node
 
     def to_dict(self) -> Node:
@@ -167,3 +166,13 @@ def leaves(node: Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, list(value) if isinstance(value, tuple) else value
+
+
+def target_nodes(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
+    """Dotted path and content of every node of a config that names code: `model`, `callbacks.ema`."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            if "_target_" in value:
+                yield path + key, value
+            else:
+                yield from target_nodes(value, f"{path}{key}.")

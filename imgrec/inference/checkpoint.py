@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from imgrec.config.instantiate import ALLOW, in_your_packages
-from imgrec.config.schema import Node, RunConfig, run_config
+from imgrec.config.schema import Node, RunConfig, run_config, target_nodes
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.inference.paths import find_checkpoint
 
@@ -25,6 +25,7 @@ CALLABLE_PREFIXES: dict[str, tuple[str, ...]] = {
     "optim": ("torch.optim.", "timm.optim."),
     "scheduler": ("imgrec.training.scheduler.",),
     "loss": ("imgrec.models.losses.",),
+    "callbacks": ("imgrec.training.callbacks.", "pytorch_lightning.callbacks."),
     "logger": ("pytorch_lightning.loggers.", "imgrec.training.loggers."),
 }
 
@@ -79,14 +80,14 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
 
 
 def _refuse_foreign_code(config: Node, file: Path) -> None:
-    for name, node in config.items():
-        target = node.get("_target_") if isinstance(node, dict) else None
-        if target is None or str(target).startswith(CALLABLE_PREFIXES.get(name, ())) or in_your_packages(str(target)):
+    for name, node in target_nodes(config):
+        target, prefixes = str(node["_target_"]), CALLABLE_PREFIXES.get(name.partition(".")[0], ())
+        if target.startswith(prefixes) or in_your_packages(target):
             continue
-        allowed = " or ".join(f"{home}*" for home in CALLABLE_PREFIXES.get(name, ())) or "nothing there"
+        allowed = " or ".join(f"{prefix}*" for prefix in prefixes) or "nothing there"
         raise CheckpointError(
             f"{file}: its config would call {target} as its {name}; a stored config may call {allowed}. "
-            f"Do not use this file, or if the code is yours: export {ALLOW}={str(target).partition('.')[0]}"
+            f"Do not use this file, or if the code is yours: export {ALLOW}={target.partition('.')[0]}"
         )
 
 

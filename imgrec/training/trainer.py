@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, EarlyStopping, EMAWeightAveraging
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers.logger import DummyLogger, Logger
 
 from imgrec.config.instantiate import instantiate, locate, parameter_types
@@ -25,7 +25,6 @@ from imgrec.training.callbacks.finite import FiniteLoss
 from imgrec.training.callbacks.history import History
 from imgrec.training.callbacks.logger import LogSteps
 from imgrec.training.callbacks.pruning import Pruning
-from imgrec.training.callbacks.tensorboard import TensorBoardExtras
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.lightning_compat import prepare_trainer
 from imgrec.training.run_dir import RunDir
@@ -93,8 +92,7 @@ def build_trainer(
 def run_callbacks(
     run: RunConfig, run_dir: RunDir, terminal: Terminal, history: History, boundary: StepBoundary
 ) -> list[Callback]:
-    """The callbacks of a training in the order they need: the step boundary; who watches, measures, collects and shows; who changes the run."""
-    mode, patience = monitor_mode(run.monitor), run.trainer.early_stopping_patience
+    """The callbacks of a training in the order they need: the step boundary; who watches, measures, collects and shows; conf/callbacks; the best checkpoint."""
     callbacks: list[Callback] = [
         boundary,
         FiniteLoss(str(run_dir.checkpoints)),
@@ -102,18 +100,40 @@ def run_callbacks(
         history,
         EpochLines(terminal, history),
         LogSteps(run.to_dict(), every_steps=run.trainer.log_every_steps),
-        TensorBoardExtras(run.to_dict(), history),
     ]
-    if run.trainer.ema_decay:
-        callbacks.append(EMAWeightAveraging(decay=run.trainer.ema_decay))
     if run.trainer.pruning_thresholds:
         callbacks.append(Pruning(history, run.trainer.pruning_thresholds, terminal.say))
-    if patience:
-        callbacks.append(EarlyStopping(run.monitor, patience=patience, mode=mode, check_on_train_epoch_end=True))
     best = BestCheckpoint(
-        run_dir.checkpoints, "best", monitor=run.monitor, mode=mode, enable_version_counter=False, save_on_train_epoch_end=True
+        run_dir.checkpoints,
+        "best",
+        monitor=run.monitor,
+        mode=monitor_mode(run.monitor),
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
     )
-    return [*callbacks, best]
+    return [*callbacks, *configured_callbacks(run, run_dir.path, history), best]
+
+
+def configured_callbacks(run: RunConfig, folder: Path, history: History) -> list[Callback]:
+    """Those of conf/callbacks, in its order; a target that returns None is off.
+
+    Beside its keys a target gets what it takes by these names: monitor (the run's), config (the run's, as plain data), history (the
+    figures of each epoch so far) and run_dir (the path of the run directory).
+    """
+    offered = {"monitor": run.monitor, "config": run.to_dict(), "history": history, "run_dir": folder}
+    callbacks = []
+    for name, node in run.callbacks.items():
+        takes = parameter_types(locate(node["_target_"]))
+        callback = instantiate(node, **{key: value for key, value in offered.items() if key in takes and key not in node})
+        if callback is None:
+            continue
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"callbacks.{name}._target_={node['_target_']} gives {type(callback).__name__}; a callback is a subclass of "
+                "pytorch_lightning.Callback. Name another function or class."
+            )
+        callbacks.append(callback)
+    return callbacks
 
 
 @contextmanager

@@ -26,7 +26,7 @@ TRAINING = (
     "num_workers=0",
     "logger=none",
     "trainer.accelerator=cpu",
-    "trainer.ema_decay=0.9",
+    "callbacks.ema.decay=0.9",
     "trainer.timeout_s=120",
 )
 TWO = "nodes=2 gpus_per_node=0 tasks_per_node=1"  # a process on each of two nodes

@@ -1,1 +1,1 @@
-"""A network, a data set and a loss for imgrec."""
+"""A network, a data set, a loss and a callback for imgrec."""

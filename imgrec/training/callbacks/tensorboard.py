@@ -16,23 +16,22 @@ from imgrec.training.callbacks.logger import flat_config
 from imgrec.training.module import Classifier
 
 EVENTS = "events.out.tfevents.*"
-SHOWN = 32  # images of the sample batch
 
 
 class TensorBoardExtras(Callback):
     """Writes to the TensorBoard logger of the trainer; without one it does nothing."""
 
-    def __init__(self, config: Node, history: History) -> None:
-        """config: the run's, for the table of hyper-parameters."""
-        self.config, self.history = config, history
+    def __init__(self, *, images: int, config: Node, history: History) -> None:
+        """images: most of the first batch that are shown. config: the run's, for the table of hyper-parameters."""
+        self.images, self.config, self.history = images, config, history
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step or batch_idx or not isinstance(trainer.logger, TensorBoardLogger) or not trainer.is_global_zero:
+        if trainer.global_step or batch_idx or not self.images or not isinstance(trainer.logger, TensorBoardLogger):
             return
         from torchvision.utils import make_grid
 
         assert isinstance(pl_module, Classifier)
-        images = pl_module.network_input(batch)[:SHOWN]
+        images = pl_module.network_input(batch)[: self.images]
         trainer.logger.experiment.add_image("batch as the network sees it", make_grid(stretch_to_unit(images), nrow=8), 0)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
