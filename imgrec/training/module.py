@@ -79,12 +79,6 @@ class Classifier(pl.LightningModule):
         self.train_accuracy = MeanMetric(nan_strategy="disable")
         self.tally = ConfusionTally(num_classes=len(self.classes))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> class probabilities [B, K]."""
-        pixels = self.preprocess(images).contiguous(memory_format=self.memory_format)
-        logits: Tensor = self.net(pixels)
-        return self.loss.probabilities(logits.float())
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._skips_forward(batch):
             # The loss is a zero that depends on every parameter, as DDP waits for the gradient of each.
