@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +26,6 @@ from imgrec.distributed.process_group import connected_world
 from imgrec.distributed.world import world
 from imgrec.errors import ConfigError
 
-if TYPE_CHECKING:
-    from imgrec.terminal import Terminal
-
-
 Floats = NDArray[np.float64]
 
 SMOOTH = 0.03  # standard deviation of the smoothing, as a share of all steps
@@ -41,7 +36,7 @@ FURTHER = 1000  # factor on the range that an error suggests
 
 @dataclass(frozen=True)
 class Curve:
-    """The losses of a range test: `losses[i]` is the mean of global batch i, with penalties, before its step at `rates[i]`."""
+    """A range test: `losses[i]` is the mean over global batch i, with penalties, before the step at `rates[i]`."""
 
     rates: Floats  # [steps]
     losses: Floats  # [steps done]
@@ -75,7 +70,7 @@ def smooth_losses(values: Floats, *, width: float) -> Floats:
 
 
 def has_diverged(losses: Floats, steps: int) -> bool:
-    """Whether the smoothed loss is above the first and above DIVERGED times the lowest, or the last loss is not finite."""
+    """Whether the smoothed loss exceeds the first and DIVERGED times the lowest, or the last loss is not finite."""
     if not np.isfinite(losses[-1]):
         return True
     curve = smooth_losses(losses, width=SMOOTH * steps)
@@ -108,8 +103,8 @@ def _noise(curve: Curve) -> float:
 def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lambda: None) -> tuple[Curve, int, bool]:
     """Train one step at each rate; returns the curve, the global batch size, and whether this is rank 0.
 
-    It uses the ranks that torchrun or SLURM started, else one device: the global batch is the same on any number of them.
-    Rates are values of optim.lr; base_batch and layer decay change the rate of a step as in a training.
+    It uses the ranks that torchrun or SLURM started, else one device: the global batch is the same on any number of
+    them. Rates are values of optim.lr; base_batch and layer decay change the rate of a step as in a training.
     """
     import pytorch_lightning as pl
 
@@ -188,7 +183,11 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
 
     run = run_config(tree)
     screen = Terminal(quiet=world().rank > 0)
-    curve, batch, is_first = _with_bar(run, rising_rates(lr_min, lr_max, tree["steps"]), screen)
+    rates = rising_rates(lr_min, lr_max, tree["steps"])
+    screen.say(f"{len(rates)} steps with optim.lr from {rates[0]:g} to {rates[-1]:g}")
+    with screen.bar() as bar:
+        task = bar.add_task("range test", total=len(rates), note="")
+        curve, batch, is_first = range_test(run, rates, lambda: bar.advance(task))
     if not is_first:
         return 0
     suggestion = suggest_rate(curve)
@@ -211,13 +210,6 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     screen.say("next:")
     screen.say(f"  {next_command(argv, config_dir, suggestion.lr)}")
     return 0
-
-
-def _with_bar(run: RunConfig, rates: Floats, screen: "Terminal") -> tuple[Curve, int, bool]:
-    screen.say(f"{len(rates)} steps with optim.lr from {rates[0]:g} to {rates[-1]:g}")
-    with screen.bar() as bar:
-        task = bar.add_task("range test", total=len(rates), note="")
-        return range_test(run, rates, lambda: bar.advance(task))
 
 
 def _never_fell(curve: Curve, lr_min: float, lr_max: float) -> str:

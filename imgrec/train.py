@@ -1,6 +1,7 @@
 """Train a classifier: python -m imgrec.train model=resnet optim=adam data=mnist
 
-Composes conf/train.yaml, opens the run directory, trains, tests the best checkpoint on the test split and writes result.json.
+Composes conf/train.yaml, opens the run directory, trains, tests the best checkpoint on the test split and writes
+result.json.
 """
 
 import sys
@@ -38,9 +39,9 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
 
 
 def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
-    """Train, test and record a run; returns the content of its result.json. An unfinished run directory is resumed, a finished one is read.
+    """Train and test a run, or resume an unfinished one; returns the content of its result.json, also of a finished one.
 
-    `imgrec.config.load("train", ["model=vgg", "data=mnist"])` makes a `run`. Raises imgrec.errors.ImgrecError for what the user can change.
+    `imgrec.config.load("train", ["model=vgg", "data=mnist"])` makes a `run`. Raises ImgrecError for a user's mistake.
     `command` is for result.json; None: sys.argv.
     """
     world = connected_world(run.trainer)

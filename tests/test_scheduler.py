@@ -154,7 +154,7 @@ def test_milestones_that_do_not_rise_are_refused() -> None:
 
 COSINE = {"_target_": "imgrec.training.scheduler.cosine", "_partial_": True, "warmup_share": 0.1, "floor": 0.0}
 PLATEAU = {
-    "_target_": "imgrec.training.scheduler.plateau",
+    "_target_": "imgrec.training.scheduler.Plateau",
     "_partial_": True,
     "warmup_share": 0.1,
     "monitor": "val/loss",

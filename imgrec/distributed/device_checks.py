@@ -13,7 +13,7 @@ from imgrec.errors import ConfigError
 
 
 def check_world(config: TrainerConfig, world: World) -> None:
-    """ConfigError where trainer.devices or trainer.num_nodes contradict what torchrun, SLURM or a plain command started."""
+    """ConfigError where trainer.devices or trainer.num_nodes contradict how this process was started."""
     devices, nodes = config.devices, config.num_nodes
     if world.started_by == "alone":
         _check_alone(nodes)

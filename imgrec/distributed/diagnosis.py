@@ -1,4 +1,4 @@
-"""The status of each rank from the messages of imgrec.distributed.heartbeat, and the line that names a dead or hanging one."""
+"""The status of each rank, from the messages of the heartbeat, and the line that names a dead or hanging one."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -70,8 +70,8 @@ class RankStatus:
 def find_dead(statuses: Sequence[RankStatus], now: float, timeout_s: float, again: str = AGAIN) -> str | None:
     """A line with the rank that has died, its host and what it was doing; None while all of them live.
 
-    In this order: a rank that failed by an exception; connections that ended without a message (the process was killed);
-    no message for `timeout_s` (the process was stopped, or its machine or network is down).
+    In this order: a rank that failed by an exception; connections that ended without a message (the process was
+    killed); no message for `timeout_s` (the process was stopped, or its machine or network is down).
     """
     if failed := [status for status in statuses if status.failed]:
         if failed[0].refused:
@@ -107,7 +107,7 @@ def find_hang(statuses: Sequence[RankStatus], now: float, timeout_s: float, agai
 
 
 def lagging_ranks(here: Sequence[RankStatus]) -> list[RankStatus]:
-    """The ranks that the others wait for: of those that do not wait themselves, else of all, the ones at the lowest step."""
+    """The ranks that the others wait for: of those that do not wait, else of all, the ones at the lowest step."""
     behind = [status for status in here if not status.doing.startswith(WAITING)] or list(here)
     behind = [status for status in behind if not status.waits] or behind
     lowest = min(status.step for status in behind)

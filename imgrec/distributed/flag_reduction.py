@@ -7,8 +7,8 @@ from torch import distributed
 class FlagReduction:
     """One reduction at a time: `start` it, and at the next step boundary read its `result`, which is complete by then.
 
-    Every rank calls both in the same order, between the same collectives, so a reduction always meets its counterpart on
-    the other ranks. The flags are in CPU memory, where gloo reduces them, so that no device waits.
+    Every rank calls both in the same order, between the same collectives, so a reduction always meets its counterpart
+    on the other ranks. The flags are in CPU memory, where gloo reduces them, so that no device waits.
     """
 
     def __init__(self, count: int) -> None:
@@ -26,12 +26,12 @@ class FlagReduction:
         return self._work is None or self._work.is_completed()
 
     def wait(self) -> None:
-        """End the reduction that is under way, if there is one: before a rank may end, which the others would miss in it."""
+        """Complete the reduction that was started, if any: before this rank may end, as the others need it there."""
         if self._work is not None:
             self._work.wait()
             self._work = None
 
     def result(self) -> list[bool]:
-        """The flags of the last `start`, each set if it was on any rank; waits for ranks that have not started it. All False before the first."""
+        """The flags of the last `start`, each set if it was on any rank; waits for all. False before the first."""
         self.wait()
         return [bool(flag) for flag in self._flags.tolist()]

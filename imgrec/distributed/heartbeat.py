@@ -13,8 +13,8 @@ network is known after `timeout_s` without a message. imgrec.distributed.diagnos
 decides for all, and each rank about rank 0. Then all end with exit code 1 by os._exit, since a collective cannot be
 interrupted. Work: O(ranks) a second on rank 0, O(1) on the others.
 
-It is not torch.distributed.TCPStore, which does not report the death of a client, and whose calls block forever when the
-process that hosts it is stopped.
+It is not torch.distributed.TCPStore, which does not report the death of a client, and whose calls block forever when
+the process that hosts it is stopped.
 """
 
 import os
@@ -47,7 +47,7 @@ NETWORK_ERROR = re.compile(
 
 
 class Heartbeat:
-    """The heartbeat of one rank; see the module. `note` writes a line to rank 0's log, `again` ends the line about a death."""
+    """The heartbeat of one rank. `note` writes a line to the log on rank 0, `again` ends the line about a death."""
 
     def __init__(self, rank: int, world_size: int, timeout_s: float, note: Callable[[str], None], again: str = AGAIN) -> None:
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
@@ -110,7 +110,7 @@ class Heartbeat:
         distributed.all_reduce(torch.zeros(1))  # no rank may fail before all have connected
 
     def explain(self, error: BaseException) -> str | None:
-        """The line about the rank that made a collective fail here; None when `error` is this rank's own. Waits EXPLAIN_S at most."""
+        """The line about the rank that made a collective fail, after at most EXPLAIN_S; None for an error of this rank."""
         if not self._thread.is_alive() or not _is_of_the_network(error):
             return None
         self._end_at = time.monotonic() + OWN_END_S
@@ -120,7 +120,7 @@ class Heartbeat:
         return self._verdict
 
     def end(self, line: str) -> None:
-        """Print the line and end this process with exit code 1. Rank 0 prints it for all, unless it is the one that died.
+        """Print the line and end this process with exit code 1. Rank 0 prints it for all, unless it has died.
 
         Where a rank was refused (imgrec.errors), that rank prints, and all end with exit code 2.
         """

@@ -56,7 +56,7 @@ class RankProcess:
 
 
 def launch(command: Sequence[str], task: Node, count: int, *, run_dir: Path, lock: int, timeout_s: float) -> None:
-    """Run `command` as `count` ranks and wait for them; each calls `run_rank` with the arguments added here, and gets `task`.
+    """Run `command` as `count` ranks and wait for them; each calls `run_rank` with the added arguments and gets `task`.
 
     lock: the file descriptor of the run directory's lock, open in the ranks too, so that it is held while one of them
     lives. Raises what the ranks raised: an ImgrecError, Stopped, or Died where one was killed or failed; and

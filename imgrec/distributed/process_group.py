@@ -1,4 +1,4 @@
-"""The process group of a run: how its ranks connect, and which of them prints an error. Imports no torch before `connect`."""
+"""The process group of a run, and which rank prints an error. Imports no torch before `connect`."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ def connected_world(config: TrainerConfig) -> World:
 
 
 def connect(world: World, *, timeout_s: float) -> None:
-    """Make the process group of all ranks, which Lightning then uses: gloo on the CPU, nccl on GPUs; none for one process.
+    """Make the process group, which Lightning then uses: gloo on the CPU, nccl on GPUs; none for one process.
 
     ConfigError where a rank starts more than `timeout_s` after another. Calling it again does nothing.
     """
@@ -91,7 +91,7 @@ def _meet(world: World, timeout_s: float) -> "Store":
 
 
 def _wait_for(host: str, port: int, end: float) -> None:
-    """Wait until the port is open; signals could not stop the store's own waiting. OSError at `end`, a time.monotonic()."""
+    """Wait until the port is open, as signals do not end the store's own wait. OSError at time.monotonic() `end`."""
     while True:
         _raise_if_stopped()
         try:
@@ -110,7 +110,7 @@ def _raise_if_stopped() -> None:
 
 
 def on_first_rank(function: Callable[[], _T]) -> _T:
-    """Call `function` on rank 0 and return its result on all ranks, or raise its ImgrecError on all. Needs `connect`."""
+    """Call `function` on rank 0; returns its result, or raises its ImgrecError, on all ranks. Needs `connect`."""
     here = world()
     if here.size == 1:
         return function()
@@ -130,7 +130,7 @@ def on_first_rank(function: Callable[[], _T]) -> _T:
 
 
 def error_line(error: ImgrecError) -> str | None:
-    """The line that this rank prints for an error; None where another prints it: of those that fail one does, rank 0 if it can.
+    """The line that this rank prints for an error. Of the ranks that fail one prints, if it can rank 0; others get None.
 
     Ranks other than 0 add their number. The heartbeat ends those that did not fail.
     """

@@ -1,15 +1,16 @@
-"""The weights of one network spread over several ranks by torch's fully_shard, and made whole again for a checkpoint."""
+"""The weights of a network, sharded over ranks by torch's fully_shard, and gathered for a checkpoint."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-# Blocks with a smaller share of all parameters are gathered with the rest of the network, as each gathering has a latency.
+# Blocks with a smaller share of all parameters are gathered with the rest of the network: each gather has a latency.
 MIN_BLOCK_SHARE = 0.01
 
 
@@ -58,12 +59,10 @@ def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def gather_whole(value: Any, *, keep: bool) -> Any:
-    """Nested dictionaries, lists and tuples with every sharded tensor whole on the CPU, or None if not `keep`. A collective."""
-    if isinstance(value, DTensor):
-        full = value.full_tensor()
+    """Nested dicts, lists and tuples with each sharded tensor whole on the CPU, or None if not `keep`. A collective."""
+
+    def gather(sharded: DTensor) -> Tensor | None:
+        full = sharded.full_tensor()
         return full.cpu() if keep else None
-    if isinstance(value, dict):
-        return {key: gather_whole(item, keep=keep) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(gather_whole(item, keep=keep) for item in value)
-    return value
+
+    return apply_to_collection(value, DTensor, gather)

@@ -59,7 +59,7 @@ def request_cleared() -> Iterator[None]:
 
 
 def install_handlers() -> None:
-    """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask the run to stop. Does nothing off the main thread, where Python allows no handlers."""
+    """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 stop the run. Only on the main thread, as Python allows it nowhere else."""
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _note_signal)
@@ -68,7 +68,7 @@ def install_handlers() -> None:
 
 
 def _ignore_signals() -> None:
-    """Python restores the default handlers as it exits: a signal that SLURM repeats would kill a process that has saved."""
+    """Python restores the default handlers at its exit: a signal that SLURM repeats would kill a process that saved."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,7 +1,7 @@
 """Batch norm whose training statistics are those of the whole global micro-batch, over all ranks.
 
-On CUDA it is torch's own, which does not run on the CPU. There it is a class of ours, with which tests prove that several
-ranks equal one process.
+On CUDA it is torch's own, which does not run on the CPU. There it is a class of ours, with which tests prove that
+several ranks equal one process.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ CONVERTED = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", TIMM_NORM)
 
 
 def convert_sync_batchnorm(net: nn.Module, *, on_cuda: bool) -> nn.Module:
-    """Replace every batch norm in `net`, sharing its tensors, so names, state dict and optimizer groups stay. Returns the network.
+    """Replace every batch norm in `net`, with the same tensors, so that names and state dict stay. Returns the network.
 
-    on_cuda: whether it will be trained there. ConfigError for a network without batch norm, or with an unknown kind of it.
+    on_cuda: whether it is trained there. ConfigError for a network without batch norm, or with an unknown kind of it.
     """
     norms = {name: module for name, module in net.named_modules(remove_duplicate=False) if isinstance(module, _BatchNorm)}
     if not norms:
@@ -48,7 +48,7 @@ def convert_sync_batchnorm(net: nn.Module, *, on_cuda: bool) -> nn.Module:
 def _convert_to_torch(net: nn.Module) -> nn.Module:
     convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
     if any(type(module).__name__ == TIMM_NORM for module in net.modules()):
-        from timm.layers.norm_act import convert_sync_batchnorm as convert  # torch's would leave out dropout and activation
+        from timm.layers.norm_act import convert_sync_batchnorm as convert  # torch's leaves out dropout and activation
     converted = convert(net)
     for module in converted.modules():
         if isinstance(module, nn.SyncBatchNorm):
@@ -57,7 +57,7 @@ def _convert_to_torch(net: nn.Module) -> nn.Module:
 
 
 def _widen_empty(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
-    """In mixed precision torch's norm sends 16-bit zeros from a rank without samples, and 32-bit statistics from others."""
+    """In mixed precision torch's norm sends 16-bit zeros from a rank without samples, 32-bit statistics from others."""
     return None if args[0].numel() else (args[0].float(),)
 
 
@@ -67,7 +67,7 @@ def has_sync_batchnorm(net: nn.Module) -> bool:
 
 
 class SyncBatchNorm(_BatchNorm):
-    """In training a batch norm over the samples of all ranks, in evaluation the plain one; float [B, C, ...] -> the same shape.
+    """In training a batch norm over the samples of all ranks, else nn.BatchNorm; float [B, C, ...] -> the same shape.
 
     Every rank must call it, with 0 samples too, and backward as well: the ranks exchange 2 C + 1 numbers in each. The
     running statistics are equal on all of them.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from imgrec.distributed.diagnosis import Message
 
-NAP_S = 0.2  # most seconds that rank 0 collects messages before it reads: each read takes the interpreter from the training
+NAP_S = 0.2  # at most: rank 0 reads many messages at once, as each read takes the interpreter from the training
 
 _open: "weakref.WeakSet[Transport]" = weakref.WeakSet()
 
@@ -111,7 +111,7 @@ class Transport:
         )
 
     def read(self, timeout: float) -> Iterator[tuple[int, Message | None]]:
-        """(rank, message) in order, after at most `timeout` seconds of waiting; None where a rank's connection has closed."""
+        """(rank, message) in order, after waiting at most `timeout` seconds; None where a connection has closed."""
         ready = [key for key, _ in self._selector.select(timeout)]
         if self.rank == 0 and ready:
             time.sleep(min(NAP_S, self.world_size / 1000))

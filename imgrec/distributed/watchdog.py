@@ -20,7 +20,7 @@ report_end: Callable[[str, int], None] | None = None
 
 
 def end_process(line: str | None, code: int, note: Callable[[str], None] | None = None) -> None:
-    """Print a line on stderr and pass it to `note`, or only to `report_end`; flush and exit with `code`, from any thread.
+    """Print a line on stderr and pass it to `note`, or only to `report_end`; flush, exit with `code`, from any thread.
 
     For a main thread in a collective or a read that nothing interrupts. It may hold the lock of a stream or a log, or
     write into a full pipe, so the output gets no more than FLUSH_S.
@@ -62,7 +62,7 @@ class SaveStatus:
 
 
 class Watchdog:
-    """A thread that ends this process with exit code 75 if no step boundary comes within `grace_s` of a request to stop.
+    """A thread that ends this process with code 75 if no step boundary comes within `grace_s` of a request to stop.
 
     The main thread is then where Python runs no code of ours: in a compile, or a read from a file system that is down.
     A save that begins in time, with the exit after it, may take `saving_s`. A context manager around a run. `leave`

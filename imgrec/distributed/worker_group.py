@@ -26,7 +26,7 @@ NO_TIMEOUT = timedelta(days=365)  # shares take different times, and the heartbe
 
 
 class WorkerGroup:
-    """The ranks of a torch.distributed group (None: the default group), or one process. The heartbeat reports its status."""
+    """The ranks of a torch.distributed group (None: the default), or one process, with a status for the heartbeat."""
 
     def __init__(
         self, rank: int = 0, size: int = 1, *, process_group: "ProcessGroup | None" = None, heartbeat: Heartbeat | None = None
@@ -67,7 +67,7 @@ class WorkerGroup:
         return share, counts
 
     def gather(self, share: list[_T]) -> list[_T]:
-        """The shares of all ranks on rank 0, in the order of the list that was scattered; empty on others. Call it each round."""
+        """The shares of all ranks, in the order of the scattered list, on rank 0; empty on others. Called once a round."""
         if self.size == 1:
             return share
         from torch import distributed
@@ -87,7 +87,7 @@ class WorkerGroup:
 
 @contextmanager
 def worker_group(timeout_s: float) -> Iterator[WorkerGroup]:
-    """The group of the ranks that torchrun or srun started, or of one process. Each rank's GPU is torch's current device."""
+    """The ranks that torchrun or srun started, or one process; the GPU of each is torch's current device."""
     here = world()
     group: ProcessGroup | None = None
     if here.size > 1:
@@ -102,7 +102,7 @@ def worker_group(timeout_s: float) -> Iterator[WorkerGroup]:
 
 
 def contiguous_shares(samples: int, batch_size: int, size: int) -> list[range]:
-    """The indices of each of `size` ranks: contiguous, whole batches but for the last one, as even as possible; may be empty."""
+    """The indices of each of `size` ranks: contiguous, whole batches but for the last, as even as possible."""
     each, more = divmod(-(-samples // batch_size), size)
     edges = [min(samples, batch_size * (rank * each + min(rank, more))) for rank in range(size + 1)]
     return [range(first, last) for first, last in pairwise(edges)]

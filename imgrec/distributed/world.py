@@ -32,7 +32,7 @@ class World:
 
 
 def world() -> World:
-    """The World of the variables that torchrun, srun or imgrec.distributed.launcher set; in any shell the process is alone.
+    """The World in the variables of torchrun, srun or imgrec.distributed.launcher; without them the process is alone.
 
     ConfigError where such a variable is not a number.
     """
@@ -62,7 +62,7 @@ def world() -> World:
 
 
 def env_number(name: str, default: int | None = None, *, least: int = 0) -> int:
-    """The integer in an environment variable, or the default; ConfigError where it is below `least`, not an integer or unset."""
+    """The integer in an environment variable, or the default; ConfigError where it is none, below `least` or unset."""
     text = os.environ.get(name)
     if text is None and default is not None:
         return default

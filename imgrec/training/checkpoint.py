@@ -1,4 +1,4 @@
-"""The checkpoint format: Lightning's dictionary plus "imgrec", all of it plain data that loads with weights_only=True."""
+"""Writing checkpoints: Lightning's dictionary plus "imgrec", plain data that loads with weights_only=True."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_fabric.utilities.rank_zero import rank_zero_only
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from imgrec.config.schema import Node, RunConfig
@@ -38,7 +39,7 @@ class CheckpointWriter(TorchCheckpointIO):
     """
 
     def __init__(self, metadata: Node, resume: "ResumePoint | None" = None) -> None:
-        """metadata: of `checkpoint_metadata`. resume: the checkpoint that was read to find out where the run resumes."""
+        """metadata: of `checkpoint_metadata`. resume: the checkpoint that was read to find the resume point."""
         super().__init__()
         self.metadata, self._resume = metadata, resume
         self._thread = ThreadPoolExecutor(1, "imgrec-save")
@@ -86,19 +87,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def to_cpu(value: Any) -> Any:
-    """A copy of nested dictionaries, lists and tuples whose tensors lie in CPU memory of their own."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: to_cpu(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [to_cpu(item) for item in value]
-        return items if isinstance(value, list) else tuple(items)
-    return value
+    """A copy of nested dictionaries, lists and tuples whose tensors are in CPU memory of their own."""
+    return apply_to_collection(value, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
 
 
 class ResumePoint:
-    """Where an unfinished run resumes: the file of its newest whole checkpoint, and that checkpoint's "resume" entry."""
+    """Where an unfinished run resumes: its newest whole checkpoint, and the "resume" entry of that."""
 
     def __init__(self, file: Path, state: Node, checkpoint: dict[str, Any] | None = None) -> None:
         self.file, self.state = file, state
@@ -116,7 +110,7 @@ class ResumePoint:
         return self.position["epoch"], self.position["done"]
 
     def load(self) -> dict[str, Any]:
-        """The checkpoint. The copy that was read already is returned once, so that training does not hold it in memory."""
+        """The checkpoint. What was read already is returned once, so that training does not hold it in memory."""
         checkpoint, self._checkpoint = self._checkpoint, None
         return read_checkpoint(self.file) if checkpoint is None else checkpoint
 
@@ -124,8 +118,8 @@ class ResumePoint:
 def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint | None:
     """Where the run with these checkpoints resumes, the same on all ranks; None where nothing was saved yet.
 
-    For a damaged checkpoint the one before it is used, with a message. CheckpointError where none is left, or the format
-    is another.
+    For a damaged checkpoint the one before it is used, with a message. CheckpointError where none is left, or the
+    format is another.
     """
     checkpoints: list[dict[str, Any]] = []  # on rank 0
 

@@ -9,7 +9,7 @@ from imgrec.models.layers import head_name
 
 
 def freeze(net: nn.Module, num_classes: int) -> None:
-    """Train only the head until `unfreeze`: other parameters get no gradient, batch norms keep their running statistics.
+    """Train only the head until `unfreeze`: other parameters get no gradient, batch norms keep their statistics.
 
     `net.train()` keeps them frozen; dropout stays active. Freezing twice is allowed. DDP has to be rewrapped afterwards
     (`imgrec.training.strategies.DDP.rewrap`).

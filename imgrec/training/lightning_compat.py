@@ -1,12 +1,13 @@
 """All that imgrec uses of PyTorch Lightning and torch beyond their documented interface, each part with its reason.
 
-Checked with pytorch-lightning 2.6.6 and torch 2.14.1. `prepare_trainer` looks every name up before a run starts, so that
-a version which renamed one is refused with an error; tests/test_lightning_compat.py tests each name and its behaviour.
+Checked with pytorch-lightning 2.6.6 and torch 2.14.1. `prepare_trainer` looks every name up before a run starts, so
+that a version which renamed one is refused with an error; tests/test_lightning_compat.py tests each name and its
+behaviour.
 
 Two assumptions have no name to look up. FSDP.setup (imgrec.training.strategies) replaces DDPStrategy.setup and repeats
 its order. And StepBoundary (imgrec.training.step_boundary) relies on Lightning's order of hooks: a batch is fetched and
-on the device before on_train_batch_start, `completed` is increased after on_train_batch_end, and a validation runs after
-that and before on_train_epoch_end.
+on the device before on_train_batch_start, `completed` is increased after on_train_batch_end, and a validation runs
+after that and before on_train_epoch_end.
 """
 
 import logging
@@ -59,8 +60,8 @@ def prepare_trainer(trainer: pl.Trainer) -> None:
     """Before a run: raise UnsupportedVersionError for a missing name, and leave signals to imgrec.distributed.signals.
 
     Lightning's SIGTERM handler broadcasts, while the other ranks may be in another collective, and before each batch
-    Lightning sends a flag to the device and waits for it. No setting turns these off: SLURMEnvironment(auto_requeue=False)
-    only stops the requeueing.
+    Lightning sends a flag to the device and waits for it. No setting turns these off:
+    SLURMEnvironment(auto_requeue=False) only stops the requeueing.
     """
     for path in TRAINER_NAMES:
         _look_up(trainer, path)
@@ -140,7 +141,7 @@ def is_within_batch(trainer: pl.Trainer) -> bool:
 
 
 def set_loop_position(loops: Plain, position: LoopPosition, *, micro_batches: int, accumulate: int) -> None:
-    """Write a position into the "loops" of a Lightning checkpoint, for epochs of `micro_batches`, `accumulate` of them a step.
+    """Write a position into the "loops" of a checkpoint, for epochs of `micro_batches`, `accumulate` of them a step.
 
     The number of micro-batches depends on the world size, so the saved counts are replaced. Lightning itself would skip
     the validation of a run that was stopped in it, and mistake the first step of an epoch for the end of the last one.
@@ -181,7 +182,7 @@ def _update(state: Plain, key: str, **values: int) -> None:
 
 
 def forget_restart(trainer: pl.Trainer) -> None:
-    """At the start of a validation: Lightning would skip ReduceLROnPlateau after an epoch that was resumed in its middle."""
+    """At the start of a validation: Lightning would skip ReduceLROnPlateau after an epoch that was resumed."""
     trainer.fit_loop.restarting = False
 
 
@@ -189,14 +190,14 @@ def forget_restart(trainer: pl.Trainer) -> None:
 
 
 def find_averages(trainer: pl.Trainer) -> Iterator[nn.Module]:
-    """The copies of the module with averaged weights. FSDP shards them too, for which WeightAveraging has no interface."""
+    """The copies of the module with averaged weights, which FSDP shards. WeightAveraging has no interface for that."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             yield callback._average_model.module
 
 
 def restore_trained_weights(trainer: pl.Trainer) -> None:
-    """Before a stop during a validation: put the trained weights back into the module, which has the averaged ones then.
+    """Before a stop during a validation: put the trained weights back into the module instead of the averaged ones.
 
     It calls the hook that swaps the two, which is not documented.
     """

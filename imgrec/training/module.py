@@ -97,12 +97,12 @@ class Classifier(pl.LightningModule):
         objective: Tensor = total * (parts / batch.whole)
         with torch.no_grad():
             self.train_loss.update(losses.detach(), torch.ones_like(losses))
-            correct = targets.gather(1, logits.argmax(1, keepdim=True))[:, 0]  # of soft targets, the share of that class
+            correct = targets.gather(1, logits.argmax(1, keepdim=True))[:, 0]  # a share with soft targets
             self.train_accuracy.update(correct, torch.ones_like(correct))
         return objective
 
     def _skips_forward(self, batch: Batch) -> bool:
-        """Whether this rank has no samples (a short global batch, unreadable files) and no other waits for its forward pass.
+        """Whether this rank has no samples (short batch, unreadable files) and no other waits for its forward pass.
 
         Batch norm would return NaN.
         """
@@ -162,7 +162,7 @@ class Classifier(pl.LightningModule):
             total.add_(saved.to(total.device))
 
     def log_training(self) -> None:
-        """Log the training metrics of the epoch. History calls it: callbacks run before this module's on_train_epoch_end."""
+        """Log the training metrics of the epoch. History calls it, as callbacks run before on_train_epoch_end here."""
         self.log_dict({"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()})
         self.train_loss.reset()
         self.train_accuracy.reset()

@@ -1,4 +1,4 @@
-"""The learning rate for a global batch, and parameter groups: with weight decay or without, and a rate of each layer."""
+"""The learning rate for a global batch, and parameter groups: weight decay or not, and a rate for each layer."""
 
 import math
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ BatchRule = Literal["linear", "sqrt", "none"]
 def batch_factor(batch: int, /, *, base_batch: int | None, batch_rule: BatchRule) -> float:
     """The factor on optim.lr, written for a global batch of `base_batch`, for one of `batch`. base_batch None: 1.
 
-    "linear": batch / base_batch (Goyal 2017): k steps of SGD on small batches change weights as one on their union does.
-    "sqrt": its square root (Krizhevsky 2014), which keeps the variance of a step; for optimizers that divide by the
-    gradient's size (Malladi 2022, whose rule changes Adam's betas and eps too; here they stay). "none": 1.
+    "linear": batch / base_batch (Goyal 2017): k steps of SGD on small batches change weights as one on their union
+    does. "sqrt": its square root (Krizhevsky 2014), which keeps the variance of a step; for optimizers that divide by
+    the gradient's size (Malladi 2022, whose rule changes Adam's betas and eps too; here they stay). "none": 1.
     """
     if base_batch is None or batch_rule == "none":
         return 1.0
@@ -81,7 +81,8 @@ def _decays(parameter: Parameter, decay_on: DecayOn) -> bool:
 def decayed(net: nn.Module, decay_on: DecayOn) -> list[Parameter]:
     """The parameters that weight decay and the l1 and l2 penalties apply to, in the order of `net.named_parameters()`.
 
-    "weights": kernels and matrices (ndim >= 2), not norms and biases (He 2019, "Bag of Tricks"). "all": every parameter.
+    "weights": kernels and matrices (ndim >= 2), not norms and biases (He 2019, "Bag of Tricks"). "all": every
+    parameter.
     """
     return [parameter for parameter in net.parameters() if _decays(parameter, decay_on)]
 

@@ -35,8 +35,8 @@ def to_plain_data(state: RankState) -> Plain:
 def restore_rank_state(classifier: Classifier, states: Sequence[Plain], position: LoopPosition) -> None:
     """Restore the state of this rank from those of all ranks.
 
-    With another world size rank 0 adds up all sums, so that metrics are equal up to rounding, and each rank is seeded by
-    (seed, epoch, rank, steps done), as there is not one RNG state for each.
+    With another world size rank 0 adds up all sums, so that metrics are equal up to rounding, and each rank is seeded
+    by (seed, epoch, rank, steps done), as there is not one RNG state for each.
     """
     world, rank = classifier.trainer.world_size, classifier.global_rank
     if len(states) != world:
@@ -52,7 +52,7 @@ def restore_rank_state(classifier: Classifier, states: Sequence[Plain], position
 
 
 class StepSnapshot:
-    """Batch-norm statistics, RNG states and metric sums at the last step boundary: what a step changes before the optimizer.
+    """What a step changes before its optimizer: batch-norm statistics, RNG states and metric sums, before the step.
 
     A step that fails before the optimizer can be undone with it, and the run saved. Weights have not changed by then.
     """

@@ -68,7 +68,7 @@ class RunDir:
 
     @contextmanager
     def opened(self, run: RunConfig) -> Iterator[None]:
-        """`open` and `close`; a new run that fails with an ImgrecError before its first checkpoint leaves no directory."""
+        """`open` and `close`; a new run that raises ImgrecError before its first checkpoint leaves no directory."""
         self.open(run)
         try:
             yield
@@ -79,7 +79,7 @@ class RunDir:
             self.close()
 
     def open(self, run: RunConfig) -> None:
-        """Create the directory, lock it and write the resolved config into it, on rank 0; its errors are raised on all ranks.
+        """Create the directory, lock it and write the resolved config, on rank 0; its errors are raised on all ranks.
 
         The parent of ranks that imgrec.distributed.launcher started has done so. They inherit its open lock, which is
         held while one of them lives.

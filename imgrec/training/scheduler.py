@@ -70,7 +70,7 @@ def step(*, total_steps: int, steps_per_epoch: int, warmup_share: float, every_e
 def multistep(
     *, total_steps: int, steps_per_epoch: int, warmup_share: float, milestones_epochs: list[int], factor: float
 ) -> Factor:
-    """Times `factor` at the start of each of these epochs of the run, from 0 and with the warm-up (torch's MultiStepLR)."""
+    """Times `factor` at the start of each of these epochs, from 0 and with the warm-up (torch's MultiStepLR)."""
     rising = all(early < late for early, late in zip([0, *milestones_epochs], milestones_epochs, strict=False))
     if not rising:
         raise ConfigError(
@@ -91,7 +91,7 @@ def cyclic(
     down_epochs: float,
     shrink: float,
 ) -> Factor:
-    """Triangles from `floor` to 1 and back, each `shrink` times as high as the last (Smith 2017, "Cyclical Learning Rates").
+    """Triangles from `floor` to 1 and back, each `shrink` times as high as the last (Smith 2017).
 
     shrink 1 is the mode "triangular" of torch's CyclicLR, 0.5 its "triangular2". The warm-up ends at the floor.
     """
@@ -125,37 +125,23 @@ def one_cycle(*, total_steps: int, steps_per_epoch: int, warmup_share: float, st
     return factor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plateau:
-    """A schedule that depends on a metric; `lightning_schedulers` makes two torch schedulers of it."""
+    """Times `factor` when `monitor` has not improved by the share `threshold` for more than patience_epochs.
 
-    warmup_steps: int
+    torch's ReduceLROnPlateau, with a validation after each epoch. A loss improves downwards, the others upwards.
+    It depends on a metric, so `lightning_schedulers` makes two torch schedulers of it.
+    """
+
+    total_steps: int
+    steps_per_epoch: int
+    warmup_share: float
     monitor: Monitor
     factor: float
     patience_epochs: int
     threshold: float
     cooldown_epochs: int
     floor: float
-
-
-def plateau(
-    *,
-    total_steps: int,
-    steps_per_epoch: int,
-    warmup_share: float,
-    monitor: Monitor,
-    factor: float,
-    patience_epochs: int,
-    threshold: float,
-    cooldown_epochs: int,
-    floor: float,
-) -> Plateau:
-    """Times `factor` when `monitor` has not improved by the share `threshold` for more than patience_epochs.
-
-    torch's ReduceLROnPlateau, with a validation after each epoch. A loss improves downwards, the others upwards.
-    """
-    warmup = warmup_steps(total_steps, warmup_share)
-    return Plateau(warmup, monitor, factor, patience_epochs, threshold, cooldown_epochs, floor)
 
 
 def lightning_schedulers(
@@ -171,9 +157,9 @@ def lightning_schedulers(
 
     rates = [group["lr"] for group in optimizer.param_groups]
     schedulers: list[dict[str, Any]] = []
-    if schedule.warmup_steps > 1:  # it multiplies the current rate, so it and the plateau do not undo each other
-        share = 1 / schedule.warmup_steps
-        ramp = LinearLR(optimizer, start_factor=share, end_factor=1.0, total_iters=schedule.warmup_steps - 1)
+    warmup = warmup_steps(total_steps, schedule.warmup_share)
+    if warmup > 1:  # it multiplies the current rate, so it and the plateau do not undo each other
+        ramp = LinearLR(optimizer, start_factor=1 / warmup, end_factor=1.0, total_iters=warmup - 1)
         schedulers.append({"scheduler": ramp, "interval": "step", "frequency": 1})
     reduce = ReduceLROnPlateau(
         optimizer,

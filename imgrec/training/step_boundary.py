@@ -2,8 +2,8 @@
 
 Signals, the time budget and the time of the last save only set flags. Before each optimizer step and each validation
 batch the ranks reduce them, so that all save and stop at the same step, and no collective runs inside a signal handler.
-Several ranks start the reduction at one boundary and act on it at the next, so that none waits there for the others; one
-rank acts at once.
+Several ranks start the reduction at one boundary and act on it at the next, so that none waits there for the others;
+one rank acts at once.
 """
 
 import time
@@ -39,20 +39,22 @@ from imgrec.training.lightning_compat import (
 from imgrec.training.module import Classifier
 from imgrec.training.resume_state import RankState, StepSnapshot, restore_rank_state, take_rank_state, to_plain_data
 
-# After a save that took t seconds (of waiting and of the writer's processor time) the next comes REST * t seconds later:
-# saving takes 1% of the time.
+# After a save that took t seconds (of waiting and of the writer's processor time) the next comes REST * t seconds
+# later: saving takes 1% of the time.
 REST = 100
 # Bytes of states per second, before anything was measured (copied and written at 600e6 to 1e9 on a 2-core Xeon).
 COPY_RATE = 500e6
 
 
 class StepBoundary(Callback):
-    """Stands first among the callbacks: what another one draws or changes when a batch starts belongs to the step after the boundary.
+    """The first of the callbacks: what others change when a batch starts belongs to the step after the boundary.
 
     Lightning has fetched a batch when it calls on_train_batch_start. A resumed run fetches it again: the order of the
-    data is a function of the position, which counts complete batches. The loader handles a stop while it waits for data.
+    data is a function of the position, which counts complete batches. The loader handles a stop while it waits for
+    data.
 
-    `resume` is the "resume" entry of the checkpoint that the run resumes from, `last` the file to save, `say` prints a line.
+    `resume` is the "resume" entry of the checkpoint that the run resumes from, `last` the file to save, `say` prints a
+    line.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class StepBoundary(Callback):
             checkpoint["resume"] = self._entry
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save, if there is one rank: of several, the others wait in a collective. Not if the loss is NaN or the disk full."""
+        """Save, on one rank: of several, the others wait in a collective. Not if the loss is NaN or the disk full."""
         saved = isinstance(exception, Stopped) and not isinstance(exception, StoppedWaiting)
         if self._snapshot is None or saved or isinstance(exception, NotFiniteError | CheckpointError):
             return
@@ -195,7 +197,7 @@ class StepBoundary(Callback):
     # Saving
 
     def _is_time_to_save(self, trainer: pl.Trainer, now: LoopPosition) -> bool:
-        """By time: at the start of an epoch (several ranks decide in the validation before it), or long after the last save."""
+        """At the start of an epoch (several ranks decide in the validation before it), or long after the last save."""
         waited = time.monotonic() - self._saved_at
         rested = waited >= REST * (self._save_s + self.writer.seconds)
         return rested and (now.done == 0 or not trainer.training or waited >= 60 * self.save_every_minutes)
@@ -230,7 +232,7 @@ class StepBoundary(Callback):
         raise Stopped(f"stopped by {reason} {step}; saved. Start the same command again to resume.")
 
     def _rescue(self, trainer: pl.Trainer, snapshot: StepSnapshot) -> None:
-        """After an exception: save as of the last step boundary, except during an optimizer step or an epoch's hooks."""
+        """Save as of the last step boundary, except after an exception in an optimizer step or in an epoch's hooks."""
         if not is_within_epoch(trainer):
             return
         between_steps = not is_within_batch(trainer) and count_micro_batches(trainer) % trainer.accumulate_grad_batches == 0

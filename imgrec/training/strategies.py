@@ -30,7 +30,7 @@ class DDP(DDPStrategy):
     """Lightning's, for a network whose parameters are frozen and unfrozen."""
 
     def rewrap(self) -> None:
-        """Called on every rank when parameters were frozen or unfrozen: DDP waits for those that were not when it was made.
+        """Called on every rank after (un)freezing: DDP waits for the parameters that were not frozen when it was made.
 
         find_unused_parameters would do too, but walks the graph in each step and sends zeros for frozen parameters.
         """
@@ -45,15 +45,15 @@ class DDP(DDPStrategy):
 class FSDP(DDPStrategy):
     """torch's fully_shard (Zhao 2023, arXiv 2304.11277), on the CPU with gloo too.
 
-    Each rank holds 1/N of the weights, gradients and optimizer states, and gathers the weights of a block to compute it.
-    Every rank builds the whole network on the CPU first. A checkpoint is one file with whole tensors, as DDP writes it, so
-    a run may be resumed with another strategy or world size. Saving is a collective.
+    Each rank holds 1/N of the weights, gradients and optimizer states, and gathers the weights of a block to compute
+    it. Every rank builds the whole network on the CPU first. A checkpoint is one file with whole tensors, as DDP writes
+    it, so a run may be resumed with another strategy or world size. Saving is a collective.
     """
 
     mesh: DeviceMesh | None = None
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """DDPStrategy.setup of Lightning 2.6.6 in the same order, but sharding the network instead of wrapping it in DDP."""
+        """DDPStrategy.setup of Lightning 2.6.6, in its order, which shards the network instead of wrapping it."""
         classifier = self.lightning_module
         assert classifier is not None
         assert self.accelerator is not None

@@ -1,4 +1,4 @@
-"""The start screen of a training, its test with the best checkpoint, the content of result.json and the lines at the end."""
+"""The start screen of a training, the test of the best checkpoint, result.json and the lines at the end."""
 
 import shlex
 import time
@@ -91,7 +91,7 @@ def _brief(node: dict[str, Any]) -> str:
 
 
 def test_best(trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, run_dir: RunDir) -> Report | None:
-    """The report of the best checkpoint on the test split, None without one. `classifier` has its weights afterwards."""
+    """The report of the best checkpoint on the test split, None without one. Loads its weights into `classifier`."""
     best = run_dir.best if run_dir.best.exists() else run_dir.last
     classifier.load_state_dict(read_checkpoint(best)["state_dict"])
     if not loaders.data.counts("test").any():

@@ -34,7 +34,7 @@ def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeig
 
 
 def _overrides_hint(stored: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    """' Set KEY=VALUE ....': the overrides with which `model` is the network of the stored node; empty if it is already."""
+    """' Set KEY=VALUE ....': the overrides with which `model` is the stored network; empty if it is already."""
     overrides = [] if stored["_target_"] == model["_target_"] else [f"model={str(stored['_target_']).split('.')[-2]}"]
     for key, value in stored.items():
         if key not in ("_target_", "num_classes", "channels") and (key not in model or model[key] != value):
