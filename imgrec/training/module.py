@@ -167,7 +167,7 @@ class Classifier(pl.LightningModule):
         self.train_loss.reset()
         self.train_accuracy.reset()
 
-    def _tally(self, batch: Batch) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if self._skips_forward(batch):
             logits = torch.zeros(0, len(self.classes), device=batch.labels.device)
         else:
@@ -181,9 +181,6 @@ class Classifier(pl.LightningModule):
         self.tally.reset()
         return report
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._tally(batch)
-
     def on_validation_epoch_end(self) -> None:
         report = self._report()
         metrics = {"val/loss": report.loss, "val/accuracy": report.accuracy, "val/macro_f1": report.macro_f1}
@@ -191,8 +188,7 @@ class Classifier(pl.LightningModule):
             metrics["val/top5"] = report.top5
         self.log_dict(metrics)  # the tally is summed over ranks, so all have the same values
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._tally(batch)
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         self.test_report = self._report()
@@ -231,18 +227,14 @@ def build_classifier(
         net = convert_sync_batchnorm(net, on_cuda=trains_on_cuda(run.trainer))
     if run.trainer.compile:
         net.compile()  # in place: torch.compile(net) would rename every key of the state dict
-    decay = run.finetune.layer_decay
-
-    def make_optimizer(net: nn.Module) -> Optimizer:
-        return build_optimizer(
-            optimizer_node(run.optim, run.trainer, run.finetune),
-            net,
-            batch=plan.global_size,
-            decay_on=run.decay_on,
-            layer_decay=decay,
-            layers=layers(net, len(data.classes)) if decay != 1 else None,
-        )
-
+    make_optimizer = partial(
+        build_optimizer,
+        optimizer_node(run.optim, run.trainer, run.finetune),
+        batch=plan.global_size,
+        decay_on=run.decay_on,
+        layer_decay=run.finetune.layer_decay,
+        layers=layers(net, len(data.classes)) if run.finetune.layer_decay != 1 else None,
+    )
     return Classifier(
         net=net,
         loss=loss,
