@@ -236,7 +236,7 @@ def test_a_stop_in_validation_repeats_the_validation_alone(tmp_path, unbroken):
 
 
 @pytest.mark.parametrize("limit", slow_but(3, among=[3, 0.8]))
-def test_epochs_that_are_cut_short_by_a_limit_go_on_too(tmp_path, limit):
+def test_epochs_that_are_cut_short_by_a_limit_resume_too(tmp_path, limit):
     words = (f"trainer.limit_train_batches={limit}",)
     whole = finish_run(load_run(tmp_path / "whole", *words))
     run = load_run(tmp_path / "parts", *words)

@@ -34,7 +34,7 @@ def unbroken(tmp_path_factory) -> dict:
     return finish_run(together(tmp_path_factory.mktemp("unbroken")), size=2)
 
 
-def test_two_killed_processes_go_on_as_if_nothing_had_been(tmp_path, unbroken):
+def test_two_killed_processes_resume_bit_for_bit(tmp_path, unbroken):
     run = together(tmp_path, "trainer.save_every_steps=1", "num_workers=2")
 
     kill_run(run, 6, StepBoundary, "on_before_optimizer_step", size=2)

@@ -297,7 +297,7 @@ def test_the_api_trains_under_its_own_name(small):
     assert imgrec.fit(small("id=a"), quiet=True)["status"] == "finished"
 
 
-def test_ctrl_c_says_how_to_go_on(small, monkeypatch, capsys):
+def test_ctrl_c_says_how_to_resume(small, monkeypatch, capsys):
     from imgrec import cli
     from imgrec.training.callbacks.console import EpochLines
 

@@ -215,7 +215,7 @@ def test_bad_input_is_one_line(
 
 
 @pytest.mark.usefixtures("brief")
-def test_one_process_that_cannot_go_on_ends_all(
+def test_one_process_that_fails_ends_all(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("imgrec.predict.find_checkpoint", Path)

@@ -31,7 +31,7 @@ class EpochLines(Callback):
         self.screen.say(HEADER, style="bold")
         self._progress = self.screen.bar()
         self._progress.start()
-        self.on_train_epoch_start(trainer, pl_module)  # a run that goes on within an epoch does not start it again
+        self.on_train_epoch_start(trainer, pl_module)  # no epoch starts in a run that resumes within one
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin(

@@ -17,7 +17,7 @@ class Throughput(Callback):
     """Logs images_per_second (all devices), data_wait_share and seconds of each training epoch."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.on_train_epoch_start(trainer, pl_module)  # a run that goes on within an epoch does not start it again
+        self.on_train_epoch_start(trainer, pl_module)  # no epoch starts in a run that resumes within one
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._epoch_start = self._mark = time.perf_counter()
