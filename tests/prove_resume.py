@@ -41,7 +41,7 @@ def main() -> int:
     asked = options.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     chance = random.Random(asked.seed)
-    goes_on: dict[tuple[int, int], Counter[str]] = {way: Counter() for way in WAYS}
+    resumed_from: dict[tuple[int, int], Counter[str]] = {way: Counter() for way in WAYS}
     runs: Counter[tuple[int, int]] = Counter()
     differ: list[str] = []
     with tempfile.TemporaryDirectory() as place:
@@ -66,14 +66,14 @@ def main() -> int:
                 except AssertionError as error:
                     differ.append(f"{folder.name}: {way[0]} processes, {way[1]} workers: {error}")
                 folder, way, killed = Path(place, str(sum(runs.values()))), WAYS[sum(runs.values()) % len(WAYS)], 0
-                if sum(map(Counter.total, goes_on.values())) >= asked.kills:
+                if sum(map(Counter.total, resumed_from.values())) >= asked.kills:
                     break
                 continue
             found = latest_checkpoint(folder / "r/a/checkpoints", print)
             killed += 1
-            goes_on[way][found[1]["resume"]["position"]["stage"] if found else AT[0]] += 1
+            resumed_from[way][found[1]["resume"]["position"]["stage"] if found else AT[0]] += 1
             next(kills, None)
-    show(goes_on, runs, differ)
+    show(resumed_from, runs, differ)
     return 1 if differ else 0
 
 
@@ -87,7 +87,7 @@ def run_of(folder: Path, way: tuple[int, int]) -> RunConfig:
     return load_run(folder, f"num_workers={way[1]}", "trainer.devices=auto", "trainer.save_every_steps=2", "trainer.timeout_s=20")
 
 
-def show(goes_on: dict[tuple[int, int], Counter[str]], runs: Counter[tuple[int, int]], differ: list[str]) -> None:
+def show(resumed_from: dict[tuple[int, int], Counter[str]], runs: Counter[tuple[int, int]], differ: list[str]) -> None:
     table = Table(
         "processes",
         "loader workers",
@@ -99,7 +99,9 @@ def show(goes_on: dict[tuple[int, int], Counter[str]], runs: Counter[tuple[int, 
     for size, workers in WAYS:
         way = (size, workers)
         wrong = sum(f": {size} processes, {workers} workers:" in line for line in differ)
-        table.add_row(*map(str, (size, workers, goes_on[way].total(), *(goes_on[way][at] for at in AT), runs[way], wrong)))
+        table.add_row(
+            *map(str, (size, workers, resumed_from[way].total(), *(resumed_from[way][at] for at in AT), runs[way], wrong))
+        )
     Console(width=120).print(table)
     for line in differ:
         print(line)
