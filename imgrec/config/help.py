@@ -56,7 +56,7 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     groups = {group: default for root in roots for group, default in _defaults(root).items()}
     if groups:
         example = f"{command} model=vgg --help"
-        lines += [f"Choices: a=b takes conf/a/b.yaml, *b is the default. Their keys: imgrec {example}"]
+        lines += [f"Config groups: GROUP=OPTION, *OPTION is the default. The keys of an option: imgrec {example}"]
         for group, default in groups.items():
             names = [f"*{name}" if name == chosen.get(group, default) else name for name in option_names(group, search)]
             lines += textwrap.wrap(f"  {group:<12}{'  '.join(names)}", WIDTH, subsequent_indent=" " * 14, break_on_hyphens=False)
