@@ -79,7 +79,7 @@ SHOWN: dict[str, str] = {
     "callbacks has: ema. `python -m imgrec.train --help` lists the keys.",
     "train callbacks.ema.decay=1": "callbacks.ema.decay=1.0: decay must be 0 or more and less than 1. The default is 0.0.",
     "train epochs=5 callbacks.early_stopping.patience=5": "callbacks.early_stopping.patience=5 has no effect in this config. "
-    "Set fewer than epochs, or more epochs, or remove callbacks.early_stopping.patience.",
+    "Set epochs to more than the patience, or remove callbacks.early_stopping.patience.",
     "train optim=sgd optim.batch_rule=sqrt": "optim.batch_rule=sqrt has no effect in this config. "
     "Set optim.base_batch=256, the batch that optim.lr is for, or remove optim.batch_rule.",
     "train optim=gd optim.base_batch=256": "optim.base_batch=256 has no effect in this config. "
@@ -187,7 +187,7 @@ def test_an_option_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
     for text, sentence in {
         "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nmomentun: 0.9": "optim.momentun=0.9: torch.optim.SGD takes no momentun. Did you mean momentum?",
         "_target_: torch.optim.SDG\n_partial_: true\nlr: 0.1": "_target_=torch.optim.SDG: torch.optim has no SDG. Did you mean SGD?",
-        "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nnesterov: 3": "optim.nesterov=3: nesterov takes true or false, not an integer.",
+        "_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nnesterov: 3": "optim.nesterov=3: expected true or false.",
         "_target_: os.system\n_partial_: true\nlr: 0.1": "_target_=os.system: code outside imgrec, torch, torchvision, torchmetrics, timm, pytorch_lightning "
         "is not called unless you say so. If you trust it, type: export IMGREC_ALLOW=os",
     }.items():
@@ -224,10 +224,8 @@ def test_a_callback_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
 
 
 def test_the_keys_of_the_batch_are_held_to_the_rule_that_takes_them(train, tmp_path):
-    assert train("optim.base_batch=8", "optim.batch_rule=linaer") == (
-        "optim.batch_rule=linaer: batch_rule takes linear, sqrt or none, not text."
-    )
-    assert train("optim.base_batch=8.5") == "optim.base_batch=8.5: base_batch takes an integer or null, not a number."
+    assert train("optim.base_batch=8", "optim.batch_rule=linaer") == ("optim.batch_rule=linaer: expected linear, sqrt or none.")
+    assert train("optim.base_batch=8.5") == "optim.base_batch=8.5: expected an integer or null."
     folder = tmp_path / "mine/optim"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\nbase_batch: 8\n")
@@ -237,7 +235,7 @@ def test_the_keys_of_the_batch_are_held_to_the_rule_that_takes_them(train, tmp_p
 
 
 def test_a_short_list_is_held_to_the_signature(train):
-    assert train("augment.crop_scale=[1]") == "augment.crop_scale=[1]: crop_scale takes a list of 2 values or null, not a list."
+    assert train("augment.crop_scale=[1]") == "augment.crop_scale=[1]: expected a list of 2 values or null."
 
 
 @pytest.mark.filterwarnings("ignore:.*fp16 is not supported on CPU.*")

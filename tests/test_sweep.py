@@ -400,7 +400,7 @@ sys.exit(sweep(arguments, None, fit))
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param((*SEARCH, "trials=6"), marks=optuna_installed),
+        pytest.param((*SEARCH, "trials=6"), marks=[optuna_installed, pytest.mark.slow]),
         pytest.param(("optim.lr=0.1,0.2,0.3", "seed=1,2"), marks=pytest.mark.slow),
     ],
 )
@@ -418,6 +418,7 @@ def test_two_processes_share_the_jobs(arguments: tuple[str, ...], tmp_path: Path
     assert len({(row["optim.lr"], row.get("seed")) for row in found}) == 6
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_was_killed_is_resumed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     killed = in_new_process(WORKER, "a", "b", *OVERRIDES, "optim.lr=0.1,0.2")

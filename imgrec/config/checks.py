@@ -57,7 +57,7 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
     "optim.nesterov": (lambda t: not t["optim"].get("nesterov") or t["optim"].get("momentum"), "optim.momentum=0.9"),
     "callbacks.early_stopping.patience": (
         lambda t: t["callbacks"]["early_stopping"]["patience"] < t["epochs"],
-        "fewer than epochs, or more epochs",
+        "epochs to more than the patience",
     ),
     "finetune.freeze_epochs": (
         lambda t: not t["finetune"]["freeze_epochs"] or t["weights"],
