@@ -214,8 +214,8 @@ def test_a_callback_of_ones_own_is_held_to_the_code_it_names(train, tmp_path):
     for text, sentence in {
         "_target_: pytorch_lightning.callbacks.Timer\n  duratoin: 00:12:00:00": "callbacks.own.duratoin=00:12:00:00: "
         "pytorch_lightning.callbacks.Timer takes no duratoin. Did you mean duration?",
-        "_target_: torch.nn.ReLU": "callbacks.own._target_=torch.nn.ReLU gives ReLU; a callback is a subclass of "
-        "pytorch_lightning.Callback. Name another function or class.",
+        "_target_: torch.nn.ReLU": "callbacks.own._target_=torch.nn.ReLU: expected a pytorch_lightning.Callback, "
+        "and it returns a ReLU. Name another function or class.",
         "_target_: os.getcwd": "_target_=os.getcwd: code outside imgrec, torch, torchvision, torchmetrics, timm, pytorch_lightning "
         "is not called unless you say so. If you trust it, type: export IMGREC_ALLOW=os",
     }.items():

@@ -92,7 +92,7 @@ def build_trainer(
 def run_callbacks(
     run: RunConfig, run_dir: RunDir, terminal: Terminal, history: History, boundary: StepBoundary
 ) -> list[Callback]:
-    """The callbacks of a training in the order they need: the step boundary; who watches, measures, collects and shows; conf/callbacks; the best checkpoint."""
+    """The callbacks of a training in the order that they need: the step boundary first, the best checkpoint last."""
     callbacks: list[Callback] = [
         boundary,
         FiniteLoss(str(run_dir.checkpoints)),
@@ -115,22 +115,23 @@ def run_callbacks(
 
 
 def configured_callbacks(run: RunConfig, folder: Path, history: History) -> list[Callback]:
-    """Those of conf/callbacks, in its order; a target that returns None is off.
+    """The callbacks of conf/callbacks, in its order; a target that returns None is off.
 
-    Beside its keys a target gets what it takes by these names: monitor (the run's), config (the run's, as plain data), history (the
-    figures of each epoch so far) and run_dir (the path of the run directory).
+    A target with parameters of these names also gets monitor (the run's), config (the run's, as plain data), history
+    (the metrics of each epoch so far) and run_dir (the path of the run directory).
     """
-    offered = {"monitor": run.monitor, "config": run.to_dict(), "history": history, "run_dir": folder}
+    arguments = {"monitor": run.monitor, "config": run.to_dict(), "history": history, "run_dir": folder}
     callbacks = []
     for name, node in run.callbacks.items():
-        takes = parameter_types(locate(node["_target_"]))
-        callback = instantiate(node, **{key: value for key, value in offered.items() if key in takes and key not in node})
+        parameters = parameter_types(locate(node["_target_"]))
+        extra = {key: value for key, value in arguments.items() if key in parameters and key not in node}
+        callback = instantiate(node, **extra)
         if callback is None:
             continue
         if not isinstance(callback, Callback):
             raise ConfigError(
-                f"callbacks.{name}._target_={node['_target_']} gives {type(callback).__name__}; a callback is a subclass of "
-                "pytorch_lightning.Callback. Name another function or class."
+                f"callbacks.{name}._target_={node['_target_']}: expected a pytorch_lightning.Callback, and it returns a "
+                f"{type(callback).__name__}. Name another function or class."
             )
         callbacks.append(callback)
     return callbacks

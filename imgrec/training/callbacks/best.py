@@ -8,7 +8,8 @@ from torch import Tensor
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint for one best.ckpt, but a tie goes to the later epoch.
 
-    Small validation splits tie often: with 144 digits, the first of eight epochs at 99.31% had 95.56% of the test, the last one 99.72%.
+    Small validation splits tie often: with 144 digits, the first of eight epochs at 99.31% had 95.56% of the test, the
+    last one 99.72%.
     """
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imgrec.errors import ImgrecError
 
-LAG = 10  # steps; on a GPU a look at the loss would wait for all that is queued, so it is copied behind its step and looked at later
+LAG = 10  # steps between a loss and its check: it is copied asynchronously, as a read would wait for the GPU
 
 
 class NotFiniteError(ImgrecError):
@@ -30,10 +30,10 @@ class FiniteLoss(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._look(keep=0)
-        # Weights that explode at an epoch's last step had a finite loss before it: the validation tells, and the saving comes after it.
-        found = trainer.callback_metrics.get("val/loss")
-        if found is not None and not torch.isfinite(found):
-            self._stop("validation loss", found, "after", trainer.global_step, trainer.current_epoch + 1)
+        # Weights that explode in the last step of an epoch had a finite loss before. The save comes after validation.
+        loss = trainer.callback_metrics.get("val/loss")
+        if loss is not None and not torch.isfinite(loss):
+            self._stop("validation loss", loss, "after", trainer.global_step, trainer.current_epoch + 1)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._look(keep=0)  # a save between epochs: nothing unlooked-at may get into it

@@ -33,7 +33,8 @@ COLUMNS = (
 class History(Callback):
     """Collects the figures of each epoch after validation and rewrites metrics.csv.
 
-    The rows travel in the checkpoint, so a resumed run shows each epoch once. `best` marks the rows that were the best so far by `monitor`.
+    The rows travel in the checkpoint, so a resumed run shows each epoch once. `best` marks the rows that were the best
+    so far by `monitor`.
     """
 
     def __init__(self, path: Path, monitor: str) -> None:

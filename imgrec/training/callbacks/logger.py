@@ -1,4 +1,4 @@
-"""What every logger gets beside the epoch's figures: the config, loss and learning rate by step, the figures of the test."""
+"""What every logger gets beside the metrics of epochs: the config, loss and learning rate by step, the test metrics."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class LogSteps(Callback):
         self.every_steps = every_steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.logger is not None and not isinstance(trainer.logger, TensorBoardLogger):  # that one gets it with the result
+        if trainer.logger is not None and not isinstance(trainer.logger, TensorBoardLogger):  # which gets it at the end
             trainer.logger.log_hyperparams(flat_config(self.config))
 
     def on_train_batch_end(

@@ -10,9 +10,9 @@ from pytorch_lightning.callbacks import Callback
 
 
 class LRRange(Callback):
-    """Step i gets the rate `rates[i]`, times each group's share of `lr` (the optimizer's own); `losses[i]` is its global batch's mean loss.
+    """Sets `rates[i]` in step i, times each group's share of `lr` (the optimizer's); `losses[i]` is its mean loss.
 
-    Stops the training where `diverged(losses)` says so, which `stopped` then tells. Needs an optimizer without schedulers.
+    Stops the training, and sets `stopped`, where `diverged(losses)`. Needs an optimizer without schedulers.
     """
 
     def __init__(

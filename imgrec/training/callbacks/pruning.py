@@ -13,8 +13,8 @@ from imgrec.training.callbacks.history import History
 class Pruning(Callback):
     """Ends the training after epoch i if the best value of `monitor` so far is worse than thresholds[i - 1].
 
-    It reads what `history` collected, so it stands behind it in the list of callbacks. Those figures are of all ranks, so they decide alike;
-    they are in the checkpoint, so a resumed run ends at the same epoch.
+    It reads what `history` collected, so it comes after it in the list of callbacks. Those figures are of all ranks, so
+    they decide alike; they are in the checkpoint, so a resumed run ends at the same epoch.
     """
 
     def __init__(self, history: History, thresholds: Sequence[float], say: Callable[[str], None]) -> None:

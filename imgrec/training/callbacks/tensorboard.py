@@ -39,19 +39,19 @@ class TensorBoardExtras(Callback):
         if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, Classifier)
-        found = pl_module.test_report
-        assert found is not None
+        report = pl_module.test_report
+        assert report is not None
         best = self.history.best() or self.history.rows[-1]
         metrics = {
-            "final/test accuracy": found.accuracy,
-            "final/test macro F1": found.macro_f1,
+            "final/test accuracy": report.accuracy,
+            "final/test macro F1": report.macro_f1,
             "final/val accuracy": best["val/accuracy"],
         }
         logger.log_hyperparams(flat_config(self.config), metrics)
 
 
 def event_file_sizes(trainer: pl.Trainer) -> dict[str, int]:
-    """Bytes of each event file so far, by its name: with `rewind`, what is logged after a save and then lost is not there twice."""
+    """Bytes of each event file so far, by its name: a resumed run truncates them, so that no step is logged twice."""
     logger = trainer.logger
     if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
         return {}
