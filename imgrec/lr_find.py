@@ -137,7 +137,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
         max_epochs=-1,
         enable_checkpointing=False,
     )
-    net, _ = initial_network(run, data.classes)
+    net, _ = initial_network(run.model, run.weights, data.classes)
     classifier = build_classifier(run, net, data, augment, loaders.plan, with_schedule=False)
     trainer.fit(classifier, datamodule=loaders)
     losses = np.array(lr_range.losses)

@@ -106,7 +106,7 @@ def _train(
     boundary = StepBoundary(run.trainer, run_dir.last, writer, resume.state if resume else None, heartbeat, saves, terminal.say)
     loaders = build_loaders(run, data, augment, devices=world.size, start=resume.start if resume else (0, 0))
 
-    net, transferred = initial_network(run, data.classes)
+    net, transferred = initial_network(run.model, run.weights, data.classes)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)
     classifier = build_classifier(run, net, data, augment, loaders.plan)
     history = History(run_dir.path / "metrics.csv", run.monitor)

@@ -72,7 +72,7 @@ SHOWN: dict[str, str] = {
     "Set augment=randaug or augment.policy=randaug, or remove augment.randaug_ops.",
     "train data.crop_share=0.9": "data.crop_share=0.9 has no effect in this config. Set data.resize=crop, or remove data.crop_share.",
     "train finetune.freeze_epochs=2": "finetune.freeze_epochs=2 has no effect in this config. "
-    "Set weights=DEFAULT or weights=RUN_FOLDER too, or remove finetune.freeze_epochs.",
+    "Set weights=DEFAULT or weights=RUN_DIRECTORY too, or remove finetune.freeze_epochs.",
     "train callbacks.emma.decay=0.9": "'callbacks.emma.decay=0.9': there is no key callbacks.emma.decay. "
     "Did you mean callbacks.ema.decay? callbacks has: tensorboard, ema, early_stopping. `python -m imgrec.train --help` lists the keys.",
     "train callbacks=ema callbacks.tensorboard.images=0": "'callbacks.tensorboard.images=0': there is no key callbacks.tensorboard.images. "

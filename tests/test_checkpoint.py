@@ -84,7 +84,8 @@ def test_a_file_that_imgrec_did_not_write(trained, tmp_path):
 def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path):
     file = rewritten(trained, tmp_path, version=FORMAT_VERSION + 1, versions={"imgrec": "9.1"})
     assert refusal(file) == (
-        f"{file} has checkpoint format {FORMAT_VERSION + 1}; this imgrec reads format {FORMAT_VERSION}. Install the imgrec that wrote it: 9.1."
+        f"{file} has checkpoint format {FORMAT_VERSION + 1}; this imgrec reads format {FORMAT_VERSION}. "
+        "Train again with this version, or use the imgrec that wrote it."
     )
     config = load_checkpoint(trained).run.to_dict()
     file = rewritten(trained, tmp_path, config={**config, "model": {"_target_": "os.system", "command": "true"}})

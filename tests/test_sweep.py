@@ -186,8 +186,18 @@ def test_a_stopped_job_stops_the_sweep_and_the_same_command_resumes_it(
 def test_a_signal_between_two_jobs_stops_the_sweep(
     sweep: Sweep, trained: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(signals, "stop_reason", lambda: "SIGUSR1" if trained else None)
+    module = importlib.import_module("imgrec.train")
+    fit = module.fit
+
+    def signalled_at_its_end(*arguments: Any, **options: Any) -> dict[str, Any]:
+        with signals.request_cleared():  # as the real one
+            result: dict[str, Any] = fit(*arguments, **options)
+            signals.request_stop("SIGUSR1")
+            return result
+
+    monkeypatch.setattr(module, "fit", signalled_at_its_end)
     assert sweep("optim.lr=0.1,0.2") == 75
+    assert signals.stop_reason() is None  # the next command of this process is not stopped
     assert trained == [0.1]
     assert (
         "stopped by SIGUSR1 between two jobs. Start the same command again to resume. 1 of 2 jobs are not"

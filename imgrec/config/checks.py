@@ -9,7 +9,7 @@ from typing import Any
 from imgrec.config.annotations import describe_type, format_value, matches_type, type_of
 from imgrec.config.options import conf_dir, group_names, option_names, shipped_targets
 from imgrec.config.ranges import NOT_NEGATIVE, check_range
-from imgrec.config.schema import Node, RunConfig
+from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, did_you_mean
 
 
@@ -61,7 +61,7 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
     ),
     "finetune.freeze_epochs": (
         lambda t: not t["finetune"]["freeze_epochs"] or t["weights"],
-        "weights=DEFAULT or weights=RUN_FOLDER too",
+        "weights=DEFAULT or weights=RUN_DIRECTORY too",
     ),
 }
 
@@ -198,9 +198,10 @@ def _open_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _open_keys(value, f"{prefix}{key}.")
 
 
-def conform(tree: Node, reference: Node, prefix: str, *, ranges: bool = True) -> Node:
+def conform(tree: Node, reference: Node, prefix: str, *, types: Mapping[str, Any], ranges: bool = True) -> Node:
     """`tree` with the number types of the reference, its keys, types and ranges checked.
 
+    `types`: annotations of keys at the root, which the shipped values alone do not tell.
     `ranges`: whether numbers are held to RANGES. Those under a `_target_` that imgrec does not ship are not: what they mean, that code says.
     """
     if "_target_" in tree:
@@ -213,20 +214,21 @@ def conform(tree: Node, reference: Node, prefix: str, *, ranges: bool = True) ->
                 f"{path}={format_value(value)}: there is no key {path}.{did_you_mean(key, list(reference))}"
                 f" Known here: {', '.join(k for k in reference if not k.startswith('_'))}."
             )
-        checked[key] = conform_value(value, reference[key], path, ranges=ranges)
+        checked[key] = conform_value(value, reference[key], path, types=types, ranges=ranges)
     return checked
 
 
-def conform_value(value: Any, like: Any, path: str, *, ranges: bool = True) -> Any:
+def conform_value(value: Any, like: Any, path: str, *, types: Mapping[str, Any], ranges: bool = True) -> Any:
+    """`value` with the number type of `like`, the shipped value of the key `path`; ConfigError where it is of another type or out of range."""
     if isinstance(like, dict) and like:
         if not isinstance(value, dict):
             raise ConfigError(
                 f"{path}={format_value(value)}: expected a group of keys. Type {path}.KEY=VALUE; its keys are {', '.join(k for k in like if not k.startswith('_'))}."
             )
-        return conform(value, like, f"{path}.", ranges=ranges)
+        return conform(value, like, f"{path}.", types={}, ranges=ranges)
     key = path.rsplit(".", maxsplit=1)[-1]
     default = f" The default is {format_value(like)}."
-    hint = typing.get_type_hints(RunConfig).get(key) if path.count(".") == 0 else None
+    hint = types.get(path)
     if hint in (str, str | None) and isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)  # id=5
     if hint == dict[str, float] | None and isinstance(value, dict):

@@ -16,7 +16,7 @@ from typing import Any
 
 from imgrec.config.checks import check_keys, check_options, check_together, conform, is_group_override
 from imgrec.config.options import conf_dir, group_names
-from imgrec.config.schema import Node, RunConfig, run_config
+from imgrec.config.schema import Node, RunConfig, run_config, run_types
 from imgrec.errors import ConfigError, first_line
 
 SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
@@ -66,7 +66,7 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
         raise ConfigError(f"the config cannot be composed: {first_line(error)}.") from error
     if "name" in tree and tree["name"] is None:
         tree["name"] = choices.get("experiment") or f"{choices['data']}_{choices['model']}"
-    tree = conform(tree, reference, "")
+    tree = conform(tree, reference, "", types=run_types(reference))
     check_together([override.key_or_group for override in parsed], tree, choices)
     return tree
 

@@ -134,6 +134,12 @@ class RunConfig:
         return replace(self, data=replace(self.data, num_classes=count), model=self.model | {"num_classes": count})
 
 
+def run_types(tree: Node) -> dict[str, Any]:
+    """The annotations of RunConfig's keys where a tree is a run's; those of evaluate and predict have other types."""
+    types = typing.get_type_hints(RunConfig)
+    return types if types.keys() <= tree.keys() else {}
+
+
 def run_config(tree: Node) -> RunConfig:
     """RunConfig from a composed or stored tree; keys that are not a run's are left out. ConfigError for a value of another type."""
     run = {field.name: tree[field.name] for field in fields(RunConfig)}

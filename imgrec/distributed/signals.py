@@ -22,6 +22,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 class _Request:
     reason: str | None = None
     since: float  # time.monotonic()
+    blocks = 0  # of request_cleared
 
 
 _request = _Request()
@@ -51,11 +52,14 @@ def clear_request() -> None:
 
 @contextmanager
 def request_cleared() -> Iterator[None]:
-    """A run of this process: a request to stop ends with it."""
+    """A request to stop ends with the outermost of these blocks: with the command, not with one job of its sweep."""
+    _request.blocks += 1
     try:
         yield
     finally:
-        clear_request()
+        _request.blocks -= 1
+        if not _request.blocks:
+            clear_request()
 
 
 def install_handlers() -> None:

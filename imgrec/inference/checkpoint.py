@@ -70,7 +70,7 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{file} has checkpoint format {version}; this imgrec reads format {FORMAT_VERSION}. "
-            f"Install the imgrec that wrote it: {checkpoint['imgrec'].get('versions', {}).get('imgrec', 'unknown')}."
+            "Train again with this version, or use the imgrec that wrote it."
         )
     for key in ("config", "classes", "preprocessing"):
         if not isinstance(checkpoint["imgrec"].get(key), dict | list):
@@ -100,6 +100,11 @@ class Checkpoint:
     classes: tuple[str, ...]
     preprocessing: Node
     content: dict[str, Any]  # all of the file: "state_dict", "imgrec" and Lightning's own keys
+
+
+def network_state(content: dict[str, Any]) -> dict[str, Any]:
+    """The network's tensors of a checkpoint's content, by their names in the network. With EMA they are the averaged weights."""
+    return {key.removeprefix("net."): value for key, value in content["state_dict"].items() if key.startswith("net.")}
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -22,7 +22,7 @@ from imgrec.data.preprocess import Preprocess
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import world
 from imgrec.errors import CheckpointError, ConfigError, DataError
-from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
+from imgrec.inference.checkpoint import Checkpoint, load_checkpoint, network_state
 from imgrec.inference.evaluation import checkpoint_loss, evaluation_images, measure_split
 from imgrec.inference.metrics import Report
 from imgrec.models.factory import build_network
@@ -234,10 +234,8 @@ def trained_network(checkpoint: Checkpoint) -> nn.Module:
         raise CheckpointError(
             f"{file}: this imgrec cannot build its network: {error}. Install the imgrec that wrote it: {written_by}."
         ) from error
-    # With EMA, Lightning's checkpoints hold the averaged weights here.
-    state = {key.removeprefix("net."): value for key, value in checkpoint.content["state_dict"].items() if key.startswith("net.")}
     try:
-        net.load_state_dict(state)
+        net.load_state_dict(network_state(checkpoint.content))
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n")[1:2]).strip().rstrip(".") or str(error)
         raise CheckpointError(

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from imgrec.config.checks import conform_value
 from imgrec.config.compose import compose_config, hydra_tree
 from imgrec.config.options import group_names, option_names
-from imgrec.config.schema import Node
+from imgrec.config.schema import Node, run_types
 from imgrec.errors import ConfigError
 
 MULTIRUN, SEARCH = ("-m", "--multirun"), "--search"
@@ -215,9 +215,10 @@ def _check_values(arguments: Sequence[Argument], groups: _Groups) -> Node:
     for argument in arguments:
         key, values = argument.key, argument.values[1:]
         if key not in groups.names:
-            default = _at(hydra_tree("train", chosen, groups.folders)[0], key) if values else None
+            shipped = hydra_tree("train", chosen, groups.folders)[0] if values else {}
             for value in values:
-                conform_value(OverridesParser.create().parse_override(f"{key}={value}").value(), default, key)
+                parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
+                conform_value(parsed, _at(shipped, key), key, types=run_types(shipped))
         elif key == "experiment" or groups.config_dir or any(other.key.startswith(f"{key}.") for other in arguments):
             for value in values:  # keys set beside it must be in every option
                 groups.compose(beside(argument, value))

@@ -6,18 +6,18 @@ from typing import Any
 
 from torch import nn
 
-from imgrec.config.schema import RunConfig
-from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.config.schema import Node
+from imgrec.inference.checkpoint import network_state, read_checkpoint
 from imgrec.models.factory import build_network
 from imgrec.models.pretrained import PretrainedWeights, library_weights, transfer_weights
 
 
-def initial_network(run: RunConfig, classes: Sequence[str]) -> tuple[nn.Module, str | None]:
+def initial_network(model: Node, weights: str | None, classes: Sequence[str]) -> tuple[nn.Module, str | None]:
     """The network of a run before its first step, and a sentence that says what was copied from `weights`."""
-    net = build_network(run.model, len(classes))
-    if not run.weights:
+    net = build_network(model, len(classes))
+    if not weights:
         return net, None
-    return net, transfer_weights(net, pretrained_weights(run.weights, run.model), classes)
+    return net, transfer_weights(net, pretrained_weights(weights, model), classes)
 
 
 def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights:
@@ -28,7 +28,7 @@ def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeig
     if not Path(weights).exists():
         return library_weights(weights, model)
     checkpoint = read_checkpoint(Path(weights))
-    state = {key.removeprefix("net."): value for key, value in checkpoint["state_dict"].items() if key.startswith("net.")}
+    state = network_state(checkpoint)
     metadata = checkpoint["imgrec"]
     return PretrainedWeights(weights, state, tuple(metadata["classes"]), _overrides_hint(metadata["config"]["model"], model))
 
