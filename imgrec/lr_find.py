@@ -23,7 +23,7 @@ from imgrec.config.schema import RunConfig, run_config
 from imgrec.distributed.command import run_command
 from imgrec.distributed.device_checks import check_accelerator
 from imgrec.distributed.process_group import connected_world
-from imgrec.distributed.world import world
+from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
 
 Floats = NDArray[np.float64]
@@ -182,7 +182,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     from imgrec.terminal import Terminal
 
     run = run_config(tree)
-    screen = Terminal(quiet=world().rank > 0)
+    screen = Terminal(quiet=read_world().rank > 0)
     rates = rising_rates(lr_min, lr_max, tree["steps"])
     screen.say(f"{len(rates)} steps with optim.lr from {rates[0]:g} to {rates[-1]:g}")
     with screen.bar() as bar:

@@ -1,4 +1,4 @@
-"""imgrec.distributed.heartbeat, with real processes: all scenes play at once, on three ranks each, and the tests look at how they ended."""
+"""imgrec.distributed.heartbeat, with real processes: all scenarios run at the same time, on three ranks each; the tests check how they ended."""
 
 import json
 import os
@@ -27,45 +27,45 @@ RANKS = 3
 TIMEOUT_S = 4.0  # more than a rank that runs has to wait for a processor; what is longer is for ever
 FOR_EVER_S = 600.0
 HOST = socket.gethostname()
-Act = Callable[[], Any]
+Action = Callable[[], Any]
 
 
 class Rank(NamedTuple):
-    """What a scene gets on each of its ranks."""
+    """The argument of a scenario on each of its ranks."""
 
     rank: int
     heartbeat: Heartbeat
-    folder: Path  # of the scene
+    folder: Path  # of the scenario
 
 
-def steps(here: Rank, at: int | None = None, act: Act = lambda: None, collective: bool = True) -> None:
-    """Eight steps; rank `at` acts in step 5, once those who will judge it have heard that it is there."""
-    judges = () if at is None else (1, 2) if at == 0 else (0,)
-    if here.rank in judges:
-        threading.Thread(target=tell_when_heard, args=(here, at), daemon=True).start()
+def steps(this: Rank, at: int | None = None, action: Action = lambda: None, collective: bool = True) -> None:
+    """Eight steps; rank `at` acts in step 5, once the ranks that will notice have a report from that step."""
+    observers = () if at is None else (1, 2) if at == 0 else (0,)
+    if this.rank in observers:
+        threading.Thread(target=note_when_reported, args=(this, at), daemon=True).start()
     for step in range(8):
-        here.heartbeat.doing = f"waiting for the others before step {step}"
+        this.heartbeat.doing = f"waiting for the others before step {step}"
         if collective or step < 5:
             distributed.all_reduce(torch.ones(1))
         elif step == 6:
             time.sleep(FOR_EVER_S)  # what a collective of NCCL does when another process is gone
-        here.heartbeat.doing = f"training step {step} of epoch 1"
-        if step == 5 and here.rank == at:
-            wait_until(lambda: is_heard(here, judges))
-            act()
+        this.heartbeat.doing = f"training step {step} of epoch 1"
+        if step == 5 and this.rank == at:
+            wait_until(lambda: is_reported(this, observers))
+            action()
 
 
-def tell_when_heard(here: Rank, at: int) -> None:
-    wait_until(lambda: here.heartbeat._statuses[at].doing == "training step 5 of epoch 1")
-    (here.folder / f"heard{here.rank}").touch()
+def note_when_reported(this: Rank, at: int) -> None:
+    wait_until(lambda: this.heartbeat._statuses[at].doing == "training step 5 of epoch 1")
+    (this.folder / f"reported{this.rank}").touch()
 
 
-def is_heard(here: Rank, judges: tuple[int, ...]) -> bool:
-    here.heartbeat.doing = "training step 5 of epoch 1"  # a sign of life
-    return all((here.folder / f"heard{judge}").exists() for judge in judges)
+def is_reported(this: Rank, observers: tuple[int, ...]) -> bool:
+    this.heartbeat.doing = "training step 5 of epoch 1"  # a sign of life
+    return all((this.folder / f"reported{observer}").exists() for observer in observers)
 
 
-def send(number: signal.Signals) -> Act:
+def signal_itself(number: signal.Signals) -> Action:
     return lambda: os.kill(os.getpid(), number)
 
 
@@ -73,8 +73,8 @@ def fail() -> None:
     raise ValueError("no such thing\nand more")
 
 
-def fail_on_all(here: Rank) -> None:
-    heartbeat_module.ALONE_S = FOR_EVER_S  # each ends by itself, however long that takes it
+def fail_on_all(this: Rank) -> None:
+    heartbeat_module.END_GRACE_S = FOR_EVER_S  # each ends by itself, however long that takes it
     distributed.barrier()
     fail()
 
@@ -84,68 +84,68 @@ def loop() -> None:
         sum(range(10_000))
 
 
-def leave_a_child_behind(here: Rank) -> None:
+def leave_a_child_behind(this: Rank) -> None:
     """Killed, but its connections stay open."""
     if os.fork() == 0:
-        wait_until((here.folder / "over").exists)
+        wait_until((this.folder / "over").exists)
         os._exit(0)
-    send(signal.SIGKILL)()
+    signal_itself(signal.SIGKILL)()
 
 
-def read_long(here: Rank) -> None:
-    here.heartbeat.doing = "reading the data"
+def read_long(this: Rank) -> None:
+    this.heartbeat.doing = "reading the data"
     time.sleep(1.5 * TIMEOUT_S)
-    steps(here)
+    steps(this)
 
 
-def read_longer_on_one(here: Rank) -> None:
-    here.heartbeat.doing = "reading the data" if here.rank == 2 else "waiting for the others before step 0"
-    if here.rank == 2:
+def read_longer_on_one(this: Rank) -> None:
+    this.heartbeat.doing = "reading the data" if this.rank == 2 else "waiting for the others before step 0"
+    if this.rank == 2:
         time.sleep(FOR_EVER_S)
     distributed.all_reduce(torch.ones(1))
 
 
-def be_asked(here: Rank) -> None:
-    if here.rank == 1:
+def stop_on_one(this: Rank) -> None:
+    if this.rank == 1:
         signals.request_stop("SIGTERM")
     wait_until(signals.stop_reason)
     print(signals.stop_reason(), flush=True)
     distributed.barrier()
 
 
-SCENES: dict[str, Callable[[Rank], None]] = {
-    "rank 1 is killed": lambda here: steps(here, 1, send(signal.SIGKILL)),
-    "rank 0 is killed": lambda here: steps(here, 0, send(signal.SIGKILL)),
-    "rank 1 is killed, and collectives do not notice": lambda here: steps(
-        here, 1, partial(leave_a_child_behind, here), collective=False
+SCENARIOS: dict[str, Callable[[Rank], None]] = {
+    "rank 1 is killed": lambda this: steps(this, 1, signal_itself(signal.SIGKILL)),
+    "rank 0 is killed": lambda this: steps(this, 0, signal_itself(signal.SIGKILL)),
+    "rank 1 is killed, and collectives do not notice": lambda this: steps(
+        this, 1, partial(leave_a_child_behind, this), collective=False
     ),
-    "rank 1 is stopped": lambda here: steps(here, 1, send(signal.SIGSTOP)),
-    "rank 0 is stopped": lambda here: steps(here, 0, send(signal.SIGSTOP)),
-    "rank 2 loops": lambda here: steps(here, 2, loop),
-    "rank 0 loops": lambda here: steps(here, 0, loop),
-    "rank 1 fails": lambda here: steps(here, 1, fail),
-    "rank 0 fails": lambda here: steps(here, 0, fail),
+    "rank 1 is stopped": lambda this: steps(this, 1, signal_itself(signal.SIGSTOP)),
+    "rank 0 is stopped": lambda this: steps(this, 0, signal_itself(signal.SIGSTOP)),
+    "rank 2 loops": lambda this: steps(this, 2, loop),
+    "rank 0 loops": lambda this: steps(this, 0, loop),
+    "rank 1 fails": lambda this: steps(this, 1, fail),
+    "rank 0 fails": lambda this: steps(this, 0, fail),
     "all fail": fail_on_all,
     "all continue": steps,
     "all read for long": read_long,
     "one reads for long": read_longer_on_one,
-    "rank 1 is asked to stop": be_asked,
+    "rank 1 is asked to stop": stop_on_one,
 }
 STOPPED = {"rank 1 is stopped": 1, "rank 0 is stopped": 0}  # never ends
 
 
-def play(scene: Callable[[Rank], None], folder: Path, rank: int) -> None:
+def run_scenario(scenario: Callable[[Rank], None], folder: Path, rank: int) -> None:
     """What imgrec.train does around a training."""
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{name}{rank}", os.O_CREAT | os.O_WRONLY), stream)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # pytest's lead elsewhere
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # pytest's go elsewhere
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=RANKS)
     with Heartbeat(rank, RANKS, TIMEOUT_S, (folder / "log").write_text) as heartbeat:
         distributed.barrier()
-        scene(Rank(rank, heartbeat, folder))
+        scenario(Rank(rank, heartbeat, folder))
 
 
-class Played(NamedTuple):
+class Outcome(NamedTuple):
     codes: list[int | None]
     out: list[str]
     err: list[str]
@@ -153,20 +153,23 @@ class Played(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Played]:
-    folders = {name: tmp_path_factory.mktemp("heartbeat") for name in SCENES}
+def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
+    folders = {name: tmp_path_factory.mktemp("heartbeat") for name in SCENARIOS}
     codes = {}
     with ExitStack() as stack:
-        started = {name: stack.enter_context(start_ranks(RANKS, partial(play, SCENES[name], folders[name]))) for name in SCENES}
+        started = {
+            name: stack.enter_context(start_ranks(RANKS, partial(run_scenario, SCENARIOS[name], folders[name])))
+            for name in SCENARIOS
+        }
         for name, ranks in started.items():
             join_ranks([process for rank, process in enumerate(ranks) if rank != STOPPED.get(name)])
             codes[name] = [process.exitcode for process in ranks]
             (folders[name] / "over").touch()
 
-    def find(name: str) -> Played:
+    def find(name: str) -> Outcome:
         texts = [[(folders[name] / f"{stream}{rank}").read_text() for rank in range(RANKS)] for stream in ("out", "err")]
         log = folders[name] / "log"
-        return Played(codes[name], *texts, log.read_text() if log.exists() else "")
+        return Outcome(codes[name], *texts, log.read_text() if log.exists() else "")
 
     return find
 
@@ -174,86 +177,86 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Played]:
 AGAIN = "Start the same command again to resume from the last checkpoint."
 
 
-def test_killed(played: Callable[[str], Played]) -> None:
+def test_killed(outcome_of: Callable[[str], Outcome]) -> None:
     for name in ("rank 1 is killed", "rank 1 is killed, and collectives do not notice"):
-        scene = played(name)
-        assert scene.codes == [1, -signal.SIGKILL, 1], scene
-        assert f"imgrec: rank 1 on {HOST} (pid " in scene.err[0], scene
-        assert f") died while training step 5 of epoch 1. {AGAIN}\n" in scene.err[0]
-        assert scene.log in scene.err[0]
-        assert scene.log.startswith("rank 1 on ")
-        assert scene.err[2] == ""
+        outcome = outcome_of(name)
+        assert outcome.codes == [1, -signal.SIGKILL, 1], outcome
+        assert f"imgrec: rank 1 on {HOST} (pid " in outcome.err[0], outcome
+        assert f") died while training step 5 of epoch 1. {AGAIN}\n" in outcome.err[0]
+        assert outcome.log in outcome.err[0]
+        assert outcome.log.startswith("rank 1 on ")
+        assert outcome.err[2] == ""
 
 
-def test_killed_first(played: Callable[[str], Played]) -> None:
-    scene = played("rank 0 is killed")
-    assert scene.codes == [-signal.SIGKILL, 1, 1], scene
-    for err in scene.err[1:]:
+def test_killed_first(outcome_of: Callable[[str], Outcome]) -> None:
+    outcome = outcome_of("rank 0 is killed")
+    assert outcome.codes == [-signal.SIGKILL, 1, 1], outcome
+    for err in outcome.err[1:]:
         assert f"imgrec: rank 0 on {HOST} (pid " in err
         assert f") died while training step 5 of epoch 1. {AGAIN}\n" in err
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_stopped(played: Callable[[str], Played], rank: int) -> None:
-    scene = played(f"rank {rank} is stopped")
-    speaker = 1 - rank
-    assert scene.codes[rank] is None, scene
-    assert scene.codes[speaker] == scene.codes[2] == 1
-    assert f"imgrec: rank {rank} on {HOST} (pid " in scene.err[speaker]
-    assert ") has given no sign for 4 s; it was training step 5 of epoch 1. " in scene.err[speaker]
+def test_stopped(outcome_of: Callable[[str], Outcome], rank: int) -> None:
+    outcome = outcome_of(f"rank {rank} is stopped")
+    printing = 1 - rank
+    assert outcome.codes[rank] is None, outcome
+    assert outcome.codes[printing] == outcome.codes[2] == 1
+    assert f"imgrec: rank {rank} on {HOST} (pid " in outcome.err[printing]
+    assert ") has given no sign for 4 s; it was training step 5 of epoch 1. " in outcome.err[printing]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_loops(played: Callable[[str], Played], rank: int) -> None:
-    scene = played(f"rank {rank} loops")
-    assert scene.codes == [1, 1, 1], scene
-    assert scene.err[0].startswith(f"imgrec: nothing has moved for 4 s: rank {rank} on {HOST} (pid ")
+def test_loops(outcome_of: Callable[[str], Outcome], rank: int) -> None:
+    outcome = outcome_of(f"rank {rank} loops")
+    assert outcome.codes == [1, 1, 1], outcome
+    assert outcome.err[0].startswith(f"imgrec: nothing has moved for 4 s: rank {rank} on {HOST} (pid ")
     others = ", ".join(str(other) for other in range(RANKS) if other != rank)
-    assert ") is training step 5 of epoch 1 (at " in scene.err[0]
-    assert f" in loop); ranks {others} are waiting for the others before step 6. " in scene.err[0]
-    assert scene.err[0].endswith("If it was only slow, set trainer.timeout_s=8.\n")
+    assert ") is training step 5 of epoch 1 (at " in outcome.err[0]
+    assert f" in loop); ranks {others} are waiting for the others before step 6. " in outcome.err[0]
+    assert outcome.err[0].endswith("If it was only slow, set trainer.timeout_s=8.\n")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_fails(played: Callable[[str], Played], rank: int) -> None:
-    scene = played(f"rank {rank} fails")
-    assert scene.codes == [1, 1, 1], scene
-    assert "ValueError: no such thing\nand more" in scene.err[rank]
-    assert "imgrec: " not in scene.err[rank]
+def test_fails(outcome_of: Callable[[str], Outcome], rank: int) -> None:
+    outcome = outcome_of(f"rank {rank} fails")
+    assert outcome.codes == [1, 1, 1], outcome
+    assert "ValueError: no such thing\nand more" in outcome.err[rank]
+    assert "imgrec: " not in outcome.err[rank]
     line = ") failed: ValueError: no such thing. Fix that, then start the same command again to resume.\n"
-    speaker = 1 - rank
-    assert scene.err[speaker].startswith(f"imgrec: rank {rank} on {HOST} (pid ")
-    assert scene.err[speaker].endswith(line)
+    printing = 1 - rank
+    assert outcome.err[printing].startswith(f"imgrec: rank {rank} on {HOST} (pid ")
+    assert outcome.err[printing].endswith(line)
 
 
-def test_all_fail_by_their_own_words(played: Callable[[str], Played]) -> None:
-    scene = played("all fail")
-    assert scene.codes == [1, 1, 1], scene
-    assert all("ValueError: no such thing" in err and "imgrec: " not in err for err in scene.err)
+def test_all_fail_with_their_own_traceback(outcome_of: Callable[[str], Outcome]) -> None:
+    outcome = outcome_of("all fail")
+    assert outcome.codes == [1, 1, 1], outcome
+    assert all("ValueError: no such thing" in err and "imgrec: " not in err for err in outcome.err)
 
 
 @pytest.mark.parametrize("name", ["all continue", "all read for long"])
-def test_nothing_wrong(played: Callable[[str], Played], name: str) -> None:
-    scene = played(name)
-    assert (scene.codes, scene.err, scene.log) == ([0, 0, 0], ["", "", ""], ""), scene
+def test_nothing_wrong(outcome_of: Callable[[str], Outcome], name: str) -> None:
+    outcome = outcome_of(name)
+    assert (outcome.codes, outcome.err, outcome.log) == ([0, 0, 0], ["", "", ""], ""), outcome
 
 
-def test_reads_while_others_wait(played: Callable[[str], Played]) -> None:
-    scene = played("one reads for long")
-    assert scene.codes == [1, 1, 1], scene
-    assert scene.err[0].startswith(f"imgrec: nothing has moved for 4 s: rank 2 on {HOST} (pid ")
-    assert " is reading the data (at " in scene.err[0]
-    assert "; ranks 0, 1 are waiting for the others before step 0. " in scene.err[0]
+def test_reads_while_others_wait(outcome_of: Callable[[str], Outcome]) -> None:
+    outcome = outcome_of("one reads for long")
+    assert outcome.codes == [1, 1, 1], outcome
+    assert outcome.err[0].startswith(f"imgrec: nothing has moved for 4 s: rank 2 on {HOST} (pid ")
+    assert " is reading the data (at " in outcome.err[0]
+    assert "; ranks 0, 1 are waiting for the others before step 0. " in outcome.err[0]
 
 
-def test_stop_reaches_all(played: Callable[[str], Played]) -> None:
-    scene = played("rank 1 is asked to stop")
-    assert scene.out == ["SIGTERM on rank 1\n", "SIGTERM\n", "SIGTERM on rank 1\n"], scene
-    assert scene.codes == [0, 0, 0]
+def test_stop_reaches_all(outcome_of: Callable[[str], Outcome]) -> None:
+    outcome = outcome_of("rank 1 is asked to stop")
+    assert outcome.out == ["SIGTERM on rank 1\n", "SIGTERM\n", "SIGTERM on rank 1\n"], outcome
+    assert outcome.codes == [0, 0, 0]
 
 
-def peer(rank: int, doing: str = "training step 5", at: str = "", **more: Any) -> RankStatus:
-    return RankStatus(rank, heard=100.0, moved=0.0, host="n1", pid=10 + rank, doing=doing, at=at, **more)
+def status(rank: int, doing: str = "training step 5", at: str = "", **more: Any) -> RankStatus:
+    return RankStatus(rank, last_message_at=100.0, progress_at=0.0, host="n1", pid=10 + rank, doing=doing, at=at, **more)
 
 
 WAITS = "waiting for the others before step 6"
@@ -273,44 +276,45 @@ WAITS = "waiting for the others before step 6"
 )
 def test_who_is_behind(doing: list[str], behind: list[int]) -> None:
     inside = "torch/autograd/graph.py:829 in _engine_run_backward"
-    peers = [
-        peer(rank, text.removesuffix(" (collective)"), inside if "collective" in text else "") for rank, text in enumerate(doing)
+    statuses = [
+        status(rank, text.removesuffix(" (collective)"), inside if "collective" in text else "")
+        for rank, text in enumerate(doing)
     ]
-    assert [found.rank for found in lagging_ranks(peers)] == behind
-    assert find_hang(peers, 99.0, 100.0) is None
-    line = find_hang(peers, 100.0, 100.0)
+    assert [lagging.rank for lagging in lagging_ranks(statuses)] == behind
+    assert find_hang(statuses, 99.0, 100.0) is None
+    line = find_hang(statuses, 100.0, 100.0)
     assert line is not None
     assert line.startswith("nothing has moved for 100 s: rank ")
-    peers[0].moved = 0.1
-    assert find_hang(peers, 100.0, 100.0) is None
+    statuses[0].progress_at = 0.1
+    assert find_hang(statuses, 100.0, 100.0) is None
 
 
 def test_what_is_no_hang() -> None:
     inside = "torch/distributed/distributed_c10d.py:3001 in barrier"
-    alone = [peer(0, "reading the data"), peer(1, "starting"), peer(2, "compiling the network for step 1")]
+    alone = [status(0, "reading the data"), status(1, "starting"), status(2, "compiling the network for step 1")]
     assert find_hang(alone, 1e6, 100.0) is None
-    assert find_hang([*alone, peer(3, WAITS)], 1e6, 100.0) is not None
-    assert find_hang([*alone, peer(3, "starting", inside)], 1e6, 100.0) is not None
-    assert find_hang([*alone, peer(3, WAITS, left="finished")], 1e6, 100.0) is None
+    assert find_hang([*alone, status(3, WAITS)], 1e6, 100.0) is not None
+    assert find_hang([*alone, status(3, "starting", inside)], 1e6, 100.0) is not None
+    assert find_hang([*alone, status(3, WAITS, left="finished")], 1e6, 100.0) is None
 
 
 def test_many_at_once() -> None:
-    peers = [peer(rank, cut=50.0 if 2 <= rank < 10 else None) for rank in range(16)]
-    assert find_dead(peers, 50.1, 100.0) is None  # there may be more
-    assert find_dead(peers, 51.0, 100.0) == (
+    statuses = [status(rank, disconnected_at=50.0 if 2 <= rank < 10 else None) for rank in range(16)]
+    assert find_dead(statuses, 50.1, 100.0) is None  # there may be more
+    assert find_dead(statuses, 51.0, 100.0) == (
         "rank 2 on n1 (pid 12) died while training step 5; rank 3 on n1 (pid 13) died while training step 5; "
         f"rank 4 on n1 (pid 14) died while training step 5; and 5 other ranks. {AGAIN}"
     )
-    assert find_dead([peer(0, cut=50.0, left="finished"), peer(1)], 60.0, 100.0) is None
-    assert find_dead([peer(0, left="finished"), peer(1, left="stopped")], 1e6, 100.0) is None
+    assert find_dead([status(0, disconnected_at=50.0, left="finished"), status(1)], 60.0, 100.0) is None
+    assert find_dead([status(0, left="finished"), status(1, left="stopped")], 1e6, 100.0) is None
 
 
-def test_strangers_are_sent_away() -> None:
+def test_unknown_connections_are_closed() -> None:
     heartbeat = Heartbeat(0, 2, 10.0, print)
     _, port, token = heartbeat._connections.listen()
     heartbeat._statuses = {rank: RankStatus(rank, 0.0, 0.0) for rank in (0, 1)}
     heartbeat._thread.start()
-    for words in (
+    for line in (
         b"GET / HTTP/1.1\r\n\r\n",
         b'{"rank": 1, "token": "guessed"}\n',
         b"[]\n",
@@ -318,9 +322,9 @@ def test_strangers_are_sent_away() -> None:
         b"\xff\xfe\n",
         b'{"rank": 1}\n',
     ):
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as stranger:
-            stranger.sendall(words)
-            assert stranger.recv(100) == b"", words
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as unknown:
+            unknown.sendall(line)
+            assert unknown.recv(100) == b"", line
     assert heartbeat._connections.lines == {}
     with socket.create_connection(("127.0.0.1", port), timeout=20) as rank:
         rank.sendall(

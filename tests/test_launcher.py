@@ -25,7 +25,7 @@ from imgrec.data.image_data import Splits
 from imgrec.distributed import process_group, signals
 from imgrec.distributed.device_checks import check_world, wanted_processes
 from imgrec.distributed.process_group import connect, on_first_rank
-from imgrec.distributed.world import World, world
+from imgrec.distributed.world import World, read_world
 from imgrec.errors import ConfigError, DataError, Stopped
 from imgrec.training.run_dir import choose_run_dir
 
@@ -71,7 +71,7 @@ def test_the_world_is_that_of_whoever_started_the_process(
     variables: dict[str, str], expected: World, within: Callable[..., None]
 ) -> None:
     within(variables)
-    assert world() == expected
+    assert read_world() == expected
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_contradiction_is_one_line_that_says_what_to_write(
     run = load_config("train", words)
     within(variables)
     with pytest.raises(ConfigError) as caught:
-        check_world(run.trainer, world())
+        check_world(run.trainer, read_world())
     assert str(caught.value).startswith(sentence)
 
 
@@ -116,7 +116,7 @@ def test_a_contradiction_is_one_line_that_says_what_to_write(
 def test_what_fits_passes(variables: dict[str, str], words: list[str], within: Callable[..., None]) -> None:
     run = load_config("train", words)
     within(variables)
-    check_world(run.trainer, world())
+    check_world(run.trainer, read_world())
 
 
 def test_one_process_a_device() -> None:
@@ -126,7 +126,7 @@ def test_one_process_a_device() -> None:
 
 def test_processes_agree_on_what_the_first_one_finds() -> None:
     def work(rank: int) -> list[Any]:
-        connect(world(), timeout_s=30)
+        connect(read_world(), timeout_s=30)
         found = on_first_rank(lambda: f"of {rank}")
         try:
             on_first_rank(lambda: load_config("train", [f"seed={'x' * (rank + 1)}"]))
@@ -151,7 +151,7 @@ def test_who_did_not_come_is_named(tmp_path: Path) -> None:
 
         process_group.time = SimpleNamespace(sleep=sleep, monotonic=monotonic)  # type: ignore[assignment]
         with pytest.raises(ConfigError) as caught:
-            connect(world(), timeout_s=60)
+            connect(read_world(), timeout_s=60)
         (tmp_path / f"ends{rank}").touch()
         wait_until((tmp_path / "ends1").exists)  # the first process keeps the store
         return str(caught.value)
@@ -181,7 +181,7 @@ def test_a_signal_ends_the_waiting_for_the_others() -> None:
             return ""
         signals.request_stop("SIGTERM")
         with pytest.raises(Stopped) as caught:
-            connect(world(), timeout_s=60)
+            connect(read_world(), timeout_s=60)
         return str(caught.value)
 
     said = "stopped by SIGTERM before all ranks had connected. Start the same command again."
@@ -197,13 +197,13 @@ def test_bad_input_of_processes_that_torchrun_started_is_one_line(
     def refuse(data: Fake) -> Splits:
         if len(who) == 3:
             distributed.barrier()  # so that they fail at the same time
-        if world().rank in who:
+        if read_world().rank in who:
             raise DataError("pictures cannot be read. Name others.")
         return splits.func(data)
 
     monkeypatch.setattr(Fake, "splits", property(refuse))
     if len(who) == 1:  # nobody else has anything to say
-        monkeypatch.setattr(process_group, "LINGER_S", 0.3)
+        monkeypatch.setattr(process_group, "ERROR_GRACE_S", 0.3)
     words = [word for word in SMALL if not word.startswith(("trainer.devices", "batch_size"))]
     assert exit_codes(3, lambda rank: cli.main(["train", *words, "batch_size=6", f"runs_dir={tmp_path}"])) == [2, 2, 2]
     name = "" if 0 in who else f" (rank {who[0]} on {os.uname().nodename})"

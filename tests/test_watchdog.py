@@ -47,31 +47,31 @@ print("out of the block")
 AGAIN = "Start the same command again to resume.\n"
 
 
-def play(then: str) -> subprocess.CompletedProcess[str]:
+def run_watchdog(then: str) -> subprocess.CompletedProcess[str]:
     return run_command(sys.executable, "-c", SCRIPT.format(then=then))
 
 
 @pytest.mark.parametrize("busy", ["time.sleep(1000)", "while True: pass", "sum(1 for _ in iter(int, 1))"])
 def test_no_step_boundary(busy: str) -> None:
-    done = play(f"ask_to_stop(); now[0] += 0.2\n    {busy}")
+    done = run_watchdog(f"ask_to_stop(); now[0] += 0.2\n    {busy}")
     line = "stopped by SIGTERM; no step boundary came within 1 s: nothing was saved since step 12"
     assert (done.returncode, done.stderr) == (75, f"imgrec: {line}. {AGAIN}")
     assert done.stdout == f"in time\nleft: {line}\nlog: {line}. {AGAIN}"
 
 
 def test_nothing_saved_ever() -> None:
-    done = play("saves.step = None; ask_to_stop(); turn_clock(0.2)")
+    done = run_watchdog("saves.step = None; ask_to_stop(); turn_clock(0.2)")
     line = "stopped by SIGTERM; no step boundary came within 1 s: nothing was saved."
     assert (done.returncode, done.stderr) == (75, f"imgrec: {line} {AGAIN}")
 
 
 @pytest.mark.parametrize("save", ["saves.saving = True", "saves.ended = now[0]"])
 def test_a_save_that_began_in_time_may_take_longer(save: str) -> None:
-    done = play(f"ask_to_stop(); {save}; turn_clock(0); turn_clock(4.9)")
+    done = run_watchdog(f"ask_to_stop(); {save}; turn_clock(0); turn_clock(4.9)")
     assert (done.returncode, done.stdout, done.stderr) == (0, "in time\nout of the block\n", "")
 
 
 def test_but_not_for_ever() -> None:
-    done = play("ask_to_stop(); saves.saving = True; turn_clock(0); turn_clock(5.1)")
+    done = run_watchdog("ask_to_stop(); saves.saving = True; turn_clock(0); turn_clock(5.1)")
     line = "stopped by SIGTERM; the save that began then did not end within 5 s."
     assert (done.returncode, done.stderr) == (75, f"imgrec: {line} {AGAIN}")

@@ -165,7 +165,7 @@ def test_fewer_images_than_processes(run: Path, images: Path, tmp_path: Path) ->
 def test_python_measures_in_a_group_of_its_own(run: Path, images: Path) -> None:
     def work(rank: int) -> dict[str, Any]:
         if size > 1:
-            process_group.connect(world.world(), timeout_s=30)
+            process_group.connect(world.read_world(), timeout_s=30)
         recognizer = load(run, device="cpu")
         words = {"on_bad_image_eval": "skip"}
         return recognizer.evaluate(folder=str(images), data=words, batch_size=5, num_workers=0).to_dict()
@@ -181,7 +181,7 @@ def test_python_measures_in_a_group_of_its_own(run: Path, images: Path) -> None:
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_group, "LINGER_S", 1.0)
+    monkeypatch.setattr(process_group, "ERROR_GRACE_S", 1.0)
 
 
 @pytest.mark.usefixtures("brief")
@@ -241,7 +241,7 @@ def test_one_process_that_fails_ends_all(
 def test_a_process_that_is_killed_is_named(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(heartbeat, "ALONE_S", 0.5)
+    monkeypatch.setattr(heartbeat, "END_GRACE_S", 0.5)
     gather = WorkerGroup.gather
 
     def killed(self: WorkerGroup, mine: list[Any]) -> list[Any]:

@@ -8,7 +8,7 @@ from imgrec.config.help import help_text
 from imgrec.config.options import conf_dir
 from imgrec.distributed import signals
 from imgrec.distributed.process_group import error_line
-from imgrec.distributed.world import world
+from imgrec.distributed.world import read_world
 from imgrec.errors import UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped
 
 Command = Callable[[list[str], str | None], int]  # (overrides, --config-dir) -> exit code
@@ -36,14 +36,14 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
             _print(line)
         return ExitCode.REFUSED
     except Stopped as stopped:
-        if world().rank == 0:  # the others stopped with it
+        if read_world().rank == 0:  # the others stopped with it
             _print(str(stopped))
         return ExitCode.STOPPED
     except Died as died:
         _print(str(died))
         return ExitCode.FAILED
     except KeyboardInterrupt:
-        if world().rank == 0:
+        if read_world().rank == 0:
             _print("interrupted. Start the same command again.")
         return ExitCode.INTERRUPTED
 

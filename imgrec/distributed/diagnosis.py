@@ -14,7 +14,7 @@ GAVE_UP = "in a collective that failed"  # `at` of a rank whose collective timed
 COLLECTIVE = ("torch/distributed/", "distributed/flag_reduction.py", "nn/parallel/distributed.py", "torch/autograd/graph.py")
 NAMED = 3  # ranks named in a sentence
 GATHER_S = 0.3  # after a death: those that died with it are named with it
-TOLD = "another rank was refused, and tells the user itself"
+REFUSED_ELSEWHERE = "another rank was refused, and prints the error itself"
 AGAIN = "Start the same command again to resume from the last checkpoint."
 
 Message = dict[str, Any]
@@ -25,25 +25,25 @@ class RankStatus:
     """A rank as another one sees it, with times in time.monotonic() of that other."""
 
     rank: int
-    heard: float  # when its last line came
-    moved: float  # when it last set `doing`
+    last_message_at: float
+    progress_at: float  # when it last set `doing`
     host: str = "an unknown host"
     pid: int = 0
     doing: str = "starting"
-    moves: int = -1  # how often it has set `doing`
-    at: str = ""  # file:line of its main thread, once it has not moved for a while
+    progress_count: int = -1  # how often it has set `doing`
+    at: str = ""  # file:line of its main thread, once `doing` was not set for a while
     left: str | None = None  # why it ended by itself
     failed: bool = False  # it ended by an exception
     refused: bool = False  # by an ImgrecError, which it prints itself
-    cut: float | None = None  # when its connection ended
+    disconnected_at: float | None = None  # when its connection ended
 
-    def take(self, message: Message, now: float) -> None:
-        """Note a line of this rank."""
-        self.heard = now
-        if "moves" in message:
-            if message["moves"] != self.moves:
-                self.moved = now
-            self.doing, self.moves, self.at = message["doing"], message["moves"], message["at"]
+    def update(self, message: Message, now: float) -> None:
+        """Update from a message of this rank."""
+        self.last_message_at = now
+        if "progress_count" in message:
+            if message["progress_count"] != self.progress_count:
+                self.progress_at = now
+            self.doing, self.progress_count, self.at = message["doing"], message["progress_count"], message["at"]
         self.host, self.pid = message.get("host", self.host), message.get("pid", self.pid)
         if "left" in message:
             self.left, self.failed, self.refused = message["left"], message["failed"], message.get("refused", False)
@@ -75,15 +75,15 @@ def find_dead(statuses: Sequence[RankStatus], now: float, timeout_s: float, agai
     """
     if failed := [status for status in statuses if status.failed]:
         if failed[0].refused:
-            return TOLD
+            return REFUSED_ELSEWHERE
         rest = f" (so did {_ranks(failed[1:])})" if failed[1:] else ""
         return f"{failed[0].name} failed: {failed[0].left}{rest}. Fix that, then start the same command again to resume."
-    here = [status for status in statuses if status.left is None]
-    dead = [status for status in here if status.cut is not None]
+    running = [status for status in statuses if status.left is None]
+    dead = [status for status in running if status.disconnected_at is not None]
     # A machine that goes takes all of its ranks along: name them together.
-    if dead and now - min(status.cut for status in dead if status.cut is not None) >= GATHER_S:
+    if dead and now - min(status.disconnected_at for status in dead if status.disconnected_at is not None) >= GATHER_S:
         return f"{_each(dead, lambda status: f'{status.name} died while {status.doing}')}. {again}"
-    if silent := [status for status in here if status.cut is None and now - status.heard >= timeout_s]:
+    if silent := [status for status in running if status.disconnected_at is None and now - status.last_message_at >= timeout_s]:
         listed = _each(silent, lambda status: f"{status.name} has given no sign for {timeout_s:g} s; it was {status.doing}")
         return f"{listed}. Is its machine up, is the process stopped? {again}"
     return None
@@ -94,29 +94,29 @@ def find_hang(statuses: Sequence[RankStatus], now: float, timeout_s: float, agai
 
     None too while every rank works by itself (ALONE, a compile, an import), as reading a huge folder takes its time.
     """
-    here = [status for status in statuses if status.left is None]
-    if not here or any(now - status.moved < timeout_s for status in here):
+    running = [status for status in statuses if status.left is None]
+    if not running or any(now - status.progress_at < timeout_s for status in running):
         return None
-    if all(status.works_alone for status in here):
+    if all(status.works_alone for status in running):
         return None
-    behind = lagging_ranks(here)
+    behind = lagging_ranks(running)
     listed = _each(behind, lambda status: f"{status.name} is {status.doing}{f' ({status.at})' if status.at else ''}")
-    others = [status for status in here if status not in behind]
+    others = [status for status in running if status not in behind]
     rest = f"; {_ranks(others)} {'is' if len(others) == 1 else 'are'} {others[0].doing}" if others else ""
     return f"nothing has moved for {timeout_s:g} s: {listed}{rest}. {again} If it was only slow, set trainer.timeout_s={2 * timeout_s:g}."
 
 
-def lagging_ranks(here: Sequence[RankStatus]) -> list[RankStatus]:
+def lagging_ranks(running: Sequence[RankStatus]) -> list[RankStatus]:
     """The ranks that the others wait for: of those that do not wait, else of all, the ones at the lowest step."""
-    behind = [status for status in here if not status.doing.startswith(WAITING)] or list(here)
+    behind = [status for status in running if not status.doing.startswith(WAITING)] or list(running)
     behind = [status for status in behind if not status.waits] or behind
     lowest = min(status.step for status in behind)
     return [status for status in behind if status.step == lowest]
 
 
-def _each(statuses: Sequence[RankStatus], say: Callable[[RankStatus], str]) -> str:
+def _each(statuses: Sequence[RankStatus], describe: Callable[[RankStatus], str]) -> str:
     more = f"; and {_ranks(statuses[NAMED:])}" if len(statuses) > NAMED else ""
-    return "; ".join(say(status) for status in statuses[:NAMED]) + more
+    return "; ".join(describe(status) for status in statuses[:NAMED]) + more
 
 
 def _ranks(statuses: Sequence[RankStatus]) -> str:

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from imgrec.distributed import signals
-from imgrec.distributed.diagnosis import AGAIN, BY_ITSELF, GAVE_UP, TOLD, Message, RankStatus, find_dead, find_hang
+from imgrec.distributed.diagnosis import AGAIN, BY_ITSELF, GAVE_UP, REFUSED_ELSEWHERE, Message, RankStatus, find_dead, find_hang
 from imgrec.distributed.transport import Transport
 from imgrec.distributed.watchdog import end_process
 from imgrec.errors import ExitCode, ImgrecError, Stopped
@@ -35,7 +35,7 @@ from imgrec.errors import ExitCode, ImgrecError, Stopped
 REPORT_S = 1.0
 REPORTS_PER_S = 256  # that rank 0 reads at most: with more ranks, each reports less often
 POLL_S = 0.25  # for a stop that was requested in this process
-ALONE_S = 3.0  # between the verdict and the end, for a main thread that ends by itself
+END_GRACE_S = 3.0  # between the decision and the end, as a main thread may end by itself
 OWN_END_S = 60.0  # if it does, it may be writing a checkpoint
 EXPLAIN_S = 5.0
 SENT_WAIT_S = 2.0
@@ -52,19 +52,19 @@ class Heartbeat:
     def __init__(self, rank: int, world_size: int, timeout_s: float, note: Callable[[str], None], again: str = AGAIN) -> None:
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
         self._note, self._again = note, again
-        self._doing, self._moves = "starting", 0
+        self._doing, self._progress_count = "starting", 0
         self._who = {"host": socket.gethostname(), "pid": os.getpid()}
         self._report_s = min(max(REPORT_S, world_size / REPORTS_PER_S), timeout_s / 5)
         self._statuses: dict[int, RankStatus] = {}  # on rank 0 all, itself too; elsewhere rank 0
         self._connections = Transport(rank, world_size)
         self._left: Message | None = None
-        self._verdict: str | None = None
+        self._end_line: str | None = None
         self._end_at = 0.0
-        self._known = threading.Event()
+        self._decided = threading.Event()
         self._explaining = False
         self._ending = threading.Lock()
         self._closing = threading.Event()
-        self._stop_told = False
+        self._stop_sent = False
         self._thread = threading.Thread(target=self._run, name="imgrec heartbeat", daemon=True)
 
     # What the main thread calls
@@ -90,7 +90,7 @@ class Heartbeat:
     @doing.setter
     def doing(self, text: str) -> None:
         self._doing = text
-        self._moves += 1
+        self._progress_count += 1
 
     def start(self) -> None:
         """Connect to rank 0 and start the thread. All ranks must call it, after torch.distributed is initialised."""
@@ -116,8 +116,8 @@ class Heartbeat:
         self._end_at = time.monotonic() + OWN_END_S
         self._explaining = True
         self._connections.wake()
-        self._known.wait(EXPLAIN_S)
-        return self._verdict
+        self._decided.wait(EXPLAIN_S)
+        return self._end_line
 
     def end(self, line: str) -> None:
         """Print the line and end this process with exit code 1. Rank 0 prints it for all, unless it has died.
@@ -125,10 +125,9 @@ class Heartbeat:
         Where a rank was refused (imgrec.errors), that rank prints, and all end with exit code 2.
         """
         self._ending.acquire()  # never released: the main thread and the heartbeat's may both call this
-        if line == TOLD:
+        if line == REFUSED_ELSEWHERE:
             end_process(None, ExitCode.REFUSED)
-        gone = self.rank != 0 and (self._statuses[0].failed or self._statuses[0].cut is not None or self._silent())
-        prints = self.rank == 0 or gone
+        prints = self.rank == 0 or self._has_rank_0_died()
         end_process(line if prints else None, ExitCode.FAILED, self._note if self.rank == 0 else None)
 
     def leave(self, reason: str | BaseException) -> None:
@@ -138,7 +137,7 @@ class Heartbeat:
             text = f"{type(reason).__name__}: {str(reason).strip()}".splitlines()[0] if failed else str(reason)
             self._left = {"left": text, "failed": failed, "refused": isinstance(reason, ImgrecError)}
             self._put(self._left)
-            self._flush()
+            self._wait_until_sent()
 
     def close(self) -> None:
         """Leave, if not done yet, and stop the thread."""
@@ -153,83 +152,85 @@ class Heartbeat:
 
     def _run(self) -> None:
         report_at = last = time.monotonic()
-        moves, moved, reported = self._moves, last, False
+        progress_count, progress_at, reported = self._progress_count, last, False
         while not self._closing.is_set():
             self._read(min(POLL_S, self._report_s))
             now = time.monotonic()
             # This process was stopped or delayed: the others may have sent messages meanwhile.
             if now - last > 2 * self._report_s:
                 for status in self._statuses.values():
-                    status.heard, status.moved = status.heard + now - last, status.moved + now - last
+                    status.last_message_at += now - last
+                    status.progress_at += now - last
             last = now
-            if self._moves != moves:
-                moves, moved = self._moves, now
+            if self._progress_count != progress_count:
+                progress_count, progress_at = self._progress_count, now
             self._spread_stop()
             if now >= report_at or (self._explaining and not reported):
                 reported = self._explaining
                 report_at = now + self._report_s
-                self._report(now, GAVE_UP if self._explaining else _at() if now - moved > self.timeout_s / 2 else "")
-            self._connections.send()
-            self._judge(now)
-            if self.rank and self._statuses[0].cut is not None and self._statuses[0].left is not None and not self._verdict:
+                self._report(now, GAVE_UP if self._explaining else _at() if now - progress_at > self.timeout_s / 2 else "")
+            self._connections.flush()
+            self._check(now)
+            first = self._statuses[0]
+            if self.rank and first.disconnected_at is not None and first.left is not None and not self._end_line:
                 return  # rank 0 has ended without an error
 
     def _report(self, now: float, at: str) -> None:
-        message = {"doing": self._doing, "moves": self._moves, "at": at, **self._who}
+        message = {"doing": self._doing, "progress_count": self._progress_count, "at": at, **self._who}
         if self.rank == 0:
-            self._statuses[0].take(message, now)
-        self._connections.tell(message)
+            self._statuses[0].update(message, now)
+        self._connections.send(message)
 
     def _read(self, timeout: float) -> None:
         """Wait for messages and process them."""
         for rank, message in self._connections.read(timeout):
             now = time.monotonic()
             if message is None:
-                self._statuses[rank].cut = now
+                self._statuses[rank].disconnected_at = now
             else:
-                self._take(rank, message, now)
+                self._process(rank, message, now)
 
-    def _take(self, rank: int, message: Message, now: float) -> None:
-        self._statuses[rank].take(message, now)
+    def _process(self, rank: int, message: Message, now: float) -> None:
+        self._statuses[rank].update(message, now)
         if "stop" in message:
             signals.request_stop(message["stop"])
         if "end" in message:
-            self._conclude(message["end"], now + message["in_s"])
+            self._decide_end(message["end"], now + message["in_s"])
 
     def _spread_stop(self) -> None:
         reason = signals.stop_reason()
-        if reason is None or self._stop_told:
+        if reason is None or self._stop_sent:
             return
-        self._stop_told = True
+        self._stop_sent = True
         by_another = " on rank " in reason
         if self.rank == 0 or not by_another:
-            self._connections.tell({"stop": reason if by_another else f"{reason} on rank {self.rank}"})
+            self._connections.send({"stop": reason if by_another else f"{reason} on rank {self.rank}"})
 
-    def _judge(self, now: float) -> None:
-        if self._verdict is None:
+    def _check(self, now: float) -> None:
+        if self._end_line is None:
             statuses = list(self._statuses.values())
             others = [status for status in statuses if status.rank != self.rank]
             if line := find_dead(others, now, self.timeout_s, self._again):
-                self._conclude(line, now + ALONE_S)
+                self._decide_end(line, now + END_GRACE_S)
             elif self.rank == 0 and self._left is None and (line := find_hang(statuses, now, self.timeout_s, self._again)):
-                self._conclude(line, now)  # at once, as nothing can wake the main threads
+                self._decide_end(line, now)  # at once, as nothing can wake the main threads
         elif now > self._end_at + (OWN_END_S if self._left else 0):
-            self.end(self._verdict)
+            self.end(self._end_line)
 
-    def _conclude(self, line: str, end_at: float) -> None:
-        if self._verdict is None:
+    def _decide_end(self, line: str, end_at: float) -> None:
+        if self._end_line is None:
             if self.rank == 0:
-                self._connections.tell({"end": line, "in_s": end_at - time.monotonic()})
-            self._verdict = line
+                self._connections.send({"end": line, "in_s": end_at - time.monotonic()})
+            self._end_line = line
             self._end_at = max(self._end_at, end_at)
-            self._known.set()
+            self._decided.set()
 
     def _put(self, message: Message) -> None:
         """Pass a message to the thread."""
         if self._thread.is_alive():
             self._connections.put(message)
 
-    def _flush(self) -> None:
+    def _wait_until_sent(self) -> None:
         """Wait until the thread has sent everything, SENT_WAIT_S at most."""
         until = time.monotonic() + SENT_WAIT_S
         while self._thread.is_alive() and time.monotonic() < until:
@@ -237,8 +238,10 @@ class Heartbeat:
                 return
             time.sleep(0.005)
 
-    def _silent(self) -> bool:
-        return time.monotonic() - self._statuses[0].heard >= self.timeout_s
+    def _has_rank_0_died(self) -> bool:
+        first = self._statuses[0]
+        silent = time.monotonic() - first.last_message_at >= self.timeout_s
+        return first.failed or first.disconnected_at is not None or silent
 
 
 def _at() -> str:

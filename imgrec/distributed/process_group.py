@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from imgrec.config.schema import TrainerConfig
 from imgrec.distributed import signals
 from imgrec.distributed.device_checks import check_world
-from imgrec.distributed.world import World, cluster_environment, world
+from imgrec.distributed.world import World, cluster_environment, read_world
 from imgrec.errors import ConfigError, ImgrecError, Stopped
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-LINGER_S = 2.0  # a rank that failed waits this long for the others to report whether they failed too
+ERROR_GRACE_S = 2.0  # a rank that failed waits this long for the others to report whether they failed too
 LATER_S = 30.0  # the heartbeat ends a hanging collective before its timeout, with a line; nccl would abort without one
 
 _T = TypeVar("_T")
@@ -25,10 +25,10 @@ _stores: "list[Store]" = []  # the store of the connected ranks, once they are; 
 
 def connected_world(config: TrainerConfig) -> World:
     """The world of this process, checked against the config, with all its ranks connected."""
-    here = world()
-    check_world(config, here)
-    connect(here, timeout_s=config.timeout_s)
-    return here
+    world = read_world()
+    check_world(config, world)
+    connect(world, timeout_s=config.timeout_s)
+    return world
 
 
 def connect(world: World, *, timeout_s: float) -> None:
@@ -42,13 +42,13 @@ def connect(world: World, *, timeout_s: float) -> None:
 
     if distributed.is_initialized():
         return
-    _stores[:] = [_meet(world, timeout_s)]
+    _stores[:] = [_connect_store(world, timeout_s)]
     backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
     limit = timedelta(seconds=timeout_s + LATER_S)
     distributed.init_process_group(backend, store=_stores[0], rank=world.rank, world_size=world.size, timeout=limit)
 
 
-def _meet(world: World, timeout_s: float) -> "Store":
+def _connect_store(world: World, timeout_s: float) -> "Store":
     """The store that all ranks share, once all have connected."""
     from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -72,7 +72,7 @@ def _meet(world: World, timeout_s: float) -> "Store":
         failed = f"cannot listen on {host}:{port}" if listens else f"got no answer from {host}:{port} within {timeout_s:g} s"
         raise ConfigError(f"{me} {failed}, where the {world.size} ranks connect. {advice}") from error
     try:
-        store.set(f"here/{world.rank}", socket.gethostname())
+        store.set(f"host/{world.rank}", socket.gethostname())
         count = store.add("connected", 1)
         while count < world.size and time.monotonic() < end:
             _raise_if_stopped()
@@ -81,7 +81,7 @@ def _meet(world: World, timeout_s: float) -> "Store":
     except DistError as error:
         raise ConfigError(f"{me} lost its connection to {host}:{port} before all ranks had connected. {advice}") from error
     if count < world.size:
-        missing = [rank for rank in range(world.size) if not store.check([f"here/{rank}"])]
+        missing = [rank for rank in range(world.size) if not store.check([f"host/{rank}"])]
         listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
         raise ConfigError(
             f"{count} of {world.size} ranks connected to {host}:{port} within {timeout_s:g} s; "
@@ -111,13 +111,13 @@ def _raise_if_stopped() -> None:
 
 def on_first_rank(function: Callable[[], _T]) -> _T:
     """Call `function` on rank 0; returns its result, or raises its ImgrecError, on all ranks. Needs `connect`."""
-    here = world()
-    if here.size == 1:
+    world = read_world()
+    if world.size == 1:
         return function()
     from torch import distributed
 
     message: list[Any] = [None]
-    if here.rank == 0:
+    if world.rank == 0:
         try:
             message = [function()]
         except ImgrecError as error:
@@ -135,24 +135,24 @@ def error_line(error: ImgrecError) -> str | None:
     Ranks other than 0 add their number. The heartbeat ends those that did not fail.
     """
     try:
-        here = world()
+        world = read_world()
     except ConfigError:  # `error` itself
         return str(error)
-    if here.size == 1 or here.started_by == "imgrec":
+    if world.size == 1 or world.started_by == "imgrec":
         return str(error)
     if not _stores:
-        return str(error) if here.local_rank == 0 else None
+        return str(error) if world.local_rank == 0 else None
     from torch.distributed import DistError
 
     store = _stores[0]
-    line = f"{str(error).rstrip('.')} (rank {here.rank} on {socket.gethostname()})."
+    line = f"{str(error).rstrip('.')} (rank {world.rank} on {socket.gethostname()})."
     try:
-        if here.rank == 0:
+        if world.rank == 0:
             prints = store.add("prints", 1) == 1
             store.set("failed/0", str(error))
-            time.sleep(LINGER_S)  # the store may live in this process, and the others read it
+            time.sleep(ERROR_GRACE_S)  # the store may live in this process, and the others read it
             return str(error) if prints else None
-        end = time.monotonic() + LINGER_S
+        end = time.monotonic() + ERROR_GRACE_S
         while not store.check(["failed/0"]) and time.monotonic() < end:  # its wait() would warn on stderr
             time.sleep(0.05)
         return None if store.check(["failed/0"]) or store.add("prints", 1) > 1 else line

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from imgrec.distributed.diagnosis import Message
 
-NAP_S = 0.2  # at most: rank 0 reads many messages at once, as each read takes the interpreter from the training
+READ_DELAY_S = 0.2  # at most: rank 0 reads many messages at once, as each read takes the interpreter from the training
 
 _open: "weakref.WeakSet[Transport]" = weakref.WeakSet()
 
@@ -62,7 +62,7 @@ class LineConnection:
 class Transport:
     """On rank 0 a port and a connection to each rank; on the others a connection to rank 0.
 
-    One thread reads, tells and sends; `put`, `wake` and `sent` may be called from others.
+    One thread calls `read`, `send` and `flush`; `put`, `wake` and `sent` may be called from others.
     """
 
     def __init__(self, rank: int, world_size: int) -> None:
@@ -114,7 +114,7 @@ class Transport:
         """(rank, message) in order, after waiting at most `timeout` seconds; None where a connection has closed."""
         ready = [key for key, _ in self._selector.select(timeout)]
         if self.rank == 0 and ready:
-            time.sleep(min(NAP_S, self.world_size / 1000))
+            time.sleep(min(READ_DELAY_S, self.world_size / 1000))
             ready = [key for key, _ in self._selector.select(0)]
         for key in ready:
             if key.fileobj is self._woken:
@@ -122,7 +122,7 @@ class Transport:
             elif key.fileobj is self._listener:
                 self._accept()
             else:
-                yield from self._hear(key.data)
+                yield from self._receive(key.data)
 
     def _accept(self) -> None:
         assert self._listener is not None
@@ -132,7 +132,7 @@ class Transport:
             except BlockingIOError:
                 return
 
-    def _hear(self, line: LineConnection) -> Iterator[tuple[int, Message | None]]:
+    def _receive(self, line: LineConnection) -> Iterator[tuple[int, Message | None]]:
         messages: list[Message] = []
         try:
             messages, is_open = line.receive()
@@ -166,16 +166,16 @@ class Transport:
         """Whether all messages are sent."""
         return not self._queue and all(line.sent for line in list(self.lines.values()))
 
-    def tell(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """Send a message to rank 0, or from rank 0 to all."""
         for line in list(self.lines.values()):
             if line.sent or "doing" not in message:  # a rank that does not read needs no more reports
                 line.send(message)
 
-    def send(self) -> None:
+    def flush(self) -> None:
         """Send the messages that were `put`, and the rest of earlier ones."""
         while self._queue:
-            self.tell(self._queue[0])
+            self.send(self._queue[0])
             self._queue.popleft()
         for line in self.lines.values():
             line.send()

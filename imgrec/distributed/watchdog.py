@@ -12,7 +12,7 @@ from imgrec.distributed import signals
 from imgrec.errors import ExitCode
 
 GRACE_S = 15.0  # a stop should be over inside 20 s
-SAVING_S = 120.0  # for a save that has begun, and for the way out after it
+SAVING_S = 120.0  # for a save that has begun, and for the exit after it
 FLUSH_S = 3.0
 
 # Receives the line and the exit code, in a rank whose parent prints the line (imgrec.distributed.launcher).
@@ -43,7 +43,7 @@ def end_process(line: str | None, code: int, note: Callable[[str], None] | None 
 
 
 class SaveStatus:
-    """The saves of a run, as its main thread notes them and the watchdog reads them."""
+    """The saves of a run, as its main thread records them and the watchdog reads them."""
 
     def __init__(self) -> None:
         self.saving = False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from imgrec.distributed.diagnosis import WAITING
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.process_group import connect
-from imgrec.distributed.world import world
+from imgrec.distributed.world import read_world
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -88,17 +88,17 @@ class WorkerGroup:
 @contextmanager
 def worker_group(timeout_s: float) -> Iterator[WorkerGroup]:
     """The ranks that torchrun or srun started, or one process; the GPU of each is torch's current device."""
-    here = world()
+    world = read_world()
     group: ProcessGroup | None = None
-    if here.size > 1:
-        connect(here, timeout_s=timeout_s)
+    if world.size > 1:
+        connect(world, timeout_s=timeout_s)
         from torch import cuda, distributed
 
         if cuda.is_available():
-            cuda.set_device(here.local_rank % cuda.device_count())  # with --gpus-per-task each has one
+            cuda.set_device(world.local_rank % cuda.device_count())  # with --gpus-per-task each has one
         group = cast("ProcessGroup", distributed.new_group(backend="gloo", timeout=NO_TIMEOUT))
-    with Heartbeat(here.rank, here.size, timeout_s, lambda line: None, START_AGAIN) as heartbeat:
-        yield WorkerGroup(here.rank, here.size, process_group=group, heartbeat=heartbeat)
+    with Heartbeat(world.rank, world.size, timeout_s, lambda line: None, START_AGAIN) as heartbeat:
+        yield WorkerGroup(world.rank, world.size, process_group=group, heartbeat=heartbeat)
 
 
 def contiguous_shares(samples: int, batch_size: int, size: int) -> list[range]:

@@ -31,7 +31,7 @@ class World:
     started_by: Literal["alone", "imgrec", "torchrun", "slurm"] = "alone"
 
 
-def world() -> World:
+def read_world() -> World:
     """The World in the variables of torchrun, srun or imgrec.distributed.launcher; without them the process is alone.
 
     ConfigError where such a variable is not a number.

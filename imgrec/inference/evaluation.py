@@ -20,7 +20,7 @@ from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches
 from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares
-from imgrec.distributed.world import world
+from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, DataError
 from imgrec.inference.checkpoint import Checkpoint
 from imgrec.inference.metrics import ConfusionTally, Report
@@ -117,7 +117,7 @@ def measure_split(
         accumulate=1,
         keep_single=True,
     )
-    workers = worker_count(num_workers, in_memory=not isinstance(images, ImageFiles), processes_here=world().local_size)
+    workers = worker_count(num_workers, in_memory=not isinstance(images, ImageFiles), processes_here=read_world().local_size)
     loss = checkpoint_loss(checkpoint, counts).to(device)
     tally = ConfusionTally(num_classes=len(checkpoint.classes)).to(device)
     empty = torch.zeros(0, len(checkpoint.classes), device=device)

@@ -20,7 +20,7 @@ from imgrec.data.in_memory import to_channels
 from imgrec.data.loader import start_worker, worker_count
 from imgrec.data.preprocess import Preprocess
 from imgrec.distributed.worker_group import WorkerGroup
-from imgrec.distributed.world import world
+from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint, network_state
 from imgrec.inference.evaluation import checkpoint_loss, evaluation_images, measure_split
@@ -107,7 +107,7 @@ class Predictor:
         """Like `predict`, with worker processes that read the files; a file that cannot be read gives a DataError instead of a Prediction."""
         if num_workers == "auto":
             num_workers = (
-                0 if len(paths) <= FEW_FILES else worker_count("auto", in_memory=False, processes_here=world().local_size)
+                0 if len(paths) <= FEW_FILES else worker_count("auto", in_memory=False, processes_here=read_world().local_size)
             )
         batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
         loader: DataLoader[_FileBatch] = DataLoader(

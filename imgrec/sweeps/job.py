@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from imgrec.config.compose import load_config
 from imgrec.config.schema import RunConfig
-from imgrec.distributed.world import world
+from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, Stopped
 from imgrec.sweeps.folder import Job, SweepFolder, choose_sweep_folder, open_sweep_folder
 from imgrec.sweeps.grid import JOB, SweepPlan
@@ -46,10 +46,10 @@ def run_one(plan: SweepPlan, config_dir: str | None, fit: Fit) -> int:
         return 0
     if which is None or not which.isdecimal() or int(which) > last:
         raise ConfigError(f"{JOB}={which}: expected a number from 0 to {last}, count or none. Set {JOB}={last} for the last job.")
-    here = world()
-    if id is None and here.size > 1:
-        raise ConfigError(f"{JOB}={which} on {here.size} processes: they must agree on the sweep. Set id=sweep_1.")
-    if here.rank:  # the first process keeps the table
+    world = read_world()
+    if id is None and world.size > 1:
+        raise ConfigError(f"{JOB}={which} on {world.size} processes: they must agree on the sweep. Set id=sweep_1.")
+    if world.rank:  # the first process keeps the table
         folder = choose_sweep_folder(plan, id)
         train_job(folder, Job(int(which), jobs[int(which)], ""), config_dir, fit, quiet=False)
         return 0

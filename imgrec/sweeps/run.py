@@ -14,7 +14,7 @@ from typing import Any
 from rich.progress import Progress
 
 from imgrec.distributed import signals
-from imgrec.distributed.world import world
+from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, Died, ExitCode, ImgrecError, Stopped
 from imgrec.sweeps.folder import DONE, HAVE_RESULT, Job, SweepFolder, open_sweep_folder
 from imgrec.sweeps.grid import JOB, SweepPlan, plan_sweep
@@ -32,9 +32,9 @@ def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
     plan = plan_sweep(argv, config_dir)
     if plan.job is not None:
         return run_one(plan, config_dir, fit)
-    if world().size > 1:
+    if read_world().size > 1:
         raise ConfigError(
-            f"-m under {world().started_by}: each job starts its own processes. "
+            f"-m under {read_world().started_by}: each job starts its own processes. "
             f"Type python -m imgrec.train -m ... without it, or add {JOB}=0 to run the first job alone."
         )
     if plan.trials is not None:

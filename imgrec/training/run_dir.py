@@ -16,7 +16,7 @@ import yaml
 
 from imgrec.config.schema import Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
-from imgrec.distributed.world import RUN_DIR_VARIABLE, world
+from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, ImgrecError
 from imgrec.files import atomic_write
 
@@ -115,7 +115,7 @@ class RunDir:
             atomic_write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
 
     def _remove_if_new(self) -> None:
-        if self.state == "new" and not world().rank and not self.checkpoints.exists():
+        if self.state == "new" and not read_world().rank and not self.checkpoints.exists():
             for name in ("config.yaml", "log.txt", ".lock"):
                 (self.path / name).unlink(missing_ok=True)
             for directory in (self.path, self.path.parent):
