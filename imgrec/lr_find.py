@@ -182,10 +182,10 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     from imgrec.terminal import Terminal
 
     run = run_config(tree)
-    screen = Terminal(quiet=read_world().rank > 0)
+    terminal = Terminal(quiet=read_world().rank > 0)
     rates = rising_rates(lr_min, lr_max, tree["steps"])
-    screen.say(f"{len(rates)} steps with optim.lr from {rates[0]:g} to {rates[-1]:g}")
-    with screen.bar() as bar:
+    terminal.say(f"{len(rates)} steps with optim.lr from {rates[0]:g} to {rates[-1]:g}")
+    with terminal.bar() as bar:
         task = bar.add_task("range test", total=len(rates), note="")
         curve, batch, is_first = range_test(run, rates, lambda: bar.advance(task))
     if not is_first:
@@ -196,19 +196,19 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     draw_curve(curve, suggestion, file)
     end = f"{'diverged' if curve.diverged else 'had not diverged'} at {curve.rates[len(curve.losses) - 1]:.2g}"
     lr = f"{suggestion.lr:.2g}"
-    screen.say(
+    terminal.say(
         f"suggested optim.lr={lr} (steepest descent; the loss was lowest at {suggestion.lowest:.2g} and {end})",
         style="bold green",
     )
     if run.optim.get("base_batch") is not None:
         from imgrec.training.optimizer import rate_sentence
 
-        screen.say(f"With it the steps have {rate_sentence({**run.optim, 'lr': float(lr)}, batch)}.")
+        terminal.say(f"With it the steps have {rate_sentence({**run.optim, 'lr': float(lr)}, batch)}.")
     if suggestion.lowest == curve.rates[-1]:
-        screen.say(f"The loss was still falling at lr_max={lr_max:g}. Set lr_max={lr_max * FURTHER:g} to see where it ends.")
-    screen.say(f"curve in {file}")
-    screen.say("next:")
-    screen.say(f"  {next_command(argv, config_dir, suggestion.lr)}")
+        terminal.say(f"The loss was still falling at lr_max={lr_max:g}. Set lr_max={lr_max * FURTHER:g} to see where it ends.")
+    terminal.say(f"curve in {file}")
+    terminal.say("next:")
+    terminal.say(f"  {next_command(argv, config_dir, suggestion.lr)}")
     return 0
 
 

@@ -41,9 +41,8 @@ def start_ranks(size: int, work: Callable[[int], Any]) -> Iterator[list[ForkProc
     try:
         for rank in ranks:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", DeprecationWarning
-                )  # Python 3.12 of a fork beside threads: ranks need none of them
+                # Python 3.12 of a fork beside threads: ranks need none of them.
+                warnings.simplefilter("ignore", DeprecationWarning)
                 rank.start()
         yield ranks
     finally:

@@ -139,11 +139,11 @@ def test_flip_alone_equals_torchvision() -> None:
     assert torch.equal(augment(flip=1.0).batch(images, seed=0, epoch=0, indices=torch.arange(5)), F.hflip(images))
 
 
-def test_affine_knobs_are_torchvisions_units(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_affine_keys_are_in_torchvisions_units(monkeypatch: pytest.MonkeyPatch) -> None:
     images, u = pictures(8), torch.rand(8, 16, generator=torch.Generator().manual_seed(2))
     given_draws(monkeypatch, u)
-    knobs = augment(rotation=40.0, shift=0.2, shear=15.0, zoom=0.3)
-    ours = knobs.batch(images, seed=0, epoch=0, indices=torch.arange(8))
+    augmentation = augment(rotation=40.0, shift=0.2, shear=15.0, zoom=0.3)
+    ours = augmentation.batch(images, seed=0, epoch=0, indices=torch.arange(8))
     for image, result, row in zip(images, ours, (2 * u[:, 3:8] - 1).tolist(), strict=True):
         angle, dx, dy, shear, zoom = row
         theirs = F.affine(image, 40 * angle, [0.2 * 26 * dx, 0.2 * 20 * dy], 1 + 0.3 * zoom, [15 * shear, 0.0], BILINEAR)
@@ -156,8 +156,8 @@ def test_all_together_is_crop_then_flip_then_affine_then_perspective(monkeypatch
     blob = torch.exp(-15 * ((x - 0.2) ** 2 + 2 * (y + 0.1) ** 2))[None, None]
     u = torch.tensor([[0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.9, 0.1, 0.5, 0.1, 0.9, 0.5, 0.2, 0.7, 0.8, 0.3]])
     given_draws(monkeypatch, u)
-    knobs = augment(flip=0.5, crop_padding=0.125, rotation=30.0, shift=0.1, shear=20.0, zoom=0.2, perspective=0.4)
-    ours = knobs.batch(blob, seed=0, epoch=0, indices=torch.arange(1))
+    augmentation = augment(flip=0.5, crop_padding=0.125, rotation=30.0, shift=0.1, shear=20.0, zoom=0.2, perspective=0.4)
+    ours = augmentation.batch(blob, seed=0, epoch=0, indices=torch.arange(1))
     theirs = F.hflip(F.crop(F.pad(blob, [8, 8]), int(0.2 * 17), int(0.9 * 17), 64, 64))
     theirs = F.affine(theirs, 30 * 0.6, [-6.4 * 0.4, 6.4 * 0.4], 1 - 0.2 * 0.8, [20 * 0.8, 0.0], BILINEAR)
     bound = 13  # int(0.4 * 32) + 1
@@ -208,25 +208,25 @@ EVERYTHING = {
 @given(order=st.permutations(range(7)), count=st.integers(1, 7), epoch=st.integers(0, 9))
 def test_a_picture_is_augmented_alike_in_every_batch(order: list[int], count: int, epoch: int) -> None:
     images, indices, some = pictures(7), torch.arange(100, 107), torch.tensor(order[:count])
-    knobs = augment(**EVERYTHING)
-    whole = knobs.batch(images, seed=3, epoch=epoch, indices=indices)
-    part = knobs.batch(images[some], seed=3, epoch=epoch, indices=indices[some])
+    augmentation = augment(**EVERYTHING)
+    whole = augmentation.batch(images, seed=3, epoch=epoch, indices=indices)
+    part = augmentation.batch(images[some], seed=3, epoch=epoch, indices=indices[some])
     torch.testing.assert_close(part, whole[some], rtol=0, atol=1e-5)  # one matrix product may round by its size
-    listed = knobs.batch(images.contiguous(memory_format=torch.channels_last), seed=3, epoch=epoch, indices=indices)
+    listed = augmentation.batch(images.contiguous(memory_format=torch.channels_last), seed=3, epoch=epoch, indices=indices)
     torch.testing.assert_close(listed, whole, rtol=0, atol=1e-5)
 
 
 def test_autocast_changes_nothing() -> None:
-    images, indices, knobs = pictures(), torch.arange(5), augment(**EVERYTHING)
+    images, indices, augmentation = pictures(), torch.arange(5), augment(**EVERYTHING)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = knobs.batch(images, seed=0, epoch=0, indices=indices)
-    assert torch.equal(inside, knobs.batch(images, seed=0, epoch=0, indices=indices))
+        inside = augmentation.batch(images, seed=0, epoch=0, indices=indices)
+    assert torch.equal(inside, augmentation.batch(images, seed=0, epoch=0, indices=indices))
 
 
 def test_seed_epoch_and_index_each_change_the_picture() -> None:
-    images, knobs = pictures(1), augment(rotation=20.0)
+    images, augmentation = pictures(1), augment(rotation=20.0)
     results = [
-        knobs.batch(images, seed=seed, epoch=epoch, indices=torch.tensor([index]))
+        augmentation.batch(images, seed=seed, epoch=epoch, indices=torch.tensor([index]))
         for seed, epoch, index in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
     ]
     for i, one in enumerate(results):
@@ -235,9 +235,9 @@ def test_seed_epoch_and_index_each_change_the_picture() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_cpus_pictures() -> None:
-    images, indices, knobs = pictures(16), torch.arange(16), augment(**EVERYTHING)
-    there = knobs.batch(images.cuda(), seed=1, epoch=2, indices=indices.cuda()).cpu()
-    torch.testing.assert_close(there, knobs.batch(images, seed=1, epoch=2, indices=indices), rtol=0, atol=1e-3)
+    images, indices, augmentation = pictures(16), torch.arange(16), augment(**EVERYTHING)
+    there = augmentation.batch(images.cuda(), seed=1, epoch=2, indices=indices.cuda()).cpu()
+    torch.testing.assert_close(there, augmentation.batch(images, seed=1, epoch=2, indices=indices), rtol=0, atol=1e-3)
 
 
 def test_the_input_is_left_alone_and_off_is_the_input_itself() -> None:
@@ -267,10 +267,10 @@ def test_policies_equal_torchvisions_under_the_samples_own_seed(policy: str, cha
         "autoaug": v2.AutoAugment(v2.AutoAugmentPolicy.SVHN),
         "trivial": v2.TrivialAugmentWide(),
     }[policy]
-    knobs = pickle.loads(pickle.dumps(augment(policy=policy, randaug_ops=3, randaug_magnitude=15, autoaug_policy="svhn")))
+    augmentation = pickle.loads(pickle.dumps(augment(policy=policy, randaug_ops=3, randaug_magnitude=15, autoaug_policy="svhn")))
     state, different = torch.get_rng_state(), 0
     for index in range(30):
-        ours = knobs.sample(image, seed=4, epoch=2, index=index)
+        ours = augmentation.sample(image, seed=4, epoch=2, index=index)
         assert torch.equal(torch.get_rng_state(), state)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(counter_rng.word(4, 2, index, counter_rng.POLICY, 0) >> 1)
@@ -303,8 +303,8 @@ def test_policies_refuse_other_channel_counts() -> None:
 @pytest.mark.parametrize("size", [(60, 90), (200, 40)])
 def test_crop_boxes_follow_torchvisions_law(size: tuple[int, int]) -> None:
     height, width = size
-    knobs = augment(crop_scale=(0.2, 0.9))
-    ours = [knobs.crop_box(height, width, seed=0, epoch=e, index=i) for e in range(3) for i in range(500)]
+    augmentation = augment(crop_scale=(0.2, 0.9))
+    ours = [augmentation.crop_box(height, width, seed=0, epoch=e, index=i) for e in range(3) for i in range(500)]
     torch.manual_seed(0)
     crop = v2.RandomResizedCrop(8, scale=(0.2, 0.9))
     theirs = [crop.make_params([torch.zeros(1, height, width)]) for _ in range(1500)]
@@ -368,8 +368,8 @@ def test_every_yaml_builds_and_only_none_is_off(path: Path, size: int) -> None:
     root = OmegaConf.merge({"data": {"image_size": size}}, {"augment": OmegaConf.create(text)})
     node = OmegaConf.to_container(root, resolve=True)["augment"]  # type: ignore[index]
     del node["_target_"]
-    knobs = Augment(**node)
-    assert knobs.is_off == (path.stem == "none")
-    assert knobs.needs_samples == (path.stem in ("randaug", "autoaug", "trivial"))
+    augmentation = Augment(**node)
+    assert augmentation.is_off == (path.stem == "none")
+    assert augmentation.needs_samples == (path.stem in ("randaug", "autoaug", "trivial"))
     images = pictures(2, 3, size, size)
-    assert knobs.batch(images, seed=0, epoch=0, indices=torch.arange(2)).shape == images.shape
+    assert augmentation.batch(images, seed=0, epoch=0, indices=torch.arange(2)).shape == images.shape

@@ -98,7 +98,7 @@ class Slow(InMemoryImages):
 
 
 @pytest.mark.slow
-def test_workers_are_deaf_to_signals_unless_their_parent_ends_them():
+def test_workers_ignore_signals_unless_their_parent_ends_them():
     split = Slow(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), np.zeros(40))
     loader = Loader(split, requests(40, 2), num_workers=1)
     batches = iter(loader)

@@ -6,6 +6,16 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+TYPE_NAMES: dict[Any, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a group of keys",
+    type(None): "null",
+}
+
 
 def matches_type(value: Any, hint: Any) -> bool:
     """Whether a value of plain data matches an annotation. Integers match float, lists match tuples; other classes match anything."""
@@ -42,14 +52,6 @@ def matches_type(value: Any, hint: Any) -> bool:
 def describe_type(hint: Any) -> str:
     """An annotation in words: 'an integer or full'."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    words = {
-        bool: "true or false",
-        int: "an integer",
-        float: "a number",
-        str: "text",
-        type(None): "null",
-        dict: "a group of keys",
-    }
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe_type(arg) for arg in args)
     if origin is Literal:
@@ -57,21 +59,15 @@ def describe_type(hint: Any) -> str:
     if origin is tuple and args[-1] is not ...:
         return f"a list of {len(args)} values"
     if origin in (list, tuple):
-        return f"a list of {describe_type(args[0]).removeprefix('an ').removeprefix('a ')}s" if args[0] in words else "a list"
-    return words.get(hint, "a group of keys" if origin is dict else getattr(hint, "__name__", str(hint)))
+        return (
+            f"a list of {describe_type(args[0]).removeprefix('an ').removeprefix('a ')}s" if args[0] in TYPE_NAMES else "a list"
+        )
+    return TYPE_NAMES.get(hint, "a group of keys" if origin is dict else getattr(hint, "__name__", str(hint)))
 
 
 def type_of(value: Any) -> str:
-    names = {
-        bool: "true or false",
-        int: "an integer",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "a group of keys",
-        type(None): "null",
-    }
-    return names.get(type(value), type(value).__name__)
+    """The type of a value of plain data in words: 'an integer'."""
+    return describe_type(type(value))
 
 
 def format_value(value: Any) -> str:

@@ -45,12 +45,12 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
                 f"--config-dir {config_dir}: there is no such folder. Name the folder with your model/, data/, experiment/ yaml."
             )
     parsed: list[Override] = []
-    for word in argv:
+    for argument in argv:
         try:
-            parsed += OverridesParser.create().parse_overrides([word])
+            parsed += OverridesParser.create().parse_overrides([argument])
         except HydraException as error:
             raise ConfigError(
-                f"{word!r} cannot be read: {first_line(error)}. Overrides look like key=value, for example optim.lr=0.01."
+                f"{argument!r} cannot be read: {first_line(error)}. Overrides look like key=value, for example optim.lr=0.01."
             ) from error
     check_options(command, parsed, search)
     chosen = [str(override.input_line) for override in parsed if is_group_override(override, search)]
@@ -111,9 +111,8 @@ def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ..
 
 def by_size(size: Any, small: Any, large: Any) -> Any:
     """The resolver of ${by_size:...}: `small` for images under SMALL_IMAGE pixels, else `large`."""
-    return (
-        small if isinstance(size, int) and size < SMALL_IMAGE else large
-    )  # other types are refused later, by the key of the size
+    # Other types are refused later, by the key of the size.
+    return small if isinstance(size, int) and size < SMALL_IMAGE else large
 
 
 def quote_values(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
@@ -121,13 +120,13 @@ def quote_values(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
 
     Lists and what is quoted already stay, and so does null.
     """
-    words = []
-    for word in argv:
-        key, equals, value = word.partition("=")
+    quoted = []
+    for argument in argv:
+        key, equals, value = argument.partition("=")
         if key in keys and equals and value != "null" and not value.startswith(("[", "'", '"')):
             # A quote is escaped, and backslashes before a quote, also the closing one, are doubled: elsewhere they are themselves.
-            text = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), os.path.expanduser(value))
-            words.append(f"{key}='{text}'")
+            text = re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), os.path.expanduser(value))
+            quoted.append(f"{key}='{text}'")
         else:
-            words.append(word)
-    return words
+            quoted.append(argument)
+    return quoted

@@ -48,8 +48,8 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     """
     source = (conf_dir() / f"{command}.yaml").read_text()
     search = [Path(config_dir)] if config_dir else []
-    given = [word for word in argv if "=" in word]
-    chosen = dict(word.split("=", 1) for word in given)
+    overrides = [argument for argument in argv if "=" in argument]
+    chosen = dict(override.split("=", 1) for override in overrides)
     usage = f"imgrec {command} key=value ...        the same as: python -m imgrec.{command} key=value ..."
     lines = [usage, "", *_header(source), ""]
     roots = [source, *((conf_dir() / f"{name}.yaml").read_text() for name in _parents(source))]  # lr_find has every key of train
@@ -61,13 +61,13 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
             names = [f"*{name}" if name == chosen.get(group, default) else name for name in option_names(group, search)]
             lines += textwrap.wrap(f"  {group:<12}{'  '.join(names)}", WIDTH, subsequent_indent=" " * 14, break_on_hyphens=False)
         lines += [""]
-    tree = compose_config(command, given, config_dir) if given else None
+    tree = compose_config(command, overrides, config_dir) if overrides else None
     lines += ["Keys, with their values"]
     lines += [_line(tree, *key) for root in roots for key in documented(root) if key[0][0] not in groups]
     for group in groups:
-        if group in chosen and (found := _file(group, chosen[group], search)) is not None:
-            lines += ["", f"{group}={chosen[group]}", *_header(found.read_text())]
-            lines += [_line(tree, *key) for key in option_keys(group, found)]
+        if group in chosen and (file := _file(group, chosen[group], search)) is not None:
+            lines += ["", f"{group}={chosen[group]}", *_header(file.read_text())]
+            lines += [_line(tree, *key) for key in option_keys(group, file)]
     lines += ["", "--config-dir FOLDER    your own yaml beside the shipped ones: FOLDER/model/mine.yaml is model=mine"]
     if command == "train":
         lines += ["-m, --multirun         a sweep: optim.lr=0.01,0.1 seed=0,1,2 runs every combination"]
@@ -81,7 +81,7 @@ def documented(source: str) -> list[tuple[KeyPath, str, str]]:
     """(path, value as written, comment) of each leaf of a yaml text; the comment stands on the line or on the lines above it."""
     lines = source.splitlines()
     root = yaml.compose(source)
-    found: list[tuple[KeyPath, str, str]] = []
+    keys: list[tuple[KeyPath, str, str]] = []
 
     def walk(node: yaml.Node | None, path: KeyPath) -> None:
         if not isinstance(node, yaml.MappingNode):
@@ -96,30 +96,30 @@ def documented(source: str) -> list[tuple[KeyPath, str, str]]:
             end = value.end_mark if value.end_mark.line == key.end_mark.line else key.end_mark
             comment = lines[end.line][end.column :].partition("#")[2].strip() or _above(lines, end.line)
             written = source[value.start_mark.index : value.end_mark.index].strip() or "null"
-            found.append(((*path, name), written, comment))
+            keys.append(((*path, name), written, comment))
 
     walk(root, ())
-    return found
+    return keys
 
 
 def _above(lines: Sequence[str], line: int) -> str:
     """The comment lines directly above a line, joined."""
-    taken: list[str] = []
+    block: list[str] = []
     while line > 0 and lines[line - 1].lstrip().startswith("#") and "@package" not in lines[line - 1]:
         line -= 1
-        taken.insert(0, lines[line].strip().lstrip("# "))
-    return " ".join(taken)
+        block.insert(0, lines[line].strip().lstrip("# "))
+    return " ".join(block)
 
 
 def _header(source: str) -> list[str]:
     """The first block of comment lines without indentation."""
-    taken: list[str] = []
+    block: list[str] = []
     for line in source.splitlines():
         if line.startswith("#") and "@package" not in line:
-            taken.append(line.lstrip("# "))
-        elif taken:
+            block.append(line.lstrip("# "))
+        elif block:
             break
-    return taken
+    return block
 
 
 def _defaults(source: str) -> dict[str, str | None]:
@@ -142,14 +142,14 @@ def option_keys(group: str, file: Path) -> Iterator[tuple[KeyPath, str, str]]:
     """Every key of an option, with those of its defaults list in the same folder; later files override earlier ones."""
     source = file.read_text()
     head: KeyPath = () if "@package _global_" in source.partition("\n")[0] else (group,)
-    found: dict[KeyPath, tuple[str, str]] = {}
+    keys: dict[KeyPath, tuple[str, str]] = {}
     for entry in (yaml.safe_load(source) or {}).get("defaults", []):
         name = str(entry).partition("@")[0]
         if isinstance(entry, str) and entry != "_self_" and (file.parent / f"{name}.yaml").is_file():
-            found |= {path: (value, comment) for path, value, comment in option_keys(group, file.parent / f"{name}.yaml")}
+            keys |= {path: (value, comment) for path, value, comment in option_keys(group, file.parent / f"{name}.yaml")}
     for path, value, comment in documented(source):
-        found[(*head, *path)] = (value, comment or found.get((*head, *path), ("", ""))[1])
-    return ((path, value, comment) for path, (value, comment) in found.items())
+        keys[(*head, *path)] = (value, comment or keys.get((*head, *path), ("", ""))[1])
+    return ((path, value, comment) for path, (value, comment) in keys.items())
 
 
 def _value(tree: dict[str, Any] | None, path: KeyPath, written: str) -> str:

@@ -11,9 +11,9 @@ from imgrec.errors import ConfigError
 def conf_dir() -> Path:
     """The shipped yaml: conf/ of a checkout, or imgrec/conf of an installed wheel."""
     package = Path(__file__).parent.parent
-    for found in (package / "conf", package.parent / "conf"):
-        if (found / "train.yaml").is_file():
-            return found
+    for conf in (package / "conf", package.parent / "conf"):
+        if (conf / "train.yaml").is_file():
+            return conf
     raise ConfigError(f"no conf/train.yaml beside {package}: the installation is incomplete. Install imgrec again.")
 
 

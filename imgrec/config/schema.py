@@ -1,4 +1,4 @@
-"""What a command is told, as typed data: RunConfig for a training, and the dataclasses of the other commands from their keys."""
+"""The config as typed data: RunConfig for a training, and the dataclasses of the other commands from their keys."""
 
 import typing
 from collections.abc import Iterator

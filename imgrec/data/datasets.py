@@ -166,9 +166,8 @@ class ImageFolder(ImageData):
             number = f"only the class folder {classes[0]}" if classes else "no class folders"
             raise DataError(f"{folders['train']} has {number}. Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg.")
         splits = {name: self.folder_split(folder, classes, whole=name == "train") for name, folder in folders.items()}
-        if (
-            folders["train"] == self.root
-        ):  # no split folders: the test split is taken here, the validation split from the rest later
+        if folders["train"] == self.root:
+            # No split folders: the test split is taken from all images, the validation split from the rest later.
             images = splits["train"]
             train, test = stratified(images.labels, self.test_share, seed=self.split_seed, classes=classes, key="data.test_share")
             return Splits(classes, train=images.take(train), val=None, test=images.take(test))

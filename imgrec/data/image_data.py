@@ -1,4 +1,4 @@
-"""What a run is told about its images: the splits, the classes and the preprocessing of a data set; each set overrides `read`."""
+"""The images of a run: the splits, the classes and the preprocessing of a data set. Each data set overrides `read`."""
 
 from functools import cached_property
 from typing import Literal, NamedTuple, TypedDict

@@ -22,9 +22,8 @@ class Mix(NamedTuple):
     """How the images of a step are mixed."""
 
     share: float  # weight of the image itself in the targets; its partner has the rest
-    box: (
-        tuple[int, int, int, int] | None
-    )  # top, left, bottom, right in pixels, taken from the partner (cutmix); None: blended (mixup)
+    # top, left, bottom, right in pixels, taken from the partner (cutmix); None: blended (mixup)
+    box: tuple[int, int, int, int] | None
 
 
 def partners(read: Indices, requested: int) -> Indices:

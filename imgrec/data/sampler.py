@@ -66,8 +66,7 @@ class EpochBatches(Sampler[Request]):
     epoch: called when the first request is taken: on resume Lightning opens iterators before it has restored the epoch.
     start: (epoch, number of its global batches that are done and are skipped).
     keep_single: False for batch norm, which cannot train on a single sample. Then no part of a short batch has one
-    sample (see
-        `split_last_batch`), and a last global batch of one sample is left out, unless it is the only one.
+        sample (see `split_last_batch`), and a last global batch of one sample is left out, unless it is the only one.
     most: the largest number of samples on a device at once, `BatchPlan.per_device`.
     """
 

@@ -60,15 +60,15 @@ def evaluation_images(
 
 
 def _check_changes(changes: Node, node: Node, folder: str | None) -> None:
-    takes = parameter_types(ImageFolder if folder is not None else locate(node["_target_"]))
+    types = parameter_types(ImageFolder if folder is not None else locate(node["_target_"]))
     for key, value in changes.items():
-        given = f"data.{key}={format_value(value)}"
+        override = f"data.{key}={format_value(value)}"
         if folder is not None and key != "on_bad_image_eval":
-            raise ConfigError(f"{given} has no effect beside folder={folder}. Leave one of them out.")
-        if key not in takes:
-            raise ConfigError(f"{given} has no effect: the run's data, {_set_name(node)}, has no such key. Leave it out.")
-        if not matches_type(value, takes[key]):
-            raise ConfigError(f"{given}: expected {describe_type(takes[key])}.")
+            raise ConfigError(f"{override} has no effect beside folder={folder}. Leave one of them out.")
+        if key not in types:
+            raise ConfigError(f"{override} has no effect: the run's data, {_set_name(node)}, has no such key. Leave it out.")
+        if not matches_type(value, types[key]):
+            raise ConfigError(f"{override}: expected {describe_type(types[key])}.")
 
 
 def _set_name(node: Node) -> str:
@@ -121,9 +121,8 @@ def measure_split(
     loss = checkpoint_loss(checkpoint, counts).to(device)
     tally = ConfusionTally(num_classes=len(checkpoint.classes)).to(device)
     empty = torch.zeros(0, len(checkpoint.classes), device=device)
-    tally.update(
-        empty, torch.zeros(0, dtype=torch.int64, device=device), empty.sum(1)
-    )  # torchmetrics warns of none: a process may have no images
+    # A process may have no images, and torchmetrics warns of a metric that was never updated.
+    tally.update(empty, torch.zeros(0, dtype=torch.int64, device=device), empty.sum(1))
     bad: list[str] = []
     done = 0
     for number, batch in enumerate(Loader(images, requests, num_workers=workers)):

@@ -217,11 +217,8 @@ class _Files(Dataset[_FileBatch]):
         return _FileBatch(images[:count], errors)
 
 
-_DTYPES = {
-    "32": torch.bfloat16,
-    "bf16-mixed": torch.bfloat16,
-    "16-mixed": torch.float16,
-}  # of 32 autocast is off, but takes a type
+# With precision 32 autocast is off, but takes a type.
+_DTYPES = {"32": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def trained_network(checkpoint: Checkpoint) -> nn.Module:

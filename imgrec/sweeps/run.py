@@ -39,20 +39,20 @@ def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
         )
     if plan.trials is not None:
         require_optuna()
-    screen = Terminal()
+    terminal = Terminal()
     with closing(open_sweep_folder(plan, plan.base["id"])) as folder:
-        with screen.bar() as bar:
-            jobs = Jobs(plan, folder, config_dir, fit, screen=screen, bar=bar)
+        with terminal.bar() as bar:
+            jobs = Jobs(plan, folder, config_dir, fit, terminal=terminal, bar=bar)
             stopped = jobs.run()
         with folder.updating():  # what other processes have done in the meantime
-            print_ranking(screen, folder)
+            print_ranking(terminal, folder)
     left = jobs.total - sum(job.status in HAVE_RESULT for job in folder.jobs[: jobs.total])
     if stopped is not None:
-        screen.say(f"{stopped} {left} of {jobs.total} jobs are not finished.")
+        terminal.say(f"{stopped} {left} of {jobs.total} jobs are not finished.")
         return ExitCode.STOPPED
     failed = [job for job in folder.jobs if job.status == "failed"]
     if left > len(failed):
-        screen.say(f"{left - len(failed)} of {jobs.total} jobs are run by other processes.")
+        terminal.say(f"{left - len(failed)} of {jobs.total} jobs are run by other processes.")
     return 0 if not failed else 2 if any(job.refused for job in failed) else 1
 
 
@@ -60,19 +60,19 @@ class Jobs:
     """The jobs of a sweep, run one after the other. One that fails is noted and stops no other."""
 
     def __init__(
-        self, plan: SweepPlan, folder: SweepFolder, config_dir: str | None, fit: Fit, *, screen: Terminal, bar: Progress
+        self, plan: SweepPlan, folder: SweepFolder, config_dir: str | None, fit: Fit, *, terminal: Terminal, bar: Progress
     ) -> None:
         self.plan, self.folder, self.config_dir, self.fit = plan, folder, config_dir, fit
-        self.screen, self.bar, self.epoch = screen, bar, LastEpochColumn()
+        self.terminal, self.bar, self.epoch = terminal, bar, LastEpochColumn()
         self.grid = plan.grid() if plan.trials is None else []
         self.total = plan.trials or len(self.grid)
         self.search: Search | None = None
-        screen.say(f"{self.total} jobs in {folder.path}, ranked by their best {folder.monitor}", style="bold")
+        terminal.say(f"{self.total} jobs in {folder.path}, ranked by their best {folder.monitor}", style="bold")
         with folder.updating():
             if plan.trials is not None:
                 self.search = Search(plan, folder.path)
                 goal, seed = self.search.direction, plan.base["seed"]
-                screen.say(f"Optuna's objective is a job's best {folder.monitor}, to {goal}; sampler seed {seed}")
+                terminal.say(f"Optuna's objective is a job's best {folder.monitor}, to {goal}; sampler seed {seed}")
             for job in folder.jobs:
                 if job.status == "failed":
                     job.status = "waiting"  # to be tried again, by one process
@@ -111,7 +111,7 @@ class Jobs:
 
     def _run(self, job: Job, number: int) -> None:
         """Train a claimed job, or read its result, and say how it ended. Raises Stopped where the job was stopped."""
-        say, before = self.screen.say, job.status in DONE
+        say, before = self.terminal.say, job.status in DONE
         say(f"job {number + 1}/{self.total}  {job_overrides(job, fixed_keys(self.plan))}  log in {job.folder}/log.txt")
         if not before:
             self.epoch.folder = job.folder

@@ -1,4 +1,4 @@
-"""A sweep whose values Optuna chooses: asked for each trial's values, told the results, remembered in a journal file in the sweep's folder."""
+"""A sweep whose values Optuna chooses from the results so far, with its study in a journal file in the sweep's folder."""
 
 from importlib.util import find_spec
 from pathlib import Path

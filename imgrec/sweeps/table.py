@@ -66,7 +66,7 @@ def ranking_table(folder: SweepFolder) -> Table:
         test = "-" if job.test_accuracy is None else percent(job.test_accuracy)
         settings = [short_value(job.settings().get(key, "")) for key in varying]
         time = duration(job.seconds) if job.seconds is not None else "-"
-        place = f"{folder.path.name}/{job.number}"  # sweep.csv has the whole path, which would wrap on 80 columns
+        folder_name = f"{folder.path.name}/{job.number}"  # sweep.csv has the whole path, which would wrap on 80 columns
         style = "green" if rank == 1 and finished else "red" if job.status == "failed" else None
         table.add_row(
             str(rank) if finished else job.status,
@@ -74,21 +74,21 @@ def ranking_table(folder: SweepFolder) -> Table:
             format_metric(job.value, folder.monitor),
             test,
             time,
-            place,
+            folder_name,
             style=style,
         )
     return table
 
 
-def print_ranking(screen: Terminal, folder: SweepFolder) -> None:
+def print_ranking(terminal: Terminal, folder: SweepFolder) -> None:
     """The ranked table, what failed, and what to type next."""
-    screen.say()
-    screen.say(ranking_table(folder))
+    terminal.say()
+    terminal.say(ranking_table(folder))
     for job in folder.ranked():
         if job.status == "failed":
-            screen.say(f"  job {job.number} failed: {job.error}", style="red")
-    screen.say(f"results in {folder.path}/sweep.csv")
-    screen.say("next:")
+            terminal.say(f"  job {job.number} failed: {job.error}", style="red")
+    terminal.say(f"results in {folder.path}/sweep.csv")
+    terminal.say("next:")
     if (best := folder.ranked()[0]).status == "finished":
-        screen.say(f"  python -m imgrec.evaluate ckpt={shlex.quote(best.folder)}")
-    screen.say(f"  tensorboard --logdir {shlex.quote(str(folder.path))}")
+        terminal.say(f"  python -m imgrec.evaluate ckpt={shlex.quote(best.folder)}")
+    terminal.say(f"  tensorboard --logdir {shlex.quote(str(folder.path))}")

@@ -39,9 +39,9 @@ from imgrec.training.lightning_compat import (
 from imgrec.training.module import Classifier
 from imgrec.training.resume_state import RankState, StepSnapshot, restore_rank_state, take_rank_state, to_plain_data
 
-# After a save that took t seconds (of waiting and of the writer's processor time) the next comes REST * t seconds
-# later: saving takes 1% of the time.
-REST = 100
+# After a save that took t seconds (of waiting and of the writer's processor time) the next comes
+# SAVE_INTERVAL_FACTOR * t seconds later: saving takes 1% of the time.
+SAVE_INTERVAL_FACTOR = 100
 # Bytes of states per second, before anything was measured (copied and written at 600e6 to 1e9 on a 2-core Xeon).
 COPY_RATE = 500e6
 
@@ -199,8 +199,8 @@ class StepBoundary(Callback):
     def _is_time_to_save(self, trainer: pl.Trainer, now: LoopPosition) -> bool:
         """At the start of an epoch (several ranks decide in the validation before it), or long after the last save."""
         waited = time.monotonic() - self._saved_at
-        rested = waited >= REST * (self._save_s + self.writer.seconds)
-        return rested and (now.done == 0 or not trainer.training or waited >= 60 * self.save_every_minutes)
+        due = waited >= SAVE_INTERVAL_FACTOR * (self._save_s + self.writer.seconds)
+        return due and (now.done == 0 or not trainer.training or waited >= 60 * self.save_every_minutes)
 
     def _save(self, trainer: pl.Trainer, now: LoopPosition, state: RankState | None = None) -> None:
         """Write last.ckpt as of `now`, with `state` as the rank state, or the present one. A collective."""

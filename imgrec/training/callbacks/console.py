@@ -19,8 +19,8 @@ EVERY_SECONDS = 0.1  # how often the loss beside the bar is fetched from the dev
 class EpochLines(Callback):
     """Prints the figures that History collected; so it stands behind it in the list of callbacks."""
 
-    def __init__(self, screen: Terminal, history: History) -> None:
-        self.screen = screen
+    def __init__(self, terminal: Terminal, history: History) -> None:
+        self.terminal = terminal
         self.history = history
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -28,8 +28,8 @@ class EpochLines(Callback):
         self._left_out = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.screen.say(HEADER, style="bold")
-        self._progress = self.screen.bar()
+        self.terminal.say(HEADER, style="bold")
+        self._progress = self.terminal.bar()
         self._progress.start()
         self.on_train_epoch_start(trainer, pl_module)  # no epoch starts in a run that resumes within one
 
@@ -76,18 +76,18 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.history.rows[-1]
-        self.screen.say(epoch_line(row, trainer.max_epochs or 0), style="green" if row["best"] else None)
+        self.terminal.say(epoch_line(row, trainer.max_epochs or 0), style="green" if row["best"] else None)
         bad = trainer.datamodule.bad_images()  # type: ignore[attr-defined]
         if len(bad) > self._left_out:
             self._left_out = len(bad)
-            self.screen.say(
+            self.terminal.say(
                 f"  {len(bad)} images that cannot be read were left out: {bad[0]}{', ...' if len(bad) > 1 else ''}",
                 style="yellow",
             )
         waited = row.get("data_wait_share", 0.0)
         if waited > WORTH_SAYING and not self._said_waiting:
             self._said_waiting = True
-            self.screen.say(
+            self.terminal.say(
                 f"  The network waited {waited:.0%} of the time for data: raise num_workers, use smaller image files, or a set held in memory.",
                 style="yellow",
             )

@@ -26,19 +26,19 @@ class FiniteLoss(Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         self._losses.append((trainer.current_epoch + 1, trainer.global_step + 1, *copy_to_host(loss.detach())))
-        self._look(keep=0 if loss.device.type == "cpu" else LAG)
+        self._check_losses(keep=0 if loss.device.type == "cpu" else LAG)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._look(keep=0)
+        self._check_losses(keep=0)
         # Weights that explode in the last step of an epoch had a finite loss before. The save comes after validation.
         loss = trainer.callback_metrics.get("val/loss")
         if loss is not None and not torch.isfinite(loss):
             self._stop("validation loss", loss, "after", trainer.global_step, trainer.current_epoch + 1)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._look(keep=0)  # a save between epochs: nothing unlooked-at may get into it
+        self._check_losses(keep=0)  # a save between epochs: no unchecked loss may get into it
 
-    def _look(self, keep: int) -> None:
+    def _check_losses(self, keep: int) -> None:
         while len(self._losses) > keep:
             epoch, step, loss, copied = self._losses.pop(0)
             if copied is not None:
@@ -62,8 +62,8 @@ def copy_to_host(loss: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
     """From a GPU: where the loss will be in the host's memory, and the event after which it is there."""
     if loss.device.type != "cuda":
         return loss, None
-    there = torch.empty((), dtype=loss.dtype, pin_memory=True)
-    there.copy_(loss, non_blocking=True)
+    on_host = torch.empty((), dtype=loss.dtype, pin_memory=True)
+    on_host.copy_(loss, non_blocking=True)
     copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
-    return there, copied
+    return on_host, copied

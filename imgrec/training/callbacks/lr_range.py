@@ -38,9 +38,8 @@ class LRRange(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._sum += float(
-            trainer.strategy.reduce(outputs["loss"], reduce_op="mean")
-        )  # Lightning has divided it by the micro-batches
+        # Lightning has divided the loss by the number of micro-batches.
+        self._sum += float(trainer.strategy.reduce(outputs["loss"], reduce_op="mean"))
         if trainer.global_step == len(self.losses):
             return  # the step is not complete
         self.losses.append(self._sum)
