@@ -27,10 +27,8 @@ from imgrec.errors import ConfigError
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.models.layers import layers
 from imgrec.models.losses import Loss
-from imgrec.training.freeze import freeze, unfreeze
 from imgrec.training.optimizer import DecayOn, build_optimizer, decayed, optimizer_node
 from imgrec.training.scheduler import lightning_schedulers
-from imgrec.training.strategies import DDP
 
 
 class MakeSchedulers(Protocol):
@@ -59,7 +57,6 @@ class Classifier(pl.LightningModule):
         seed: int = 0,
         make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
         make_schedulers: MakeSchedulers | None = None,
-        freeze_epochs: int = 0,
         decay_on: DecayOn = "weights",
         channels_last: bool = False,
     ) -> None:
@@ -72,7 +69,6 @@ class Classifier(pl.LightningModule):
         self.seed = seed
         self.make_optimizer = make_optimizer
         self.make_schedulers = make_schedulers
-        self.freeze_epochs = freeze_epochs
         self.decay_on = decay_on
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -134,22 +130,6 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         # Dropout is seeded by (seed, epoch, rank), so that a resumed run draws what the uninterrupted one did.
         torch.manual_seed(counter_rng.word(self.seed, self.current_epoch, self.global_rank, counter_rng.NETWORK, 0) >> 1)
-        self._freeze()
-
-    def _freeze(self) -> None:
-        if not self.freeze_epochs:
-            return
-        before = [parameter.requires_grad for parameter in self.net.parameters()]
-        if self.current_epoch < self.freeze_epochs:
-            freeze(self.net, len(self.classes))
-        else:
-            unfreeze(self.net)
-        after = [parameter.requires_grad for parameter in self.net.parameters()]
-        if isinstance(self.trainer.strategy, DDP) and before != after:
-            self.trainer.strategy.rewrap()
-
-    def on_train_start(self) -> None:
-        self._freeze()  # no epoch starts in a run that resumes within one
 
     def training_sums(self) -> list[Tensor]:
         """This rank's metric sums of the epoch so far: loss, its samples, correct predictions, their samples."""
@@ -244,7 +224,6 @@ def build_classifier(
         seed=run.seed,
         make_optimizer=make_optimizer,
         make_schedulers=partial(lightning_schedulers, run.scheduler) if with_schedule else None,
-        freeze_epochs=run.finetune.freeze_epochs,
         decay_on=run.decay_on,
         channels_last=run.trainer.channels_last,
     )

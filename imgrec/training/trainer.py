@@ -22,6 +22,7 @@ from imgrec.terminal import Terminal
 from imgrec.training.callbacks.best import BestCheckpoint
 from imgrec.training.callbacks.console import EpochLines
 from imgrec.training.callbacks.finite import FiniteLoss
+from imgrec.training.callbacks.freeze import FreezeBackbone
 from imgrec.training.callbacks.history import History
 from imgrec.training.callbacks.logger import LogSteps
 from imgrec.training.callbacks.pruning import Pruning
@@ -101,6 +102,8 @@ def run_callbacks(
         EpochLines(terminal, history),
         LogSteps(run.to_dict(), every_steps=run.trainer.log_every_steps),
     ]
+    if run.finetune.freeze_epochs:
+        callbacks.append(FreezeBackbone(run.finetune.freeze_epochs))
     if run.trainer.pruning_thresholds:
         callbacks.append(Pruning(history, run.trainer.pruning_thresholds, terminal.say))
     best = BestCheckpoint(
