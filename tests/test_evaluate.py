@@ -119,9 +119,8 @@ def test_figures_equal_sklearns_on_what_predict_says(run, pngs, tmp_path):
         )
     assert found["accuracy"] == pytest.approx(np.mean(np.array(true) == predicted), abs=1e-12)
     chances = [dict(answer.top)[name] for answer, name in zip(answers, true, strict=True)]
-    assert found["loss"] == pytest.approx(
-        -np.log(chances).mean(), rel=1e-5
-    )  # every image alike, though the run's loss is weighted
+    # Every image alike, though the run's loss is weighted.
+    assert found["loss"] == pytest.approx(-np.log(chances).mean(), rel=1e-5)
     top5 = [name in [one for one, _ in answer.top[:5]] for answer, name in zip(answers, true, strict=True)]
     assert found["top5"] == np.mean(top5)
 
@@ -250,9 +249,8 @@ def test_the_matrix_on_a_terminal_holds_every_count():
     found = made_report(12)
     lines = printed(confusion_table(found, width=100, most=20), 100)
     assert len(lines) == 2 + 12
-    cells = [
-        [0 if cell == "." else int(cell) for cell in line.split()[4:]] for line in lines[2:]
-    ]  # "3 class number 3" stands before
+    # "3 class number 3" stands before the counts.
+    cells = [[0 if cell == "." else int(cell) for cell in line.split()[4:]] for line in lines[2:]]
     assert cells == found.confusion
     assert max(map(len, lines)) <= 100
 

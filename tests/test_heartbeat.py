@@ -1,4 +1,4 @@
-"""imgrec.distributed.heartbeat, with real processes: all scenarios run at the same time, on three ranks each; the tests check how they ended."""
+"""imgrec.distributed.heartbeat, with real processes: all scenarios run at once, on three ranks each."""
 
 import json
 import os

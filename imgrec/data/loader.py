@@ -97,10 +97,10 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def start_worker(worker: int) -> None:
-    """One thread each. Signals that stop a run are ignored: the main process decides when, and needs its batches until then.
+    """One thread each. Signals that stop a run are ignored, as the main process needs its batches until it stops.
 
-    SLURM and a terminal send their signals to every process of a job. SIGTERM from the parent must still work, as that is how
-    DataLoader and multiprocessing end a worker; so a thread takes the SIGTERMs and looks at the sender.
+    SLURM and a terminal send their signals to every process of a job. SIGTERM from the parent must still work, as that is
+    how DataLoader and multiprocessing end a worker; so a thread receives the SIGTERMs and checks the sender.
     """
     end_with_parent()
     torch.set_num_threads(1)

@@ -98,8 +98,9 @@ def measure_split(
 ) -> tuple[Report, list[str]]:
     """The report of the checkpoint on `images`, and paths of what could not be read (on_bad_image_eval: skip).
 
-    The same computation as the test at the end of training, so the same figures. Each process of the group measures its share, all must call it, and
-    all get the whole. `watch` is told how many of this process' images are done, after each batch, and how many there are.
+    The same computation as the test at the end of training, so the same figures. Each process of the group measures its
+    share, all must call it, and all get the whole. `watch` is called after each batch, with how many of this process'
+    images are done and how many there are.
     """
     sizes = group.all_gather(len(images))
     if len(set(sizes)) > 1:

@@ -159,9 +159,9 @@ class SweepFolder:
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(columns)
-        for place, job in enumerate(self.ranked(), 1):
+        for position, job in enumerate(self.ranked(), 1):
             settings = job.settings()
-            rank = place if job.status == "finished" else ""
+            rank = position if job.status == "finished" else ""
             varying = [settings.get(key, "") for key in self.varying()]
             table.writerow(
                 [rank, job.number, job.status, *varying, job.value, job.test_accuracy, job.seconds, job.folder, job.error]

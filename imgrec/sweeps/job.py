@@ -22,7 +22,7 @@ from imgrec.sweeps.table import job_overrides, print_ranking
 from imgrec.terminal import Terminal
 
 THRESHOLDS = "trainer.pruning_thresholds"
-OWN_KEYS = ("name", "id", "runs_dir", "resume")  # of the sweep: a job gets those of its place in it
+OWN_KEYS = ("name", "id", "runs_dir", "resume")  # of the sweep, which sets them for each job
 
 
 class Fit(Protocol):

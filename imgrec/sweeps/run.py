@@ -27,7 +27,7 @@ from imgrec.terminal import Terminal
 def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
     """Run all jobs of a sweep and show them ranked; 0 if all passed, 75 if it was stopped, 2 if one failed for bad input, else 1.
 
-    Raises ConfigError, before the first job, for what can be told by then.
+    Raises ConfigError, before the first job, for what can be checked by then.
     """
     plan = plan_sweep(argv, config_dir)
     if plan.job is not None:

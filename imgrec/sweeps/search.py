@@ -1,4 +1,4 @@
-"""A sweep whose values Optuna chooses from the results so far, with its study in a journal file in the sweep's folder."""
+"""A sweep whose values Optuna chooses from the results so far. Its study is a journal file in the sweep's folder."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,7 +62,7 @@ class Search:
         return self.plan.overrides(trials[number].params)
 
     def tell(self, job: Job) -> None:
-        """The result of a job, and what it had after each epoch. A failed one is not told: the same command tries it again."""
+        """Pass a job's result and its metrics after each epoch to the study; not of a failed job, which is run again."""
         from optuna.trial import TrialState
 
         if job.status not in HAVE_RESULT or self.study.get_trials(deepcopy=False)[job.number].state.is_finished():
