@@ -1,5 +1,5 @@
 # docker build -t imgrec .
-# docker run --gpus all --shm-size 8g -v "$PWD/data:/work/data" -v "$PWD/runs:/work/runs" imgrec train data=mnist model=vgg
+# docker run --gpus all --shm-size 8g -v "$PWD/data:/imgrec/data" -v "$PWD/runs:/imgrec/runs" imgrec train data=mnist model=vgg
 FROM python:3.11-slim
 
 # The wheels of torch bring CUDA; the driver comes from the host with --gpus.
@@ -9,6 +9,6 @@ COPY launch /src/launch
 COPY imgrec /src/imgrec
 RUN pip install --no-cache-dir torch torchvision "/src[timm,parquet]"
 
-WORKDIR /work
+WORKDIR /imgrec
 ENTRYPOINT ["imgrec"]
 CMD ["--help"]

@@ -1,5 +1,6 @@
-"""README and docs/: links lead somewhere, commands compose, lines and paragraphs are short."""
+"""The pages that people read: links lead somewhere, commands compose, names exist, lines and paragraphs are short."""
 
+import pkgutil
 import re
 import shlex
 from itertools import groupby
@@ -14,7 +15,15 @@ from imgrec.errors import ConfigError
 from imgrec.sweeps.grid import plan_sweep
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FRONT_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/own_package/README.md"]
+PAGES = [*FRONT_PAGES, *sorted((ROOT / "docs").glob("*.md"))]
+# The examples of CONTRIBUTING add these to imgrec; tests/test_contributing.py runs them.
+ADDED = {
+    "imgrec.data.letters.Letters",
+    "imgrec.models.losses.MAE",
+    "imgrec.models.wide.Wide",
+    "imgrec.training.scheduler.square_root",
+}
 FREE_TEXT = ("ckpt", "files", "out", "folder", "data.root")  # values that the commands quote themselves
 
 
@@ -30,23 +39,34 @@ def commands(page: Path) -> list[tuple[str, str]]:
     return [found for block in blocks for found in typed.findall(block.replace("\\\n", " "))]
 
 
-TYPED = [(page.name, *command) for page in PAGES for command in commands(page)]
+def from_root(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+TYPED = [(from_root(page), *command) for page in PAGES for command in commands(page)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=from_root)
 def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", "\n".join(prose(page)))
     assert [target for target in targets if "://" not in target and not (page.parent / target).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=from_root)
+def test_names_of_the_package_can_be_imported(page: Path) -> None:
+    for name in set(re.findall(r"\bimgrec(?:\.\w+)+", page.read_text())) - ADDED:
+        pkgutil.resolve_name(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=from_root)
 def test_lines_of_prose_stay_under_120_characters(page: Path) -> None:
     assert [line for line in prose(page) if len(line) >= 120 and not line.startswith("|")] == []
 
 
-def test_paragraphs_of_the_readme_stay_under_five_lines() -> None:
+@pytest.mark.parametrize("page", FRONT_PAGES, ids=from_root)
+def test_paragraphs_stay_under_five_lines(page: Path) -> None:
     start = re.compile(r"- |\||#")  # a list item, a row of a table and a heading are paragraphs of their own
-    lines = [f"\n{line}" if start.match(line) else line for line in prose(ROOT / "README.md")]
+    lines = [f"\n{line}" if start.match(line) else line for line in prose(page)]
     paragraphs = [list(part) for filled, part in groupby("\n".join(lines).splitlines(), bool) if filled]
     assert [part for part in paragraphs if len(part) > 4] == []
 

@@ -2,15 +2,14 @@
 
 import io
 import json
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import run_ranks
 from rich.console import Console
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 from torch import Tensor
@@ -73,21 +72,14 @@ def test_two_tallies_merged_are_one(samples: int, cut: int, seed: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def _one_of_two(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    scores, labels, losses = drawn(5, 7, seed=3)
-    piece = slice(0, 3) if rank == 0 else slice(3, 5)  # five samples do not divide by two
-    found = tallied(scores[piece], labels[piece], losses[piece], batch=2).report(names(7))
-    Path(folder, f"{rank}.json").write_text(json.dumps(found.to_dict()))
-    dist.destroy_process_group()
+def test_two_processes_count_each_sample_once() -> None:
+    def report(rank: int) -> dict[str, Any]:
+        piece = slice(0, 3) if rank == 0 else slice(3, 5)  # five samples do not divide by two
+        scores, labels, losses = drawn(5, 7, seed=3)
+        return tallied(scores[piece], labels[piece], losses[piece], batch=2).report(names(7)).to_dict()
 
-
-@pytest.mark.slow
-def test_two_processes_count_each_sample_once(tmp_path: Path) -> None:
-    mp.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
     whole = tallied(*drawn(5, 7, seed=3), batch=5).report(names(7)).to_dict()
-    for rank in (0, 1):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
+    for found in run_ranks(2, report, group=True):
         assert found.pop("loss") == pytest.approx(whole["loss"], rel=1e-12)
         assert found == {key: value for key, value in whole.items() if key != "loss"}
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import LIMIT_S, run_command
 from small_run import SMALL
 
 from imgrec import slurm
@@ -222,7 +223,7 @@ def test_neither_submitting_nor_counting_imports_torch(tmp_path):
         "sys.exit('torch' in sys.modules)",
     ]
     environment = os.environ | {"SLURM_JOB_ID": "7"}
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], env=environment, capture_output=True, text=True, check=False)
+    done = run_command(sys.executable, "-c", "\n".join(lines), env=environment)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "1"
 
@@ -259,8 +260,8 @@ def start(tmp_path):
         environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODES_ANSWER": str(nodes_answer)}
         environment |= {key: str(value) for key, value in (job | pretended | more).items()}
         argv = ["bash", str(SCRIPT), f"python={python or tmp_path / 'python'}", *arguments]
-        with log.open("a") as file:
-            done = subprocess.run(argv, env=environment, cwd=tmp_path, stdout=file, stderr=file, check=False)
+        with log.open("a") as file:  # not run_command: the script reads the file that its output goes to
+            done = subprocess.run(argv, env=environment, cwd=tmp_path, stdout=file, stderr=file, check=False, timeout=LIMIT_S)
         return done.returncode, told.read_text().strip(), log.read_text()[before:]
 
     return started
@@ -371,7 +372,7 @@ def test_a_signal_that_comes_while_python_exits_does_not_kill_the_process(name):
         f"    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.{name}): kill(pid, number); print('alive')",
         "late = Late()",
     ]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    done = run_command(sys.executable, "-c", "\n".join(lines))
     assert (done.returncode, done.stdout, done.stderr) == (0, "alive\n", "")
 
 

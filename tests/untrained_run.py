@@ -1,4 +1,4 @@
-"""Run folders with the checkpoint of a network that was never trained: enough wherever its answers need not be good."""
+"""Run directories with the checkpoint of a network that was never trained: enough wherever its answers need not be good."""
 
 from pathlib import Path
 

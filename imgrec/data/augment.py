@@ -89,11 +89,6 @@ class Augment:
         return self.mixup > 0 or self.cutmix > 0
 
     @property
-    def is_off(self) -> bool:
-        """Whether images are not changed at all."""
-        return not (self.needs_samples or self.needs_batches or self.mixes or self.crop_scale)
-
-    @property
     def _interpolates(self) -> bool:
         return any((self.rotation, self.shift, self.shear, self.zoom, self.perspective, self.elastic_alpha))
 

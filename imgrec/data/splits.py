@@ -1,12 +1,10 @@
 """Making and checking splits."""
 
-from difflib import get_close_matches
-
 import numpy as np
 from sklearn.model_selection import train_test_split
 
 from imgrec.data.batch import Indices
-from imgrec.errors import DataError
+from imgrec.errors import DataError, did_you_mean
 
 
 def stratified(labels: Indices, share: float, *, seed: int, classes: tuple[str, ...], key: str) -> tuple[Indices, Indices]:
@@ -48,9 +46,8 @@ def check_labels(labels: Indices, classes: tuple[str, ...], split: str) -> None:
 
 def unknown_class(name: str, classes: tuple[str, ...], where: str) -> DataError:
     """The error for a class of a split that train does not have."""
-    near = get_close_matches(name, classes, n=1, cutoff=0.5)
     known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-    hint = f" Did you mean {near[0]}?" if near else ""
     return DataError(
-        f"{where} has the class {name}, but train does not ({known}).{hint} Rename the folder, or add the class to train."
+        f"{where} has the class {name}, but train does not ({known}).{did_you_mean(name, classes)} "
+        "Rename the folder, or add the class to train."
     )

@@ -214,6 +214,7 @@ def _identity(plan: SweepPlan) -> list[str]:
 
 
 def is_worse(value: float, other: float, monitor: str) -> bool:
+    """Whether `value` of the metric `monitor` is worse than `other`: higher for a loss, lower for others. Equal is not."""
     return value > other if monitor_mode(monitor) == "min" else value < other
 
 

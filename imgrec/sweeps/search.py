@@ -18,6 +18,7 @@ UNPRUNED = 5  # trials that run to their end before any is pruned
 
 
 def require_optuna() -> None:
+    """Raise ConfigError with pip's command if Optuna is not installed. Does not import it."""
     if find_spec("optuna") is None:
         raise ConfigError('--search needs Optuna, which is not installed. Type: pip install "imgrec[optuna]"')
 

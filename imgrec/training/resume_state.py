@@ -23,6 +23,10 @@ class RankState(NamedTuple):
 
 
 def take_rank_state(classifier: Classifier) -> RankState:
+    """The state of this rank as it is now, in copies that later steps do not change. For a step boundary.
+
+    RNG states are uint8 tensors on the CPU, `cuda` is None on other devices, and `sums` stay on the classifier's device.
+    """
     cuda = torch.cuda.get_rng_state(classifier.device) if classifier.device.type == "cuda" else None
     return RankState(torch.get_rng_state(), cuda, [value.clone() for value in classifier.training_sums()])
 

@@ -51,14 +51,17 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of the checkpoints; it exists from the first save on."""
         return self.path / "checkpoints"
 
     @property
     def last(self) -> Path:
+        """The checkpoint of the newest save, from which the run is resumed; there is none before the first."""
         return self.checkpoints / "last.ckpt"
 
     @property
     def best(self) -> Path:
+        """The checkpoint of the best epoch by `monitor`; there is none before the first epoch has ended."""
         return self.checkpoints / "best.ckpt"
 
     def result(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from imgrec.config.schema import monitor_mode
 from imgrec.files import atomic_write
 from imgrec.training.callbacks.best import is_as_good
+from imgrec.training.callbacks.logger import learning_rate
 from imgrec.training.module import Classifier
 
 COLUMNS = (
@@ -63,7 +64,7 @@ class History(Callback):
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "lr": trainer.optimizers[0].param_groups[-1]["lr"],
+            "lr": learning_rate(trainer),
             **figures,
         }
         row["best"] = self._is_best(row)
