@@ -243,7 +243,7 @@ def test_a_device_that_is_not_there_or_cannot(train):
     assert train("trainer.accelerator=cpux") == (
         "trainer.accelerator=cpux: expected auto, cpu, gpu, cuda or mps. Did you mean cpu?"
     )
-    assert train("trainer.devices=all") == "trainer.devices=all: expected an integer or auto or a list of integers."
+    assert train("trainer.devices=all") == "trainer.devices=all: expected an integer, auto or a list of integers."
     assert train("trainer.strategy=ddp_spawn") == "trainer.strategy=ddp_spawn: expected auto, ddp or fsdp."
     if not torch.cuda.is_available():
         assert train("trainer.accelerator=gpu") == "trainer.accelerator=gpu: torch has no GPU here. Set trainer.accelerator=auto."

@@ -53,7 +53,8 @@ def describe_type(hint: Any) -> str:
     """An annotation in words: 'an integer or full'."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(describe_type(arg) for arg in args)
+        *first, last = map(describe_type, args)
+        return f"{', '.join(first)} or {last}"
     if origin is Literal:
         return ", ".join(map(str, args[:-1])) + (f" or {args[-1]}" if len(args) > 1 else str(args[0]))
     if origin is tuple and args[-1] is not ...:
