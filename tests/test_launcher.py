@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -240,10 +241,11 @@ def train(run, *, quiet, command):
     else:
         while not signals.stop_reason():
             time.sleep(0.01)
-        if run.name == "stubborn":
-            (folder / f"asked_{{rank}}").touch()
-            time.sleep(1000)
-        time.sleep(0.3)  # in which a signal that came twice would be noticed
+        second = []  # the SIGTERM after the signal that stops the run, see test_a_signal_stops_all_once
+        signal.signal(signal.SIGTERM, lambda number, frame: second.append(number))
+        (folder / f"asked_{{rank}}").touch()
+        while not second:
+            time.sleep(0.01)
         raise Stopped("stopped by " + signals.stop_reason() + " at step 3; saved.")
 
 launcher.run_rank(sys.argv[4:], lambda task: train(run_config(task["run"]), quiet=task["quiet"], command=task["command"]))
@@ -290,6 +292,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def blocked(pid: int) -> set[int]:
+    """The signals that have arrived at a process and wait until it no longer blocks them."""
+    mask = int(re.search(r"^ShdPnd:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)[1], 16)
+    return {number for number in signal.valid_signals() if mask >> (number - 1) & 1}
 
 
 def test_children_get_torchruns_variables_and_the_config_from_a_file(start_run: Callable[[str], Process], tmp_path: Path) -> None:
@@ -362,17 +370,26 @@ def test_a_fault_of_ours_shows_its_traceback_once(start_run: Callable[[str], Pro
 def test_a_signal_stops_all_once(
     number: signal.Signals, whole_group: bool, start_run: Callable[[str], Process], tmp_path: Path
 ) -> None:
-    """`whole_group`: as a terminal's Ctrl-C and SLURM send it."""
+    """`whole_group`: as a terminal's Ctrl-C and SLURM send it, to the ranks first, as two at once may be merged into one.
+
+    The SIGTERM is forwarded after it. A rank that waits for that one has all that was sent before: two SIGINT would end it.
+    """
     process = start_run("waits")
     folder = tmp_path / "waits" / "1"
     wait_until(lambda: all((folder / f"pid_{rank}").exists() for rank in (0, 1)))
-    (os.killpg if whole_group else os.kill)(process.pid, number)
+    for rank in (0, 1) if whole_group else ():
+        pid, asked = int((folder / f"pid_{rank}").read_text()), folder / f"asked_{rank}"
+        os.kill(pid, number)
+        wait_until(lambda pid=pid, asked=asked: asked.exists() or number in blocked(pid))
+    process.send_signal(number)
+    wait_until(lambda: all((folder / f"asked_{rank}").exists() for rank in (0, 1)))
+    process.send_signal(signal.SIGTERM)
     assert end(process) == (75, f"imgrec: stopped by {number.name} at step 3; saved.\n")
 
 
 def test_the_second_ctrl_c_ends_all_at_once(start_run: Callable[[str], Process], tmp_path: Path) -> None:
-    process = start_run("stubborn")
-    folder = tmp_path / "stubborn" / "1"
+    process = start_run("waits")
+    folder = tmp_path / "waits" / "1"
     wait_until(lambda: all((folder / f"pid_{rank}").exists() for rank in (0, 1)))
     os.killpg(process.pid, signal.SIGINT)
     wait_until(lambda: all((folder / f"asked_{rank}").exists() for rank in (0, 1)))
