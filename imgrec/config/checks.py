@@ -149,7 +149,7 @@ def check_keys(command: str, parsed: Sequence[Any], reference: Node, search: Seq
         if key not in known:
             near = _near_key(key, known, group_names(search))
             raise ConfigError(
-                f"{override.input_line!r}: there is no key {key}.{near}{_siblings(key, reference)} `python -m imgrec.{command} --help` lists the keys."
+                f"{override.input_line!r}: there is no key {key}.{near}{_siblings(key, reference) or f' `imgrec {command} --help` lists the keys.'}"
             )
         if override.is_add() or override.is_force_add():
             raise ConfigError(f"{override.input_line!r}: {key} exists already. Type {override.input_line.lstrip('+')}.")

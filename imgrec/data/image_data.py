@@ -1,16 +1,17 @@
 """The images of a run: the splits, the classes and the preprocessing of a data set. Each data set overrides `read`."""
 
 from functools import cached_property
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imgrec.config.annotations import describe_type
 from imgrec.config.schema import Split
 from imgrec.data.decode import Preprocessing
 from imgrec.data.image_set import ImageSet
 from imgrec.data.splits import check_labels, stratified
-from imgrec.errors import ConfigError, DataError
+from imgrec.errors import ConfigError, DataError, did_you_mean
 
 
 class Common(TypedDict):
@@ -108,6 +109,8 @@ class ImageData:
 
     def split(self, name: Split) -> ImageSet:
         """One split; DataError where the set has none of that name."""
+        if name not in get_args(Split):
+            raise ConfigError(f"split={name}: expected {describe_type(Split)}.{did_you_mean(name, get_args(Split))}")
         images: ImageSet | None = getattr(self.splits, name)
         if images is None:
             present = [split for split in ("train", "val", "test") if getattr(self.splits, split) is not None]

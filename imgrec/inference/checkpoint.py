@@ -57,7 +57,7 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
         raise CheckpointError(
             f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a foreign file torch's unpickler raises IndexError, KeyError, RuntimeError and more
         size, reason = file.stat().st_size, first_line(error) if str(error) else "it ends too early"
         raise DamagedError(
             f"{file} ({size:,} bytes) is truncated or no checkpoint: {reason}. Name another, such as last.ckpt beside it."

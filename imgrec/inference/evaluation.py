@@ -55,7 +55,7 @@ def evaluation_images(
         return folder_split(folder, checkpoint.classes, preprocessing, on_bad_image=bad, on_bad_image_eval=bad), None
     data: ImageData = instantiate(node | {"num_classes": None}, **changes)  # compared by name here, not by number
     if data.classes != checkpoint.classes:
-        raise DataError(_other_classes(checkpoint.classes, data.classes, str(node.get("root", _set_name(node)))))
+        raise DataError(_other_classes(checkpoint.classes, data.classes, str((node | changes).get("root", _set_name(node)))))
     return data.split(split), torch.from_numpy(data.counts("train"))
 
 

@@ -6,11 +6,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from imgrec.errors import ConfigError
+
 
 class GradientNorm(Callback):
     """Logs train/gradient_norm: the mean norm over the steps of an epoch that are looked at, before clipping."""
 
     def __init__(self, *, every_steps: int) -> None:
+        if every_steps < 1:
+            raise ConfigError(
+                f"callbacks.gradient_norm.every_steps={every_steps}: expected 1 or more. "
+                "Set callbacks.gradient_norm.every_steps=10."
+            )
         self.every_steps = every_steps
         self.total, self.count = 0.0, 0
 
@@ -27,7 +34,7 @@ class GradientNorm(Callback):
             pl_module.log("train/gradient_norm", self.total / self.count)
         self.total, self.count = 0.0, 0
 
-    # A run that is resumed within an epoch goes on with these.
+    # A run that is resumed within an epoch needs these.
 
     def state_dict(self) -> dict[str, Any]:
         return {"total": self.total, "count": self.count}

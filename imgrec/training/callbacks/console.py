@@ -94,6 +94,12 @@ class EpochLines(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()
+        for callback in trainer.early_stopping_callbacks:
+            if callback.stopped_epoch:
+                self.terminal.say(
+                    f"stopped early after epoch {callback.stopped_epoch + 1}: "
+                    f"no better {callback.monitor} for {callback.patience} validations"
+                )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop()
