@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from enum import IntEnum
 
-# What an OSError says where the disk, not imgrec, is at fault: full, over quota, not ours, read-only.
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+# What an OSError says where the disk, not imgrec, is at fault: full, over quota, not ours, read-only; or the path: no folder, too long.
+UNWRITABLE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
+)  # fmt: skip
 
 
 class ExitCode(IntEnum):

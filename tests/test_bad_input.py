@@ -21,7 +21,7 @@ from imgrec.config.options import option_names
 
 DEFAULT = load_config("train", ["optim=adam"])  # whose values may be tuned without an edit here
 OPTIMS = "There are: adagrad, adam, adamw, gd, lamb, momentum, muon, nesterov, rmsprop, sgd."
-ADAM = "optim has: lr, base_batch, batch_rule, betas, eps, weight_decay, amsgrad, fused. `python -m imgrec.train --help` lists the keys."
+ADAM = "optim has: lr, base_batch, batch_rule, betas, eps, weight_decay, amsgrad, fused."
 
 # What the composed config shows: (words after `imgrec`, the sentence or how it begins).
 SHOWN: dict[str, str] = {
@@ -30,11 +30,11 @@ SHOWN: dict[str, str] = {
     "train optim=adam +optim.learning_rate=0.1": f"'+optim.learning_rate=0.1': there is no key optim.learning_rate. {ADAM}",
     "train ++seed=1": "'++seed=1': seed exists already. Type seed=1.",
     "train ~seed": "'~seed': keys are not deleted. Type seed=VALUE.",
-    "train epoch=3": "'epoch=3': there is no key epoch. Did you mean epochs? `python -m imgrec.train --help` lists the keys.",
-    "train lr=0.1": "'lr=0.1': there is no key lr. Did you mean optim.lr? `python -m imgrec.train --help` lists the keys.",
+    "train epoch=3": "'epoch=3': there is no key epoch. Did you mean epochs? `imgrec train --help` lists the keys.",
+    "train lr=0.1": "'lr=0.1': there is no key lr. Did you mean optim.lr? `imgrec train --help` lists the keys.",
     "train resnet": "'resnet' cannot be read: Error parsing override 'resnet'. Overrides look like key=value, for example optim.lr=0.01.",
     # options and commands
-    "train modle=vgg": "'modle=vgg': there is no key modle. Did you mean model? `python -m imgrec.train --help` lists the keys.",
+    "train modle=vgg": "'modle=vgg': there is no key modle. Did you mean model? `imgrec train --help` lists the keys.",
     "train optim=adma": f"optim=adma: there is no such optim. Did you mean adam? {OPTIMS}",
     "train optim=null": "'optim=null': config groups are not added or deleted. Type optim=OPTION, or remove it.",
     "trian model=vgg": "trian: there is no such command. Did you mean train? There are: train, evaluate, predict, lr_find, models, slurm.",
@@ -74,9 +74,9 @@ SHOWN: dict[str, str] = {
     "train finetune.freeze_epochs=2": "finetune.freeze_epochs=2 has no effect in this config. "
     "Set weights=DEFAULT or weights=RUN_DIRECTORY too, or remove finetune.freeze_epochs.",
     "train callbacks.emma.decay=0.9": "'callbacks.emma.decay=0.9': there is no key callbacks.emma.decay. "
-    "Did you mean callbacks.ema.decay? callbacks has: tensorboard, ema, early_stopping. `python -m imgrec.train --help` lists the keys.",
+    "Did you mean callbacks.ema.decay? callbacks has: tensorboard, ema, early_stopping.",
     "train callbacks=ema callbacks.tensorboard.images=0": "'callbacks.tensorboard.images=0': there is no key callbacks.tensorboard.images. "
-    "callbacks has: ema. `python -m imgrec.train --help` lists the keys.",
+    "callbacks has: ema.",
     "train callbacks.ema.decay=1": "callbacks.ema.decay=1.0: decay must be 0 or more and less than 1. The default is 0.0.",
     "train epochs=5 callbacks.early_stopping.patience=5": "callbacks.early_stopping.patience=5 has no effect in this config. "
     "Set epochs to more than the patience, or remove callbacks.early_stopping.patience.",

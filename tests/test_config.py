@@ -12,7 +12,7 @@ from imgrec.config import checks
 from imgrec.config.annotations import describe_type, format_value, matches_type
 from imgrec.config.checks import NEEDS
 from imgrec.config.compose import compose_config, load_config
-from imgrec.config.instantiate import parameter_types
+from imgrec.config.instantiate import instantiate, parameter_types
 from imgrec.config.options import conf_dir, option_names
 from imgrec.config.ranges import RANGES, Range, check_range
 from imgrec.config.schema import run_config
@@ -162,6 +162,38 @@ def test_what_is_not_a_runs_is_left_out_and_what_it_lacks_is_an_error():
     assert run_config({**PLAIN.to_dict(), "lr_min": 1}) == PLAIN
     with pytest.raises(KeyError, match="seed"):
         run_config({key: value for key, value in PLAIN.to_dict().items() if key != "seed"})
+
+
+@pytest.mark.parametrize(
+    ("node", "sentence"),
+    [
+        ({}, "a config group without _target_ (empty). "),
+        ({"lr": 1}, "a config group without _target_ (lr). "),
+        ({"_target_": "SGD"}, "_target_=SGD: expected PACKAGE.MODULE.NAME "),
+        ({"_target_": None}, "_target_=None: expected PACKAGE.MODULE.NAME "),
+    ],
+)
+def test_a_group_names_what_it_calls(node, sentence):
+    with pytest.raises(ConfigError) as error:
+        instantiate(node)
+    assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"precison": "32"}, "trainer.precison=32: there is no key trainer.precison. Did you mean precision?"),
+        (
+            {"precision": ...},
+            "trainer.precision is missing. Write it into your yaml, or begin that with defaults: [default, _self_].",
+        ),
+    ],
+)
+def test_a_group_of_ones_own_has_the_keys_of_its_type(change, sentence):
+    trainer = {key: value for key, value in (PLAIN.to_dict()["trainer"] | change).items() if value is not ...}
+    with pytest.raises(ConfigError) as error:
+        run_config(PLAIN.to_dict() | {"trainer": trainer})
+    assert str(error.value) == sentence
 
 
 # Values and types

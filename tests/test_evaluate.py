@@ -232,6 +232,11 @@ def test_a_data_folder_with_other_classes_is_refused(tmp_path, capsys):
     assert evaluate(f"ckpt={run}", f"folder={tmp_path}/data/test") == 0  # the folder alone is enough
 
 
+def test_a_run_on_made_images_is_evaluated(tmp_path):
+    data = ("data=fake", "data.num_classes=3", "data.image_size=16", "data.train_samples=24", "data.test_samples=8")
+    assert evaluate(f"ckpt={save_untrained_run(tmp_path / 'run', *data, classes=('class_0', 'class_1', 'class_2'))}") == 0
+
+
 def made_report(classes):
     counts = np.random.default_rng(0).integers(0, 5, (classes, classes)) + 50 * np.eye(classes, dtype=np.int64)
     counts[0] = 0

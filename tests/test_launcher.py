@@ -81,6 +81,7 @@ def test_the_world_is_that_of_whoever_started_the_process(
         ({}, ["trainer.num_nodes=2"], "trainer.num_nodes=2, but this process was started alone. Type NODES=2 "),
         (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, [], "LOCAL_WORLD_SIZE=0 in the environment: expected an integer, 1 or more. Unset it"),
         ({"RANK": "one", "WORLD_SIZE": "2"}, [], "RANK=one in the environment: expected an integer, 0 or more. Unset it"),
+        (TORCHRUN | {"RANK": "7", "WORLD_SIZE": "6"}, [], "RANK=7 WORLD_SIZE=6 in the environment: ranks go from 0 to 5. Start with torchrun."),
         (BATCH | {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_TASKS_PER_NODE": "2x"}, [], "SLURM_STEP_TASKS_PER_NODE=2x in the environment: "),
         (BATCH, [], "SLURM_NTASKS=4 SLURM_NNODES=2, but without srun one process was started. Type srun before python, or "),
         (TORCHRUN, ["trainer.devices=4"], "trainer.devices=4, but torchrun started 3 processes on this machine. Leave trainer.devices out, or type torchrun --nproc-per-node=4."),

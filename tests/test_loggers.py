@@ -16,7 +16,7 @@ from imgrec import config
 from imgrec.config.instantiate import locate
 from imgrec.errors import ConfigError, Stopped
 from imgrec.train import fit
-from imgrec.training.loggers.csv import read_rows
+from imgrec.training.loggers.csv import ResumableCSVLogger, read_rows
 from imgrec.training.module import Classifier
 
 Points = dict[str, list[tuple[int, float]]]
@@ -155,6 +155,12 @@ def test_a_killed_line_is_left_out(tmp_path):
         (tmp_path / "metrics.csv").write_text(text)
         assert read_rows(tmp_path / "metrics.csv") == rows
     assert read_rows(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp"])
+def test_the_csv_file_stays_in_the_run_directory(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"^logger.name={name}: expected a name for a directory, without a slash"):
+        ResumableCSVLogger(save_dir=str(tmp_path), name=name)
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])

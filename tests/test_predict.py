@@ -187,7 +187,7 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
         ),
         (
             ["ckpt={run}", "files={run}", "topk=3"],
-            "'topk=3': there is no key topk. Did you mean top_k? `python -m imgrec.predict --help` lists the keys.",
+            "'topk=3': there is no key topk. Did you mean top_k? `imgrec predict --help` lists the keys.",
         ),
         (["ckpt={run}", "files={run}", "top_k=0"], "top_k=0: top_k must be 1 or more. The default is 3."),
         (["ckpt={run}", "files={run}", "precision=16"], "precision=16: expected 32, bf16-mixed or 16-mixed or null."),

@@ -27,6 +27,8 @@ def in_your_packages(target: str) -> bool:
 
 def locate(target: str) -> Callable[..., Any]:
     """The class or function named by `_target_`; ConfigError for a package outside ALLOWED_PACKAGES or a name that does not exist."""
+    if not isinstance(target, str) or "." not in target:
+        raise ConfigError(f"_target_={target}: expected PACKAGE.MODULE.NAME of a class or function.")
     if target.partition(".")[0] not in ALLOWED_PACKAGES and not in_your_packages(target):
         raise ConfigError(
             f"_target_={target}: code outside {', '.join(ALLOWED_PACKAGES)} is not called unless you say so. "
@@ -53,6 +55,10 @@ def locate(target: str) -> Callable[..., Any]:
 
 def instantiate(node: Node, **extra: Any) -> Any:
     """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` return functools.partial of both."""
+    if "_target_" not in node:
+        raise ConfigError(
+            f"a config group without _target_ ({', '.join(map(str, node)) or 'empty'}). Write _target_: PACKAGE.MODULE.NAME into its yaml."
+        )
     target = locate(node["_target_"])
     settings = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")} | extra
     return partial(target, **settings) if node.get("_partial_", False) else target(**settings)

@@ -152,7 +152,16 @@ def parse_settings(cls: type[Keys], tree: Node, prefix: str = "") -> Keys:
     A key whose annotation is a dataclass is parsed likewise; `prefix` stands before the keys in messages.
     """
     values: Node = {}
-    for key, hint in typing.get_type_hints(cls).items():
+    hints = typing.get_type_hints(cls)
+    for key in tree.keys() - hints.keys():
+        raise ConfigError(
+            f"{prefix}{key}={format_value(tree[key])}: there is no key {prefix}{key}.{did_you_mean(key, list(hints))}"
+        )
+    for key, hint in hints.items():
+        if key not in tree:
+            raise ConfigError(
+                f"{prefix}{key} is missing. Write it into your yaml, or begin that with defaults: [default, _self_]."
+            )
         value = tree[key]
         if is_dataclass(hint) and isinstance(hint, type):
             values[key] = value if isinstance(value, hint) else parse_settings(hint, value, f"{prefix}{key}.")

@@ -83,9 +83,13 @@ class ImageData:
         return self._preprocessing
 
     @cached_property
+    def _as_read(self) -> Splits:
+        return self.read()
+
+    @cached_property
     def splits(self) -> Splits:
         """The splits, read and checked; where there is no validation split, it is cut from train."""
-        splits = self.read()
+        splits = self._as_read
         count = len(splits.classes)
         if self.num_classes not in (None, count):
             names = ", ".join(splits.classes[:3]) + (", ..." if count > 3 else "")
@@ -104,8 +108,8 @@ class ImageData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names in the order of the labels, from train."""
-        return self.splits.classes
+        """Names in the order of the labels, from train; not yet compared with num_classes."""
+        return self._as_read.classes
 
     def split(self, name: Split) -> ImageSet:
         """One split; DataError where the set has none of that name."""

@@ -34,13 +34,17 @@ class World:
 def read_world() -> World:
     """The World in the variables of torchrun, srun or imgrec.distributed.launcher; without them the process is alone.
 
-    ConfigError where such a variable is not a number.
+    ConfigError where such a variable is not a number, or the rank is not below the world size.
     """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
-        size, local_size = env_number("WORLD_SIZE", least=1), env_number("LOCAL_WORLD_SIZE", 1, least=1)
+        rank, size, local_size = env_number("RANK"), env_number("WORLD_SIZE", least=1), env_number("LOCAL_WORLD_SIZE", 1, least=1)
+        if rank >= size:
+            raise ConfigError(
+                f"RANK={rank} WORLD_SIZE={size} in the environment: ranks go from 0 to {size - 1}. Start with torchrun."
+            )
         return World(
-            rank=env_number("RANK"),
+            rank=rank,
             size=size,
             local_rank=env_number("LOCAL_RANK", 0),
             local_size=local_size,

@@ -53,7 +53,7 @@ def evaluation_images(
         bad = cast(BadImage, ({"on_bad_image_eval": "refuse"} | node | changes)["on_bad_image_eval"])
         preprocessing = cast(Preprocessing, checkpoint.preprocessing)
         return folder_split(folder, checkpoint.classes, preprocessing, on_bad_image=bad, on_bad_image_eval=bad), None
-    data: ImageData = instantiate(node | {"num_classes": None}, **changes)  # compared by name here, not by number
+    data: ImageData = instantiate(node, **changes)
     if data.classes != checkpoint.classes:
         raise DataError(_other_classes(checkpoint.classes, data.classes, str((node | changes).get("root", _set_name(node)))))
     return data.split(split), torch.from_numpy(data.counts("train"))

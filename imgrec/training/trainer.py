@@ -118,7 +118,7 @@ def run_callbacks(
 
 
 def configured_callbacks(run: RunConfig, folder: Path, history: History) -> list[Callback]:
-    """The callbacks of conf/callbacks, in its order; a target that returns None is off.
+    """The callbacks of conf/callbacks, in its order; one that is null, or whose target returns None, is off.
 
     A target with parameters of these names also gets monitor (the run's), config (the run's, as plain data), history
     (the metrics of each epoch so far) and run_dir (the path of the run directory).

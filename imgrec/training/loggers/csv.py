@@ -7,6 +7,7 @@ from typing import Any
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
+from imgrec.errors import ConfigError
 from imgrec.training.loggers.points import Points, new_points
 
 
@@ -14,6 +15,8 @@ class ResumableCSVLogger(CSVLogger):
     """Lightning's CSVLogger, which deletes the file of an interrupted run, here keeps its rows: SAVE_DIR/NAME/metrics.csv."""
 
     def __init__(self, *, save_dir: str, name: str) -> None:
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise ConfigError(f"logger.name={name}: expected a name for a directory, without a slash. Set logger.name=csv.")
         # A row is on the disk before a checkpoint that comes after it.
         super().__init__(save_dir, name, version="", flush_logs_every_n_steps=1)
         self._last_steps: dict[str, int] = {}
