@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Fill = Literal["nearest", "zeros"]
+FAR = 1e6  # a position outside any image, in grid units
 
 
 @lru_cache(maxsize=64)
@@ -133,4 +134,7 @@ def _positions(maps: Tensor, height: int, width: int) -> Tensor:
     along_x = maps[:, :, :1] * _axis(width, maps.device) + maps[:, :, 2:]
     along_y = maps[:, :, 1:2] * _axis(height, maps.device)
     sums = along_y[..., None] + along_x[..., None, :]
-    return sums if maps.shape[1] == 2 else sums[:, :2] / sums[:, 2:]
+    if maps.shape[1] == 2:
+        return sums
+    # A pixel on the horizon divides by zero. grid_sample makes NaN of an infinite position, and fill of one far outside.
+    return (sums[:, :2] / sums[:, 2:]).nan_to_num_(nan=FAR, posinf=FAR, neginf=-FAR)
