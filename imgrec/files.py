@@ -12,6 +12,11 @@ from imgrec.errors import DataError
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
+def is_directory_name(name: str) -> bool:
+    """Whether `name` is one directory's name, so that a path that ends in it stays inside its parent."""
+    return name not in ("", ".", "..") and "/" not in name
+
+
 def find_images(root: str, folder: str = "") -> list[str]:
     """The image files below ROOT/FOLDER at any depth, without hidden ones: paths relative to ROOT, sorted.
 

@@ -1,8 +1,10 @@
 """A run with everything on, killed, started again and compared: what test_resume.py, test_resume_ddp.py and prove_resume.py share."""
 
 import csv
+import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,12 @@ from processes import exit_codes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imgrec import config
+from imgrec.config.schema import RunConfig
+from imgrec.data.in_memory import InMemoryImages
+from imgrec.data.sampler import shuffled_order
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.train import fit
+from imgrec.training.module import Classifier
 
 # All that a resume can get wrong: dropout, batch norm, augmentation, mixing, momentum, average, warm-up, accumulation, a short last batch, early stopping.
 EVERYTHING = (
@@ -135,3 +141,21 @@ def assert_same(a: Any, b: Any, at: str = "") -> None:
         assert torch.equal(a, b), at
     else:
         assert a == b, (at, a, b)
+
+
+def hang_over_sample(run: RunConfig, position: int, trained: int) -> None:
+    """In a fork: a loader process asks for a stop and hangs at the sample of this position in the first epoch's order,
+    once `trained` micro-batches have begun.
+    """
+    read_images, begun = InMemoryImages.__getitem__, multiprocessing.Event()
+
+    def hang(self: InMemoryImages, request: Any) -> Any:
+        if len(self) == SAMPLES and index in request.indices:
+            begun.wait()
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(600)
+        return read_images(self, request)
+
+    index = int(shuffled_order(SAMPLES, seed=run.seed)(0)[position])
+    InMemoryImages.__getitem__ = hang
+    patch_call(trained, Classifier, "training_step", lambda *_: begun.set())

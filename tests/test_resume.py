@@ -1,6 +1,5 @@
 """A run that was killed anywhere and started again equals the unbroken run, bit for bit: weights, optimizer, average, curves, decisions."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -11,10 +10,10 @@ import pytest
 import torch
 from processes import exit_codes
 from resumed_runs import (
-    SAMPLES,
     STEPS_PER_EPOCH,
     assert_same,
     finish_run,
+    hang_over_sample,
     kill_run,
     kill_this_process,
     load_run,
@@ -27,7 +26,6 @@ from resumed_runs import (
 import imgrec.training.checkpoint
 from imgrec import config
 from imgrec.data.in_memory import InMemoryImages
-from imgrec.data.sampler import shuffled_order
 from imgrec.errors import CheckpointError, Stopped
 from imgrec.inference.checkpoint import FORMAT_VERSION, read_checkpoint
 from imgrec.train import fit
@@ -258,18 +256,7 @@ def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unb
     run = load_run(tmp_path, "num_workers=1")
 
     def work(rank: int) -> None:
-        read_images, begun = InMemoryImages.__getitem__, multiprocessing.Event()
-
-        def hang(self, request):
-            if len(self) == SAMPLES and index in request.indices:
-                begun.wait()
-                os.kill(os.getppid(), signal.SIGTERM)
-                time.sleep(600)
-            return read_images(self, request)
-
-        index = int(shuffled_order(SAMPLES, seed=run.seed)(0)[sample])
-        InMemoryImages.__getitem__ = hang
-        patch_call(trained, Classifier, "training_step", lambda *_: begun.set())
+        hang_over_sample(run, sample, trained)
         with pytest.raises(Stopped, match=r"^stopped by SIGTERM while waiting for data\. "):
             fit(run, quiet=True)
 

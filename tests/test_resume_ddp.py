@@ -1,21 +1,17 @@
 """The same on several processes, and on another number of them than before."""
 
-import multiprocessing
 import os
 import signal
-import time
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from processes import exit_codes, run_ranks, wait_until
-from resumed_runs import SAMPLES, assert_same, finish_run, kill_run, load_run, patch_call, read_outcome, slow_but
+from resumed_runs import assert_same, finish_run, hang_over_sample, kill_run, load_run, patch_call, read_outcome, slow_but
 
 import imgrec.train
 from imgrec.config.schema import RunConfig
-from imgrec.data.in_memory import InMemoryImages
-from imgrec.data.sampler import shuffled_order
 from imgrec.distributed.flag_reduction import FlagReduction
 from imgrec.distributed.watchdog import Watchdog
 from imgrec.errors import Stopped
@@ -82,18 +78,7 @@ def test_a_stop_while_a_loader_process_of_one_rank_hangs_ends_all_as_they_were_s
 
     def work(rank: int) -> None:
         imgrec.train.Watchdog = partial(Watchdog, grace_s=1)
-        read_images, begun = InMemoryImages.__getitem__, multiprocessing.Event()
-
-        def hang(self, request):
-            if len(self) == SAMPLES and index in request.indices:
-                begun.wait()
-                os.kill(os.getppid(), signal.SIGTERM)
-                time.sleep(600)
-            return read_images(self, request)
-
-        index = int(shuffled_order(SAMPLES, seed=run.seed)(0)[17])  # the last of the third step
-        InMemoryImages.__getitem__ = hang
-        patch_call(2, Classifier, "training_step", lambda *_: begun.set())
+        hang_over_sample(run, 17, 2)  # the last of the third step
         fit(run, quiet=True)
 
     assert exit_codes(2, work) == [75, 75]

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,15 @@ from small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import imgrec
-from imgrec import cli
+from imgrec import cli, config
 from imgrec.config.instantiate import instantiate
 from imgrec.data.preprocess import Preprocess
+from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.models.factory import build_network
 from imgrec.train import fit
+from imgrec.training.callbacks.history import History
+from imgrec.training.trainer import configured_callbacks
 
 WHOLE = (
     "trainer.limit_train_batches=1.0",
@@ -295,6 +299,16 @@ def test_the_api_trains_under_its_own_name(small):
     assert imgrec.train is module
     assert imgrec.fit is module.fit
     assert imgrec.fit(small("id=a"), quiet=True)["status"] == "finished"
+
+
+def test_a_callback_that_is_null_in_a_yaml_is_off_and_one_without_a_target_is_refused(tmp_path):
+    run = config.load("train", ["model=simple_cnn"])
+    off = replace(run, callbacks=dict.fromkeys(run.callbacks))
+    assert configured_callbacks(off, tmp_path, History(tmp_path / "metrics.csv", run.monitor)) == []
+    with pytest.raises(ConfigError, match=r"^a config group without _target_ \(decay\)\. "):
+        configured_callbacks(
+            replace(run, callbacks={"ema": {"decay": 0.9}}), tmp_path, History(tmp_path / "metrics.csv", run.monitor)
+        )
 
 
 def test_ctrl_c_says_how_to_resume(small, monkeypatch, capsys):

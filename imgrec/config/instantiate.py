@@ -53,13 +53,18 @@ def locate(target: str) -> Callable[..., Any]:
     return typing.cast(Callable[..., Any], found)
 
 
-def instantiate(node: Node, **extra: Any) -> Any:
-    """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` return functools.partial of both."""
+def node_target(node: Node) -> Callable[..., Any]:
+    """What `locate` finds for a node's `_target_`; ConfigError also for a node without one."""
     if "_target_" not in node:
         raise ConfigError(
             f"a config group without _target_ ({', '.join(map(str, node)) or 'empty'}). Write _target_: PACKAGE.MODULE.NAME into its yaml."
         )
-    target = locate(node["_target_"])
+    return locate(node["_target_"])
+
+
+def instantiate(node: Node, **extra: Any) -> Any:
+    """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` return functools.partial of both."""
+    target = node_target(node)
     settings = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")} | extra
     return partial(target, **settings) if node.get("_partial_", False) else target(**settings)
 

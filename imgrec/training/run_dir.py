@@ -18,7 +18,7 @@ from imgrec.config.schema import Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, ImgrecError
-from imgrec.files import atomic_write
+from imgrec.files import atomic_write, is_directory_name
 
 # Keys that may differ when a run is resumed: they say where and how fast it is computed, not what.
 RESUMABLE_KEYS = (
@@ -141,7 +141,7 @@ def choose_run_dir(run: RunConfig) -> RunDir:
     number. Raises ConfigError where it holds a run of another config.
     """
     for key, value in (("name", run.name), ("id", run.id)):
-        if value is not None and (value in ("", ".", "..") or "/" in value):
+        if value is not None and not is_directory_name(value):
             raise ConfigError(
                 f"{key}={value}: expected a name for a directory, without a slash. Set {key}=NAME, or runs_dir=FOLDER."
             )

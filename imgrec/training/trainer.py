@@ -12,7 +12,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers.logger import DummyLogger, Logger
 
-from imgrec.config.instantiate import instantiate, locate, parameter_types
+from imgrec.config.instantiate import instantiate, node_target, parameter_types
 from imgrec.config.schema import Node, RunConfig, TrainerConfig, monitor_mode
 from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.device_checks import lightning_devices
@@ -126,7 +126,9 @@ def configured_callbacks(run: RunConfig, folder: Path, history: History) -> list
     arguments = {"monitor": run.monitor, "config": run.to_dict(), "history": history, "run_dir": folder}
     callbacks = []
     for name, node in run.callbacks.items():
-        parameters = parameter_types(locate(node["_target_"]))
+        if node is None:
+            continue
+        parameters = parameter_types(node_target(node))
         extra = {key: value for key, value in arguments.items() if key in parameters and key not in node}
         callback = instantiate(node, **extra)
         if callback is None:
@@ -149,7 +151,7 @@ def opened_logger(node: Node, folder: Path, *, rank: int) -> Iterator[Logger]:
     if rank > 0:
         yield DummyLogger()
         return
-    parameters = parameter_types(locate(node["_target_"]))
+    parameters = parameter_types(node_target(node))
     logger = instantiate(node, **({"save_dir": str(folder)} if "save_dir" in parameters else {}))
     assert isinstance(logger, Logger)
     with closing(logger) if hasattr(logger, "close") else nullcontext():

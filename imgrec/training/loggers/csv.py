@@ -8,6 +8,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from imgrec.errors import ConfigError
+from imgrec.files import is_directory_name
 from imgrec.training.loggers.points import Points, new_points
 
 
@@ -15,7 +16,7 @@ class ResumableCSVLogger(CSVLogger):
     """Lightning's CSVLogger, which deletes the file of an interrupted run, here keeps its rows: SAVE_DIR/NAME/metrics.csv."""
 
     def __init__(self, *, save_dir: str, name: str) -> None:
-        if name in ("", ".", "..") or Path(name).name != name:
+        if not is_directory_name(name):
             raise ConfigError(f"logger.name={name}: expected a name for a directory, without a slash. Set logger.name=csv.")
         # A row is on the disk before a checkpoint that comes after it.
         super().__init__(save_dir, name, version="", flush_logs_every_n_steps=1)
