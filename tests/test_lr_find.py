@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from error_parts import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,8 +17,7 @@ from imgrec import cli
 from imgrec.config.compose import load_config
 from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import RunConfig
-from imgrec.errors import ConfigError
-from imgrec.lr_find import Curve, has_diverged, main, next_command, range_test, rising_rates, smooth_losses, suggest_rate
+from imgrec.lr_find import Curve, has_diverged, next_command, range_test, rising_rates, smooth_losses, suggest_rate
 
 DIGITS = [
     "data=digits", "augment=none", "model=simple_cnn", "model.widths=[4]", "model.dense=16", "model.dense_dropout=0", "optim=sgd", "logger=none",
@@ -154,8 +154,7 @@ def test_command_says_the_rate_and_writes_nothing_but_the_picture(
         assert image.size == (960, 540)
     rate = said[0].partition("suggested optim.lr=")[2].split()[0]
     assert 1e-4 < float(rate) < 1000
-    assert "(steepest descent; the loss was lowest at " in said[0]
-    assert " and diverged at " in said[0]
+    assert "diverged at " in said[0]
     assert (
         said[0].splitlines()[-1].strip()
         == f"python -m imgrec.train {' '.join(repr(w) if '[' in w else w for w in DIGITS)} optim.lr={rate}"
@@ -181,29 +180,10 @@ def test_next_command_keeps_the_choices() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["lr_min=1", "lr_max=0.1"], "lr_min=1 lr_max=0.1: expected lr_max above lr_min. Set lr_max=1000."),
-        (["lr_min=small"], "lr_min=small: expected a number. The default is 1e-06."),
-        (["lr_max=0"], "lr_max=0.0: lr_max must be more than 0. The default is 1.0."),
-        (["steps=1"], "steps=1: steps must be 2 or more. The default is 100."),
-        (["plot=no/dir.png"], "plot=no/dir.png: expected a .png file in a folder that exists. Set plot=lr_find.png."),
-        (["plot=curve.svg"], "plot=curve.svg: expected a .png file in a folder that exists. Set plot=lr_find.png."),
-    ],
-)
-def test_bad_input_is_refused_in_a_sentence(words: list[str], sentence: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        main(words)
-    assert str(caught.value) == sentence
-
-
 def test_a_loss_that_never_falls_is_an_error_with_what_to_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "never.png"
     assert cli.main(["lr_find", *DIGITS, "lr_min=1e-12", "lr_max=1e-11", "steps=12", f"plot={plot}"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("imgrec: the loss never fell between optim.lr=1e-12 and 1e-11 (")
-    assert error.endswith("). Set lr_max=1e-08, or steps=120 for a slower rise.\n")
+    assert_refused(capsys.readouterr().err, "the loss never fell", "optim.lr=1e-12", "1e-11", "lr_max=1e-08", "steps=120")
     assert cli.main(["lr_find", *DIGITS, "model.norm=none", "lr_min=1e4", "lr_max=1e5", "steps=12", f"plot={plot}"]) == 2
-    assert capsys.readouterr().err.endswith("and diverged). Set lr_min=10 lr_max=10000.\n")
+    assert_refused(capsys.readouterr().err, "the loss never fell", "diverged", "lr_min=10 lr_max=10000")
     assert not plot.exists()

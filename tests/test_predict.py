@@ -3,15 +3,14 @@
 import csv
 import json
 import os
-import sys
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+from error_parts import assert_refused
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
-from processes import run_command
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from untrained_run import save_untrained_run
 
@@ -119,18 +118,17 @@ def test_a_bad_file_has_its_reason_in_its_row(run, bad, tmp_path, capsys):
     rows = read_csv(tmp_path / "p.csv")
     assert [row["path"].rpartition("/")[2] for row in rows] == ["a_cut.jpg", "b_whole.jpg", "c_empty.png", "d_text.png"]
     assert "truncated" in rows[0]["error"].lower()
-    assert (rows[1]["error"], rows[2]["error"]) == ("", "cannot be read: the file is empty.")
-    assert rows[3]["error"] == "cannot be read: neither torchvision nor PIL knows this format."
+    assert rows[1]["error"] == ""
+    assert "empty" in rows[2]["error"]
+    assert "format" in rows[3]["error"]
     assert [row["class"] == "" for row in rows] == [True, False, True, True]
-    assert capsys.readouterr().out.splitlines()[-1].endswith("3 of them could not be read, the column 'error' says why")
+    assert " 3 of them " in (last := capsys.readouterr().out.splitlines()[-1])
+    assert "column 'error'" in last
 
 
 def test_where_no_file_can_be_read_the_exit_code_says_so(run, bad, tmp_path, capsys):
     assert predict(f"ckpt={run}", f"files={bad}/c_empty.png", f"out={tmp_path}/p.csv") == 2
-    assert capsys.readouterr().err == (
-        f"imgrec: none of 1 file could be read: {bad}/c_empty.png cannot be read: the file is empty. "
-        f"{tmp_path}/p.csv has the reason for each. Name image files.\n"
-    )
+    assert_refused(capsys.readouterr().err, "none of 1 file", f"{bad}/c_empty.png", "empty", f"{tmp_path}/p.csv", "image files")
     assert len(read_csv(tmp_path / "p.csv")) == 1
 
 
@@ -147,10 +145,7 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
         out = tmp_path / f"mine.{suffix}"
         out.write_text(content)
         assert predict(f"ckpt={run}", f"files={images}/b", f"out={out}") == 2
-        assert (
-            capsys.readouterr().err
-            == f"imgrec: out={out} exists, and imgrec did not write it. Set out=ANOTHER, or overwrite=true.\n"
-        )
+        assert_refused(capsys.readouterr().err, f"out={out}", "exists", "out=ANOTHER", "overwrite=true")
         assert out.read_text() == content
         assert predict(f"ckpt={run}", f"files={images}/b", f"out={out}", "overwrite=true") == 0
         first = out.read_bytes()
@@ -158,68 +153,11 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
         assert out.read_bytes() == first
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["files=x"], "ckpt=null: predict needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file."),
-        (["ckpt={run}"], "files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg]."),
-        (
-            ["ckpt={run}", "files={tmp}/no.png"],
-            "files={tmp}/no.png: there is no such file or folder. Set files= to an image, a folder or a pattern.",
-        ),
-        (
-            ["ckpt={run}", "files=a.png,b.png"],
-            "files=a.png,b.png: there is no such file or folder. For several files type files=[a.png,b.png].",
-        ),
-        (
-            ["ckpt={run}", "files={tmp}/*.tif"],
-            "files={tmp}/*.tif: no file matches this pattern. Put it in quotes, so that the shell does not expand it.",
-        ),
-        (
-            ["ckpt={run}", "files={tmp}"],
-            "files={tmp}: this folder has no images (names that end in "
-            + ", ".join(IMAGE_EXTENSIONS)
-            + "). Set files=FOLDER with images.",
-        ),
-        (
-            ["ckpt={run}", "files={run}", "out=x.xlsx"],
-            "out=x.xlsx: the name must end in .csv or .json or .parquet. Set out=x.csv.",
-        ),
-        (
-            ["ckpt={run}", "files={run}", "topk=3"],
-            "'topk=3': there is no key topk. Did you mean top_k? `imgrec predict --help` lists the keys.",
-        ),
-        (["ckpt={run}", "files={run}", "top_k=0"], "top_k=0: top_k must be 1 or more. The default is 3."),
-        (["ckpt={run}", "files={run}", "precision=16"], "precision=16: expected 32, bf16-mixed or 16-mixed or null."),
-        (
-            ["ckpt={run}", "files={run}", "data=mnist"],
-            "'data=mnist': predict reads its data from the checkpoint. Remove data=.",
-        ),
-    ],
-)
-def test_bad_input_is_one_line(run, tmp_path, capsys, words, sentence):
-    names = {"run": str(run / "checkpoints" / "best.ckpt"), "tmp": str(tmp_path)}
-    assert predict(*(word.format(**names) for word in words)) == 2
-    assert capsys.readouterr().err == f"imgrec: {sentence.format(**names)}\n"
-
-
 def test_parquet_without_pyarrow_says_what_to_install(run, images, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prediction_table, "find_spec", lambda name: None)
     assert predict(f"ckpt={run}", f"files={images}", f"out={tmp_path}/p.parquet") == 2
-    assert capsys.readouterr().err == (
-        f'imgrec: out={tmp_path}/p.parquet needs pyarrow, which is not installed. Type: pip install "imgrec[parquet]", or set out={tmp_path}/p.csv.\n'
-    )
-
-
-def test_bad_input_is_refused_before_torch_is_imported(run):
-    code = (
-        "import sys; from imgrec import cli; "
-        f"rc = [cli.main(['predict', 'ckpt={run}', *words]) for words in (['files=none.png'], ['files={run}'], ['top_k=0'])]; "
-        f"rc += [cli.main(['evaluate', *words]) for words in (['ckpt=none'], ['ckpt={run}', 'out=x.txt'], ['split=x'])]; "
-        "print([int(code) for code in rc], 'torch' in sys.modules)"
-    )
-    done = run_command(sys.executable, "-c", code)
-    assert done.stdout == "[2, 2, 2, 2, 2, 2] False\n"
+    install = 'pip install "imgrec[parquet]"'
+    assert_refused(capsys.readouterr().err, f"out={tmp_path}/p.parquet", "pyarrow", install, f"out={tmp_path}/p.csv")
 
 
 # Names
@@ -242,7 +180,7 @@ def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):
     assert expand_files("b/*.bmp") == ["b/03.bmp", "b/08.bmp"]
     assert expand_files("**/*.webp") == [*(f for f in deep if f.endswith("webp")), "b/04.webp", "b/09.webp"]
     assert expand_files("*") == [*deep, *(f"b/{name}" for name in first)]  # folders alone: the images in them
-    with pytest.raises(DataError, match="no file matches this pattern"):
+    with pytest.raises(DataError, match=r"\*\.gif"):
         expand_files("*.gif")
 
 

@@ -1,0 +1,23 @@
+"""What a test compares of an error: what was given, what is allowed, what to type. The words between them may change."""
+
+import re
+
+
+def assert_error(line: str, *parts: object) -> None:
+    """`line` is one line; it begins with the first part and has the others in this order, each as whole words."""
+    pattern = ".*".join(map(_whole, map(str, parts)))
+    assert re.fullmatch(f"{pattern}.*", line), f"{line!r} lacks one of {parts}, or has them in another order"
+
+
+def assert_refused(stderr: str, *parts: object) -> None:
+    """A command printed this error and nothing else."""
+    assert stderr.startswith("imgrec: "), stderr
+    assert stderr.endswith("\n"), stderr
+    assert_error(stderr[len("imgrec: ") : -1], *parts)
+
+
+def _whole(part: str) -> str:
+    """optim.lr is neither in optim.lrr nor in finetune.optim.lr, and 2 not in 2.5."""
+    before = r"(?<![\w.])" if re.match(r"\w", part) else ""
+    after = r"(?!\w|\.\w)" if re.search(r"\w$", part) else ""
+    return before + re.escape(part) + after
