@@ -177,11 +177,15 @@ def test_nobody_at_the_address() -> None:
     assert said.endswith("set trainer.timeout_s=2.")
 
 
-def test_a_signal_ends_the_waiting_for_the_others() -> None:
+@pytest.mark.parametrize("who", [{0, 1}, {0}, {1}], ids=str)
+def test_a_signal_to_any_rank_ends_the_waiting_for_the_others(who: set[int]) -> None:
     def work(rank: int) -> str:
         if rank == 2:
             return ""
-        signals.request_stop("SIGTERM")
+        if rank in who:
+            if rank:  # the store is there: the first rank can be told
+                process_group._wait_for("127.0.0.1", int(os.environ["MASTER_PORT"]), time.monotonic() + LIMIT_S)
+            signals.request_stop("SIGTERM")
         with pytest.raises(Stopped) as caught:
             connect(read_world(), timeout_s=60)
         return str(caught.value)
@@ -239,6 +243,10 @@ def train(run, *, quiet, command):
         raise OSError(28, "No space left on device", "runs/x")
     elif run.name == "fault" and rank == 1:
         {{}}["our"]
+    elif run.name == "early":
+        while rank == 0 and not signals.stop_reason():
+            time.sleep(0.01)
+        raise Stopped("stopped by SIGTERM before all ranks had connected.")
     else:
         while not signals.stop_reason():
             time.sleep(0.01)
@@ -345,6 +353,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     assert end(start_run(name)) == (2, expected)
     assert (tmp_path / name / "1" / "config.yaml").exists() == kept
+
+
+def test_a_rank_that_is_stopped_alone_stops_the_others(start_run: Callable[[str], Process]) -> None:
+    assert end(start_run("early")) == (75, "imgrec: stopped by SIGTERM before all ranks had connected.\n")
 
 
 def test_a_fault_of_ours_shows_its_traceback_once(start_run: Callable[[str], Process]) -> None:

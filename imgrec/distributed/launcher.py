@@ -152,6 +152,9 @@ def _wait(ranks: Sequence[RankProcess], timeout_s: float) -> None:
             if rank.code is None and (code := rank.process.poll()) is not None:
                 rank.code = code
                 end = min(end, time.monotonic() + grace.get(code, DEATH_GRACE_S))
+                if code == ExitCode.STOPPED:  # before all had connected it could not tell the others
+                    for other in ranks:
+                        other.process.send_signal(signal.SIGTERM)
 
 
 def _raise_reported(ranks: Sequence[RankProcess]) -> None:

@@ -16,6 +16,8 @@ from imgrec.errors import ConfigError, ImgrecError, Stopped
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
+CONNECTED = "connected"
+STOP_GRACE_S = 1.0  # a rank that was stopped waits this long for the others to read it
 ERROR_GRACE_S = 2.0  # a rank that failed waits this long for the others to report whether they failed too
 LATER_S = 30.0  # the heartbeat ends a hanging collective before its timeout, with a line; nccl would abort without one
 
@@ -72,41 +74,41 @@ def _connect_store(world: World, timeout_s: float) -> "Store":
         failed = f"cannot listen on {host}:{port}" if listens else f"got no answer from {host}:{port} within {timeout_s:g} s"
         raise ConfigError(f"{me} {failed}, where the {world.size} ranks connect. {advice}") from error
     try:
-        store.set(f"host/{world.rank}", socket.gethostname())
-        count = store.add("connected", 1)
-        while count < world.size and time.monotonic() < end:
-            _raise_if_stopped()
+        store.set(f"host/{world.rank}", "")
+        own = CONNECTED if store.add("connected", 1) == world.size else ""
+        # The first that is no longer "" is the outcome for all: the last rank has connected, or one was stopped.
+        while not (outcome := store.compare_set("outcome", "", own or signals.stop_reason() or "").decode()):
+            if time.monotonic() >= end:
+                missing = [rank for rank in range(world.size) if not store.check([f"host/{rank}"])]
+                listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+                raise ConfigError(
+                    f"{world.size - len(missing)} of {world.size} ranks connected to {host}:{port} within {timeout_s:g} s; "
+                    f"missing: rank {listed} (message of {me}). {advice}"
+                )
             time.sleep(0.02 if world.size <= 16 else 0.5)  # seconds; thousands of ranks must not overload the store
-            count = store.add("connected", 0)
     except DistError as error:
         raise ConfigError(f"{me} lost its connection to {host}:{port} before all ranks had connected. {advice}") from error
-    if count < world.size:
-        missing = [rank for rank in range(world.size) if not store.check([f"host/{rank}"])]
-        listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        raise ConfigError(
-            f"{count} of {world.size} ranks connected to {host}:{port} within {timeout_s:g} s; "
-            f"missing: rank {listed} (message of {me}). {advice}"
-        )
+    if outcome != CONNECTED:
+        time.sleep(STOP_GRACE_S if listens else 0)  # the store may live in this process, and the others read it
+        raise _stopped(outcome)
     return store
 
 
 def _wait_for(host: str, port: int, end: float) -> None:
     """Wait until the port is open, as signals do not end the store's own wait. OSError at time.monotonic() `end`."""
     while True:
-        _raise_if_stopped()
         try:
-            socket.create_connection((host, port), timeout=1).close()
+            return socket.create_connection((host, port), timeout=1).close()
         except OSError:
+            if (reason := signals.stop_reason()) is not None:  # where the port is open, the others are told
+                raise _stopped(reason) from None
             if time.monotonic() >= end:
                 raise
             time.sleep(0.1)
-        else:
-            return
 
 
-def _raise_if_stopped() -> None:
-    if (reason := signals.stop_reason()) is not None:
-        raise Stopped(f"stopped by {reason} before all ranks had connected. Start the same command again.")
+def _stopped(reason: str) -> Stopped:
+    return Stopped(f"stopped by {reason} before all ranks had connected. Start the same command again.")
 
 
 def on_first_rank(function: Callable[[], _T]) -> _T:
