@@ -18,7 +18,7 @@ from imgrec.distributed.device_checks import check_accelerator, wanted_processes
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.launcher import launch, run_rank
 from imgrec.distributed.process_group import connected_world
-from imgrec.distributed.watchdog import SaveStatus, Watchdog
+from imgrec.distributed.watchdog import Watchdog
 from imgrec.distributed.world import World
 from imgrec.errors import ExitCode, Stopped
 from imgrec.sweeps.grid import is_sweep
@@ -61,10 +61,9 @@ def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = 
         if world.rank == 0:
             terminal.log_to(run_dir.path / "log.txt")
         heartbeat = Heartbeat(world.rank, world.size, run.trainer.timeout_s, terminal.note)
-        saves = SaveStatus()
-        watchdog = Watchdog(saves, note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
+        watchdog = Watchdog(note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
         with signals.handlers_installed(), watchdog, heartbeat:
-            return _train(run, run_dir, terminal, world, heartbeat, saves, command)
+            return _train(run, run_dir, terminal, world, heartbeat, watchdog, command)
 
 
 def _train(
@@ -73,7 +72,7 @@ def _train(
     terminal: Terminal,
     world: World,
     heartbeat: Heartbeat,
-    saves: SaveStatus,
+    watchdog: Watchdog,
     command: Sequence[str],
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
@@ -103,7 +102,9 @@ def _train(
     _stop_if_requested(world)
     heartbeat.doing = "starting"
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume)
-    boundary = StepBoundary(run.trainer, run_dir.last, writer, resume.state if resume else None, heartbeat, saves, terminal.say)
+    boundary = StepBoundary(
+        run.trainer, run_dir.last, writer, resume.state if resume else None, heartbeat, watchdog, terminal.say
+    )
     loaders = build_loaders(run, data, augment, devices=world.size, start=resume.start if resume else (0, 0))
 
     net, transferred = initial_network(run.model, run.weights, data.classes)

@@ -37,9 +37,8 @@ def ask_to_stop():
 
 signals.install_handlers()
 note, leave = (lambda line: print_now("log: " + line)), (lambda line: print_now("left: " + line))
-saves = watchdog.SaveStatus()
-with watchdog.Watchdog(saves, note=note, leave=leave, grace_s=1, saving_s=5):
-    with saves.save(step=12):
+with watchdog.Watchdog(note=note, leave=leave, grace_s=1, saving_s=5) as watched:
+    with watched.save(step=12):
         pass
     {then}
 print("out of the block")
@@ -60,18 +59,18 @@ def test_no_step_boundary(busy: str) -> None:
 
 
 def test_nothing_saved_ever() -> None:
-    done = run_watchdog("saves.step = None; ask_to_stop(); turn_clock(0.2)")
+    done = run_watchdog("watched.saved_step = None; ask_to_stop(); turn_clock(0.2)")
     line = "stopped by SIGTERM; no step boundary came within 1 s: nothing was saved."
     assert (done.returncode, done.stderr) == (75, f"imgrec: {line} {AGAIN}")
 
 
-@pytest.mark.parametrize("save", ["saves.saving = True", "saves.ended = now[0]"])
+@pytest.mark.parametrize("save", ["watched.saving = True", "watched.save_ended = now[0]"])
 def test_a_save_that_began_in_time_may_take_longer(save: str) -> None:
     done = run_watchdog(f"ask_to_stop(); {save}; turn_clock(0); turn_clock(4.9)")
     assert (done.returncode, done.stdout, done.stderr) == (0, "in time\nout of the block\n", "")
 
 
 def test_but_not_for_ever() -> None:
-    done = run_watchdog("ask_to_stop(); saves.saving = True; turn_clock(0); turn_clock(5.1)")
+    done = run_watchdog("ask_to_stop(); watched.saving = True; turn_clock(0); turn_clock(5.1)")
     line = "stopped by SIGTERM; the save that began then did not end within 5 s."
     assert (done.returncode, done.stderr) == (75, f"imgrec: {line} {AGAIN}")

@@ -11,11 +11,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -67,7 +65,7 @@ def launch(command: Sequence[str], task: Node, count: int, *, run_dir: Path, loc
         task_file.write_text(json.dumps({"task": task, "lock": lock}))
         ranks: list[RankProcess] = []
         try:
-            with _signals_forwarded(ranks):
+            with signals.handlers_installed(_forward_to(ranks)):
                 _start([*command, str(task_file)], ranks, count, run_dir, lock)
                 _wait(ranks, timeout_s)
         finally:
@@ -111,15 +109,8 @@ def _start(command: Sequence[str], ranks: list[RankProcess], count: int, run_dir
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextmanager
-def _signals_forwarded(ranks: Sequence[RankProcess]) -> Iterator[None]:
-    """Forward signals of this process to the ranks; the second Ctrl-C raises KeyboardInterrupt.
-
-    Does nothing off the main thread, where Python allows no handlers.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _forward_to(ranks: Sequence[RankProcess]) -> Callable[[int, FrameType | None], None]:
+    """A handler that forwards signals of this process to the ranks; the second Ctrl-C raises KeyboardInterrupt."""
     interrupted = False
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -130,12 +121,7 @@ def _signals_forwarded(ranks: Sequence[RankProcess]) -> Iterator[None]:
         for rank in ranks:
             rank.process.send_signal(CTRL_C if number == signal.SIGINT else number)
 
-    before = [(number, signal.signal(number, forward)) for number in signals.SIGNALS]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+    return forward
 
 
 def _wait(ranks: Sequence[RankProcess], timeout_s: float) -> None:

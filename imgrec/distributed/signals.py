@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -45,11 +45,6 @@ def request_stop(reason: str) -> None:
         _request.reason = reason
 
 
-def clear_request() -> None:
-    """Forget the request: before another run in this process."""
-    _request.reason = None
-
-
 @contextmanager
 def request_cleared() -> Iterator[None]:
     """A request to stop ends with the outermost of these blocks: with the command, not with one job of its sweep."""
@@ -59,7 +54,7 @@ def request_cleared() -> Iterator[None]:
     finally:
         _request.blocks -= 1
         if not _request.blocks:
-            clear_request()
+            _request.reason = None
 
 
 def install_handlers() -> None:
@@ -67,7 +62,6 @@ def install_handlers() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, _note_signal)
-        atexit.unregister(_ignore_signals)
         atexit.register(_ignore_signals)
 
 
@@ -77,27 +71,24 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@contextmanager
-def handlers_installed() -> Iterator[None]:
-    """`install_handlers` for a while; the handlers from before are restored afterwards."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [(number, signal.getsignal(number)) for number in SIGNALS]
-    install_handlers()
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-
-
 def _note_signal(number: int, frame: FrameType | None) -> None:
     # Only a flag: a collective or a save in here could meet the other ranks in another one, and hang.
     if number == signal.SIGINT and _request.reason == signal.SIGINT.name:
         os.write(2, b"\nimgrec: interrupted at once. Start the same command again to resume from the last checkpoint.\n")
         os._exit(ExitCode.INTERRUPTED)
     request_stop(signal.Signals(number).name)
+
+
+@contextmanager
+def handlers_installed(handler: Callable[[int, FrameType | None], None] = _note_signal) -> Iterator[None]:
+    """As `install_handlers`, or with another handler, until the end of the block: then those from before are restored."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    before = [(number, signal.signal(number, handler)) for number in SIGNALS if on_main_thread]
+    try:
+        yield
+    finally:
+        for number, old in before:
+            signal.signal(number, old)
 
 
 PR_SET_PDEATHSIG = 1  # of prctl(2)

@@ -42,25 +42,6 @@ def end_process(line: str | None, code: int, note: Callable[[str], None] | None 
     os._exit(code)
 
 
-class SaveStatus:
-    """The saves of a run, as its main thread records them and the watchdog reads them."""
-
-    def __init__(self) -> None:
-        self.saving = False
-        self.ended = -math.inf  # time.monotonic() at the end of the last one
-        self.step: int | None = None  # of the last one, or of the checkpoint that the run resumed from
-
-    @contextmanager
-    def save(self, step: int) -> Iterator[None]:
-        """Around a save as of `step`."""
-        self.saving = True
-        try:
-            yield
-            self.step, self.ended = step, time.monotonic()
-        finally:
-            self.saving = False
-
-
 class Watchdog:
     """A thread that ends this process with code 75 if no step boundary comes within `grace_s` of a request to stop.
 
@@ -71,7 +52,6 @@ class Watchdog:
 
     def __init__(
         self,
-        saves: SaveStatus,
         *,
         note: Callable[[str], None],
         leave: Callable[[str], None],
@@ -79,7 +59,10 @@ class Watchdog:
         grace_s: float = GRACE_S,
         saving_s: float = SAVING_S,
     ) -> None:
-        self._saves, self._note, self._leave, self._prints = saves, note, leave, prints
+        self.saving = False
+        self.save_ended = -math.inf  # time.monotonic()
+        self.saved_step: int | None = None  # the last one, or that of the checkpoint that the run resumed from
+        self._note, self._leave, self._prints = note, leave, prints
         self._grace_s, self._saving_s = grace_s, saving_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="imgrec watchdog", daemon=True)
@@ -91,16 +74,26 @@ class Watchdog:
     def __exit__(self, *error: object) -> None:
         self._over.set()
 
+    @contextmanager
+    def save(self, step: int) -> Iterator[None]:
+        """Around a save as of `step`."""
+        self.saving = True
+        try:
+            yield
+            self.saved_step, self.save_ended = step, time.monotonic()
+        finally:
+            self.saving = False
+
     def _watch(self) -> None:
         began: float | None = None  # when a save after the request was seen
         while not self._over.wait(min(0.25, self._grace_s / 10)):
             reason, waited, now = signals.stop_reason(), signals.seconds_since_request(), time.monotonic()
             if reason is None:
                 continue
-            if began is None and (self._saves.saving or now - self._saves.ended < waited):
+            if began is None and (self.saving or now - self.save_ended < waited):
                 began = now
             if began is None and waited > self._grace_s:
-                since = "" if self._saves.step is None else f" since step {self._saves.step}"
+                since = "" if self.saved_step is None else f" since step {self.saved_step}"
                 self._end(f"stopped by {reason}; no step boundary came within {self._grace_s:g} s: nothing was saved{since}")
             if began is not None and now - began > self._saving_s:
                 self._end(f"stopped by {reason}; the save that began then did not end within {self._saving_s:g} s")

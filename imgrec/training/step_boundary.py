@@ -20,7 +20,7 @@ from imgrec.data.loader import StoppedWaiting
 from imgrec.distributed import signals
 from imgrec.distributed.flag_reduction import FlagReduction
 from imgrec.distributed.heartbeat import Heartbeat
-from imgrec.distributed.watchdog import SaveStatus
+from imgrec.distributed.watchdog import Watchdog
 from imgrec.errors import CheckpointError, ImgrecError, Stopped
 from imgrec.training.callbacks.finite import NotFiniteError
 from imgrec.training.callbacks.tensorboard import event_file_sizes
@@ -64,10 +64,11 @@ class StepBoundary(Callback):
         writer: CheckpointWriter,
         resume: Plain | None,
         heartbeat: Heartbeat,
-        saves: SaveStatus,
+        watchdog: Watchdog,
         say: Callable[[str], None],
     ) -> None:
-        self.last, self.writer, self.resume, self.heartbeat, self.saves, self.say = last, writer, resume, heartbeat, saves, say
+        self.last, self.writer, self.resume, self.say = last, writer, resume, say
+        self.heartbeat, self.watchdog = heartbeat, watchdog
         self.save_every_steps, self.save_every_minutes = config.save_every_steps, config.save_every_minutes
         self.max_minutes = config.max_minutes
         self._saved = None if resume is None else LoopPosition(**resume["position"])  # by the last save
@@ -82,7 +83,7 @@ class StepBoundary(Callback):
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert self._saved is not None
-        self.saves.step = self._saved.step
+        self.watchdog.saved_step = self._saved.step
         batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches  # type: ignore[attr-defined]
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)  # Lightning counts them only later
         accumulate = trainer.accumulate_grad_batches
@@ -212,7 +213,7 @@ class StepBoundary(Callback):
         states: list[Any] = [mine] * trainer.world_size
         if trainer.world_size > 1:
             distributed.all_gather_object(states, mine)
-        with self.saves.save(now.step):  # from here on no rank waits for another
+        with self.watchdog.save(now.step):  # from here on no rank waits for another
             self._entry = {"position": now.to_dict(), "ranks": states, "events": event_file_sizes(trainer)}
             trainer.save_checkpoint(self.last)
             self._entry = None
