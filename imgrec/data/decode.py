@@ -1,6 +1,7 @@
 """From an image file to uint8 [C, S, S]: the same code for training, evaluation and prediction."""
 
 import warnings
+from contextlib import suppress
 from typing import Literal, TypedDict
 
 import numpy as np
@@ -33,16 +34,12 @@ class Preprocessing(TypedDict):
 
 
 def load_image(path: str, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [C, S, S] of an image file, preprocessed as in evaluation;
-    DataError with the path for an unreadable file.
-    """
+    """uint8 [C, S, S] of an image file, preprocessed as in evaluation; DataError for an unreadable file."""
     return fit_to_size(decode(path, preprocessing["channels"]), preprocessing)
 
 
 def decode(path: str, channels: int) -> Tensor:
-    """uint8 [C, H, W], upright (EXIF), 1 gray or 3 RGB, channels last in memory;
-    DataError for a damaged or unknown file.
-    """
+    """uint8 [C, H, W], upright (EXIF), 1 gray or 3 RGB, channels last in memory; DataError with the path of a file without."""
     try:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError as error:
@@ -51,35 +48,24 @@ def decode(path: str, channels: int) -> Tensor:
         raise DataError(f"{path} cannot be read: the file is empty.")
     if decode_image is not None and content[:4].tobytes().startswith((JPEG, PNG)):
         mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
-                image: Tensor = decode_image(torch.from_numpy(content), mode, apply_exif_orientation=True)
-        except RuntimeError:
-            pass  # PIL reads some of these files, and its errors are clearer for the others
-        else:
+        # PIL reads some of the files that torchvision refuses, and its errors are clearer for the others.
+        with suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            image: Tensor = decode_image(torch.from_numpy(content), mode, apply_exif_orientation=True)
             # A 16-bit PNG is decoded to uint16, for which torch has no shift.
             return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
-    return _decode_pil(path, channels)
-
-
-def _decode_pil(path: str, channels: int) -> Tensor:
     try:
         with warnings.catch_warnings(), Image.open(path) as opened:
             warnings.simplefilter("ignore")  # about unusual metadata
-            pixels = from_pil(opened, channels)
-    # PIL's parsers raise OSError, SyntaxError, struct.error, ValueError, DecompressionBombError, ...
-    except Exception as error:
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "neither torchvision nor PIL knows this format" if unknown else first_line(error)
-        raise DataError(f"{path} cannot be read: {reason}.") from error
-    return pixels
+            return from_pil(opened, channels)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path} cannot be read: neither torchvision nor PIL knows this format.") from error
+    except Exception as error:  # PIL's parsers raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
+        raise DataError(f"{path} cannot be read: {first_line(error)}.") from error
 
 
 def from_pil(image: Image.Image, channels: int) -> Tensor:
-    """uint8 [C, H, W] of a PIL image, upright (EXIF), 1 gray or 3 RGB;
-    raises any error of PIL while it reads the pixels.
-    """
+    """uint8 [C, H, W] of a PIL image, upright (EXIF), 1 gray or 3 RGB; raises what PIL raises for damaged pixels."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits; PIL's conversion would clip them
         image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).astype(np.uint8))
@@ -88,32 +74,17 @@ def from_pil(image: Image.Image, channels: int) -> Tensor:
 
 
 def fit_to_size(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [C, H, W] -> [C, S, S]: squashed, or the shorter side resized to S / crop_share, then a center crop."""
+    """uint8 [C, H, W] -> [C, S, S]: squashed, or the shorter side resized to S / crop_share, then a center crop.
+
+    Bilinear with antialiasing, within two gray levels of PIL.
+    """
     size = preprocessing["image_size"]
     if preprocessing["resize"] == "squash":
-        return resize(image, size, size)
+        squashed: Tensor = F.resize(image, [size, size])
+        return squashed
     # Only the middle is kept, so the rest of a strip is not resized: 1x20000 pixels would become 4 GB.
     longest = MAX_ASPECT * min(image.shape[-2:])
-    if max(image.shape[-2:]) > longest:
-        image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
-    height, width = image.shape[-2:]
-    short = max(size, round(size / preprocessing["crop_share"]))
-    # The longer side is rounded down, as torchvision's Resize does.
-    tall, wide = (int(short * height / width), short) if height > width else (short, int(short * width / height))
-    image = resize(image, tall, wide)
-    top, left = round((tall - size) / 2), round((wide - size) / 2)
-    return image[:, top : top + size, left : left + size]
-
-
-def crop_resized(image: Tensor, box: tuple[int, int, int, int], height: int, width: int) -> Tensor:
-    """uint8 [C, H, W] -> [C, height, width]: the box (top, left, height, width), squashed."""
-    top, left, tall, wide = box
-    return resize(image[:, top : top + tall, left : left + wide], height, width)
-
-
-def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """uint8 [C, H, W] -> [C, height, width], bilinear with antialiasing, within two gray levels of PIL."""
-    if image.shape[-2:] == (height, width):
-        return image
-    resized: Tensor = F.resize(image, [height, width], antialias=True)
-    return resized
+    image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
+    image = F.resize(image, [max(size, round(size / preprocessing["crop_share"]))])
+    middle: Tensor = F.center_crop(image, [size, size])
+    return middle

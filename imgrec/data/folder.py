@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Literal, Self
 
@@ -9,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
 
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
-from imgrec.data.decode import Preprocessing, crop_resized, decode, fit_to_size
+from imgrec.data.decode import Preprocessing, decode, fit_to_size
 from imgrec.data.mixup import partners
 from imgrec.data.splits import unknown_class
 from imgrec.errors import DataError
@@ -23,9 +25,7 @@ SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "te
 
 
 class FileNames:
-    """File names in one block of bytes. A list of a million strings would be copied into every worker by reference
-    counting.
-    """
+    """File names in one block of bytes: reference counting would copy a list of a million strings into every worker."""
 
     def __init__(self, names: Iterable[str]) -> None:
         encoded = [os.fsencode(name) for name in names]
@@ -95,7 +95,7 @@ class ImageFiles(Dataset[Batch]):
             if self.augment is not None:
                 height, width = image.shape[-2:]
                 box = self.augment.crop_box(height, width, seed=self.seed, epoch=request.epoch, index=index)
-            image = fit_to_size(image, self.preprocessing) if box is None else crop_resized(image, box, size, size)
+            image = fit_to_size(image, self.preprocessing) if box is None else F.resized_crop(image, *box, [size, size])
             if self.augment is not None and self.augment.needs_samples:
                 image = self.augment.sample(image, seed=self.seed, epoch=request.epoch, index=index)
             images[len(rows)] = image
@@ -109,19 +109,14 @@ class ImageFiles(Dataset[Batch]):
         )
 
     def take(self, rows: Indices) -> Self:
-        copy = self._copy()
-        copy.rows, copy.labels = self.rows[rows], self.labels[rows]
-        return copy
+        part = copy(self)
+        part.rows, part.labels = self.rows[rows], self.labels[rows]
+        return part
 
     def for_training(self, augment: Augment | None, seed: int) -> Self:
-        copy = self._copy()
-        copy.training, copy.augment, copy.seed = True, augment, seed
-        return copy
-
-    def _copy(self) -> Self:
-        copy = object.__new__(type(self))
-        copy.__dict__.update(self.__dict__)
-        return copy
+        augmented = copy(self)
+        augmented.training, augmented.augment, augmented.seed = True, augment, seed
+        return augmented
 
 
 def split_folders(root: str) -> dict[str, str]:

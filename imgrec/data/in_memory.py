@@ -8,7 +8,6 @@ from torchvision.transforms.v2 import functional as F
 
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
-from imgrec.data.decode import crop_resized
 from imgrec.data.mixup import partners
 
 
@@ -31,16 +30,15 @@ class InMemoryImages(Dataset[Batch]):
             height, width = images.shape[-2:]
             for image, index in zip(images, request.indices.tolist(), strict=True):
                 box = self.augment.crop_box(height, width, seed=self.seed, epoch=request.epoch, index=index)
-                cropped = image if box is None else crop_resized(image, box, height, width)
+                cropped = image if box is None else F.resized_crop(image, *box, [height, width])
                 image.copy_(self.augment.sample(cropped, seed=self.seed, epoch=request.epoch, index=index))
         labels = torch.from_numpy(self.labels[rows])
         partner_rows = torch.from_numpy(partners(np.arange(len(rows)), len(rows)))
         return Batch(images, labels, torch.from_numpy(request.indices), partner_rows, request.epoch, request.whole)
 
     def take(self, rows: Indices) -> "InMemoryImages":
-        return InMemoryImages(
-            self.images.index_select(0, torch.from_numpy(rows)), self.labels[rows], augment=self.augment, seed=self.seed
-        )
+        images = self.images.index_select(0, torch.from_numpy(rows))
+        return InMemoryImages(images, self.labels[rows], augment=self.augment, seed=self.seed)
 
     def for_training(self, augment: Augment | None, seed: int) -> "InMemoryImages":
         per_sample = augment is not None and (augment.needs_samples or augment.crop_scale is not None)
@@ -48,9 +46,7 @@ class InMemoryImages(Dataset[Batch]):
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
-    """uint8 [N, C, H, W] with 1 or 3 channels -> `channels`: gray is repeated,
-    colour is converted to luma (ITU-R 601).
-    """
+    """uint8 [N, C, H, W] with 1 or 3 channels -> `channels`: gray is repeated, colour becomes luma (ITU-R 601)."""
     if images.shape[1] == channels:
         return images
     if channels == 3:

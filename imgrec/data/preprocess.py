@@ -23,10 +23,8 @@ class Preprocess(nn.Module):
 
         Images are copied to the device as uint8: one byte per value instead of four.
         """
-        size = [self.image_size, self.image_size]
-        if list(images.shape[-2:]) != size:
-            images = F.resize(images, size, antialias=True)
-        return images.to(self.mean.dtype).div_(255)
+        resized: Tensor = F.resize(images, [self.image_size, self.image_size])
+        return resized.to(self.mean.dtype).div_(255)
 
     def normalize(self, images: Tensor) -> Tensor:
         """(x - mean) / std per channel; float [B, C, H, W]."""
