@@ -98,7 +98,7 @@ def test_elastic_equals_torchvision(alpha: float, sigma: float, monkeypatch: pyt
         field = theirs.make_params([images])["displacement"]
     ours = geometry.displacement(noise, alpha, sigma)
     torch.testing.assert_close(ours.permute(0, 2, 3, 1), field, rtol=1e-4, atol=1e-6)
-    moved = geometry.resample(images, None, ours, fill="zeros", exact=False)
+    moved = geometry.resample(images, torch.eye(3)[None, :2], ours, fill="zeros", exact=False)
     torch.testing.assert_close(moved, F.elastic(images, field, interpolation=BILINEAR), rtol=0, atol=2e-4)
 
 

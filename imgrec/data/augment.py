@@ -6,6 +6,8 @@ index) alone, see counter_rng.py; for `mix` on (seed, step).
 """
 
 import math
+from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -15,8 +17,7 @@ from torchvision.transforms import v2
 from imgrec.data import counter_rng, geometry, mixup
 from imgrec.errors import ConfigError
 
-# Columns of a sample's geometry draws. They are fixed, so that switching a key on does not change the draws of the
-# others.
+# Columns of a sample's geometry draws; fixed, so that switching a key on does not change the draws of the others.
 FLIP, CROP_X, CROP_Y, ANGLE, SHIFT_X, SHIFT_Y, SHEAR, ZOOM, CORNERS, GEOMETRY_DRAWS = (*range(9), 16)
 
 # As in torchvision's RandomErasing (Zhong et al. 2017): share of the area, ratio of height to width, attempts to find a
@@ -24,52 +25,36 @@ FLIP, CROP_X, CROP_Y, ANGLE, SHIFT_X, SHIFT_Y, SHEAR, ZOOM, CORNERS, GEOMETRY_DR
 ERASE_AREA, ERASE_RATIO, ATTEMPTS = (0.02, 0.33), (0.3, 3.3), 10
 
 
+@dataclass(kw_only=True, eq=False)
 class Augment:
     """The augmentation that a conf/augment node describes, with the node's keys; a plain object that pickles."""
 
-    def __init__(
-        self,
-        *,
-        flip: float,
-        crop_padding: float,
-        crop_scale: tuple[float, float] | None,
-        crop_ratio: tuple[float, float],
-        rotation: float,
-        shift: float,
-        shear: float,
-        zoom: float,
-        perspective: float,
-        elastic_alpha: float,
-        elastic_sigma: float,
-        fill: Literal["nearest", "zeros"],
-        policy: Literal["none", "randaug", "autoaug", "trivial"],
-        randaug_ops: int,
-        randaug_magnitude: int,
-        autoaug_policy: Literal["imagenet", "cifar10", "svhn"],
-        erase: float,
-        mixup: float,
-        cutmix: float,
-    ) -> None:
-        self.flip = flip
-        self.crop_padding = crop_padding
-        self.crop_scale, self.crop_ratio = crop_scale, crop_ratio
-        self.rotation = rotation
-        self.shift = shift
-        self.shear = shear
-        self.zoom = zoom
-        self.perspective = perspective
-        self.elastic_alpha = elastic_alpha
-        self.elastic_sigma = elastic_sigma
-        self.fill, self.policy = fill, policy
-        self.erase = erase
-        self.mixup = mixup
-        self.cutmix = cutmix
+    flip: float
+    crop_padding: float
+    crop_scale: tuple[float, float] | None
+    crop_ratio: tuple[float, float]
+    rotation: float
+    shift: float
+    shear: float
+    zoom: float
+    perspective: float
+    elastic_alpha: float
+    elastic_sigma: float
+    fill: geometry.Fill
+    policy: Literal["none", "randaug", "autoaug", "trivial"]
+    randaug_ops: int
+    randaug_magnitude: int
+    autoaug_policy: Literal["imagenet", "cifar10", "svhn"]
+    erase: float
+    mixup: float
+    cutmix: float
 
+    def __post_init__(self) -> None:
         self._transform: v2.Transform | None = None
         if self.policy == "randaug":
-            self._transform = v2.RandAugment(num_ops=randaug_ops, magnitude=randaug_magnitude)
+            self._transform = v2.RandAugment(num_ops=self.randaug_ops, magnitude=self.randaug_magnitude)
         elif self.policy == "autoaug":
-            self._transform = v2.AutoAugment(v2.AutoAugmentPolicy(autoaug_policy))
+            self._transform = v2.AutoAugment(v2.AutoAugmentPolicy(self.autoaug_policy))
         elif self.policy == "trivial":
             self._transform = v2.TrivialAugmentWide()
 
@@ -97,10 +82,7 @@ class Augment:
         return self._interpolates or self.flip > 0 or self.crop_padding > 0
 
     def crop_box(self, height: int, width: int, *, seed: int, epoch: int, index: int) -> tuple[int, int, int, int] | None:
-        """(top, left, height, width) in pixels of a random resized crop (Szegedy 2014), as v2.RandomResizedCrop.
-
-        None if `crop_scale` is None.
-        """
+        """(top, left, height, width) in pixels, as v2.RandomResizedCrop (Szegedy 2014); None if `crop_scale` is None."""
         if self.crop_scale is None:
             return None
         low, high = (math.log(ratio) for ratio in self.crop_ratio)
@@ -135,11 +117,7 @@ class Augment:
         return augmented
 
     def batch(self, images: Tensor, *, seed: int, epoch: int, indices: Tensor) -> Tensor:
-        """Geometry, flip and erasing of float images [B, C, H, W] in [0, 1] on their device; each image has its own
-        draws.
-
-        indices: int64 [B], as in `Batch`.
-        """
+        """Geometry and erasing of float images [B, C, H, W] in [0, 1] on their device; indices: int64 [B], as in `Batch`."""
         assert images.dtype == torch.float32
         assert images.ndim == 4
         assert len(images) == len(indices)
@@ -160,21 +138,20 @@ class Augment:
         if not self.mixes or len(images) < 2:
             return images, targets
         height, width = images.shape[-2:]
-        return mixup.apply_mix(
-            images, targets, partners, mixup.draw_mix(self.mixup, self.cutmix, height, width, seed=seed, step=step)
-        )
+        mix = mixup.draw_mix(self.mixup, self.cutmix, height, width, seed=seed, step=step)
+        return mixup.apply_mix(images, targets, partners, mix)
 
     def _move(self, images: Tensor, seed: int, epoch: int, indices: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         u = counter_rng.uniform(seed, epoch, indices, counter_rng.GEOMETRY, GEOMETRY_DRAWS)
         spread = 2 * u - 1
-        maps = None
+        changes: list[Tensor] = []
         if self.flip or self.crop_padding:
             # Whole pixels, as torchvision's RandomCrop(padding) draws them.
             reach_x, reach_y = (math.floor(self.crop_padding * side + 0.5) for side in (width, height))
             dx = (u[:, CROP_X] * (2 * reach_x + 1)).floor() - reach_x
             dy = (u[:, CROP_Y] * (2 * reach_y + 1)).floor() - reach_y
-            maps = geometry.flip_and_crop(u[:, FLIP] < self.flip, dx, dy)
+            changes.append(geometry.flip_and_crop(u[:, FLIP] < self.flip, dx, dy))
         if self.rotation or self.shift or self.shear or self.zoom:
             affine = geometry.affine(
                 spread[:, ANGLE] * self.rotation,
@@ -183,18 +160,19 @@ class Augment:
                 1 + spread[:, ZOOM] * self.zoom,
                 spread[:, SHEAR] * self.shear,
             )
-            maps = affine if maps is None else geometry.compose_maps(maps, affine)
+            changes.append(affine)
         if self.perspective:
             corners = _corners(u[:, CORNERS:].reshape(-1, 4, 2), self.perspective, height, width)
-            projection = geometry.perspective(corners, height, width)
-            maps = projection if maps is None else geometry.compose_maps(maps, projection)
-        elif maps is not None:
-            maps = maps[:, :2]
+            changes.append(geometry.perspective(corners, height, width))
+        identity = geometry.constant_tensor((1, 0, 0, 0, 1, 0), images.device).view(1, 2, 3)
+        maps = reduce(geometry.compose_maps, changes) if changes else identity
         field = None
         if self.elastic_alpha:
             noise = counter_rng.uniform(seed, epoch, indices, counter_rng.ELASTIC, 2 * height * width).view(-1, 2, height, width)
             field = geometry.displacement(noise, self.elastic_alpha, self.elastic_sigma)
-        return geometry.resample(images, maps, field, fill=self.fill, exact=not self._interpolates)
+        return geometry.resample(
+            images, maps if self.perspective else maps[:, :2], field, fill=self.fill, exact=not self._interpolates
+        )
 
     def _erase(self, images: Tensor, u: Tensor) -> Tensor:
         # The box is filled with the image's own mean colour, close to the paper's variant "mean"; its variant "noise"
@@ -215,9 +193,7 @@ class Augment:
 
 
 def _corners(u: Tensor, distortion: float, height: int, width: int) -> Tensor:
-    """New positions of the four corners, float [B, 4, 2] pixels from the top left, drawn as in v2.RandomPerspective;
-    `u` in [0, 1).
-    """
+    """New corners, float [B, 4, 2] pixels from the top left, as v2.RandomPerspective draws them; `u` in [0, 1)."""
     bound = geometry.constant_tensor((int(distortion * (width // 2)) + 1, int(distortion * (height // 2)) + 1), u.device)
     inward = (u * bound).floor()
     far = geometry.constant_tensor((0, 0, 1, 0, 1, 1, 0, 1), u.device).view(4, 2)  # which corners are at the right, at the bottom

@@ -23,9 +23,7 @@ def constant_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def compose_maps(first: Tensor, second: Tensor) -> Tensor:
-    """The map of an image that is changed by `first`, then by `second`: positions are mapped by `second`,
-    then by `first`.
-    """
+    """The map of an image that is changed by `first`, then by `second`: positions are mapped by the second first."""
     # Not a matrix product: TF32 or autocast would round it to three digits, a tenth of a pixel of 224.
     return (first[:, :, :, None] * second[:, None]).sum(2)
 
@@ -74,9 +72,7 @@ def perspective(corners: Tensor, height: int, width: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
-    """Gaussian blur along one side as a [size, size] matrix: v2.ElasticTransform's kernel (8 sigma + 1 taps,
-    odd), reflected.
-    """
+    """Gaussian blur along a side as a [size, size] matrix: v2.ElasticTransform's kernel (8 sigma + 1 taps), reflected."""
     reach = (int(8 * sigma + 1) | 1) // 2
     offsets = torch.arange(-reach, reach + 1, device=device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -91,8 +87,7 @@ def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
 def displacement(noise: Tensor, alpha: float, sigma: float) -> Tensor:
     """Elastic field of v2.ElasticTransform (Simard 2003) from uniform noise in [0, 1), float [B, 2, H, W] (x, then y).
 
-    In grid units, where a side is 2. alpha: twice the factor in pixels on the smoothed noise. sigma: of the blur, in
-    pixels.
+    In grid units, where a side is 2. alpha: twice the factor in pixels on the smoothed noise. sigma: pixels, of the blur.
     """
     height, width = noise.shape[-2:]
     field = noise - 0.5  # half of the usual [-1, 1)
@@ -101,19 +96,17 @@ def displacement(noise: Tensor, alpha: float, sigma: float) -> Tensor:
     return field * constant_tensor((2 * alpha / width, 2 * alpha / height), field.device)[:, None, None]
 
 
-def resample(images: Tensor, maps: Tensor | None, field: Tensor | None, *, fill: Fill, exact: bool) -> Tensor:
+def resample(images: Tensor, maps: Tensor, field: Tensor | None, *, fill: Fill, exact: bool) -> Tensor:
     """Sample float images [B, C, H, W] at the positions of `maps` ([B, 3, 3], or [B, 2, 3] if affine) plus `field`.
 
-    field: [B, 2, H, W] in grid units. fill: pixels outside the image: its nearest edge pixel, or zero. exact: all positions are
-    whole pixels, which are copied, not interpolated.
+    field: [B, 2, H, W] in grid units. fill: pixels outside the image: its nearest edge pixel, or zero. exact: all positions
+    are whole pixels, which are copied, not interpolated.
     """
-    height, width = images.shape[-2:]
-    grid = _identity(height, width, images.device) if maps is None else _positions(maps, height, width)
+    grid = _positions(maps, *images.shape[-2:])
     if field is not None:
         grid = grid + field
-    grid = grid.expand(len(images), -1, -1, -1).permute(0, 2, 3, 1)
-    padding = "border" if fill == "nearest" else "zeros"
-    return F.grid_sample(images, grid, mode="nearest" if exact else "bilinear", padding_mode=padding, align_corners=False)
+    mode, padding = "nearest" if exact else "bilinear", "border" if fill == "nearest" else "zeros"
+    return F.grid_sample(images, grid.permute(0, 2, 3, 1), mode=mode, padding_mode=padding, align_corners=False)
 
 
 @lru_cache(maxsize=16)
@@ -121,16 +114,10 @@ def _axis(size: int, device: torch.device) -> Tensor:
     return torch.arange(size, device=device, dtype=torch.float32) - 0.5 * (size - 1)
 
 
-def _identity(height: int, width: int, device: torch.device) -> Tensor:
-    x, y = _axis(width, device) * (2 / width), _axis(height, device) * (2 / height)
-    return torch.stack((x.expand(height, width), y[:, None].expand(height, width)))[None]
-
-
 def _positions(maps: Tensor, height: int, width: int) -> Tensor:
     """Input positions of all output pixels in grid units, [B, 2, H, W]."""
     maps = maps * constant_tensor((2 / width, 2 / height, 1.0), maps.device)[: maps.shape[1], None]
-    # The sum of a part that varies along x and one that varies along y: one broadcast addition per value, no matrix
-    # product.
+    # The sum of a part that varies along x and one that varies along y: one broadcast addition per value, no product.
     along_x = maps[:, :, :1] * _axis(width, maps.device) + maps[:, :, 2:]
     along_y = maps[:, :, 1:2] * _axis(height, maps.device)
     sums = along_y[..., None] + along_x[..., None, :]
