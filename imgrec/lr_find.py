@@ -108,7 +108,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     """
     import pytorch_lightning as pl
 
-    from imgrec.data.datamodule import build_loaders
+    from imgrec.data.datamodule import DataModule
     from imgrec.training.callbacks.lr_range import LRRange
     from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import build_classifier
@@ -122,7 +122,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     pl.seed_everything(run.seed, workers=True, verbose=False)
     data, augment = instantiate(run.data.to_node()), instantiate(run.augment)
     run = run.with_classes(len(data.classes))
-    loaders = build_loaders(run, data, augment, devices=world.size)
+    loaders = DataModule(run, data, augment, devices=world.size)
     devices = run.trainer.devices
     if world.size == 1:
         devices = devices[:1] if isinstance(devices, list) else 1

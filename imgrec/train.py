@@ -77,7 +77,7 @@ def _train(
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
 
-    from imgrec.data.datamodule import build_loaders
+    from imgrec.data.datamodule import DataModule
     from imgrec.models.summary import measure_size
     from imgrec.training import summary
     from imgrec.training.callbacks.history import History
@@ -105,7 +105,7 @@ def _train(
     boundary = StepBoundary(
         run.trainer, run_dir.last, writer, resume.state if resume else None, heartbeat, watchdog, terminal.say
     )
-    loaders = build_loaders(run, data, augment, devices=world.size, start=resume.start if resume else (0, 0))
+    loaders = DataModule(run, data, augment, devices=world.size, start=resume.start if resume else (0, 0))
 
     net, transferred = initial_network(run.model, run.weights, data.classes)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)

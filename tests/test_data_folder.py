@@ -4,6 +4,7 @@ import io
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.decode import Preprocessing, decode, fit_to_size, load_image
 from imgrec.data.folder import FileNames, ImageFiles, folder_split
+from imgrec.data.image_data import ImageData
 from imgrec.errors import ConfigError, DataError
 
 PREPROCESSING = Preprocessing(image_size=24, channels=3, mean=[0.5] * 3, std=[0.25] * 3, resize="squash", crop_share=1.0)
@@ -50,7 +52,11 @@ def whole(split: ImageFiles, epoch: int = 0):
     return split[Request(epoch, np.arange(len(split)), len(split))]
 
 
-RUN = {"seed": 5, "batch_size": 4, "max_device_batch": 64, "num_workers": 0, "augment": None, "devices": 1}
+RUN = {"seed": 5, "batch_size": 4, "max_device_batch": 64, "num_workers": 0, "sampling": "shuffle", "class_weights": None}
+
+
+def data_module(data: ImageData, augment=None, **change) -> DataModule:
+    return DataModule(SimpleNamespace(**{**RUN, **change}), data, augment, devices=1)
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, levels: int = 2) -> bool:
@@ -218,7 +224,7 @@ def test_one_folder_is_cut_as_scikit_learn_does(tmp_path):
 def test_batches_of_a_folder_hold_the_files_they_name(tmp_path, num_workers):
     make(tmp_path, {"a": 6, "b": 6})
     data = folder(tmp_path)
-    loaders = DataModule(data, **{**RUN, "num_workers": num_workers})
+    loaders = data_module(data, num_workers=num_workers)
     files = data.split("train")
     seen = []
     for batch in loaders.train_dataloader():
@@ -255,7 +261,7 @@ class Crops:
 def test_training_crops_while_decoding_and_evaluation_does_not(tmp_path):
     make(tmp_path, {"a": 4, "b": 4})
     data = folder(tmp_path)
-    loaders = DataModule(data, **{**RUN, "augment": Crops()})
+    loaders = data_module(data, augment=Crops())
     trained, plain = loaders.train_dataloader().dataset, data.split("train")
     images = whole(trained, epoch=2).images
     for i in range(len(plain)):
@@ -274,13 +280,13 @@ def test_a_bad_training_image_is_refused_or_left_out_and_counted(tmp_path, num_w
     bad = tmp_path / "train/b/001.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
     data = folder(tmp_path)
-    loaders = DataModule(data, **{**RUN, "num_workers": num_workers})
+    loaders = data_module(data, num_workers=num_workers)
     with pytest.raises(DataError) as error:
         list(loaders.train_dataloader())
     assert str(error.value).startswith(f"{bad} cannot be read: ")
     assert str(error.value).endswith("data.on_bad_image=skip.")
     data = folder(tmp_path, on_bad_image="skip")
-    loaders = DataModule(data, **{**RUN, "num_workers": num_workers})
+    loaders = data_module(data, num_workers=num_workers)
     batches = [loaders.on_before_batch_transfer(batch, 0) for batch in loaders.train_dataloader()]
     assert sorted(i for batch in batches for i in batch.indices.tolist()) == [0, 1, 2, 3, 5]
     assert loaders.bad_images() == [str(bad)]
@@ -293,7 +299,7 @@ def test_evaluation_refuses_a_bad_image_unless_told(tmp_path):
     (tmp_path / "val/a/000.jpg").write_bytes(b"")
     for told, change in ((False, {"on_bad_image": "skip"}), (True, {"on_bad_image_eval": "skip"})):
         data = folder(tmp_path, **change)
-        loaders = DataModule(data, **RUN)
+        loaders = data_module(data)
         if told:
             assert [batch.bad for batch in loaders.val_dataloader()] == [(str(tmp_path / "val/a/000.jpg"),)]
         else:

@@ -23,7 +23,11 @@ from imgrec.data.sampler import EpochBatches, shuffled_order
 from imgrec.errors import ConfigError, DataError
 
 COMMON = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.25], "resize": "squash", "crop_share": 1.0, "split_seed": 0}
-RUN = {"seed": 3, "batch_size": 16, "max_device_batch": 8, "num_workers": "auto", "augment": None, "devices": 1}
+RUN = {"seed": 3, "batch_size": 16, "max_device_batch": 8, "num_workers": "auto", "sampling": "shuffle", "class_weights": None}
+
+
+def data_module(data: ImageData, *, augment=None, devices: int = 1, start=(0, 0), **change) -> DataModule:
+    return DataModule(SimpleNamespace(**{**RUN, **change}), data, augment, devices=devices, start=start)
 
 
 def fake(**change) -> Fake:
@@ -136,7 +140,7 @@ class Tiny(pl.LightningModule):
 def test_lightning_runs_through_the_planned_batches_without_a_warning(tmp_path):
     """Warnings are errors here: Lightning must find nothing to say about workers or samplers."""
     data = fake()
-    loaders = DataModule(data, **RUN)
+    loaders = data_module(data)
     made = loaders.plan
     assert (made.steps_per_epoch, made.accumulate, loaders.workers) == (3, 2, 0)
     trainer = pl.Trainer(
@@ -165,7 +169,7 @@ def test_lightning_runs_through_the_planned_batches_without_a_warning(tmp_path):
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
 def test_every_rank_evaluates_its_share_and_nothing_twice(devices):
     data = fake(test_samples=19)
-    loaders = DataModule(data, **{**RUN, "batch_size": 24, "devices": devices})
+    loaders = data_module(data, batch_size=24, devices=devices)
     seen, steps = [], set()
     for rank in range(devices):
         loaders.trainer = SimpleNamespace(global_rank=rank, world_size=devices, current_epoch=0)
@@ -180,7 +184,7 @@ def test_every_rank_evaluates_its_share_and_nothing_twice(devices):
 
 def test_full_batches_are_one_step_over_all_training_samples():
     data = fake()
-    loaders = DataModule(data, **{**RUN, "batch_size": "full"})
+    loaders = data_module(data, batch_size="full")
     made = loaders.plan
     assert str(made) == "global batch 45 = 1 device x at most 8 x 6"
     assert made.steps_per_epoch == 1
@@ -203,7 +207,7 @@ class Marks:
 
 def test_sample_augmentation_is_for_training_only_and_knows_seed_and_index():
     data = fake()
-    loaders = DataModule(data, **{**RUN, "seed": 1, "augment": Marks()})
+    loaders = data_module(data, seed=1, augment=Marks())
     for batch in loaders.train_dataloader():
         assert batch.images[:, 0, 0, 0].tolist() == [100 + i % 10 for i in batch.indices.tolist()]
     images = data.split("val").images
@@ -271,8 +275,8 @@ def test_a_split_that_is_not_there():
 
 def test_a_resumed_epoch_goes_on_where_it_stopped():
     data = fake()
-    loaders = DataModule(data, **RUN)
+    loaders = data_module(data)
     whole = [batch.indices.tolist() for batch in loaders.train_dataloader()]
-    loaders = DataModule(data, **RUN, start=(0, 2))
+    loaders = data_module(data, start=(0, 2))
     assert [batch.indices.tolist() for batch in loaders.train_dataloader()] == whole[4:]
     assert len(loaders.train_dataloader()) == len(whole)  # Lightning adds what is done itself

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,7 @@ def plain_losses(run: RunConfig, rates: np.ndarray, share: Callable[[str], float
 
     pl.seed_everything(run.seed, verbose=False)
     data = instantiate(run.data.to_node())
-    loaders = DataModule(
-        data, seed=run.seed, batch_size=run.batch_size, max_device_batch=10**6, num_workers=0, augment=None, devices=1
-    )
+    loaders = DataModule(replace(run, max_device_batch=10**6, num_workers=0), data, None, devices=1)
     net = instantiate(run.model, num_classes=len(data.classes))
     preprocess = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)
     losses: list[float] = []

@@ -13,6 +13,7 @@ Keys = typing.TypeVar("Keys")  # the keys of a command, or of a node, as a froze
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Split = Literal["test", "val", "train"]
+Sampling = Literal["shuffle", "balanced", "sqrt", "weighted"]
 Monitor = Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
 Limit = int | float  # a number of batches, or a share of them
 
@@ -109,7 +110,7 @@ class RunConfig:
     batch_size: int | Literal["full"]
     max_device_batch: int
     num_workers: int | Literal["auto"]
-    sampling: Literal["shuffle", "balanced", "sqrt", "weighted"]
+    sampling: Sampling
     class_weights: dict[str, float] | None
     weights: str | None
     finetune: FinetuneConfig

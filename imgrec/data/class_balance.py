@@ -3,16 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Literal
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imgrec.config.schema import Sampling
 from imgrec.data.batch import Indices
 from imgrec.data.sampler import Order, random_words, shuffled_order
 from imgrec.errors import ConfigError, did_you_mean
-
-Sampling = Literal["shuffle", "balanced", "sqrt", "weighted"]
 
 
 def training_order(
@@ -21,9 +20,8 @@ def training_order(
     """The order for a value of `sampling` in conf/train.yaml; labels: int64 [N], of the training split."""
     if sampling == "shuffle":
         return shuffled_order(len(labels), seed=seed)
-    return weighted_order(
-        labels, class_shares(sampling, class_weights, np.bincount(labels, minlength=len(classes)), classes), seed=seed
-    )
+    counts = np.bincount(labels, minlength=len(classes))
+    return weighted_order(labels, class_shares(sampling, class_weights, counts, classes), seed=seed)
 
 
 def class_shares(
@@ -41,8 +39,7 @@ def class_shares(
                 f"class_weights.{name}: unknown class.{did_you_mean(name, classes)} "
                 f"The classes are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}."
             )
-    weight: dict[Sampling, Sequence[float]] = {
-        "shuffle": counts.tolist(),
+    weight: Mapping[str, Sequence[float]] = {
         "balanced": [1] * len(classes),
         "sqrt": [math.sqrt(count) for count in counts.tolist()],
         "weighted": [class_weights.get(name, 1) for name in classes],
@@ -64,12 +61,8 @@ def weighted_order(labels: Indices, shares: list[Fraction], *, seed: int) -> Ord
     counts = np.bincount(labels, minlength=len(shares))
     drawn = [label for label, share in enumerate(shares) if share]
     assert all(counts[label] for label in drawn)
-    limits: list[int] = []
-    cumulated = Fraction(0)
-    for label in drawn[:-1]:
-        cumulated += shares[label]
-        limits.append(math.floor(cumulated * 2**64))
-    bounds = np.array(limits, dtype=np.uint64)
+    cumulated = accumulate(shares[label] for label in drawn[:-1])
+    bounds = np.array([math.floor(share * 2**64) for share in cumulated], dtype=np.uint64)
     by_class = np.argsort(labels, kind="stable")
     first = (np.cumsum(counts) - counts)[drawn]
     size = counts[drawn].astype(np.uint64)

@@ -1,15 +1,13 @@
 """The loaders of a run: how its batches are cut from the splits of a data set, behind Lightning's data module."""
 
 import os
-from collections.abc import Mapping
-from typing import Literal
 
 import pytorch_lightning as pl
 
 from imgrec.config.schema import RunConfig
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch
-from imgrec.data.class_balance import Sampling, training_order
+from imgrec.data.class_balance import training_order
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
@@ -19,40 +17,30 @@ from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches, se
 class DataModule(pl.LightningDataModule):
     """The batches of a run on `devices` processes; `plan` says how its global batch comes about.
 
-    start: (epoch, global batches of it already done), where a resumed run continues. Raises ConfigError for a global batch that the devices
-    do not divide, and what `data` raises.
+    start: (epoch, global batches of it already done), where a resumed run continues. Raises ConfigError for a global
+    batch that the devices do not divide, and what `data` raises.
     """
 
     def __init__(
-        self,
-        data: ImageData,
-        *,
-        seed: int,
-        batch_size: int | Literal["full"],
-        max_device_batch: int,
-        num_workers: int | Literal["auto"],
-        augment: Augment | None,
-        devices: int,
-        sampling: Sampling = "shuffle",
-        class_weights: Mapping[str, float] | None = None,
-        start: tuple[int, int] = (0, 0),
+        self, run: RunConfig, data: ImageData, augment: Augment | None, *, devices: int, start: tuple[int, int] = (0, 0)
     ) -> None:
         super().__init__()
         self.data, self.start = data, start
-        train = data.splits.train
+        classes, train = data.classes, data.splits.train
         self.plan = plan_batches(
-            batch_size=batch_size,
+            batch_size=run.batch_size,
             samples=len(train),
             devices=devices,
-            max_device_batch=max_device_batch,
+            max_device_batch=run.max_device_batch,
             pairs=augment is not None and augment.mixes,
         )
         # torchrun says how many processes share the machine; else it is one machine with all of them.
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
-        self.workers = worker_count(num_workers, in_memory=data.in_memory, processes_here=processes_here)
-        self._order = training_order(sampling, class_weights or {}, labels=train.labels, classes=data.classes, seed=seed)
-        self._training = train.for_training(augment, seed)
-        self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, max_device_batch))
+        self.workers = worker_count(run.num_workers, in_memory=data.in_memory, processes_here=processes_here)
+        weights = run.class_weights or {}
+        self._order = training_order(run.sampling, weights, labels=train.labels, classes=classes, seed=run.seed)
+        self._training = train.for_training(augment, run.seed)
+        self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
         self._bad: set[str] = set()
 
     def train_dataloader(self) -> Loader:
@@ -108,21 +96,3 @@ class DataModule(pl.LightningDataModule):
             return 0
         assert self.trainer.world_size == self.plan.devices, "the data module was made for another number of devices"
         return self.trainer.global_rank
-
-
-def build_loaders(
-    run: RunConfig, data: ImageData, augment: Augment, *, devices: int, start: tuple[int, int] = (0, 0)
-) -> DataModule:
-    """The loaders of a run on `devices` processes, from position `start`."""
-    return DataModule(
-        data,
-        seed=run.seed,
-        batch_size=run.batch_size,
-        max_device_batch=run.max_device_batch,
-        num_workers=run.num_workers,
-        augment=augment,
-        devices=devices,
-        sampling=run.sampling,
-        class_weights=run.class_weights,
-        start=start,
-    )

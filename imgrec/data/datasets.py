@@ -1,6 +1,4 @@
-"""The data sets: scikit-learn's digits, torchvision's MNIST and CIFAR families, folders,
-and generated images for tests.
-"""
+"""The data sets: scikit-learn's digits, torchvision's MNIST and CIFAR families, folders, and generated images for tests."""
 
 import fcntl
 import pickle
@@ -11,6 +9,7 @@ from typing import Any, ClassVar, Unpack
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision import datasets
 
 from imgrec.data.batch import Indices
 from imgrec.data.folder import BadImage, ImageFiles, class_folders, folder_split, split_folders
@@ -62,8 +61,6 @@ class _Torchvision(ImageData):
         return InMemoryImages(to_channels(pixels, self.preprocessing()["channels"]), np.asarray(dataset.targets, dtype=np.int64))
 
     def _open(self, *, train: bool) -> Any:
-        from torchvision import datasets
-
         dataset = getattr(datasets, self.kind)
         try:
             return dataset(self.root, train=train, download=False)
@@ -113,20 +110,14 @@ class CIFAR100(_Torchvision):
 
 
 class Fake(ImageData):
-    """Generated images that can be learned: each class has a smooth random pattern,
-    each image is its class's pattern with noise.
-    """
+    """Generated images that can be learned: each is the smooth random pattern of its class, with noise."""
 
     def __init__(self, *, train_samples: int, test_samples: int, noise: float, **common: Unpack[Common]) -> None:
         super().__init__(**common)
         if self.num_classes is None:
             raise ConfigError("data.num_classes=null: data=fake needs a number. Set data.num_classes=10.")
-        self.classes_count, self.train_samples, self.test_samples, self.noise = (
-            self.num_classes,
-            train_samples,
-            test_samples,
-            noise,
-        )
+        self.classes_count, self.noise = self.num_classes, noise
+        self.train_samples, self.test_samples = train_samples, test_samples
 
     def read(self) -> Splits:
         generator = np.random.default_rng(self.split_seed)

@@ -1,7 +1,7 @@
 """The images of a run: the splits, the classes and the preprocessing of a data set. Each data set overrides `read`."""
 
 from functools import cached_property
-from typing import Literal, NamedTuple, TypedDict, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,10 @@ from imgrec.data.splits import check_labels, stratified
 from imgrec.errors import ConfigError, DataError, did_you_mean
 
 
-class Common(TypedDict):
+class Common(Preprocessing):
     """The keys that every data yaml has."""
 
     num_classes: int | None
-    image_size: int
-    channels: int
-    mean: list[float]
-    std: list[float]
-    resize: Literal["squash", "crop"]
-    crop_share: float
     val_share: float
     split_seed: int
 
@@ -38,7 +32,7 @@ class Splits(NamedTuple):
 
 
 class ImageData:
-    """Base of the data sets: a subclass overrides `read`. What it reads is checked, and read once, when it is first asked for.
+    """Base of the data sets. What `read` gives is checked, and read once, when it is first asked for.
 
     Raises ConfigError for keys that contradict each other or what was found, DataError for data that cannot be used.
     """
@@ -88,7 +82,7 @@ class ImageData:
 
     @cached_property
     def splits(self) -> Splits:
-        """The splits, read and checked; where there is no validation split, it is cut from train."""
+        """The splits, read and checked, with a validation split."""
         splits = self._as_read
         count = len(splits.classes)
         if self.num_classes not in (None, count):
@@ -101,9 +95,8 @@ class ImageData:
                 check_labels(images.labels, splits.classes, name)
         if splits.val is not None:
             return splits
-        rest, part = stratified(
-            splits.train.labels, self.val_share, seed=self.split_seed, classes=splits.classes, key="data.val_share"
-        )
+        classes, labels = splits.classes, splits.train.labels
+        rest, part = stratified(labels, self.val_share, seed=self.split_seed, classes=classes, key="data.val_share")
         return splits._replace(train=splits.train.take(rest), val=splits.train.take(part))
 
     @property

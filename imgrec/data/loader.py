@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from imgrec.data.batch import Batch, Request
 from imgrec.data.image_set import ImageSet
@@ -78,14 +78,12 @@ class Loader:
 
 
 class _Guarded(Dataset["Batch | DataError"]):
-    """Hands a worker's DataError over as a value."""
+    """Hands a DataError over as a value: from a worker process an exception would arrive as another one."""
 
     def __init__(self, dataset: ImageSet) -> None:
         self.dataset = dataset
 
     def __getitem__(self, request: Request) -> Batch | DataError:
-        if get_worker_info() is None:
-            return self.dataset[request]
         try:
             return self.dataset[request]
         except DataError as error:
