@@ -61,6 +61,8 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "train data.image_size=big": ("data.image_size=big", "integer", 8),
     "train finetune=3": ("finetune=3", "finetune.KEY=VALUE", "freeze_epochs, layer_decay"),
     "train monitor=val/acc": ("monitor=val/acc", "val/loss", "val/top5", "val/accuracy"),
+    "train trainer=debug trainer.devices=x": ("trainer.devices=x", "an integer, auto or a list of integers", 1),
+    "train model.num_classes=7": ("model.num_classes=7", "data.num_classes=7"),
     # ranges
     "train batch_size=0": ("batch_size=0", "1 or more", DEFAULT.batch_size),
     "train optim=adam optim.lr=-0.1": ("optim.lr=-0.1", "more than 0", LR),

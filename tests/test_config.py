@@ -1,5 +1,6 @@
 """The config: every number has a range that is kept, values against types, the nearest word, and a tree that comes back from yaml."""
 
+import re
 import typing
 from typing import Any, Literal
 
@@ -67,7 +68,7 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
     }
     assert RANGES.keys() - numbers().keys() == null  # their defaults are no numbers
     trees = [compose_config("train", [f"optim={option}"]) for option in ("momentum", "nesterov")]
-    known = {key for tree in trees for key in checks._keys(tree)}
+    known = {key for tree in trees for key, _ in checks._keys(tree)}
     assert NEEDS.keys() <= known
 
 
@@ -111,6 +112,15 @@ def test_values_take_the_type_of_the_default():
         ("7", str),
         ("32", str),
     ]
+
+
+def test_a_key_of_the_trainer_takes_the_values_of_its_annotation_beside_any_option():
+    for option in ("default", "debug"):
+        for devices in ("auto", 2, [0, 1]):
+            assert load_config("train", [f"trainer={option}", f"trainer.devices={devices}"]).trainer.devices == devices
+        for wrong in ("trainer.max_minutes=abc", "trainer.num_nodes=abc", "trainer.pruning_thresholds=[a]", "data.resize=fit"):
+            with pytest.raises(ConfigError, match=f"^{re.escape(wrong)}: expected "):
+                compose_config("train", [f"trainer={option}", wrong])
 
 
 def test_the_last_of_two_values_wins_and_choices_come_before_values():

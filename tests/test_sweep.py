@@ -269,6 +269,8 @@ def test_our_own_fault_ends_with_one_and_its_traceback(
     [
         (["optim.lr=0.1,fast"], "optim.lr=fast: ", "a number"),
         (["optim.lr=0.1,-1"], "optim.lr=-1.0: ", "more than 0"),
+        (["trainer.max_minutes=5,abc"], "trainer.max_minutes=abc: ", "a number or null"),
+        (["seed=1"], "-m: no key has several values.", "or leave -m out."),
         (["seed=1,abc"], "seed=abc: ", "integer"),
         (["model=lenet,lenett"], "model=lenett: ", "Did you mean lenet?"),
         (["opti.lr=0.1,1"], "opti.lr", "Did you mean optim.lr?"),
@@ -478,6 +480,12 @@ def test_a_repeated_proposal_is_not_trained_again(sweep: Sweep, trained: list[fl
     assert sorted(trained) == [0.01, 0.1]
     assert capsys.readouterr().out.count("(finished before)") == 2
     assert len({row["folder"] for row in rows("runs/fake_lenet/sweep_1")}) == 2
+
+
+@optuna_installed
+def test_a_search_of_one_trial_is_one_job(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep(*SEARCH, "optim=sgd", "trials=1") == 0
+    assert capsys.readouterr().out.startswith("1 job in runs/fake_lenet/sweep_1, ")
 
 
 TRIALS = 16  # of which the first ten are drawn at random

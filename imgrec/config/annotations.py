@@ -1,4 +1,4 @@
-"""Type annotations of keys: whether a value of plain data matches one, and its description in an error."""
+"""Type annotations of keys: whether a value of plain data matches one, and the error where it does not."""
 
 import inspect
 import types
@@ -6,10 +6,13 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from imgrec.errors import ConfigError, did_you_mean
+
 TYPE_NAMES: dict[Any, str] = {
     bool: "true or false",
     int: "an integer",
     float: "a number",
+    int | float: "a number",
     str: "text",
     list: "a list",
     dict: "a group of keys",
@@ -17,8 +20,16 @@ TYPE_NAMES: dict[Any, str] = {
 }
 
 
+def check_type(path: str, value: Any, hint: Any, default: Any = None) -> None:
+    """ConfigError for a value of the key `path` that does not match its annotation."""
+    if not matches_type(value, hint):
+        near = did_you_mean(value, list(map(str, typing.get_args(hint)))) if isinstance(value, str) else ""
+        known = f" The default is {format_value(default)}." if default is not None and not near else ""
+        raise ConfigError(f"{path}={format_value(value)}: expected {describe_type(hint)}.{near}{known}")
+
+
 def matches_type(value: Any, hint: Any) -> bool:
-    """Whether a value of plain data matches an annotation. Integers match float, lists match tuples; other classes match anything."""
+    """Whether a value of plain data matches an annotation. Integers match float, lists match tuples; no value matches another class."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint in (Any, inspect.Parameter.empty) or isinstance(hint, str | typing.TypeVar):
         return True
@@ -28,20 +39,12 @@ def matches_type(value: Any, hint: Any) -> bool:
         return value in args and type(value) in {type(arg) for arg in args}
     if hint in (None, type(None)):
         return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (int, float):
+        return is_number(value) and isinstance(value, (int, hint))
     if hint in (bool, str, dict, list):
         return isinstance(value, hint)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return False
-        return (
-            all(matches_type(v, args[0]) for v in value)
-            if args[-1] is ...
-            else len(value) == len(args) and all(map(matches_type, value, args))
-        )
+    if origin is tuple and args[-1] is not ...:
+        return isinstance(value, list | tuple) and len(value) == len(args) and all(map(matches_type, value, args))
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return isinstance(value, list | tuple) and all(matches_type(v, args[0]) for v in value)
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -52,6 +55,8 @@ def matches_type(value: Any, hint: Any) -> bool:
 def describe_type(hint: Any) -> str:
     """An annotation in words: 'an integer or full'."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint in TYPE_NAMES:
+        return TYPE_NAMES[hint]
     if origin in (typing.Union, types.UnionType):
         *first, last = map(describe_type, args)
         return f"{', '.join(first)} or {last}"
@@ -60,15 +65,14 @@ def describe_type(hint: Any) -> str:
     if origin is tuple and args[-1] is not ...:
         return f"a list of {len(args)} values"
     if origin in (list, tuple):
-        return (
-            f"a list of {describe_type(args[0]).removeprefix('an ').removeprefix('a ')}s" if args[0] in TYPE_NAMES else "a list"
-        )
-    return TYPE_NAMES.get(hint, "a group of keys" if origin is dict else getattr(hint, "__name__", str(hint)))
+        one = TYPE_NAMES.get(args[0], "").removeprefix("an ").removeprefix("a ")
+        return f"a list of {one}s" if one else TYPE_NAMES[list]
+    return TYPE_NAMES[dict] if origin is dict else getattr(hint, "__name__", str(hint))
 
 
-def type_of(value: Any) -> str:
-    """The type of a value of plain data in words: 'an integer'."""
-    return describe_type(type(value))
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def format_value(value: Any) -> str:

@@ -1,13 +1,14 @@
 """Checks of the values of a composed config and of their combinations, before torch is imported."""
 
-import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
-from imgrec.config.annotations import describe_type, format_value, matches_type, type_of
-from imgrec.config.options import conf_dir, group_names, option_names, shipped_targets
+from imgrec.config.annotations import check_type, format_value, is_number, matches_type
+from imgrec.config.options import conf_dir, option_names, shipped_targets
 from imgrec.config.ranges import NOT_NEGATIVE, check_range
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, did_you_mean
@@ -77,7 +78,7 @@ def _check_sampling(tree: Tree, choices: Mapping[str, str]) -> None:
             f"class_weights has no effect with sampling={sampling}. Set sampling=weighted, or remove class_weights."
         )
     for name, weight in (weights or {}).items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not NOT_NEGATIVE.holds(weight):
+        if not is_number(weight) or not NOT_NEGATIVE.holds(weight):
             raise ConfigError(
                 f"class_weights.{name}={format_value(weight)}: expected a number of 0 or more, relative to 1 for the other classes. "
                 f"Set 'class_weights={{{name}: 2}}'."
@@ -89,15 +90,17 @@ def _check_sampling(tree: Tree, choices: Mapping[str, str]) -> None:
         )
 
 
-def check_together(given: Collection[str], tree: Tree, choices: Mapping[str, str]) -> None:
-    """ConfigError for a key among those `given` on the command line that has no effect, or for values that contradict each other."""
-    for key in given:
+def check_together(keys: Collection[str], tree: Tree, choices: Mapping[str, str]) -> None:
+    """ConfigError for a key among `keys`, those on the command line, that has no effect, or for values that contradict each other."""
+    for key in keys:
         if key in NEEDS and not NEEDS[key][0](tree):
-            value: Any = tree
-            for part in key.split("."):
-                value = value[part]
-            raise ConfigError(f"{key}={format_value(value)} has no effect in this config. Set {NEEDS[key][1]}, or remove {key}.")
+            value = format_value(reduce(getitem, key.split("."), tree))
+            raise ConfigError(f"{key}={value} has no effect in this config. Set {NEEDS[key][1]}, or remove {key}.")
     _check_sampling(tree, choices)
+    if "model" in tree and (count := tree["model"].get("num_classes")) not in (None, tree["data"].get("num_classes")):
+        raise ConfigError(
+            f"model.num_classes={count} has no effect: the data has the number of classes. Set data.num_classes={count}."
+        )
     for key in ("l1", "l2"):
         if tree.get("trainer", {}).get("strategy") == "fsdp" and tree["loss"].get(key):
             raise ConfigError(
@@ -111,64 +114,51 @@ def check_together(given: Collection[str], tree: Tree, choices: Mapping[str, str
         )
 
 
-def is_group_override(override: Any, search: Sequence[Path]) -> bool:
-    return override.key_or_group in group_names(search)
-
-
-def check_options(command: str, parsed: Sequence[Any], search: Sequence[Path]) -> None:
-    for override in parsed:
-        group, option = override.key_or_group, override.value()
-        if not is_group_override(override, search):
-            continue
+def check_options(command: str, overrides: Sequence[Any], search: Sequence[Path]) -> None:
+    """ConfigError for an override of a config group that names no option, or that the command has no use for."""
+    for override in overrides:
+        group, option, text = override.key_or_group, override.value(), repr(override.input_line)
         if option is None or override.is_add() or override.is_delete():
             some = "OPTION" if option is None else option
-            raise ConfigError(
-                f"{override.input_line!r}: config groups are not added or deleted. Type {group}={some}, or remove it."
-            )
+            raise ConfigError(f"{text}: config groups are not added or deleted. Type {group}={some}, or remove it.")
         if "defaults:" not in (conf_dir() / f"{command}.yaml").read_text():
-            raise ConfigError(f"{override.input_line!r}: {command} reads its {group} from the checkpoint. Remove {group}=.")
-        options = list(option.list) if override.is_choice_sweep() else [option]
-        for value in options:
-            name = str(getattr(value, "text", value))
-            if name not in option_names(group, search):
-                raise ConfigError(
-                    f"{group}={name}: there is no such {group}.{did_you_mean(name, option_names(group, search))} There are: {', '.join(option_names(group, search))}."
-                )
+            raise ConfigError(f"{text}: {command} reads its {group} from the checkpoint. Remove {group}=.")
+        options = option_names(group, search)
+        for value in option.list if override.is_choice_sweep() else [option]:
+            if (name := str(getattr(value, "text", value))) not in options:
+                near = did_you_mean(name, options)
+                raise ConfigError(f"{group}={name}: there is no such {group}.{near} There are: {', '.join(options)}.")
 
 
-def check_keys(command: str, parsed: Sequence[Any], reference: Node, search: Sequence[Path]) -> None:
-    known = list(_keys(reference))
-    for override in parsed:
-        key = override.key_or_group
-        if (
-            is_group_override(override, search)
-            or key.startswith("hydra")
-            or any(f"{key}.".startswith(f"{head}.") for head in _open_keys(reference))
-        ):
+def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: Sequence[str]) -> None:
+    """ConfigError for an override of a key that the reference does not have, or that adds or deletes one."""
+    known = dict(_keys(reference))
+    free = tuple(f"{key}." for key, value in known.items() if value == {})  # keys in it are passed to a library unchecked
+    for override in overrides:
+        key, text = override.key_or_group, repr(override.input_line)
+        if key.startswith("hydra") or f"{key}.".startswith(free):
             continue
         if key not in known:
-            near = _near_key(key, known, group_names(search))
-            raise ConfigError(
-                f"{override.input_line!r}: there is no key {key}.{near}{_siblings(key, reference) or f' `imgrec {command} --help` lists the keys.'}"
-            )
+            keys = _siblings(key, reference) or f" `imgrec {command} --help` lists the keys."
+            raise ConfigError(f"{text}: there is no key {key}.{_near_key(key, list(known), groups)}{keys}")
         if override.is_add() or override.is_force_add():
-            raise ConfigError(f"{override.input_line!r}: {key} exists already. Type {override.input_line.lstrip('+')}.")
+            raise ConfigError(f"{text}: {key} exists already. Type {override.input_line.lstrip('+')}.")
         if override.is_delete():
-            raise ConfigError(f"{override.input_line!r}: keys are not deleted. Type {key}=VALUE.")
+            raise ConfigError(f"{text}: keys are not deleted. Type {key}=VALUE.")
 
 
-def _near_key(key: str, known: Sequence[str], choices: Sequence[str]) -> str:
+def _near_key(key: str, known: Sequence[str], groups: Sequence[str]) -> str:
     """lr -> optim.lr, optim.lrr -> optim.lr. Only the last parts are compared: with a common `optim.` any two keys are similar."""
     head, _, last = key.rpartition(".")
-    if places := [one for one in known if one.rpartition(".")[2] == last]:
-        return f" Did you mean {places[0]}?"
-    # trainer.ema_decay -> callbacks.ema.decay
-    if places := [one for one in known if one.replace(".", "_").endswith(f"_{last}")]:
+    ends = [one for one in known if one.rpartition(".")[2] == last]
+    if places := ends or [
+        one for one in known if one.replace(".", "_").endswith(f"_{last}")
+    ]:  # trainer.ema_decay -> callbacks.ema.decay
         return f" Did you mean {places[0]}?"
     beside = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == head}
     if near := get_close_matches(last, beside, n=1, cutoff=0.6):
         return f" Did you mean {beside[near[0]]}?"
-    return did_you_mean(key, choices) if not head else ""
+    return did_you_mean(key, groups) if not head else ""
 
 
 def _siblings(key: str, reference: Node) -> str:
@@ -179,80 +169,59 @@ def _siblings(key: str, reference: Node) -> str:
             break
         node = node[part]
         path.append(part)
-    return f" {'.'.join(path)} has: {', '.join(k for k in node if not k.startswith('_'))}." if path else ""
+    return f" {'.'.join(path)} has: {_listed(node)}." if path else ""
 
 
-def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _listed(node: Node) -> str:
+    return ", ".join(key for key in node if not key.startswith("_"))
+
+
+def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of every key, also of the groups of keys."""
     for key, value in node.items():
-        yield prefix + key
+        yield prefix + key, value
         if isinstance(value, dict):
             yield from _keys(value, f"{prefix}{key}.")
 
 
-def _open_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Keys whose shipped value is {}: their keys are passed to a library and are not checked."""
-    for key, value in node.items():
-        if value == {}:
-            yield prefix + key
-        elif isinstance(value, dict):
-            yield from _open_keys(value, f"{prefix}{key}.")
+def conform(value: Any, like: Any, path: str = "", *, types: Mapping[str, Any], ranges: bool = True) -> Any:
+    """`value` with the number types of `like`, the shipped value of the key `path`; ConfigError for another key, type or range.
 
-
-def conform(tree: Node, reference: Node, prefix: str, *, types: Mapping[str, Any], ranges: bool = True) -> Node:
-    """`tree` with the number types of the reference, its keys, types and ranges checked.
-
-    `types`: annotations of keys at the root, which the shipped values alone do not tell.
+    `types`: annotations of dotted keys; of other keys the shipped value shows the type.
     `ranges`: whether numbers are held to RANGES. Those under a `_target_` that imgrec does not ship are not: what they mean, that code says.
     """
-    if "_target_" in tree:
-        ranges = tree["_target_"] in shipped_targets()
-    checked: Node = {}
-    for key, value in tree.items():
-        path = prefix + key
-        if key not in reference:
-            raise ConfigError(
-                f"{path}={format_value(value)}: there is no key {path}.{did_you_mean(key, list(reference))}"
-                f" Known here: {', '.join(k for k in reference if not k.startswith('_'))}."
-            )
-        checked[key] = conform_value(value, reference[key], path, types=types, ranges=ranges)
-    return checked
-
-
-def conform_value(value: Any, like: Any, path: str, *, types: Mapping[str, Any], ranges: bool = True) -> Any:
-    """`value` with the number type of `like`, the shipped value of the key `path`; ConfigError where it is of another type or out of range."""
     if isinstance(like, dict) and like:
         if not isinstance(value, dict):
             raise ConfigError(
-                f"{path}={format_value(value)}: expected a group of keys. Type {path}.KEY=VALUE; its keys are {', '.join(k for k in like if not k.startswith('_'))}."
+                f"{path}={format_value(value)}: expected a group of keys. Type {path}.KEY=VALUE; its keys are {_listed(like)}."
             )
-        return conform(value, like, f"{path}.", types={}, ranges=ranges)
-    key = path.rsplit(".", maxsplit=1)[-1]
-    default = f" The default is {format_value(like)}."
-    hint = types.get(path)
-    if hint in (str, str | None) and isinstance(value, int | float) and not isinstance(value, bool):
+        if "_target_" in value:
+            ranges = value["_target_"] in shipped_targets()
+        checked: Node = {}
+        for key, inner in value.items():
+            name = f"{path}.{key}" if path else key
+            if key not in like:
+                raise ConfigError(
+                    f"{name}={format_value(inner)}: there is no key {name}.{did_you_mean(key, list(like))} Known here: {_listed(like)}."
+                )
+            checked[key] = conform(inner, like[key], name, types=types, ranges=ranges)
+        return checked
+    hint = types.get(path, _shipped_type(like))
+    if hint is float and is_number(value):
+        value = float(value)
+    if is_number(value) and not matches_type(value, hint) and matches_type(str(value), hint):
         value = str(value)  # id=5
     if hint == dict[str, float] | None and isinstance(value, dict):
         value = {str(name): weight for name, weight in value.items()}  # class_weights={0: 2}
-    if hint is not None and not matches_type(value, hint) and not (value is None and like is None):
-        options = [str(option) for option in typing.get_args(hint)]
-        near = did_you_mean(value, options) if isinstance(value, str) else ""
-        raise ConfigError(
-            f"{path}={format_value(value)}: expected {describe_type(hint)}.{near}{'' if near or like is None else default}"
-        )
-    if not (value is None or like is None or like in ("auto", "full") or hint is not None):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        share = key.startswith("limit_")  # of the batches where it is 0.5, their number where it is 2
-        if isinstance(like, str) and number:
-            value = str(value)
-        if isinstance(like, float) and number and not share:
-            value = float(value)
-        fits = number if share else type(value) is type(like)
-        if isinstance(like, list) and fits and any(isinstance(one, int | float) for one in like):
-            fits = all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
-        if not fits:
-            raise ConfigError(
-                f"{path}={format_value(value)}: expected {'a list of numbers' if isinstance(value, list) and isinstance(like, list) else type_of(like)}.{default}"
-            )
+    if value is not None or (like is not None and path in types):
+        check_type(path, value, hint, like)
     if ranges:
         check_range(path, value, like)
     return value
+
+
+def _shipped_type(value: Any) -> Any:
+    """The annotation that a shipped value tells of a key without one."""
+    if value in (None, "auto", "full"):
+        return Any
+    return list[float] if isinstance(value, list) and any(map(is_number, value)) else type(value)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from imgrec.config.checks import check_keys, check_options, check_together, conform, is_group_override
+from imgrec.config.checks import check_keys, check_options, check_together, conform
 from imgrec.config.options import conf_dir, group_names
 from imgrec.config.schema import Node, RunConfig, run_config, run_types
 from imgrec.errors import ConfigError, first_line
@@ -52,37 +52,34 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
             raise ConfigError(
                 f"{argument!r} cannot be read: {first_line(error)}. Overrides look like key=value, for example optim.lr=0.01."
             ) from error
-    check_options(command, parsed, search)
-    chosen = [str(override.input_line) for override in parsed if is_group_override(override, search)]
+    groups = group_names(search)
+    options = [override for override in parsed if override.key_or_group in groups]
+    keys = [override for override in parsed if override.key_or_group not in groups]
+    check_options(command, options, search)
+    chosen, every = ([str(override.input_line) for override in overrides] for overrides in (options, parsed))
     try:
         reference, choices = hydra_tree(command, chosen, search)
         if choices.get("experiment") is not None:  # an experiment may set any key, so the reference is composed without it
             plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
             reference = hydra_tree(command, plain, search)[0]
-        check_keys(command, parsed, reference, search)
-        every = [str(override.input_line) for override in parsed]
-        tree = reference if every == chosen and choices.get("experiment") is None else hydra_tree(command, every, search)[0]
+        check_keys(command, keys, reference, groups)
+        tree = reference if not keys and choices.get("experiment") is None else hydra_tree(command, every, search)[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the config cannot be composed: {first_line(error)}.") from error
     if "name" in tree and tree["name"] is None:
         tree["name"] = choices.get("experiment") or f"{choices['data']}_{choices['model']}"
-    tree = conform(tree, reference, "", types=run_types(reference))
-    check_together([override.key_or_group for override in parsed], tree, choices)
-    return tree
+    checked: Node = conform(tree, reference, types=run_types(reference))
+    check_together([override.key_or_group for override in parsed], checked, choices)
+    return checked
 
 
 def hydra_tree(command: str, overrides: Sequence[str], search: Sequence[Path]) -> tuple[Node, dict[str, str]]:
     """(resolved tree, choice made in each group) from Hydra, unchecked."""
-    if search:
-        return _hydra_tree(command, tuple(overrides), tuple(search))
-    return deepcopy(_shipped_tree(command, tuple(overrides)))
+    read = _hydra_tree.__wrapped__ if search else _hydra_tree  # the user's own yaml may change
+    return deepcopy(read(command, tuple(overrides), tuple(search)))
 
 
 @lru_cache(maxsize=64)  # a fifth of a second each, and a sweep composes the same ones again
-def _shipped_tree(command: str, overrides: tuple[str, ...]) -> tuple[Node, dict[str, str]]:
-    return _hydra_tree(command, overrides, ())
-
-
 def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ...]) -> tuple[Node, dict[str, str]]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from imgrec.config.annotations import describe_type, format_value, matches_type
+from imgrec.config.annotations import check_type, format_value
 from imgrec.config.schema import Node, RunConfig, target_nodes
 from imgrec.errors import ConfigError, did_you_mean
 
@@ -105,5 +105,4 @@ def check_signatures(run: RunConfig) -> None:
                 raise ConfigError(
                     f"{name}.{key}={format_value(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"
                 )
-            if not matches_type(value, known[key]):
-                raise ConfigError(f"{name}.{key}={format_value(value)}: expected {describe_type(known[key])}.")
+            check_type(f"{name}.{key}", value, known[key])

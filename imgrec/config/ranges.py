@@ -3,7 +3,7 @@
 from math import inf
 from typing import Any, NamedTuple
 
-from imgrec.config.annotations import format_value
+from imgrec.config.annotations import format_value, is_number
 from imgrec.errors import ConfigError
 
 
@@ -118,11 +118,7 @@ def check_range(path: str, value: Any, default: Any) -> None:
     """ConfigError for a number, or a number in a list, outside the range of the key at `path`."""
     key = path.rpartition(".")[2]
     limits = RANGES.get(path, NOT_NEGATIVE)
-    numbers = [
-        number
-        for number in (value if isinstance(value, list) else [value])
-        if isinstance(number, int | float) and not isinstance(number, bool)
-    ]
+    numbers = list(filter(is_number, value if isinstance(value, list) else [value]))
     for number in numbers:
         if not limits.holds(number):
             example = "" if default is None or default == value else f" The default is {format_value(default)}."

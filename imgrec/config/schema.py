@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
-from imgrec.config.annotations import describe_type, format_value, matches_type
+from imgrec.config.annotations import check_type, format_value
 from imgrec.errors import ConfigError, did_you_mean
 
 Node = dict[str, Any]
@@ -136,9 +136,11 @@ class RunConfig:
 
 
 def run_types(tree: Node) -> dict[str, Any]:
-    """The annotations of RunConfig's keys where a tree is a run's; those of evaluate and predict have other types."""
+    """Dotted key to annotation of RunConfig and its nodes where a tree is a run's; the keys of evaluate and predict have other types."""
     types = typing.get_type_hints(RunConfig)
-    return types if types.keys() <= tree.keys() else {}
+    nodes = {name: typing.get_type_hints(node) for name, node in types.items() if is_dataclass(node)}
+    inner = {f"{name}.{key}": hint for name, hints in nodes.items() for key, hint in hints.items()}
+    return types | inner if types.keys() <= tree.keys() else {}
 
 
 def run_config(tree: Node) -> RunConfig:
@@ -167,10 +169,7 @@ def parse_settings(cls: type[Keys], tree: Node, prefix: str = "") -> Keys:
         if is_dataclass(hint) and isinstance(hint, type):
             values[key] = value if isinstance(value, hint) else parse_settings(hint, value, f"{prefix}{key}.")
             continue
-        if not matches_type(value, hint):
-            options = [str(option) for option in typing.get_args(hint)]
-            near = did_you_mean(value, options) if isinstance(value, str) else ""
-            raise ConfigError(f"{prefix}{key}={format_value(value)}: expected {describe_type(hint)}.{near}")
+        check_type(prefix + key, value, hint)
         values[key] = value
     return cls(**values)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imgrec.config.annotations import describe_type, format_value, matches_type
+from imgrec.config.annotations import check_type, format_value
 from imgrec.config.instantiate import instantiate, locate, parameter_types
 from imgrec.config.schema import Node, Split
 from imgrec.data.datasets import ImageFolder
@@ -67,8 +67,7 @@ def _check_changes(changes: Node, node: Node, folder: str | None) -> None:
             raise ConfigError(f"{override} has no effect beside folder={folder}. Leave one of them out.")
         if key not in types:
             raise ConfigError(f"{override} has no effect: the run's data, {_set_name(node)}, has no such key. Leave it out.")
-        if not matches_type(value, types[key]):
-            raise ConfigError(f"{override}: expected {describe_type(types[key])}.")
+        check_type(f"data.{key}", value, types[key])
 
 
 def _set_name(node: Node) -> str:

@@ -5,10 +5,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from imgrec.config.checks import conform_value
+from imgrec.config.checks import conform
 from imgrec.config.compose import compose_config, hydra_tree
 from imgrec.config.options import group_names, option_names
 from imgrec.config.schema import Node, run_types
@@ -95,8 +97,9 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
         if argument.is_swept and argument.key in SINGLE:
             value = argument.values[0]
             raise ConfigError(f"{argument.text}: a sweep has one {argument.key} for all its jobs. Set {argument.key}={value}.")
-    if search and not any(argument.is_swept for argument in arguments):
-        raise ConfigError(f"{SEARCH}: no key has several values. Type for example 'optim.lr={INTERVALS['log']}'.")
+    if not any(argument.is_swept for argument in arguments):
+        example = f"'optim.lr={INTERVALS['log']}'" if search else "optim.lr=0.1,0.01, or leave -m out"
+        raise ConfigError(f"{SEARCH if search else '-m'}: no key has several values. Type for example {example}.")
     base = _check_values(arguments, groups)
     return SweepPlan(
         arguments,
@@ -218,17 +221,11 @@ def _check_values(arguments: Sequence[Argument], groups: _Groups) -> Node:
             shipped = hydra_tree("train", chosen, groups.folders)[0] if values else {}
             for value in values:
                 parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
-                conform_value(parsed, _at(shipped, key), key, types=run_types(shipped))
+                conform(parsed, reduce(getitem, key.split("."), shipped), key, types=run_types(shipped))
         elif key == "experiment" or groups.config_dir or any(other.key.startswith(f"{key}.") for other in arguments):
             for value in values:  # keys set beside it must be in every option
                 groups.compose(beside(argument, value))
     return base
-
-
-def _at(node: Node, key: str) -> Any:
-    for part in key.split("."):
-        node = node[part]
-    return node
 
 
 def sweep_name(name: str, swept: Mapping[str, Sequence[str]]) -> str:

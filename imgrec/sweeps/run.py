@@ -67,7 +67,9 @@ class Jobs:
         self.grid = plan.grid() if plan.trials is None else []
         self.total = plan.trials or len(self.grid)
         self.search: Search | None = None
-        terminal.say(f"{self.total} jobs in {folder.path}, ranked by their best {folder.monitor}", style="bold")
+        terminal.say(
+            f"{self.total} job{'s' * (self.total != 1)} in {folder.path}, ranked by their best {folder.monitor}", style="bold"
+        )
         with folder.updating():
             if plan.trials is not None:
                 self.search = Search(plan, folder.path)
