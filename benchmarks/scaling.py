@@ -27,10 +27,10 @@ from projection import FORMULA, Links, Row, Work, bends, efficiency, project
 from steps import EVALUATED, Sizes, Times, classes, measure
 
 from imgrec.config.compose import load_config
+from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import RunConfig
 from imgrec.data.sampler import shuffled_order
 from imgrec.errors import ImgrecError
-from imgrec.models.factory import build_network
 from imgrec.models.summary import measure_size as size_of
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -199,7 +199,7 @@ def measured_work(run: RunConfig, given: argparse.Namespace, times: Times, sizes
 
 
 def stated_work(run: RunConfig, given: argparse.Namespace) -> Work:
-    net = build_network(run.model, classes(run))
+    net = instantiate(run.model, num_classes=classes(run))
     size = size_of(net, channels=run.data.channels, image_size=run.data.image_size).parameters * 4
     count = given.device_batch or min(int(run.batch_size), run.max_device_batch)
     fixed = given.fixed_ms / 1e3

@@ -16,7 +16,6 @@ from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import RunConfig
 from imgrec.data.preprocess import Preprocess
 from imgrec.distributed.flag_reduction import FlagReduction
-from imgrec.models.factory import build_network
 from imgrec.training.checkpoint import to_cpu, write_checkpoint
 from imgrec.training.optimizer import build_optimizer
 
@@ -42,7 +41,7 @@ class Steps:
     def __init__(self, run: RunConfig) -> None:
         torch.manual_seed(run.seed)
         self.layout = torch.channels_last if run.trainer.channels_last else torch.contiguous_format
-        self.net = build_network(run.model, classes(run)).to(memory_format=self.layout)
+        self.net = instantiate(run.model, num_classes=classes(run)).to(memory_format=self.layout)
         self.loss = instantiate(run.loss)
         self.loss.set_class_counts(torch.ones(classes(run), dtype=torch.int64))
         self.optimizer = self.optimizer_of(self.net, run)

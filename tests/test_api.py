@@ -10,11 +10,11 @@ from PIL import Image
 from untrained_run import CLASSES, save_untrained_run
 
 import imgrec
+from imgrec.config.instantiate import instantiate
 from imgrec.data import decode
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.inference.predictor import Predictor
-from imgrec.models.factory import build_network
 
 RGB = ("data.channels=3", "data.mean=[0.3,0.4,0.5]", "data.std=[0.2,0.3,0.4]")
 
@@ -38,7 +38,7 @@ def picture(height, width, channels=None, seed=0):
 def test_probabilities_are_the_networks_own(gray):
     images = torch.from_numpy(picture(5, 64)).view(5, 1, 8, 8)
     run = gray.checkpoint.run
-    net = build_network(run.model, len(CLASSES))
+    net = instantiate(run.model, num_classes=len(CLASSES))
     state = gray.checkpoint.content["state_dict"]
     net.load_state_dict({key[4:]: value for key, value in state.items() if key.startswith("net.")})
     pixels = (images / 255 - run.data.mean[0]) / run.data.std[0]
@@ -153,7 +153,7 @@ def test_weights_that_the_run_began_with_are_not_fetched_again(tmp_path, monkeyp
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata
 
     settings = config.load("train", ["data=digits", *model]).with_classes(10)
-    state = {f"net.{key}": value for key, value in build_network(settings.model, len(CLASSES)).state_dict().items()}
+    state = {f"net.{key}": value for key, value in instantiate(settings.model, num_classes=len(CLASSES)).state_dict().items()}
     keys = ("image_size", "channels", "mean", "std", "resize", "crop_share")
     writer = CheckpointWriter(checkpoint_metadata(settings, CLASSES, {key: getattr(settings.data, key) for key in keys}))
     writer.save_checkpoint({"state_dict": state}, run / "best.ckpt")

@@ -23,7 +23,6 @@ from imgrec.config.instantiate import instantiate
 from imgrec.data.preprocess import Preprocess
 from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import load_checkpoint
-from imgrec.models.factory import build_network
 from imgrec.train import fit
 from imgrec.training.callbacks.history import History
 from imgrec.training.trainer import configured_callbacks
@@ -55,7 +54,7 @@ def start(run):
 
     pl.seed_everything(run.seed, workers=True, verbose=False)
     data = instantiate(run.data.to_node())
-    net = build_network(run.model, len(data.classes))
+    net = instantiate(run.model, num_classes=len(data.classes))
     split = data.split("train")
     images, labels = split.images, torch.as_tensor(split.labels)
     pixels = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)(images)

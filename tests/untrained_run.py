@@ -7,7 +7,6 @@ import torch
 from imgrec import config
 from imgrec.config.instantiate import instantiate
 from imgrec.data.preprocess import Preprocess
-from imgrec.models.factory import build_network
 from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata
 from imgrec.training.module import Classifier
 
@@ -19,7 +18,7 @@ def save_untrained_run(folder: Path, *words: str, classes: tuple[str, ...] = CLA
     """FOLDER/config.yaml and FOLDER/checkpoints/best.ckpt of TINY with overrides; gives the folder back."""
     run = config.load("train", [*TINY, *words]).with_classes(len(classes))
     torch.manual_seed(seed)
-    net = build_network(run.model, len(classes))
+    net = instantiate(run.model, num_classes=len(classes))
     for module in net.modules():  # statistics as if it had seen something
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)

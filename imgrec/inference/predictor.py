@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset
 
+from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import Device, Node, Precision, Split
 from imgrec.data.decode import Preprocessing, fit_to_size, from_pil, load_image
 from imgrec.data.folder import FileNames
@@ -25,7 +26,6 @@ from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint, network_state
 from imgrec.inference.evaluation import checkpoint_loss, evaluation_images, measure_split
 from imgrec.inference.metrics import Report
-from imgrec.models.factory import build_network
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 BATCH_SIZE = 64  # images
@@ -226,7 +226,7 @@ def trained_network(checkpoint: Checkpoint) -> nn.Module:
     file = checkpoint.file
     written_by = checkpoint.content["imgrec"].get("versions", {}).get("imgrec", "unknown")
     try:
-        net = build_network(checkpoint.run.model, len(checkpoint.classes))
+        net: nn.Module = instantiate(checkpoint.run.model, num_classes=len(checkpoint.classes))
     except TypeError as error:
         raise CheckpointError(
             f"{file}: this imgrec cannot build its network: {error}. Install the imgrec that wrote it: {written_by}."

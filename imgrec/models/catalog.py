@@ -1,11 +1,13 @@
 """The available networks, of imgrec and of the libraries, measured without allocating their weights."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import product
 from typing import TYPE_CHECKING, get_args
 
+from imgrec.config.annotations import format_value
 from imgrec.config.compose import by_size
 from imgrec.config.instantiate import instantiate, locate, parameter_types
 from imgrec.config.options import conf_dir, option_names
@@ -21,7 +23,7 @@ SOURCES = ("imgrec", "torchvision", "timm", "all")
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogQuery:
-    """The keys of the command; None: the network's own size."""
+    """The keys of the command; None: the network's own."""
 
     source: str = "imgrec"
     filter: str = "*"
@@ -30,7 +32,7 @@ class CatalogQuery:
     out: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class NetworkRow:
     """A network in the list. Where it could not be measured, `note` says why."""
 
@@ -50,24 +52,30 @@ class Candidate:
 
     source: str
     name: str
-    select: str
+    option: str  # of conf/model
+    settings: Node  # the keys of that yaml which choose it
     image_size: int
     num_classes: int
-    build: "Callable[[int, int], nn.Module]"  # (num_classes, image_size)
+
+    def select(self) -> str:
+        """The overrides that choose it."""
+        settings = [f"model.{key}={format_value(value)}" for key, value in self.settings.items()]
+        return " ".join([f"model={self.option}", *settings])
+
+    def build(self, image_size: int, num_classes: int) -> "nn.Module":
+        net: nn.Module = instantiate(_node(self.option, image_size, num_classes) | self.settings)
+        return net
 
 
 def candidates(query: CatalogQuery) -> Iterator[Candidate]:
     """The networks of the query's source whose names match its filter."""
-    sources = SOURCES[:-1] if query.source == "all" else (query.source,)
-    for source in sources:
+    for source in SOURCES[:-1] if query.source == "all" else (query.source,):
         networks = _imgrec_networks() if source == "imgrec" else _library_networks(source)
         yield from (network for network in networks if fnmatch(network.name, query.filter))
 
 
 def measure_network(candidate: Candidate, query: CatalogQuery) -> NetworkRow:
-    """Builds a network without weights and counts;
-    the reason is in the row's note where it cannot be built for these images.
-    """
+    """Builds a network without weights and counts; the row's note says why where it cannot be built for these images."""
     import torch
 
     from imgrec.models.summary import measure_size
@@ -78,32 +86,23 @@ def measure_network(candidate: Candidate, query: CatalogQuery) -> NetworkRow:
     try:
         try:
             with weightless():
-                net = candidate.build(num_classes, image_size)
+                net = candidate.build(image_size, num_classes)
         except ConfigError:  # some of timm's networks compute with their weights while they are built
             with torch.device("meta"):
-                net = candidate.build(num_classes, image_size)
+                net = candidate.build(image_size, num_classes)
         parameters = sum(parameter.numel() for parameter in net.parameters())
         flops = measure_size(net, channels=3, image_size=image_size).flops
     except ConfigError as error:
         note = str(error)
-    return NetworkRow(
-        source=candidate.source,
-        name=candidate.name,
-        select=candidate.select,
-        parameters=parameters,
-        flops=flops,
-        image_size=image_size,
-        num_classes=num_classes,
-        note=note,
-    )
+    select = candidate.select()
+    return NetworkRow(candidate.source, candidate.name, select, parameters, flops, image_size, num_classes, note)
 
 
 @contextmanager
 def weightless() -> Iterator[None]:
     """Networks built inside have their parameters on torch's meta device, with a shape but no values.
 
-    Not `torch.device("meta")`: networks that compute their widths with tensors (torchvision's RegNet) cannot be built
-    in it.
+    Not `torch.device("meta")`: in it networks that compute with tensors (torchvision's RegNet) cannot be built.
     """
     from torch import nn
     from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -122,21 +121,16 @@ def _imgrec_networks() -> Iterator[Candidate]:
     from imgrec.models.resnet import CIFAR_DEPTHS
 
     for option in option_names("model"):
-        if option in ("torchvision", "timm"):
+        if option in SOURCES:
             continue
-        node = _node(option, image_size=224, num_classes=10)
-        depths = get_args(parameter_types(locate(node["_target_"])).get("depth"))
-        for depth in depths or (None,):
-            for norm in (False, True) if "batch_norm" in node else (None,):
-                settings: Node = {} if depth is None else {"depth": depth}
-                name = option if depth is None else f"{option}{depth}"
-                if norm is not None:
-                    settings["batch_norm"] = norm
-                    name += "_bn" if norm else ""
-                small = (option == "resnet" and depth in CIFAR_DEPTHS) or option in ("simple_cnn", "lenet")
-                overrides = [f"model={option}", *(f"model.{key}={str(value).lower()}" for key, value in settings.items())]
-                size, classes = (32, 10) if small else (224, 1000)
-                yield Candidate("imgrec", name, " ".join(overrides), size, classes, _builder(option, settings))
+        node = _node(option, 224, 10)
+        depths = get_args(parameter_types(locate(node["_target_"])).get("depth")) or (None,)
+        norms = (False, True) if "batch_norm" in node else (None,)
+        for depth, norm in product(depths, norms):
+            settings = {key: value for key, value in (("depth", depth), ("batch_norm", norm)) if value is not None}
+            small = (option == "resnet" and depth in CIFAR_DEPTHS) or option in ("simple_cnn", "lenet")
+            size, classes = (32, 10) if small else (224, 1000)
+            yield Candidate("imgrec", f"{option}{depth or ''}{'_bn' if norm else ''}", option, settings, size, classes)
 
 
 def _library_networks(source: str) -> Iterator[Candidate]:
@@ -149,18 +143,10 @@ def _library_networks(source: str) -> Iterator[Candidate]:
 
         sizes = {name: own_size(name) for name in timm_library().list_models()}
     for name, size in sizes.items():
-        yield Candidate(source, name, f"model={source} model.name={name}", size, 1000, _builder(source, {"name": name}))
+        yield Candidate(source, name, source, {"name": name}, size, 1000)
 
 
-def _builder(option: str, settings: Node) -> "Callable[[int, int], nn.Module]":
-    def make(num_classes: int, image_size: int) -> "nn.Module":
-        net: nn.Module = instantiate(_node(option, image_size=image_size, num_classes=num_classes) | settings)
-        return net
-
-    return make
-
-
-def _node(option: str, *, image_size: int, num_classes: int) -> Node:
+def _node(option: str, image_size: int, num_classes: int) -> Node:
     """conf/model/OPTION.yaml, resolved for RGB images of this size."""
     from omegaconf import OmegaConf
 

@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from imgrec.errors import ConfigError
 from imgrec.models.simple_cnn import he_init
 
 
-class LeNet(nn.Module):
+class LeNet(nn.Sequential):
     """Float [B, channels, image_size, image_size] -> logits [B, num_classes].
 
     The paper's layers of 6, 16, 120 and 84 values; its maps are fully connected here, and the last layer is linear
@@ -49,7 +49,3 @@ class LeNet(nn.Module):
             nn.Linear(84, num_classes),
         )
         he_init(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.features(x))
-        return logits

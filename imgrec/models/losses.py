@@ -11,11 +11,6 @@ from torch.nn import Parameter
 ClassWeights = Literal["none", "balanced"]
 
 
-def _smooth(targets: Tensor, label_smoothing: float) -> Tensor:
-    """(1 - e) * targets + e / K (Szegedy 2016, Inception-v3, section 7)."""
-    return targets if label_smoothing == 0 else targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
-
-
 class Loss(nn.Module):
     """Base class. A subclass defines `per_sample`; class weights, penalties and the conversion to float32 are here.
 
@@ -43,11 +38,9 @@ class Loss(nn.Module):
         raise NotImplementedError
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits: float [B, K]; targets: float [B, K], rows sum to 1 (one-hot or mixed). Returns each sample's loss,
-        float32 [B].
+        """Each sample's loss, float32 [B], from logits and targets, float [B, K]; targets sum to 1 (one-hot or mixed).
 
-        A sample's class weight is the mean of the class weights under its targets. The loss of a batch is the plain
-        mean.
+        A sample's class weight is the mean of the class weights under its targets. A batch's loss is the plain mean.
         """
         losses = self.per_sample(logits.float(), targets.float())
         if self.class_weights == "none":
@@ -74,14 +67,14 @@ class Loss(nn.Module):
 
 
 class CrossEntropy(Loss):
-    """-sum_c t_c log p_c, with smoothed targets."""
+    """-sum_c t_c log p_c, with targets smoothed to (1 - e) t_c + e / K (Szegedy 2016, Inception-v3, section 7)."""
 
     def __init__(self, *, label_smoothing: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
         super().__init__(class_weights=class_weights, l1=l1, l2=l2)
         self.label_smoothing = label_smoothing
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits, _smooth(targets, self.label_smoothing), reduction="none")
+        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.label_smoothing)
 
 
 class MSE(Loss):
@@ -91,32 +84,24 @@ class MSE(Loss):
         return F.mse_loss(logits.softmax(dim=1), targets, reduction="none").mean(dim=1)
 
 
-class BCE(Loss):
-    """Binary cross-entropy of each class's sigmoid, mean over the classes; accepts soft targets.
+class BCE(CrossEntropy):
+    """Binary cross-entropy of each class's sigmoid with the same targets, mean over the classes.
 
     timm's BinaryCrossEntropy; Wightman 2021, "ResNet strikes back". The mean divides gradients by K: SGD needs a higher
     learning rate.
     """
 
-    def __init__(self, *, label_smoothing: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
-        super().__init__(class_weights=class_weights, l1=l1, l2=l2)
-        self.label_smoothing = label_smoothing
-
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        smooth = _smooth(targets, self.label_smoothing)
+        smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / targets.shape[1]
         return F.binary_cross_entropy_with_logits(logits, smooth, reduction="none").mean(dim=1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The sigmoids divided by their sum, as one class is right;
-        in logarithms, so that small sigmoids do not give 0 / 0.
-        """
+        """The sigmoids divided by their sum, as one class is right; in logarithms, as small sigmoids would give 0 / 0."""
         return F.logsigmoid(logits.float()).softmax(dim=1)
 
 
 class Focal(Loss):
-    """-sum_c t_c (1 - p_c)^gamma log p_c, p the softmax;
-    gamma 0 is cross-entropy (Lin 2017, here for exclusive classes).
-    """
+    """-sum_c t_c (1 - p_c)^gamma log p_c, p the softmax (Lin 2017, here for exclusive classes); gamma 0 is cross-entropy."""
 
     def __init__(self, *, gamma: float, class_weights: ClassWeights, l1: float, l2: float) -> None:
         super().__init__(class_weights=class_weights, l1=l1, l2=l2)

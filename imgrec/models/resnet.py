@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,12 +27,9 @@ def resnet(
     zero_init_residual: every block starts as the identity (Goyal et al. 2017, arXiv 1706.02677).
     """
     if depth in CIFAR_DEPTHS:
-        return CifarResNet(
-            num_classes=num_classes, channels=channels, depth=depth, stem=stem, zero_init_residual=zero_init_residual
-        )
-    net: nn.Module = torchvision.models.get_model(
-        f"resnet{depth}", num_classes=num_classes, zero_init_residual=zero_init_residual
-    )
+        return CifarResNet(num_classes, channels, depth, stem, zero_init_residual)
+    settings = {"num_classes": num_classes, "zero_init_residual": zero_init_residual}
+    net: nn.Module = torchvision.models.get_model(f"resnet{depth}", **settings)
     if stem == "small":
         net.set_submodule("conv1", _he_init(nn.Conv2d(3, 64, 3, padding=1, bias=False)))
         net.set_submodule("maxpool", nn.Identity())
@@ -41,14 +37,14 @@ def resnet(
     return net
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(nn.Sequential):
     """The paper's networks for CIFAR-10 (section 4.2): 6n + 2 layers, three stages of 16, 32 and 64 channels.
 
     The shortcuts have no parameters (option A).
     """
 
     def __init__(
-        self, *, num_classes: int, channels: int, depth: int, stem: Literal["imagenet", "small"], zero_init_residual: bool
+        self, num_classes: int, channels: int, depth: int, stem: Literal["imagenet", "small"], zero_init_residual: bool
     ) -> None:
         super().__init__()
         if stem == "imagenet":
@@ -63,6 +59,7 @@ class CifarResNet(nn.Module):
         self.layer2 = _stage(16, 32, blocks)
         self.layer3 = _stage(32, 64, blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
         self.fc = nn.Linear(64, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -70,23 +67,17 @@ class CifarResNet(nn.Module):
             elif isinstance(module, BasicBlock) and zero_init_residual:
                 nn.init.zeros_(module.bn2.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
-        return logits
-
 
 class PaddedShortcut(nn.Module):
     """Option A of the paper: every second pixel, the missing channels zeros, half on either side; no parameters."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.before = (outputs - inputs) // 2
-        self.after = outputs - inputs - self.before
+        missing = outputs - inputs
+        self.padding = (0, 0, 0, 0, missing // 2, missing - missing // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+        return functional.pad(x[:, :, ::2, ::2], self.padding)
 
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:

@@ -3,12 +3,12 @@
 from itertools import pairwise
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from imgrec.errors import ConfigError
 
 
-class SimpleCNN(nn.Module):
+class SimpleCNN(nn.Sequential):
     """Float [B, channels, image_size, image_size] -> logits [B, num_classes].
 
     widths: channels of each stage. A stage is one convolution (norm, ReLU) per entry of `padding` ("valid" or "same"),
@@ -40,16 +40,12 @@ class SimpleCNN(nn.Module):
                 "Set model.widths=[32,64,128] model.padding=[same]."
             )
         lost = (kernel - 1) * padding.count("valid")  # pixels per stage
-        size = image_size
-        for _ in widths:
-            size = (size - lost) // 2
+        shrink = 2 ** len(widths)  # by which the poolings divide the side
+        size = (image_size - lost * (shrink - 1)) // shrink
         if size < 1:
-            smallest = 1
-            for _ in widths:
-                smallest = 2 * smallest + lost
             raise ConfigError(
                 f"model simple_cnn does not accept {image_size}x{image_size} images: its {len(widths)} stages need larger ones. "
-                f"Set data.image_size={smallest} or more, or fewer model.widths."
+                f"Set data.image_size={shrink + lost * (shrink - 1)} or more, or fewer model.widths."
             )
         layers: list[nn.Module] = []
         for inputs, width in pairwise([channels, *widths]):
@@ -66,10 +62,6 @@ class SimpleCNN(nn.Module):
             self.classifier.extend([nn.Linear(flat, dense), nn.ReLU(inplace=True), nn.Dropout(dense_dropout)])
         self.classifier.append(nn.Linear(dense or flat, num_classes))
         he_init(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.features(x))
-        return logits
 
 
 def he_init(net: nn.Module) -> None:

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import nn
 
+from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import Node
 from imgrec.inference.checkpoint import network_state, read_checkpoint
-from imgrec.models.factory import build_network
 from imgrec.models.pretrained import PretrainedWeights, library_weights, transfer_weights
 
 
 def initial_network(model: Node, weights: str | None, classes: Sequence[str]) -> tuple[nn.Module, str | None]:
     """The network of a run before its first step, and a sentence that says what was copied from `weights`."""
-    net = build_network(model, len(classes))
+    net: nn.Module = instantiate(model, num_classes=len(classes))
     if not weights:
         return net, None
     return net, transfer_weights(net, pretrained_weights(weights, model), classes)
