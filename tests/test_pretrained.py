@@ -24,7 +24,7 @@ from imgrec.models.simple_cnn import SimpleCNN
 from imgrec.models.timm import timm_net
 from imgrec.models.torchvision import torchvision_net
 from imgrec.models.vgg import vgg
-from imgrec.training.freeze import freeze, unfreeze
+from imgrec.training.callbacks.freeze import freeze, unfreeze
 from imgrec.training.transfer import pretrained_weights
 
 ANIMALS = ("tench", "cat", "goldfish", "unicorn")  # two of ImageNet's categories, its first two

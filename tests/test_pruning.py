@@ -8,8 +8,8 @@ from resumed_runs import assert_same, finish_run, kill_run, load_run
 
 from imgrec.config.schema import RunConfig
 from imgrec.train import fit
-from imgrec.training.callbacks.best import BestCheckpoint
-from imgrec.training.callbacks.pruning import Pruning
+from imgrec.training.callbacks.early_stopping import Pruning
+from imgrec.training.callbacks.history import BestCheckpoint
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from imgrec.distributed.device_checks import trains_on_cuda
 from imgrec.distributed.sync_batchnorm import SyncBatchNorm, convert_sync_batchnorm, has_sync_batchnorm
 from imgrec.errors import ConfigError
 from imgrec.models.resnet import resnet
-from imgrec.training.freeze import freeze
+from imgrec.training.callbacks.freeze import freeze
 
 
 def parts(shape: tuple[int, ...], counts: list[int], dtype: torch.dtype) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from imgrec.config.instantiate import instantiate
-from imgrec.config.schema import RunConfig
+from imgrec.config.schema import Node, RunConfig
 from imgrec.data import counter_rng
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch
@@ -29,12 +28,6 @@ from imgrec.models.layers import layers
 from imgrec.models.losses import Loss
 from imgrec.training.optimizer import DecayOn, build_optimizer, decayed, optimizer_node
 from imgrec.training.scheduler import lightning_schedulers
-
-
-class MakeSchedulers(Protocol):
-    """Schedulers in Lightning's format, for a number of optimizer steps in all and in an epoch."""
-
-    def __call__(self, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int) -> list[dict[str, Any]]: ...
 
 
 class Classifier(pl.LightningModule):
@@ -56,7 +49,7 @@ class Classifier(pl.LightningModule):
         augment: Augment | None = None,
         seed: int = 0,
         make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
-        make_schedulers: MakeSchedulers | None = None,
+        scheduler: Node | None = None,
         decay_on: DecayOn = "weights",
         channels_last: bool = False,
     ) -> None:
@@ -68,7 +61,7 @@ class Classifier(pl.LightningModule):
         self.augment = augment
         self.seed = seed
         self.make_optimizer = make_optimizer
-        self.make_schedulers = make_schedulers
+        self.scheduler = scheduler
         self.decay_on = decay_on
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -81,7 +74,7 @@ class Classifier(pl.LightningModule):
             empty_sums = [weight.reshape(-1)[:0].sum() for weight in self.net.parameters() if weight.requires_grad]
             self._update_without_samples()
             return torch.stack(empty_sums).sum()
-        images, targets = self._augmented(batch)
+        images, targets = self.augmented(batch)
         logits: Tensor = self.net(images).float()
         losses = self.loss(logits, targets)
         # The gradient of a global batch is its mean over samples, also of a short last one: DDP averages over ranks and
@@ -110,7 +103,7 @@ class Classifier(pl.LightningModule):
         for metric in (self.train_loss, self.train_accuracy):
             metric.update(torch.zeros(0), torch.zeros(0))  # compute() warns of a metric that was never updated
 
-    def _augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Network input [B, C, H, W] and soft targets [B, K] of a training batch."""
         images = self.preprocess.to_float(batch.images)
         targets = F.one_hot(batch.labels, len(self.classes)).to(images.dtype)
@@ -121,11 +114,6 @@ class Classifier(pl.LightningModule):
             step = self.trainer.global_step  # optimizer steps, so the same for all parts of a global batch
             images, targets = self.augment.mix(images, targets, batch.partners, seed=self.seed, step=step)
         return images.contiguous(memory_format=self.memory_format), targets
-
-    @torch.no_grad()
-    def network_input(self, batch: Batch) -> Tensor:
-        """Float [B, C, H, W]: a training batch after augmentation and normalisation."""
-        return self._augmented(batch)[0]
 
     def on_train_epoch_start(self) -> None:
         # Dropout is seeded by (seed, epoch, rank), so that a resumed run draws what the uninterrupted one did.
@@ -176,11 +164,11 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         assert self.make_optimizer is not None
         optimizer = self.make_optimizer(self.net)
-        if self.make_schedulers is None:
+        if self.scheduler is None:
             return optimizer
         total = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
-        schedulers = self.make_schedulers(optimizer, total_steps=total, steps_per_epoch=per_epoch)
+        schedulers = lightning_schedulers(self.scheduler, optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return [optimizer], schedulers  # type: ignore[return-value]
 
 
@@ -193,10 +181,7 @@ def build_classifier(
     *,
     with_schedule: bool = True,
 ) -> Classifier:
-    """The LightningModule of a run: the network with its loss, augmentation, optimizer and schedule.
-
-    with_schedule: False leaves the learning rate to a callback.
-    """
+    """The LightningModule of a run. with_schedule: False leaves the learning rate to a callback."""
     if run.monitor == "val/top5" and len(data.classes) <= 5:
         raise ConfigError(
             f"monitor=val/top5: expected more than 5 classes, but the data has {len(data.classes)}. Set monitor=val/accuracy."
@@ -223,7 +208,7 @@ def build_classifier(
         augment=augment,
         seed=run.seed,
         make_optimizer=make_optimizer,
-        make_schedulers=partial(lightning_schedulers, run.scheduler) if with_schedule else None,
+        scheduler=run.scheduler if with_schedule else None,
         decay_on=run.decay_on,
         channels_last=run.trainer.channels_last,
     )

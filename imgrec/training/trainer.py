@@ -13,19 +13,18 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers.logger import DummyLogger, Logger
 
 from imgrec.config.instantiate import instantiate, node_target, parameter_types
-from imgrec.config.schema import Node, RunConfig, TrainerConfig, monitor_mode
+from imgrec.config.schema import Node, RunConfig, TrainerConfig
 from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.device_checks import lightning_devices
 from imgrec.distributed.world import World, cluster_environment
 from imgrec.errors import ConfigError, first_line
 from imgrec.terminal import Terminal
-from imgrec.training.callbacks.best import BestCheckpoint
 from imgrec.training.callbacks.console import EpochLines
+from imgrec.training.callbacks.early_stopping import Pruning
 from imgrec.training.callbacks.finite import FiniteLoss
 from imgrec.training.callbacks.freeze import FreezeBackbone
-from imgrec.training.callbacks.history import History
+from imgrec.training.callbacks.history import BestCheckpoint, History
 from imgrec.training.callbacks.logger import LogSteps
-from imgrec.training.callbacks.pruning import Pruning
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.lightning_compat import prepare_trainer
 from imgrec.training.run_dir import RunDir
@@ -96,7 +95,7 @@ def run_callbacks(
     """The callbacks of a training in the order that they need: the step boundary first, the best checkpoint last."""
     callbacks: list[Callback] = [
         boundary,
-        FiniteLoss(str(run_dir.checkpoints)),
+        FiniteLoss(run_dir.checkpoints),
         Throughput(),
         history,
         EpochLines(terminal, history),
@@ -106,15 +105,7 @@ def run_callbacks(
         callbacks.append(FreezeBackbone(run.finetune.freeze_epochs))
     if run.trainer.pruning_thresholds:
         callbacks.append(Pruning(history, run.trainer.pruning_thresholds, terminal.say))
-    best = BestCheckpoint(
-        run_dir.checkpoints,
-        "best",
-        monitor=run.monitor,
-        mode=monitor_mode(run.monitor),
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )
-    return [*callbacks, *configured_callbacks(run, run_dir.path, history), best]
+    return [*callbacks, *configured_callbacks(run, run_dir.path, history), BestCheckpoint(run_dir.best, history)]
 
 
 def configured_callbacks(run: RunConfig, folder: Path, history: History) -> list[Callback]:
@@ -124,21 +115,20 @@ def configured_callbacks(run: RunConfig, folder: Path, history: History) -> list
     (the metrics of each epoch so far) and run_dir (the path of the run directory).
     """
     arguments = {"monitor": run.monitor, "config": run.to_dict(), "history": history, "run_dir": folder}
-    callbacks = []
+    callbacks: list[Callback] = []
     for name, node in run.callbacks.items():
         if node is None:
             continue
         parameters = parameter_types(node_target(node))
         extra = {key: value for key, value in arguments.items() if key in parameters and key not in node}
         callback = instantiate(node, **extra)
-        if callback is None:
-            continue
-        if not isinstance(callback, Callback):
+        if isinstance(callback, Callback):
+            callbacks.append(callback)
+        elif callback is not None:
             raise ConfigError(
                 f"callbacks.{name}._target_={node['_target_']}: expected a pytorch_lightning.Callback, and it returns a "
                 f"{type(callback).__name__}. Name another function or class."
             )
-        callbacks.append(callback)
     return callbacks
 
 

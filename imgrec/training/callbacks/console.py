@@ -1,18 +1,27 @@
 """One line an epoch, and on a terminal a live bar."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from rich.progress import Progress, TaskID
 
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
 from imgrec.training.callbacks.throughput import WORTH_SAYING
 from imgrec.training.lightning_compat import count_micro_batches
 
-# 80 characters wide; metrics.csv has the rest.
-HEADER = f"{'epoch':>7}  {'train loss':>10}  {'acc':>7}  {'val loss':>8}  {'acc':>7}  {'lr':>8}  {'images/s':>8}  {'time':>5}"
+# The columns: title, width, metric, form. 80 characters wide; metrics.csv has the rest.
+CELLS: tuple[tuple[str, int, str, Callable[[Any], str]], ...] = (
+    ("train loss", 10, "train/loss", "{:.4f}".format),
+    ("acc", 7, "train/accuracy", percent),
+    ("val loss", 8, "val/loss", "{:.4f}".format),
+    ("acc", 7, "val/accuracy", percent),
+    ("lr", 8, "lr", "{:.2e}".format),
+    ("images/s", 8, "images_per_second", "{:,.0f}".format),
+    ("time", 5, "seconds", duration),
+)
+HEADER = "  ".join(["  epoch", *(f"{title:>{width}}" for title, width, _, _ in CELLS)])
 EVERY_SECONDS = 0.1  # how often the loss beside the bar is fetched from the device
 
 
@@ -20,59 +29,39 @@ class EpochLines(Callback):
     """Prints the figures that History collected; so it stands behind it in the list of callbacks."""
 
     def __init__(self, terminal: Terminal, history: History) -> None:
-        self.terminal = terminal
-        self.history = history
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
+        self.terminal, self.history = terminal, history
+        self._progress = terminal.bar()
         self._said_waiting = False
         self._left_out = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.terminal.say(HEADER, style="bold")
-        self._progress = self.terminal.bar()
         self._progress.start()
         self.on_train_epoch_start(trainer, pl_module)  # no epoch starts in a run that resumes within one
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-            int(trainer.num_training_batches),
-            count_micro_batches(trainer) % max(1, int(trainer.num_training_batches)),
-        )
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._advance(outputs)
+        batches = int(trainer.num_training_batches)
+        what = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._begin(what, batches, done=count_micro_batches(trainer) % max(1, batches))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin("validation", int(sum(trainer.num_val_batches)))
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._advance(None)
-
     def _begin(self, what: str, total: int, done: int = 0) -> None:
-        if self._progress is not None and not self._progress.disable:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(what, total=total, note="", completed=done)
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
+        self._progress.add_task(what, total=total, note="", completed=done)
 
-    def _advance(self, outputs: Any) -> None:
-        if self._progress is None or self._task is None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any) -> None:
+        if self._progress.disable:
             return
-        self._progress.advance(self._task)
-        loss = outputs.get("loss") if isinstance(outputs, dict) else None
-        task = self._progress.tasks[0]
-        if loss is not None and (task.elapsed or 0) > EVERY_SECONDS * (1 + task.fields.get("shown", 0)):
-            self._progress.update(self._task, note=f"loss {float(loss):.4f}", shown=int((task.elapsed or 0) / EVERY_SECONDS))
+        (task,) = self._progress.tasks
+        self._progress.advance(task.id)
+        elapsed = task.elapsed or 0
+        if outputs is not None and elapsed > EVERY_SECONDS * (1 + task.fields.get("shown", 0)):
+            self._progress.update(task.id, note=f"loss {float(outputs['loss']):.4f}", shown=int(elapsed / EVERY_SECONDS))
+
+    on_validation_batch_end = on_train_batch_end  # type: ignore[assignment]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.history.rows[-1]
@@ -93,7 +82,7 @@ class EpochLines(Callback):
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._stop()
+        self._progress.stop()
         for callback in trainer.early_stopping_callbacks:
             if callback.stopped_epoch:
                 self.terminal.say(
@@ -102,28 +91,10 @@ class EpochLines(Callback):
                 )
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = self._task = None
+        self._progress.stop()
 
 
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
     """The figures of an epoch, aligned under HEADER; '-' for what was not measured."""
-
-    def cell(name: str, width: int, form: Any) -> str:
-        return f"{form(row[name]) if name in row else '-':>{width}}"
-
-    cells = [
-        "{}/{}".format(row["epoch"], epochs).rjust(7),
-        cell("train/loss", 10, "{:.4f}".format),
-        cell("train/accuracy", 7, percent),
-        cell("val/loss", 8, "{:.4f}".format),
-        cell("val/accuracy", 7, percent),
-        cell("lr", 8, "{:.2e}".format),
-        cell("images_per_second", 8, "{:,.0f}".format),
-        cell("seconds", 5, duration),
-    ]
-    return "  ".join(cells) + ("  best" if row["best"] else "")
+    cells = [f"{form(row[name]) if name in row else '-':>{width}}" for _, width, name, form in CELLS]
+    return "  ".join([f"{row['epoch']}/{epochs}".rjust(7), *cells]) + ("  best" if row["best"] else "")

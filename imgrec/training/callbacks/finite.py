@@ -20,7 +20,7 @@ class NotFiniteError(ImgrecError):
 class FiniteLoss(Callback):
     """Raises NotFiniteError naming the step; nothing is saved after that step, so the last good checkpoint stays."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._losses: list[tuple[int, int, Tensor, torch.cuda.Event | None]] = []
 
@@ -47,7 +47,7 @@ class FiniteLoss(Callback):
                 self._stop("loss", loss, "at", step, epoch)
 
     def _stop(self, what: str, value: Tensor, when: str, step: int, epoch: int) -> None:
-        saved = any(Path(self.folder).glob("*.ckpt"))
+        saved = any(self.folder.glob("*.ckpt"))
         kept = f" and {self.folder} keeps the last good checkpoint" if saved else ", before anything was saved"
         raise NotFiniteError(
             f"the {what} is {value.item()} {when} step {step} (epoch {epoch}); training stopped there{kept}. "

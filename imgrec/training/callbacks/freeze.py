@@ -1,11 +1,17 @@
 """finetune.freeze_epochs: only the head of the network is trained at first."""
 
+from functools import partial
+
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from imgrec.training.freeze import freeze, unfreeze
+from imgrec.models.layers import head_name
 from imgrec.training.module import Classifier
 from imgrec.training.strategies import DDP
+
+_FROZEN = "_imgrec_frozen"  # attribute of the network: names of the parameters that freeze() froze
 
 
 class FreezeBackbone(Callback):
@@ -13,9 +19,6 @@ class FreezeBackbone(Callback):
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.on_train_epoch_start(trainer, pl_module)  # no epoch starts in a run that resumes within one
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -28,3 +31,38 @@ class FreezeBackbone(Callback):
         after = [parameter.requires_grad for parameter in net.parameters()]
         if isinstance(trainer.strategy, DDP) and before != after:
             trainer.strategy.rewrap()
+
+    on_train_start = on_train_epoch_start  # no epoch starts in a run that resumes within one
+
+
+def freeze(net: nn.Module, num_classes: int) -> None:
+    """Train only the head until `unfreeze`: other parameters get no gradient, batch norms keep their statistics.
+
+    `net.train()` keeps them frozen; dropout stays active. Freezing twice is allowed. DDP has to be rewrapped afterwards
+    (`DDP.rewrap`).
+    """
+    head = head_name(net, num_classes)
+    for name, parameter in net.named_parameters():
+        if not name.startswith(head + ".") and parameter.requires_grad:
+            parameter.requires_grad_(False)
+            net.__dict__.setdefault(_FROZEN, []).append(name)
+    for name, module in net.named_modules():
+        if isinstance(module, _NormBase) and module.track_running_stats and not name.startswith(head + "."):
+            module.eval()
+            # On the instance, as nn.Module.train() calls train() of each child. A partial can be copied and pickled.
+            module.__dict__["train"] = partial(_keep_mode, module)
+
+
+def unfreeze(net: nn.Module) -> None:
+    """Undo `freeze` for the parameters that it froze; batch norms follow `net.training` again."""
+    parameters = dict(net.named_parameters())
+    for name in net.__dict__.pop(_FROZEN, []):
+        parameters[name].requires_grad_(True)
+    for module in net.modules():
+        if "train" in module.__dict__:
+            del module.__dict__["train"]
+            module.train(net.training)
+
+
+def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module

@@ -22,9 +22,7 @@ class LogSteps(Callback):
         if trainer.logger is not None and not isinstance(trainer.logger, TensorBoardLogger):  # which gets it at the end
             trainer.logger.log_hyperparams(flat_config(self.config))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         logger, step = trainer.logger, trainer.global_step
         if logger is None or isinstance(logger, DummyLogger) or step == 0:
             return

@@ -35,9 +35,7 @@ class LRRange(Callback):
         for group, share in zip(trainer.optimizers[0].param_groups, self._shares, strict=True):
             group["lr"] = float(self.rates[trainer.global_step]) * share
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any) -> None:
         # Lightning has divided the loss by the number of micro-batches.
         self._sum += float(trainer.strategy.reduce(outputs["loss"], reduce_op="mean"))
         if trainer.global_step == len(self.losses):

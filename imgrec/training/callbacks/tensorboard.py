@@ -31,7 +31,7 @@ class TensorBoardExtras(Callback):
         from torchvision.utils import make_grid
 
         assert isinstance(pl_module, Classifier)
-        images = pl_module.network_input(batch)[: self.images]
+        images = pl_module.augmented(batch)[0][: self.images]
         trainer.logger.experiment.add_image("batch as the network sees it", make_grid(stretch_to_unit(images), nrow=8), 0)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -16,13 +16,12 @@ WARM_UP = 1  # steps of an epoch left out: the first one opens workers, chooses 
 class Throughput(Callback):
     """Logs images_per_second (all devices), data_wait_share and seconds of each training epoch."""
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.on_train_epoch_start(trainer, pl_module)  # no epoch starts in a run that resumes within one
-
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._epoch_start = self._mark = time.perf_counter()
         self._waited = self._worked = 0.0
         self._images = self._steps = 0
+
+    on_train_start = on_train_epoch_start  # no epoch starts in a run that resumes within one
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
         now = time.perf_counter()
@@ -30,9 +29,7 @@ class Throughput(Callback):
             self._waited += now - self._mark
         self._mark = now
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         now = time.perf_counter()
         if self._steps >= WARM_UP:
             self._worked += now - self._mark
