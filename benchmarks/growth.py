@@ -35,7 +35,6 @@ from imgrec.data.sampler import shuffled_order
 from imgrec.data.splits import stratified
 from imgrec.inference.metrics import ConfusionTally
 from imgrec.training.callbacks.history import COLUMNS, History
-from imgrec.training.resume_state import RankState, to_plain_data
 
 IMAGENET, CLASSES = 1_281_167, 1000
 
@@ -147,7 +146,7 @@ def ranks(counts: Sequence[int], rounds: int) -> None:
     print("\nranks")
     sums = [torch.zeros(()) for _ in range(4)]
     cuda = torch.zeros(16, dtype=torch.uint8)  # a seed and an offset
-    mine = to_plain_data(RankState(torch.get_rng_state(), cuda, sums))
+    mine = {"torch": torch.get_rng_state(), "cuda": cuda, "sums": sums}
 
     def stored(states: list[Any]) -> int:
         file = io.BytesIO()

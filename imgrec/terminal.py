@@ -1,7 +1,7 @@
 """The terminal and the log file: the same lines go to both, with colour and a live bar on a terminal only."""
 
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,17 +12,14 @@ LOG_WIDTH = 120  # characters; a file has no width of its own
 class Terminal:
     """The terminal output of a command; silent on every rank but 0."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, log: Path | None = None) -> None:
+        """log: a file that every line is appended to as well."""
         self.console = Console(quiet=quiet, highlight=False)
         if not self.console.is_terminal:
             self.console = Console(quiet=quiet, highlight=False, width=LOG_WIDTH, no_color=True)
         self.log: Console | None = None
-        self._file: IO[str] | None = None
-
-    def log_to(self, path: Path) -> None:
-        """Append every line to a file as well."""
-        self._file = path.open("a", buffering=1)
-        self.log = Console(file=self._file, width=LOG_WIDTH, no_color=True, highlight=False)
+        if log is not None:
+            self.log = Console(file=log.open("a", buffering=1), width=LOG_WIDTH, no_color=True, highlight=False)
 
     def say(self, what: Any = "", style: str | None = None) -> None:
         """Print a line or a rich table; lines are never wrapped."""
@@ -42,9 +39,9 @@ class Terminal:
             self.log.print(line, soft_wrap=True, markup=False)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self.log = self._file = None
+        if self.log is not None:
+            self.log.file.close()
+            self.log = None
 
     def bar(self) -> Progress:
         """A live bar that vanishes when it is done; nothing at all off a terminal."""

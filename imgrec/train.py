@@ -46,24 +46,25 @@ def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = 
     """
     world = connected_world(run.trainer)
     run_dir = join_run_dir(run)
-    terminal = Terminal(quiet=quiet or world.rank > 0)
     if run_dir.state == "finished":
         result = run_dir.result()
-        terminal.say(f"{run_dir.path} is finished: {result['summary']}. To train again set another id, or id=null.")
+        Terminal(quiet=quiet or world.rank > 0).say(
+            f"{run_dir.path} is finished: {result['summary']}. To train again set another id, or id=null."
+        )
         return result
     command = list(sys.argv if command is None else command)
-    with run_dir.opened(run), closing(terminal), signals.request_cleared():
+    with run_dir.opened(run), signals.request_cleared():
         if world.started_by == "alone" and (ranks := wanted_processes(run.trainer)) > 1:
             task = {"run": run.to_dict(), "quiet": quiet, "command": command}
             rank_command = [sys.executable, "-m", "imgrec.train", RANK_ARGUMENT]
             launch(rank_command, task, ranks, run_dir=run_dir.path, lock=run_dir.lock_fd, timeout_s=run.trainer.timeout_s)
             return run_dir.result()
-        if world.rank == 0:
-            terminal.log_to(run_dir.path / "log.txt")
-        heartbeat = Heartbeat(world.rank, world.size, run.trainer.timeout_s, terminal.note)
-        watchdog = Watchdog(note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
-        with signals.handlers_installed(), watchdog, heartbeat:
-            return _train(run, run_dir, terminal, world, heartbeat, watchdog, command)
+        log = None if world.rank > 0 else run_dir.path / "log.txt"
+        with closing(Terminal(quiet=quiet or world.rank > 0, log=log)) as terminal:
+            heartbeat = Heartbeat(world.rank, world.size, run.trainer.timeout_s, terminal.note)
+            watchdog = Watchdog(note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
+            with signals.handlers_installed(), watchdog, heartbeat:
+                return _train(run, run_dir, terminal, world, heartbeat, watchdog, command)
 
 
 def _train(
@@ -102,10 +103,9 @@ def _train(
     _stop_if_requested(world)
     heartbeat.doing = "starting"
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume)
-    boundary = StepBoundary(
-        run.trainer, run_dir.last, writer, resume.state if resume else None, heartbeat, watchdog, terminal.say
-    )
-    loaders = DataModule(run, data, augment, devices=world.size, start=resume.start if resume else (0, 0))
+    boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
+    start = (resume.position.epoch, resume.position.done) if resume else (0, 0)
+    loaders = DataModule(run, data, augment, devices=world.size, start=start)
 
     net, transferred = initial_network(run.model, run.weights, data.classes)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)
@@ -127,7 +127,7 @@ def _train(
         device = summary.describe_device(trainer.strategy.root_device, world.size, run.trainer.precision)
         terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, transferred, resume))
 
-        if resume is not None and resume.position["stage"] == "end":
+        if resume is not None and resume.position.stage == "end":
             history.load_state_dict(resume.load()["callbacks"][history.state_key])
         else:
             trainer.fit(classifier, datamodule=loaders, ckpt_path=resume.file if resume else None, weights_only=True)

@@ -15,7 +15,7 @@ import torch
 from processes import run_ranks
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, WeightAveraging
 from pytorch_lightning.loops import _TrainingEpochLoop
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import distributed, nn
@@ -28,6 +28,7 @@ from imgrec.training.lightning_compat import (
     KNOWN_WARNINGS,
     LoopPosition,
     UnsupportedVersionError,
+    UnwrappedDDP,
     find_averages,
     forget_restart,
     is_within_batch,
@@ -117,6 +118,7 @@ def fit(trainer: pl.Trainer, module: Tiny | None = None, ckpt_path: Path | None 
         (_SignalConnector, "register_signal_handlers", "Trainer._signal_connector.register_signal_handlers"),
         (_TrainingEpochLoop, "_broadcast_sigterm_tensor", "Trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor"),
         (DistributedDataParallel, "_remove_autograd_hooks", "DistributedDataParallel._remove_autograd_hooks"),
+        (Strategy, "_setup_model", "Strategy._setup_model"),
     ],
 )
 def test_a_method_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, said: str) -> None:
@@ -355,29 +357,25 @@ def test_a_module_is_wrapped_anew_after_its_hooks_are_removed() -> None:
     assert torch.equal(mean, same)
 
 
-def test_ddp_is_set_up_in_the_order_that_fsdp_repeats() -> None:
-    strategy = MagicMock(spec=DDPStrategy)
-    strategy.configure_mock(
-        model=nn.Linear(1, 1), _layer_sync=None, _ddp_comm_state=None, optimizers=[], root_device=torch.device("cpu")
-    )
-    strategy.accelerator, strategy.precision_plugin = MagicMock(), MagicMock()
-    trainer = MagicMock()
-    trainer.state.fn = TrainerFn.FITTING
-    order = MagicMock()
+def test_what_is_not_wrapped_is_on_its_device_before_its_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    order, strategy, trainer = MagicMock(), UnwrappedDDP(), MagicMock()
     for name in (
         "accelerator",
         "precision_plugin",
         "model_to_device",
-        "configure_ddp",
         "setup_optimizers",
         "setup_precision_plugin",
+        "root_device",
     ):
-        order.attach_mock(getattr(strategy, name), name)
-    DDPStrategy.setup(strategy, trainer)
+        monkeypatch.setattr(UnwrappedDDP, name, getattr(order, name))
+    strategy.model = nn.Linear(1, 1)
+    trainer.state.fn = TrainerFn.FITTING
+    strategy.setup(trainer)
     assert [one[0] for one in order.mock_calls] == [
-        "accelerator.setup", "precision_plugin.convert_module", "model_to_device", "configure_ddp", "setup_optimizers", "setup_precision_plugin",
+        "accelerator.setup", "precision_plugin.convert_module", "model_to_device", "setup_optimizers", "setup_precision_plugin",
     ]  # fmt: skip
     assert order.mock_calls[0] == call.accelerator.setup(trainer)
+    assert strategy.model is order.precision_plugin.convert_module.return_value  # not in DistributedDataParallel
 
 
 def test_each_known_warning_is_still_one() -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import CheckpointError, DamagedError, first_line
 from imgrec.files import atomic_file
 from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint
+from imgrec.training.lightning_compat import LoopPosition
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
 
@@ -91,27 +93,20 @@ def to_cpu(value: Any) -> Any:
     return apply_to_collection(value, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
 
 
+@dataclass
 class ResumePoint:
     """Where an unfinished run resumes: its newest whole checkpoint, and the "resume" entry of that."""
 
-    def __init__(self, file: Path, state: Node, checkpoint: dict[str, Any] | None = None) -> None:
-        self.file, self.state = file, state
-        self._checkpoint = checkpoint
+    file: Path
+    state: Node
+    checkpoint: dict[str, Any] | None = None  # on rank 0, until it is loaded: training does not hold it in memory
 
     @property
-    def position(self) -> Node:
-        """The loop position: epoch, done, stage, step."""
-        position: Node = self.state["position"]
-        return position
-
-    @property
-    def start(self) -> tuple[int, int]:
-        """(epoch, global batches of it that are done)."""
-        return self.position["epoch"], self.position["done"]
+    def position(self) -> LoopPosition:
+        return LoopPosition(**self.state["position"])
 
     def load(self) -> dict[str, Any]:
-        """The checkpoint. What was read already is returned once, so that training does not hold it in memory."""
-        checkpoint, self._checkpoint = self._checkpoint, None
+        checkpoint, self.checkpoint = self.checkpoint, None
         return read_checkpoint(self.file) if checkpoint is None else checkpoint
 
 

@@ -4,21 +4,21 @@ Checked with pytorch-lightning 2.6.6 and torch 2.14.1. `prepare_trainer` looks e
 that a version which renamed one is refused with an error; tests/test_lightning_compat.py tests each name and its
 behaviour.
 
-Two assumptions have no name to look up. FSDP.setup (imgrec.training.strategies) replaces DDPStrategy.setup and repeats
-its order. And StepBoundary (imgrec.training.step_boundary) relies on Lightning's order of hooks: a batch is fetched and
-on the device before on_train_batch_start, `completed` is increased after on_train_batch_end, and a validation runs
-after that and before on_train_epoch_end.
+One assumption has no name to look up. StepBoundary (imgrec.training.step_boundary) relies on Lightning's order of
+hooks: a batch is fetched and on the device before on_train_batch_start, `completed` is increased after
+on_train_batch_end, and a validation runs after that and before on_train_epoch_end.
 """
 
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -66,6 +66,7 @@ def prepare_trainer(trainer: pl.Trainer) -> None:
     for path in TRAINER_NAMES:
         _look_up(trainer, path)
     _look_up(DistributedDataParallel, "_remove_autograd_hooks")
+    _look_up(Strategy, "_setup_model")
     _look_up(WeightAveraging(), "_average_model")
     loops = {"fit_loop": trainer.fit_loop.state_dict()}
     set_loop_position(loops, LoopPosition(0, 0, "train", 0), micro_batches=1, accumulate=1)
@@ -110,9 +111,6 @@ class LoopPosition:
     stage: Literal["train", "validate", "end"]
     step: int  # optimizer steps so far
 
-    def to_dict(self) -> Plain:
-        return asdict(self)
-
 
 def count_micro_batches(trainer: pl.Trainer) -> int:
     """Micro-batches that are complete in this epoch. Lightning has no public count of them within an epoch."""
@@ -149,36 +147,31 @@ def set_loop_position(loops: Plain, position: LoopPosition, *, micro_batches: in
     fit = loops["fit_loop"]
     done = micro_batches if position.stage == "validate" else min(position.done * accumulate, micro_batches)
     begun = position.epoch + (done > 0)  # an epoch with no batch done begins again, with its hooks
-    epoch = _entry(fit, "epoch_progress")
     for count in ("total", "current"):
-        _update(epoch, count, ready=begun, started=begun, processed=position.epoch, completed=position.epoch)
-    _update(fit, "epoch_loop.batch_progress", is_last_batch=position.stage == "validate")
-    batches = _entry(fit, "epoch_loop.batch_progress")
-    _update(batches, "total", **dict.fromkeys(COUNTS, position.epoch * micro_batches + done))
-    _update(batches, "current", **dict.fromkeys(COUNTS, done))
+        epochs = {"ready": begun, "started": begun, "processed": position.epoch, "completed": position.epoch}
+        _update(fit, "epoch_progress", count, **epochs)
+    batches = "epoch_loop.batch_progress"
+    _update(fit, batches, is_last_batch=position.stage == "validate")
+    _update(fit, batches, "total", **dict.fromkeys(COUNTS, position.epoch * micro_batches + done))
+    _update(fit, batches, "current", **dict.fromkeys(COUNTS, done))
     # Validation counts as interrupted, before its first batch, or as not begun.
     interrupted = int(position.stage == "validate")
-    _update(fit, "epoch_loop.val_loop.batch_progress", is_last_batch=False)
-    validation = _entry(fit, "epoch_loop.val_loop.batch_progress")
-    _update(validation, "current", **dict.fromkeys(COUNTS, 0))
-    _update(validation, "total", ready=interrupted, started=interrupted, processed=0, completed=0)
+    validation = "epoch_loop.val_loop.batch_progress"
+    _update(fit, validation, is_last_batch=False)
+    _update(fit, validation, "current", **dict.fromkeys(COUNTS, 0))
+    _update(fit, validation, "total", ready=interrupted, started=interrupted, processed=0, completed=0)
     # The x-axis of Lightning's loggers. It counts a step when the validation after it is over.
     _update(fit, "epoch_loop.state_dict", _batches_that_stepped=position.step - interrupted)
 
 
-def _entry(state: Plain, key: str) -> Plain:
-    if not isinstance(state.get(key), dict):
-        raise _missing(f"{key} in the loops of its checkpoints")
-    entry: Plain = state[key]
-    return entry
-
-
-def _update(state: Plain, key: str, **values: int) -> None:
-    entry = _entry(state, key)
-    for name in values:
-        if name not in entry:
-            raise _missing(f"{key}.{name} in the loops of its checkpoints")
-    entry.update(values)
+def _update(state: Plain, *path: str, **values: int) -> None:
+    for key in path:
+        if not isinstance(state.get(key), dict):
+            raise _missing(f"{key} in the loops of its checkpoints")
+        state = state[key]
+    for name in values.keys() - state.keys():
+        raise _missing(f"{path[-1]}.{name} in the loops of its checkpoints")
+    state.update(values)
 
 
 def forget_restart(trainer: pl.Trainer) -> None:
@@ -208,6 +201,19 @@ def restore_trained_weights(trainer: pl.Trainer) -> None:
 
 
 # DDP
+
+
+class UnwrappedDDP(DDPStrategy):
+    """DDPStrategy whose network is not wrapped in DDP: it is set up as by the base class of Lightning's strategies.
+
+    DDPStrategy.setup would also broadcast the weights before a test, which sharded ones do not allow.
+    """
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        super(DDPStrategy, self).setup(trainer)
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:  # type: ignore[override]
+        return model
 
 
 def remove_ddp_hooks(model: DistributedDataParallel) -> None:

@@ -1,7 +1,6 @@
 """The rank state: what a rank needs beside weights and optimizer to resume bit for bit."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,29 +10,15 @@ from imgrec.training.lightning_compat import LoopPosition, Plain
 from imgrec.training.module import Classifier
 
 
-class RankState(NamedTuple):
-    """The state that a rank restores, as of a step boundary. Taking it does not wait for the device.
+def take_rank_state(classifier: Classifier) -> Plain:
+    """The state of this rank at a step boundary, in copies that later steps do not change. Does not wait for the device.
 
     Of the RNG states only torch's: networks use no other, and augmentation is a function of seed, epoch and image.
-    """
-
-    torch: Tensor
-    cuda: Tensor | None
-    sums: list[Tensor]  # of the epoch's training metrics
-
-
-def take_rank_state(classifier: Classifier) -> RankState:
-    """The state of this rank as it is now, in copies that later steps do not change. For a step boundary.
-
-    RNG states are uint8 tensors on the CPU, `cuda` is None on other devices, and `sums` stay on the classifier's device.
+    "torch" and "cuda" are uint8 tensors on the CPU, "cuda" is None on other devices; "sums", of the epoch's training
+    metrics, are on the classifier's device.
     """
     cuda = torch.cuda.get_rng_state(classifier.device) if classifier.device.type == "cuda" else None
-    return RankState(torch.get_rng_state(), cuda, [value.clone() for value in classifier.training_sums()])
-
-
-def to_plain_data(state: RankState) -> Plain:
-    """The state as it is saved: it loads with weights_only=True."""
-    return {"torch": state.torch, "cuda": state.cuda, "sums": [value.cpu() for value in state.sums]}
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "sums": [value.clone() for value in classifier.training_sums()]}
 
 
 def restore_rank_state(classifier: Classifier, states: Sequence[Plain], position: LoopPosition) -> None:
@@ -61,7 +46,7 @@ class StepSnapshot:
     A step that fails before the optimizer can be undone with it, and the run saved. Weights have not changed by then.
     """
 
-    at: tuple[LoopPosition, RankState]
+    at: tuple[LoopPosition, Plain]
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier

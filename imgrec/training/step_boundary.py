@@ -8,6 +8,7 @@ one rank acts at once.
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +25,7 @@ from imgrec.distributed.watchdog import Watchdog
 from imgrec.errors import CheckpointError, ImgrecError, Stopped
 from imgrec.training.callbacks.finite import NotFiniteError
 from imgrec.training.callbacks.tensorboard import event_file_sizes
-from imgrec.training.checkpoint import CheckpointWriter
+from imgrec.training.checkpoint import CheckpointWriter, ResumePoint, to_cpu
 from imgrec.training.lightning_compat import (
     LoopPosition,
     Plain,
@@ -37,7 +38,7 @@ from imgrec.training.lightning_compat import (
     set_loop_position,
 )
 from imgrec.training.module import Classifier
-from imgrec.training.resume_state import RankState, StepSnapshot, restore_rank_state, take_rank_state, to_plain_data
+from imgrec.training.resume_state import StepSnapshot, restore_rank_state, take_rank_state
 
 # After a save that took t seconds (of waiting and of the writer's processor time) the next comes
 # SAVE_INTERVAL_FACTOR * t seconds later: saving takes 1% of the time.
@@ -50,11 +51,7 @@ class StepBoundary(Callback):
     """The first of the callbacks: what others change when a batch starts belongs to the step after the boundary.
 
     Lightning has fetched a batch when it calls on_train_batch_start. A resumed run fetches it again: the order of the
-    data is a function of the position, which counts complete batches. The loader handles a stop while it waits for
-    data.
-
-    `resume` is the "resume" entry of the checkpoint that the run resumes from, `last` the file to save, `say` prints a
-    line.
+    data is a function of the position, which counts complete batches. `last` is the file to save, `say` prints a line.
     """
 
     def __init__(
@@ -62,16 +59,14 @@ class StepBoundary(Callback):
         config: TrainerConfig,
         last: Path,
         writer: CheckpointWriter,
-        resume: Plain | None,
+        resume: ResumePoint | None,
         heartbeat: Heartbeat,
         watchdog: Watchdog,
         say: Callable[[str], None],
     ) -> None:
-        self.last, self.writer, self.resume, self.say = last, writer, resume, say
-        self.heartbeat, self.watchdog = heartbeat, watchdog
-        self.save_every_steps, self.save_every_minutes = config.save_every_steps, config.save_every_minutes
-        self.max_minutes = config.max_minutes
-        self._saved = None if resume is None else LoopPosition(**resume["position"])  # by the last save
+        self.config, self.last, self.writer, self.resume = config, last, writer, resume
+        self.heartbeat, self.watchdog, self.say = heartbeat, watchdog, say
+        self._saved = None if resume is None else resume.position  # by the last save
         self._entry: Plain | None = None  # of the save under way
         self._snapshot: StepSnapshot | None = None  # while one rank trains
         self._flags = FlagReduction(2)  # stop, save; where several ranks train
@@ -97,8 +92,7 @@ class StepBoundary(Callback):
         weights = sum(parameter.numel() * parameter.element_size() for parameter in pl_module.parameters())
         self._save_s = 3 * weights / COPY_RATE  # with Adam's states
         if self.resume is not None:
-            assert self._saved is not None
-            restore_rank_state(pl_module, self.resume["ranks"], self._saved)
+            restore_rank_state(pl_module, self.resume.state["ranks"], self.resume.position)
         self._report(trainer, "waiting for data of")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -108,9 +102,7 @@ class StepBoundary(Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         self._updating = True
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._report(trainer, "waiting for data of")
 
@@ -118,29 +110,19 @@ class StepBoundary(Callback):
         forget_restart(trainer)
         self._report(trainer, "waiting for data of")
 
-    def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self._pass_boundary(trainer)
-
-    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._report(trainer, "waiting for data of")
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now = read_loop_position(trainer)
-        self._save(trainer, LoopPosition(now.epoch, 0, "end", now.step))
+        self._save(trainer, replace(read_loop_position(trainer), done=0, stage="end"))
         self._flags.wait()  # a stop requested in the last step or validation is read at the first test batch
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_start(self, trainer: pl.Trainer, *args: Any) -> None:
         self._report(trainer, "waiting for data of")
 
-    def on_test_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    on_validation_batch_end = on_test_batch_end = on_test_start  # type: ignore[assignment]
+
+    def on_test_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         self._pass_boundary(trainer)
 
-    def on_test_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._report(trainer, "waiting for data of")
+    on_validation_batch_start = on_test_batch_start  # type: ignore[assignment]
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._flags.wait()
@@ -163,8 +145,9 @@ class StepBoundary(Callback):
 
     def _pass_boundary(self, trainer: pl.Trainer) -> None:
         """All ranks continue, save first, or stop, which raises Stopped on all of them."""
-        if self.max_minutes is not None and time.monotonic() - self._began > 60 * self.max_minutes:
-            signals.request_stop(f"the time budget of {self.max_minutes:g} minutes")
+        minutes, every = self.config.max_minutes, self.config.save_every_steps
+        if minutes is not None and time.monotonic() - self._began > 60 * minutes:
+            signals.request_stop(f"the time budget of {minutes:g} minutes")
         now = read_loop_position(trainer)
         if trainer.world_size == 1:
             stop, save = self._own_flags(trainer, now)
@@ -175,9 +158,8 @@ class StepBoundary(Callback):
         if stop:
             self._stop(trainer, now)
         if trainer.training:
-            # The step number is the same on all ranks.
-            every = self.save_every_steps and now.step % self.save_every_steps == 0
-            if (save or every) and now.step > 0 and now != self._saved:
+            due = every and now.step % every == 0  # the step number is the same on all ranks
+            if (save or due) and now.step > 0 and now != self._saved:
                 self._save(trainer, now)
             if self._snapshot is not None:
                 self._snapshot.take(now)
@@ -201,20 +183,20 @@ class StepBoundary(Callback):
         """At the start of an epoch (several ranks decide in the validation before it), or long after the last save."""
         waited = time.monotonic() - self._saved_at
         due = waited >= SAVE_INTERVAL_FACTOR * (self._save_s + self.writer.seconds)
-        return due and (now.done == 0 or not trainer.training or waited >= 60 * self.save_every_minutes)
+        return due and (now.done == 0 or not trainer.training or waited >= 60 * self.config.save_every_minutes)
 
-    def _save(self, trainer: pl.Trainer, now: LoopPosition, state: RankState | None = None) -> None:
+    def _save(self, trainer: pl.Trainer, now: LoopPosition, state: Plain | None = None) -> None:
         """Write last.ckpt as of `now`, with `state` as the rank state, or the present one. A collective."""
         began = time.monotonic()
         self.heartbeat.doing = f"saving at step {now.step}"
         classifier = trainer.lightning_module
         assert isinstance(classifier, Classifier)
-        mine = to_plain_data(state or take_rank_state(classifier))
+        mine = to_cpu(state or take_rank_state(classifier))
         states: list[Any] = [mine] * trainer.world_size
         if trainer.world_size > 1:
             distributed.all_gather_object(states, mine)
         with self.watchdog.save(now.step):  # from here on no rank waits for another
-            self._entry = {"position": now.to_dict(), "ranks": states, "events": event_file_sizes(trainer)}
+            self._entry = {"position": asdict(now), "ranks": states, "events": event_file_sizes(trainer)}
             trainer.save_checkpoint(self.last)
             self._entry = None
         self._saved, self._saved_at = now, time.monotonic()

@@ -2,15 +2,13 @@
 
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy, Strategy
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, distributed
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-from imgrec.distributed.sharding import gather_whole, shard, sharded_like
-from imgrec.training.lightning_compat import find_averages, remove_ddp_hooks
+from imgrec.distributed.sharding import gather_whole, is_sharded, shard, sharded_like
+from imgrec.training.lightning_compat import UnwrappedDDP, find_averages, remove_ddp_hooks
 
 StrategyName = Literal["auto", "ddp", "fsdp"]
 
@@ -42,7 +40,7 @@ class DDP(DDPStrategy):
             self.configure_ddp()
 
 
-class FSDP(DDPStrategy):
+class FSDP(UnwrappedDDP):
     """torch's fully_shard (Zhao 2023, arXiv 2304.11277), on the CPU with gloo too.
 
     Each rank holds 1/N of the weights, gradients and optimizer states, and gathers the weights of a block to compute
@@ -50,24 +48,15 @@ class FSDP(DDPStrategy):
     it, so a run may be resumed with another strategy or world size. Saving is a collective.
     """
 
-    mesh: DeviceMesh | None = None
-
-    def setup(self, trainer: pl.Trainer) -> None:
-        """DDPStrategy.setup of Lightning 2.6.6, in its order, which shards the network instead of wrapping it."""
+    def model_to_device(self) -> None:
+        """The shards, and what is not sharded: buffers and metric sums. Before a test they are there already."""
         classifier = self.lightning_module
         assert classifier is not None
-        assert self.accelerator is not None
-        self.accelerator.setup(trainer)
-        self.mesh = self.mesh or init_device_mesh(self.root_device.type, (self.world_size,))
-        shard(classifier.net, self.mesh)  # type: ignore[arg-type]
-        for averaged in find_averages(trainer):
-            shard(averaged.net, self.mesh)  # type: ignore[arg-type]
-            averaged.to(self.root_device)
-        self.model = self.precision_plugin.convert_module(classifier)
-        self.model_to_device()  # what is not sharded: buffers and metric sums
-        if trainer.state.fn == TrainerFn.FITTING:
-            self.setup_optimizers(trainer)  # after the parameters are on the device, so their states are there too
-        self.setup_precision_plugin()
+        if not is_sharded(classifier):
+            mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+            for module in (classifier, *find_averages(classifier.trainer)):
+                shard(module.net, mesh)  # type: ignore[arg-type]
+                module.to(self.root_device)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         """Validates with the running statistics of rank 0, as DDP does."""

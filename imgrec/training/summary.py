@@ -40,10 +40,11 @@ def start_screen(
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     plan = loaders.plan
-    resumed = "" if resume is None else f" (resumed from {resume.file.name}, after {resume.position['step']:,} steps)"
+    resumed = "" if resume is None else f" (resumed from {resume.file.name}, after {resume.position.step:,} steps)"
     steps = f"{plan.steps_per_epoch:,} steps an epoch, {plan.steps_per_epoch * run.epochs:,} in {run.epochs} epochs"
     warmup = f"{run.scheduler.get('warmup_share', 0):.0%} warm-up"
-    network = f"{_name(run.model)}{_brief(run.model)}"
+    settings = ", ".join(f"{key}={run.model[key]}" for key in ("name", "depth", "stem", "head") if key in run.model)
+    network = _name(run.model) + (f" ({settings})" if settings else "")
     rows = {
         "run": f"{run_dir}{resumed}",
         "device": device,
@@ -83,11 +84,6 @@ def describe_device(device: torch.device, processes: int, precision: Precision) 
 
 def _name(node: dict[str, Any]) -> str:
     return str(node["_target_"]).rpartition(".")[2]
-
-
-def _brief(node: dict[str, Any]) -> str:
-    shown = [f"{key}={node[key]}" for key in ("name", "depth", "stem", "head") if key in node]
-    return f" ({', '.join(shown)})" if shown else ""
 
 
 def test_best(trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, run_dir: RunDir) -> Report | None:
