@@ -1,6 +1,7 @@
 """logger=csv: every point of the curves in a file."""
 
 import csv
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from imgrec.errors import ConfigError
 from imgrec.files import is_directory_name
-from imgrec.training.loggers.points import Points, new_points
+from imgrec.training.loggers import Points, new_points
 
 
 class ResumableCSVLogger(CSVLogger):
@@ -20,27 +21,22 @@ class ResumableCSVLogger(CSVLogger):
             raise ConfigError(f"logger.name={name}: expected a name for a directory, without a slash. Set logger.name=csv.")
         # A row is on the disk before a checkpoint that comes after it.
         super().__init__(save_dir, name, version="", flush_logs_every_n_steps=1)
-        self._last_steps: dict[str, int] = {}
+        self._file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+        self._rows = read_rows(self._file)
+        self._last_steps = {name: int(row["step"]) for row in self._rows for name in row}
 
-    @property
-    def experiment(self) -> ExperimentWriter:
-        if self._experiment is None:
-            file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-            rows = read_rows(file)
-            file.unlink(missing_ok=True)
-            self._experiment = super().experiment
-            for row in rows:
-                step = int(row.pop("step"))
-                self._experiment.log_metrics(row, step)
-                self._last_steps |= dict.fromkeys(row, step)
-            self._experiment.save()
-        assert isinstance(self._experiment, ExperimentWriter)
-        return self._experiment
+    @cached_property
+    def experiment(self) -> ExperimentWriter:  # made at the first point: a run that is refused leaves no directory
+        self._file.unlink(missing_ok=True)
+        writer = ExperimentWriter(self.log_dir)
+        for row in self._rows:
+            writer.log_metrics(row, int(row["step"]))
+        writer.save()
+        return writer
 
     def log_metrics(self, metrics: Points, step: int | None = None) -> None:  # type: ignore[override]
-        assert self.experiment is not None  # which reads the last steps
-        if metrics := new_points(metrics, step, self._last_steps):
-            super().log_metrics(dict(metrics), step)
+        if new := new_points(metrics, step, self._last_steps):
+            super().log_metrics(dict(new), step)
 
     def log_hyperparams(self, params: object = None) -> None:
         """Nothing: config.yaml in the run directory has them."""

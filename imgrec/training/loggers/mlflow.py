@@ -11,7 +11,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 
 from imgrec.errors import ConfigError, first_line
 from imgrec.files import atomic_write
-from imgrec.training.loggers.points import Points, new_points
+from imgrec.training.loggers import Points, new_points
 
 
 class ResumableMLFlowLogger(MLFlowLogger):
