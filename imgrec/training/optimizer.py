@@ -29,14 +29,10 @@ def batch_factor(batch: int, /, *, base_batch: int | None, batch_rule: BatchRule
 
 
 def rate(node: dict[str, Any], batch: int) -> float:
-    """The learning rate of a conf/optim node for a global batch.
-
-    ConfigError: no lr, or one of base_batch and batch_rule without the other.
-    """
+    """The learning rate of a conf/optim node for a global batch; ConfigError where lr or one of the batch's keys is missing."""
     if "lr" not in node:
         raise ConfigError(f"optim.lr is missing: {node['_target_']} needs it. Write lr: 0.001 into its yaml.")
-    scaled: float = node["lr"] * batch_factor(batch, **_batch_keys(node))
-    return scaled
+    return float(node["lr"] * batch_factor(batch, **_batch_keys(node)))
 
 
 def rate_sentence(node: dict[str, Any], batch: int) -> str:
@@ -104,17 +100,16 @@ def parameter_groups(
     could not load an older state. The order is that of the layers, then of the parameters.
     """
     names = [name for name, _ in net.named_parameters()]
-    if layers is None:
-        assert layer_decay == 1, layer_decay
+    if layer_decay == 1:
         layers = [names]
+    assert layers is not None
     listed = [name for layer in layers for name in layer]
     assert sorted(listed) == sorted(names), f"layers must name every parameter once: {sorted(set(listed) ^ set(names))}"
-
     layer_of = {name: index for index, layer in enumerate(layers) for name in layer}
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     # sorted is stable: inside a layer the order is the network's.
     for name, parameter in sorted(net.named_parameters(), key=lambda item: layer_of[item[0]]):
-        above = 0 if layer_decay == 1 else len(layers) - 1 - layer_of[name]
+        above = len(layers) - 1 - layer_of[name]
         decays = bool(weight_decay) and _decays(parameter, decay_on)
         if (above, decays) not in groups:
             kind = ("decay" if decays else "no_decay") if weight_decay else "all"
@@ -136,13 +131,10 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer of a conf/optim node for a global batch of `batch` samples, with the groups of `parameter_groups`.
 
-    node: {"_target_", "lr", "base_batch", "batch_rule", ...}, and "weight_decay" where the optimizer has that argument.
-    ConfigError: as `rate` and `parameter_groups`; timm is not installed.
+    ConfigError: as `rate`; timm is not installed.
     """
-    lr = rate(node, batch)
-    groups = parameter_groups(
-        net, lr=lr, weight_decay=node.get("weight_decay"), decay_on=decay_on, layer_decay=layer_decay, layers=layers
-    )
+    lr, weight_decay = rate(node, batch), node.get("weight_decay")
+    groups = parameter_groups(net, lr=lr, weight_decay=weight_decay, decay_on=decay_on, layer_decay=layer_decay, layers=layers)
     own = {key: value for key, value in node.items() if key not in _batch_keys(node)}
     optimizer = instantiate({**own, "lr": lr, "_partial_": True})(groups)
     assert isinstance(optimizer, Optimizer)

@@ -6,7 +6,6 @@ launch/slurm.sbatch records the end of each start here, and requeues the job or 
 import json
 import pickletools
 import zipfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from imgrec.errors import ExitCode
@@ -15,32 +14,23 @@ from imgrec.files import atomic_write
 INTEGERS = ("BININT1", "BININT2", "BININT", "LONG1")  # opcodes of pickle protocol 2, which torch.save writes
 
 
-@dataclass
-class RestartCount:
-    """The starts of one job."""
-
-    step: int = 0  # of the last checkpoint; of a sweep, the sum over its runs
-    idle: int = 0  # starts in a row that were stopped before the step advanced
-    failures: int = 0
-
-
 def count_start(run_dir: Path, job: str, code: int) -> int:
     """Record that a start of `job` ended with `code`. After 75 it returns the idle starts in a row, else the failures.
 
-    `run_dir` is the directory of a run, or of a sweep.
+    `run_dir` is the directory of a run, or of a sweep, whose step is the sum over its runs.
     """
-    file = run_dir / f"slurm-{job}.json"
-    count = RestartCount(**json.loads(file.read_text())) if file.exists() else RestartCount()
+    file, stopped = run_dir / f"slurm-{job}.json", code == ExitCode.STOPPED
+    count: dict[str, int] = json.loads(file.read_text()) if file.exists() else {"step": 0, "idle": 0, "failures": 0}
     checkpoints = [*run_dir.glob("checkpoints/last.ckpt"), *run_dir.glob("*/checkpoints/last.ckpt")]
     step = sum(map(saved_step, checkpoints))
-    if step > count.step:
-        count.step, count.idle = step, 0
-    elif code == ExitCode.STOPPED:
-        count.idle += 1
-    count.failures += code != ExitCode.STOPPED
+    if step > count["step"]:
+        count |= {"step": step, "idle": 0}
+    elif stopped:
+        count["idle"] += 1
+    count["failures"] += not stopped
     run_dir.mkdir(parents=True, exist_ok=True)  # it does not exist if the training failed before creating it
-    atomic_write(file, json.dumps(asdict(count)))
-    return count.idle if code == ExitCode.STOPPED else count.failures
+    atomic_write(file, json.dumps(count))
+    return count["idle" if stopped else "failures"]
 
 
 def saved_step(checkpoint: Path) -> int:

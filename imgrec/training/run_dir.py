@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,15 +25,8 @@ RESUMABLE_KEYS = (
     "runs_dir",
     "resume",
     "num_workers",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.timeout_s",
-    "trainer.log_every_steps",
-    "trainer.max_minutes",
-    "trainer.save_every_steps",
-    "trainer.save_every_minutes",
+    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "timeout_s")),
+    *(f"trainer.{key}" for key in ("log_every_steps", "max_minutes", "save_every_steps", "save_every_minutes")),
 )
 
 LOST_LOCK_S = 120.0  # an NFSv4 server releases the locks of a lost machine after 90 s
@@ -56,7 +48,7 @@ class RunDir:
 
     @property
     def last(self) -> Path:
-        """The checkpoint of the newest save, from which the run is resumed; there is none before the first."""
+        """The newest checkpoint, from which the run is resumed; there is none before the first save."""
         return self.checkpoints / "last.ckpt"
 
     @property
@@ -76,7 +68,12 @@ class RunDir:
         try:
             yield
         except ImgrecError:
-            self._remove_if_new()
+            if self.state == "new" and not read_world().rank and not self.checkpoints.exists():
+                for name in ("config.yaml", "log.txt", ".lock"):
+                    (self.path / name).unlink(missing_ok=True)
+                for directory in (self.path, self.path.parent):
+                    if not any(directory.iterdir()):
+                        directory.rmdir()
             raise
         finally:
             self.close()
@@ -117,14 +114,6 @@ class RunDir:
         if self.state == "new":
             atomic_write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
 
-    def _remove_if_new(self) -> None:
-        if self.state == "new" and not read_world().rank and not self.checkpoints.exists():
-            for name in ("config.yaml", "log.txt", ".lock"):
-                (self.path / name).unlink(missing_ok=True)
-            for directory in (self.path, self.path.parent):
-                if not any(directory.iterdir()):
-                    directory.rmdir()
-
 
 def join_run_dir(run: RunConfig) -> RunDir:
     """The run directory of all ranks of the run: rank 0 chooses it. Nothing is written."""
@@ -149,16 +138,14 @@ def choose_run_dir(run: RunConfig) -> RunDir:
     run_id = run.id or os.environ.get("SLURM_JOB_ID")
     if run_id:
         path = parent / run_id
-        run_dir = RunDir(path, _state(path))
-        if run_dir.state == "new":
-            return run_dir
-        if not run.resume:
+        state = _state(path)
+        if state != "new" and not run.resume:
             raise ConfigError(f"id={run_id} resume=false: {path} holds a run already. Set another id, or resume=true.")
-        if differ := differing_keys(run, _config(path)):
+        if state != "new" and (differ := differing_keys(run, _config(path))):
             raise ConfigError(
                 f"{path} holds a run of another config: {_differences(differ)}. Set another id, or the values of that run."
             )
-        return run_dir
+        return RunDir(path, state)
     numbers = sorted((int(p.name) for p in parent.glob("*") if p.name.isdecimal()), reverse=True)
     if run.resume and numbers:
         newest = parent / str(numbers[0])
@@ -193,27 +180,16 @@ def _differences(differ: dict[str, tuple[Any, Any]]) -> str:
     return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
 
 
-_locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()
-
-
-def _forget_locks() -> None:
-    # A forked loader worker holds the lock too, and outlives a killed run by some seconds: the next start would fail.
-    for file in list(_locks):
-        file.close()
-
-
-os.register_at_fork(after_in_child=_forget_locks)
-
-
 def lock_folder(path: Path) -> IO[str] | None:
     """The open lock file of a directory, None where another process has locked it."""
     file = (path / ".lock").open("w")
-    _locks.add(file)
     try:
         lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         return None
+    # A forked loader worker holds the lock too, and outlives a killed run by some seconds: the next start would fail.
+    os.register_at_fork(after_in_child=file.close)
     return file
 
 
