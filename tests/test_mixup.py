@@ -130,13 +130,13 @@ def test_a_global_batch_is_mixed_alike_on_any_devices(
     size = min(size, full)
     generator = torch.Generator().manual_seed(size)
     images, targets = torch.rand((size, 3, 5, 7), generator=generator), torch.eye(4)[torch.arange(size) % 4]
-    knobs = augment(mixup=alphas[0], cutmix=alphas[1])
+    settings = augment(mixup=alphas[0], cutmix=alphas[1])
 
     def mixed(first: int, last: int) -> tuple[Tensor, Tensor]:
         kept = np.array([k for k in range(last - first) if first + k not in unread], dtype=np.int64)
         rows = torch.from_numpy(first + kept)
         partners = torch.from_numpy(mixing.partners(kept, last - first))
-        return knobs.mix(images[rows], targets[rows], partners, seed=3, step=step)
+        return settings.mix(images[rows], targets[rows], partners, seed=3, step=step)
 
     whole = mixed(0, size)
     if size > 1 and not unread and mixing.draw_mix(*alphas, 5, 7, seed=3, step=step).share < 0.99:
