@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -41,14 +40,12 @@ class CheckpointWriter(TorchCheckpointIO):
     """
 
     def __init__(self, metadata: Node, resume: "ResumePoint | None" = None) -> None:
-        """metadata: of `checkpoint_metadata`. resume: the checkpoint that was read to find the resume point."""
         super().__init__()
         self.metadata, self._resume = metadata, resume
         self._thread = ThreadPoolExecutor(1, "imgrec-save")
         self._writing: Future[None] | None = None
         self.seconds = 0.0  # processor time of the last write
 
-    @rank_zero_only
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         self.wait()  # no more than one copy in memory
         self._writing = self._thread.submit(self._write, to_cpu({**checkpoint, "imgrec": self.metadata}), Path(path))

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from operator import attrgetter
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -75,12 +76,11 @@ def prepare_trainer(trainer: pl.Trainer) -> None:
 
 
 def _look_up(owner: Any, path: str) -> None:
-    value = owner
-    for name in path.split("."):
-        if not hasattr(value, name):
-            kind = owner if isinstance(owner, type) else type(owner)
-            raise _missing(f"{kind.__name__}.{path}")
-        value = getattr(value, name)
+    try:
+        attrgetter(path)(owner)
+    except AttributeError as error:
+        kind = owner if isinstance(owner, type) else type(owner)
+        raise _missing(f"{kind.__name__}.{path}") from error
 
 
 def _missing(name: str) -> UnsupportedVersionError:
@@ -107,8 +107,7 @@ class LoopPosition:
 
     epoch: int  # finished epochs
     done: int  # global batches done in the next one
-    # validate: the epoch's steps are done and its validation is not; end: nothing is left to train
-    stage: Literal["train", "validate", "end"]
+    stage: Literal["train", "validate", "end"]  # validate: after the epoch's steps; end: nothing is left to train
     step: int  # optimizer steps so far
 
 

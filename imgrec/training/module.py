@@ -84,10 +84,9 @@ class Classifier(pl.LightningModule):
         if self.loss.l1 or self.loss.l2:
             total = total + len(losses) * self.loss.penalty(decayed(self.net, self.decay_on))
         objective: Tensor = total * (parts / batch.whole)
-        with torch.no_grad():
-            self.train_loss.update(losses.detach(), torch.ones_like(losses))
-            correct = targets.gather(1, logits.argmax(1, keepdim=True))[:, 0]  # a share with soft targets
-            self.train_accuracy.update(correct, torch.ones_like(correct))
+        self.train_loss.update(losses.detach(), torch.ones_like(losses))
+        correct = targets.gather(1, logits.argmax(1, keepdim=True))[:, 0]  # a share with soft targets
+        self.train_accuracy.update(correct, torch.ones_like(correct))
         return objective
 
     def _skips_forward(self, batch: Batch) -> bool:
@@ -95,9 +94,7 @@ class Classifier(pl.LightningModule):
 
         Batch norm would return NaN.
         """
-        if len(batch.labels) or is_sharded(self.net):
-            return False
-        return not (self.training and has_sync_batchnorm(self.net))
+        return not (len(batch.labels) or is_sharded(self.net) or (self.training and has_sync_batchnorm(self.net)))
 
     def _update_without_samples(self) -> None:
         for metric in (self.train_loss, self.train_accuracy):

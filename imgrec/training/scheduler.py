@@ -8,6 +8,7 @@ step 0 already learns, and the last warm-up step has the full rate.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch.optim import Optimizer
@@ -26,15 +27,16 @@ def warmup_steps(total_steps: int, warmup_share: float) -> int:
     return round(total_steps * warmup_share)
 
 
-def _ramp(step: int, warmup: int) -> float:
-    return (step + 1) / warmup if step < warmup else 1.0
+def _with_warmup(total_steps: int, warmup_share: float, body: Factor) -> Factor:
+    warmup = warmup_steps(total_steps, warmup_share)
+    return lambda step: body(step) * ((step + 1) / warmup if step < warmup else 1.0)
 
 
 def _after_warmup(total_steps: int, warmup_share: float, body: Callable[[float], float]) -> Factor:
-    """The ramp, then body(x) with x from 0 at the first step after it to 1 at step total_steps, and 1 from there on."""
+    """The warm-up, then body(x) with x from 0 at the first step after it to 1 at step total_steps and later."""
     warmup = warmup_steps(total_steps, warmup_share)
     body_steps = max(total_steps - warmup, 1)
-    return lambda step: _ramp(step, warmup) * body(min(max(step - warmup, 0) / body_steps, 1.0))
+    return _with_warmup(total_steps, warmup_share, lambda step: body(min(max(step - warmup, 0) / body_steps, 1.0)))
 
 
 def constant(*, total_steps: int, steps_per_epoch: int, warmup_share: float) -> Factor:
@@ -63,22 +65,20 @@ def exponential(*, total_steps: int, steps_per_epoch: int, warmup_share: float, 
 
 def step(*, total_steps: int, steps_per_epoch: int, warmup_share: float, every_epochs: int, factor: float) -> Factor:
     """Times `factor` after every `every_epochs` epochs of the run, the warm-up's included (torch's StepLR)."""
-    warmup = warmup_steps(total_steps, warmup_share)
-    return lambda step: _ramp(step, warmup) * factor ** (step // steps_per_epoch // every_epochs)
+    return _with_warmup(total_steps, warmup_share, lambda step: factor ** (step // steps_per_epoch // every_epochs))
 
 
 def multistep(
     *, total_steps: int, steps_per_epoch: int, warmup_share: float, milestones_epochs: list[int], factor: float
 ) -> Factor:
     """Times `factor` at the start of each of these epochs, from 0 and with the warm-up (torch's MultiStepLR)."""
-    rising = all(early < late for early, late in zip([0, *milestones_epochs], milestones_epochs, strict=False))
-    if not rising:
+    if any(early >= late for early, late in pairwise([0, *milestones_epochs])):
         raise ConfigError(
             f"scheduler.milestones_epochs={milestones_epochs}: expected rising numbers above 0. "
             "Set scheduler.milestones_epochs=[30,60,90]."
         )
-    warmup = warmup_steps(total_steps, warmup_share)
-    return lambda step: _ramp(step, warmup) * factor ** sum(step // steps_per_epoch >= start for start in milestones_epochs)
+    starts = [start * steps_per_epoch for start in milestones_epochs]
+    return _with_warmup(total_steps, warmup_share, lambda step: factor ** sum(step >= start for start in starts))
 
 
 def cyclic(
@@ -98,12 +98,12 @@ def cyclic(
     warmup = warmup_steps(total_steps, warmup_share)
     up, down = (max(round(epochs * steps_per_epoch), 1) for epochs in (up_epochs, down_epochs))
 
-    def factor(step: int) -> float:
+    def triangles(step: int) -> float:
         cycle, position = divmod(max(step - warmup, 0), up + down)
         height = position / up if position <= up else (up + down - position) / down
-        return _ramp(step, warmup) * (floor + (1 - floor) * height * shrink**cycle)
+        return floor + (1 - floor) * height * shrink**cycle
 
-    return factor
+    return _with_warmup(total_steps, warmup_share, triangles)
 
 
 def one_cycle(*, total_steps: int, steps_per_epoch: int, warmup_share: float, start: float, end: float) -> Factor:

@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
-from torch import Tensor
 
 from imgrec.config.schema import Node
 from imgrec.training.callbacks.history import History
@@ -32,7 +30,8 @@ class TensorBoardExtras(Callback):
 
         assert isinstance(pl_module, Classifier)
         images = pl_module.augmented(batch)[0][: self.images]
-        trainer.logger.experiment.add_image("batch as the network sees it", make_grid(stretch_to_unit(images), nrow=8), 0)
+        grid = make_grid(images, nrow=8, normalize=True, scale_each=True)  # normalised images lie around 0
+        trainer.logger.experiment.add_image("batch as the network sees it", grid, 0)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         logger = trainer.logger
@@ -66,9 +65,3 @@ def truncate_event_files(folder: Path, sizes: dict[str, int]) -> None:
             file.unlink()
         elif file.stat().st_size > sizes[file.name]:
             os.truncate(file, sizes[file.name])
-
-
-def stretch_to_unit(images: Tensor) -> Tensor:
-    """Each image's values stretched to [0, 1]: normalised pictures lie around 0."""
-    low, high = images.float().amin((1, 2, 3), keepdim=True), images.float().amax((1, 2, 3), keepdim=True)
-    return (images.float() - low) / torch.clamp(high - low, min=1e-6)
