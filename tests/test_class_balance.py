@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from error_parts import raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -88,30 +89,28 @@ def test_the_first_occurrence_draws_what_a_shuffled_epoch_would_and_the_next_som
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "parts"),
     [
-        (["sampling=balance"], "Did you mean balanced?"),
-        (["sampling=weighted"], "needs class_weights. Set 'class_weights={CLASS: 2}'"),
-        (["class_weights={cat: 2}"], "class_weights has no effect with sampling=shuffle. Set sampling=weighted"),
-        (["sampling=balanced", "class_weights={cat: 2}"], "class_weights has no effect with sampling=balanced."),
-        (["sampling=weighted", "class_weights={cat: -1}"], "class_weights.cat=-1"),
-        (["sampling=weighted", "class_weights={cat: inf}"], "class_weights.cat=inf"),
-        (["sampling=weighted", "class_weights={cat: often}"], "class_weights.cat=often"),
-        (["sampling=weighted", "class_weights=2"], "class_weights=2: expected a group of keys or null."),
-        (["sampling=sqrt", "optim=gd"], "optim=gd uses the whole training split"),
+        (["sampling=balance"], ("sampling=balance", "balanced")),
+        (["sampling=weighted"], ("sampling=weighted", "'class_weights={CLASS: 2}'")),
+        (["class_weights={cat: 2}"], ("class_weights", "sampling=shuffle", "sampling=weighted")),
+        (["sampling=balanced", "class_weights={cat: 2}"], ("class_weights", "sampling=balanced")),
+        (["sampling=weighted", "class_weights={cat: -1}"], ("class_weights.cat=-1",)),
+        (["sampling=weighted", "class_weights={cat: inf}"], ("class_weights.cat=inf",)),
+        (["sampling=weighted", "class_weights={cat: often}"], ("class_weights.cat=often",)),
+        (["sampling=weighted", "class_weights=2"], ("class_weights=2", "null")),
+        (["sampling=sqrt", "optim=gd"], ("sampling=sqrt", "optim=gd")),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_one_line(words, says):
-    with pytest.raises(ConfigError) as error:
+def test_what_cannot_be_meant_is_refused_in_one_line(words, parts):
+    with raises_error(ConfigError, *parts):
         config.load("train", words)
-    assert says in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_a_class_that_is_not_there_is_told_the_nearest():
-    with pytest.raises(ConfigError, match=r"^class_weights.catt: .* Did you mean cat\? The classes are cat, dog, emu, fox\.$"):
+    with raises_error(ConfigError, "class_weights.catt", "cat", "cat, dog, emu, fox"):
         class_shares("weighted", {"catt": 2}, COUNTS, CLASSES)
-    with pytest.raises(ConfigError, match="0 for every class"):
+    with raises_error(ConfigError, "class_weights", 0):
         class_shares("weighted", {"cat": 0, "dog": 0, "fox": 0}, COUNTS, CLASSES)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pytest
 import yaml
+from error_parts import raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,10 +50,9 @@ def test_every_number_has_a_range_that_its_default_keeps(path, default):
     outside = [limits.low - 1, *([limits.low] if limits.open_low else []), float("nan"), float("inf")]
     outside += [limits.high + 1, *([limits.high] if limits.open_high else [])] if limits.high < float("inf") else []
     for value in outside:
-        with pytest.raises(ConfigError) as error:
+        with raises_error(ConfigError, f"{path}={format_value(value)}", key):
             check_range(path, value, default)
-        assert str(error.value).startswith(f"{path}={format_value(value)}: {key} must be ")
-        with pytest.raises(ConfigError, match=f"{key} must be "):
+        with raises_error(ConfigError, f"{path}={format_value([default, value])}", key):
             check_range(path, [default, value], default)
 
 
@@ -79,7 +79,7 @@ def test_a_range_is_that_of_the_shipped_code_and_not_of_a_key_of_the_same_name(t
     tree = compose_config("train", ["model=mine", "model.dropout=7"], str(tmp_path))
     assert tree["model"] == {"_target_": "mine.Net", "widths": [-4], "dropout": 7.0, "more": {"lr": -1}}
     (tmp_path / "model/mine.yaml").write_text("_target_: imgrec.models.simple_cnn.SimpleCNN\nwidths: [-4]\ndropout: 5.0\n")
-    with pytest.raises(ConfigError, match=r"model.widths=\[-4\]: widths must be 1 or more"):
+    with raises_error(ConfigError, "model.widths=[-4]", "1 or more"):
         compose_config("train", ["model=mine"], str(tmp_path))
 
 
@@ -175,35 +175,30 @@ def test_what_is_not_a_runs_is_left_out_and_what_it_lacks_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("node", "sentence"),
+    ("node", "parts"),
     [
-        ({}, "a config group without _target_ (empty). "),
-        ({"lr": 1}, "a config group without _target_ (lr). "),
-        ({"_target_": "SGD"}, "_target_=SGD: expected PACKAGE.MODULE.NAME "),
-        ({"_target_": None}, "_target_=None: expected PACKAGE.MODULE.NAME "),
+        ({}, ("a config group", "_target_", "empty")),
+        ({"lr": 1}, ("a config group", "_target_", "lr")),
+        ({"_target_": "SGD"}, ("_target_=SGD", "PACKAGE.MODULE.NAME")),
+        ({"_target_": None}, ("_target_=None", "PACKAGE.MODULE.NAME")),
     ],
 )
-def test_a_group_names_what_it_calls(node, sentence):
-    with pytest.raises(ConfigError) as error:
+def test_a_group_names_what_it_calls(node, parts):
+    with raises_error(ConfigError, *parts):
         instantiate(node)
-    assert str(error.value).startswith(sentence)
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "parts"),
     [
-        ({"precison": "32"}, "trainer.precison=32: there is no key trainer.precison. Did you mean precision?"),
-        (
-            {"precision": ...},
-            "trainer.precision is missing. Write it into your yaml, or begin that with defaults: [default, _self_].",
-        ),
+        ({"precison": "32"}, ("trainer.precison=32", "precision")),
+        ({"precision": ...}, ("trainer.precision", "defaults: [default, _self_]")),
     ],
 )
-def test_a_group_of_ones_own_has_the_keys_of_its_type(change, sentence):
+def test_a_group_of_ones_own_has_the_keys_of_its_type(change, parts):
     trainer = {key: value for key, value in (PLAIN.to_dict()["trainer"] | change).items() if value is not ...}
-    with pytest.raises(ConfigError) as error:
+    with raises_error(ConfigError, *parts):
         run_config(PLAIN.to_dict() | {"trainer": trainer})
-    assert str(error.value) == sentence
 
 
 # Values and types

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from error_parts import assert_refused
 from processes import exit_codes
 from resumed_runs import assert_same, kill_this_process, patch_call, read_outcome
 from test_every_config import CHOICES
@@ -87,42 +88,27 @@ def test_two_processes_train_the_package_too(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("allow", "path", "words", "sentence"),
+    ("allow", "path", "words", "parts"),
     [
-        (
-            "",
-            EXAMPLE,
-            train(),
-            "_target_=own_package.shapes.Shapes: code outside imgrec, torch, torchvision, torchmetrics, timm, pytorch_lightning "
-            "is not called unless you say so. If you trust it, type: export IMGREC_ALLOW=own_package",
-        ),
-        (
-            "own_package",
-            ".",
-            train(),
-            "_target_=own_package.shapes.Shapes: Python finds no package own_package. "
-            "Install it, or type: export PYTHONPATH=FOLDER that holds it.",
-        ),
-        ("own_package", EXAMPLE, train("loss.q=2"), "loss.q=2.0: q must be more than 0 and at most 1. Set loss.q=0.7."),
+        ("", EXAMPLE, train(), ("_target_=own_package.shapes.Shapes", "imgrec, torch", "export IMGREC_ALLOW=own_package")),
+        ("own_package", ".", train(), ("_target_=own_package.shapes.Shapes", "own_package", "export PYTHONPATH=FOLDER")),
+        ("own_package", EXAMPLE, train("loss.q=2"), ("loss.q=2.0", "more than 0", "at most 1", "loss.q=0.7")),
         (
             "own_package",
             EXAMPLE,
             train("callbacks.gradient_norm.every_step=1"),
-            "'callbacks.gradient_norm.every_step=1': there is no key callbacks.gradient_norm.every_step. "
-            "Did you mean callbacks.gradient_norm.every_steps? callbacks.gradient_norm has: every_steps.",
+            ("'callbacks.gradient_norm.every_step=1'", "callbacks.gradient_norm.every_steps", "every_steps"),
         ),
-        ("own_package", EXAMPLE, train("loss.p=2"), "'loss.p=2': there is no key loss.p. loss has: q, class_weights, l1, l2."),
-        ("own_package", EXAMPLE, train("model.widths=8"), "model.widths=8: expected a list"),
+        ("own_package", EXAMPLE, train("loss.p=2"), ("'loss.p=2'", "q, class_weights, l1, l2")),
+        ("own_package", EXAMPLE, train("model.widths=8"), ("model.widths=8", "list")),
     ],
 )
-def test_what_is_wrong_with_the_package_is_one_line(command, monkeypatch, capfd, allow, path, words, sentence):
+def test_what_is_wrong_with_the_package_is_one_line(command, monkeypatch, capfd, allow, path, words, parts):
     monkeypatch.setenv("IMGREC_ALLOW", allow)
     if path != EXAMPLE:
         monkeypatch.setattr("sys.path", [folder for folder in sys.path if folder != str(EXAMPLE)])
     assert command(1, *words) == [2]
-    said = capfd.readouterr().err
-    assert said.startswith(f"imgrec: {sentence}")
-    assert said.count("\n") == 1
+    assert_refused(capfd.readouterr().err, *parts)
 
 
 @pytest.mark.parametrize("file", sorted((EXAMPLE / "conf").rglob("*.yaml")), ids=lambda file: file.stem)
