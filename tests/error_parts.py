@@ -9,6 +9,7 @@ import pytest
 
 def assert_error(line: str, *parts: object) -> None:
     """`line` is one line; it begins with the first part and has the others in this order, each as whole words."""
+    __tracebackhide__ = True
     pattern = ".*".join(map(_whole, map(str, parts)))
     assert re.fullmatch(f"{pattern}.*", line), f"{line!r} lacks one of {parts}, or has them in another order"
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from error_parts import raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -183,28 +184,25 @@ def test_16_bit_precision_answers_much_the_same(gray):
     ],
 )
 def test_what_is_no_picture_is_refused(gray, image, found):
-    with pytest.raises(DataError) as error:
+    taken = ("uint8", "[H, W], [H, W, 1] or [H, W, 3]", "[1, H, W] or [3, H, W]", "0 to 255", "paths", "PIL")
+    with raises_error(DataError, "an image", found, *taken):
         gray.predict(image)
-    assert str(error.value) == (
-        f"an image is {found}; predict takes uint8 arrays [H, W], [H, W, 1] or [H, W, 3], uint8 tensors [1, H, W] or [3, H, W], "
-        "with values from 0 to 255, and paths and PIL images."
-    )
 
 
 def test_other_refusals(gray, tmp_path):
-    with pytest.raises(DataError, match=r"none.png cannot be read: No such file or directory\."):
+    with raises_error(DataError, "none.png", "No such file"):
         gray.predict("none.png")
-    with pytest.raises(DataError, match=r"images are float32 \[1, 1, 8, 8\]; probabilities takes uint8 \[B, 1, H, W\]"):
+    with raises_error(DataError, "images", "float32 [1, 1, 8, 8]", "uint8 [B, 1, H, W]"):
         gray.probabilities(torch.zeros(1, 1, 8, 8))
-    with pytest.raises(ConfigError, match="top_k=0: expected 1 or more"):
+    with raises_error(ConfigError, "top_k=0", "1 or more"):
         gray.predict(picture(8, 8), top_k=0)
-    with pytest.raises(CheckpointError, match="there is no such file or folder"):
+    with raises_error(CheckpointError, tmp_path / "none", ".ckpt", "runs/NAME/ID"):
         imgrec.load(tmp_path / "none")
 
 
 def test_a_device_that_is_not_there_is_named(gray, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"device=cuda is not available; torch finds cpu here\. Set device=auto\."):
+    with raises_error(ConfigError, "device=cuda", "cpu", "device=auto"):
         Predictor(gray.checkpoint, device="cuda")
 
 
@@ -213,7 +211,7 @@ def test_memory_that_runs_out_says_which_key(gray, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(gray, "logits", full)
-    with pytest.raises(ConfigError, match=r"batch_size=4: so many images do not fit in the memory of cpu\. Set batch_size=2\."):
+    with raises_error(ConfigError, "batch_size=4", "memory of cpu", "batch_size=2"):
         gray.probabilities(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
 
 
@@ -223,14 +221,11 @@ def test_weights_of_another_network_are_refused(tmp_path):
     checkpoint = torch.load(file, weights_only=True)
     checkpoint["imgrec"]["config"]["model"]["dense"] = 17
     torch.save(checkpoint, file)
-    with pytest.raises(
-        CheckpointError, match=r"its weights do not fit the network of its config .size mismatch for .*Train again"
-    ) as error:
+    with raises_error(CheckpointError, file, "size mismatch", "Train again"):
         imgrec.load(run)
-    assert "\n" not in str(error.value)
     checkpoint["imgrec"]["config"]["model"]["depht"] = 3
     torch.save(checkpoint, file)
-    with pytest.raises(CheckpointError, match=r"this imgrec cannot build its network: .*depht"):
+    with raises_error(CheckpointError, file, "depht"):
         imgrec.load(run)
 
 
@@ -238,7 +233,7 @@ def test_an_answer_that_is_no_number_is_refused(tmp_path):
     found = imgrec.load(save_untrained_run(tmp_path), device="cpu")
     with torch.no_grad():
         next(found.net.parameters()).fill_(float("nan"))
-    with pytest.raises(CheckpointError, match=r"the network's answer is not a number\. Train again with a lower optim\.lr\."):
+    with pytest.raises(CheckpointError, match=r"not a number.*Train again.*optim\.lr"):
         found.predict(picture(8, 8))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from error_parts import raises_error
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -305,10 +306,8 @@ def test_every_operation_gives_a_grey_picture_what_it_gives_its_colour_twin(oper
 
 
 def test_policies_refuse_other_channel_counts() -> None:
-    with pytest.raises(ConfigError) as error:
+    with raises_error(ConfigError, "augment.policy=trivial", "not 4", "augment.policy=none"):
         augment(policy="trivial").sample(torch.zeros(4, 8, 8, dtype=torch.uint8), seed=0, epoch=0, index=0)
-    assert str(error.value).startswith("augment.policy=trivial ")
-    assert str(error.value).endswith(" not 4. Set augment.policy=none.")
 
 
 @pytest.mark.parametrize("size", [(60, 90), (200, 40)])
@@ -346,20 +345,17 @@ def test_where_no_box_fits_the_middle_is_taken_as_in_torchvision(size: tuple[int
 
 
 @pytest.mark.parametrize(
-    ("override", "suggestion"),
+    ("override", "parts"),
     [
-        ("augment.crop_scale=[1,0.5]", "Set augment.crop_scale=[0.5,1]."),
-        ("augment.crop_ratio=[2,0.5]", "Set augment.crop_ratio=[0.5,2]."),
-        ("augment.perspective=0.96", "perspective must be 0 or more and at most 0.95. The default is 0.0."),
-        ("augment.crop_scale=[wide,1]", ""),
+        ("augment.crop_scale=[1,0.5]", ["augment.crop_scale=[0.5,1]"]),
+        ("augment.crop_ratio=[2,0.5]", ["augment.crop_ratio=[0.5,2]"]),
+        ("augment.perspective=0.96", ["0 or more", "at most 0.95", 0.0]),
+        ("augment.crop_scale=[wide,1]", ["2 values"]),
     ],
 )
-def test_bad_values_are_refused_in_one_line(override: str, suggestion: str) -> None:
-    with pytest.raises(ConfigError) as error:
+def test_bad_values_are_refused_in_one_line(override: str, parts: list[object]) -> None:
+    with raises_error(ConfigError, override, *parts):
         check_signatures(config.load("train", ["augment=basic", "augment.crop_scale=[0.5,1]", override]))
-    assert str(error.value).startswith(f"{override}: ")
-    assert str(error.value).endswith(suggestion)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("size", [32, 224])

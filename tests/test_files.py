@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from error_parts import raises_error
 
 from imgrec.errors import DataError, first_line
 from imgrec.files import atomic_file, atomic_write, find_images
@@ -38,7 +39,7 @@ def test_links_are_followed_except_to_a_folder_that_contains_them(tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
-    with pytest.raises(DataError, match=f"{tmp_path}/none cannot be listed: No such file"):
+    with raises_error(DataError, f"{tmp_path}/none", "No such file"):
         find_images(str(tmp_path), "none")
 
 
@@ -76,7 +77,7 @@ def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(DataError, match=f"{tmp_path}/file cannot be written: No space left on device. Free disk space"):
+    with raises_error(DataError, f"{tmp_path}/file", "No space left on device", "disk space"):
         atomic_write(tmp_path / "file", "text")
     assert not os.listdir(tmp_path)
 

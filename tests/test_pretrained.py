@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from error_parts import raises_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -176,39 +177,29 @@ def test_weights_that_cannot_be_fetched_say_where_the_file_goes(fault, tmp_path,
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", fails)
-    with pytest.raises(CheckpointError) as caught:
-        transfer(build_resnet(), "DEFAULT", model=node(), classes=ANIMALS)
     file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
-    assert str(caught.value).endswith(f"Put that file at {file}.")
-    assert "\n" not in str(caught.value)
+    with raises_error(CheckpointError, "weights=DEFAULT", file):
+        transfer(build_resnet(), "DEFAULT", model=node(), classes=ANIMALS)
 
 
 @pytest.mark.parametrize(
-    ("weights", "model", "sentence"),
+    ("weights", "model", "parts"),
     [
-        ("IMAGENET1K_V9", node(), "for resnet18 torchvision has IMAGENET1K_V1, DEFAULT. Set weights=DEFAULT."),
-        ("DEFAULT", node(20, "small"), "torchvision has no weights for this resnet"),
-        ("runs/none", {"_target_": "imgrec.models.timm.timm_net", "name": "x"}, "timm has DEFAULT only"),
-        (
-            "IMAGENET1K_FEATURES",
-            node(16, family="vgg.vgg", batch_norm=False),
-            "for vgg16 torchvision has IMAGENET1K_V1, DEFAULT.",
-        ),
+        ("IMAGENET1K_V9", node(), ("resnet18", "IMAGENET1K_V1, DEFAULT", "weights=DEFAULT")),
+        ("DEFAULT", node(20, "small"), ("no weights for this resnet",)),
+        ("runs/none", {"_target_": "imgrec.models.timm.timm_net", "name": "x"}, ("timm", "DEFAULT")),
+        ("IMAGENET1K_FEATURES", node(16, family="vgg.vgg", batch_norm=False), ("vgg16", "IMAGENET1K_V1, DEFAULT")),
     ],
 )
-def test_unknown_weights_name_those_there_are(weights, model, sentence):
-    with pytest.raises(CheckpointError) as caught:
+def test_unknown_weights_name_those_there_are(weights, model, parts):
+    with raises_error(CheckpointError, f"weights={weights}", *parts):
         transfer(build_resnet(), weights, model=model, classes=ANIMALS)
-    assert sentence in str(caught.value)
-    assert str(caught.value).startswith(f"weights={weights}: there is no such file or folder, and ")
 
 
 def test_another_stem_names_the_key_to_set(published):
-    with pytest.raises(CheckpointError) as caught:
+    shapes = ("conv1.weight", "[64, 3, 7, 7]", "[64, 3, 3, 3]", "1 of 122 tensors")
+    with raises_error(CheckpointError, "weights", "resnet18 IMAGENET1K_V1", *shapes, "model.stem=imagenet"):
         transfer(build_resnet(stem="small"), "DEFAULT", model=node(stem="small"), classes=ANIMALS)
-    for part in ("resnet18 IMAGENET1K_V1", "conv1.weight", "[64, 3, 7, 7]", "[64, 3, 3, 3]", "1 of 122 tensors differ"):
-        assert part in str(caught.value)
-    assert str(caught.value).endswith("Set model.stem=imagenet.")
 
 
 NAMES = st.lists(st.sampled_from([f"class {i}" for i in range(12)]), min_size=2, max_size=8, unique=True)
@@ -263,7 +254,7 @@ def test_timms_weights(monkeypatch):
         raise OSError("We couldn't connect\nto the hub")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(CheckpointError, match=r"timm's weights for test_vit could not be loaded \(We couldn't connect\)"):
+    with pytest.raises(CheckpointError, match=r"test_vit .*\(We couldn't connect\)"):
         transfer(net, "DEFAULT", model=model, classes=ANIMALS)
 
 
