@@ -29,16 +29,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"imgrec {__version__}")
         return ExitCode.OK
     name = argv[0]
-    return run_command(name, lambda overrides, config_dir: _call(name, overrides, config_dir), argv[1:])
 
+    def command(overrides: list[str], config_dir: str | None) -> int:
+        if name not in COMMANDS:
+            raise ConfigError(
+                f"{name}: there is no such command.{did_you_mean(name, list(COMMANDS))} There are: {', '.join(COMMANDS)}."
+            )
+        module = "imgrec.models.__main__" if name == "models" else f"imgrec.{name}"
+        return int(import_module(module).main(overrides, config_dir))
 
-def _call(name: str, overrides: list[str], config_dir: str | None) -> int:
-    if name not in COMMANDS:
-        raise ConfigError(
-            f"{name}: there is no such command.{did_you_mean(name, list(COMMANDS))} There are: {', '.join(COMMANDS)}."
-        )
-    module = "imgrec.models.__main__" if name == "models" else f"imgrec.{name}"
-    return int(import_module(module).main(overrides, config_dir))
+    return run_command(name, command, argv[1:])
 
 
 if __name__ == "__main__":

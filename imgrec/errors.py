@@ -55,6 +55,11 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
+def plural(count: int, noun: str, ending: str = "s") -> str:
+    """'1 job', '2 jobs', plural(2, "process", "es") -> '2 processes'."""
+    return f"{count} {noun}{ending if count != 1 else ''}"
+
+
 def did_you_mean(name: str, known: Sequence[str]) -> str:
     """' Did you mean lr?' or nothing: the nearest known name, as a sentence that follows another."""
     near = get_close_matches(name, known, n=1, cutoff=0.6)

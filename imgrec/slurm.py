@@ -18,7 +18,8 @@ from imgrec.config.compose import compose_config, load_config, quote_values
 from imgrec.config.options import group_names
 from imgrec.config.schema import RunConfig, parse_settings, run_config
 from imgrec.distributed.command import run_command
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, plural
+from imgrec.files import is_directory_name
 from imgrec.sweeps.folder import choose_sweep_folder
 from imgrec.sweeps.grid import is_sweep, plan_sweep
 from imgrec.training.restart_count import count_start
@@ -26,7 +27,7 @@ from imgrec.training.run_dir import choose_run_dir
 
 ENDED = "--ended"  # launch/slurm.sbatch calls `imgrec slurm --ended CODE ARGUMENTS` where a start of the job has ended
 SCRIPT = "slurm.sbatch"
-SECONDS = {"d": 86400, "h": 3600, "m": 60}
+SECONDS = (86400, 3600, 60, 1)  # of a day, an hour, a minute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +125,14 @@ def _training(arguments: list[str], config_dir: str | None) -> Training:
         return Training([*folder, *arguments], run, None, run.name)
     plan = plan_sweep(arguments, config_dir)
     if plan.trials is not None:
-        search = choose_sweep_folder(plan, plan.base["id"]).path
-        return Training([*folder, *arguments], run_config(plan.base), None, plan.name, search)
-    if plan.job is not None:
+        jobs, search = None, choose_sweep_folder(plan, plan.base["id"]).path
+    elif plan.job is not None:
         raise ConfigError(
             f"job={plan.job}: each task of the array sets its own. Leave it out, and set array={plan.job} for that job alone."
         )
-    return Training([*folder, *arguments], run_config(plan.base), len(plan.grid()), plan.name)
+    else:
+        jobs, search = len(plan.grid()), None
+    return Training([*folder, *arguments], run_config(plan.base), jobs, plan.name, search)
 
 
 def job_run_dir(arguments: Sequence[str], config_dir: str | None) -> Path:
@@ -179,9 +181,12 @@ def _check_job(job: JobConfig, training: Training) -> None:
         raise ConfigError(
             "resume=false: a job that is requeued resumes its run. Leave it out: each new job has a new run directory."
         )
-    for key, name in (("name", run.name), ("id", run.id), ("job_name", job.job_name)):
-        if name is not None and "/" in name:
-            raise ConfigError(f"{key}={name}: expected a name without a slash. Set runs_dir=FOLDER for where runs are kept.")
+    for key, name in (("name", run.name), ("id", run.id), ("job_name", job.job_name or None)):
+        if name is not None and not is_directory_name(name):
+            raise ConfigError(
+                f"{key}={name}: expected a name for a directory, without a slash. "
+                f"Set {key}=NAME, or runs_dir=FOLDER for where runs are kept."
+            )
     if job.time is not None and job.signal_s >= parse_time(job.time):
         raise ConfigError(
             f"signal_s={job.signal_s}, but time={job.time} is not longer: the job would stop as soon as it starts. "
@@ -215,7 +220,7 @@ def sbatch_command(job: JobConfig, training: Training, logs: Path) -> list[str]:
         "account": job.account,
         "qos": job.qos,
         "constraint": job.constraint,
-        "array": None if training.jobs is None else array_tasks(job.array, training.jobs),
+        "array": array_tasks(job.array, training.jobs),
         "mail-user": job.mail,
         "mail-type": "END,FAIL,REQUEUE" if job.mail else None,
     }
@@ -249,8 +254,8 @@ def _submit(command: list[str]) -> str:
 
 
 def _print_next_steps(job: JobConfig, training: Training, number: str, record: Path) -> None:
-    array = None if training.jobs is None else array_tasks(job.array, training.jobs)
-    shape = f"{job.nodes} node{'s' * (job.nodes > 1)} x {job.tasks} process{'es' * (job.tasks > 1)}"
+    array = array_tasks(job.array, training.jobs)
+    shape = f"{plural(job.nodes, 'node')} x {plural(job.tasks, 'process', 'es')}"
     run_id = training.run.id or (f"sweep_{number}" if array else number)
     run_dir = training.search or Path(training.run.runs_dir) / training.name / run_id
     print(f"job     {number}: {shape}{f', array {array}' if array else ''}")
@@ -265,24 +270,23 @@ def _print_next_steps(job: JobConfig, training: Training, number: str, record: P
 
 def parse_time(text: str) -> int:
     """'1d12h', '90m', '8:00:00' and '1-12:00:00' in seconds; ConfigError for anything else."""
-    short = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", text)
-    long = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)", text)
-    if text and short:
-        return sum(int(part or 0) * size for part, size in zip(short.groups(), SECONDS.values(), strict=True))
-    if long:
-        return sum(int(part or 0) * size for part, size in zip(long.groups(), (*SECONDS.values(), 1), strict=True))
+    for pattern in (r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)"):
+        if text and (match := re.fullmatch(pattern, text)):
+            return sum(int(part or 0) * size for part, size in zip(match.groups(), SECONDS, strict=False))
     example = f"time={text}m for minutes or time={text}h for hours" if text.isdecimal() else "time=90m, 8h, 1d12h or 8:00:00"
     raise ConfigError(f"time={text}: expected a number with its unit. Type {example}.")
 
 
 def sbatch_time(text: str) -> str:
     """A time as sbatch reads it in one way only: DAYS-HH:MM:SS."""
-    days, rest = divmod(parse_time(text), SECONDS["d"])
+    days, rest = divmod(parse_time(text), SECONDS[0])
     return f"{f'{days}-' if days else ''}{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
 
 
-def array_tasks(text: str | None, jobs: int) -> str:
-    """The value of sbatch's --array for a sweep of `jobs` jobs; ConfigError for a number that no job has."""
+def array_tasks(text: str | None, jobs: int | None) -> str | None:
+    """The value of sbatch's --array for a grid of `jobs` jobs, None without one; ConfigError for a number that no job has."""
+    if jobs is None:
+        return None
     which, percent, most = (text or "").partition("%")
     numbers = [int(number) for number in re.findall(r"\d+", which)]
     if not re.fullmatch(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?(%[1-9]\d*)?", text or ""):
@@ -290,7 +294,7 @@ def array_tasks(text: str | None, jobs: int) -> str:
             f"array={text}: expected numbers of jobs and how many run at once. Type array=0-7, 0,3,5 or 0-{jobs - 1}%4."
         )
     if any(number >= jobs for number in numbers):
-        raise ConfigError(f"array={text}, but the sweep has {jobs} jobs. Type array=0-{jobs - 1} or less.")
+        raise ConfigError(f"array={text}, but the sweep has {plural(jobs, 'job')}. Type array=0-{jobs - 1} or less.")
     return (which or f"0-{jobs - 1}") + percent + most
 
 

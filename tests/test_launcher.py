@@ -1,5 +1,6 @@
 """Who started a process, what contradicts the config, and how the processes of a host end together."""
 
+import dataclasses
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from imgrec.distributed.process_group import connect, on_first_rank
 from imgrec.distributed.world import World, read_world
 from imgrec.errors import ConfigError, DataError, Stopped
 from imgrec.training.run_dir import choose_run_dir
+from imgrec.training.trainer import build_trainer
 
 Process = subprocess.Popen[str]
 
@@ -119,6 +121,34 @@ def test_what_fits_passes(variables: dict[str, str], words: list[str], within: C
     run = load_config("train", words)
     within(variables)
     check_world(run.trainer, read_world())
+
+
+@pytest.mark.parametrize(
+    ("world", "devices", "expected"),
+    [
+        (World(), "auto", ("auto", 1)),
+        (World(), 1, (1, 1)),
+        (World(size=1, started_by="torchrun"), 1, (1, 1)),
+        (World(size=1, started_by="torchrun"), [3], ([3], 1)),
+        (World(1, 6, 1, 3, 2, "torchrun"), "auto", (3, 2)),
+        (World(1, 2, 1, 2, 1, "imgrec"), [0, 3], ([0, 3], 1)),
+    ],
+)
+def test_lightning_gets_the_devices_of_this_node(
+    world: World, devices: Any, expected: tuple[Any, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):
+        pass
+
+    def trainer(**arguments: Any) -> None:
+        raise Seen(arguments["devices"], arguments["num_nodes"])
+
+    monkeypatch.setattr("pytorch_lightning.Trainer", trainer)
+    config = dataclasses.replace(load_config("train", []).trainer, devices=devices)
+    plan = SimpleNamespace(accumulate=1)
+    with pytest.raises(Seen) as caught:
+        build_trainer(config, plan, world, callbacks=(), logger=False)
+    assert caught.value.args == expected
 
 
 def test_one_process_a_device() -> None:

@@ -17,12 +17,11 @@ Command = Callable[[list[str], str | None], int]  # (overrides, --config-dir) ->
 def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
     """Call a command with its arguments and return its exit code. An error of the user is one line on stderr; IMGREC_DEBUG=1 shows the traceback."""
     try:
-        own = list(argv[: argv.index("--")] if "--" in argv else argv)  # what follows is for another command
-        if {"-h", "--help"} & set(own) and (conf_dir() / f"{name}.yaml").is_file():
-            config_dir, overrides = _split_config_dir(own)
-            print(help_text(name, overrides, config_dir))
-            return ExitCode.OK
         config_dir, overrides = _split_config_dir(list(argv))
+        own = overrides[: overrides.index("--")] if "--" in overrides else overrides  # the others are of another command
+        if {"-h", "--help"} & set(own) and (conf_dir() / f"{name}.yaml").is_file():
+            print(help_text(name, own, config_dir))
+            return ExitCode.OK
         with signals.request_cleared():
             return command(overrides, config_dir)
     except (ImgrecError, OSError) as error:

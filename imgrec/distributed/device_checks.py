@@ -4,34 +4,25 @@ Imports no torch before GPUs are counted.
 """
 
 import os
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 from imgrec.config.annotations import format_value
 from imgrec.config.schema import TrainerConfig
 from imgrec.distributed.world import World, env_number
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, plural
 
 
 def check_world(config: TrainerConfig, world: World) -> None:
     """ConfigError where trainer.devices or trainer.num_nodes contradict how this process was started."""
-    devices, nodes = config.devices, config.num_nodes
     if world.started_by == "alone":
-        _check_alone(nodes)
-        return
-    count = None if devices == "auto" else len(devices) if isinstance(devices, list) else devices
-    if world.started_by == "slurm":
-        _check_slurm(config, world, count)
-        return
-    if count is not None and count != world.local_size:
-        raise ConfigError(
-            f"trainer.devices={format_value(devices)}, but torchrun started {_plural(world.local_size, 'process', 'es')} "
-            f"on this machine. Leave trainer.devices out, or type torchrun --nproc-per-node={count}."
-        )
-    if nodes not in ("auto", world.nodes):
-        raise ConfigError(
-            f"trainer.num_nodes={nodes}, but torchrun runs on {_plural(world.nodes, 'machine')}. "
-            f"Leave trainer.num_nodes out, or type torchrun --nnodes={nodes}."
-        )
+        _check_alone(config.num_nodes)
+    elif world.started_by == "slurm":
+        _check_slurm(config, world)
+    else:
+        processes, machines = plural(world.local_size, "process", "es"), plural(world.nodes, "machine")
+        started = f"torchrun started {processes} on this machine"
+        _check_count("devices", config.devices, world.local_size, started, "type torchrun --nproc-per-node")
+        _check_count("num_nodes", config.num_nodes, world.nodes, f"torchrun runs on {machines}", "type torchrun --nnodes")
 
 
 def check_accelerator(config: TrainerConfig) -> None:
@@ -47,7 +38,7 @@ def check_accelerator(config: TrainerConfig) -> None:
         most = max(devices) + 1 if isinstance(devices, list) else devices
         if most > gpus:
             raise ConfigError(
-                f"trainer.devices={format_value(devices)}, but torch has {_plural(gpus, 'GPU')} here. "
+                f"trainer.devices={format_value(devices)}, but torch has {plural(gpus, 'GPU')} here. "
                 "Set trainer.devices=auto, or trainer.accelerator=cpu."
             )
 
@@ -59,7 +50,7 @@ def trains_on_cuda(config: TrainerConfig) -> bool:
     return config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def _check_alone(nodes: Any) -> None:
+def _check_alone(nodes: int | Literal["auto"]) -> None:
     tasks, machines = (env_number(name, 1) for name in ("SLURM_NTASKS", "SLURM_NNODES"))
     if "SLURM_JOB_ID" in os.environ and "SLURM_PTY_PORT" not in os.environ and (tasks > 1 or machines > 1):
         raise ConfigError(
@@ -74,24 +65,24 @@ def _check_alone(nodes: Any) -> None:
         )
 
 
-def _check_slurm(config: TrainerConfig, world: World, count: int | None) -> None:
-    nodes, devices = config.num_nodes, format_value(config.devices)
+def _check_count(key: str, value: int | str | list[int], actual: int, started: str, option: str) -> None:
+    """ConfigError where trainer.`key` is not the number of processes or nodes that were `started`."""
+    count = len(value) if isinstance(value, list) else value
+    if count not in ("auto", actual):
+        raise ConfigError(f"trainer.{key}={format_value(value)}, but {started}. Leave trainer.{key} out, or {option}={count}.")
+
+
+def _check_slurm(config: TrainerConfig, world: World) -> None:
+    tasks, nodes = plural(world.local_size, "task"), plural(world.nodes, "node")
     if world.local_size * world.nodes != world.size:
         spread = os.environ.get("SLURM_STEP_TASKS_PER_NODE")
         raise ConfigError(
             f"SLURM_STEP_TASKS_PER_NODE={spread}: expected as many tasks on each node. "
             f"Write #SBATCH --nodes={world.nodes} --ntasks-per-node={-(-world.size // world.nodes)}."
         )
-    if count is not None and count != world.local_size:
-        raise ConfigError(
-            f"trainer.devices={devices}, but SLURM started {_plural(world.local_size, 'task')} on this node. "
-            f"Leave trainer.devices out, or write #SBATCH --ntasks-per-node={count}."
-        )
-    if nodes not in ("auto", world.nodes):
-        raise ConfigError(
-            f"trainer.num_nodes={nodes}, but SLURM started this job on {_plural(world.nodes, 'node')}. "
-            f"Leave trainer.num_nodes out, or write #SBATCH --nodes={nodes}."
-        )
+    started = f"SLURM started {tasks} on this node"
+    _check_count("devices", config.devices, world.local_size, started, "write #SBATCH --ntasks-per-node")
+    _check_count("num_nodes", config.num_nodes, world.nodes, f"SLURM started this job on {nodes}", "write #SBATCH --nodes")
     if world.size > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:  # Lightning's SLURMEnvironment needs it
         raise ConfigError(
             f"SLURM_NTASKS={world.size} without --ntasks-per-node. "
@@ -99,16 +90,12 @@ def _check_slurm(config: TrainerConfig, world: World, count: int | None) -> None
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     gpus = len([gpu for gpu in visible.split(",") if gpu])
-    if config.accelerator not in ("cpu", "mps") and gpus and count is None and gpus != world.local_size:
+    if config.accelerator not in ("cpu", "mps") and config.devices == "auto" and gpus not in (0, world.local_size):
         raise ConfigError(
-            f"SLURM started {_plural(world.local_size, 'task')} on this node, but each has {_plural(gpus, 'GPU')} "
+            f"{started}, but each has {plural(gpus, 'GPU')} "
             f"(CUDA_VISIBLE_DEVICES={visible}). Write #SBATCH --ntasks-per-node=N --gpus-per-node=N with the same N, "
             f"or set trainer.devices={world.local_size}."
         )
-
-
-def _plural(count: int, noun: str, ending: str = "s") -> str:
-    return f"{count} {noun}{ending if count != 1 else ''}"
 
 
 def wanted_processes(config: TrainerConfig) -> int:
@@ -120,22 +107,3 @@ def wanted_processes(config: TrainerConfig) -> int:
     import torch
 
     return max(1, torch.cuda.device_count())
-
-
-class LightningDevices(NamedTuple):
-    """Arguments of Lightning's Trainer."""
-
-    devices: int | str | list[int]
-    num_nodes: int
-    strategy: Literal["auto", "ddp", "fsdp"]
-
-
-def lightning_devices(config: TrainerConfig, world: World) -> LightningDevices:
-    """The arguments for the Trainer of this process."""
-    devices, strategy = config.devices, config.strategy
-    if world.size == 1:
-        alone = world.started_by == "alone"
-        return LightningDevices(devices if alone else 1, 1, "auto" if strategy == "ddp" else strategy)
-    return LightningDevices(
-        devices if isinstance(devices, list) else world.local_size, world.nodes, "ddp" if strategy == "auto" else strategy
-    )

@@ -8,7 +8,12 @@ from typing import Any
 WAITING = "waiting for the others"  # how `doing` begins in front of a collective
 # A rank may take any time for these, while no other waits for it.
 ALONE = ("starting", "reading", "compiling")
-BY_ITSELF = ("compiling, at ", "importing, at ")  # how `at` begins in these
+# How `at` begins of a rank that may take minutes by itself, and the file on its stack that tells: torch.compile, a first
+# import from a shared file system.
+BY_ITSELF = {
+    "compiling, at ": ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py"),
+    "importing, at ": ("<frozen importlib._bootstrap",),
+}
 GAVE_UP = "in a collective that failed"  # `at` of a rank whose collective timed out
 # Files of the main thread in a collective: called directly, for the flags, DDP's broadcast of buffers, its all-reduce.
 COLLECTIVE = ("torch/distributed/", "distributed/flag_reduction.py", "nn/parallel/distributed.py", "torch/autograd/graph.py")
@@ -59,7 +64,7 @@ class RankStatus:
 
     @property
     def works_alone(self) -> bool:
-        return not self.waits and (self.doing.startswith(ALONE) or self.at.startswith(BY_ITSELF))
+        return not self.waits and (self.doing.startswith(ALONE) or self.at.startswith(tuple(BY_ITSELF)))
 
     @property
     def step(self) -> int:

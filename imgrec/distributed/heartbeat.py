@@ -4,8 +4,9 @@
         heartbeat.doing = "training step 12 of epoch 3"  # each assignment is a sign of life, also of the same text
         ...
 
-After an exception in the block: if a collective failed because another rank died, the process ends with the line about
-that one; otherwise the other ranks end with a line about this one.
+All ranks enter the block, after torch.distributed is initialised. After an exception in it: if a collective failed
+because another rank died, the process ends with the line about that one; otherwise the other ranks end with a line
+about this one.
 
 Rank 0 listens on a free port; each other rank has a TCP connection to it and sends a short line about once a second. A
 killed process closes its connection, so its death is known at once; a stopped process, a crashed machine or a broken
@@ -23,8 +24,8 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
-from types import FrameType
 
 from imgrec.distributed import signals
 from imgrec.distributed.diagnosis import AGAIN, BY_ITSELF, GAVE_UP, REFUSED_ELSEWHERE, Message, RankStatus, find_dead, find_hang
@@ -39,8 +40,6 @@ END_GRACE_S = 3.0  # between the decision and the end, as a main thread may end 
 OWN_END_S = 60.0  # if it does, it may be writing a checkpoint
 EXPLAIN_S = 5.0
 SENT_WAIT_S = 2.0
-# On the stack of a rank that may take minutes by itself: torch.compile, a first import from a shared file system.
-COMPILING, IMPORTING = ("torch/_dynamo/convert_frame.py", "torch/_inductor/compile_fx.py"), ("<frozen importlib._bootstrap",)
 NETWORK_ERROR = re.compile(
     r"gloo|nccl|\bpeer\b|connection|socket|timed? ?out|\bstore\b|broken pipe|process ?group|collective", re.IGNORECASE
 )
@@ -55,7 +54,7 @@ class Heartbeat:
         self._doing, self._progress_count = "starting", 0
         self._who = {"host": socket.gethostname(), "pid": os.getpid()}
         self._report_s = min(max(REPORT_S, world_size / REPORTS_PER_S), timeout_s / 5)
-        self._statuses: dict[int, RankStatus] = {}  # on rank 0 all, itself too; elsewhere rank 0
+        self._statuses: dict[int, RankStatus] = {}  # of this rank, and on rank 0 of all, elsewhere of rank 0
         self._connections = Transport(rank, world_size)
         self._left: Message | None = None
         self._end_line: str | None = None
@@ -65,12 +64,28 @@ class Heartbeat:
         self._ending = threading.Lock()
         self._closing = threading.Event()
         self._stop_sent = False
+        self._report_at = 0.0
         self._thread = threading.Thread(target=self._run, name="imgrec heartbeat", daemon=True)
 
     # What the main thread calls
 
     def __enter__(self) -> "Heartbeat":
-        self.start()
+        if self.world_size == 1:
+            return self
+        import torch
+        from torch import distributed
+
+        address: list[tuple[list[str], int, str] | None] = [self._connections.listen() if self.rank == 0 else None]
+        distributed.broadcast_object_list(address)
+        assert address[0] is not None
+        now = time.monotonic()
+        self._statuses = {
+            rank: RankStatus(rank, now, now) for rank in (range(self.world_size) if self.rank == 0 else (0, self.rank))
+        }
+        if self.rank:
+            self._connections.connect(*address[0], {"rank": self.rank, **self._who}, self.timeout_s)
+        self._thread.start()
+        distributed.all_reduce(torch.zeros(1))  # no rank may fail before all have connected
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -78,7 +93,7 @@ class Heartbeat:
             if error is not None:
                 if line := self.explain(error):
                     self.end(line)
-                self.leave(str(error) if isinstance(error, Stopped) else error)
+                self.leave(error)
         finally:
             self.close()
 
@@ -92,29 +107,13 @@ class Heartbeat:
         self._doing = text
         self._progress_count += 1
 
-    def start(self) -> None:
-        """Connect to rank 0 and start the thread. All ranks must call it, after torch.distributed is initialised."""
-        if self.world_size == 1:
-            return
-        import torch
-        from torch import distributed
-
-        address: list[tuple[list[str], int, str] | None] = [self._connections.listen() if self.rank == 0 else None]
-        distributed.broadcast_object_list(address)
-        assert address[0] is not None
-        now = time.monotonic()
-        self._statuses = {rank: RankStatus(rank, now, now) for rank in (range(self.world_size) if self.rank == 0 else (0,))}
-        if self.rank:
-            self._connections.connect(*address[0], {"rank": self.rank, **self._who}, self.timeout_s)
-        self._thread.start()
-        distributed.all_reduce(torch.zeros(1))  # no rank may fail before all have connected
-
     def explain(self, error: BaseException) -> str | None:
         """The line about the rank that made a collective fail, after at most EXPLAIN_S; None for an error of this rank."""
         if not self._thread.is_alive() or not _is_of_the_network(error):
             return None
         self._end_at = time.monotonic() + OWN_END_S
         self._explaining = True
+        self._report_at = 0.0
         self._connections.wake()
         self._decided.wait(EXPLAIN_S)
         return self._end_line
@@ -127,17 +126,22 @@ class Heartbeat:
         self._ending.acquire()  # never released: the main thread and the heartbeat's may both call this
         if line == REFUSED_ELSEWHERE:
             end_process(None, ExitCode.REFUSED)
-        prints = self.rank == 0 or self._has_rank_0_died()
+        first = self._statuses[0]
+        silent = time.monotonic() - first.last_message_at >= self.timeout_s
+        prints = self.rank == 0 or first.failed or first.disconnected_at is not None or silent
         end_process(line if prints else None, ExitCode.FAILED, self._note if self.rank == 0 else None)
 
     def leave(self, reason: str | BaseException) -> None:
-        """Tell the others that this rank ends, with a reason, or with an exception, which ends them too."""
+        """Tell the others that this rank ends, with a reason, or with an exception other than Stopped, which ends them too."""
         if self._left is None:
-            failed = isinstance(reason, BaseException)
+            failed = isinstance(reason, BaseException) and not isinstance(reason, Stopped)
             text = f"{type(reason).__name__}: {str(reason).strip()}".splitlines()[0] if failed else str(reason)
             self._left = {"left": text, "failed": failed, "refused": isinstance(reason, ImgrecError)}
-            self._put(self._left)
-            self._wait_until_sent()
+            if self._thread.is_alive():
+                self._connections.put(self._left)
+            until = time.monotonic() + SENT_WAIT_S
+            while self._thread.is_alive() and not self._connections.sent and time.monotonic() < until:
+                time.sleep(0.005)
 
     def close(self) -> None:
         """Leave, if not done yet, and stop the thread."""
@@ -151,8 +155,7 @@ class Heartbeat:
     # The thread
 
     def _run(self) -> None:
-        report_at = last = time.monotonic()
-        progress_count, progress_at, reported = self._progress_count, last, False
+        last = time.monotonic()
         while not self._closing.is_set():
             self._read(min(POLL_S, self._report_s))
             now = time.monotonic()
@@ -162,23 +165,27 @@ class Heartbeat:
                     status.last_message_at += now - last
                     status.progress_at += now - last
             last = now
-            if self._progress_count != progress_count:
-                progress_count, progress_at = self._progress_count, now
             self._spread_stop()
-            if now >= report_at or (self._explaining and not reported):
-                reported = self._explaining
-                report_at = now + self._report_s
-                self._report(now, GAVE_UP if self._explaining else _at() if now - progress_at > self.timeout_s / 2 else "")
+            if now >= self._report_at:
+                self._report_at = now + self._report_s  # before `_explaining` is read, which `explain` sets before this
+                self._report(now)
             self._connections.flush()
             self._check(now)
             first = self._statuses[0]
             if self.rank and first.disconnected_at is not None and first.left is not None and not self._end_line:
                 return  # rank 0 has ended without an error
 
-    def _report(self, now: float, at: str) -> None:
-        message = {"doing": self._doing, "progress_count": self._progress_count, "at": at, **self._who}
-        if self.rank == 0:
-            self._statuses[0].update(message, now)
+    def _report(self, now: float) -> None:
+        own = self._statuses[self.rank]
+        message = {
+            "doing": self._doing,
+            "progress_count": self._progress_count,
+            "at": GAVE_UP if self._explaining else "",
+            **self._who,
+        }
+        own.update(message, now)
+        if not own.at and now - own.progress_at > self.timeout_s / 2:
+            message["at"] = own.at = _at()
         self._connections.send(message)
 
     def _read(self, timeout: float) -> None:
@@ -187,15 +194,12 @@ class Heartbeat:
             now = time.monotonic()
             if message is None:
                 self._statuses[rank].disconnected_at = now
-            else:
-                self._process(rank, message, now)
-
-    def _process(self, rank: int, message: Message, now: float) -> None:
-        self._statuses[rank].update(message, now)
-        if "stop" in message:
-            signals.request_stop(message["stop"])
-        if "end" in message:
-            self._decide_end(message["end"], now + message["in_s"])
+                continue
+            self._statuses[rank].update(message, now)
+            if "stop" in message:
+                signals.request_stop(message["stop"])
+            if "end" in message:
+                self._decide_end(message["end"], now + message["in_s"])
 
     def _spread_stop(self) -> None:
         reason = signals.stop_reason()
@@ -225,41 +229,16 @@ class Heartbeat:
             self._end_at = max(self._end_at, end_at)
             self._decided.set()
 
-    def _put(self, message: Message) -> None:
-        """Pass a message to the thread."""
-        if self._thread.is_alive():
-            self._connections.put(message)
-
-    def _wait_until_sent(self) -> None:
-        """Wait until the thread has sent everything, SENT_WAIT_S at most."""
-        until = time.monotonic() + SENT_WAIT_S
-        while self._thread.is_alive() and time.monotonic() < until:
-            if self._connections.sent:
-                return
-            time.sleep(0.005)
-
-    def _has_rank_0_died(self) -> bool:
-        first = self._statuses[0]
-        silent = time.monotonic() - first.last_message_at >= self.timeout_s
-        return first.failed or first.disconnected_at is not None or silent
-
 
 def _at() -> str:
     """Where the main thread is: 'at data/decode.py:41 in read'."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    if frame is None:
-        return ""
-    while frame.f_code.co_filename.startswith("<frozen os") and frame.f_back is not None:
-        frame = frame.f_back  # the caller says more
-    code = frame.f_code
-    location = f"{'/'.join(code.co_filename.split('/')[-3:])}:{frame.f_lineno} in {code.co_name}"
-    outer: FrameType | None = frame
-    while outer is not None:
-        for begins, marks in zip(BY_ITSELF, (COMPILING, IMPORTING), strict=True):
-            if any(mark in outer.f_code.co_filename for mark in marks):
-                return begins + location
-        outer = outer.f_back
-    return f"at {location}"
+    frames = [frame for frame, _ in traceback.walk_stack(sys._current_frames()[threading.main_thread().ident or 0])]
+    while frames[0].f_code.co_filename.startswith("<frozen os") and len(frames) > 1:
+        del frames[0]  # the caller says more
+    code = frames[0].f_code
+    files = [frame.f_code.co_filename for frame in frames]
+    begins = (begin for file in files for begin, marks in BY_ITSELF.items() if any(mark in file for mark in marks))
+    return f"{next(begins, 'at ')}{'/'.join(code.co_filename.split('/')[-3:])}:{frames[0].f_lineno} in {code.co_name}"
 
 
 def _is_of_the_network(error: BaseException | None) -> bool:

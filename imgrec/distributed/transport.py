@@ -82,10 +82,9 @@ class Transport:
         if soft != resource.RLIM_INFINITY:  # often 1024, and each connection is an open file
             more = soft + self.world_size
             resource.setrlimit(resource.RLIMIT_NOFILE, (more if hard == resource.RLIM_INFINITY else min(more, hard), hard))
-        if socket.has_dualstack_ipv6():
-            self._listener = socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=self.world_size)
-        else:
-            self._listener = socket.create_server(("", 0), backlog=self.world_size)
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        self._listener = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=self.world_size)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._token = secrets.token_hex(16)
@@ -182,25 +181,19 @@ class Transport:
 
     def close(self) -> None:
         _open.discard(self)
-        for connection in list(self._sockets()):
-            connection.close()
-        self._selector.close()
+        self._wake.close()
+        for key in list(self._selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
 
     def _watch(self, line: LineConnection) -> None:
         self._selector.register(line.socket, selectors.EVENT_READ, line)
 
-    def _sockets(self) -> Iterator[socket.socket]:
-        yield self._wake
-        for key in list(self._selector.get_map().values()):
-            assert isinstance(key.fileobj, socket.socket)
-            yield key.fileobj
-
 
 def _close_in_child() -> None:
     # A forked loader worker holds the connection too: it would outlive a killed rank, and hide its death.
-    for connections in list(_open):
-        for connection in connections._sockets():
-            connection.close()
+    for transport in list(_open):
+        transport.close()
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from imgrec.distributed import signals
 from imgrec.distributed.world import read_world
-from imgrec.errors import ConfigError, Died, ExitCode, ImgrecError, Stopped
+from imgrec.errors import ConfigError, Died, ExitCode, ImgrecError, Stopped, plural
 from imgrec.sweeps.folder import DONE, HAVE_RESULT, Job, SweepFolder, open_sweep_folder
 from imgrec.sweeps.grid import JOB, SweepPlan, plan_sweep
 from imgrec.sweeps.job import Fit, fixed_keys, run_one, train_job
@@ -67,9 +67,7 @@ class Jobs:
         self.grid = plan.grid() if plan.trials is None else []
         self.total = plan.trials or len(self.grid)
         self.search: Search | None = None
-        terminal.say(
-            f"{self.total} job{'s' * (self.total != 1)} in {folder.path}, ranked by their best {folder.monitor}", style="bold"
-        )
+        terminal.say(f"{plural(self.total, 'job')} in {folder.path}, ranked by their best {folder.monitor}", style="bold")
         with folder.updating():
             if plan.trials is not None:
                 self.search = Search(plan, folder.path)

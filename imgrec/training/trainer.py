@@ -15,7 +15,6 @@ from pytorch_lightning.loggers.logger import DummyLogger, Logger
 from imgrec.config.instantiate import instantiate, node_target, parameter_types
 from imgrec.config.schema import Node, RunConfig, TrainerConfig
 from imgrec.data.sampler import BatchPlan
-from imgrec.distributed.device_checks import lightning_devices
 from imgrec.distributed.world import World, cluster_environment
 from imgrec.errors import ConfigError, first_line
 from imgrec.terminal import Terminal
@@ -47,14 +46,14 @@ def build_trainer(
     Raises ConfigError for an accelerator or devices that are not available.
     """
     limit = config.limit_train_batches  # an integer counts global batches, Lightning's micro-batches
-    devices = lightning_devices(config, world)
+    chosen = isinstance(config.devices, list) or world.started_by == "alone"
     plugins: list[Any] = [cluster_environment(world), *([] if checkpoint_io is None else [checkpoint_io])]
     try:
         trainer = pl.Trainer(
             accelerator=config.accelerator,
-            devices=devices.devices,
-            num_nodes=devices.num_nodes,
-            strategy=make_strategy(devices.strategy, world_size=world.size),
+            devices=config.devices if chosen else world.local_size,
+            num_nodes=world.nodes,
+            strategy=make_strategy(config.strategy, world_size=world.size),
             precision="32-true" if config.precision == "32" else config.precision,
             gradient_clip_val=config.gradient_clip or None,
             accumulate_grad_batches=plan.accumulate,
