@@ -56,14 +56,13 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
     options = [override for override in parsed if override.key_or_group in groups]
     keys = [override for override in parsed if override.key_or_group not in groups]
     check_options(command, options, search)
-    chosen, every = ([str(override.input_line) for override in overrides] for overrides in (options, parsed))
     try:
-        reference, choices = hydra_tree(command, chosen, search)
+        reference, choices = hydra_tree(command, [str(override.input_line) for override in options], search)
         if choices.get("experiment") is not None:  # an experiment may set any key, so the reference is composed without it
             plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
             reference = hydra_tree(command, plain, search)[0]
         check_keys(command, keys, reference, groups)
-        tree = reference if not keys and choices.get("experiment") is None else hydra_tree(command, every, search)[0]
+        tree = hydra_tree(command, [str(override.input_line) for override in parsed], search)[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the config cannot be composed: {first_line(error)}.") from error
     if "name" in tree and tree["name"] is None:
@@ -94,15 +93,11 @@ def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ..
             paths = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]"] if search else []
             config = hydra_compose(command, [*overrides, *paths], return_hydra_config=True)
             named = group_names(search)
-            choices = {k: v for k, v in config.hydra.runtime.choices.items() if "/" not in k and k in named}
-            OmegaConf.set_struct(config, False)
-            del config["hydra"]
-            tree = OmegaConf.to_container(config, resolve=True)
+            choices = {group: option for group, option in config.hydra.runtime.choices.items() if group in named}
+            run = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            tree = OmegaConf.to_container(run, resolve=True)
     finally:
-        GlobalHydra.instance().clear()
-        if outer is not None:
-            GlobalHydra.instance().initialize(outer)
-    assert isinstance(tree, dict)
+        GlobalHydra.instance().hydra = outer
     return typing.cast(Node, tree), choices
 
 

@@ -2,11 +2,15 @@
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from functools import reduce
+from itertools import dropwhile, takewhile
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from imgrec.config.annotations import format_value
 from imgrec.config.compose import compose_config
 from imgrec.config.options import conf_dir, option_names
 
@@ -52,8 +56,10 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     chosen = dict(override.split("=", 1) for override in overrides)
     usage = f"imgrec {command} key=value ...        the same as: python -m imgrec.{command} key=value ..."
     lines = [usage, "", *_header(source), ""]
-    roots = [source, *((conf_dir() / f"{name}.yaml").read_text() for name in _parents(source))]  # lr_find has every key of train
-    groups = {group: default for root in roots for group, default in _defaults(root).items()}
+    parents = [entry for entry in _defaults(source) if isinstance(entry, str) and entry != "_self_"]
+    roots = [source, *((conf_dir() / f"{name}.yaml").read_text() for name in parents)]  # lr_find has every key of train
+    entries = [entry for root in roots for entry in _defaults(root) if isinstance(entry, dict)]
+    groups: dict[str, str | None] = {group: option for entry in entries for group, option in entry.items()}
     if groups:
         example = f"{command} model=vgg --help"
         lines += [f"Config groups: GROUP=OPTION, *OPTION is the default. The keys of an option: imgrec {example}"]
@@ -65,7 +71,8 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     lines += ["Keys, with their values"]
     lines += [_line(tree, *key) for root in roots for key in documented(root) if key[0][0] not in groups]
     for group in groups:
-        if group in chosen and (file := _file(group, chosen[group], search)) is not None:
+        files = [root / group / f"{chosen[group]}.yaml" for root in (*search, conf_dir()) if group in chosen]
+        if file := next(filter(Path.is_file, files), None):
             lines += ["", f"{group}={chosen[group]}", *_header(file.read_text())]
             lines += [_line(tree, *key) for key in option_keys(group, file)]
     lines += ["", "--config-dir FOLDER    your own yaml beside the shipped ones: FOLDER/model/mine.yaml is model=mine"]
@@ -102,40 +109,25 @@ def documented(source: str) -> list[tuple[KeyPath, str, str]]:
     return keys
 
 
+def _is_comment(line: str) -> bool:
+    return line.startswith("#") and "@package" not in line
+
+
 def _above(lines: Sequence[str], line: int) -> str:
     """The comment lines directly above a line, joined."""
-    block: list[str] = []
-    while line > 0 and lines[line - 1].lstrip().startswith("#") and "@package" not in lines[line - 1]:
-        line -= 1
-        block.insert(0, lines[line].strip().lstrip("# "))
-    return " ".join(block)
+    block = list(takewhile(_is_comment, map(str.lstrip, reversed(lines[:line]))))
+    return " ".join(text.lstrip("# ").rstrip() for text in reversed(block))
 
 
 def _header(source: str) -> list[str]:
     """The first block of comment lines without indentation."""
-    block: list[str] = []
-    for line in source.splitlines():
-        if line.startswith("#") and "@package" not in line:
-            block.append(line.lstrip("# "))
-        elif block:
-            break
-    return block
+    block = takewhile(_is_comment, dropwhile(lambda line: not _is_comment(line), source.splitlines()))
+    return [line.lstrip("# ") for line in block]
 
 
-def _defaults(source: str) -> dict[str, str | None]:
-    """Group to default option of a root's defaults list, in its order."""
-    listed: list[Any] = (yaml.safe_load(source) or {}).get("defaults", [])
-    return {str(group): option for entry in listed if isinstance(entry, dict) for group, option in entry.items()}
-
-
-def _parents(source: str) -> list[str]:
-    """Other roots in the defaults list of a root."""
-    listed: list[Any] = (yaml.safe_load(source) or {}).get("defaults", [])
-    return [entry for entry in listed if isinstance(entry, str) and entry != "_self_"]
-
-
-def _file(group: str, option: str, search: Sequence[Path]) -> Path | None:
-    return next((file for root in (*search, conf_dir()) if (file := root / group / f"{option}.yaml").is_file()), None)
+def _defaults(source: str) -> list[Any]:
+    """The defaults list of a yaml text."""
+    return list((yaml.safe_load(source) or {}).get("defaults", []))
 
 
 def option_keys(group: str, file: Path) -> Iterator[tuple[KeyPath, str, str]]:
@@ -143,7 +135,7 @@ def option_keys(group: str, file: Path) -> Iterator[tuple[KeyPath, str, str]]:
     source = file.read_text()
     head: KeyPath = () if "@package _global_" in source.partition("\n")[0] else (group,)
     keys: dict[KeyPath, tuple[str, str]] = {}
-    for entry in (yaml.safe_load(source) or {}).get("defaults", []):
+    for entry in _defaults(source):
         name = str(entry).partition("@")[0]
         if isinstance(entry, str) and entry != "_self_" and (file.parent / f"{name}.yaml").is_file():
             keys |= {path: (value, comment) for path, value, comment in option_keys(group, file.parent / f"{name}.yaml")}
@@ -152,18 +144,13 @@ def option_keys(group: str, file: Path) -> Iterator[tuple[KeyPath, str, str]]:
     return ((path, value, comment) for path, (value, comment) in keys.items())
 
 
-def _value(tree: dict[str, Any] | None, path: KeyPath, written: str) -> str:
-    """The composed value of a key, or its text in the yaml where nothing was composed."""
-    node: Any = tree
-    for name in path:
-        if not isinstance(node, dict) or name not in node:
-            return written
-        node = node[name]
-    return "null" if node is None else str(node).lower() if isinstance(node, bool) else str(node).replace(", ", ",")
-
-
-def _line(tree: dict[str, Any] | None, path: KeyPath, written: str, comment: str) -> str:
-    start = f"  {'.'.join(path)}={_value(tree, path, written)}"
+def _line(tree: Any, path: KeyPath, written: str, comment: str) -> str:
+    """A key with its value in the composed tree, or as written in the yaml where nothing was composed."""
+    try:
+        value = format_value(reduce(getitem, path, tree))
+    except (KeyError, TypeError):
+        value = written
+    start = f"  {'.'.join(path)}={value}"
     if not comment and written.startswith("${") and written.endswith("}"):
         comment = f"as {written[2:-1]}"
     wrapped = textwrap.wrap(comment, WIDTH - KEY_WIDTH) or [""]

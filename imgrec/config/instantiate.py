@@ -47,14 +47,14 @@ def locate(target: str) -> Callable[..., Any]:
                 f"_target_={target}: Python finds no package {error.name}. Install it, or type: export PYTHONPATH=FOLDER that holds it."
             ) from error
         raise ConfigError(f"_target_={target}: {error}.") from error
-    found = getattr(module, name, None)
-    if not callable(found):
+    located = getattr(module, name, None)
+    if not callable(located):
         raise ConfigError(f"_target_={target}: {module_name} has no {name}.{did_you_mean(name, dir(module))}")
-    return typing.cast(Callable[..., Any], found)
+    return typing.cast(Callable[..., Any], located)
 
 
 def node_target(node: Node) -> Callable[..., Any]:
-    """What `locate` finds for a node's `_target_`; ConfigError also for a node without one."""
+    """`locate` of a node's `_target_`; ConfigError also for a node without one."""
     if "_target_" not in node:
         raise ConfigError(
             f"a config group without _target_ ({', '.join(map(str, node)) or 'empty'}). Write _target_: PACKAGE.MODULE.NAME into its yaml."
@@ -72,12 +72,9 @@ def instantiate(node: Node, **extra: Any) -> Any:
 @cache
 def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of a target that have a name, with their types; those of its parents too where it has **keywords."""
-    if not inspect.isclass(target):
-        owners: list[Callable[..., Any]] = [target]
-    else:
-        owners = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
-    found: dict[str, Any] = {}
-    for function in owners:
+    parameters: dict[str, Any] = {}
+    constructors = [vars(cls)["__init__"] for cls in getattr(target, "__mro__", [object])[:-1] if "__init__" in vars(cls)]
+    for function in constructors or [target]:
         signature = inspect.signature(function)
         try:
             hints = typing.get_type_hints(function)
@@ -85,10 +82,10 @@ def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
             hints = {}
         for name, parameter in signature.parameters.items():
             if name != "self" and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(name, hints.get(name, Any))
+                parameters.setdefault(name, hints.get(name, Any))
         if not any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
             break
-    return found
+    return parameters
 
 
 def check_signatures(run: RunConfig) -> None:
@@ -98,9 +95,8 @@ def check_signatures(run: RunConfig) -> None:
             parameter_types(locate(EXTRA_PARAMETERS[name])) if name in EXTRA_PARAMETERS else {}
         )
         for key, value in node.items():
-            uncounted = (name, key, value) == ("model", "num_classes", None)  # it is set when the data is read
-            if key in ("_target_", "_partial_") or uncounted:
-                continue
+            if key in ("_target_", "_partial_") or (name, key, value) == ("model", "num_classes", None):
+                continue  # the number of classes is set when the data is read
             if key not in known:
                 raise ConfigError(
                     f"{name}.{key}={format_value(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"

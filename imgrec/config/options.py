@@ -23,15 +23,8 @@ def option_names(group: str, search: Sequence[Path] = ()) -> list[str]:
 
 
 def group_names(search: Sequence[Path] = ()) -> list[str]:
-    """The config groups: the folders in conf/."""
-    return sorted(
-        {
-            folder.name
-            for root in (conf_dir(), *search)
-            for folder in root.iterdir()
-            if folder.is_dir() and any(folder.glob("*.yaml"))
-        }
-    )
+    """The config groups: the folders in conf/ and in the user's own."""
+    return sorted({file.parent.name for root in (conf_dir(), *search) for file in root.glob("*/*.yaml")})
 
 
 @cache
