@@ -15,11 +15,11 @@ from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import atomic_write
-from imgrec.inference.paths import check_output, find_checkpoint
+from imgrec.inference.paths import check_output, find_checkpoint, first_bytes
 from imgrec.terminal import Terminal, printable
 
 MOST_CLASSES = 20  # lines of the table per class, and of the confusion matrix on a terminal
-MARK = '{\n "imgrec": "evaluate"'  # how our JSON begins
+MARK = b'{\n "imgrec": "evaluate"'  # how our JSON begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,41 +44,29 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Measure, print the tables, write the JSON and the picture; of several processes each measures its share."""
     overrides = quote_values(argv, ("ckpt", "folder", "data.root", "out", "plot", "precision"))
     config = parse_settings(EvaluateConfig, compose_config("evaluate", overrides, config_dir))
-    if config.ckpt is None:
-        raise ConfigError("ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
     with worker_group(config.trainer.timeout_s) as group:
         return _evaluate(config, *on_first_rank(lambda: _check_files(config)), group)
 
 
 def _check_files(config: EvaluateConfig) -> tuple[Path, Path, Path | None]:
     """The checkpoint file, the .json and the picture, each checked."""
-    assert config.ckpt is not None
+    if config.ckpt is None:
+        raise ConfigError("ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
     file = find_checkpoint(config.ckpt)
     if config.folder is not None and not Path(config.folder).is_dir():
         raise DataError(f"folder={config.folder} is no folder. Set folder=FOLDER that holds CLASS/*.jpg.")
     what = config.split if config.folder is None else Path(config.folder).resolve().name
-    out = Path(config.out) if config.out else _beside(file) / f"evaluate_{what}.json"
+    run_dir = file.parent.parent
+    if file.parent.name != "checkpoints" or not (run_dir / "config.yaml").is_file():
+        run_dir = Path()  # the checkpoint was moved out of its run
+    out = Path(config.out) if config.out else run_dir / f"evaluate_{what}.json"
     plot = None if config.plot == "none" else Path(config.plot) if config.plot else out.with_suffix(".png")
-    check_output("out", out, (".json",), ours=_ours, overwrite=config.overwrite)
+    check_output("out", out, (".json",), ours=lambda path: first_bytes(path).startswith(MARK), overwrite=config.overwrite)
     if plot is not None:
-        check_output("plot", plot, (".png",), ours=_our_picture, overwrite=config.overwrite)
+        check_output(
+            "plot", plot, (".png",), ours=lambda path: b"Software\0imgrec" in first_bytes(path), overwrite=config.overwrite
+        )
     return file, out, plot
-
-
-def _beside(file: Path) -> Path:
-    """The run directory of a checkpoint; the working directory for one that was moved out of its run."""
-    folder = file.parent.parent
-    return folder if file.parent.name == "checkpoints" and (folder / "config.yaml").is_file() else Path()
-
-
-def _ours(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(MARK)) == MARK.encode()
-
-
-def _our_picture(path: Path) -> bool:
-    with path.open("rb") as file:
-        return b"Software\0imgrec" in file.read(256)
 
 
 def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, group: WorkerGroup) -> int:
@@ -140,14 +128,10 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
         "seconds": round(seconds, 2),
         "versions": package_versions(),
     }
-    atomic_write(out, json.dumps(content, indent=1).encode())
+    atomic_write(out, json.dumps(content, indent=1))
     if plot is not None:
-        atomic_write(
-            plot,
-            draw_confusion_matrix(
-                report, title=f"{checkpoint.run.name}, {what}: {report.accuracy:.2%} of {report.count:,} images right"
-            ),
-        )
+        title = f"{checkpoint.run.name}, {what}: {report.accuracy:.2%} of {report.count:,} images right"
+        atomic_write(plot, draw_confusion_matrix(report, title=title))
     terminal.say(f"figures in {printable(str(out))}" + ("" if plot is None else f", confusion matrix in {printable(str(plot))}"))
     return 0
 

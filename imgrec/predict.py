@@ -45,37 +45,33 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """
     overrides = quote_values(argv, ("ckpt", "files", "out", "precision"))
     config = parse_settings(PredictConfig, compose_config("predict", overrides, config_dir))
+    files: list[str] = []  # on the first process
+    with worker_group(config.trainer.timeout_s) as group:
+        group.set_status("reading the names of the files")
+        ckpt = on_first_rank(lambda: _check_files(config, files))
+        return _predict(config, ckpt, files, group)
+
+
+def _check_files(config: PredictConfig, files: list[str]) -> Path:
+    """The checkpoint file; the names of the images are appended to `files`."""
     if config.ckpt is None:
         raise ConfigError("ckpt=null: predict needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
     if config.files is None:
         raise ConfigError("files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg].")
-    files: list[str] = []  # on the first process
-    with worker_group(config.trainer.timeout_s) as group:
-        group.set_status("reading the names of the files")
-        on_first_rank(lambda: files.extend(_check_files(config)))
-        return _predict(config, files, group)
-
-
-def _check_files(config: PredictConfig) -> list[str]:
-    """The files."""
-    assert config.ckpt is not None
-    assert config.files is not None
-    out = Path(config.out)
-    find_checkpoint(config.ckpt)
-    files = expand_files(config.files)
+    out, ckpt = Path(config.out), find_checkpoint(config.ckpt)
+    files += expand_files(config.files)
     prediction_table.check_parquet(out)
     check_output("out", out, prediction_table.SUFFIXES, ours=prediction_table.written_by_us, overwrite=config.overwrite)
-    return files
+    return ckpt
 
 
-def _predict(config: PredictConfig, files: list[str], group: WorkerGroup) -> int:
+def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerGroup) -> int:
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.predictor import Predictor
 
     terminal = Terminal(quiet=group.rank > 0)
-    assert config.ckpt is not None
     group.set_status("reading the checkpoint")
-    predictor = Predictor(load_checkpoint(config.ckpt), device=config.device, precision=config.precision)
+    predictor = Predictor(load_checkpoint(ckpt), device=config.device, precision=config.precision)
     top_k = min(config.top_k, len(predictor.classes))
     start = time.perf_counter()
     mine, parts = group.scatter(files, config.batch_size)

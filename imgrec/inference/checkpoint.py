@@ -12,6 +12,7 @@ import torch
 
 from imgrec.config.instantiate import ALLOW, in_your_packages
 from imgrec.config.schema import Node, RunConfig, run_config, target_nodes
+from imgrec.data.decode import Preprocessing
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.inference.paths import find_checkpoint
 
@@ -98,7 +99,7 @@ class Checkpoint:
     file: Path
     run: RunConfig
     classes: tuple[str, ...]
-    preprocessing: Node
+    preprocessing: Preprocessing
     content: dict[str, Any]  # all of the file: "state_dict", "imgrec" and Lightning's own keys
 
 

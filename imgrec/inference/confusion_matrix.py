@@ -34,12 +34,10 @@ def confusion_table(report: Report, *, width: int, most: int) -> Any:
     for heading in headings:
         table.add_column(Text(heading), justify="right", no_wrap=True)
     for true, (label, counts) in enumerate(zip(labels, report.confusion, strict=True)):
-        table.add_row(Text(label), *(_cell(count, right=true == column) for column, count in enumerate(counts)))
+        styles = ("green" if true == column else "red" if count else "dim" for column, count in enumerate(counts))
+        cells = (Text(str(count) if count else ".", style=style) for count, style in zip(counts, styles, strict=True))
+        table.add_row(Text(label), *cells)
     return Group(Text("confusion matrix: a row for each true class, a column for each predicted one", style="bold"), table)
-
-
-def _cell(count: int, *, right: bool) -> Text:
-    return Text("." if count == 0 else str(count), style="green" if right else "red" if count else "dim")
 
 
 def _pairs(report: Report, names: list[str]) -> Any:
@@ -50,24 +48,17 @@ def _pairs(report: Report, names: list[str]) -> Any:
     pairs = [(int(cell // len(names)), int(cell % len(names))) for cell in order if matrix.flat[cell]]
     if not pairs:
         return Text("no image was predicted as another class", style="bold")
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for heading in ("true", "predicted"):
-        table.add_column(heading)
-    table.add_column("images", justify="right")
-    table.add_column("of its class", justify="right")
+    table = Table("true", "predicted", box=None, pad_edge=False, show_edge=False)
+    for heading in ("images", "of its class"):
+        table.add_column(heading, justify="right")
     for true, predicted in pairs:
-        table.add_row(
-            Text(names[true]),
-            Text(names[predicted]),
-            str(matrix[true, predicted]),
-            f"{matrix[true, predicted] / support[true]:.1%}",
-        )
+        count = matrix[true, predicted]
+        table.add_row(Text(names[true]), Text(names[predicted]), str(count), f"{count / support[true]:.1%}")
     return Group(Text("most frequent confusions", style="bold"), table)
 
 
 def draw_confusion_matrix(report: Report, *, title: str) -> bytes:
     """A PNG: each row's shares as shades, and for few classes the counts. No window, no font files of ours."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = [row["name"] for row in report.per_class]
@@ -76,7 +67,6 @@ def draw_confusion_matrix(report: Report, *, title: str) -> bytes:
     shares = np.divide(matrix, support, out=np.zeros(matrix.shape), where=support > 0)
     side = float(np.clip(2.5 + 0.42 * len(names), 5, 14))  # inches
     figure = Figure(figsize=(side + 1, side), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(shown, ax=axes, label="share of the true class", shrink=0.8)

@@ -13,7 +13,6 @@ from imgrec.config.annotations import check_type, format_value
 from imgrec.config.instantiate import instantiate, locate, parameter_types
 from imgrec.config.schema import Node, Split
 from imgrec.data.datasets import ImageFolder
-from imgrec.data.decode import Preprocessing
 from imgrec.data.folder import BadImage, ImageFiles, folder_split
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
@@ -51,8 +50,7 @@ def evaluation_images(
     _check_changes(changes, node, folder)
     if folder is not None:
         bad = cast(BadImage, ({"on_bad_image_eval": "refuse"} | node | changes)["on_bad_image_eval"])
-        preprocessing = cast(Preprocessing, checkpoint.preprocessing)
-        return folder_split(folder, checkpoint.classes, preprocessing, on_bad_image=bad, on_bad_image_eval=bad), None
+        return folder_split(folder, checkpoint.classes, checkpoint.preprocessing, on_bad_image=bad, on_bad_image_eval=bad), None
     data: ImageData = instantiate(node, **changes)
     if data.classes != checkpoint.classes:
         raise DataError(_other_classes(checkpoint.classes, data.classes, str((node | changes).get("root", _set_name(node)))))

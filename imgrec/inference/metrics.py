@@ -36,13 +36,12 @@ class ConfusionTally(Metric):
     def __init__(self, *, num_classes: int) -> None:
         super().__init__(sync_on_compute=False)
         self.num_classes = num_classes
-        long = torch.zeros((), dtype=torch.int64)
         self.add_state("confusion", torch.zeros(num_classes, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("top5_hits", long.clone(), dist_reduce_fx="sum")
+        self.add_state("top5_hits", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         # float32 loses the small losses of a long epoch; MPS has no float64.
         exact = torch.float32 if torch.backends.mps.is_available() else torch.float64
         self.add_state("loss_sum", torch.zeros((), dtype=exact), dist_reduce_fx="sum")
-        self.add_state("count", long.clone(), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, labels: Tensor, losses: Tensor) -> None:
         """scores: float [B, K], logits or probabilities; labels: int64 [B]; losses: float [B]."""
@@ -68,7 +67,7 @@ class ConfusionTally(Metric):
         """The report over all processes, which must all call it. classes: K names in the order of the labels."""
         counts = self.compute()
         loss = (counts.loss_sum / counts.samples).item()
-        return make_report(counts.confusion, top5_hits=int(counts.top5_hits), loss=loss, classes=classes)
+        return make_report(counts.confusion.cpu(), top5_hits=int(counts.top5_hits), loss=loss, classes=classes)
 
 
 @dataclass(frozen=True)
@@ -95,12 +94,12 @@ def _share(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> npt
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
-def make_report(confusion: Tensor | npt.NDArray[np.int64], *, top5_hits: int, loss: float, classes: Sequence[str]) -> Report:
+def make_report(confusion: npt.ArrayLike, *, top5_hits: int, loss: float, classes: Sequence[str]) -> Report:
     """confusion: int64 [K, K], rows true; top5_hits: samples whose class is among the five best; loss: mean; classes: K names.
 
     A share whose denominator is 0 is 0 (scikit-learn's zero_division=0).
     """
-    matrix = np.asarray(confusion.cpu() if isinstance(confusion, Tensor) else confusion).astype(np.int64)
+    matrix = np.asarray(confusion, dtype=np.int64)
     assert matrix.shape == (len(classes), len(classes)), (matrix.shape, len(classes))
     count = int(matrix.sum())
     assert count > 0, "a report needs at least one sample"
@@ -151,5 +150,4 @@ def print_report(report: Report, console: Console, *, most: int) -> None:
     if report.absent_classes:
         names = ", ".join(report.absent_classes[:5]) + (", ..." if len(report.absent_classes) > 5 else "")
         count = f"{len(report.absent_classes)} of {len(report.per_class)} classes"
-        line = f"without samples, so not in the macro mean: {count} ({names})"
-        console.print(line, highlight=False, markup=False)
+        console.print(f"without samples, so not in the macro mean: {count} ({names})", highlight=False, markup=False)

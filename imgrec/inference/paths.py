@@ -20,13 +20,12 @@ def expand_files(paths: str | Sequence[str]) -> list[str]:
 
 def _expand(path: str) -> list[str]:
     if os.path.isdir(path):
-        images = _images_in(path)
-        if not images:
-            extensions = ", ".join(IMAGE_EXTENSIONS)
-            raise DataError(
-                f"files={path}: this folder has no images (names that end in {extensions}). Set files=FOLDER with images."
-            )
-        return images
+        if images := _images_in(path):
+            return images
+        extensions = ", ".join(IMAGE_EXTENSIONS)
+        raise DataError(
+            f"files={path}: this folder has no images (names that end in {extensions}). Set files=FOLDER with images."
+        )
     if os.path.exists(path):
         return [path]
     if not glob.has_magic(path):
@@ -64,6 +63,12 @@ def check_output(key: str, path: Path, suffixes: Sequence[str], *, ours: Callabl
         raise ConfigError(f"{key}={path} exists, and imgrec did not write it. Set {key}=ANOTHER, or overwrite=true.")
 
 
+def first_bytes(path: Path) -> bytes:
+    """The first 256 bytes of a file, by which `check_output` may know what imgrec wrote."""
+    with path.open("rb") as file:
+        return file.read(256)
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file that a path means: the file itself, or the best (else the last) of a run directory."""
     path = Path(path)
@@ -73,9 +78,9 @@ def find_checkpoint(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID."
         )
-    for file in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt", path / "best.ckpt", path / "last.ckpt"):
-        if file.is_file():
-            return file
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt"):
+        if (path / name).is_file():
+            return path / name
     raise CheckpointError(
         f"{path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. "
         "Name a run directory such as runs/NAME/ID, or a .ckpt file."

@@ -10,9 +10,10 @@ from typing import Any
 
 from imgrec.errors import ConfigError
 from imgrec.files import atomic_write
+from imgrec.inference.paths import first_bytes
 
 SUFFIXES = (".csv", ".json", ".parquet")
-LEADING_COLUMNS = ("path", "class", "probability")
+LEADING_COLUMNS = ["path", "class", "probability"]
 PredictionRow = dict[str, Any]
 
 
@@ -47,10 +48,16 @@ def write_table(path: Path, rows: Sequence[PredictionRow], *, top_k: int) -> Non
 def written_by_us(path: Path) -> bool:
     """Whether the file begins as `write_table` begins it."""
     if path.suffix == ".parquet":
-        return _parquet_names(path)[: len(LEADING_COLUMNS)] == list(LEADING_COLUMNS)
-    start = {".csv": ",".join(LEADING_COLUMNS) + ",", ".json": '[\n{"path": '}[path.suffix].encode()
-    with path.open("rb") as file:
-        return file.read(len(start)) == start
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            names: list[str] = pq.read_schema(path).names
+        except (pa.ArrowInvalid, OSError):
+            return False
+        return names[:3] == LEADING_COLUMNS
+    start = {".csv": ",".join(LEADING_COLUMNS) + ",", ".json": '[\n{"path": '}[path.suffix]
+    return first_bytes(path).startswith(start.encode())
 
 
 def _csv(rows: Sequence[PredictionRow], names: list[str]) -> bytes:
@@ -75,13 +82,3 @@ def _parquet(rows: Sequence[PredictionRow], names: list[str]) -> bytes:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(legal, schema=schema), sink)
     return sink.getvalue()
-
-
-def _parquet_names(path: Path) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowInvalid, OSError):
-        return []  # no Parquet file, so not ours

@@ -51,7 +51,7 @@ class Predictor:
     def __init__(self, checkpoint: Checkpoint, *, device: Device = "auto", precision: Precision | None = None) -> None:
         self.checkpoint = checkpoint
         self.classes = checkpoint.classes
-        self.preprocessing = cast(Preprocessing, checkpoint.preprocessing)
+        self.preprocessing = checkpoint.preprocessing
         self.device = torch.device(_available(device))
         self.precision: Precision = precision or checkpoint.run.trainer.precision
         if self.precision == "16-mixed" and self.device.type != "cuda":
@@ -105,10 +105,8 @@ class Predictor:
         self, paths: Sequence[str], *, top_k: int = 1, batch_size: int = BATCH_SIZE, num_workers: int | Literal["auto"] = "auto"
     ) -> Iterator[Prediction | DataError]:
         """Like `predict`, with worker processes that read the files; a file that cannot be read gives a DataError instead of a Prediction."""
-        if num_workers == "auto":
-            num_workers = (
-                0 if len(paths) <= FEW_FILES else worker_count("auto", in_memory=False, processes_here=read_world().local_size)
-            )
+        few = len(paths) <= FEW_FILES
+        num_workers = worker_count(num_workers, in_memory=few, processes_here=read_world().local_size)
         batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
         loader: DataLoader[_FileBatch] = DataLoader(
             _Files(FileNames(paths), self.preprocessing),
@@ -156,8 +154,8 @@ class Predictor:
     def inference(self, batch_size: int) -> Iterator[None]:
         """No gradients, and the chosen precision; ConfigError where the device's memory does not hold `batch_size` images."""
         try:
-            autocast = torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "32")
-            with torch.inference_mode(), autocast:
+            half = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
+            with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=self.precision != "32"):
                 yield
         except torch.OutOfMemoryError as error:
             hint = f"Set batch_size={batch_size // 2}." if batch_size > 1 else "Set device=cpu."
@@ -205,20 +203,13 @@ class _Files(Dataset[_FileBatch]):
         size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
         images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
         errors: list[str | None] = []
-        count = 0
         for index in indices:
             try:
-                images[count] = load_image(self.paths[index], self.preprocessing)
+                images[errors.count(None)] = load_image(self.paths[index], self.preprocessing)
+                errors.append(None)
             except DataError as error:
                 errors.append(str(error))
-            else:
-                errors.append(None)
-                count += 1
-        return _FileBatch(images[:count], errors)
-
-
-# With precision 32 autocast is off, but takes a type.
-_DTYPES = {"32": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        return _FileBatch(images[: errors.count(None)], errors)
 
 
 def trained_network(checkpoint: Checkpoint) -> nn.Module:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from imgrec.config.schema import monitor_mode
-from imgrec.errors import ConfigError, Died, ImgrecError
+from imgrec.errors import ConfigError, Died, ImgrecError, Stopped
 from imgrec.files import atomic_write
 from imgrec.sweeps.grid import PRUNE, SEARCH, SweepPlan
 from imgrec.training.run_dir import NO_LOCKS, RESUMABLE_KEYS, lock_file
@@ -41,7 +41,10 @@ class Job:
         return {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in self.overrides)}
 
     def fail(self, error: BaseException) -> None:
-        """Note an error: one line, with its type where it is none of imgrec's own."""
+        """Note an error, in one line with its type where it is none of imgrec's own, or that the job was stopped."""
+        if isinstance(error, Stopped):
+            self.status = "stopped"
+            return
         line = str(error).strip().partition("\n")[0]
         self.status, self.refused = "failed", isinstance(error, ImgrecError)
         self.error = line if isinstance(error, ImgrecError | Died) else f"{type(error).__name__}: {line}"
@@ -80,21 +83,21 @@ class SweepFolder:
     @contextmanager
     def updating(self) -> Iterator[None]:
         """Alone with sweep.json: read what other processes wrote, write what is changed inside."""
-        self._lock(0, wait=True)
+        self._lock(0, fcntl.LOCK_EX)
         try:
             if (self.path / "sweep.json").exists():
                 self.jobs = _read(self.path).jobs
             yield
             self._save()
         finally:
-            self._unlock(0)
+            self._lock(0, fcntl.LOCK_UN)
 
     def claim(self, job: Job) -> bool:
         """Keep other processes from running a job until `release` or the end of this process; False where one of them runs it."""
-        return self._lock(1 + job.number, wait=False)
+        return self._lock(1 + job.number, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self, job: Job) -> None:
-        self._unlock(1 + job.number)
+        self._lock(1 + job.number, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Give all claims back."""
@@ -102,28 +105,20 @@ class SweepFolder:
             self._locks.close()
             self._locks = None
 
-    def _lock(self, byte: int, *, wait: bool) -> bool:
+    def _lock(self, byte: int, operation: int) -> bool:
         # A record lock for each job in one file: the kernel gives them back when the process ends, and no child inherits them.
         # They are lost when the file is closed, so it stays open.
         if self._locks is None:
             self.path.mkdir(parents=True, exist_ok=True)
             self._locks = (self.path / ".lock").open("w")
         try:
-            fcntl.lockf(self._locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, byte)
+            fcntl.lockf(self._locks, operation, 1, byte)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 return False
             if error.errno not in NO_LOCKS:
                 raise
         return True
-
-    def _unlock(self, byte: int) -> None:
-        assert self._locks is not None
-        try:
-            fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, byte)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
 
     def add(self, overrides: list[str]) -> Job:
         """The job with these overrides, in any order; a new one has the next number."""

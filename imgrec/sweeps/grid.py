@@ -213,8 +213,9 @@ def _check_values(arguments: Sequence[Argument], groups: _Groups) -> Node:
             for other in arguments
         ]
 
-    base = groups.compose(beside(None, ""))
-    chosen = [text for text in beside(None, "") if _key(text) in groups.names]
+    first = beside(None, "")
+    base = groups.compose(first)
+    chosen = [text for text in first if _key(text) in groups.names]
     for argument in arguments:
         key, values = argument.key, argument.values[1:]
         if key not in groups.names:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from imgrec.config.compose import load_config
 from imgrec.config.schema import RunConfig
 from imgrec.distributed.world import read_world
-from imgrec.errors import ConfigError, Stopped
+from imgrec.errors import ConfigError
 from imgrec.sweeps.folder import Job, SweepFolder, choose_sweep_folder, open_sweep_folder
 from imgrec.sweeps.grid import JOB, SweepPlan
 from imgrec.sweeps.table import job_overrides, print_ranking
@@ -61,9 +61,6 @@ def run_one(plan: SweepPlan, config_dir: str | None, fit: Fit) -> int:
         Terminal().say(f"job {which} of 0 to {last} in {folder.path}: {job_overrides(job, fixed_keys(plan))}")
         try:
             job.finish(train_job(folder, job, config_dir, fit, quiet=False), folder.monitor)
-        except Stopped:
-            job.status = "stopped"
-            raise
         except BaseException as error:
             job.fail(error)
             raise

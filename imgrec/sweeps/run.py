@@ -9,7 +9,6 @@ import gc
 import traceback
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
 
 from rich.progress import Progress
 
@@ -118,30 +117,22 @@ class Jobs:
             result = job.result()
             before = result is not None
             try:
-                job.finish(result or self._train(job), self.folder.monitor)
-            except Stopped:
-                job.status = "stopped"
-                raise
+                result = result or train_job(self.folder, job, self.config_dir, self.fit, quiet=True)
+                job.finish(result, self.folder.monitor)
             except Exception as error:
                 job.fail(error)
+                if isinstance(error, Stopped):
+                    raise
                 if not isinstance(error, ImgrecError | Died):  # no fault of the user's
                     traceback.print_exc()
             finally:
-                self._store(job)
+                gc.collect()  # trainer and network refer to each other: free their memory on the device
+                with self.folder.updating():
+                    self.folder.jobs[job.number] = job
+                    if self.search is not None:
+                        self.search.tell(job)
+                self.folder.release(job)
         if job.status == "failed":
             say(f"  failed: {job.error}", style="red")
         else:
             say(f"  {job_results(job, self.folder.monitor)}{' (finished before)' if before else ''}")
-
-    def _train(self, job: Job) -> dict[str, Any]:
-        try:
-            return train_job(self.folder, job, self.config_dir, self.fit, quiet=True)
-        finally:
-            gc.collect()  # trainer and network refer to each other: free their memory on the device
-
-    def _store(self, job: Job) -> None:
-        with self.folder.updating():
-            self.folder.jobs[job.number] = job
-            if self.search is not None:
-                self.search.tell(job)
-        self.folder.release(job)

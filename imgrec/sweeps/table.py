@@ -63,7 +63,6 @@ def ranking_table(folder: SweepFolder) -> Table:
     table.add_column("folder", overflow="fold")
     for rank, job in enumerate(folder.ranked(), 1):
         finished = job.status == "finished"
-        test = "-" if job.test_accuracy is None else percent(job.test_accuracy)
         settings = [short_value(job.settings().get(key, "")) for key in varying]
         time = duration(job.seconds) if job.seconds is not None else "-"
         folder_name = f"{folder.path.name}/{job.number}"  # sweep.csv has the whole path, which would wrap on 80 columns
@@ -72,7 +71,7 @@ def ranking_table(folder: SweepFolder) -> Table:
             str(rank) if finished else job.status,
             *settings,
             format_metric(job.value, folder.monitor),
-            test,
+            format_metric(job.test_accuracy, "test accuracy"),
             time,
             folder_name,
             style=style,
