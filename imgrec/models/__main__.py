@@ -111,8 +111,7 @@ def write_networks(rows: Sequence[NetworkRow], path: Path) -> None:
     records = [asdict(row) for row in rows]
     with path.open("w", newline="", encoding="utf-8") as file:
         if path.suffix == ".json":
-            json.dump(records, file, indent=1)
-            file.write("\n")
+            file.write(json.dumps(records, indent=1) + "\n")
         else:
             table = csv.DictWriter(file, fieldnames=list(records[0]))
             table.writeheader()

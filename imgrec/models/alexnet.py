@@ -13,8 +13,7 @@ def alexnet(*, num_classes: int, channels: int, stem: Literal["imagenet", "small
 
     stem "small": the first convolution is 5x5 stride 1 as in Krizhevsky's CIFAR networks, and 15 pixels are enough.
     """
-    net: nn.Module = torchvision.models.alexnet(num_classes=num_classes, dropout=dropout)
+    net = torchvision.models.alexnet(num_classes=num_classes, dropout=dropout)
     if stem == "small":
-        net.get_submodule("features").add_module("0", nn.Conv2d(3, 64, 5, padding=2))
-    set_channels(net, channels)
-    return net
+        net.features[0] = nn.Conv2d(3, 64, 5, padding=2)
+    return set_channels(net, channels)

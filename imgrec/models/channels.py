@@ -25,11 +25,11 @@ def input_kernels(weight: Tensor, channels: int) -> Tensor:
     return weight.repeat(1, repeats, 1, 1)[:, :channels] * (inputs / channels)
 
 
-def set_channels(net: nn.Module, channels: int) -> None:
-    """Changes a network's first convolution to take `channels`, in place, with the kernels of `input_kernels`."""
+def set_channels(net: nn.Module, channels: int) -> nn.Module:
+    """The network, whose first convolution is changed to take `channels`, with the kernels of `input_kernels`."""
     name, conv = first_conv(net)
-    if conv.in_channels == channels:
-        return
-    assert conv.groups == 1, f"{name} is a grouped convolution"
-    conv.weight = nn.Parameter(input_kernels(conv.weight.detach(), channels).clone())
-    conv.in_channels = channels
+    if conv.in_channels != channels:
+        assert conv.groups == 1, f"{name} is a grouped convolution"
+        conv.weight = nn.Parameter(input_kernels(conv.weight.detach(), channels).clone())
+        conv.in_channels = channels
+    return net

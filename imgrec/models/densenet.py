@@ -19,20 +19,13 @@ def densenet(
 ) -> nn.Module:
     """Float [B, channels, H, W] -> logits [B, num_classes].
 
-    stem "imagenet" is torchvision's network (29 pixels and more); "small": 3x3 stride 1, no pooling (the paper's
-    networks for CIFAR).
-    dropout: share of each dense layer's output. memory_efficient: activation checkpointing: less memory, slower.
+    stem "imagenet" is torchvision's network (29 pixels and more); "small": 3x3 stride 1, no pooling, as in the paper for
+    CIFAR. dropout: share of each dense layer's output. memory_efficient: activation checkpointing, slower.
     """
-    net: nn.Module = torchvision.models.get_model(
-        f"densenet{depth}", num_classes=num_classes, drop_rate=dropout, memory_efficient=memory_efficient
-    )
+    settings = {"num_classes": num_classes, "drop_rate": dropout, "memory_efficient": memory_efficient}
+    net = torchvision.models.get_model(f"densenet{depth}", **settings)
     if stem == "small":
-        features = net.get_submodule("features")
-        width = net.get_submodule("features.norm0").num_features
-        assert isinstance(width, int)
-        conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(conv.weight)
-        features.add_module("conv0", conv)  # replaces the module of this name
-        features.add_module("pool0", nn.Identity())
-    set_channels(net, channels)
-    return net
+        net.features.conv0 = nn.Conv2d(3, net.features.conv0.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(net.features.conv0.weight)
+        net.features.pool0 = nn.Identity()
+    return set_channels(net, channels)

@@ -14,6 +14,7 @@ from imgrec.errors import CheckpointError, first_line
 from imgrec.models.channels import first_conv, input_kernels
 from imgrec.models.layers import head_name
 from imgrec.models.timm import size_arguments, timm_library
+from imgrec.models.torchvision import torchvision_names
 
 
 class PretrainedWeights(NamedTuple):
@@ -29,8 +30,7 @@ def transfer_weights(net: nn.Module, pretrained: PretrainedWeights, classes: Seq
     """Copies pretrained tensors into `net`, in place; of the head the rows of classes that both have.
 
     classes: names of the head's rows; torchvision's ImageNet categories are names too. The first convolution is adapted
-    to the channels (`input_kernels`). Returns one sentence about what was copied. Raises CheckpointError for tensors
-    that do not fit.
+    to the channels. Returns a sentence about what was copied. Raises CheckpointError for tensors that do not fit.
     """
     head = head_name(net, len(classes))
     target = net.state_dict()
@@ -88,8 +88,8 @@ def _check_shapes(pretrained: PretrainedWeights, state: Mapping[str, Tensor], sh
 def library_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights:
     """The weights that torchvision or timm has for the network of a `model` node.
 
-    weights: torchvision's name for them (DEFAULT, IMAGENET1K_V1, ...); for timm DEFAULT only.
-    Raises CheckpointError for another name, and where they cannot be loaded.
+    weights: torchvision's name for them (DEFAULT, IMAGENET1K_V1, ...); for timm DEFAULT only. CheckpointError for
+    another name, and where they cannot be loaded.
     """
     family = str(model["_target_"]).split(".")[-2]
     if family == "timm" and weights == "DEFAULT":
@@ -106,16 +106,9 @@ def library_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights
 
 def _torchvision_name(family: str, model: Mapping[str, Any]) -> str | None:
     """The name torchvision has for the network of a model node; None where it has none."""
-    match family:
-        case "resnet" | "densenet":
-            name = f"{family}{model['depth']}"
-        case "vgg":
-            name = f"vgg{model['depth']}{'_bn' if model['batch_norm'] else ''}"
-        case "torchvision":
-            name = str(model["name"])
-        case _:
-            name = family
-    return name if name in torchvision.models.list_models(module=torchvision.models) else None
+    own = f"{family}{model.get('depth', '')}{'_bn' if model.get('batch_norm') else ''}"
+    name = str(model["name"]) if family == "torchvision" else own
+    return name if name in torchvision_names() else None
 
 
 def _torchvision_weights(weights: str, name: str, model: Mapping[str, Any]) -> PretrainedWeights:

@@ -29,19 +29,15 @@ def resnet(
     if depth in CIFAR_DEPTHS:
         return CifarResNet(num_classes, channels, depth, stem, zero_init_residual)
     settings = {"num_classes": num_classes, "zero_init_residual": zero_init_residual}
-    net: nn.Module = torchvision.models.get_model(f"resnet{depth}", **settings)
+    net = torchvision.models.get_model(f"resnet{depth}", **settings)
     if stem == "small":
-        net.set_submodule("conv1", _he_init(nn.Conv2d(3, 64, 3, padding=1, bias=False)))
-        net.set_submodule("maxpool", nn.Identity())
-    set_channels(net, channels)
-    return net
+        net.conv1 = _he_init(nn.Conv2d(3, 64, 3, padding=1, bias=False))
+        net.maxpool = nn.Identity()
+    return set_channels(net, channels)
 
 
 class CifarResNet(nn.Sequential):
-    """The paper's networks for CIFAR-10 (section 4.2): 6n + 2 layers, three stages of 16, 32 and 64 channels.
-
-    The shortcuts have no parameters (option A).
-    """
+    """The paper's networks for CIFAR-10 (section 4.2): 6n + 2 layers, stages of 16, 32 and 64 channels, shortcuts A."""
 
     def __init__(
         self, num_classes: int, channels: int, depth: int, stem: Literal["imagenet", "small"], zero_init_residual: bool

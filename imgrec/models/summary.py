@@ -13,17 +13,14 @@ _SIZES = (8, 16, 32, 64, 128, 224, 256, 512)  # pixels, tried in turn for the hi
 
 
 class ModelSize(NamedTuple):
-    """How large a network is."""
-
     parameters: int
     flops: int  # operations for one image; a multiply-add counts as two
 
 
 def measure_size(net: nn.Module, *, channels: int, image_size: int) -> ModelSize:
-    """Size of a network for one image [1, channels, image_size, image_size]; the network is not changed.
+    """Size of a network for one image, counted by torch on the meta device in eval mode; the network is not changed.
 
-    The forward pass runs on the meta device (shapes without values) under torch's FlopCounterMode, in eval mode.
-    Raises ConfigError if the network does not accept this size, with the smallest usual size that it accepts.
+    Raises ConfigError if the network does not accept this image size, with the smallest usual size that it accepts.
     """
     parameters = sum(parameter.numel() for parameter in net.parameters())
     try:

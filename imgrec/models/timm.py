@@ -1,6 +1,4 @@
-"""Any of timm's networks by name (https://github.com/huggingface/pytorch-image-models);
-needs `pip install "imgrec[timm]"`.
-"""
+"""Any of timm's networks by name (https://github.com/huggingface/pytorch-image-models); needs `imgrec[timm]`."""
 
 from types import ModuleType
 from typing import Any
@@ -14,9 +12,8 @@ from imgrec.models.checks import check_name, check_patches
 def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
     """timm's network `name`: float [B, channels, image_size, image_size] -> logits [B, num_classes].
 
-    image_size: pixels; networks that are built for one size (most transformers) are built for this one.
-    Raises ConfigError for an unknown name, for a size that the network does not accept, and where timm is not
-    installed.
+    Networks that are built for one image size (most transformers) are built for this one. Raises ConfigError for an
+    unknown name, for a size that the network does not accept, and where timm is not installed.
     """
     timm = timm_library()
     check_name("model.name", name.partition(".")[0], timm.list_models(), listing="python -m imgrec.models source=timm")

@@ -13,9 +13,8 @@ from imgrec.models.checks import check_name, check_patches
 def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
     """torchvision's network `name`: float [B, channels, image_size, image_size] -> logits [B, num_classes].
 
-    image_size: pixels. Vision transformers and MaxViT are built for it; the others accept any size.
-    Without auxiliary classifiers (googlenet, inception_v3). Raises ConfigError for an unknown name and for a size that
-    the network does not accept.
+    Vision transformers and MaxViT are built for image_size; the others accept any. Without auxiliary classifiers.
+    Raises ConfigError for an unknown name and for a size that the network does not accept.
     """
     check_name("model.name", name, torchvision_names(), listing="python -m imgrec.models source=torchvision")
     settings: dict[str, Any] = {"num_classes": num_classes}
@@ -27,14 +26,13 @@ def torchvision_net(*, name: str, num_classes: int, channels: int, image_size: i
     elif name.startswith("maxvit_"):
         settings["input_size"] = (image_size, image_size)
     try:
-        net: nn.Module = torchvision.models.get_model(name, **settings)
+        net = torchvision.models.get_model(name, **settings)
     except ValueError as error:  # MaxViT's windows
         raise ConfigError(
             f"model {name} does not accept {image_size}x{image_size} images: {' '.join(str(error).split())[:150]} "
             "Set data.image_size=224."
         ) from error
-    set_channels(net, channels)
-    return net
+    return set_channels(net, channels)
 
 
 def torchvision_names() -> list[str]:

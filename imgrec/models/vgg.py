@@ -29,7 +29,7 @@ def vgg(
     """
     features = make_layers(cfgs[_CONFIGURATIONS[depth]], batch_norm=batch_norm)
     if head == "imagenet":
-        net: nn.Module = VGG(features, num_classes=num_classes, dropout=dropout)
+        net = VGG(features, num_classes=num_classes, dropout=dropout)
     else:
         # torchvision's head has 120 million parameters and is replaced below: on meta it takes no time and no memory.
         with torch.device("meta"):
@@ -38,11 +38,8 @@ def vgg(
             if isinstance(module, nn.MaxPool2d):
                 module.ceil_mode = True
         net.avgpool = nn.AdaptiveAvgPool2d(1)
-        net.classifier = nn.Sequential(
-            nn.Linear(512, 512), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(512, num_classes)
-        )
-        # torchvision's standard deviation of 0.01 is meant for 25088 inputs; for 512 it would shrink the signal six
-        # times.
+        hidden = nn.Linear(512, 512), nn.ReLU(inplace=True), nn.Dropout(dropout)
+        net.classifier = nn.Sequential(*hidden, nn.Linear(512, num_classes))
+        # torchvision's standard deviation of 0.01 is for 25088 inputs; for 512 it would shrink the signal six times.
         he_init(net.classifier)
-    set_channels(net, channels)
-    return net
+    return set_channels(net, channels)
