@@ -10,9 +10,7 @@ Indices = NDArray[np.int64]
 
 
 class Request(NamedTuple):
-    """The samples of the next batch of this rank: yielded by `EpochBatches`,
-    the argument of a data set's `__getitem__`.
-    """
+    """The samples of the next batch of this rank: yielded by `EpochBatches`, the argument of `ImageSet.__getitem__`."""
 
     epoch: int
     # [B], the index in the split + len(split) * its earlier occurrences in this epoch, which are 0 unless `sampling`

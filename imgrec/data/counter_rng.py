@@ -35,9 +35,7 @@ def word(seed: int, epoch: int, index: int, stream: int, k: int) -> int:
 
 
 def unit(seed: int, epoch: int, index: int, stream: int, k: int) -> float:
-    """The k-th uniform number in [0, 1) of a sample, `uniform(...)[i, k]`: 24 bits, two from each word,
-    the low half first.
-    """
+    """The k-th uniform number in [0, 1) of a sample, as `uniform`: 24 bits, two from each word, the low half first."""
     return (word(seed, epoch, index, stream, k // 2) >> (8 + 32 * (k % 2)) & 0xFFFFFF) * 2.0**-24
 
 

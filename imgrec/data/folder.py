@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from copy import copy
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Self
 
@@ -16,8 +17,7 @@ from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, decode, fit_to_size
 from imgrec.data.mixup import partners
-from imgrec.data.splits import unknown_class
-from imgrec.errors import DataError
+from imgrec.errors import DataError, did_you_mean
 from imgrec.files import IMAGE_EXTENSIONS, find_images
 
 BadImage = Literal["refuse", "skip"]
@@ -41,8 +41,7 @@ class FileNames:
 
 
 class ImageFiles(Dataset[Batch]):
-    """Image files with labels. The files of a request are decoded, cropped and resized one by one into a uint8 batch
-    [B, C, S, S].
+    """Image files with labels; those of a request are decoded, cropped and resized one by one into uint8 [B, C, S, S].
 
     An unreadable file raises DataError with its path. With `on_bad_image: skip` (training) or `on_bad_image_eval: skip`
     (the other splits) it is listed in `Batch.bad` instead, and the batch has one image less.
@@ -86,9 +85,8 @@ class ImageFiles(Dataset[Batch]):
             except DataError as error:
                 if not skip:
                     key = "on_bad_image" if self.training else "on_bad_image_eval"
-                    raise DataError(
-                        f"{error} Remove or replace it, or leave unreadable images out with data.{key}=skip."
-                    ) from error
+                    message = f"{error} Remove or replace it, or leave unreadable images out with data.{key}=skip."
+                    raise DataError(message) from error
                 bad.append(path)
                 continue
             box = None
@@ -120,10 +118,7 @@ class ImageFiles(Dataset[Batch]):
 
 
 def split_folders(root: str) -> dict[str, str]:
-    """The folder of each split; {"train": root} where `root` has class folders.
-
-    Val may be named val, valid or validation.
-    """
+    """The folder of each split, by the names in SPLIT_FOLDERS; {"train": root} where `root` has class folders."""
     if not os.path.isdir(root):
         raise DataError(f"data.root={root} is not a folder. Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg.")
     folders = {split: [name for name in names if (Path(root) / name).is_dir()] for split, names in SPLIT_FOLDERS.items()}
@@ -155,25 +150,25 @@ def folder_split(
     """
     if not os.path.isdir(root):
         raise DataError(f"{root} is not a folder. Name a folder with CLASS/*.jpg.")
-    class_index = {name: k for k, name in enumerate(classes)}
-    names: list[str] = []
-    counts = np.zeros(len(classes), dtype=np.int64)
-    for folder in sorted(class_folders(root), key=lambda name: class_index.get(name, -1)):
-        if folder not in class_index:
-            raise unknown_class(folder, tuple(classes), root)
-        before = len(names)
-        names.extend(find_images(root, folder))
-        counts[class_index[folder]] = len(names) - before
-    if not names:
+    folders = set(class_folders(root))
+    if unknown := sorted(folders - set(classes)):
+        known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        raise DataError(
+            f"{root} has the class {unknown[0]}, but train does not ({known}).{did_you_mean(unknown[0], classes)} "
+            "Rename the folder, or add the class to train."
+        )
+    names = [find_images(root, name) if name in folders else [] for name in classes]
+    counts = [len(files) for files in names]
+    if not any(counts):
         raise DataError(
             f"{root} has no images in class folders (files that end in {', '.join(IMAGE_EXTENSIONS)}). Put them into {root}/CLASS/."
         )
-    if whole and counts.min() == 0:
-        empty = classes[int(counts.argmin())]
-        raise DataError(f"the class folder {os.path.join(root, empty)} has no images. Add some, or remove it.")
+    if whole and 0 in counts:
+        empty = os.path.join(root, classes[counts.index(0)])
+        raise DataError(f"the class folder {empty} has no images. Add some, or remove it.")
     return ImageFiles(
         root,
-        FileNames(names),
+        FileNames(chain.from_iterable(names)),
         np.repeat(np.arange(len(classes), dtype=np.int64), counts),
         preprocessing=preprocessing,
         on_bad_image=on_bad_image,

@@ -47,8 +47,7 @@ def _partners(read_rows: tuple[int, ...] | None, requested: int) -> Indices:
 def draw_mix(mixup: float, cutmix: float, height: int, width: int, *, seed: int, step: int) -> Mix:
     """The mix of images of `height` x `width`, drawn from (seed, step).
 
-    mixup, cutmix: alpha of their Beta(alpha, alpha); if both are above 0, each step draws one of them with equal
-    probability.
+    mixup, cutmix: alpha of their Beta(alpha, alpha); if both are above 0, each step draws one, with equal probability.
     """
     generator = np.random.default_rng(counter_rng.word(seed, step, 0, counter_rng.MIX, 0))
     is_cutmix = generator.random() < 0.5 if mixup > 0 and cutmix > 0 else cutmix > 0
@@ -56,8 +55,7 @@ def draw_mix(mixup: float, cutmix: float, height: int, width: int, *, seed: int,
     share = float(generator.beta(alpha, alpha))
     if not is_cutmix:
         return Mix(share, None)
-    # As in the paper and torchvision: centred on any pixel and clipped at the edges; the targets follow the clipped
-    # area.
+    # As in the paper and torchvision: centred on any pixel, clipped at the edges; the targets follow the clipped area.
     half = 0.5 * math.sqrt(1.0 - share)
     y, x = int(generator.integers(height)), int(generator.integers(width))
     reach_y, reach_x = int(half * height), int(half * width)

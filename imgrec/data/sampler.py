@@ -32,8 +32,7 @@ def random_words(count: int, *, seed: int, epoch: int) -> np.ndarray[tuple[int],
 def shuffled_order(samples: int, *, seed: int) -> Order:
     """Every index once, in an order that depends on (seed, epoch, samples) alone: sorted by one random word for each.
 
-    The index is in the low bits of its word, so the words are sorted in place: ten times faster than argsort for a
-    million.
+    The index is in the low bits of its word, so the words are sorted in place: for a million ten times as fast as argsort.
     """
     low = np.uint64((1 << max(samples - 1, 1).bit_length()) - 1)
 
@@ -56,17 +55,14 @@ def sequential_order(samples: int) -> Order:
 class EpochBatches(Sampler[Request]):
     """The requests of one rank for one epoch. Global batch k has the same samples on any number of devices.
 
-    The order is split into global batches of `batch_size` (the last one may be short), each into `devices` slices, each
-    of those into `accumulate` micro-batches, without padding. Without `pairs`, the parts of a full batch differ by at
-    most one sample. With `pairs`, partners of mixup (see mixup.py) stay together: every part starts at an even row, and
-    the last three samples of an odd batch are in one part. All ranks yield equally many requests, or the collectives of
-    a step would hang: where a short batch has too few samples for all devices, the last ranks get empty ones. A short
-    batch has no more micro-batches than it needs.
+    The order is split into global batches of `batch_size` (the last one may be short), each into `devices` slices of
+    `accumulate` micro-batches, without padding; see `split_batch`, and mixup.py for `pairs`. All ranks yield equally
+    many requests, or the collectives of a step would hang: a short batch may have empty ones for the last ranks.
 
     epoch: called when the first request is taken: on resume Lightning opens iterators before it has restored the epoch.
     start: (epoch, number of its global batches that are done and are skipped).
-    keep_single: False for batch norm, which cannot train on a single sample. Then no part of a short batch has one
-        sample (see `split_last_batch`), and a last global batch of one sample is left out, unless it is the only one.
+    keep_single: False for batch norm, which cannot train on a single sample: `split_last_batch` avoids them, and a last
+        global batch of one sample is left out, unless it is the only one.
     most: the largest number of samples on a device at once, `BatchPlan.per_device`.
     """
 
@@ -85,16 +81,13 @@ class EpochBatches(Sampler[Request]):
         most: float = inf,
         start: tuple[int, int] = (0, 0),
     ) -> None:
-        assert samples >= 0
-        assert min(batch_size, accumulate) >= 1
         assert 0 <= rank < devices
         self.samples, self.order, self.epoch, self.start = samples, order, epoch, start
         self.batch_size, self.devices, self.rank, self.accumulate = batch_size, devices, rank, accumulate
-        self.global_batches = global_batches(samples, batch_size, keep_single=keep_single)
+        self.global_batches, last = global_batches(samples, batch_size, keep_single=keep_single)
         full = split_batch(batch_size, devices=devices, parts=accumulate, pairs=pairs)
         self._full = self._last = full[rank]
-        last = min(samples, self.global_batches * batch_size) - (self.global_batches - 1) * batch_size
-        if 0 < last < batch_size:
+        if last < batch_size:
             self._last = split_last_batch(last, full=full, pairs=pairs, singles=keep_single, most=most)[rank]
 
     def __iter__(self) -> Iterator[Request]:
@@ -116,14 +109,12 @@ BatchParts = list[list[slice]]  # [device][micro-batch]: slices of a global batc
 
 
 def split_batch(size: int, *, devices: int, parts: int, pairs: bool = False, singles: bool = True) -> BatchParts:
-    """A global batch of `size`, split evenly; the first devices and parts have the larger slices, the last may be
-    empty.
+    """A global batch of `size`, split evenly; the first devices and parts have the larger slices, the last may be empty.
 
     pairs: slices start at even rows, and the last three samples of an odd batch stay together. singles: False allows
     slices of one sample only where size is 1, so fewer devices and parts have any.
     """
-    # Samples that stay together are a unit: a pair (the last unit of an odd batch has three samples), or a single
-    # sample.
+    # Samples that stay together are a unit: a pair (three samples at the end of an odd batch), or a single sample.
     units, unit = (max(1, size // 2), 2) if pairs else (size, 1)
     least = 1 if pairs or singles else 2  # units in a slice
     used = min(devices, max(1, units // least))
@@ -163,11 +154,11 @@ def _split_range(first: int, last: int, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def global_batches(samples: int, batch_size: int, *, keep_single: bool) -> int:
-    """Global batches, and optimizer steps, of an epoch of `samples`."""
+def global_batches(samples: int, batch_size: int, *, keep_single: bool) -> tuple[int, int]:
+    """Global batches, and so optimizer steps, of an epoch of `samples`, and the size of the last one."""
     whole, rest = divmod(samples, batch_size)
-    drop = rest == 1 and whole > 0 and not keep_single
-    return whole + (rest > 0 and not drop)
+    short = rest > 1 or (rest == 1 and (keep_single or not whole))
+    return (whole + 1, rest) if short else (whole, batch_size)
 
 
 @dataclass(frozen=True)
@@ -196,11 +187,8 @@ def plan_batches(
     max_device_batch is too small for partners of mixup (`pairs`).
     """
     size = samples if batch_size == "full" else batch_size
-    if size < 1 or max_device_batch < 1:
-        raise ConfigError(f"batch_size={batch_size} max_device_batch={max_device_batch}: both must be 1 or more.")
     check_batch_divides(batch_size, devices)
-    steps = global_batches(samples, size, keep_single=False)
-    last = min(samples, steps * size) - (steps - 1) * size if steps else size
+    steps, last = global_batches(samples, size, keep_single=False)
     share, most = -(-size // devices), max_device_batch
     if pairs:
         together = max([2 + count % 2 for count in (size, last) if count > 1], default=1)
@@ -216,7 +204,6 @@ def plan_batches(
         accumulate += 1
     per_device = largest_part(full)
     if last < size:
-        per_device = max(
-            per_device, largest_part(split_last_batch(last, full=full, pairs=pairs, singles=False, most=max_device_batch))
-        )
+        short = split_last_batch(last, full=full, pairs=pairs, singles=False, most=max_device_batch)
+        per_device = max(per_device, largest_part(short))
     return BatchPlan(size, devices, per_device, accumulate, steps, pairs)

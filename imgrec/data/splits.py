@@ -4,12 +4,11 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from imgrec.data.batch import Indices
-from imgrec.errors import DataError, did_you_mean
+from imgrec.errors import DataError
 
 
 def stratified(labels: Indices, share: float, *, seed: int, classes: tuple[str, ...], key: str) -> tuple[Indices, Indices]:
-    """Ascending indices of the rest, and of a part of `share` in which every class has its proportion (scikit-learn's
-    split).
+    """Ascending indices of the rest, and of a part of `share` with its proportion of every class (scikit-learn's split).
 
     key: the config key of the share, for errors. DataError where a class is too small.
     """
@@ -42,12 +41,3 @@ def check_labels(labels: Indices, classes: tuple[str, ...], split: str) -> None:
             f"image {wrong[0]} of the {split} split has the label {labels[wrong[0]]}, "
             f"but the {len(classes)} classes have the labels 0 to {len(classes) - 1}. Fix the label, or add the class."
         )
-
-
-def unknown_class(name: str, classes: tuple[str, ...], where: str) -> DataError:
-    """The error for a class of a split that train does not have."""
-    known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-    return DataError(
-        f"{where} has the class {name}, but train does not ({known}).{did_you_mean(name, classes)} "
-        "Rename the folder, or add the class to train."
-    )
