@@ -126,7 +126,8 @@ def test_a_method_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch, owner: t
     monkeypatch.delattr(owner, name)
     with pytest.raises(UnsupportedVersionError) as error:
         prepare_trainer(trainer)
-    assert f" has no {said}, which imgrec uses. Type: pip install 'pytorch-lightning>=2.6.4,<2.7'" in str(error.value)
+    assert f" {said}," in str(error.value)
+    assert "pip install 'pytorch-lightning>=2.6.4,<2.7'" in str(error.value)
 
 
 @pytest.mark.parametrize("path", lightning_compat.TRAINER_NAMES)
@@ -164,7 +165,7 @@ def test_another_layout_of_the_loops_is_said(monkeypatch: pytest.MonkeyPatch, ch
     state = trainer.fit_loop.state_dict()
     change(state)
     monkeypatch.setattr(trainer.fit_loop, "state_dict", lambda: state)
-    with pytest.raises(UnsupportedVersionError, match=rf" has no {said} in the loops of its checkpoints, "):
+    with pytest.raises(UnsupportedVersionError, match=rf" {said} in the loops"):
         prepare_trainer(trainer)
 
 

