@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -70,7 +69,8 @@ class SyncBatchNorm(_BatchNorm):
     """In training a batch norm over the samples of all ranks, else nn.BatchNorm; float [B, C, ...] -> the same shape.
 
     Every rank must call it, with 0 samples too, and backward as well: the ranks exchange 2 C + 1 numbers in each. The
-    running statistics are equal on all of them.
+    running statistics are equal on all of them. The gradients of the weights are over this rank's samples: the strategy
+    sums them over ranks.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -93,8 +93,20 @@ class SyncBatchNorm(_BatchNorm):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # collectives inside an autograd function
     def _synchronized(self, input: Tensor) -> Tensor:
-        output: Tensor
-        output, mean, var, count = _Normalize.apply(input, self.weight, self.bias, self.eps)
+        """Ioffe and Szegedy 2015 (arXiv 1502.03167), with sums over the ranks too."""
+        others = [dim for dim in range(input.ndim) if dim != 1]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        wide = input.double() if input.dtype == torch.float64 else input.float()
+        sums = _SumOverRanks.apply(torch.cat([wide.sum(others), wide.new_tensor([input.numel() // input.shape[1]])]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count.clamp(min=1)
+        centred = wide - mean.view(shape)  # first, as E[x^2] - E[x]^2 would cancel
+        var = _SumOverRanks.apply(centred.square().sum(others)) / count.clamp(min=1)
+        output: Tensor = centred * (var + self.eps).rsqrt().view(shape)
+        if self.weight is not None:
+            output = output * self.weight.view(shape)
+        if self.bias is not None:
+            output = output + self.bias.view(shape)
         if self.track_running_stats:
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -106,59 +118,19 @@ class SyncBatchNorm(_BatchNorm):
                 )
                 self.running_mean += share * (mean - self.running_mean)
                 self.running_var += share * (var * (count / (count - 1).clamp(min=1)) - self.running_var)
-        return output
+        return output.to(input.dtype)
 
 
-class _Normalize(torch.autograd.Function):
-    """Ioffe and Szegedy 2015 (arXiv 1502.03167), with sums that run over the ranks too."""
+class _SumOverRanks(torch.autograd.Function):
+    """Each rank's gradient is the sum over the ranks too, as every rank's loss depends on the sum."""
 
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        others = [dim for dim in range(input.ndim) if dim != 1]
-        wide = input.double() if input.dtype == torch.float64 else input.float()
-        size = input.numel() // input.shape[1]
-        var, mean = torch.var_mean(wide, others, correction=0) if size else wide.new_zeros(2, input.shape[1])
-        every = _from_all(torch.cat([mean, var, mean.new_full((1,), size)]))
-        means, variances, counts = torch.split(every, [len(mean), len(mean), 1], dim=1)
-        # Chan 1979: what all have in common from what each has, without the cancellation of E[x^2] - E[x]^2.
-        count = counts.sum()
-        share = counts / count.clamp(min=1)
-        mean = (means * share).sum(0)
-        var = ((variances + (means - mean).square()) * share).sum(0)
-        output = F.batch_norm(input, mean, var, weight, bias, training=False, eps=eps)
-        ctx.save_for_backward(input, weight, mean, (var + eps).rsqrt(), count)
-        ctx.mark_non_differentiable(mean, var, count)
-        return output, mean, var, count
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        total = mine.clone()
+        distributed.all_reduce(total)
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        input, weight, mean, scale, count = ctx.saved_tensors
-        others = [dim for dim in range(input.ndim) if dim != 1]
-        shape = [1, -1] + [1] * (input.ndim - 2)
-        wide = grad.to(mean.dtype)
-        normed = (input.to(mean.dtype) - mean.view(shape)) * scale.view(shape)
-        grad_bias, grad_weight = wide.sum(others), (wide * normed).sum(others)
-        grad_input = None
-        if ctx.needs_input_grad[0]:
-            sums = torch.stack([grad_bias, grad_weight])
-            distributed.all_reduce(sums)
-            by_mean, by_var = (sums / count.clamp(min=1)).view(2, *shape).unbind()
-            factor = scale if weight is None else scale * weight
-            grad_input = ((wide - by_mean - normed * by_var) * factor.view(shape)).to(input.dtype)
-        # The gradients of the weights are over this rank's samples: the strategy sums them over ranks.
-        return (
-            grad_input,
-            grad_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None,
-            grad_bias if ctx.needs_input_grad[2] else None,
-            None,
-        )
-
-
-def _from_all(mine: Tensor) -> Tensor:
-    """[N] of each rank -> [ranks, N], in the order of the ranks."""
-    every = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(every, mine)
-    return torch.stack(every)
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _SumOverRanks.forward(ctx, grad)
