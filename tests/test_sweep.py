@@ -28,6 +28,7 @@ from small_run import SMALL
 
 import imgrec
 from imgrec import cli, config
+from imgrec.config.compose import quoted
 from imgrec.distributed import signals
 from imgrec.errors import ConfigError, Stopped
 from imgrec.sweeps.folder import Job, SweepFolder, choose_sweep_folder, open_sweep_folder
@@ -478,6 +479,13 @@ def test_a_repeated_proposal_is_not_trained_again(sweep: Sweep, trained: list[fl
     assert sorted(trained) == [0.01, 0.1]
     assert capsys.readouterr().out.count("(finished before)") == 2
     assert len({row["folder"] for row in rows("runs/fake_lenet/sweep_1")}) == 2
+
+
+def test_jobs_are_in_the_folder_of_the_sweep_whatever_its_name(sweep: Sweep, trained: list[float]) -> None:
+    for number, runs_dir in enumerate(["a\\b", "it's\\", "x y,z"]):
+        assert sweep("optim.lr=0.1,0.01", f"runs_dir={quoted(runs_dir)}") == 0
+        assert Path(runs_dir, "fake_lenet/sweep_1/1/result.json").exists()
+        assert len(trained) == 2 * (number + 1)
 
 
 @optuna_installed

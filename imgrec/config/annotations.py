@@ -37,19 +37,15 @@ def matches_type(value: Any, hint: Any) -> bool:
         return any(matches_type(value, arg) for arg in args)
     if origin is Literal:
         return value in args and type(value) in {type(arg) for arg in args}
-    if hint in (None, type(None)):
-        return value is None
     if hint in (int, float):
         return is_number(value) and isinstance(value, (int, hint))
-    if hint in (bool, str, dict, list):
+    if hint in (bool, str, dict, list, type(None)):
         return isinstance(value, hint)
     if origin is tuple and args[-1] is not ...:
         return isinstance(value, list | tuple) and len(value) == len(args) and all(map(matches_type, value, args))
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return isinstance(value, list | tuple) and all(matches_type(v, args[0]) for v in value)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, dict)
-    return False
+    return isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, Mapping)
 
 
 def describe_type(hint: Any) -> str:

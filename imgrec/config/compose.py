@@ -112,13 +112,15 @@ def quote_values(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
 
     Lists and what is quoted already stay, and so does null.
     """
-    quoted = []
+    arguments = []
     for argument in argv:
         key, equals, value = argument.partition("=")
-        if key in keys and equals and value != "null" and not value.startswith(("[", "'", '"')):
-            # A quote is escaped, and backslashes before a quote, also the closing one, are doubled: elsewhere they are themselves.
-            text = re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), os.path.expanduser(value))
-            quoted.append(f"{key}='{text}'")
-        else:
-            quoted.append(argument)
-    return quoted
+        is_text = key in keys and equals and value != "null" and not value.startswith(("[", "'", '"'))
+        arguments.append(f"{key}={quoted(os.path.expanduser(value))}" if is_text else argument)
+    return arguments
+
+
+def quoted(text: str) -> str:
+    """A text in quotes, as Hydra's grammar reads it back."""
+    # A quote is escaped, and backslashes before a quote, also the closing one, are doubled: elsewhere they are themselves.
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda match: 2 * match[1] + ("\\'" if match[2] else ""), text) + "'"

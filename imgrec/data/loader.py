@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -34,7 +34,9 @@ class Loader:
     sets in memory do not need. A DataError in a worker arrives as it was raised, not buried in the worker's traceback.
     """
 
-    def __init__(self, dataset: ImageSet, requests: EpochBatches, *, num_workers: int, stoppable: bool = False) -> None:
+    def __init__(
+        self, dataset: ImageSet, requests: EpochBatches | Sequence[Request], *, num_workers: int, stoppable: bool = False
+    ) -> None:
         self.dataset, self.requests, self.num_workers = dataset, requests, num_workers
         self._loader: DataLoader[Batch | DataError] = DataLoader(
             _Guarded(dataset),

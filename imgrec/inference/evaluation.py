@@ -12,12 +12,13 @@ from torch.nn import functional
 from imgrec.config.annotations import check_type, format_value
 from imgrec.config.instantiate import instantiate, locate, parameter_types
 from imgrec.config.schema import Node, Split
+from imgrec.data.batch import Request
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.folder import BadImage, ImageFiles, folder_split
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
-from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches
+from imgrec.data.sampler import EVALUATION_BATCH
 from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, DataError
@@ -105,16 +106,8 @@ def measure_split(
     checkpoint, device = scorer.checkpoint, scorer.device
     size = batch_size or min(EVALUATION_BATCH, checkpoint.run.max_device_batch)
     share = contiguous_shares(len(images), size, group.size)[group.rank]
-    requests = EpochBatches(
-        samples=len(share),
-        order=lambda epoch: np.arange(share.start, share.stop),
-        epoch=lambda: 0,
-        batch_size=size,
-        devices=1,
-        rank=0,
-        accumulate=1,
-        keep_single=True,
-    )
+    batches = [np.arange(start, min(start + size, share.stop)) for start in share[::size]]
+    requests = [Request(0, indices, len(indices)) for indices in batches]
     workers = worker_count(num_workers, in_memory=not isinstance(images, ImageFiles), processes_here=read_world().local_size)
     loss = checkpoint_loss(checkpoint, counts).to(device)
     tally = ConfusionTally(num_classes=len(checkpoint.classes)).to(device)
@@ -123,8 +116,8 @@ def measure_split(
     tally.update(empty, torch.zeros(0, dtype=torch.int64, device=device), empty.sum(1))
     bad: list[str] = []
     done = 0
-    for number, batch in enumerate(Loader(images, requests, num_workers=workers)):
-        group.set_status(f"measuring batch {number + 1} of {len(requests)}")
+    for number, batch in enumerate(Loader(images, requests, num_workers=workers), 1):
+        group.set_status(f"measuring batch {number} of {len(requests)}")
         bad += batch.bad
         if len(batch.labels):
             labels = batch.labels.to(device)

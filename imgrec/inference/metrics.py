@@ -21,7 +21,6 @@ class TallySums(NamedTuple):
     confusion: Tensor  # int64 [K, K], rows are the true classes, columns the predicted ones
     top5_hits: Tensor  # int64 []
     loss_sum: Tensor  # float64 [], float32 with Apple's MPS
-    samples: Tensor  # int64 []
 
 
 class ConfusionTally(Metric):
@@ -31,7 +30,6 @@ class ConfusionTally(Metric):
     confusion: Tensor
     top5_hits: Tensor
     loss_sum: Tensor
-    count: Tensor
 
     def __init__(self, *, num_classes: int) -> None:
         super().__init__(sync_on_compute=False)
@@ -41,7 +39,6 @@ class ConfusionTally(Metric):
         # float32 loses the small losses of a long epoch; MPS has no float64.
         exact = torch.float32 if torch.backends.mps.is_available() else torch.float64
         self.add_state("loss_sum", torch.zeros((), dtype=exact), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, labels: Tensor, losses: Tensor) -> None:
         """scores: float [B, K], logits or probabilities; labels: int64 [B]; losses: float [B]."""
@@ -52,21 +49,20 @@ class ConfusionTally(Metric):
         best = scores.topk(min(5, self.num_classes), dim=1).indices
         self.top5_hits += (best == labels[:, None]).sum()
         self.loss_sum += losses.detach().to(self.loss_sum.dtype).sum()
-        self.count += labels.numel()
 
     def compute(self) -> TallySums:
         """Of all processes, which must all call it: one sum of K^2 numbers, where torchmetrics would gather a matrix from each of them."""
-        whole = torch.cat([self.confusion.view(-1), self.top5_hits[None], self.count[None]])
+        whole = torch.cat([self.confusion.view(-1), self.top5_hits[None]])
         loss_sum = self.loss_sum.clone()
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(whole)
             distributed.all_reduce(loss_sum)
-        return TallySums(whole[:-2].view_as(self.confusion), whole[-2], loss_sum, whole[-1])
+        return TallySums(whole[:-1].view_as(self.confusion), whole[-1], loss_sum)
 
     def report(self, classes: Sequence[str]) -> "Report":
         """The report over all processes, which must all call it. classes: K names in the order of the labels."""
         counts = self.compute()
-        loss = (counts.loss_sum / counts.samples).item()
+        loss = (counts.loss_sum / counts.confusion.sum()).item()
         return make_report(counts.confusion.cpu(), top5_hits=int(counts.top5_hits), loss=loss, classes=classes)
 
 

@@ -6,13 +6,12 @@ job=count prints how many there are; job=none runs nothing and shows the table o
 """
 
 import os
-import re
 import sys
 from collections.abc import Collection
 from contextlib import closing
 from typing import Any, Protocol
 
-from imgrec.config.compose import load_config
+from imgrec.config.compose import load_config, quoted
 from imgrec.config.schema import RunConfig
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
@@ -91,7 +90,7 @@ def train_job(folder: SweepFolder, job: Job, config_dir: str | None, fit: Fit, *
     """Train a job of a sweep as the single run that it is; the content of its result.json."""
     overrides = [
         *(text for text in job.overrides if text.partition("=")[0] not in OWN_KEYS),
-        f"runs_dir={_quoted(str(folder.path.parent))}",
+        f"runs_dir={quoted(str(folder.path.parent))}",
         f"name={folder.path.name}",
         f"id={job.number}",
         *([f"{THRESHOLDS}=[{','.join(map(str, job.thresholds))}]"] if job.thresholds else []),
@@ -99,8 +98,3 @@ def train_job(folder: SweepFolder, job: Job, config_dir: str | None, fit: Fit, *
     own = ["--config-dir", config_dir] if config_dir else []
     command = [sys.argv[0], *(["train"] if sys.argv[1:2] == ["train"] else []), *own, *overrides]
     return fit(load_config("train", overrides, config_dir), quiet=quiet, command=command)
-
-
-def _quoted(path: str) -> str:
-    """A path as a value of Hydra's grammar."""
-    return path if re.fullmatch(r"[\w./+-]+", path) else "'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'"
