@@ -7,15 +7,18 @@ from typing import Any, Literal
 import pytest
 import yaml
 from error_parts import raises_error
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from imgrec.config import checks
 from imgrec.config.annotations import describe_type, format_value, matches_type
 from imgrec.config.checks import NEEDS
-from imgrec.config.compose import compose_config, load_config
+from imgrec.config.compose import compose_config, hydra_tree, load_config
 from imgrec.config.instantiate import instantiate, parameter_types
-from imgrec.config.options import conf_dir, option_names
+from imgrec.config.options import conf_dir, group_names, option_names
 from imgrec.config.ranges import RANGES, Range, check_range
 from imgrec.config.schema import run_config
 from imgrec.errors import ConfigError, did_you_mean
@@ -127,6 +130,42 @@ def test_the_last_of_two_values_wins_and_choices_come_before_values():
     run = load_config("train", ["optim.lr=0.3", "optim=sgd", "seed=1", "seed=2"])
     assert run.optim["_target_"] == "torch.optim.SGD"
     assert (run.optim["lr"], run.seed) == (0.3, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("hydra.run.dir=x", "no key hydra.run.dir"),  # Hydra has it, and nothing here reads it
+        ("~seed", "seed=VALUE"),
+        ("+seed=3", "Type seed=3"),
+        ("optim.lr=0.1,0.2", "train -m optim.lr=0.1,0.2"),
+        ("seed=range(0,3)", "train -m seed=range(0,3)"),
+        ("optim=adam,sgd", "train -m optim=adam,sgd"),
+        ("seed@x=3", "Type seed=VALUE"),
+    ],
+)
+def test_what_hydra_accepts_and_a_single_run_does_not_use_is_refused(override, hint):
+    with pytest.raises(ConfigError) as error:
+        compose_config("train", [override])
+    assert override in str(error.value)
+    assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["optim=sgd", "optim.lr=0.02", "data.image_size=32"],
+        ["experiment=mnist_cnn", "data.image_size=64", "class_weights={a:1,b:2}"],
+        ["augment=light", "augment.fill=[1,2,3]", "name='a b=c'", "optim.lr=${seed}"],
+    ],
+)
+def test_keys_change_a_composed_tree_as_hydra_does_it(overrides):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        whole = OmegaConf.to_container(compose("train", overrides), resolve=True)
+    options = [text for text in overrides if text.partition("=")[0] in group_names()]
+    keys = OverridesParser.create().parse_overrides([text for text in overrides if text not in options])
+    assert hydra_tree("train", options, [], keys)[0] == whole
 
 
 def test_what_follows_from_the_image_size():

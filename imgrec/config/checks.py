@@ -123,11 +123,11 @@ def check_options(command: str, overrides: Sequence[Any], search: Sequence[Path]
             raise ConfigError(f"{text}: config groups are not added or deleted. Type {group}={some}, or remove it.")
         if "defaults:" not in (conf_dir() / f"{command}.yaml").read_text():
             raise ConfigError(f"{text}: {command} reads its {group} from the checkpoint. Remove {group}=.")
-        options = option_names(group, search)
-        for value in option.list if override.is_choice_sweep() else [option]:
-            if (name := str(getattr(value, "text", value))) not in options:
-                near = did_you_mean(name, options)
-                raise ConfigError(f"{group}={name}: there is no such {group}.{near} There are: {', '.join(options)}.")
+        names, name = option_names(group, search), str(option)
+        if name not in names:
+            raise ConfigError(
+                f"{group}={name}: there is no such {group}.{did_you_mean(name, names)} There are: {', '.join(names)}."
+            )
 
 
 def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: Sequence[str]) -> None:
@@ -136,15 +136,15 @@ def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: 
     free = tuple(f"{key}." for key, value in known.items() if value == {})  # keys in it are passed to a library unchecked
     for override in overrides:
         key, text = override.key_or_group, repr(override.input_line)
-        if key.startswith("hydra") or f"{key}.".startswith(free):
+        if override.is_delete():
+            raise ConfigError(f"{text}: keys are not deleted. Type {key}=VALUE.")
+        if f"{key}.".startswith(free):
             continue
         if key not in known:
             keys = _siblings(key, reference) or f" `imgrec {command} --help` lists the keys."
             raise ConfigError(f"{text}: there is no key {key}.{_near_key(key, list(known), groups)}{keys}")
         if override.is_add() or override.is_force_add():
             raise ConfigError(f"{text}: {key} exists already. Type {override.input_line.lstrip('+')}.")
-        if override.is_delete():
-            raise ConfigError(f"{text}: keys are not deleted. Type {key}=VALUE.")
 
 
 def _near_key(key: str, known: Sequence[str], groups: Sequence[str]) -> str:

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgrec.config.checks import check_keys, check_options, check_together, conform
 from imgrec.config.options import conf_dir, group_names
 from imgrec.config.schema import Node, RunConfig, run_config, run_types
 from imgrec.errors import ConfigError, first_line
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
 
@@ -52,17 +55,26 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
             raise ConfigError(
                 f"{argument!r} cannot be read: {first_line(error)}. Overrides look like key=value, for example optim.lr=0.01."
             ) from error
+    for override in parsed:
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{override.input_line!r} has several values. Type imgrec train -m {override.input_line} for a job of each, "
+                f"or {override.key_or_group}=[...] for a list."
+            )
+        if override.package is not None:
+            raise ConfigError(f"{override.input_line!r}: there is no key with @. Type {override.key_or_group}=VALUE.")
     groups = group_names(search)
     options = [override for override in parsed if override.key_or_group in groups]
     keys = [override for override in parsed if override.key_or_group not in groups]
     check_options(command, options, search)
+    chosen = [str(override.input_line) for override in options]
     try:
-        reference, choices = hydra_tree(command, [str(override.input_line) for override in options], search)
+        reference, choices = hydra_tree(command, chosen, search)
         if choices.get("experiment") is not None:  # an experiment may set any key, so the reference is composed without it
             plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
             reference = hydra_tree(command, plain, search)[0]
         check_keys(command, keys, reference, groups)
-        tree = hydra_tree(command, [str(override.input_line) for override in parsed], search)[0]
+        tree = hydra_tree(command, chosen, search, keys)[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the config cannot be composed: {first_line(error)}.") from error
     if "name" in tree and tree["name"] is None:
@@ -72,14 +84,25 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
     return checked
 
 
-def hydra_tree(command: str, overrides: Sequence[str], search: Sequence[Path]) -> tuple[Node, dict[str, str]]:
-    """(resolved tree, choice made in each group) from Hydra, unchecked."""
-    read = _hydra_tree.__wrapped__ if search else _hydra_tree  # the user's own yaml may change
-    return deepcopy(read(command, tuple(overrides), tuple(search)))
+def hydra_tree(
+    command: str, options: Sequence[str], search: Sequence[Path], keys: Sequence[Any] = ()
+) -> tuple[Node, dict[str, str]]:
+    """(resolved tree, choice made in each group) of the options of config groups and the overrides of keys, unchecked."""
+    from omegaconf import OmegaConf
+
+    read = _compose_options.__wrapped__ if search else _compose_options  # the user's own yaml may change
+    composed, choices = read(command, tuple(options), tuple(search))
+    config = deepcopy(composed)
+    for override in keys:
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add() or override.is_force_add())
+    tree = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(tree, dict)
+    return typing.cast(Node, tree), dict(choices)
 
 
-@lru_cache(maxsize=64)  # a fifth of a second each, and a sweep composes the same ones again
-def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ...]) -> tuple[Node, dict[str, str]]:
+# A tenth of a second each, and the keys of most command lines stand beside the same options.
+@lru_cache(maxsize=64)
+def _compose_options(command: str, options: tuple[str, ...], search: tuple[Path, ...]) -> "tuple[DictConfig, dict[str, str]]":
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -91,14 +114,12 @@ def _hydra_tree(command: str, overrides: tuple[str, ...], search: tuple[Path, ..
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
             paths = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]"] if search else []
-            config = hydra_compose(command, [*overrides, *paths], return_hydra_config=True)
-            named = group_names(search)
-            choices = {group: option for group, option in config.hydra.runtime.choices.items() if group in named}
-            run = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-            tree = OmegaConf.to_container(run, resolve=True)
+            config = hydra_compose(command, [*options, *paths], return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer
-    return typing.cast(Node, tree), choices
+    named = group_names(search)
+    choices = {group: option for group, option in config.hydra.runtime.choices.items() if group in named}
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), choices
 
 
 def by_size(size: Any, small: Any, large: Any) -> Any:
