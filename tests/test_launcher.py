@@ -448,14 +448,13 @@ def test_children_do_not_outlive_a_killed_parent_and_free_the_folder(
     wait_until(lambda: all((folder / f"pid_{rank}").exists() for rank in (0, 1)))
     run = small("name=waits", "id=1", f"runs_dir={tmp_path}", "trainer.devices=2")
     second = choose_run_dir(run)
-    with pytest.raises(ConfigError, match="in use"):
-        second.open(run)
+    with pytest.raises(ConfigError, match="in use"), second.opened(run):
+        pass
     process.kill()
     pids = [int((folder / f"pid_{rank}").read_text()) for rank in (0, 1)]
     wait_until(lambda: not any(map(alive, pids)))
-    second.open(run)
-    second.close()
-    process.communicate()
+    with second.opened(run):
+        process.communicate()
 
 
 @pytest.mark.slow

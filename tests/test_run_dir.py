@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,8 @@ def run(plain, tmp_path):
 
 def begin(run) -> Path:
     folder = choose_run_dir(run)
-    folder.open(run)
-    folder.close()
-    return folder.path
+    with folder.opened(run):
+        return folder.path
 
 
 def refusal(run) -> str:
@@ -95,17 +95,13 @@ def test_a_name_is_one_folder(run, key, value):
 
 
 def test_two_processes_never_share_a_folder(run, tmp_path):
-    first = choose_run_dir(run(id="a"))
-    first.open(run(id="a"))
-    with raises_error(ConfigError, f"{tmp_path}/n/a", "in use", "id=ID"):
-        choose_run_dir(run(id="a")).open(run(id="a"))
-    first.close()
+    with choose_run_dir(run(id="a")).opened(run(id="a")), raises_error(ConfigError, f"{tmp_path}/n/a", "in use", "id=ID"):
+        begin(run(id="a"))
     again = choose_run_dir(run(id="a"))
-    again.open(run(id="a"))
-    assert again.lock is not None
-    with (tmp_path / "n/a/.lock").open() as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    again.close()
+    with again.opened(run(id="a")), (tmp_path / "n/a/.lock").open() as file:
+        assert again.lock is not None
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_finished_run_is_read_and_not_trained_again(tmp_path, capsys):
@@ -134,15 +130,14 @@ def test_differing_names_the_keys_that_differ_and_no_others(plain, key, value):
 
 
 def test_a_job_that_is_started_again_waits_for_the_lock_of_its_lost_node(run, monkeypatch):
-    first, again = choose_run_dir(run(id="a")), choose_run_dir(run(id="a"))
-    first.open(run(id="a"))
-    with pytest.raises(ConfigError, match="in use"):
-        again.open(run(id="a"))
+    again, node = choose_run_dir(run(id="a")), ExitStack()
+    node.enter_context(choose_run_dir(run(id="a")).opened(run(id="a")))
+    with pytest.raises(ConfigError, match="in use"), again.opened(run(id="a")):
+        pass
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    monkeypatch.setattr("time.sleep", lambda seconds: first.close())
-    again.open(run(id="a"))
-    assert again.lock is not None
-    again.close()
+    monkeypatch.setattr("time.sleep", lambda seconds: node.close())
+    with again.opened(run(id="a")):
+        assert again.lock is not None
 
 
 def test_a_file_system_without_locks_keeps_nobody_out(run, monkeypatch):
@@ -150,7 +145,4 @@ def test_a_file_system_without_locks_keeps_nobody_out(run, monkeypatch):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", flock)
-    folder = choose_run_dir(run(id="a"))
-    folder.open(run(id="a"))
-    assert (folder.path / "config.yaml").is_file()
-    folder.close()
+    assert (begin(run(id="a")) / "config.yaml").is_file()

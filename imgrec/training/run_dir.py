@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -58,13 +58,17 @@ class RunDir:
 
     def result(self) -> dict[str, Any]:
         """result.json of a finished run."""
-        result: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-        return result
+        return dict(json.loads((self.path / "result.json").read_text()))
 
     @contextmanager
     def opened(self, run: RunConfig) -> Iterator[None]:
-        """`open` and `close`; a new run that raises ImgrecError before its first checkpoint leaves no directory."""
-        self.open(run)
+        """Create the directory, lock it and write the resolved config, on rank 0; its errors are raised on all ranks.
+
+        A new run that raises ImgrecError before its first checkpoint leaves no directory. For ranks that
+        imgrec.distributed.launcher started, their parent has done so; they inherit its lock, held while one of them lives.
+        """
+        if RUN_DIR_VARIABLE not in os.environ:
+            on_first_rank(lambda: self._start(run))
         try:
             yield
         except ImgrecError:
@@ -76,21 +80,9 @@ class RunDir:
                         directory.rmdir()
             raise
         finally:
-            self.close()
-
-    def open(self, run: RunConfig) -> None:
-        """Create the directory, lock it and write the resolved config, on rank 0; its errors are raised on all ranks.
-
-        The parent of ranks that imgrec.distributed.launcher started has done so. They inherit its open lock, which is
-        held while one of them lives.
-        """
-        if RUN_DIR_VARIABLE not in os.environ:
-            on_first_rank(lambda: self._start(run))
-
-    def close(self) -> None:
-        if self.lock is not None:
-            self.lock.close()
-            self.lock = None
+            if self.lock is not None:
+                self.lock.close()
+                self.lock = None
 
     @property
     def lock_fd(self) -> int:
@@ -146,12 +138,11 @@ def choose_run_dir(run: RunConfig) -> RunDir:
                 f"{path} holds a run of another config: {_differences(differ)}. Set another id, or the values of that run."
             )
         return RunDir(path, state)
-    numbers = sorted((int(p.name) for p in parent.glob("*") if p.name.isdecimal()), reverse=True)
-    if run.resume and numbers:
-        newest = parent / str(numbers[0])
-        if _state(newest) == "unfinished" and not differing_keys(run, _config(newest)) and not _is_locked(newest):
-            return RunDir(newest, "unfinished")
-    return RunDir(parent / str(numbers[0] + 1 if numbers else 1), "new")
+    number = max((int(p.name) for p in parent.glob("*") if p.name.isdecimal()), default=0)
+    newest = parent / str(number)
+    if run.resume and _state(newest) == "unfinished" and not differing_keys(run, _config(newest)) and not _is_locked(newest):
+        return RunDir(newest, "unfinished")
+    return RunDir(parent / str(number + 1), "new")
 
 
 def _state(path: Path) -> Literal["new", "unfinished", "finished"]:
@@ -161,8 +152,7 @@ def _state(path: Path) -> Literal["new", "unfinished", "finished"]:
 
 
 def _config(path: Path) -> Node:
-    config: Node = yaml.safe_load((path / "config.yaml").read_text())
-    return config
+    return dict(yaml.safe_load((path / "config.yaml").read_text()))
 
 
 def differing_keys(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
@@ -205,8 +195,5 @@ def lock_file(file: IO[str], operation: int) -> None:
 def _is_locked(path: Path) -> bool:
     if not (path / ".lock").exists():
         return False
-    file = lock_folder(path)
-    if file is None:
-        return True
-    file.close()
-    return False
+    with lock_folder(path) or nullcontext() as file:
+        return file is None
