@@ -110,19 +110,17 @@ class ResumePoint:
 def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint | None:
     """Where the run with these checkpoints resumes, the same on all ranks; None where nothing was saved yet.
 
-    For a damaged checkpoint the one before it is used, with a message. CheckpointError where none is left, or the
-    format is another.
+    A damaged checkpoint is left out, with a message. CheckpointError where none is left, or the format is another.
     """
-    checkpoints: list[dict[str, Any]] = []  # on rank 0
+    latest: tuple[Path, dict[str, Any]] | None = None  # on rank 0
 
     def find() -> tuple[Path, Node] | None:
-        if (latest := latest_checkpoint(folder, say)) is None:
-            return None
-        checkpoints.append(latest[1])
-        return latest[0], latest[1]["resume"]
+        nonlocal latest
+        latest = latest_checkpoint(folder, say)
+        return latest and (latest[0], latest[1]["resume"])
 
     point = on_first_rank(find)
-    return None if point is None else ResumePoint(*point, *checkpoints)
+    return point and ResumePoint(*point, latest and latest[1])
 
 
 def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:

@@ -189,10 +189,7 @@ def find_averages(trainer: pl.Trainer) -> Iterator[nn.Module]:
 
 
 def restore_trained_weights(trainer: pl.Trainer) -> None:
-    """Before a stop during a validation: put the trained weights back into the module instead of the averaged ones.
-
-    It calls the hook that swaps the two, which is not documented.
-    """
+    """Before a stop in a validation: swap the trained weights back in, by the undocumented hook at its end."""
     if trainer.validating:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, WeightAveraging):

@@ -33,11 +33,10 @@ from imgrec.training.scheduler import lightning_schedulers
 class Classifier(pl.LightningModule):
     """A network with its loss, and for training its optimizer and schedulers.
 
-    Logged per epoch: train/loss, train/accuracy, val/loss, val/accuracy, val/macro_f1, and val/top5 with more than
-    five classes.
+    Logged per epoch: {train,val}/{loss,accuracy}, val/macro_f1, and val/top5 with more than five classes.
     """
 
-    test_report: Report | None = None
+    test_report: Report  # of the last test
 
     def __init__(
         self,
@@ -90,10 +89,7 @@ class Classifier(pl.LightningModule):
         return objective
 
     def _skips_forward(self, batch: Batch) -> bool:
-        """Whether this rank has no samples (short batch, unreadable files) and no other waits for its forward pass.
-
-        Batch norm would return NaN.
-        """
+        """Whether this rank has no samples, of which batch norm makes NaN, and no other waits for its forward pass."""
         return not (len(batch.labels) or is_sharded(self.net) or (self.training and has_sync_batchnorm(self.net)))
 
     def _update_without_samples(self) -> None:

@@ -29,7 +29,7 @@ def batch_factor(batch: int, /, *, base_batch: int | None, batch_rule: BatchRule
 
 
 def rate(node: dict[str, Any], batch: int) -> float:
-    """The learning rate of a conf/optim node for a global batch; ConfigError where lr or one of the batch's keys is missing."""
+    """The learning rate of a conf/optim node for a global batch; ConfigError where keys of it are missing."""
     if "lr" not in node:
         raise ConfigError(f"optim.lr is missing: {node['_target_']} needs it. Write lr: 0.001 into its yaml.")
     return float(node["lr"] * batch_factor(batch, **_batch_keys(node)))
@@ -77,8 +77,7 @@ def _decays(parameter: Parameter, decay_on: DecayOn) -> bool:
 def decayed(net: nn.Module, decay_on: DecayOn) -> list[Parameter]:
     """The parameters that weight decay and the l1 and l2 penalties apply to, in the order of `net.named_parameters()`.
 
-    "weights": kernels and matrices (ndim >= 2), not norms and biases (He 2019, "Bag of Tricks"). "all": every
-    parameter.
+    "weights": kernels and matrices (ndim >= 2), not norms and biases (He 2019, "Bag of Tricks").
     """
     return [parameter for parameter in net.parameters() if _decays(parameter, decay_on)]
 

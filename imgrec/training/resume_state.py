@@ -11,11 +11,10 @@ from imgrec.training.module import Classifier
 
 
 def take_rank_state(classifier: Classifier) -> Plain:
-    """The state of this rank at a step boundary, in copies that later steps do not change. Does not wait for the device.
+    """The state of this rank at a step boundary, in copies that later steps do not change, without waiting.
 
     Of the RNG states only torch's: networks use no other, and augmentation is a function of seed, epoch and image.
-    "torch" and "cuda" are uint8 tensors on the CPU, "cuda" is None on other devices; "sums", of the epoch's training
-    metrics, are on the classifier's device.
+    They are uint8 tensors on the CPU, "cuda" is None on other devices; "sums" are on the classifier's device.
     """
     cuda = torch.cuda.get_rng_state(classifier.device) if classifier.device.type == "cuda" else None
     return {"torch": torch.get_rng_state(), "cuda": cuda, "sums": [value.clone() for value in classifier.training_sums()]}

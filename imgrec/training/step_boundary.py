@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
 from torch import distributed
 
 from imgrec.config.schema import TrainerConfig
@@ -47,7 +46,7 @@ SAVE_INTERVAL_FACTOR = 100
 COPY_RATE = 500e6
 
 
-class StepBoundary(Callback):
+class StepBoundary(pl.Callback):
     """The first of the callbacks: what others change when a batch starts belongs to the step after the boundary.
 
     Lightning has fetched a batch when it calls on_train_batch_start. A resumed run fetches it again: the order of the

@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers.logger import DummyLogger, Logger
 
 from imgrec.config.instantiate import instantiate, node_target, parameter_types
@@ -36,7 +35,7 @@ def build_trainer(
     plan: BatchPlan,
     world: World,
     *,
-    callbacks: Sequence[Callback],
+    callbacks: Sequence[pl.Callback],
     logger: Logger | bool,
     checkpoint_io: CheckpointIO | None = None,
     **length: Any,
@@ -47,7 +46,6 @@ def build_trainer(
     """
     limit = config.limit_train_batches  # an integer counts global batches, Lightning's micro-batches
     chosen = isinstance(config.devices, list) or world.started_by == "alone"
-    plugins: list[Any] = [cluster_environment(world), *([] if checkpoint_io is None else [checkpoint_io])]
     try:
         trainer = pl.Trainer(
             accelerator=config.accelerator,
@@ -69,7 +67,7 @@ def build_trainer(
             enable_model_summary=False,
             callbacks=list(callbacks),
             logger=logger,
-            plugins=plugins,
+            plugins=[plugin for plugin in (cluster_environment(world), checkpoint_io) if plugin is not None],
             **length,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
@@ -90,9 +88,9 @@ def build_trainer(
 
 def run_callbacks(
     run: RunConfig, run_dir: RunDir, terminal: Terminal, history: History, boundary: StepBoundary
-) -> list[Callback]:
+) -> list[pl.Callback]:
     """The callbacks of a training in the order that they need: the step boundary first, the best checkpoint last."""
-    callbacks: list[Callback] = [
+    callbacks: list[pl.Callback] = [
         boundary,
         FiniteLoss(run_dir.checkpoints),
         Throughput(),
@@ -107,21 +105,21 @@ def run_callbacks(
     return [*callbacks, *configured_callbacks(run, run_dir.path, history), BestCheckpoint(run_dir.best, history)]
 
 
-def configured_callbacks(run: RunConfig, folder: Path, history: History) -> list[Callback]:
+def configured_callbacks(run: RunConfig, folder: Path, history: History) -> list[pl.Callback]:
     """The callbacks of conf/callbacks, in its order; one that is null, or whose target returns None, is off.
 
     A target with parameters of these names also gets monitor (the run's), config (the run's, as plain data), history
     (the metrics of each epoch so far) and run_dir (the path of the run directory).
     """
     arguments = {"monitor": run.monitor, "config": run.to_dict(), "history": history, "run_dir": folder}
-    callbacks: list[Callback] = []
+    callbacks: list[pl.Callback] = []
     for name, node in run.callbacks.items():
         if node is None:
             continue
         parameters = parameter_types(node_target(node))
         extra = {key: value for key, value in arguments.items() if key in parameters and key not in node}
         callback = instantiate(node, **extra)
-        if isinstance(callback, Callback):
+        if isinstance(callback, pl.Callback):
             callbacks.append(callback)
         elif callback is not None:
             raise ConfigError(
@@ -133,10 +131,7 @@ def configured_callbacks(run: RunConfig, folder: Path, history: History) -> list
 
 @contextmanager
 def opened_logger(node: Node, folder: Path, *, rank: int) -> Iterator[Logger]:
-    """The Lightning logger of a conf/logger node, with save_dir=`folder`, and closed at the end, where it has these.
-
-    Only rank 0 logs.
-    """
+    """The Lightning logger of a conf/logger node on rank 0, with save_dir=`folder` and closed, where it has these."""
     if rank > 0:
         yield DummyLogger()
         return

@@ -15,9 +15,7 @@ from imgrec.models.pretrained import PretrainedWeights, library_weights, transfe
 def initial_network(model: Node, weights: str | None, classes: Sequence[str]) -> tuple[nn.Module, str | None]:
     """The network of a run before its first step, and a sentence that says what was copied from `weights`."""
     net: nn.Module = instantiate(model, num_classes=len(classes))
-    if not weights:
-        return net, None
-    return net, transfer_weights(net, pretrained_weights(weights, model), classes)
+    return net, transfer_weights(net, pretrained_weights(weights, model), classes) if weights else None
 
 
 def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights:
@@ -28,9 +26,8 @@ def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeig
     if not Path(weights).exists():
         return library_weights(weights, model)
     checkpoint = read_checkpoint(Path(weights))
-    state = network_state(checkpoint)
-    metadata = checkpoint["imgrec"]
-    return PretrainedWeights(weights, state, tuple(metadata["classes"]), _overrides_hint(metadata["config"]["model"], model))
+    metadata, hint = checkpoint["imgrec"], _overrides_hint(checkpoint["imgrec"]["config"]["model"], model)
+    return PretrainedWeights(weights, network_state(checkpoint), tuple(metadata["classes"]), hint)
 
 
 def _overrides_hint(stored: Mapping[str, Any], model: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
 
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
@@ -25,7 +24,7 @@ HEADER = "  ".join(["  epoch", *(f"{title:>{width}}" for title, width, _, _ in C
 EVERY_SECONDS = 0.1  # how often the loss beside the bar is fetched from the device
 
 
-class EpochLines(Callback):
+class EpochLines(pl.Callback):
     """Prints the figures that History collected; so it stands behind it in the list of callbacks."""
 
     def __init__(self, terminal: Terminal, history: History) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping
 
 from imgrec.config.schema import Monitor, monitor_mode
 from imgrec.training.callbacks.history import History
@@ -18,7 +18,7 @@ def build_early_stopping(*, patience: int, min_delta: float, monitor: Monitor) -
     )
 
 
-class Pruning(Callback):
+class Pruning(pl.Callback):
     """Ends the training after epoch i if the best value of `monitor` so far is worse than thresholds[i - 1].
 
     It reads what `history` collected, so it comes after it in the list of callbacks. Those figures are of all ranks, so

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from imgrec.errors import ImgrecError
@@ -17,7 +16,7 @@ class NotFiniteError(ImgrecError):
     """The loss became NaN or infinite."""
 
 
-class FiniteLoss(Callback):
+class FiniteLoss(pl.Callback):
     """Raises NotFiniteError naming the step; nothing is saved after that step, so the last good checkpoint stays."""
 
     def __init__(self, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from functools import partial
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -14,7 +13,7 @@ from imgrec.training.strategies import DDP
 _FROZEN = "_imgrec_frozen"  # attribute of the network: names of the parameters that freeze() froze
 
 
-class FreezeBackbone(Callback):
+class FreezeBackbone(pl.Callback):
     """Freezes all but the head in the first `epochs` epochs. DDP is told, as it waits for the gradients of unfrozen parameters."""
 
     def __init__(self, epochs: int) -> None:
@@ -38,8 +37,7 @@ class FreezeBackbone(Callback):
 def freeze(net: nn.Module, num_classes: int) -> None:
     """Train only the head until `unfreeze`: other parameters get no gradient, batch norms keep their statistics.
 
-    `net.train()` keeps them frozen; dropout stays active. Freezing twice is allowed. DDP has to be rewrapped afterwards
-    (`DDP.rewrap`).
+    `net.train()` keeps them frozen; dropout stays active. Freezing twice is allowed.
     """
     head = head_name(net, num_classes)
     for name, parameter in net.named_parameters():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.callbacks import Checkpoint
 
 from imgrec.config.schema import monitor_mode
 from imgrec.files import atomic_write
@@ -17,11 +17,10 @@ METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macr
 COLUMNS = ("epoch", "step", "lr", *METRICS, "images_per_second", "data_wait_share", "seconds", "best")
 
 
-class History(Callback):
+class History(pl.Callback):
     """Collects the figures of each epoch after validation and rewrites metrics.csv.
 
-    The rows travel in the checkpoint, so a resumed run shows each epoch once. `best` marks the rows that were the best
-    so far by `monitor`.
+    The rows travel in the checkpoint, so a resumed run shows each epoch once. `best` marks the best ones so far.
     """
 
     def __init__(self, path: Path, monitor: str) -> None:
@@ -32,7 +31,7 @@ class History(Callback):
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = [dict(row) for row in state_dict["rows"]]
+        self.rows = list(state_dict["rows"])
 
     def best(self) -> dict[str, Any] | None:
         """The row of the best epoch."""

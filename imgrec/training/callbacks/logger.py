@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
@@ -11,7 +10,7 @@ from imgrec.config.schema import Node, leaves
 from imgrec.training.module import Classifier
 
 
-class LogSteps(Callback):
+class LogSteps(pl.Callback):
     """Logs on the first rank; with logger=none it does nothing."""
 
     def __init__(self, config: Node, *, every_steps: int) -> None:
@@ -36,7 +35,6 @@ class LogSteps(Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         report = pl_module.test_report
-        assert report is not None
         if trainer.logger is not None and not isinstance(trainer.logger, TensorBoardLogger):
             figures = {"test/loss": report.loss, "test/accuracy": report.accuracy, "test/macro_f1": report.macro_f1}
             trainer.logger.log_metrics(figures, trainer.global_step)
@@ -44,8 +42,7 @@ class LogSteps(Callback):
 
 def learning_rate(trainer: pl.Trainer) -> float:
     """The current rate of the last parameter group, the head's."""
-    rate: float = trainer.optimizers[0].param_groups[-1]["lr"]
-    return rate
+    return float(trainer.optimizers[0].param_groups[-1]["lr"])
 
 
 def flat_config(config: Node) -> dict[str, bool | int | float | str]:

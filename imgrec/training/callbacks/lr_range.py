@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
-from pytorch_lightning.callbacks import Callback
 
 
-class LRRange(Callback):
+class LRRange(pl.Callback):
     """Sets `rates[i]` in step i, times each group's share of `lr` (the optimizer's); `losses[i]` is its mean loss.
 
     Stops the training, and sets `stopped`, where `diverged(losses)`. Needs an optimizer without schedulers.
@@ -43,5 +42,4 @@ class LRRange(Callback):
         self.losses.append(self._sum)
         self._sum = 0.0
         self.advance()
-        self.stopped = self.diverged(np.array(self.losses))
-        trainer.should_stop = self.stopped
+        trainer.should_stop = self.stopped = self.diverged(np.array(self.losses))

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
+from torchvision.utils import make_grid
 
 from imgrec.config.schema import Node
 from imgrec.training.callbacks.history import History
@@ -16,7 +16,7 @@ from imgrec.training.module import Classifier
 EVENTS = "events.out.tfevents.*"
 
 
-class TensorBoardExtras(Callback):
+class TensorBoardExtras(pl.Callback):
     """Writes to the TensorBoard logger of the trainer; without one it does nothing."""
 
     def __init__(self, *, images: int, config: Node, history: History) -> None:
@@ -26,8 +26,6 @@ class TensorBoardExtras(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step or batch_idx or not self.images or not isinstance(trainer.logger, TensorBoardLogger):
             return
-        from torchvision.utils import make_grid
-
         assert isinstance(pl_module, Classifier)
         images = pl_module.augmented(batch)[0][: self.images]
         grid = make_grid(images, nrow=8, normalize=True, scale_each=True)  # normalised images lie around 0
@@ -39,7 +37,6 @@ class TensorBoardExtras(Callback):
             return
         assert isinstance(pl_module, Classifier)
         report = pl_module.test_report
-        assert report is not None
         best = self.history.best() or self.history.rows[-1]
         metrics = {
             "final/test accuracy": report.accuracy,

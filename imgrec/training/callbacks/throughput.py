@@ -5,7 +5,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback
 
 from imgrec.data.batch import Batch
 
@@ -13,7 +12,7 @@ WORTH_SAYING = 0.2  # share of the time spent waiting for data, from which on a 
 WARM_UP = 1  # steps of an epoch left out: the first one opens workers, chooses algorithms, compiles
 
 
-class Throughput(Callback):
+class Throughput(pl.Callback):
     """Logs images_per_second (all devices), data_wait_share and seconds of each training epoch."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -44,8 +44,6 @@ class ResumableCSVLogger(CSVLogger):
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """The whole rows of a metrics.csv, without empty cells; of a process that was killed, the last line may be cut short."""
-    if not file.is_file():
-        return []
-    lines = file.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    whole = (line for line in lines if line.endswith("\n"))
     return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]

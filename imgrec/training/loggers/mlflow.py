@@ -17,8 +17,7 @@ from imgrec.training.loggers import Points, new_points
 class ResumableMLFlowLogger(MLFlowLogger):
     """Lightning's MLFlowLogger for the one MLflow run of a run directory: SAVE_DIR/mlflow holds its id.
 
-    tracking_uri None: the environment's MLFLOW_TRACKING_URI, else SAVE_DIR/mlflow/mlflow.db. Raises ConfigError for a server that
-    refuses.
+    tracking_uri None: MLFLOW_TRACKING_URI of the environment, else SAVE_DIR/mlflow/mlflow.db. ConfigError if it refuses.
     """
 
     def __init__(

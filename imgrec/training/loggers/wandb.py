@@ -3,7 +3,6 @@
 import secrets
 import sys
 from pathlib import Path
-from typing import Any
 
 import wandb
 from pytorch_lightning.loggers import WandbLogger
@@ -58,5 +57,4 @@ class ResumableWandbLogger(WandbLogger):
 
     def close(self) -> None:
         """End the run in W&B, until it is resumed."""
-        run: Any = self.experiment
-        run.finish(exit_code=int(sys.exception() is not None))
+        self.experiment.finish(exit_code=int(sys.exception() is not None))
