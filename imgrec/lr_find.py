@@ -54,11 +54,6 @@ class Suggestion:
     lowest: float
 
 
-def rising_rates(lr_min: float, lr_max: float, steps: int) -> Floats:
-    """lr_min * (lr_max / lr_min) ** (i / (steps - 1)) for i = 0 .. steps - 1."""
-    return np.asarray(lr_min * (lr_max / lr_min) ** (np.arange(steps) / (steps - 1)), dtype=np.float64)
-
-
 def smooth_losses(values: Floats, *, width: float) -> Floats:
     """Each value averaged with its neighbours under a Gaussian of standard deviation `width` (in steps).
 
@@ -183,7 +178,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
 
     run = run_config(tree)
     terminal = Terminal(quiet=read_world().rank > 0)
-    rates = rising_rates(lr_min, lr_max, tree["steps"])
+    rates = np.geomspace(lr_min, lr_max, tree["steps"])
     terminal.say(f"{len(rates)} steps with optim.lr from {rates[0]:g} to {rates[-1]:g}")
     with terminal.bar() as bar:
         task = bar.add_task("range test", total=len(rates), note="")

@@ -29,24 +29,22 @@ def locate(target: str) -> Callable[..., Any]:
     """The class or function named by `_target_`; ConfigError for a package outside ALLOWED_PACKAGES or a name that does not exist."""
     if not isinstance(target, str) or "." not in target:
         raise ConfigError(f"_target_={target}: expected PACKAGE.MODULE.NAME of a class or function.")
-    if target.partition(".")[0] not in ALLOWED_PACKAGES and not in_your_packages(target):
+    package = target.partition(".")[0]
+    if package not in ALLOWED_PACKAGES and not in_your_packages(target):
         raise ConfigError(
             f"_target_={target}: code outside {', '.join(ALLOWED_PACKAGES)} is not called unless you say so. "
-            f"If you trust it, type: export {ALLOW}={target.partition('.')[0]}"
+            f"If you trust it, type: export {ALLOW}={package}"
         )
     module_name, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        reason = f": {error}."
         if error.name in EXTRAS:
-            raise ConfigError(
-                f'_target_={target} needs {error.name}, which is not installed. Type: pip install "imgrec[{error.name}]"'
-            ) from error
-        if error.name == target.partition(".")[0]:
-            raise ConfigError(
-                f"_target_={target}: Python finds no package {error.name}. Install it, or type: export PYTHONPATH=FOLDER that holds it."
-            ) from error
-        raise ConfigError(f"_target_={target}: {error}.") from error
+            reason = f' needs {error.name}, which is not installed. Type: pip install "imgrec[{error.name}]"'
+        elif error.name == package:
+            reason = f": Python finds no package {package}. Install it, or type: export PYTHONPATH=FOLDER that holds it."
+        raise ConfigError(f"_target_={target}{reason}") from error
     located = getattr(module, name, None)
     if not callable(located):
         raise ConfigError(f"_target_={target}: {module_name} has no {name}.{did_you_mean(name, dir(module))}")

@@ -71,8 +71,9 @@ def draw_confusion_matrix(report: Report, *, title: str) -> bytes:
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(shown, ax=axes, label="share of the true class", shrink=0.8)
     if len(names) <= MOST_NAMES:
-        axes.set_xticks(range(len(names)), [_short(name) for name in names], rotation=90 if max(map(len, names)) > 2 else 0)
-        axes.set_yticks(range(len(names)), [_short(name) for name in names])
+        labels = [(name if len(name) <= 24 else f"{name[:21]}...").replace("$", r"\$") for name in names]  # no formulas
+        axes.set_xticks(range(len(names)), labels, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(range(len(names)), labels)
     if len(names) <= MOST_NUMBERS:
         for (true, predicted), count in np.ndenumerate(matrix):
             if count:
@@ -83,8 +84,3 @@ def draw_confusion_matrix(report: Report, *, title: str) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120, metadata={"Software": "imgrec"})
     return content.getvalue()
-
-
-def _short(name: str) -> str:
-    name = name if len(name) <= 24 else f"{name[:21]}..."
-    return name.replace("$", r"\$")  # no formulas

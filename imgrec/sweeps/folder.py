@@ -150,17 +150,17 @@ class SweepFolder:
         """Write sweep.json, from which a sweep is resumed, and sweep.csv."""
         stored = {"arguments": self.arguments, "monitor": self.monitor, "jobs": [asdict(job) for job in self.ranked()]}
         atomic_write(self.path / "sweep.json", json.dumps(stored, indent=1))
-        columns = ["rank", "job", "status", *self.varying(), self.monitor, "test_accuracy", "train_seconds", "folder", "error"]
+        varying = self.varying()
+        columns = ["rank", "job", "status", *varying, self.monitor, "test_accuracy", "train_seconds", "folder", "error"]
         text = io.StringIO()
         table = csv.writer(text)
         table.writerow(columns)
         for position, job in enumerate(self.ranked(), 1):
             settings = job.settings()
             rank = position if job.status == "finished" else ""
-            varying = [settings.get(key, "") for key in self.varying()]
-            table.writerow(
-                [rank, job.number, job.status, *varying, job.value, job.test_accuracy, job.seconds, job.folder, job.error]
-            )
+            values = [settings.get(key, "") for key in varying]
+            figures = [job.value, job.test_accuracy, job.seconds]
+            table.writerow([rank, job.number, job.status, *values, *figures, job.folder, job.error])
         atomic_write(self.path / "sweep.csv", text.getvalue())
 
 

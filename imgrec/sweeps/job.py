@@ -7,7 +7,6 @@ job=count prints how many there are; job=none runs nothing and shows the table o
 
 import os
 import sys
-from collections.abc import Collection
 from contextlib import closing
 from typing import Any, Protocol
 
@@ -57,7 +56,7 @@ def run_one(plan: SweepPlan, config_dir: str | None, fit: Fit) -> int:
             job = [folder.add(overrides) for overrides in jobs][int(which)]
             folder.claim(job)
             job.status = "started"
-        Terminal().say(f"job {which} of 0 to {last} in {folder.path}: {job_overrides(job, fixed_keys(plan))}")
+        Terminal().say(f"job {which} of 0 to {last} in {folder.path}: {job_overrides(job, plan)}")
         try:
             job.finish(train_job(folder, job, config_dir, fit, quiet=False), folder.monitor)
         except BaseException as error:
@@ -67,11 +66,6 @@ def run_one(plan: SweepPlan, config_dir: str | None, fit: Fit) -> int:
             with folder.updating():
                 folder.jobs[job.number] = job
     return 0
-
-
-def fixed_keys(plan: SweepPlan) -> Collection[str]:
-    """Keys that have one value in all jobs."""
-    return {argument.key for argument in plan.arguments if not argument.is_swept}
 
 
 def _show(folder: SweepFolder) -> None:

@@ -9,6 +9,7 @@ import gc
 import traceback
 from collections.abc import Sequence
 from contextlib import closing
+from importlib.util import find_spec
 
 from rich.progress import Progress
 
@@ -17,8 +18,8 @@ from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, Died, ExitCode, ImgrecError, Stopped, plural
 from imgrec.sweeps.folder import DONE, HAVE_RESULT, Job, SweepFolder, open_sweep_folder
 from imgrec.sweeps.grid import JOB, SweepPlan, plan_sweep
-from imgrec.sweeps.job import Fit, fixed_keys, run_one, train_job
-from imgrec.sweeps.search import Search, require_optuna
+from imgrec.sweeps.job import Fit, run_one, train_job
+from imgrec.sweeps.search import Search
 from imgrec.sweeps.table import LastEpochColumn, job_overrides, job_results, print_ranking
 from imgrec.terminal import Terminal
 
@@ -36,13 +37,16 @@ def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
             f"-m under {read_world().started_by}: each job starts its own processes. "
             f"Type python -m imgrec.train -m ... without it, or add {JOB}=0 to run the first job alone."
         )
-    if plan.trials is not None:
-        require_optuna()
+    if plan.trials is not None and find_spec("optuna") is None:
+        raise ConfigError('--search needs Optuna, which is not installed. Type: pip install "imgrec[optuna]"')
     terminal = Terminal()
     with closing(open_sweep_folder(plan, plan.base["id"])) as folder:
         with terminal.bar() as bar:
-            jobs = Jobs(plan, folder, config_dir, fit, terminal=terminal, bar=bar)
-            stopped = jobs.run()
+            jobs, stopped = Jobs(plan, folder, config_dir, fit, terminal=terminal, bar=bar), None
+            try:
+                jobs.run()
+            except Stopped as error:
+                stopped = str(error)
         with folder.updating():  # what other processes have done in the meantime
             print_ranking(terminal, folder)
     left = jobs.total - sum(job.status in HAVE_RESULT for job in folder.jobs[: jobs.total])
@@ -78,18 +82,14 @@ class Jobs:
         bar.columns = (*bar.columns, self.epoch)
         self.task = bar.add_task("jobs", total=self.total, note="")
 
-    def run(self) -> str | None:
-        """Run all that no other process runs; why it was stopped before the end, or None."""
+    def run(self) -> None:
+        """Run all that no other process runs. Raises Stopped where it was stopped before the end."""
         for number in range(self.total):
             if (reason := signals.stop_reason()) is not None:
-                return f"stopped by {reason} between two jobs. Start the same command again to resume."
+                raise Stopped(f"stopped by {reason} between two jobs. Start the same command again to resume.")
             if (job := self._next(number)) is not None:
-                try:
-                    self._run(job, number)
-                except Stopped as stopped:
-                    return str(stopped)
+                self._run(job, number)
             self.bar.advance(self.task)
-        return None
 
     def _next(self, number: int) -> Job | None:
         """Job `number`, done or claimed by this process; None where another process runs it."""
@@ -109,9 +109,9 @@ class Jobs:
             return job
 
     def _run(self, job: Job, number: int) -> None:
-        """Train a claimed job, or read its result, and say how it ended. Raises Stopped where the job was stopped."""
+        """Train a claimed job, or read its result, and say how it ended."""
         say, before = self.terminal.say, job.status in DONE
-        say(f"job {number + 1}/{self.total}  {job_overrides(job, fixed_keys(self.plan))}  log in {job.folder}/log.txt")
+        say(f"job {number + 1}/{self.total}  {job_overrides(job, self.plan)}  log in {job.folder}/log.txt")
         if not before:
             self.epoch.folder = job.folder
             result = job.result()

@@ -1,11 +1,9 @@
 """A sweep whose values Optuna chooses from the results so far. Its study is a journal file in the sweep's folder."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from imgrec.config.schema import monitor_mode
-from imgrec.errors import ConfigError
 from imgrec.sweeps.folder import HAVE_RESULT, Job, metrics
 from imgrec.sweeps.grid import Argument, SweepPlan
 
@@ -15,12 +13,6 @@ if TYPE_CHECKING:
 NAME = "sweep"  # of the only study in the journal
 JOURNAL = "optuna.journal"
 UNPRUNED = 5  # trials that run to their end before any is pruned
-
-
-def require_optuna() -> None:
-    """Raise ConfigError with pip's command if Optuna is not installed. Does not import it."""
-    if find_spec("optuna") is None:
-        raise ConfigError('--search needs Optuna, which is not installed. Type: pip install "imgrec[optuna]"')
 
 
 class Search:

@@ -1,13 +1,13 @@
 """What a sweep shows: a line for each job, its last epoch beside the bar, the ranked table."""
 
 import shlex
-from collections.abc import Collection
 
 from rich.progress import ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
 
 from imgrec.sweeps.folder import Job, SweepFolder, metrics
+from imgrec.sweeps.grid import SweepPlan
 from imgrec.terminal import Terminal, duration, percent
 
 
@@ -39,8 +39,9 @@ def format_metric(value: float | None, name: str) -> str:
     return "-" if value is None else f"{value:.4f}" if name.endswith("loss") else percent(value)
 
 
-def job_overrides(job: Job, fixed: Collection[str]) -> str:
-    """The overrides of a job but for the fixed keys, which the command gives one value for all jobs."""
+def job_overrides(job: Job, plan: SweepPlan) -> str:
+    """The overrides of a job but for those that all jobs have."""
+    fixed = {argument.key for argument in plan.arguments if not argument.is_swept}
     return " ".join(f"{key}={short_value(value)}" for key, value in job.settings().items() if key not in fixed)
 
 
