@@ -70,7 +70,7 @@ def test_a_code_tells_the_place_and_how_often_it_came_before(places):
 
 def test_the_first_occurrence_draws_what_a_shuffled_epoch_would_and_the_next_something_else():
     class Writes:
-        crop_scale, needs_samples, seen = None, True, []
+        needs_samples, seen = True, []
 
         def crop_box(self, height, width, *, seed, epoch, index):
             return None

@@ -246,7 +246,7 @@ def test_names_of_any_bytes_come_back_from_the_block(tmp_path):
 class Crops:
     """An augmentation that takes the upper left quarter and inverts."""
 
-    needs_samples, crop_scale, mixes = True, (0.25, 0.25), False
+    mixes = False
 
     def crop_box(self, height: int, width: int, *, seed: int, epoch: int, index: int) -> tuple[int, int, int, int]:
         assert (seed, epoch) == (5, 2)

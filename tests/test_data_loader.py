@@ -197,7 +197,7 @@ def test_full_batches_are_one_step_over_all_training_samples():
 class Marks:
     """An augmentation that writes down who asked."""
 
-    needs_samples, crop_scale, mixes = True, None, False
+    needs_samples, mixes = True, False
 
     def crop_box(self, height: int, width: int, *, seed: int, epoch: int, index: int) -> None:
         return None

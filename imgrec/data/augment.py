@@ -20,8 +20,7 @@ from imgrec.errors import ConfigError
 # Columns of a sample's geometry draws; fixed, so that switching a key on does not change the draws of the others.
 FLIP, CROP_X, CROP_Y, ANGLE, SHIFT_X, SHIFT_Y, SHEAR, ZOOM, CORNERS, GEOMETRY_DRAWS = (*range(9), 16)
 
-# As in torchvision's RandomErasing (Zhong et al. 2017): share of the area, ratio of height to width, attempts to find a
-# box that fits.
+# As in torchvision's RandomErasing (Zhong et al. 2017): share of the area, ratio of height to width, attempts.
 ERASE_AREA, ERASE_RATIO, ATTEMPTS = (0.02, 0.33), (0.3, 3.3), 10
 
 
@@ -60,13 +59,8 @@ class Augment:
 
     @property
     def needs_samples(self) -> bool:
-        """Whether `sample` does anything."""
-        return self._transform is not None
-
-    @property
-    def needs_batches(self) -> bool:
-        """Whether `batch` does anything."""
-        return self._moves or self.erase > 0
+        """Whether `crop_box` or `sample` does anything."""
+        return self._transform is not None or self.crop_scale is not None
 
     @property
     def mixes(self) -> bool:
@@ -76,10 +70,6 @@ class Augment:
     @property
     def _interpolates(self) -> bool:
         return any((self.rotation, self.shift, self.shear, self.zoom, self.perspective, self.elastic_alpha))
-
-    @property
-    def _moves(self) -> bool:
-        return self._interpolates or self.flip > 0 or self.crop_padding > 0
 
     def crop_box(self, height: int, width: int, *, seed: int, epoch: int, index: int) -> tuple[int, int, int, int] | None:
         """(top, left, height, width) in pixels, as v2.RandomResizedCrop (Szegedy 2014); None if `crop_scale` is None."""
@@ -107,9 +97,8 @@ class Augment:
         if self._transform is None:
             return image
         if image.shape[0] not in (1, 3):
-            raise ConfigError(
-                f"augment.policy={self.policy} needs images with 1 or 3 channels, not {image.shape[0]}. Set augment.policy=none."
-            )
+            needed = f"augment.policy={self.policy} needs images with 1 or 3 channels"
+            raise ConfigError(f"{needed}, not {image.shape[0]}. Set augment.policy=none.")
         with torch.random.fork_rng(devices=[]):
             # torch.manual_seed would seed the accelerators too.
             torch.default_generator.manual_seed(counter_rng.word(seed, epoch, index, counter_rng.POLICY, 0) >> 1)
@@ -119,12 +108,11 @@ class Augment:
     def batch(self, images: Tensor, *, seed: int, epoch: int, indices: Tensor) -> Tensor:
         """Geometry and erasing of float images [B, C, H, W] in [0, 1] on their device; indices: int64 [B], as in `Batch`."""
         assert images.dtype == torch.float32
-        assert images.ndim == 4
         assert len(images) == len(indices)
         indices = indices.to(images.device)
         # Pixel positions need more digits than bf16 has, and the images of a run should not depend on its precision.
         with torch.autocast(images.device.type, enabled=False):
-            if self._moves:
+            if self._interpolates or self.flip > 0 or self.crop_padding > 0:
                 images = self._move(images, seed, epoch, indices)
             if self.erase > 0:
                 images = self._erase(images, counter_rng.uniform(seed, epoch, indices, counter_rng.ERASE, 3 + 2 * ATTEMPTS))
@@ -175,8 +163,7 @@ class Augment:
         )
 
     def _erase(self, images: Tensor, u: Tensor) -> Tensor:
-        # The box is filled with the image's own mean colour, close to the paper's variant "mean"; its variant "noise"
-        # costs a draw for each pixel.
+        # Filled with the image's mean colour, close to the paper's variant "mean"; "noise" costs a draw for each pixel.
         height, width = images.shape[-2:]
         area = height * width * (ERASE_AREA[0] + u[:, 3 : 3 + ATTEMPTS] * (ERASE_AREA[1] - ERASE_AREA[0]))
         low, high = (math.log(ratio) for ratio in ERASE_RATIO)

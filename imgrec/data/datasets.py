@@ -2,7 +2,6 @@
 
 import fcntl
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from imgrec.data.batch import Indices
-from imgrec.data.folder import BadImage, ImageFiles, class_folders, folder_split, split_folders
+from imgrec.data.folder import BadImage, class_folders, folder_split, split_folders
 from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.splits import stratified
@@ -156,21 +155,20 @@ class ImageFolder(ImageData):
         if len(classes) < 2:
             number = f"only the class folder {classes[0]}" if classes else "no class folders"
             raise DataError(f"{folders['train']} has {number}. Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg.")
-        splits = {name: self.folder_split(folder, classes, whole=name == "train") for name, folder in folders.items()}
+        splits = {
+            name: folder_split(
+                folder,
+                classes,
+                self.preprocessing(),
+                on_bad_image=self.on_bad_image,
+                on_bad_image_eval=self.on_bad_image_eval,
+                whole=name == "train",
+            )
+            for name, folder in folders.items()
+        }
         if folders["train"] == self.root:
             # No split folders: the test split is taken from all images, the validation split from the rest later.
             images = splits["train"]
             train, test = stratified(images.labels, self.test_share, seed=self.split_seed, classes=classes, key="data.test_share")
             return Splits(classes, train=images.take(train), val=None, test=images.take(test))
         return Splits(classes, train=splits["train"], val=splits.get("val"), test=splits.get("test"))
-
-    def folder_split(self, folder: str, classes: Sequence[str], *, whole: bool = False) -> ImageFiles:
-        """FOLDER/CLASS/* with this data set's preprocessing, its class folders mapped to `classes` by name."""
-        return folder_split(
-            folder,
-            classes,
-            self.preprocessing(),
-            on_bad_image=self.on_bad_image,
-            on_bad_image_eval=self.on_bad_image_eval,
-            whole=whole,
-        )

@@ -89,14 +89,10 @@ class ImageFiles(Dataset[Batch]):
                     raise DataError(message) from error
                 bad.append(path)
                 continue
-            box = None
-            if self.augment is not None:
-                height, width = image.shape[-2:]
-                box = self.augment.crop_box(height, width, seed=self.seed, epoch=request.epoch, index=index)
+            draw = {"seed": self.seed, "epoch": request.epoch, "index": index}
+            box = None if self.augment is None else self.augment.crop_box(*image.shape[-2:], **draw)
             image = fit_to_size(image, self.preprocessing) if box is None else F.resized_crop(image, *box, [size, size])
-            if self.augment is not None and self.augment.needs_samples:
-                image = self.augment.sample(image, seed=self.seed, epoch=request.epoch, index=index)
-            images[len(rows)] = image
+            images[len(rows)] = image if self.augment is None else self.augment.sample(image, **draw)
             rows.append(row)
         read = np.array(rows, dtype=np.int64)
         indices = request.indices[read]
@@ -127,8 +123,7 @@ def split_folders(root: str) -> dict[str, str]:
             f"{root} has more than one folder for validation: {' and '.join(folders['val'])}. Remove or rename one of them."
         )
     if not folders["train"]:
-        others = [*folders["val"], *folders["test"]]
-        if others:
+        if others := [*folders["val"], *folders["test"]]:
             raise DataError(f"{root} has the folder {' and '.join(others)}, but no folder train. Add it.")
         return {"train": root}
     return {split: os.path.join(root, names[0]) for split, names in folders.items() if names}

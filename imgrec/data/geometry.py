@@ -59,8 +59,7 @@ def perspective(corners: Tensor, height: int, width: int) -> Tensor:
     x, y = ((corners - centre) / centre).unbind(-1)
     u, v = target.unbind(-1)
     one, zero = torch.ones_like(x), torch.zeros_like(x)
-    # Eight equations for h: u = (h0 x + h1 y + h2) / (h6 x + h7 y + 1), and v with h3 to h5; well conditioned in units
-    # of half a side.
+    # Eight equations for h, in units of half a side: u = (h0 x + h1 y + h2) / (h6 x + h7 y + 1), and v with h3 to h5.
     top = torch.stack((x, y, one, zero, zero, zero, -u * x, -u * y), -1)
     low = torch.stack((zero, zero, zero, x, y, one, -v * x, -v * y), -1)
     # solve_ex, unlike solve, does not wait for a GPU to tell whether it went well.

@@ -41,8 +41,8 @@ class InMemoryImages(Dataset[Batch]):
         return InMemoryImages(images, self.labels[rows], augment=self.augment, seed=self.seed)
 
     def for_training(self, augment: Augment | None, seed: int) -> "InMemoryImages":
-        per_sample = augment is not None and (augment.needs_samples or augment.crop_scale is not None)
-        return InMemoryImages(self.images, self.labels, augment=augment if per_sample else None, seed=seed)
+        augment = augment if augment is not None and augment.needs_samples else None
+        return InMemoryImages(self.images, self.labels, augment=augment, seed=seed)
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:

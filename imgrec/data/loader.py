@@ -27,11 +27,11 @@ class StoppedWaiting(Stopped):
 class Loader:
     """Batches of `dataset` as `requests` asks for them; an `iter()` is one epoch, and draws nothing before its first `next()`.
 
-    `stoppable`: raise StoppedWaiting when the run is asked to stop and a worker does not deliver. Only where this is the only rank: several ranks
-    stop at a step boundary or, after a while, by the watchdog, as the others are in a collective already that this one has to join.
+    stoppable: raise StoppedWaiting when the run is asked to stop and a worker does not deliver. Only for a single rank:
+    several stop at a step boundary or by the watchdog, as the others are in a collective that this one has to join.
 
-    It holds a DataLoader but is none: Lightning would replace the sampler (overfit_batches) and warn about few workers, which
-    sets in memory do not need. A DataError in a worker arrives as it was raised, not buried in the worker's traceback.
+    It holds a DataLoader but is none: Lightning would replace the sampler (overfit_batches) and warn about few workers,
+    which sets in memory do not need. A DataError in a worker arrives as it was raised, not in the worker's traceback.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Loader:
 
 
 class _Guarded(Dataset["Batch | DataError"]):
-    """Hands a DataError over as a value: from a worker process an exception would arrive as another one."""
+    """Hands a DataError over as a value."""
 
     def __init__(self, dataset: ImageSet) -> None:
         self.dataset = dataset
@@ -117,10 +117,10 @@ def _obey_parent(parent: int) -> None:
 
 
 def worker_count(num_workers: int | Literal["auto"], *, in_memory: bool, processes_here: int) -> int:
-    """How many worker processes; "auto": none for sets in memory, else this process's share of the CPUs it may use, 16 at most.
+    """How many worker processes; "auto": none for sets in memory, else this process's share of its CPUs, 16 at most.
 
-    SLURM_CPUS_PER_TASK already is the share of one task; the affinity mask (which taskset and batch systems narrow, unlike
-    os.cpu_count) is shared by the `processes_here` training processes of this machine.
+    SLURM_CPUS_PER_TASK already is the share of one task; the affinity mask (which taskset and batch systems narrow,
+    unlike os.cpu_count) is shared by the `processes_here` training processes of this machine.
     """
     if num_workers != "auto":
         return num_workers

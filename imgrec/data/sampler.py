@@ -15,8 +15,7 @@ from imgrec.errors import ConfigError
 
 EVALUATION_BATCH = 256  # images per device where the training batch is smaller: no gradients, so there is room
 
-# epoch -> the samples in their order: a sample's index in the split, plus `samples` for each earlier occurrence in the
-# epoch. So its draws differ between occurrences.
+# epoch -> the samples in their order, as in Request.indices: so the draws of a repeated sample differ
 Order = Callable[[int], Indices]
 
 
