@@ -4,13 +4,13 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
-from imgrec.models.catalog import SOURCES, CatalogQuery, NetworkRow, candidates, measure_network
+from imgrec.models.catalog import SOURCES, CatalogQuery, Network, candidates, measure_network
 
 USAGE = """python -m imgrec.models [key=value ...] lists the networks that model= can choose.
   source=imgrec      imgrec, torchvision, timm or all
@@ -75,7 +75,7 @@ HEADERS = ("network", "parameters / M", "GFLOPs", "pixels", "classes", "type")
 CAPTION = "GFLOPs: 10^9 operations for one RGB image, a multiply-add counted as two (twice the MACs in many papers)."
 
 
-def print_networks(rows: Sequence[NetworkRow]) -> None:
+def print_networks(rows: Sequence[Network]) -> None:
     """A rich table on a terminal, else aligned plain lines."""
     cells = [
         (
@@ -106,14 +106,15 @@ def print_networks(rows: Sequence[NetworkRow]) -> None:
     print(CAPTION)
 
 
-def write_networks(rows: Sequence[NetworkRow], path: Path) -> None:
+def write_networks(rows: Sequence[Network], path: Path) -> None:
     """The list as JSON or CSV, one record a network; `flops` counts a multiply-add as two."""
-    records = [asdict(row) for row in rows]
+    keys = ("source", "name", "select", "parameters", "flops", "image_size", "num_classes", "note")
+    records = [{key: getattr(row, key) for key in keys} for row in rows]
     with path.open("w", newline="", encoding="utf-8") as file:
         if path.suffix == ".json":
             file.write(json.dumps(records, indent=1) + "\n")
         else:
-            table = csv.DictWriter(file, fieldnames=list(records[0]))
+            table = csv.DictWriter(file, fieldnames=keys)
             table.writeheader()
             table.writerows(records)
 

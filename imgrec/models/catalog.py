@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import product
 from typing import TYPE_CHECKING, get_args
@@ -33,22 +33,8 @@ class CatalogQuery:
 
 
 @dataclass(frozen=True)
-class NetworkRow:
-    """A network in the list. Where it could not be measured, `note` says why."""
-
-    source: str
-    name: str
-    select: str  # the overrides that choose it
-    parameters: int | None
-    flops: int | None  # for one image; a multiply-add counts as two
-    image_size: int
-    num_classes: int
-    note: str
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A network that is not built yet, with the image size and the number of classes that it is meant for."""
+class Network:
+    """A network in the list, first with the image size and the number of classes that it is meant for."""
 
     source: str
     name: str
@@ -56,46 +42,47 @@ class Candidate:
     settings: Node  # the keys of that yaml which choose it
     image_size: int
     num_classes: int
+    parameters: int | None = None
+    flops: int | None = None  # for one image; a multiply-add counts as two
+    note: str = ""  # why it could not be measured
 
+    @property
     def select(self) -> str:
         """The overrides that choose it."""
         settings = [f"model.{key}={format_value(value)}" for key, value in self.settings.items()]
         return " ".join([f"model={self.option}", *settings])
 
-    def build(self, image_size: int, num_classes: int) -> "nn.Module":
-        net: nn.Module = instantiate(_node(self.option, image_size, num_classes) | self.settings)
+    def build(self) -> "nn.Module":
+        net: nn.Module = instantiate(_node(self.option, self.image_size, self.num_classes) | self.settings)
         return net
 
 
-def candidates(query: CatalogQuery) -> Iterator[Candidate]:
+def candidates(query: CatalogQuery) -> Iterator[Network]:
     """The networks of the query's source whose names match its filter."""
     for source in SOURCES[:-1] if query.source == "all" else (query.source,):
         networks = _imgrec_networks() if source == "imgrec" else _library_networks(source)
         yield from (network for network in networks if fnmatch(network.name, query.filter))
 
 
-def measure_network(candidate: Candidate, query: CatalogQuery) -> NetworkRow:
-    """Builds a network without weights and counts; the row's note says why where it cannot be built for these images."""
+def measure_network(network: Network, query: CatalogQuery) -> Network:
+    """The network with its sizes, built without weights; the note says why where it cannot be built for these images."""
     import torch
 
     from imgrec.models.summary import measure_size
 
-    image_size = query.image_size or candidate.image_size
-    num_classes = query.num_classes or candidate.num_classes
-    parameters, flops, note = None, None, ""
+    image_size, num_classes = query.image_size or network.image_size, query.num_classes or network.num_classes
+    network = replace(network, image_size=image_size, num_classes=num_classes)
     try:
         try:
             with weightless():
-                net = candidate.build(image_size, num_classes)
+                net = network.build()
         except ConfigError:  # some of timm's networks compute with their weights while they are built
             with torch.device("meta"):
-                net = candidate.build(image_size, num_classes)
-        parameters = sum(parameter.numel() for parameter in net.parameters())
-        flops = measure_size(net, channels=3, image_size=image_size).flops
+                net = network.build()
+        network = replace(network, parameters=sum(parameter.numel() for parameter in net.parameters()))
+        return replace(network, flops=measure_size(net, channels=3, image_size=image_size).flops)
     except ConfigError as error:
-        note = str(error)
-    select = candidate.select()
-    return NetworkRow(candidate.source, candidate.name, select, parameters, flops, image_size, num_classes, note)
+        return replace(network, note=str(error))
 
 
 @contextmanager
@@ -117,7 +104,7 @@ def weightless() -> Iterator[None]:
         hook.remove()
 
 
-def _imgrec_networks() -> Iterator[Candidate]:
+def _imgrec_networks() -> Iterator[Network]:
     from imgrec.models.resnet import CIFAR_DEPTHS
 
     for option in option_names("model"):
@@ -130,10 +117,10 @@ def _imgrec_networks() -> Iterator[Candidate]:
             settings = {key: value for key, value in (("depth", depth), ("batch_norm", norm)) if value is not None}
             small = (option == "resnet" and depth in CIFAR_DEPTHS) or option in ("simple_cnn", "lenet")
             size, classes = (32, 10) if small else (224, 1000)
-            yield Candidate("imgrec", f"{option}{depth or ''}{'_bn' if norm else ''}", option, settings, size, classes)
+            yield Network("imgrec", f"{option}{depth or ''}{'_bn' if norm else ''}", option, settings, size, classes)
 
 
-def _library_networks(source: str) -> Iterator[Candidate]:
+def _library_networks(source: str) -> Iterator[Network]:
     if source == "torchvision":
         from imgrec.models.torchvision import torchvision_names
 
@@ -143,7 +130,7 @@ def _library_networks(source: str) -> Iterator[Candidate]:
 
         sizes = {name: own_size(name) for name in timm_library().list_models()}
     for name, size in sizes.items():
-        yield Candidate(source, name, source, {"name": name}, size, 1000)
+        yield Network(source, name, source, {"name": name}, size, 1000)
 
 
 def _node(option: str, image_size: int, num_classes: int) -> Node:

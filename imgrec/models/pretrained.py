@@ -36,7 +36,7 @@ def transfer_weights(net: nn.Module, pretrained: PretrainedWeights, classes: Seq
     target = net.state_dict()
     state = dict(pretrained.state_dict)
     stem = first_conv(net)[0] + ".weight"
-    if stem in state and state[stem].ndim == 4 and state[stem].shape[1] != target[stem].shape[1]:
+    if stem in state and state[stem].ndim == 4:
         state[stem] = input_kernels(state[stem], target[stem].shape[1])
 
     head_keys = {f"{head}.weight", f"{head}.bias"} & target.keys()
@@ -94,21 +94,15 @@ def library_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights
     family = str(model["_target_"]).split(".")[-2]
     if family == "timm" and weights == "DEFAULT":
         return _timm_weights(model)
-    name = _torchvision_name(family, model)
-    if name is None:
+    own = f"{family}{model.get('depth', '')}{'_bn' if model.get('batch_norm') else ''}"
+    name = str(model["name"]) if family == "torchvision" else own
+    if name not in torchvision_names():
         known = "timm has DEFAULT only" if family == "timm" else f"torchvision has no weights for this {family}"
         raise CheckpointError(
             f"weights={weights}: there is no such file or folder, and {known}. "
             "Set weights=PATH to an imgrec checkpoint or run directory, or weights=null."
         )
     return _torchvision_weights(weights, name, model)
-
-
-def _torchvision_name(family: str, model: Mapping[str, Any]) -> str | None:
-    """The name torchvision has for the network of a model node; None where it has none."""
-    own = f"{family}{model.get('depth', '')}{'_bn' if model.get('batch_norm') else ''}"
-    name = str(model["name"]) if family == "torchvision" else own
-    return name if name in torchvision_names() else None
 
 
 def _torchvision_weights(weights: str, name: str, model: Mapping[str, Any]) -> PretrainedWeights:
