@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WAITING = "waiting for the others"  # how `doing` begins in front of a collective
-# A rank may take any time for these, while no other waits for it.
-ALONE = ("starting", "reading", "compiling")
+ALONE = ("starting", "reading", "compiling")  # a rank may take any time for these, while no other waits for it
 # How `at` begins of a rank that may take minutes by itself, and the file on its stack that tells: torch.compile, a first
 # import from a shared file system.
 BY_ITSELF = {
@@ -43,15 +42,11 @@ class RankStatus:
     disconnected_at: float | None = None  # when its connection ended
 
     def update(self, message: Message, now: float) -> None:
-        """Update from a message of this rank."""
+        """Update from a message of this rank, whose keys are names of the fields."""
         self.last_message_at = now
-        if "progress_count" in message:
-            if message["progress_count"] != self.progress_count:
-                self.progress_at = now
-            self.doing, self.progress_count, self.at = message["doing"], message["progress_count"], message["at"]
-        self.host, self.pid = message.get("host", self.host), message.get("pid", self.pid)
-        if "left" in message:
-            self.left, self.failed, self.refused = message["left"], message["failed"], message.get("refused", False)
+        if message.get("progress_count", self.progress_count) != self.progress_count:
+            self.progress_at = now
+        vars(self).update({key: value for key, value in message.items() if key in vars(self)})
 
     @property
     def name(self) -> str:
@@ -86,7 +81,7 @@ def find_dead(statuses: Sequence[RankStatus], now: float, timeout_s: float, agai
     running = [status for status in statuses if status.left is None]
     dead = [status for status in running if status.disconnected_at is not None]
     # A machine that goes takes all of its ranks along: name them together.
-    if dead and now - min(status.disconnected_at for status in dead if status.disconnected_at is not None) >= GATHER_S:
+    if dead and now - min(status.disconnected_at or now for status in dead) >= GATHER_S:
         return f"{_each(dead, lambda status: f'{status.name} died while {status.doing}')}. {again}"
     if silent := [status for status in running if status.disconnected_at is None and now - status.last_message_at >= timeout_s]:
         listed = _each(silent, lambda status: f"{status.name} has given no sign for {timeout_s:g} s; it was {status.doing}")

@@ -144,21 +144,25 @@ def _wait(ranks: Sequence[RankProcess], timeout_s: float) -> None:
 
 
 def _raise_reported(ranks: Sequence[RankProcess]) -> None:
+    """Raise the one error of the run, from the exit codes and the reports of its ranks."""
     if all(rank.code == 0 for rank in ranks):
         return
     if refused := [rank for rank in ranks if rank.code == ExitCode.REFUSED and rank.report()]:
-        raise _error(refused[0])
-    killed = [rank for rank in ranks if rank.code is not None and rank.code < 0]
+        rank, report = refused[0], refused[0].report()
+        if report["error"] == "OSError":
+            raise OSError(report["errno"], report["strerror"], report["filename"])
+        kind = getattr(errors, report["error"], ImgrecError)
+        raise kind(report["text"] if rank.rank == 0 else f"{report['text'].rstrip('.')} (rank {rank.rank}).")
+    killed = [(rank, signal.Signals(-rank.code).name) for rank in ranks if rank.code is not None and rank.code < 0]
     failed = [rank for rank in ranks if rank.code == ExitCode.FAILED and "traceback" in rank.report()]
     diagnosed = [rank for rank in ranks if rank.report().get("error") == "Died"]
     if diagnosed and not failed:  # the heartbeat's line says what a rank was doing; only its parent knows the signal
         text = diagnosed[0].report()["text"]
-        for rank in killed:
-            text = text.replace(f"{rank} died", f"{rank} was killed by {signal.Signals(-(rank.code or 0)).name}")
+        for rank, name in killed:
+            text = text.replace(f"{rank} died", f"{rank} was killed by {name}")
         raise Died(text)
     if killed:
-        ends = (f"{rank} was killed by {signal.Signals(-rank.code).name}" for rank in killed if rank.code)
-        raise Died(f"{'; '.join(ends)}. {AGAIN}")
+        raise Died(f"{'; '.join(f'{rank} was killed by {name}' for rank, name in killed)}. {AGAIN}")
     if failed:
         first = min(failed, key=lambda rank: rank.report_file.stat().st_mtime_ns)  # the others failed because it did
         sys.stderr.write(first.report()["traceback"])
@@ -167,15 +171,6 @@ def _raise_reported(ranks: Sequence[RankProcess]) -> None:
         raise Stopped(stopped[0].report().get("text", "stopped. Start the same command again to resume."))
     ended = "; ".join(f"{rank} {'did not end' if rank.code is None else f'ended with exit code {rank.code}'}" for rank in ranks)
     raise Died(f"{ended}. {AGAIN}")
-
-
-def _error(rank: RankProcess) -> Exception:
-    """The error for the user that a rank raised."""
-    report = rank.report()
-    if report["error"] == "OSError":
-        return OSError(report["errno"], report["strerror"], report["filename"])
-    kind = getattr(errors, report["error"], ImgrecError)
-    return kind(report["text"] if rank.rank == 0 else f"{report['text'].rstrip('.')} (rank {rank.rank}).")
 
 
 def run_rank(argv: Sequence[str], work: Callable[[Node], object]) -> None:

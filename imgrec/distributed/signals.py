@@ -91,10 +91,7 @@ def handlers_installed(handler: Callable[[int, FrameType | None], None] = _note_
             signal.signal(number, old)
 
 
-PR_SET_PDEATHSIG = 1  # of prctl(2)
-
-
 def end_with_parent() -> None:
     """Let the kernel kill this process when its parent has ended in any way (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

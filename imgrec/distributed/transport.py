@@ -101,7 +101,7 @@ class Transport:
                 failures.append(f"{host}:{port} ({error})")
                 continue
             self.lines[0] = LineConnection(connection, rank=0)
-            self._watch(self.lines[0])
+            self._selector.register(connection, selectors.EVENT_READ, self.lines[0])
             self.lines[0].send({**who, "token": token})
             return
         raise RuntimeError(
@@ -127,9 +127,10 @@ class Transport:
         assert self._listener is not None
         while True:
             try:
-                self._watch(LineConnection(self._listener.accept()[0]))
+                connection = self._listener.accept()[0]
             except BlockingIOError:
                 return
+            self._selector.register(connection, selectors.EVENT_READ, LineConnection(connection))
 
     def _receive(self, line: LineConnection) -> Iterator[tuple[int, Message | None]]:
         messages: list[Message] = []
@@ -185,9 +186,6 @@ class Transport:
         for key in list(self._selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
-
-    def _watch(self, line: LineConnection) -> None:
-        self._selector.register(line.socket, selectors.EVENT_READ, line)
 
 
 def _close_in_child() -> None:
