@@ -87,26 +87,21 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
 def documented(source: str) -> list[tuple[KeyPath, str, str]]:
     """(path, value as written, comment) of each leaf of a yaml text; the comment stands on the line or on the lines above it."""
     lines = source.splitlines()
-    root = yaml.compose(source)
-    keys: list[tuple[KeyPath, str, str]] = []
 
-    def walk(node: yaml.Node | None, path: KeyPath) -> None:
-        if not isinstance(node, yaml.MappingNode):
-            return
+    def walk(node: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str, str]]:
         for key, value in node.value:
             name = str(key.value)
             if (name == "defaults" and not path) or name in ("_target_", "_partial_"):
                 continue
             if isinstance(value, yaml.MappingNode) and value.value:
-                walk(value, (*path, name))
+                yield from walk(value, (*path, name))
                 continue
             end = value.end_mark if value.end_mark.line == key.end_mark.line else key.end_mark
             comment = lines[end.line][end.column :].partition("#")[2].strip() or _above(lines, end.line)
-            written = source[value.start_mark.index : value.end_mark.index].strip() or "null"
-            keys.append(((*path, name), written, comment))
+            yield (*path, name), source[value.start_mark.index : value.end_mark.index].strip() or "null", comment
 
-    walk(root, ())
-    return keys
+    root = yaml.compose(source)
+    return list(walk(root, ())) if isinstance(root, yaml.MappingNode) else []
 
 
 def _is_comment(line: str) -> bool:

@@ -167,9 +167,9 @@ def parse_settings(cls: type[Keys], tree: Node, prefix: str = "") -> Keys:
             )
         value = tree[key]
         if is_dataclass(hint) and isinstance(hint, type):
-            values[key] = value if isinstance(value, hint) else parse_settings(hint, value, f"{prefix}{key}.")
-            continue
-        check_type(prefix + key, value, hint)
+            value = value if isinstance(value, hint) else parse_settings(hint, value, f"{prefix}{key}.")
+        else:
+            check_type(prefix + key, value, hint)
         values[key] = value
     return cls(**values)
 

@@ -234,8 +234,8 @@ def trained_network(checkpoint: Checkpoint) -> nn.Module:
 
 
 def _available(device: Device) -> str:
-    accelerators = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    available = [*(name for name, is_there in accelerators.items() if is_there), "cpu"]
+    devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [name for name, is_there in devices.items() if is_there]
     if device == "auto":
         return available[0]
     if device not in available:

@@ -196,9 +196,6 @@ def _listed_values(override: Any, groups: _Groups) -> list[str]:
     values = value.filter(groups.options(key)) if isinstance(value, Glob) else list(map(str, override.sweep_string_iterator()))
     if not values:
         raise ConfigError(f"{override.input_line}: expected one value or more, found none. Type {key}=A,B.")
-    for option in values:
-        if key in groups.names and option not in groups.options(key):
-            groups.compose([f"{key}={option}"])  # raises: it says which options there are
     return values
 
 
@@ -223,8 +220,11 @@ def _check_values(arguments: Sequence[Argument], groups: _Groups) -> Node:
             for value in values:
                 parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
                 conform(parsed, reduce(getitem, key.split("."), shipped), key, types=run_types(shipped))
-        elif key == "experiment" or groups.config_dir or any(other.key.startswith(f"{key}.") for other in arguments):
-            for value in values:  # keys set beside it must be in every option
+            continue
+        # Keys set beside an option must be in it.
+        every = key == "experiment" or groups.config_dir or any(other.key.startswith(f"{key}.") for other in arguments)
+        for value in values:
+            if every or value not in groups.options(key):
                 groups.compose(beside(argument, value))
     return base
 
