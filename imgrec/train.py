@@ -57,7 +57,8 @@ def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = 
         if world.started_by == "alone" and (ranks := wanted_processes(run.trainer)) > 1:
             task = {"run": run.to_dict(), "quiet": quiet, "command": command}
             rank_command = [sys.executable, "-m", "imgrec.train", RANK_ARGUMENT]
-            launch(rank_command, task, ranks, run_dir=run_dir.path, lock=run_dir.lock_fd, timeout_s=run.trainer.timeout_s)
+            assert run_dir.lock is not None
+            launch(rank_command, task, ranks, run_dir=run_dir.path, lock=run_dir.lock.fileno(), timeout_s=run.trainer.timeout_s)
             return run_dir.result()
         log = None if world.rank > 0 else run_dir.path / "log.txt"
         with closing(Terminal(quiet=quiet or world.rank > 0, log=log)) as terminal:

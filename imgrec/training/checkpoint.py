@@ -61,14 +61,13 @@ class CheckpointWriter(TorchCheckpointIO):
             writing, self._writing = self._writing, None
             writing.result()
 
+    teardown = wait  # Lightning's hook at the end
+
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """A checkpoint, checked, with its tensors in CPU memory."""
         if self._resume is not None and Path(path) == self._resume.file:
             return self._resume.load()
         return read_checkpoint(path)
-
-    def teardown(self) -> None:
-        self.wait()
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

@@ -69,8 +69,7 @@ def prepare_trainer(trainer: pl.Trainer) -> None:
     _look_up(DistributedDataParallel, "_remove_autograd_hooks")
     _look_up(Strategy, "_setup_model")
     _look_up(WeightAveraging(), "_average_model")
-    loops = {"fit_loop": trainer.fit_loop.state_dict()}
-    set_loop_position(loops, LoopPosition(0, 0, "train", 0), micro_batches=1, accumulate=1)
+    set_loop_position({"fit_loop": trainer.fit_loop.state_dict()}, LoopPosition(0, 0, "train", 0), micro_batches=1, accumulate=1)
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 

@@ -54,14 +54,9 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last) if channels_last else net
-        self.loss = loss
-        self.preprocess = preprocess
-        self.classes = tuple(classes)
-        self.augment = augment
-        self.seed = seed
-        self.make_optimizer = make_optimizer
-        self.scheduler = scheduler
-        self.decay_on = decay_on
+        self.loss, self.preprocess, self.augment = loss, preprocess, augment
+        self.classes, self.seed = tuple(classes), seed
+        self.make_optimizer, self.scheduler, self.decay_on = make_optimizer, scheduler, decay_on
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MeanMetric(nan_strategy="disable")

@@ -21,8 +21,7 @@ def count_start(run_dir: Path, job: str, code: int) -> int:
     """
     file, stopped = run_dir / f"slurm-{job}.json", code == ExitCode.STOPPED
     count: dict[str, int] = json.loads(file.read_text()) if file.exists() else {"step": 0, "idle": 0, "failures": 0}
-    checkpoints = [*run_dir.glob("checkpoints/last.ckpt"), *run_dir.glob("*/checkpoints/last.ckpt")]
-    step = sum(map(saved_step, checkpoints))
+    step = sum(saved_step(file) for folder in ("", "*/") for file in run_dir.glob(f"{folder}checkpoints/last.ckpt"))
     if step > count["step"]:
         count |= {"step": step, "idle": 0}
     elif stopped:

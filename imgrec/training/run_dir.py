@@ -84,12 +84,6 @@ class RunDir:
                 self.lock.close()
                 self.lock = None
 
-    @property
-    def lock_fd(self) -> int:
-        """The file descriptor of the open lock."""
-        assert self.lock is not None
-        return self.lock.fileno()
-
     def record(self, result: dict[str, Any]) -> None:
         """Write result.json, with which the run is finished."""
         atomic_write(self.path / "result.json", json.dumps(result, indent=1))

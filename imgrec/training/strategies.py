@@ -10,10 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from imgrec.distributed.sharding import gather_whole, is_sharded, shard, sharded_like
 from imgrec.training.lightning_compat import UnwrappedDDP, find_averages, remove_ddp_hooks
 
-StrategyName = Literal["auto", "ddp", "fsdp"]
 
-
-def make_strategy(name: StrategyName, *, world_size: int) -> Strategy | Literal["auto"]:
+def make_strategy(name: Literal["auto", "ddp", "fsdp"], *, world_size: int) -> Strategy | Literal["auto"]:
     """Lightning's strategy for a run. On one rank all three names mean the same."""
     if world_size == 1:
         return "auto"

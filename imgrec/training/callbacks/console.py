@@ -30,8 +30,7 @@ class EpochLines(pl.Callback):
     def __init__(self, terminal: Terminal, history: History) -> None:
         self.terminal, self.history = terminal, history
         self._progress = terminal.bar()
-        self._said_waiting = False
-        self._left_out = 0
+        self._said_waiting, self._left_out = False, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.terminal.say(HEADER, style="bold")
@@ -68,17 +67,13 @@ class EpochLines(pl.Callback):
         bad = trainer.datamodule.bad_images()  # type: ignore[attr-defined]
         if len(bad) > self._left_out:
             self._left_out = len(bad)
-            self.terminal.say(
-                f"  {len(bad)} images that cannot be read were left out: {bad[0]}{', ...' if len(bad) > 1 else ''}",
-                style="yellow",
-            )
+            shown = f"{bad[0]}{', ...' if len(bad) > 1 else ''}"
+            self.terminal.say(f"  {len(bad)} images that cannot be read were left out: {shown}", style="yellow")
         waited = row.get("data_wait_share", 0.0)
         if waited > WORTH_SAYING and not self._said_waiting:
             self._said_waiting = True
-            self.terminal.say(
-                f"  The network waited {waited:.0%} of the time for data: raise num_workers, use smaller image files, or a set held in memory.",
-                style="yellow",
-            )
+            hint = "raise num_workers, use smaller image files, or a set held in memory"
+            self.terminal.say(f"  The network waited {waited:.0%} of the time for data: {hint}.", style="yellow")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._progress.stop()

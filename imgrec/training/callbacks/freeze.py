@@ -53,9 +53,8 @@ def freeze(net: nn.Module, num_classes: int) -> None:
 
 def unfreeze(net: nn.Module) -> None:
     """Undo `freeze` for the parameters that it froze; batch norms follow `net.training` again."""
-    parameters = dict(net.named_parameters())
     for name in net.__dict__.pop(_FROZEN, []):
-        parameters[name].requires_grad_(True)
+        net.get_parameter(name).requires_grad_(True)
     for module in net.modules():
         if "train" in module.__dict__:
             del module.__dict__["train"]

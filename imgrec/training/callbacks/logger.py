@@ -14,8 +14,7 @@ class LogSteps(pl.Callback):
     """Logs on the first rank; with logger=none it does nothing."""
 
     def __init__(self, config: Node, *, every_steps: int) -> None:
-        self.config = config
-        self.every_steps = every_steps
+        self.config, self.every_steps = config, every_steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.logger is not None and not isinstance(trainer.logger, TensorBoardLogger):  # which gets it at the end
