@@ -11,6 +11,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,7 +135,8 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     )
     net, _ = initial_network(run.model, run.weights, data.classes)
     classifier = build_classifier(run, net, data, augment, loaders.plan, with_schedule=False)
-    trainer.fit(classifier, datamodule=loaders)
+    with closing(loaders):
+        trainer.fit(classifier, datamodule=loaders)
     losses = np.array(lr_range.losses)
     return Curve(rates, losses[np.isfinite(losses)], lr_range.stopped), loaders.plan.global_size, world.rank == 0
 

@@ -112,7 +112,7 @@ def _train(
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)
     classifier = build_classifier(run, net, data, augment, loaders.plan)
     history = History(run_dir.path / "metrics.csv", run.monitor)
-    with opened_logger(run.logger, run_dir.path, rank=world.rank) as logger:
+    with opened_logger(run.logger, run_dir.path, rank=world.rank) as logger, closing(loaders):
         trainer = build_trainer(
             run.trainer,
             loaders.plan,

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import multiprocessing
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,6 +16,13 @@ from imgrec import config
 # A busy machine is no fault of the code: pytest's --durations shows what is slow.
 settings.register_profile("imgrec", deadline=None)
 settings.load_profile("imgrec")
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Loader workers and ranks that a test, or what it calls, does not end."""
+    yield
+    assert multiprocessing.active_children() == []
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
@@ -91,8 +92,8 @@ class Broken(InMemoryImages):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_error_in_a_worker_keeps_its_sentence(num_workers):
     split = Broken(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), np.zeros(4))
-    with pytest.raises(DataError) as error:
-        next(iter(Loader(split, requests(4, 2), num_workers=num_workers)))
+    with closing(Loader(split, requests(4, 2), num_workers=num_workers)) as loader, pytest.raises(DataError) as error:
+        next(iter(loader))
     assert str(error.value) == "one sentence."
 
 
@@ -100,6 +101,22 @@ class Slow(InMemoryImages):
     def __getitem__(self, request: Request) -> Batch:
         time.sleep(0.05)
         return super().__getitem__(request)._replace(bad=(str(os.getpid()),))
+
+
+@pytest.mark.parametrize("taken", [1, 2])
+def test_closing_ends_the_workers_and_iterating_again_starts_new_ones(taken):
+    split = Slow(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), np.zeros(4))
+    ended = set()
+    with closing(Loader(split, requests(4, 2), num_workers=1)) as loader:
+        for _ in range(2):
+            batches = iter(loader)
+            seen = {next(batches).bad[0] for _ in range(taken)}
+            loader.close()
+            assert len(seen) == 1
+            assert seen.isdisjoint(ended)
+            ended |= seen
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(*seen), 0)
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ class DataModule(pl.LightningDataModule):
         self._training = train.for_training(augment, run.seed)
         self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
         self._bad: set[str] = set()
+        self._loaders: list[Loader] = []
 
     def train_dataloader(self) -> Loader:
         requests = EpochBatches(
@@ -57,7 +58,7 @@ class DataModule(pl.LightningDataModule):
             most=self.plan.per_device,
             start=self.start,
         )
-        return Loader(self._training, requests, num_workers=self.workers, stoppable=self.plan.devices == 1)
+        return self._loader(self._training, requests)
 
     def val_dataloader(self) -> Loader:
         return self.evaluation_loader(self.data.split("val"))
@@ -77,7 +78,16 @@ class DataModule(pl.LightningDataModule):
             accumulate=1,
             keep_single=True,
         )
-        return Loader(images, requests, num_workers=self.workers, stoppable=self.plan.devices == 1)
+        return self._loader(images, requests)
+
+    def _loader(self, images: ImageSet, requests: EpochBatches) -> Loader:
+        self._loaders.append(Loader(images, requests, num_workers=self.workers, stoppable=self.plan.devices == 1))
+        return self._loaders[-1]
+
+    def close(self) -> None:
+        """End the worker processes of all loaders that it gave."""
+        for loader in self._loaders:
+            loader.close()
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Notes the images that were left out, and sends the rest on."""

@@ -72,8 +72,20 @@ class Loader:
                     ) from None
                 continue
             if isinstance(batch, DataError):
-                raise batch
+                raise DataError(*batch.args)  # not `batch`, whose traceback would hold this frame, which holds it
             yield batch
+
+    def close(self) -> None:
+        """End the worker processes, also those that hang.
+
+        Without this they end when the loader is collected, and as it stands in reference cycles (of the trainer), torch's
+        queues are gone by then: it would wait 5 s for workers that nothing tells to end.
+        """
+        if (batches := self._loader._iterator) is not None:
+            for worker in batches._workers:  # type: ignore[attr-defined]
+                worker.terminate()
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # as Lightning does with a DataLoader
+            self._loader._iterator = None
 
     def __len__(self) -> int:
         return len(self.requests)

@@ -1,7 +1,7 @@
 """The figures of a checkpoint on labelled images: the images to measure on, and the measuring, on one process or several."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from typing import Literal, Protocol, cast
 
 import numpy as np
@@ -106,8 +106,8 @@ def measure_split(
     checkpoint, device = scorer.checkpoint, scorer.device
     size = batch_size or min(EVALUATION_BATCH, checkpoint.run.max_device_batch)
     share = contiguous_shares(len(images), size, group.size)[group.rank]
-    batches = [np.arange(start, min(start + size, share.stop)) for start in share[::size]]
-    requests = [Request(0, indices, len(indices)) for indices in batches]
+    parts = [np.arange(start, min(start + size, share.stop)) for start in share[::size]]
+    requests = [Request(0, indices, len(indices)) for indices in parts]
     workers = worker_count(num_workers, in_memory=not isinstance(images, ImageFiles), processes_here=read_world().local_size)
     loss = checkpoint_loss(checkpoint, counts).to(device)
     tally = ConfusionTally(num_classes=len(checkpoint.classes)).to(device)
@@ -116,17 +116,18 @@ def measure_split(
     tally.update(empty, torch.zeros(0, dtype=torch.int64, device=device), empty.sum(1))
     bad: list[str] = []
     done = 0
-    for number, batch in enumerate(Loader(images, requests, num_workers=workers), 1):
-        group.set_status(f"measuring batch {number} of {len(requests)}")
-        bad += batch.bad
-        if len(batch.labels):
-            labels = batch.labels.to(device)
-            with scorer.inference(size):
-                logits = scorer.logits(batch.images)
-                targets = functional.one_hot(labels, len(checkpoint.classes)).to(logits.dtype)
-                tally.update(logits, labels, loss(logits, targets))
-        done += len(batch.labels) + len(batch.bad)
-        watch(done, len(share))
+    with closing(Loader(images, requests, num_workers=workers)) as batches:
+        for number, batch in enumerate(batches, 1):
+            group.set_status(f"measuring batch {number} of {len(requests)}")
+            bad += batch.bad
+            if len(batch.labels):
+                labels = batch.labels.to(device)
+                with scorer.inference(size):
+                    logits = scorer.logits(batch.images)
+                    targets = functional.one_hot(labels, len(checkpoint.classes)).to(logits.dtype)
+                    tally.update(logits, labels, loss(logits, targets))
+            done += len(batch.labels) + len(batch.bad)
+            watch(done, len(share))
     bad = [path for part in group.all_gather(bad) for path in part]
     if len(bad) == len(images):
         raise DataError(f"none of {len(images)} images could be read; the first is {bad[0]}. Name a folder of whole images.")
