@@ -57,6 +57,7 @@ class Heartbeat:
         self._statuses: dict[int, RankStatus] = {}  # of this rank, and on rank 0 of all, elsewhere of rank 0
         self._connections = Transport(rank, world_size)
         self._left: Message | None = None
+        self._left_sent = False
         self._end_line: str | None = None
         self._end_at = 0.0
         self._decided = threading.Event()
@@ -138,9 +139,9 @@ class Heartbeat:
             text = f"{type(reason).__name__}: {str(reason).strip()}".splitlines()[0] if failed else str(reason)
             self._left = {"left": text, "failed": failed, "refused": isinstance(reason, ImgrecError)}
             if self._thread.is_alive():
-                self._connections.put(self._left)
+                self._connections.wake()
             until = time.monotonic() + SENT_WAIT_S
-            while self._thread.is_alive() and not self._connections.sent and time.monotonic() < until:
+            while self._thread.is_alive() and time.monotonic() < until and not (self._left_sent and self._connections.sent):
                 time.sleep(0.005)
 
     def close(self) -> None:
@@ -170,6 +171,9 @@ class Heartbeat:
                 self._report_at = now + self._report_s  # before `_explaining` is read, which `explain` sets before this
                 self._report(now)
             self._connections.flush()
+            if self._left is not None and not self._left_sent:
+                self._connections.send(self._left)
+                self._left_sent = True
             self._check(now)
             first = self._statuses[0]
             if self.rank and first.disconnected_at is not None and first.left is not None and not self._end_line:

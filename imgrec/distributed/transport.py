@@ -8,7 +8,6 @@ import selectors
 import socket
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterator
 
 from imgrec.distributed.diagnosis import Message
@@ -62,7 +61,7 @@ class LineConnection:
 class Transport:
     """On rank 0 a port and a connection to each rank; on the others a connection to rank 0.
 
-    One thread calls `read`, `send` and `flush`; `put`, `wake` and `sent` may be called from others.
+    One thread calls `read`, `send` and `flush`; `wake` and `sent` may be called from others.
     """
 
     def __init__(self, rank: int, world_size: int) -> None:
@@ -70,7 +69,6 @@ class Transport:
         self.lines: dict[int, LineConnection] = {}
         self._listener: socket.socket | None = None
         self._token = ""
-        self._queue: deque[Message] = deque()  # what was `put`
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.PollSelector()  # epoll's set would be shared with loader workers that were forked
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -152,11 +150,6 @@ class Transport:
                 del self.lines[line.rank]
                 yield line.rank, None
 
-    def put(self, message: Message) -> None:
-        """Pass a message to the thread, which sends it."""
-        self._queue.append(message)
-        self.wake()
-
     def wake(self) -> None:
         """End the thread's wait in `read`."""
         self._wake.send(b".")
@@ -164,7 +157,7 @@ class Transport:
     @property
     def sent(self) -> bool:
         """Whether all messages are sent."""
-        return not self._queue and all(line.sent for line in list(self.lines.values()))
+        return all(line.sent for line in list(self.lines.values()))
 
     def send(self, message: Message) -> None:
         """Send a message to rank 0, or from rank 0 to all."""
@@ -173,10 +166,7 @@ class Transport:
                 line.send(message)
 
     def flush(self) -> None:
-        """Send the messages that were `put`, and the rest of earlier ones."""
-        while self._queue:
-            self.send(self._queue[0])
-            self._queue.popleft()
+        """Send the rest of earlier messages."""
         for line in self.lines.values():
             line.send()
 
