@@ -61,8 +61,8 @@ def describe_type(hint: Any) -> str:
     if origin is tuple and args[-1] is not ...:
         return f"a list of {len(args)} values"
     if origin in (list, tuple):
-        one = TYPE_NAMES.get(args[0], "").removeprefix("an ").removeprefix("a ")
-        return f"a list of {one}s" if one else TYPE_NAMES[list]
+        noun = TYPE_NAMES.get(args[0], "").removeprefix("an ").removeprefix("a ")
+        return f"a list of {noun}s" if noun else TYPE_NAMES[list]
     return TYPE_NAMES[dict] if origin is dict else getattr(hint, "__name__", str(hint))
 
 

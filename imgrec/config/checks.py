@@ -141,35 +141,32 @@ def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: 
         if f"{key}.".startswith(free):
             continue
         if key not in known:
-            keys = _siblings(key, reference) or f" `imgrec {command} --help` lists the keys."
-            raise ConfigError(f"{text}: there is no key {key}.{_near_key(key, list(known), groups)}{keys}")
+            keys = _siblings(key, known) or f" `imgrec {command} --help` lists the keys."
+            raise ConfigError(f"{text}: there is no key {key}.{_near_key(key, known, groups)}{keys}")
         if override.is_add() or override.is_force_add():
             raise ConfigError(f"{text}: {key} exists already. Type {override.input_line.lstrip('+')}.")
 
 
-def _near_key(key: str, known: Sequence[str], groups: Sequence[str]) -> str:
+def _near_key(key: str, known: Collection[str], groups: Sequence[str]) -> str:
     """lr -> optim.lr, optim.lrr -> optim.lr. Only the last parts are compared: with a common `optim.` any two keys are similar."""
     head, _, last = key.rpartition(".")
-    ends = [one for one in known if one.rpartition(".")[2] == last]
-    if places := ends or [
-        one for one in known if one.replace(".", "_").endswith(f"_{last}")
-    ]:  # trainer.ema_decay -> callbacks.ema.decay
-        return f" Did you mean {places[0]}?"
-    beside = {one.rpartition(".")[2]: one for one in known if one.rpartition(".")[0] == head}
+    names = {name: name.rpartition(".") for name in known}
+    same = [name for name, (_, _, end) in names.items() if end == last]
+    # trainer.ema_decay -> callbacks.ema.decay
+    if near := same or [name for name in known if name.replace(".", "_").endswith(f"_{last}")]:
+        return f" Did you mean {near[0]}?"
+    beside = {end: name for name, (start, _, end) in names.items() if start == head}
     if near := get_close_matches(last, beside, n=1, cutoff=0.6):
         return f" Did you mean {beside[near[0]]}?"
     return did_you_mean(key, groups) if not head else ""
 
 
-def _siblings(key: str, reference: Node) -> str:
+def _siblings(key: str, known: Mapping[str, Any]) -> str:
     """The keys beside a key, or beside the first part of it that there is not."""
-    node, path = reference, []
-    for part in key.split(".")[:-1]:
-        if not isinstance(node.get(part), dict):
-            break
-        node = node[part]
-        path.append(part)
-    return f" {'.'.join(path)} has: {_listed(node)}." if path else ""
+    while key := key.rpartition(".")[0]:
+        if isinstance(known.get(key), dict):
+            return f" {key} has: {_listed(known[key])}."
+    return ""
 
 
 def _listed(node: Node) -> str:

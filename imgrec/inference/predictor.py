@@ -93,8 +93,10 @@ class Predictor:
         images: one or a sequence of paths, PIL images, uint8 arrays [H, W] or [H, W, C], uint8 tensors [C, H, W]; or one uint8
         tensor [B, C, H, W]. Gray and colour are converted, sizes fitted as in evaluation. DataError for what cannot be read.
         """
-        one = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or (isinstance(images, Tensor) and images.ndim < 4)
-        pictures = cast(Sequence[Picture], [images] if one else images)
+        single = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or (
+            isinstance(images, Tensor) and images.ndim < 4
+        )
+        pictures = cast(Sequence[Picture], [images] if single else images)
         predictions: list[Prediction] = []
         for start in range(0, len(pictures), batch_size):
             batch = [self._fitted(pictures[index]) for index in range(start, min(start + batch_size, len(pictures)))]
