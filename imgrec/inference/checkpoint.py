@@ -39,7 +39,7 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The checked dictionary of a checkpoint: "state_dict", "imgrec" and, for resuming, Lightning's own keys.
 
     Raises CheckpointError for a file that is truncated, foreign, of another version, or whose config names code that imgrec does not call.
@@ -53,7 +53,7 @@ def read_checkpoint(path: str | Path, map_location: str = "cpu") -> dict[str, An
                     damaged = records.testzip()
                 if damaged is not None:
                     raise zipfile.BadZipFile(f"the checksum of its record {damaged} does not match")
-            checkpoint = torch.load(file, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
