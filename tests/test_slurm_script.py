@@ -149,7 +149,7 @@ def test_a_worker_of_a_search_is_a_job_of_its_own(tmp_path, monkeypatch, capsys)
         ("job_name=.. --", "job_name=..", "without a slash"),
         ("array=0-1 -- seed=1", "array=0-1", "-- -m optim.lr=0.1,0.01"),
         ("array=0-2 -- -m seed=1,2", "array=0-2, but the sweep has 2 jobs", "array=0-1"),
-        ("array=1 -- -m seed=1", "array=1, but the sweep has 1 job.", "array=0-0"),
+        ("array=1 -- -m seed=1", "-m: no key has several values", "leave -m out"),
         ("array=x -- -m seed=1,2", "array=x", "array=0-7, 0,3,5 or 0-1%4"),
         ("-- -m job=1 seed=1,2", "job=1", "array=1"),
         ("nodes=2 -- --search seed=1,2 trials=3", "nodes=2", "once for each worker"),
