@@ -19,7 +19,7 @@ from imgrec.inference.checkpoint import FORMAT_VERSION
 from imgrec.models.densenet import densenet
 from imgrec.models.googlenet import googlenet
 from imgrec.models.layers import head_name, layers
-from imgrec.models.pretrained import _common_rows, _fold_input_transform, transfer_weights
+from imgrec.models.pretrained import PretrainedWeights, _common_rows, _fold_input_transform, transfer_weights
 from imgrec.models.resnet import resnet
 from imgrec.models.simple_cnn import SimpleCNN
 from imgrec.models.timm import timm_net
@@ -118,6 +118,14 @@ def test_all_of_imagenets_classes_give_torchvisions_outputs(published):
     transfer(net, "DEFAULT", model=node(), classes=weights.meta["categories"])
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(net(images), theirs(images), rtol=0, atol=0)
+
+
+def test_a_network_without_a_convolution_takes_weights():
+    old, new = (nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, outputs)) for outputs in (3, 2))
+    said = transfer_weights(new, PretrainedWeights("runs/old", old.state_dict(), ("ant", "bee", "cat"), ""), ("cat", "dog"))
+    assert said.startswith("4 of 4 tensors from runs/old; head: 1 of 2 class rows copied (cat)")
+    assert torch.equal(new[1].weight, old[1].weight)
+    assert torch.equal(new[3].weight[0], old[3].weight[2])
 
 
 def test_a_class_name_that_stands_twice_in_the_pretrained_list_copies_no_row():

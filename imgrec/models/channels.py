@@ -5,9 +5,7 @@ from torch import Tensor, nn
 
 def first_conv(net: nn.Module) -> tuple[str, nn.Conv2d]:
     """The first convolution in the order of definition, with its dotted name."""
-    first = next(((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d)), None)
-    assert first is not None, f"{type(net).__name__} has no convolution"
-    return first
+    return next((name, module) for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
 
 
 def input_kernels(weight: Tensor, channels: int) -> Tensor:

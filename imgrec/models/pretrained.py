@@ -35,7 +35,7 @@ def transfer_weights(net: nn.Module, pretrained: PretrainedWeights, classes: Seq
     head = head_name(net, len(classes))
     target = net.state_dict()
     state = dict(pretrained.state_dict)
-    stem = first_conv(net)[0] + ".weight"
+    stem = next((f"{name}.weight" for name, module in net.named_modules() if isinstance(module, nn.Conv2d)), None)
     if stem in state and state[stem].ndim == 4:
         state[stem] = input_kernels(state[stem], target[stem].shape[1])
 
