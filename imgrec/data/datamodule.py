@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytorch_lightning as pl
 
 from imgrec.config.schema import RunConfig
@@ -11,7 +12,7 @@ from imgrec.data.class_balance import training_order
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
-from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches, sequential_order
+from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches
 
 
 class DataModule(pl.LightningDataModule):
@@ -70,7 +71,7 @@ class DataModule(pl.LightningDataModule):
         """Every image once over all ranks, in order; a rank may get an empty last batch, so that all have equally many."""
         requests = EpochBatches(
             samples=len(images),
-            order=sequential_order(len(images)),
+            order=lambda epoch: np.arange(len(images)),
             epoch=lambda: 0,
             batch_size=self._evaluation_batch * self.plan.devices,
             devices=self.plan.devices,

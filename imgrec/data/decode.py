@@ -84,7 +84,8 @@ def fit_to_size(image: Tensor, preprocessing: Preprocessing) -> Tensor:
         return squashed
     # Only the middle is kept, so the rest of a strip is not resized: 1x20000 pixels would become 4 GB.
     longest = MAX_ASPECT * min(image.shape[-2:])
-    image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
+    if max(image.shape[-2:]) > longest:
+        image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
     image = F.resize(image, [max(size, round(size / preprocessing["crop_share"]))])
-    middle: Tensor = F.center_crop(image, [size, size])
-    return middle
+    top, left = (round((side - size) / 2) for side in image.shape[-2:])  # as F.center_crop, which takes 10 us more
+    return image[:, top : top + size, left : left + size]

@@ -46,11 +46,6 @@ def shuffled_order(samples: int, *, seed: int) -> Order:
     return order
 
 
-def sequential_order(samples: int) -> Order:
-    """Every index once, ascending: for validation and test."""
-    return lambda epoch: np.arange(samples, dtype=np.int64)
-
-
 class EpochBatches(Sampler[Request]):
     """The requests of one rank for one epoch. Global batch k has the same samples on any number of devices.
 
