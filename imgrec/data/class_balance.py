@@ -15,7 +15,7 @@ from imgrec.errors import ConfigError, did_you_mean
 
 
 def training_order(
-    sampling: Sampling, class_weights: Mapping[str, float], *, labels: Indices, classes: tuple[str, ...], seed: int
+    sampling: Sampling, class_weights: Mapping[str, float], labels: Indices, classes: tuple[str, ...], *, seed: int
 ) -> Order:
     """The order for a value of `sampling` in conf/train.yaml; labels: int64 [N], of the training split."""
     if sampling == "shuffle":

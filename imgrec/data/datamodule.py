@@ -27,7 +27,7 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.data, self.start = data, start
-        classes, train = data.classes, data.splits.train
+        train = data.splits.train
         self.plan = plan_batches(
             batch_size=run.batch_size,
             samples=len(train),
@@ -38,8 +38,7 @@ class DataModule(pl.LightningDataModule):
         # torchrun says how many processes share the machine; else it is one machine with all of them.
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
         self.workers = worker_count(run.num_workers, in_memory=data.in_memory, processes_here=processes_here)
-        weights = run.class_weights or {}
-        self._order = training_order(run.sampling, weights, labels=train.labels, classes=classes, seed=run.seed)
+        self._order = training_order(run.sampling, run.class_weights or {}, train.labels, data.classes, seed=run.seed)
         self._training = train.for_training(augment, run.seed)
         self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
         self._bad: set[str] = set()

@@ -73,8 +73,7 @@ class ImageFiles(Dataset[Batch]):
     def __getitem__(self, request: Request) -> Batch:
         size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
         shape = (len(request.indices), channels, size, size)
-        # The layout of decoders and of fast convolutions.
-        images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as decoders and fast convolutions
         rows: list[int] = []  # of the request, that could be read
         bad: list[str] = []
         skip = (self.on_bad_image if self.training else self.on_bad_image_eval) == "skip"

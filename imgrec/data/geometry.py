@@ -79,7 +79,7 @@ def _blur_matrix(size: int, sigma: float, device: torch.device) -> Tensor:
     # The period of a reflection that does not repeat the edge; images may be smaller than the kernel.
     period = max(2 * (size - 1), 1)
     source = (torch.arange(size, device=device)[:, None] + offsets) % period
-    source = torch.minimum(source, period - source) if size > 1 else source
+    source = torch.minimum(source, period - source)
     return torch.zeros(size, size, device=device).scatter_add_(1, source, kernel.expand(size, -1))
 
 

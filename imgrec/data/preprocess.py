@@ -19,10 +19,7 @@ class Preprocess(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def to_float(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float in [0, 1] at image_size.
-
-        Images are copied to the device as uint8: one byte per value instead of four.
-        """
+        """uint8 [B, C, H, W] -> float in [0, 1] at image_size; on the device, to which one byte per value is copied."""
         resized: Tensor = F.resize(images, [self.image_size, self.image_size])
         return resized.to(self.mean.dtype).div_(255)
 

@@ -101,8 +101,7 @@ def print_networks(rows: Sequence[Network]) -> None:
         return
     widths = [max(len(line[i]) for line in [HEADERS, *cells]) for i in range(5)]
     for line in [HEADERS, *cells]:
-        numbers = [line[i].rjust(widths[i]) for i in range(1, 5)]
-        print("  ".join([line[0].ljust(widths[0]), *numbers, line[5]]))
+        print("  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in range(1, 5)), line[5]]))
     print(CAPTION)
 
 

@@ -13,8 +13,7 @@ class LeNet(nn.Sequential):
 
     The paper's layers of 6, 16, 120 and 84 values; its maps are fully connected here, and the last layer is linear
     instead of radial. The first 5x5 convolution keeps the size, so 28 pixels give the paper's 32-pixel network.
-    activation "tanh" and pool "average" are closest to the paper; "relu" and "max" train faster. Raises ConfigError
-    under 12 pixels.
+    "tanh" and "average" are closest to the paper; "relu" and "max" train faster. Raises ConfigError under 12 pixels.
     """
 
     def __init__(

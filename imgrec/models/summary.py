@@ -28,10 +28,8 @@ def measure_size(net: nn.Module, *, channels: int, image_size: int) -> ModelSize
     except (RuntimeError, ValueError, AssertionError) as error:
         enough = next((size for size in _SIZES if size > image_size and _accepts(net, channels, size)), None)
         hint = "" if enough is None else f" Set data.image_size={enough} or more."
-        name = type(net).__name__.lower()
-        raise ConfigError(
-            f"model {name} does not accept {image_size}x{image_size} images ({first_line(error)[:150]}).{hint}"
-        ) from error
+        refused = f"model {type(net).__name__.lower()} does not accept {image_size}x{image_size} images"
+        raise ConfigError(f"{refused} ({first_line(error)[:150]}).{hint}") from error
 
 
 def _accepts(net: nn.Module, channels: int, image_size: int) -> bool:

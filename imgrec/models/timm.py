@@ -1,5 +1,6 @@
 """Any of timm's networks by name (https://github.com/huggingface/pytorch-image-models); needs `imgrec[timm]`."""
 
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -45,8 +46,6 @@ def own_size(name: str) -> int:
 def timm_library() -> ModuleType:
     """The timm package; ConfigError where it is not installed."""
     try:
-        import timm
+        return import_module("timm")
     except ImportError as error:
         raise ConfigError('model=timm needs timm, which is not installed. Type: pip install "imgrec[timm]"') from error
-    assert isinstance(timm, ModuleType)
-    return timm
