@@ -22,7 +22,10 @@ settings.load_profile("imgrec")
 def no_process_is_left() -> Iterator[None]:
     """Loader workers and ranks that a test, or what it calls, does not end."""
     yield
-    assert multiprocessing.active_children() == []
+    for process in (left := multiprocessing.active_children()):
+        process.kill()
+        process.join()  # the next test begins without it
+    assert left == []
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,8 +57,12 @@ def whole(split: ImageFiles, epoch: int = 0):
 RUN = {"seed": 5, "batch_size": 4, "max_device_batch": 64, "num_workers": 0, "sampling": "shuffle", "class_weights": None}
 
 
-def data_module(data: ImageData, augment=None, **change) -> DataModule:
-    return DataModule(SimpleNamespace(**{**RUN, **change}), data, augment, devices=1)
+@pytest.fixture
+def data_module() -> Iterator[Callable[..., DataModule]]:
+    with ExitStack() as stack:
+        yield lambda data, augment=None, **change: stack.enter_context(
+            closing(DataModule(SimpleNamespace(**{**RUN, **change}), data, augment, devices=1))
+        )
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, levels: int = 2) -> bool:
@@ -219,7 +225,7 @@ def test_one_folder_is_cut_as_scikit_learn_does(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_of_a_folder_hold_the_files_they_name(tmp_path, num_workers):
+def test_batches_of_a_folder_hold_the_files_they_name(data_module, tmp_path, num_workers):
     make(tmp_path, {"a": 6, "b": 6})
     data = folder(tmp_path)
     loaders = data_module(data, num_workers=num_workers)
@@ -256,7 +262,7 @@ class Crops:
         return 255 - image
 
 
-def test_training_crops_while_decoding_and_evaluation_does_not(tmp_path):
+def test_training_crops_while_decoding_and_evaluation_does_not(data_module, tmp_path):
     make(tmp_path, {"a": 4, "b": 4})
     data = folder(tmp_path)
     loaders = data_module(data, augment=Crops())
@@ -272,7 +278,7 @@ def test_training_crops_while_decoding_and_evaluation_does_not(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_bad_training_image_is_refused_or_left_out_and_counted(tmp_path, num_workers):
+def test_a_bad_training_image_is_refused_or_left_out_and_counted(data_module, tmp_path, num_workers):
     make(tmp_path / "train", {"a": 3, "b": 3})
     make(tmp_path / "val", {"a": 2, "b": 1})
     bad = tmp_path / "train/b/001.jpg"
@@ -289,7 +295,7 @@ def test_a_bad_training_image_is_refused_or_left_out_and_counted(tmp_path, num_w
     assert all(batch.bad == () and len(batch.images) == len(batch.labels) for batch in batches)
 
 
-def test_evaluation_refuses_a_bad_image_unless_told(tmp_path):
+def test_evaluation_refuses_a_bad_image_unless_told(data_module, tmp_path):
     make(tmp_path / "train", {"a": 3, "b": 3})
     make(tmp_path / "val", {"a": 2, "b": 1})
     (tmp_path / "val/a/000.jpg").write_bytes(b"")
