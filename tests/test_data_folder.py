@@ -23,7 +23,6 @@ from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.decode import Preprocessing, decode, fit_to_size, load_image
 from imgrec.data.folder import FileNames, ImageFiles, folder_split
-from imgrec.data.image_data import ImageData
 from imgrec.errors import ConfigError, DataError
 
 PREPROCESSING = Preprocessing(image_size=24, channels=3, mean=[0.5] * 3, std=[0.25] * 3, resize="squash", crop_share=1.0)

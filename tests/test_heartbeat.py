@@ -17,6 +17,7 @@ import pytest
 import torch
 from error_parts import assert_error, assert_refused
 from processes import join_ranks, start_ranks, wait_until
+from resumed_runs import slow_but
 from torch import distributed
 
 from imgrec.distributed import heartbeat as heartbeat_module
@@ -132,6 +133,7 @@ SCENARIOS: dict[str, Callable[[Rank], None]] = {
     "one reads for long": read_longer_on_one,
     "rank 1 is asked to stop": stop_on_one,
 }
+FAST = ("rank 1 is killed", "rank 0 loops", "rank 1 fails", "all continue", "rank 1 is asked to stop")
 STOPPED = {"rank 1 is stopped": 1, "rank 0 is stopped": 0}  # never ends
 
 
@@ -154,13 +156,15 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def outcome_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
-    folders = {name: tmp_path_factory.mktemp("heartbeat") for name in SCENARIOS}
+def outcome_of(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
+    """All scenarios at once, or the fast ones where no slow test was chosen."""
+    chosen = [item for item in request.session.items if item.path == request.path]
+    names = SCENARIOS if any(item.get_closest_marker("slow") for item in chosen) else FAST
+    folders = {name: tmp_path_factory.mktemp("heartbeat") for name in names}
     codes = {}
     with ExitStack() as stack:
         started = {
-            name: stack.enter_context(start_ranks(RANKS, partial(run_scenario, SCENARIOS[name], folders[name])))
-            for name in SCENARIOS
+            name: stack.enter_context(start_ranks(RANKS, partial(run_scenario, SCENARIOS[name], folders[name]))) for name in names
         }
         for name, ranks in started.items():
             join_ranks([process for rank, process in enumerate(ranks) if rank != STOPPED.get(name)])
@@ -184,16 +188,19 @@ def line_of(err: str) -> str:
     return line
 
 
-def test_killed(outcome_of: Callable[[str], Outcome]) -> None:
-    for name in ("rank 1 is killed", "rank 1 is killed, and collectives do not notice"):
-        outcome = outcome_of(name)
-        assert outcome.codes == [1, -signal.SIGKILL, 1], outcome
-        assert_refused(line_of(outcome.err[0]), "rank 1", HOST, "pid", "died", "step 5 of epoch 1", *AGAIN)
-        assert outcome.log in outcome.err[0]
-        assert outcome.log.startswith("rank 1 on ")
-        assert outcome.err[2] == ""
+@pytest.mark.parametrize(
+    "name", slow_but("rank 1 is killed", among=["rank 1 is killed", "rank 1 is killed, and collectives do not notice"])
+)
+def test_killed(outcome_of: Callable[[str], Outcome], name: str) -> None:
+    outcome = outcome_of(name)
+    assert outcome.codes == [1, -signal.SIGKILL, 1], outcome
+    assert_refused(line_of(outcome.err[0]), "rank 1", HOST, "pid", "died", "step 5 of epoch 1", *AGAIN)
+    assert outcome.log in outcome.err[0]
+    assert outcome.log.startswith("rank 1 on ")
+    assert outcome.err[2] == ""
 
 
+@pytest.mark.slow
 def test_killed_first(outcome_of: Callable[[str], Outcome]) -> None:
     outcome = outcome_of("rank 0 is killed")
     assert outcome.codes == [-signal.SIGKILL, 1, 1], outcome
@@ -201,6 +208,7 @@ def test_killed_first(outcome_of: Callable[[str], Outcome]) -> None:
         assert_refused(line_of(err), "rank 0", HOST, "pid", "died", "step 5 of epoch 1", *AGAIN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_stopped(outcome_of: Callable[[str], Outcome], rank: int) -> None:
     outcome = outcome_of(f"rank {rank} is stopped")
@@ -210,7 +218,7 @@ def test_stopped(outcome_of: Callable[[str], Outcome], rank: int) -> None:
     assert_refused(line_of(outcome.err[printing]), f"rank {rank}", HOST, "pid", "4 s", "step 5 of epoch 1", *AGAIN)
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", slow_but(0, among=[0, 2]))
 def test_loops(outcome_of: Callable[[str], Outcome], rank: int) -> None:
     outcome = outcome_of(f"rank {rank} loops")
     assert outcome.codes == [1, 1, 1], outcome
@@ -219,7 +227,7 @@ def test_loops(outcome_of: Callable[[str], Outcome], rank: int) -> None:
     assert_refused(outcome.err[0], "nothing has moved for 4 s", *slow, f"ranks {others}", "step 6", "trainer.timeout_s=8")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", slow_but(1, among=[0, 1]))
 def test_fails(outcome_of: Callable[[str], Outcome], rank: int) -> None:
     outcome = outcome_of(f"rank {rank} fails")
     assert outcome.codes == [1, 1, 1], outcome
@@ -228,18 +236,20 @@ def test_fails(outcome_of: Callable[[str], Outcome], rank: int) -> None:
     assert_refused(outcome.err[1 - rank], f"rank {rank}", HOST, "pid", "ValueError: no such thing", "Fix that", "same command")
 
 
+@pytest.mark.slow
 def test_all_fail_with_their_own_traceback(outcome_of: Callable[[str], Outcome]) -> None:
     outcome = outcome_of("all fail")
     assert outcome.codes == [1, 1, 1], outcome
     assert all("ValueError: no such thing" in err and "imgrec: " not in err for err in outcome.err)
 
 
-@pytest.mark.parametrize("name", ["all continue", "all read for long"])
+@pytest.mark.parametrize("name", slow_but("all continue", among=["all continue", "all read for long"]))
 def test_nothing_wrong(outcome_of: Callable[[str], Outcome], name: str) -> None:
     outcome = outcome_of(name)
     assert (outcome.codes, outcome.err, outcome.log) == ([0, 0, 0], ["", "", ""], ""), outcome
 
 
+@pytest.mark.slow
 def test_reads_while_others_wait(outcome_of: Callable[[str], Outcome]) -> None:
     outcome = outcome_of("one reads for long")
     assert outcome.codes == [1, 1, 1], outcome

@@ -44,6 +44,7 @@ def train(*words):
     return ("train", "--config-dir", str(EXAMPLE / "conf"), *SMALL, *words)
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_the_package_resumes_bit_for_bit(command, tmp_path):
     assert command(1, *train("id=whole")) == [0]
 
@@ -82,6 +83,7 @@ def test_a_run_of_the_package_is_evaluated_and_predicts(command, tmp_path):
     assert json.loads((run / "evaluate_new.json").read_text())["figures"]["accuracy"] == pytest.approx(right / 6)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_package_too(command, tmp_path):
     assert command(2, *train("id=1", "epochs=1", "trainer.devices=2")) == [0, 0]
     assert json.loads((tmp_path / "runs/shapes/1/result.json").read_text())["status"] == "finished"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from resumed_runs import assert_same, finish_run, kill_run, load_run
+from resumed_runs import assert_same, finish_run, kill_run, load_run, slow_but
 
 from imgrec.config.schema import RunConfig
 from imgrec.train import fit
@@ -30,7 +30,7 @@ def test_a_run_ends_after_the_epoch_whose_threshold_it_misses(
     assert result["test"] is not None
 
 
-@pytest.mark.parametrize("callback", [Pruning, BestCheckpoint])  # before and after it was decided
+@pytest.mark.parametrize("callback", slow_but(BestCheckpoint, among=[Pruning, BestCheckpoint]))  # before and after it was decided
 def test_killed_when_it_is_pruned(callback: type, tmp_path: Path) -> None:
     arguments = ("callbacks.early_stopping.patience=0", "trainer.save_every_steps=2", "trainer.pruning_thresholds=[0.0,1.1]")
     unbroken = finish_run(load_run(tmp_path / "unbroken", *arguments))

@@ -53,9 +53,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "moment", slow_but("between two micro-batches of a step", "inside validation", "in the test", among=MOMENTS)
-)
+@pytest.mark.parametrize("moment", slow_but("between two micro-batches of a step", "in the test", among=MOMENTS))
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, unbroken, moment):
     run = load_run(tmp_path, "trainer.save_every_steps=1")
     kill_run(run, *MOMENTS[moment])
@@ -230,7 +228,8 @@ def test_a_stop_in_validation_repeats_the_validation_alone(tmp_path, unbroken):
     assert_same(finish_run(run), unbroken)
 
 
-@pytest.mark.parametrize("limit", slow_but(3, among=[3, 0.8]))
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [3, 0.8])
 def test_epochs_that_are_cut_short_by_a_limit_resume_too(tmp_path, limit):
     words = (f"trainer.limit_train_batches={limit}",)
     whole = finish_run(load_run(tmp_path / "whole", *words))
@@ -247,7 +246,9 @@ def test_a_stop_in_the_test_repeats_the_test_alone(tmp_path, unbroken):
     assert_same(finish_run(run), unbroken)
 
 
-@pytest.mark.parametrize(("sample", "trained"), [(6, 1), (11, 3)], ids=["before a step", "within a step"])
+@pytest.mark.parametrize(
+    ("sample", "trained"), slow_but((11, 3), among=[(6, 1), (11, 3)]), ids=["before a step", "within a step"]
+)
 def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unbroken, sample, trained):
     """The worker hangs over this sample of the epoch's order, and asks for the stop when that many micro-batches have begun."""
     run = load_run(tmp_path, "num_workers=1")

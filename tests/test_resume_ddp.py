@@ -105,6 +105,7 @@ def test_a_rank_does_not_wait_for_the_others_at_a_boundary(tmp_path):
     assert run_ranks(2, work, group=True) == [expected, expected]
 
 
+@pytest.mark.slow
 def test_saves_by_the_clock_come_at_the_start_of_an_epoch_on_all_ranks(tmp_path, unbroken):
     run = together(tmp_path)
 
@@ -130,6 +131,7 @@ def test_saves_by_the_clock_come_at_the_start_of_an_epoch_on_all_ranks(tmp_path,
     assert_same(read_outcome(tmp_path / "r/a"), unbroken)
 
 
+@pytest.mark.slow
 def test_after_an_error_on_one_rank_the_run_resumes_from_its_last_save(tmp_path, unbroken):
     run = together(tmp_path, "trainer.save_every_steps=3")
 
@@ -150,9 +152,8 @@ def test_after_an_error_on_one_rank_the_run_resumes_from_its_last_save(tmp_path,
 SAME = ("model.norm=none", "model.dense_dropout=0", "model.stage_dropout=0")
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [pytest.param(1, 2, marks=pytest.mark.slow), (2, 3), pytest.param(3, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 3), (3, 1)])
 def test_on_another_number_of_processes_it_is_the_same_run_to_rounding(tmp_path, before, after):
     whole = finish_run(together(tmp_path / "whole", *SAME))
     run = together(tmp_path / "parts", *SAME, "trainer.save_every_steps=1")

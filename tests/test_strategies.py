@@ -151,6 +151,7 @@ def test_fsdp_computes_what_ddp_does(tmp_path: Path, precision: str):
     same(fsdp, ddp, rounding=1e-4 if precision == "32" else 0.02)
 
 
+@pytest.mark.slow
 def test_every_optimizer_takes_parts_of_the_weights():
     names = [file.stem for file in (conf_dir() / "optim").glob("*.yaml") if file.stem != "gd"]
     nodes = {name: dict(config.load("train", [f"optim={name}", "data=fake"]).optim) for name in names}

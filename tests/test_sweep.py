@@ -204,6 +204,7 @@ def test_a_signal_between_two_jobs_stops_the_sweep(
     )
 
 
+@pytest.mark.slow
 def test_jobs_one_by_one_are_those_of_the_sweep(
     sweep: Sweep, trained: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -473,6 +474,7 @@ def test_a_search_where_every_job_fails_tries_them_again(sweep: Sweep, trained: 
     assert {row["status"] for row in rows("runs/fake_lenet/sweep_1")} == {"failed"}
 
 
+@pytest.mark.slow
 @optuna_installed
 def test_a_repeated_proposal_is_not_trained_again(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("--search", "optim.lr=0.1,0.01", "trials=4") == 0
@@ -481,6 +483,7 @@ def test_a_repeated_proposal_is_not_trained_again(sweep: Sweep, trained: list[fl
     assert len({row["folder"] for row in rows("runs/fake_lenet/sweep_1")}) == 2
 
 
+@pytest.mark.slow
 def test_jobs_are_in_the_folder_of_the_sweep_whatever_its_name(sweep: Sweep, trained: list[float]) -> None:
     for number, runs_dir in enumerate(["a\\b", "it's\\", "x y,z"]):
         assert sweep("optim.lr=0.1,0.01", f"runs_dir={quoted(runs_dir)}") == 0
@@ -524,6 +527,7 @@ def proposals(path: Path, *, stop: int | None = None, torn: bool = False) -> lis
     return [job.overrides for job in folder.jobs]
 
 
+@pytest.mark.slow
 @optuna_installed
 def test_a_search_stopped_at_any_trial_proposes_what_the_unbroken_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

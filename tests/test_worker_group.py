@@ -133,6 +133,7 @@ def test_figures_are_those_of_one_process_and_sklearns(
     assert found[8]["figures"]["macro_f1"] == pytest.approx(theirs["macro avg"]["f1-score"], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_one_process_byte_for_byte(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +149,7 @@ def test_predictions_are_those_of_one_process_byte_for_byte(
     assert all((tmp_path / f"{size}.csv").read_bytes() == whole for size in (2, 3, 8))
 
 
+@pytest.mark.slow
 def test_fewer_images_than_processes(run: Path, images: Path, tmp_path: Path) -> None:
     for size in (1, 3):
         assert on(size, "predict", f"ckpt={run}", f"files={images}/ant/00.png", f"out={tmp_path}/{size}.csv") == [0] * size
