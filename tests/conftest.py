@@ -41,8 +41,8 @@ def start_command() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
         def start(*words: object, **options: Any) -> subprocess.Popen[str]:
             process = subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+            stack.push(process)  # waits, after the kill
             stack.callback(process.kill)
-            stack.push(process)
             return process
 
         yield start
