@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imgrec.config.checks import check_batch_divides
 from imgrec.config.compose import compose_config, load_config, quote_values
-from imgrec.config.options import group_names
+from imgrec.config.options import group_names, shipped_file
 from imgrec.config.schema import RunConfig, parse_settings, run_config
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, plural
@@ -26,7 +26,7 @@ from imgrec.training.restart_count import count_start
 from imgrec.training.run_dir import choose_run_dir
 
 ENDED = "--ended"  # launch/slurm.sbatch calls `imgrec slurm --ended CODE ARGUMENTS` where a start of the job has ended
-SCRIPT = "slurm.sbatch"
+SCRIPT = "launch/slurm.sbatch"
 SECONDS = (86400, 3600, 60, 1)  # of a day, an hour, a minute
 
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     logs = Path(training.run.runs_dir).absolute() / "slurm"
     command = sbatch_command(job, training, logs)
     if job.dry_run:
-        print(f"# the script: {job_script()}\n{shlex.join(command)}")
+        print(f"# the script: {shipped_file(SCRIPT)}\n{shlex.join(command)}")
         return 0
     logs.mkdir(parents=True, exist_ok=True)
     number = _submit(command)
@@ -97,15 +97,6 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     record.write_text(f"{shlex.join(command)}\n")
     _print_next_steps(job, training, number, record)
     return 0
-
-
-def job_script() -> Path:
-    """launch/slurm.sbatch of a checkout or of an installed wheel."""
-    package = Path(__file__).parent
-    for script in (package / "launch" / SCRIPT, package.parent / "launch" / SCRIPT):
-        if script.is_file():
-            return script
-    raise ConfigError(f"no launch/{SCRIPT} beside {package}: the installation is incomplete. Install imgrec again.")
 
 
 def _check_side(overrides: Sequence[str]) -> None:
@@ -233,7 +224,7 @@ def sbatch_command(job: JobConfig, training: Training, logs: Path) -> list[str]:
         "sbatch",
         *(f"--{key}={value}" for key, value in options.items() if value is not None),
         *shlex.split(job.extra or ""),
-        str(job_script()),
+        str(shipped_file(SCRIPT)),
         *(f"{key}={value}" for key, value in settings.items() if value is not None),
         *training.arguments,
     ]

@@ -165,7 +165,7 @@ def test_keys_change_a_composed_tree_as_hydra_does_it(overrides):
         whole = OmegaConf.to_container(compose("train", overrides), resolve=True)
     options = [text for text in overrides if text.partition("=")[0] in group_names()]
     keys = OverridesParser.create().parse_overrides([text for text in overrides if text not in options])
-    assert hydra_tree("train", options, [], keys)[0] == whole
+    assert hydra_tree("train", options, None, keys)[0] == whole
 
 
 def test_what_follows_from_the_image_size():

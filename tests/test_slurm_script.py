@@ -18,11 +18,12 @@ from imgrec import slurm
 from imgrec.cli import main
 from imgrec.config.compose import load_config
 from imgrec.config.help import EXAMPLES
+from imgrec.config.options import shipped_file
 from imgrec.config.schema import RunConfig
 from imgrec.errors import ConfigError
 from imgrec.training.restart_count import count_start, saved_step
 
-SCRIPT = slurm.job_script()
+SCRIPT = shipped_file(slurm.SCRIPT)
 
 
 def command(capsys, *argv):

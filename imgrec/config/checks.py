@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import reduce
 from operator import getitem
-from pathlib import Path
 from typing import Any
 
 from imgrec.config.annotations import check_type, format_value, is_number, matches_type
@@ -114,7 +113,7 @@ def check_together(keys: Collection[str], tree: Tree, choices: Mapping[str, str]
         )
 
 
-def check_options(command: str, overrides: Sequence[Any], search: Sequence[Path]) -> None:
+def check_options(command: str, overrides: Sequence[Any], config_dir: str | None) -> None:
     """ConfigError for an override of a config group that names no option, or that the command has no use for."""
     for override in overrides:
         group, option, text = override.key_or_group, override.value(), repr(override.input_line)
@@ -123,7 +122,7 @@ def check_options(command: str, overrides: Sequence[Any], search: Sequence[Path]
             raise ConfigError(f"{text}: config groups are not added or deleted. Type {group}={some}, or remove it.")
         if "defaults:" not in (conf_dir() / f"{command}.yaml").read_text():
             raise ConfigError(f"{text}: {command} reads its {group} from the checkpoint. Remove {group}=.")
-        names, name = option_names(group, search), str(option)
+        names, name = option_names(group, config_dir), str(option)
         if name not in names:
             raise ConfigError(
                 f"{group}={name}: there is no such {group}.{did_you_mean(name, names)} There are: {', '.join(names)}."

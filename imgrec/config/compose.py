@@ -11,11 +11,10 @@ import typing
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgrec.config.checks import check_keys, check_options, check_together, conform
-from imgrec.config.options import conf_dir, group_names
+from imgrec.config.options import conf_dir, conf_dirs, group_names
 from imgrec.config.schema import Node, RunConfig, run_config, run_types
 from imgrec.errors import ConfigError, first_line
 
@@ -41,12 +40,7 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    search = [Path(config_dir).resolve()] if config_dir else []
-    for folder in search:
-        if not folder.is_dir():
-            raise ConfigError(
-                f"--config-dir {config_dir}: there is no such folder. Name the folder with your model/, data/, experiment/ yaml."
-            )
+    groups = group_names(config_dir)
     parsed: list[Override] = []
     for argument in argv:
         try:
@@ -63,18 +57,17 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
             )
         if override.package is not None:
             raise ConfigError(f"{override.input_line!r}: there is no key with @. Type {override.key_or_group}=VALUE.")
-    groups = group_names(search)
     options = [override for override in parsed if override.key_or_group in groups]
     keys = [override for override in parsed if override.key_or_group not in groups]
-    check_options(command, options, search)
+    check_options(command, options, config_dir)
     chosen = [str(override.input_line) for override in options]
     try:
-        reference, choices = hydra_tree(command, chosen, search)
+        reference, choices = hydra_tree(command, chosen, config_dir)
         if choices.get("experiment") is not None:  # an experiment may set any key, so the reference is composed without it
             plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
-            reference = hydra_tree(command, plain, search)[0]
+            reference = hydra_tree(command, plain, config_dir)[0]
         check_keys(command, keys, reference, groups)
-        tree = hydra_tree(command, chosen, search, keys)[0]
+        tree = hydra_tree(command, chosen, config_dir, keys)[0]
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the config cannot be composed: {first_line(error)}.") from error
     if "name" in tree and tree["name"] is None:
@@ -85,13 +78,13 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
 
 
 def hydra_tree(
-    command: str, options: Sequence[str], search: Sequence[Path], keys: Sequence[Any] = ()
+    command: str, options: Sequence[str], config_dir: str | None, keys: Sequence[Any] = ()
 ) -> tuple[Node, dict[str, str]]:
     """(resolved tree, choice made in each group) of the options of config groups and the overrides of keys, unchecked."""
     from omegaconf import OmegaConf
 
-    read = _compose_options.__wrapped__ if search else _compose_options  # the user's own yaml may change
-    composed, choices = read(command, tuple(options), tuple(search))
+    read = _compose_options.__wrapped__ if config_dir else _compose_options  # the user's own yaml may change
+    composed, choices = read(command, tuple(options), config_dir)
     config = deepcopy(composed)
     for override in keys:
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add() or override.is_force_add())
@@ -102,7 +95,7 @@ def hydra_tree(
 
 # A tenth of a second each, and the keys of most command lines stand beside the same options.
 @lru_cache(maxsize=64)
-def _compose_options(command: str, options: tuple[str, ...], search: tuple[Path, ...]) -> "tuple[DictConfig, dict[str, str]]":
+def _compose_options(command: str, options: tuple[str, ...], config_dir: str | None) -> "tuple[DictConfig, dict[str, str]]":
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -113,11 +106,11 @@ def _compose_options(command: str, options: tuple[str, ...], search: tuple[Path,
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-            paths = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in search)}]"] if search else []
+            paths = [f"hydra.searchpath=[file://{own}]" for own in conf_dirs(config_dir)[:-1]]
             config = hydra_compose(command, [*options, *paths], return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer
-    named = group_names(search)
+    named = group_names(config_dir)
     choices = {group: option for group, option in config.hydra.runtime.choices.items() if group in named}
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), choices
 

@@ -12,7 +12,7 @@ import yaml
 
 from imgrec.config.annotations import format_value
 from imgrec.config.compose import compose_config
-from imgrec.config.options import conf_dir, option_names
+from imgrec.config.options import conf_dir, conf_dirs, option_names
 
 WIDTH = 120  # characters
 KEY_WIDTH = 36  # up to the comment
@@ -51,7 +51,6 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     Raises ConfigError for overrides that cannot be composed.
     """
     source = (conf_dir() / f"{command}.yaml").read_text()
-    search = [Path(config_dir)] if config_dir else []
     overrides = [argument for argument in argv if "=" in argument]
     chosen = dict(override.split("=", 1) for override in overrides)
     usage = f"imgrec {command} key=value ...        the same as: python -m imgrec.{command} key=value ..."
@@ -64,14 +63,14 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
         example = f"{command} model=vgg --help"
         lines += [f"Config groups: GROUP=OPTION, *OPTION is the default. The keys of an option: imgrec {example}"]
         for group, default in groups.items():
-            names = [f"*{name}" if name == chosen.get(group, default) else name for name in option_names(group, search)]
+            names = [f"*{name}" if name == chosen.get(group, default) else name for name in option_names(group, config_dir)]
             lines += textwrap.wrap(f"  {group:<12}{'  '.join(names)}", WIDTH, subsequent_indent=" " * 14, break_on_hyphens=False)
         lines += [""]
     tree = compose_config(command, overrides, config_dir) if overrides else None
     lines += ["Keys, with their values"]
     lines += [_line(tree, *key) for root in roots for key in documented(root) if key[0][0] not in groups]
     for group in groups:
-        files = [root / group / f"{chosen[group]}.yaml" for root in (*search, conf_dir()) if group in chosen]
+        files = [root / group / f"{chosen[group]}.yaml" for root in conf_dirs(config_dir) if group in chosen]
         if file := next(filter(Path.is_file, files), None):
             lines += ["", f"{group}={chosen[group]}", *_header(file.read_text())]
             lines += [_line(tree, *key) for key in option_keys(group, file)]

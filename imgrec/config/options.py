@@ -1,30 +1,43 @@
 """The path of conf/, its config groups and their options, and those of the user's own folders."""
 
 import re
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from imgrec.errors import ConfigError
 
 
-def conf_dir() -> Path:
-    """The shipped yaml: conf/ of a checkout, or imgrec/conf of an installed wheel."""
+def shipped_file(name: str) -> Path:
+    """A file that is shipped beside the package: conf/train.yaml of a checkout, imgrec/conf/train.yaml of an installed wheel."""
     package = Path(__file__).parent.parent
-    for conf in (package / "conf", package.parent / "conf"):
-        if (conf / "train.yaml").is_file():
-            return conf
-    raise ConfigError(f"no conf/train.yaml beside {package}: the installation is incomplete. Install imgrec again.")
+    for file in (package / name, package.parent / name):
+        if file.is_file():
+            return file
+    raise ConfigError(f"no {name} beside {package}: the installation is incomplete. Install imgrec again.")
 
 
-def option_names(group: str, search: Sequence[Path] = ()) -> list[str]:
-    """The options of a config group: the yaml files in its folder, of the shipped conf/ and of the user's own."""
-    return sorted({file.stem for root in (conf_dir(), *search) for file in (root / group).glob("*.yaml")})
+def conf_dir() -> Path:
+    """The folder of the shipped yaml."""
+    return shipped_file("conf/train.yaml").parent
 
 
-def group_names(search: Sequence[Path] = ()) -> list[str]:
+def conf_dirs(config_dir: str | None) -> list[Path]:
+    """The user's own folder of yaml (--config-dir), whose options come first, and the shipped one."""
+    if config_dir and not Path(config_dir).is_dir():
+        raise ConfigError(
+            f"--config-dir {config_dir}: there is no such folder. Name the folder with your model/, data/, experiment/ yaml."
+        )
+    return [*([Path(config_dir).resolve()] if config_dir else []), conf_dir()]
+
+
+def option_names(group: str, config_dir: str | None = None) -> list[str]:
+    """The options of a config group: the yaml files in its folders."""
+    return sorted({file.stem for root in conf_dirs(config_dir) for file in (root / group).glob("*.yaml")})
+
+
+def group_names(config_dir: str | None = None) -> list[str]:
     """The config groups: the folders in conf/ and in the user's own."""
-    return sorted({file.parent.name for root in (conf_dir(), *search) for file in root.glob("*/*.yaml")})
+    return sorted({file.parent.name for root in conf_dirs(config_dir) for file in root.glob("*/*.yaml")})
 
 
 @cache

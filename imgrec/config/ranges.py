@@ -26,91 +26,38 @@ class Range(NamedTuple):
         return above + below
 
 
-COUNT, NOT_NEGATIVE, POSITIVE = Range(1), Range(0), Range(0, open_low=True)
-SHARE, BELOW_ONE, INSIDE = Range(0, 1), Range(0, 1, open_high=True), Range(0, 1, open_low=True, open_high=True)
-PART = Range(0, 1, open_low=True)
-
+NOT_NEGATIVE, POSITIVE = Range(0), Range(0, open_low=True)
 # Numbers that are not listed have to be 0 or more. Each value of a list has to be in the range.
-RANGES: dict[str, Range] = {
-    # run
-    "seed": Range(0, 2**63, open_high=True),
-    "epochs": COUNT,
-    "batch_size": COUNT,
-    "max_device_batch": COUNT,
-    "finetune.layer_decay": PART,
-    "top_k": COUNT,
-    "steps": Range(2),
-    "lr_min": POSITIVE,
-    "lr_max": POSITIVE,
-    "data.split_seed": Range(0, 2**32, open_high=True),
-    "data.num_classes": Range(2),
-    "data.image_size": COUNT,
-    "data.channels": Range(1, 3),
-    "data.mean": SHARE,
-    "data.std": POSITIVE,
-    "data.val_share": INSIDE,
-    "data.test_share": INSIDE,
-    "data.crop_share": PART,
-    "data.train_samples": COUNT,
-    "data.test_samples": COUNT,
-    "model.depth": COUNT,
-    "model.dropout": BELOW_ONE,
-    "model.dense_dropout": BELOW_ONE,
-    "model.stage_dropout": BELOW_ONE,
-    "model.kernel": COUNT,
-    "model.widths": COUNT,
-    "augment.flip": SHARE,
-    "augment.crop_padding": SHARE,
-    "augment.crop_scale": PART,
-    "augment.crop_ratio": POSITIVE,
-    "augment.rotation": Range(0, 180),
-    "augment.shift": SHARE,
-    "augment.shear": Range(0, 89),
-    "augment.zoom": BELOW_ONE,
-    "augment.perspective": Range(0, 0.95),  # at 1 two corners may meet, and the image has no inverse
-    "augment.randaug_ops": Range(1, 16),
-    "augment.randaug_magnitude": Range(0, 30),
-    "augment.erase": SHARE,
-    "optim.lr": POSITIVE,
-    "optim.base_batch": COUNT,
-    "optim.momentum": BELOW_ONE,
-    "optim.dampening": BELOW_ONE,
-    "optim.betas": BELOW_ONE,
-    "optim.alpha": BELOW_ONE,
-    "optim.eps": POSITIVE,
-    "optim.max_grad_norm": POSITIVE,
-    "optim.ns_steps": COUNT,
-    "scheduler.warmup_share": BELOW_ONE,
-    "scheduler.floor": SHARE,
-    "scheduler.start": SHARE,
-    "scheduler.end": SHARE,
-    "scheduler.factor": INSIDE,  # ReduceLROnPlateau refuses 1
-    "scheduler.power": POSITIVE,
-    "scheduler.shrink": PART,
-    "scheduler.gamma_per_epoch": PART,
-    "scheduler.every_epochs": COUNT,
-    "scheduler.milestones_epochs": COUNT,
-    "scheduler.up_epochs": POSITIVE,
-    "scheduler.down_epochs": POSITIVE,
-    "loss.label_smoothing": BELOW_ONE,
-    "callbacks.ema.decay": BELOW_ONE,
-    "callbacks.ema.every_steps": COUNT,
-    "trainer.num_nodes": COUNT,
-    "trainer.timeout_s": POSITIVE,
-    "trainer.max_minutes": POSITIVE,
-    "trainer.save_every_steps": COUNT,
-    "trainer.limit_train_batches": POSITIVE,
-    "trainer.limit_val_batches": POSITIVE,
-    "trainer.limit_test_batches": POSITIVE,
-    "trainer.log_every_steps": COUNT,
-    # slurm
-    "nodes": COUNT,
-    "tasks_per_node": COUNT,
-    "cpus_per_task": COUNT,
-    "signal_s": COUNT,
+_KEYS: dict[Range, str] = {
+    Range(0, 2**63, open_high=True): "seed",
+    Range(0, 2**32, open_high=True): "data.split_seed",
+    Range(1): """
+        epochs batch_size max_device_batch top_k data.image_size data.train_samples data.test_samples
+        model.depth model.kernel model.widths optim.base_batch optim.ns_steps scheduler.every_epochs scheduler.milestones_epochs
+        callbacks.ema.every_steps trainer.num_nodes trainer.save_every_steps trainer.log_every_steps
+        nodes tasks_per_node cpus_per_task signal_s""",
+    Range(2): "steps data.num_classes",
+    Range(1, 3): "data.channels",
+    POSITIVE: """
+        lr_min lr_max data.std augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
+        scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.timeout_s trainer.max_minutes
+        trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches""",
+    Range(0, 1): """
+        data.mean augment.flip augment.crop_padding augment.shift augment.erase scheduler.floor scheduler.start scheduler.end""",
+    Range(0, 1, open_low=True): """
+        finetune.layer_decay data.crop_share augment.crop_scale scheduler.shrink scheduler.gamma_per_epoch""",
+    Range(0, 1, open_high=True): """
+        model.dropout model.dense_dropout model.stage_dropout augment.zoom optim.momentum optim.dampening optim.betas optim.alpha
+        scheduler.warmup_share loss.label_smoothing callbacks.ema.decay""",
+    # ReduceLROnPlateau refuses a factor of 1.
+    Range(0, 1, open_low=True, open_high=True): "data.val_share data.test_share scheduler.factor",
+    Range(0, 180): "augment.rotation",
+    Range(0, 89): "augment.shear",
+    Range(0, 0.95): "augment.perspective",  # at 1 two corners may meet, and the image has no inverse
+    Range(1, 16): "augment.randaug_ops",
+    Range(0, 30): "augment.randaug_magnitude",
 }
-
-
+RANGES = {key: limits for limits, keys in _KEYS.items() for key in keys.split()}
 ASCENDING = ("augment.crop_scale", "augment.crop_ratio")  # [lowest, highest]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import getitem
-from pathlib import Path
 from typing import Any, Literal, cast
 
 from imgrec.config.checks import conform
@@ -91,8 +90,7 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
         )
     job, trials, prune = (by_key.pop(key, None) for key in (JOB, TRIALS, PRUNE))
     _check_own_keys(search, job, trials, prune)
-    groups = _Groups(config_dir)
-    arguments = [_parse(text, groups, search) for text in by_key.values()]
+    arguments = [_parse(text, search, config_dir) for text in by_key.values()]
     for argument in arguments:
         if argument.is_swept and argument.key in SINGLE:
             value = argument.values[0]
@@ -100,7 +98,7 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
     if not any(argument.is_swept for argument in arguments):
         example = f"'optim.lr={INTERVALS['log']}'" if search else "optim.lr=0.1,0.01, or leave -m out"
         raise ConfigError(f"{SEARCH if search else '-m'}: no key has several values. Type for example {example}.")
-    base = _check_values(arguments, groups)
+    base = _check_values(arguments, config_dir)
     return SweepPlan(
         arguments,
         base,
@@ -130,22 +128,7 @@ def _check_own_keys(search: bool, job: str | None, trials: str | None, prune: st
         raise ConfigError(f"{prune}: expected true or false. Type {PRUNE}=true to end trials that are worse than the median.")
 
 
-class _Groups:
-    """The config groups and their options: the shipped ones and those of `config_dir`."""
-
-    def __init__(self, config_dir: str | None) -> None:
-        self.config_dir = config_dir
-        self.folders = [Path(config_dir).resolve()] if config_dir else []
-        self.names = group_names(self.folders)
-
-    def options(self, group: str) -> list[str]:
-        return option_names(group, self.folders)
-
-    def compose(self, overrides: Sequence[str]) -> Node:
-        return compose_config("train", overrides, self.config_dir)
-
-
-def _parse(text: str, groups: _Groups, search: bool) -> Argument:
+def _parse(text: str, search: bool, config_dir: str | None) -> Argument:
     if (interval := parse_interval(text)) is not None:
         if not search:
             raise ConfigError(
@@ -159,12 +142,12 @@ def _parse(text: str, groups: _Groups, search: bool) -> Argument:
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
-        groups.compose([text])  # raises: it says what is wrong with it
+        compose_config("train", [text], config_dir)  # raises: it says what is wrong with it
         raise
     key, prefix = override.key_or_group, override.get_key_element()
     if not override.is_sweep_override():
         return Argument(key, text, prefix, [override.get_value_element_as_str()])
-    values = _listed_values(override, groups)
+    values = _listed_values(override, config_dir)
     return Argument(key, text if len(values) > 1 else f"{prefix}={values[0]}", prefix, values)
 
 
@@ -186,20 +169,21 @@ def parse_interval(text: str) -> Argument | None:
     return Argument(key, text, key, [str(low), str(high)], cast(Literal["uniform", "log", "int"], kind))
 
 
-def _listed_values(override: Any, groups: _Groups) -> list[str]:
+def _listed_values(override: Any, config_dir: str | None) -> list[str]:
     """The values of KEY=A,B, choice, range or glob, in their order."""
     from hydra.core.override_parser.types import Glob, IntervalSweep
 
     value, key = override.value(), override.key_or_group
     if isinstance(value, IntervalSweep):  # tag(log,interval(a,b)), as for Hydra's plugins
         raise ConfigError(f"{override.input_line}: there is no interval. Type '{key}=uniform(LOW,HIGH)', or log(LOW,HIGH).")
-    values = value.filter(groups.options(key)) if isinstance(value, Glob) else list(map(str, override.sweep_string_iterator()))
+    is_glob = isinstance(value, Glob)
+    values = value.filter(option_names(key, config_dir)) if is_glob else list(map(str, override.sweep_string_iterator()))
     if not values:
         raise ConfigError(f"{override.input_line}: expected one value or more, found none. Type {key}=A,B.")
     return values
 
 
-def _check_values(arguments: Sequence[Argument], groups: _Groups) -> Node:
+def _check_values(arguments: Sequence[Argument], config_dir: str | None) -> Node:
     """The config of the first job; ConfigError for a value of another that its key does not take."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -211,21 +195,21 @@ def _check_values(arguments: Sequence[Argument], groups: _Groups) -> Node:
         ]
 
     first = beside(None, "")
-    base = groups.compose(first)
-    chosen = [text for text in first if _key(text) in groups.names]
+    base, groups = compose_config("train", first, config_dir), group_names(config_dir)
+    chosen = [text for text in first if _key(text) in groups]
     for argument in arguments:
         key, values = argument.key, argument.values[1:]
-        if key not in groups.names:
-            shipped = hydra_tree("train", chosen, groups.folders)[0] if values else {}
+        if key not in groups:
+            shipped = hydra_tree("train", chosen, config_dir)[0] if values else {}
             for value in values:
                 parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
                 conform(parsed, reduce(getitem, key.split("."), shipped), key, types=run_types(shipped))
             continue
         # Keys set beside an option must be in it.
-        every = key == "experiment" or groups.config_dir or any(other.key.startswith(f"{key}.") for other in arguments)
+        every = key == "experiment" or config_dir or any(other.key.startswith(f"{key}.") for other in arguments)
         for value in values:
-            if every or value not in groups.options(key):
-                groups.compose(beside(argument, value))
+            if every or value not in option_names(key, config_dir):
+                compose_config("train", beside(argument, value), config_dir)
     return base
 
 
