@@ -21,7 +21,7 @@ from imgrec.data.datasets import Fake
 from imgrec.data.image_data import ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, worker_count
-from imgrec.data.sampler import EpochBatches, shuffled_order
+from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
 from imgrec.errors import ConfigError, DataError
 
 COMMON = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.25], "resize": "squash", "crop_share": 1.0, "split_seed": 0}
@@ -56,16 +56,7 @@ def stored(labels) -> InMemoryImages:
 
 
 def requests(samples: int, size: int, epoch=lambda: 0) -> EpochBatches:
-    return EpochBatches(
-        samples=samples,
-        order=shuffled_order(samples, seed=0),
-        epoch=epoch,
-        batch_size=size,
-        devices=1,
-        rank=0,
-        accumulate=1,
-        keep_single=True,
-    )
+    return EpochBatches(split_epoch(samples, size, devices=1), shuffled_order(samples, seed=0), epoch=epoch, rank=0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -11,33 +11,22 @@ from hypothesis import strategies as st
 from imgrec.data.batch import Request
 from imgrec.data.class_balance import weighted_order
 from imgrec.data.sampler import (
-    BatchPlan,
     EpochBatches,
-    global_batches,
     plan_batches,
     shuffled_order,
     split_batch,
+    split_epoch,
 )
 from imgrec.errors import ConfigError
 
 
-def batches(samples: int, batch_size: int, *, devices=1, accumulate=1, seed=0, epoch=0, **more) -> list[list[Request]]:
+def batches(
+    samples: int, batch_size: int, *, devices=1, order=None, seed=0, epoch=0, start=(0, 0), singles=False, **split
+) -> list[list[Request]]:
     """The requests of every rank."""
-    settings = {"order": shuffled_order(samples, seed=seed), "keep_single": False, **more}
-    return [
-        list(
-            EpochBatches(
-                samples=samples,
-                epoch=lambda: epoch,
-                batch_size=batch_size,
-                devices=devices,
-                rank=rank,
-                accumulate=accumulate,
-                **settings,
-            )
-        )
-        for rank in range(devices)
-    ]
+    plan = split_epoch(samples, batch_size, devices=devices, singles=singles, **split)
+    order = order or shuffled_order(samples, seed=seed)
+    return [list(EpochBatches(plan, order, epoch=lambda: epoch, rank=rank, start=start)) for rank in range(devices)]
 
 
 def together(ranks: list[list[Request]], accumulate: int, batch_size: int) -> list[list[int]]:
@@ -74,7 +63,7 @@ def test_an_epoch_is_a_partition_cut_the_same_way_on_any_devices(samples, batch_
     assert len(seen) == len(set(seen)) == samples - len(left_out)
     assert len(left_out) == (samples > batch_size and samples % batch_size == 1)
     assert len(alone) == -(-(samples - len(left_out)) // batch_size)
-    assert global_batches(samples, batch_size, keep_single=False) == (len(alone), len(alone[-1]))
+    assert split_epoch(samples, batch_size, devices=devices, singles=False).steps_per_epoch == len(alone)
 
 
 @given(samples=sizes, share=st.integers(1, 40), devices=small, most=st.integers(1, 40), pairs=st.booleans())
@@ -89,18 +78,7 @@ def test_no_part_is_larger_than_planned_or_a_single_in_a_short_batch(samples, sh
     assert made.per_device <= most
     ranks = []
     for rank in range(devices):
-        requests = EpochBatches(
-            samples=samples,
-            order=lambda epoch: np.arange(samples),
-            epoch=lambda: 0,
-            batch_size=size,
-            devices=devices,
-            rank=rank,
-            accumulate=made.accumulate,
-            keep_single=False,
-            pairs=pairs,
-            most=made.per_device,
-        )
+        requests = EpochBatches(made, lambda epoch: np.arange(samples), epoch=lambda: 0, rank=rank)
         drawn = list(requests)
         assert len(drawn) == len(requests)
         ranks.append([len(request.indices) for request in drawn])
@@ -126,7 +104,7 @@ def test_no_part_is_larger_than_planned_or_a_single_in_a_short_batch(samples, sh
 def test_batch_k_holds_the_same_samples_on_1_2_3_and_8_processes(samples, share, accumulate, pairs, sampling, start):
     size = 24 * share
     order = weighted_order(np.arange(samples) % 3, [Fraction(1, min(3, samples))] * min(3, samples), seed=5) if sampling else None
-    settings = {"pairs": pairs, "start": start or (0, 0)} | ({"order": order} if order else {})
+    settings = {"pairs": pairs, "start": start or (0, 0), "order": order}
     whole = order(3) if order else shuffled_order(samples, seed=0)(3)
     alone = [whole[k : k + size].tolist() for k in range(0, samples, size)]
     if len(alone) > 1 and len(alone[-1]) == 1:
@@ -162,7 +140,7 @@ def test_a_start_leaves_out_the_batches_done_in_its_epoch_only(samples, batch_si
 @given(samples=sizes, devices=st.sampled_from([1, 2, 3, 8]), per_device=small)
 def test_evaluation_sees_every_sample_once_in_order(samples, devices, per_device):
     size = per_device * devices
-    ranks = batches(samples, size, devices=devices, order=lambda epoch: np.arange(samples), keep_single=True)
+    ranks = batches(samples, size, devices=devices, order=lambda epoch: np.arange(samples), singles=True)
     assert [i for batch in together(ranks, 1, size) for i in batch] == list(range(samples))
 
 
@@ -191,18 +169,7 @@ def test_nothing_is_asked_before_the_first_request():
         asked.append(1)
         return 5
 
-    drawn = iter(
-        EpochBatches(
-            samples=4,
-            order=shuffled_order(4, seed=0),
-            epoch=epoch,
-            batch_size=2,
-            devices=1,
-            rank=0,
-            accumulate=1,
-            keep_single=False,
-        )
-    )
+    drawn = iter(EpochBatches(split_epoch(4, 2, devices=1), shuffled_order(4, seed=0), epoch=epoch, rank=0))
     assert not asked
     assert next(drawn).epoch == 5
     assert asked == [1]
@@ -215,8 +182,13 @@ def test_a_single_left_over_is_left_out_and_has_its_turn():
     assert together(batches(1, 2), 1, 2) == [[0]]
 
 
+def sizes_of(batch_size: int, samples: int, devices: int, most: int, pairs: bool = False) -> tuple[int, int, int, int, int]:
+    plan = plan_batches(batch_size=batch_size, samples=samples, devices=devices, max_device_batch=most, pairs=pairs)
+    return plan.global_size, plan.devices, plan.per_device, plan.accumulate, plan.steps_per_epoch
+
+
 def test_plans():
-    assert plan_batches(batch_size=512, samples=10_000, devices=4, max_device_batch=64) == BatchPlan(512, 4, 64, 2, 20)
+    assert sizes_of(512, 10_000, devices=4, most=64) == (512, 4, 64, 2, 20)
     assert (
         str(plan_batches(batch_size=512, samples=10_000, devices=4, max_device_batch=64))
         == "global batch 512 = 4 devices x 64 x 2"
@@ -231,8 +203,8 @@ def test_plans():
 
 def test_a_plan_knows_of_pairs_and_of_three_in_a_short_batch():
     assert plan_batches(batch_size=6, samples=60, devices=2, max_device_batch=9).per_device == 3
-    assert plan_batches(batch_size=6, samples=60, devices=2, max_device_batch=9, pairs=True) == BatchPlan(6, 2, 4, 1, 10, True)
-    assert plan_batches(batch_size=6, samples=60, devices=2, max_device_batch=3, pairs=True) == BatchPlan(6, 2, 2, 2, 10, True)
+    assert sizes_of(6, 60, devices=2, most=9, pairs=True) == (6, 2, 4, 1, 10)
+    assert sizes_of(6, 60, devices=2, most=3, pairs=True) == (6, 2, 2, 2, 10)
     assert plan_batches(batch_size=8, samples=19, devices=4, max_device_batch=3).per_device == 3  # the last three on one device
     assert plan_batches(batch_size=8, samples=19, devices=4, max_device_batch=2).per_device == 2  # or a single on the second
     assert plan_batches(batch_size="full", samples=9_999, devices=1, max_device_batch=3, pairs=True).accumulate == 4_999

@@ -12,7 +12,7 @@ from imgrec.data.class_balance import training_order
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
-from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches
+from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches, split_epoch
 
 
 class DataModule(pl.LightningDataModule):
@@ -45,19 +45,7 @@ class DataModule(pl.LightningDataModule):
         self._loaders: list[Loader] = []
 
     def train_dataloader(self) -> Loader:
-        requests = EpochBatches(
-            samples=len(self._training),
-            order=self._order,
-            epoch=self._epoch,
-            batch_size=self.plan.global_size,
-            devices=self.plan.devices,
-            rank=self._rank(),
-            accumulate=self.plan.accumulate,
-            keep_single=False,
-            pairs=self.plan.pairs,
-            most=self.plan.per_device,
-            start=self.start,
-        )
+        requests = EpochBatches(self.plan, self._order, epoch=self._epoch, rank=self._rank(), start=self.start)
         return self._loader(self._training, requests)
 
     def val_dataloader(self) -> Loader:
@@ -68,16 +56,8 @@ class DataModule(pl.LightningDataModule):
 
     def evaluation_loader(self, images: ImageSet) -> Loader:
         """Every image once over all ranks, in order; a rank may get an empty last batch, so that all have equally many."""
-        requests = EpochBatches(
-            samples=len(images),
-            order=lambda epoch: np.arange(len(images)),
-            epoch=lambda: 0,
-            batch_size=self._evaluation_batch * self.plan.devices,
-            devices=self.plan.devices,
-            rank=self._rank(),
-            accumulate=1,
-            keep_single=True,
-        )
+        plan = split_epoch(len(images), self._evaluation_batch * self.plan.devices, devices=self.plan.devices)
+        requests = EpochBatches(plan, lambda epoch: np.arange(len(images)), epoch=lambda: 0, rank=self._rank())
         return self._loader(images, requests)
 
     def _loader(self, images: ImageSet, requests: EpochBatches) -> Loader:

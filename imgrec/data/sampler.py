@@ -46,59 +46,6 @@ def shuffled_order(samples: int, *, seed: int) -> Order:
     return order
 
 
-class EpochBatches(Sampler[Request]):
-    """The requests of one rank for one epoch. Global batch k has the same samples on any number of devices.
-
-    The order is split into global batches of `batch_size` (the last one may be short), each into `devices` slices of
-    `accumulate` micro-batches, without padding; see `split_batch`, and mixup.py for `pairs`. All ranks yield equally
-    many requests, or the collectives of a step would hang: a short batch may have empty ones for the last ranks.
-
-    epoch: called when the first request is taken: on resume Lightning opens iterators before it has restored the epoch.
-    start: (epoch, number of its global batches that are done and are skipped).
-    keep_single: False for batch norm, which cannot train on a single sample: `split_last_batch` avoids them, and a last
-        global batch of one sample is left out, unless it is the only one.
-    most: the largest number of samples on a device at once, `BatchPlan.per_device`.
-    """
-
-    def __init__(
-        self,
-        *,
-        samples: int,
-        order: Order,
-        epoch: Callable[[], int],
-        batch_size: int,
-        devices: int,
-        rank: int,
-        accumulate: int,
-        keep_single: bool,
-        pairs: bool = False,
-        most: float = inf,
-        start: tuple[int, int] = (0, 0),
-    ) -> None:
-        assert 0 <= rank < devices
-        self.samples, self.order, self.epoch, self.start = samples, order, epoch, start
-        self.batch_size, self.devices, self.rank, self.accumulate = batch_size, devices, rank, accumulate
-        self.global_batches, last = global_batches(samples, batch_size, keep_single=keep_single)
-        full = split_batch(batch_size, devices=devices, parts=accumulate, pairs=pairs)
-        self._full = self._last = full[rank]
-        if last < batch_size:
-            self._last = split_last_batch(last, full=full, pairs=pairs, singles=keep_single, most=most)[rank]
-
-    def __iter__(self) -> Iterator[Request]:
-        epoch = self.epoch()
-        order = self.order(epoch)
-        assert len(order) == self.samples
-        done = self.start[1] if epoch == self.start[0] else 0
-        for k in range(done, self.global_batches):
-            batch = order[k * self.batch_size : (k + 1) * self.batch_size]
-            for part in self._last if k == self.global_batches - 1 else self._full:
-                yield Request(epoch, batch[part], len(batch))
-
-    def __len__(self) -> int:
-        """Requests of the whole epoch, whatever `start` is: on resume Lightning counts the done batches itself."""
-        return (self.global_batches - 1) * len(self._full) + len(self._last) if self.global_batches else 0
-
-
 BatchParts = list[list[slice]]  # [device][micro-batch]: slices of a global batch
 
 
@@ -144,32 +91,52 @@ def largest_part(batch: BatchParts) -> int:
 def _split_range(first: int, last: int, parts: int) -> list[tuple[int, int]]:
     """[first, last) in `parts` consecutive ranges, the longer ones first, as in np.array_split."""
     each, more = divmod(last - first, parts)
-    edges = [first + k * each + min(k, more) for k in range(parts + 1)]
-    return list(pairwise(edges))
-
-
-def global_batches(samples: int, batch_size: int, *, keep_single: bool) -> tuple[int, int]:
-    """Global batches, and so optimizer steps, of an epoch of `samples`, and the size of the last one."""
-    whole, rest = divmod(samples, batch_size)
-    short = rest > 1 or (rest == 1 and (keep_single or not whole))
-    return (whole + 1, rest) if short else (whole, batch_size)
+    return list(pairwise(first + k * each + min(k, more) for k in range(parts + 1)))
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a global batch is computed: devices x samples on a device at once x accumulated micro-batches."""
+    """How the global batches of an epoch are computed: devices x samples on a device at once x accumulated micro-batches."""
 
+    samples: int
     global_size: int
-    devices: int
-    per_device: int  # most samples on a device at once, also in a short last batch
-    accumulate: int
-    steps_per_epoch: int  # optimizer steps
-    pairs: bool = False  # partners of mixup stay together
+    full: BatchParts
+    last: BatchParts  # of the last global batch, which may be short
+    steps_per_epoch: int  # global batches, and so optimizer steps
+
+    @property
+    def devices(self) -> int:
+        return len(self.full)
+
+    @property
+    def accumulate(self) -> int:
+        return len(self.full[0])
+
+    @property
+    def per_device(self) -> int:
+        """Most samples on a device at once."""
+        return max(largest_part(self.full), largest_part(self.last))
 
     def __str__(self) -> str:
         exact = self.global_size == self.devices * self.per_device * self.accumulate
         devices = f"{self.devices} device{'s' if self.devices > 1 else ''}"
         return f"global batch {self.global_size} = {devices} x {'' if exact else 'at most '}{self.per_device} x {self.accumulate}"
+
+
+def split_epoch(
+    samples: int, size: int, *, devices: int, accumulate: int = 1, pairs: bool = False, singles: bool = True, most: float = inf
+) -> BatchPlan:
+    """The plan of an epoch with global batches of `size`; see `split_batch` and `split_last_batch`.
+
+    singles: False for batch norm, which cannot train on a single sample: a last global batch of one is left out, unless
+    it is the only one.
+    """
+    whole, rest = divmod(samples, size)
+    full = split_batch(size, devices=devices, parts=accumulate, pairs=pairs)
+    if rest > 1 or (rest == 1 and (singles or not whole)):
+        last = split_last_batch(rest, full=full, pairs=pairs, singles=singles, most=most)
+        return BatchPlan(samples, size, full, last, whole + 1)
+    return BatchPlan(samples, size, full, full, whole)
 
 
 def plan_batches(
@@ -182,10 +149,9 @@ def plan_batches(
     """
     size = samples if batch_size == "full" else batch_size
     check_batch_divides(batch_size, devices)
-    steps, last = global_batches(samples, size, keep_single=False)
     share, most = -(-size // devices), max_device_batch
     if pairs:
-        together = max([2 + count % 2 for count in (size, last) if count > 1], default=1)
+        together = max([2 + count % 2 for count in (size, samples % size) if count > 1], default=1)
         if together > most:
             odd = "" if together == 2 else " (three images at the end of an odd batch)"
             raise ConfigError(
@@ -194,10 +160,37 @@ def plan_batches(
             )
         share, most = -(-max(1, size // 2) // devices), max(1, most // 2)
     accumulate = -(-share // most)
-    while largest_part(full := split_batch(size, devices=devices, parts=accumulate, pairs=pairs)) > max_device_batch:
+    while largest_part(split_batch(size, devices=devices, parts=accumulate, pairs=pairs)) > max_device_batch:
         accumulate += 1
-    per_device = largest_part(full)
-    if last < size:
-        short = split_last_batch(last, full=full, pairs=pairs, singles=False, most=max_device_batch)
-        per_device = max(per_device, largest_part(short))
-    return BatchPlan(size, devices, per_device, accumulate, steps, pairs)
+    return split_epoch(samples, size, devices=devices, accumulate=accumulate, pairs=pairs, singles=False, most=max_device_batch)
+
+
+class EpochBatches(Sampler[Request]):
+    """The requests of one rank for one epoch. Global batch k has the same samples on any number of devices.
+
+    The order is split as `plan` says, without padding; see mixup.py for pairs. All ranks yield equally many requests, or
+    the collectives of a step would hang: a short batch may have empty ones for the last ranks.
+
+    epoch: called when the first request is taken: on resume Lightning opens iterators before it has restored the epoch.
+    start: (epoch, number of its global batches that are done and are skipped).
+    """
+
+    def __init__(
+        self, plan: BatchPlan, order: Order, *, epoch: Callable[[], int], rank: int, start: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.plan, self.order, self.epoch, self.start = plan, order, epoch, start
+        self._full, self._last = plan.full[rank], plan.last[rank]
+
+    def __iter__(self) -> Iterator[Request]:
+        epoch = self.epoch()
+        order = self.order(epoch)
+        assert len(order) == self.plan.samples
+        size, steps = self.plan.global_size, self.plan.steps_per_epoch
+        for k in range(self.start[1] if epoch == self.start[0] else 0, steps):
+            batch = order[k * size : (k + 1) * size]
+            for part in self._last if k == steps - 1 else self._full:
+                yield Request(epoch, batch[part], len(batch))
+
+    def __len__(self) -> int:
+        """Requests of the whole epoch, whatever `start` is: on resume Lightning counts the done batches itself."""
+        return (self.plan.steps_per_epoch - 1) * len(self._full) + len(self._last)
