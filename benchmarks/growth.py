@@ -30,7 +30,7 @@ from torch import distributed, multiprocessing
 from torch.utils.tensorboard import SummaryWriter
 
 from imgrec.data.class_balance import weighted_order
-from imgrec.data.folder import FileNames
+from imgrec.data.folder import pack_names
 from imgrec.data.sampler import shuffled_order
 from imgrec.data.splits import stratified
 from imgrec.inference.metrics import ConfusionTally
@@ -73,7 +73,7 @@ def images(counts: Sequence[int], rounds: int) -> None:
     balanced = weighted_order(labels, [Fraction(1, CLASSES)] * CLASSES, seed=0)
     row(f"the same drawn evenly from {CLASSES:,} classes, {IMAGENET:,} images", lambda: balanced(1), rounds)
     words = [f"n{k % CLASSES:08d}/n{k % CLASSES:08d}_{k}.JPEG" for k in range(IMAGENET)]
-    row(f"file names, {IMAGENET:,} of {len(words[-1])} characters", lambda: FileNames(words), rounds)
+    row(f"file names, {IMAGENET:,} of {len(words[-1])} characters", lambda: pack_names(words), rounds)
     classes = tuple(map(str, range(CLASSES)))
     row(
         f"validation cut by class, {IMAGENET:,} images",

@@ -22,7 +22,7 @@ from imgrec.data.batch import Request
 from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.decode import Preprocessing, decode, fit_to_size, load_image
-from imgrec.data.folder import FileNames, ImageFiles, folder_split
+from imgrec.data.folder import ImageFiles, folder_split, pack_names
 from imgrec.errors import ConfigError, DataError
 
 PREPROCESSING = Preprocessing(image_size=24, channels=3, mean=[0.5] * 3, std=[0.25] * 3, resize="squash", crop_share=1.0)
@@ -238,10 +238,9 @@ def test_batches_of_a_folder_hold_the_files_they_name(data_module, tmp_path, num
     assert sorted(seen) == list(range(len(files)))
 
 
-def test_names_of_any_bytes_come_back_from_the_block(tmp_path):
+def test_names_of_any_bytes_come_back(tmp_path):
     names = ["a/x.jpg", "b/\u00fc \U0001f600.png", "c/d/e.png", os.fsdecode(b"c/\xff.jpg")]
-    block = FileNames(names)
-    assert [block[i] for i in range(len(block))] == names
+    assert [os.fsdecode(name) for name in pack_names(names)] == names
     (tmp_path / "c/d").mkdir(parents=True)
     picture(0).save(tmp_path / "c/d/E.PNG")
     files = folder_split(str(tmp_path), ["c"], PREPROCESSING, on_bad_image="refuse", on_bad_image_eval="refuse")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision import datasets
 
 from imgrec.data.batch import Indices
-from imgrec.data.folder import BadImage, class_folders, folder_split, split_folders
+from imgrec.data.folder import BadImage, OnBadImage, class_folders, folder_split, split_folders
 from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.splits import stratified
@@ -144,7 +144,7 @@ class ImageFolder(ImageData):
     ) -> None:
         super().__init__(**common)
         self.root, self.test_share = root, test_share
-        self.on_bad_image, self.on_bad_image_eval = on_bad_image, on_bad_image_eval
+        self.on_bad_image = OnBadImage(on_bad_image=on_bad_image, on_bad_image_eval=on_bad_image_eval)
 
     def describe_classes(self, count: int) -> str:
         return f"{self.root} has {count} class folders"
@@ -156,14 +156,7 @@ class ImageFolder(ImageData):
             number = f"only the class folder {classes[0]}" if classes else "no class folders"
             raise DataError(f"{folders['train']} has {number}. Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg.")
         splits = {
-            name: folder_split(
-                folder,
-                classes,
-                self.preprocessing(),
-                on_bad_image=self.on_bad_image,
-                on_bad_image_eval=self.on_bad_image_eval,
-                whole=name == "train",
-            )
+            name: folder_split(folder, classes, self.preprocessing(), whole=name == "train", **self.on_bad_image)
             for name, folder in folders.items()
         }
         if folders["train"] == self.root:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -24,20 +24,11 @@ BadImage = Literal["refuse", "skip"]
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
-class FileNames:
-    """File names in one block of bytes: reference counting would copy a list of a million strings into every worker."""
+class OnBadImage(TypedDict):
+    """What happens to a file that cannot be read, by config key: in training, and in the other splits."""
 
-    def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
-        self.ends: NDArray[np.int64] = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self.block = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.block[start : self.ends[index]].tobytes())
+    on_bad_image: BadImage
+    on_bad_image_eval: BadImage
 
 
 class ImageFiles(Dataset[Batch]):
@@ -50,17 +41,15 @@ class ImageFiles(Dataset[Batch]):
     def __init__(
         self,
         root: str,
-        names: FileNames,
+        names: NDArray[np.bytes_],
         labels: Indices,
         *,
         preprocessing: Preprocessing,
-        on_bad_image: BadImage,
-        on_bad_image_eval: BadImage,
+        **on_bad_image: Unpack[OnBadImage],
     ) -> None:
         assert len(names) == len(labels)
         self.root, self.names, self.labels, self.preprocessing = root, names, labels, preprocessing
-        self.on_bad_image, self.on_bad_image_eval = on_bad_image, on_bad_image_eval
-        self.rows: Indices = np.arange(len(labels), dtype=np.int64)
+        self.on_bad_image = on_bad_image
         self.training, self.seed = False, 0
         self.augment: Augment | None = None
 
@@ -68,7 +57,7 @@ class ImageFiles(Dataset[Batch]):
         return len(self.labels)
 
     def path(self, index: int) -> str:
-        return os.path.join(self.root, self.names[int(self.rows[index])])
+        return os.path.join(self.root, os.fsdecode(self.names[index]))
 
     def __getitem__(self, request: Request) -> Batch:
         size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
@@ -76,14 +65,13 @@ class ImageFiles(Dataset[Batch]):
         images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as decoders and fast convolutions
         rows: list[int] = []  # of the request, that could be read
         bad: list[str] = []
-        skip = (self.on_bad_image if self.training else self.on_bad_image_eval) == "skip"
+        key: Literal["on_bad_image", "on_bad_image_eval"] = "on_bad_image" if self.training else "on_bad_image_eval"
         for row, index in enumerate(request.indices.tolist()):
             path = self.path(index % len(self))
             try:
                 image = decode(path, channels)
             except DataError as error:
-                if not skip:
-                    key = "on_bad_image" if self.training else "on_bad_image_eval"
+                if self.on_bad_image[key] == "refuse":
                     message = f"{error} Remove or replace it, or leave unreadable images out with data.{key}=skip."
                     raise DataError(message) from error
                 bad.append(path)
@@ -103,13 +91,18 @@ class ImageFiles(Dataset[Batch]):
 
     def take(self, rows: Indices) -> Self:
         part = copy(self)
-        part.rows, part.labels = self.rows[rows], self.labels[rows]
+        part.names, part.labels = self.names[rows], self.labels[rows]
         return part
 
     def for_training(self, augment: Augment | None, seed: int) -> Self:
         augmented = copy(self)
         augmented.training, augmented.augment, augmented.seed = True, augment, seed
         return augmented
+
+
+def pack_names(names: Iterable[str]) -> NDArray[np.bytes_]:
+    """File names as one array: reference counting would copy a list of a million strings into every worker."""
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
 def split_folders(root: str) -> dict[str, str]:
@@ -133,9 +126,8 @@ def folder_split(
     classes: Sequence[str],
     preprocessing: Preprocessing,
     *,
-    on_bad_image: BadImage,
-    on_bad_image_eval: BadImage,
     whole: bool = False,
+    **on_bad_image: Unpack[OnBadImage],
 ) -> ImageFiles:
     """The split ROOT/CLASS/*, its class folders mapped to `classes` by name.
 
@@ -162,11 +154,10 @@ def folder_split(
         raise DataError(f"the class folder {empty} has no images. Add some, or remove it.")
     return ImageFiles(
         root,
-        FileNames(chain.from_iterable(names)),
+        pack_names(chain.from_iterable(names)),
         np.repeat(np.arange(len(classes), dtype=np.int64), counts),
         preprocessing=preprocessing,
-        on_bad_image=on_bad_image,
-        on_bad_image_eval=on_bad_image_eval,
+        **on_bad_image,
     )
 
 

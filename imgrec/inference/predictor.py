@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader, Dataset
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import Device, Node, Precision, Split
 from imgrec.data.decode import Preprocessing, fit_to_size, from_pil, load_image
-from imgrec.data.folder import FileNames
+from imgrec.data.folder import pack_names
 from imgrec.data.in_memory import to_channels
 from imgrec.data.loader import start_worker, worker_count
 from imgrec.data.preprocess import Preprocess
@@ -111,7 +112,7 @@ class Predictor:
         num_workers = worker_count(num_workers, in_memory=few, processes_here=read_world().local_size)
         batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
         loader: DataLoader[_FileBatch] = DataLoader(
-            _Files(FileNames(paths), self.preprocessing),
+            _Files(pack_names(paths), self.preprocessing),
             batch_size=None,
             sampler=batches,
             num_workers=num_workers,
@@ -198,7 +199,7 @@ class _FileBatch(NamedTuple):
 
 
 class _Files(Dataset[_FileBatch]):
-    def __init__(self, paths: FileNames, preprocessing: Preprocessing) -> None:
+    def __init__(self, paths: NDArray[np.bytes_], preprocessing: Preprocessing) -> None:
         self.paths, self.preprocessing = paths, preprocessing
 
     def __getitem__(self, indices: range) -> _FileBatch:
@@ -207,7 +208,7 @@ class _Files(Dataset[_FileBatch]):
         errors: list[str | None] = []
         for index in indices:
             try:
-                images[errors.count(None)] = load_image(self.paths[index], self.preprocessing)
+                images[errors.count(None)] = load_image(os.fsdecode(self.paths[index]), self.preprocessing)
                 errors.append(None)
             except DataError as error:
                 errors.append(str(error))
