@@ -5,11 +5,10 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from processes import exit_codes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -53,12 +52,6 @@ EVERYTHING = (
 )
 SAMPLES, STEPS_PER_EPOCH = 23, 4  # in sixes
 TIMES = ("images_per_second", "data_wait_share", "seconds")
-
-
-def slow_but(*fast: Any, among: Iterable[Any]) -> list[Any]:
-    """The cases of a test, all slow but a few: each trains two or three runs."""
-    values = {case: case if isinstance(case, tuple) else (case,) for case in among}
-    return [pytest.param(*row, marks=() if case in fast else pytest.mark.slow) for case, row in values.items()]
 
 
 def load_run(folder: Path, *words: str) -> config.RunConfig:

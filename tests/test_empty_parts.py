@@ -43,13 +43,14 @@ def run(folder: Path, processes: int, *words: str) -> dict[str, Any]:
     return read_checkpoint(folder / f"r/on{processes}/checkpoints/last.ckpt") | {"result": result}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
         ("model=lenet", "trainer.strategy=ddp", "loss.l2=0.001"),
-        pytest.param((*NORMED, "trainer.strategy=ddp", "trainer.sync_batchnorm=true"), marks=pytest.mark.slow),
-        pytest.param(("model=lenet", "trainer.strategy=fsdp"), marks=pytest.mark.slow),
-        pytest.param((*NORMED, "trainer.strategy=fsdp", "trainer.sync_batchnorm=true"), marks=pytest.mark.slow),
+        (*NORMED, "trainer.strategy=ddp", "trainer.sync_batchnorm=true"),
+        ("model=lenet", "trainer.strategy=fsdp"),
+        (*NORMED, "trainer.strategy=fsdp", "trainer.sync_batchnorm=true"),
     ],
     ids=["ddp", "synchronised norms", "fsdp", "fsdp with synchronised norms"],
 )

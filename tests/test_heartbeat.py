@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from error_parts import assert_error, assert_refused
+from marks import slow_but
 from processes import join_ranks, start_ranks, wait_until
-from resumed_runs import slow_but
 from torch import distributed
 
 from imgrec.distributed import heartbeat as heartbeat_module
@@ -133,7 +133,7 @@ SCENARIOS: dict[str, Callable[[Rank], None]] = {
     "one reads for long": read_longer_on_one,
     "rank 1 is asked to stop": stop_on_one,
 }
-FAST = ("rank 1 is killed", "rank 0 loops", "rank 1 fails", "all continue", "rank 1 is asked to stop")
+FAST = ("rank 1 is killed", "rank 0 loops", "rank 1 is asked to stop")
 STOPPED = {"rank 1 is stopped": 1, "rank 0 is stopped": 0}  # never ends
 
 
@@ -227,7 +227,8 @@ def test_loops(outcome_of: Callable[[str], Outcome], rank: int) -> None:
     assert_refused(outcome.err[0], "nothing has moved for 4 s", *slow, f"ranks {others}", "step 6", "trainer.timeout_s=8")
 
 
-@pytest.mark.parametrize("rank", slow_but(1, among=[0, 1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_fails(outcome_of: Callable[[str], Outcome], rank: int) -> None:
     outcome = outcome_of(f"rank {rank} fails")
     assert outcome.codes == [1, 1, 1], outcome
@@ -243,7 +244,8 @@ def test_all_fail_with_their_own_traceback(outcome_of: Callable[[str], Outcome])
     assert all("ValueError: no such thing" in err and "imgrec: " not in err for err in outcome.err)
 
 
-@pytest.mark.parametrize("name", slow_but("all continue", among=["all continue", "all read for long"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["all continue", "all read for long"])
 def test_nothing_wrong(outcome_of: Callable[[str], Outcome], name: str) -> None:
     outcome = outcome_of(name)
     assert (outcome.codes, outcome.err, outcome.log) == ([0, 0, 0], ["", "", ""], ""), outcome

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from error_parts import assert_error, assert_refused, raises_error
+from marks import slow_but
 from processes import LIMIT_S, exit_codes, finish_command, run_ranks, torchrun_variables, wait_until
-from resumed_runs import slow_but
 from small_run import SMALL
 from torch import distributed
 
@@ -369,7 +369,7 @@ def test_a_killed_child_ends_the_run_with_a_line(
 @pytest.mark.parametrize(
     ("name", "parts", "kept"),
     [
-        ("alike", ["pictures cannot be read. Name others."], False),
+        pytest.param("alike", ["pictures cannot be read. Name others."], False, marks=pytest.mark.slow),
         ("refused", ["pictures cannot be read. Name others (rank 1)."], False),
         ("full", ["runs/x", "No space left on device", "same command"], True),
     ],

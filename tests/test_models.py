@@ -10,6 +10,7 @@ import torchvision
 from error_parts import assert_refused, raises_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_but
 from torch import nn
 
 from imgrec import cli
@@ -143,7 +144,7 @@ def build_densenet(depth, stem, *, num_classes=10, channels=3):
     return densenet(num_classes=num_classes, channels=channels, depth=depth, stem=stem, dropout=0.0, memory_efficient=False)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", slow_but("resnet18", "resnet50", "vgg11", "alexnet", "googlenet", "vit_b_16", among=PUBLISHED))
 def test_parameters_and_operations_are_the_published_ones(name):
     build, parameters, giga_macs = PUBLISHED[name]
     with weightless():
@@ -190,8 +191,8 @@ def test_adapted_kernels_give_the_same_for_gray_images(channels, seed):
         lambda **k: resnet(depth=18, stem="small", zero_init_residual=False, **k),
         lambda **k: vgg(depth=11, batch_norm=True, head="small", dropout=0.5, **k),
         lambda **k: alexnet(stem="imagenet", dropout=0.5, **k),
-        lambda **k: googlenet(stem="imagenet", dropout=0.2, **k),
-        lambda **k: densenet(depth=121, stem="imagenet", dropout=0.0, memory_efficient=False, **k),
+        pytest.param(lambda **k: googlenet(stem="imagenet", dropout=0.2, **k), marks=SLOW),
+        pytest.param(lambda **k: densenet(depth=121, stem="imagenet", dropout=0.0, memory_efficient=False, **k), marks=SLOW),
         lambda **k: torchvision_net(name="squeezenet1_1", image_size=64, **k),
     ],
 )
@@ -220,7 +221,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32)])
+@pytest.mark.parametrize(("channels", "size"), slow_but((1, 28), among=[(1, 28), (3, 32)]))
 def test_small_images_in_logits_out_and_gradients_everywhere(name, channels, size):
     if name == "timm":
         pytest.importorskip("timm")

@@ -95,13 +95,16 @@ def test_two_processes_train_the_package_too(command, tmp_path):
         ("", EXAMPLE, train(), ("_target_=own_package.shapes.Shapes", "imgrec, torch", "export IMGREC_ALLOW=own_package")),
         ("own_package", ".", train(), ("_target_=own_package.shapes.Shapes", "own_package", "export PYTHONPATH=FOLDER")),
         ("own_package", EXAMPLE, train("loss.q=2"), ("loss.q=2.0", "more than 0", "at most 1", "loss.q=0.7")),
-        (
+        pytest.param(
             "own_package",
             EXAMPLE,
             train("callbacks.gradient_norm.every_step=1"),
             ("'callbacks.gradient_norm.every_step=1'", "callbacks.gradient_norm.every_steps", "every_steps"),
+            marks=pytest.mark.slow,
         ),
-        ("own_package", EXAMPLE, train("loss.p=2"), ("'loss.p=2'", "q, class_weights, l1, l2")),
+        pytest.param(
+            "own_package", EXAMPLE, train("loss.p=2"), ("'loss.p=2'", "q, class_weights, l1, l2"), marks=pytest.mark.slow
+        ),
         ("own_package", EXAMPLE, train("model.widths=8"), ("model.widths=8", "list")),
     ],
 )

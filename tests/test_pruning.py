@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from resumed_runs import assert_same, finish_run, kill_run, load_run, slow_but
+from marks import slow_but
+from resumed_runs import assert_same, finish_run, kill_run, load_run
 
 from imgrec.config.schema import RunConfig
 from imgrec.train import fit

@@ -62,6 +62,7 @@ def test_the_commands_run_one_after_the_other(photos: None, capsys: pytest.Captu
     assert [name in said["predict"] for name in ("one.jpg", "two.jpg")] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_python_runs(photos: None, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = [block for kind, block in BLOCKS if kind == "python"]
     load: Callable[..., Any] = imgrec.config.load

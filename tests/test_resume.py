@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from error_parts import assert_error, assert_refused, raises_error
+from marks import slow_but
 from processes import exit_codes
 from resumed_runs import (
     STEPS_PER_EPOCH,
@@ -21,7 +22,6 @@ from resumed_runs import (
     patch_call,
     read_curves,
     read_outcome,
-    slow_but,
 )
 
 import imgrec.training.checkpoint
@@ -53,7 +53,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", slow_but("between two micro-batches of a step", "in the test", among=MOMENTS))
+@pytest.mark.parametrize("moment", slow_but("between two micro-batches of a step", among=MOMENTS))
 def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, unbroken, moment):
     run = load_run(tmp_path, "trainer.save_every_steps=1")
     kill_run(run, *MOMENTS[moment])
@@ -208,7 +208,7 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("moment", slow_but("while a batch is read", "at the end of an epoch", among=STOPS))
+@pytest.mark.parametrize("moment", slow_but("while a batch is read", among=STOPS))
 def test_a_stopped_run_is_saved_at_that_step_and_goes_on(tmp_path, unbroken, moment):
     run = load_run(tmp_path)
     count, where, name, step, epoch = STOPS[moment]

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from error_parts import assert_refused
+from marks import slow_but
 from processes import exit_codes, run_ranks, wait_until
-from resumed_runs import assert_same, finish_run, hang_over_sample, kill_run, load_run, patch_call, read_outcome, slow_but
+from resumed_runs import assert_same, finish_run, hang_over_sample, kill_run, load_run, patch_call, read_outcome
 
 import imgrec.train
 from imgrec.config.schema import RunConfig

@@ -129,7 +129,8 @@ def test_a_stopped_run_goes_on_with_either_strategy(tmp_path: Path):
         same(run(tmp_path, "stopped", *words, f"trainer.strategy={strategy}", processes=processes), unbroken, rounding=1e-3)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_synchronised_norms_see_the_global_batch(tmp_path: Path, strategy: str):
     alone = run(tmp_path, "alone", *NORMED, "trainer.sync_batchnorm=true", processes=1)
     same(run(tmp_path, strategy, *NORMED, "trainer.sync_batchnorm=true", f"trainer.strategy={strategy}"), alone)

@@ -191,9 +191,10 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "given"),
     [
-        (["predict", "ckpt={run}", "files={tmp}/*.gif"], "files={tmp}/*.gif"),
+        pytest.param(["predict", "ckpt={run}", "files={tmp}/*.gif"], "files={tmp}/*.gif", marks=pytest.mark.slow),
         (["evaluate", "ckpt={run}", "folder={tmp}/bad", "data.on_bad_image_eval=skip"], "none of 2 images"),
-        (["evaluate", "ckpt={run}", "folder={images}", "batch_size=8"], "{images}/"),  # each of two has one that cannot be read
+        # Each of two has one that cannot be read.
+        pytest.param(["evaluate", "ckpt={run}", "folder={images}", "batch_size=8"], "{images}/", marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_is_one_line(

@@ -83,8 +83,9 @@ def hydra_tree(
     """(resolved tree, choice made in each group) of the options of config groups and the overrides of keys, unchecked."""
     from omegaconf import OmegaConf
 
-    read = _compose_options.__wrapped__ if config_dir else _compose_options  # the user's own yaml may change
-    composed, choices = read(command, tuple(options), config_dir)
+    own = sorted(Path(config_dir).rglob("*.yaml")) if config_dir else []
+    written = tuple((file, file.stat().st_mtime_ns) for file in own)
+    composed, choices = _compose_options(command, tuple(options), config_dir, written)
     config = deepcopy(composed)
     for override in keys:
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add() or override.is_force_add())
@@ -95,7 +96,10 @@ def hydra_tree(
 
 # A tenth of a second each, and the keys of most command lines stand beside the same options.
 @lru_cache(maxsize=64)
-def _compose_options(command: str, options: tuple[str, ...], config_dir: str | None) -> "tuple[DictConfig, dict[str, str]]":
+def _compose_options(
+    command: str, options: tuple[str, ...], config_dir: str | None, written: tuple[tuple[Path, int], ...]
+) -> "tuple[DictConfig, dict[str, str]]":
+    """`written`: when the user's own yaml was, which is read again after a change."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
