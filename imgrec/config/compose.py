@@ -11,6 +11,7 @@ import typing
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgrec.config.checks import check_keys, check_options, check_together, conform
