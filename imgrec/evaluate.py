@@ -72,7 +72,7 @@ def _check_files(config: EvaluateConfig) -> tuple[Path, Path, Path | None]:
 def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, group: WorkerGroup) -> int:
     from imgrec.inference.checkpoint import load_checkpoint, package_versions
     from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
-    from imgrec.inference.evaluation import evaluation_images, measure_split
+    from imgrec.inference.evaluation import evaluation_images
     from imgrec.inference.metrics import print_report
     from imgrec.inference.predictor import Predictor
 
@@ -89,8 +89,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
     start = time.perf_counter()
     with terminal.bar() as bar:
         task = bar.add_task("images", total=None, note="")
-        report, bad = measure_split(
-            predictor,
+        report, bad = predictor.measure(
             images,
             counts,
             batch_size=config.batch_size,

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from imgrec.config.instantiate import ALLOW, in_your_packages
+from imgrec.config.instantiate import ALLOW, in_your_packages, instantiate
 from imgrec.config.schema import Node, RunConfig, run_config, target_nodes
 from imgrec.data.decode import Preprocessing
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.inference.paths import find_checkpoint
+from imgrec.models.losses import Loss
 
 FORMAT_VERSION = 3
 
@@ -101,6 +103,32 @@ class Checkpoint:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     content: dict[str, Any]  # all of the file: "state_dict", "imgrec" and Lightning's own keys
+
+    def network(self) -> nn.Module:
+        """The network with its weights, on the CPU; CheckpointError where they do not fit its config."""
+        written_by = self.content["imgrec"].get("versions", {}).get("imgrec", "unknown")
+        try:
+            net: nn.Module = instantiate(self.run.model, num_classes=len(self.classes))
+        except TypeError as error:
+            raise CheckpointError(
+                f"{self.file}: this imgrec cannot build its network: {error}. Install the imgrec that wrote it: {written_by}."
+            ) from error
+        try:
+            net.load_state_dict(network_state(self.content))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split("\n")[1:2]).strip().rstrip(".") or str(error)
+            raise CheckpointError(
+                f"{self.file}: its weights do not fit the network of its config ({reason}). "
+                f"Train again, or install the imgrec that wrote it: {written_by}."
+            ) from error
+        return net
+
+    def loss(self, counts: Tensor | None) -> Loss:
+        """The run's loss, with its class weights where the training counts (int64 [K]) are known."""
+        loss: Loss = instantiate(self.run.loss, **({} if counts is not None else {"class_weights": "none"}))
+        if counts is not None:
+            loss.set_class_counts(counts)
+        return loss
 
 
 def network_state(content: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Prediction with a trained network, from a checkpoint alone; nothing is downloaded. `imgrec.load` returns a Predictor."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -11,22 +11,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import Device, Node, Precision, Split
+from imgrec.data.batch import Request
 from imgrec.data.decode import Preprocessing, fit_to_size, from_pil, load_image
-from imgrec.data.folder import pack_names
+from imgrec.data.folder import ImageFiles, pack_names
+from imgrec.data.image_set import ImageSet
 from imgrec.data.in_memory import to_channels
-from imgrec.data.loader import start_worker, worker_count
+from imgrec.data.loader import Loader, start_worker, worker_count
 from imgrec.data.preprocess import Preprocess
-from imgrec.distributed.worker_group import WorkerGroup
+from imgrec.data.sampler import EVALUATION_BATCH
+from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares
 from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, DataError
-from imgrec.inference.checkpoint import Checkpoint, load_checkpoint, network_state
-from imgrec.inference.evaluation import checkpoint_loss, evaluation_images, measure_split
-from imgrec.inference.metrics import Report
+from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
+from imgrec.inference.evaluation import evaluation_images
+from imgrec.inference.metrics import ConfusionTally, Report
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 BATCH_SIZE = 64  # images
@@ -62,8 +65,8 @@ class Predictor:
         self.preprocess = Preprocess(image_size=steps["image_size"], mean=steps["mean"], std=steps["std"]).to(self.device)
         # In this process alone: the caller's random numbers stay as they are.
         with torch.random.fork_rng(devices=[]):
-            self.net = trained_network(checkpoint).to(memory_format=self.memory_format).to(self.device).eval()
-        self.loss = checkpoint_loss(checkpoint, None).to(self.device)
+            self.net = checkpoint.network().to(memory_format=self.memory_format).to(self.device).eval()
+        self.loss = checkpoint.loss(None).to(self.device)
 
     def logits(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32 [B, K] on the device; to be called inside `inference`."""
@@ -151,7 +154,57 @@ class Predictor:
         images, counts = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
         connected = distributed.is_available() and distributed.is_initialized()
         group = WorkerGroup(distributed.get_rank(), distributed.get_world_size()) if connected else WorkerGroup()
-        return measure_split(self, images, counts, batch_size=batch_size, num_workers=num_workers, group=group)[0]
+        return self.measure(images, counts, batch_size=batch_size, num_workers=num_workers, group=group)[0]
+
+    def measure(
+        self,
+        images: ImageSet,
+        counts: Tensor | None,
+        *,
+        batch_size: int | None,
+        num_workers: int | Literal["auto"],
+        group: WorkerGroup,
+        watch: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple[Report, list[str]]:
+        """The report on `evaluation_images`, and paths of what could not be read (on_bad_image_eval: skip).
+
+        The same computation as the test at the end of training, so the same figures. Each process of the group measures its
+        share, all must call it, and all get the whole. `watch` is called after each batch, with how many of this process'
+        images are done and how many there are.
+        """
+        sizes = group.all_gather(len(images))
+        if len(set(sizes)) > 1:
+            raise DataError(f"the processes found {min(sizes)} to {max(sizes)} images. Give all machines the same files.")
+        size, classes = batch_size or min(EVALUATION_BATCH, self.checkpoint.run.max_device_batch), len(self.classes)
+        share = contiguous_shares(len(images), size, group.size)[group.rank]
+        parts = [np.arange(start, min(start + size, share.stop)) for start in share[::size]]
+        requests = [Request(0, indices, len(indices)) for indices in parts]
+        workers = worker_count(num_workers, in_memory=not isinstance(images, ImageFiles), processes_here=read_world().local_size)
+        loss = self.checkpoint.loss(counts).to(self.device)
+        tally = ConfusionTally(num_classes=classes).to(self.device)
+        empty = torch.zeros(0, classes, device=self.device)
+        # A process may have no images, and torchmetrics warns of a metric that was never updated.
+        tally.update(empty, torch.zeros(0, dtype=torch.int64, device=self.device), empty.sum(1))
+        bad: list[str] = []
+        done = 0
+        with closing(Loader(images, requests, num_workers=workers)) as batches:
+            for number, batch in enumerate(batches, 1):
+                group.set_status(f"measuring batch {number} of {len(requests)}")
+                bad += batch.bad
+                if len(batch.labels):
+                    labels = batch.labels.to(self.device)
+                    with self.inference(size):
+                        logits = self.logits(batch.images)
+                        targets = functional.one_hot(labels, classes).to(logits.dtype)
+                        tally.update(logits, labels, loss(logits, targets))
+                done += len(batch.labels) + len(batch.bad)
+                watch(done, len(share))
+        bad = [path for part in group.all_gather(bad) for path in part]
+        if len(bad) == len(images):
+            raise DataError(f"none of {len(images)} images could be read; the first is {bad[0]}. Name a folder of whole images.")
+        if group.process_group is not None:
+            tally.cpu()  # its process group is gloo's
+        return tally.report(self.classes), bad
 
     @contextmanager
     def inference(self, batch_size: int) -> Iterator[None]:
@@ -213,27 +266,6 @@ class _Files(Dataset[_FileBatch]):
             except DataError as error:
                 errors.append(str(error))
         return _FileBatch(images[: errors.count(None)], errors)
-
-
-def trained_network(checkpoint: Checkpoint) -> nn.Module:
-    """The network of a checkpoint with its weights, on the CPU; CheckpointError where they do not fit its config."""
-    file = checkpoint.file
-    written_by = checkpoint.content["imgrec"].get("versions", {}).get("imgrec", "unknown")
-    try:
-        net: nn.Module = instantiate(checkpoint.run.model, num_classes=len(checkpoint.classes))
-    except TypeError as error:
-        raise CheckpointError(
-            f"{file}: this imgrec cannot build its network: {error}. Install the imgrec that wrote it: {written_by}."
-        ) from error
-    try:
-        net.load_state_dict(network_state(checkpoint.content))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split("\n")[1:2]).strip().rstrip(".") or str(error)
-        raise CheckpointError(
-            f"{file}: its weights do not fit the network of its config ({reason}). "
-            f"Train again, or install the imgrec that wrote it: {written_by}."
-        ) from error
-    return net
 
 
 def _available(device: Device) -> str:
