@@ -115,14 +115,12 @@ def _training(arguments: list[str], config_dir: str | None) -> Training:
         run = load_config("train", arguments, config_dir)
         return Training([*folder, *arguments], run, None, run.name)
     plan = plan_sweep(arguments, config_dir)
-    if plan.trials is not None:
-        jobs, search = None, choose_sweep_folder(plan, plan.base["id"]).path
-    elif plan.job is not None:
+    if plan.job is not None:
         raise ConfigError(
             f"job={plan.job}: each task of the array sets its own. Leave it out, and set array={plan.job} for that job alone."
         )
-    else:
-        jobs, search = len(plan.grid()), None
+    search = None if plan.trials is None else choose_sweep_folder(plan, plan.base["id"]).path
+    jobs = len(plan.grid()) if search is None else None
     return Training([*folder, *arguments], run_config(plan.base), jobs, plan.name, search)
 
 
@@ -202,32 +200,20 @@ def sbatch_command(job: JobConfig, training: Training, logs: Path) -> list[str]:
         "ntasks-per-node": job.tasks,
         "gpus-per-node": job.gpus_per_node or None,
         "cpus-per-task": job.cpus_per_task,
+        "mem": job.memory,
         "time": None if job.time is None else sbatch_time(job.time),
         "signal": f"USR1@{job.signal_s}",
         "output": f"{str(logs / training.name).replace('%', '%%')}-{numbers}.log",
         "chdir": os.getcwd(),
-        "mem": job.memory,
-        "partition": job.partition,
-        "account": job.account,
-        "qos": job.qos,
-        "constraint": job.constraint,
+        **{key: getattr(job, key) for key in ("partition", "account", "qos", "constraint")},
         "array": array_tasks(job.array, training.jobs),
         "mail-user": job.mail,
         "mail-type": "END,FAIL,REQUEUE" if job.mail else None,
     }
-    settings: dict[str, object] = {
-        "python": sys.executable,
-        "setup": job.setup,
-        "requeue_on_failure": job.requeue_on_failure or None,
-    }
-    return [
-        "sbatch",
-        *(f"--{key}={value}" for key, value in options.items() if value is not None),
-        *shlex.split(job.extra or ""),
-        str(shipped_file(SCRIPT)),
-        *(f"{key}={value}" for key, value in settings.items() if value is not None),
-        *training.arguments,
-    ]
+    settings = {"python": sys.executable, "setup": job.setup, "requeue_on_failure": job.requeue_on_failure or None}
+    given, own = ([f"{key}={value}" for key, value in each.items() if value is not None] for each in (options, settings))
+    extra, script = shlex.split(job.extra or ""), str(shipped_file(SCRIPT))
+    return ["sbatch", *(f"--{option}" for option in given), *extra, script, *own, *training.arguments]
 
 
 def _submit(command: list[str]) -> str:

@@ -50,6 +50,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "trian model=vgg": ("trian", "train", COMMANDS),
     "train --config-dir": ("--config-dir", "--config-dir FOLDER"),
     "train --config-dir none": ("--config-dir none", "model/, data/, experiment/"),
+    "train --config-dir none --help": ("--config-dir none", "model/, data/, experiment/"),
     # types
     "train optim=adam optim.lr=fast": ("optim.lr=fast", "number", LR),
     "train seed=abc": ("seed=abc", "integer", DEFAULT.seed),

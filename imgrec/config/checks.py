@@ -27,19 +27,14 @@ def check_batch_divides(batch_size: int | str, devices: int) -> None:
 
 # Keys that need the value of another key: (condition, what to type). Only keys on the command line are checked.
 Tree = Mapping[str, Any]
+MOVES_PIXELS = ("crop_padding", "rotation", "shift", "shear", "zoom", "perspective", "elastic_alpha")
 NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
     "augment.randaug_ops": (lambda t: t["augment"].get("policy") == "randaug", "augment=randaug or augment.policy=randaug"),
     "augment.randaug_magnitude": (lambda t: t["augment"].get("policy") == "randaug", "augment=randaug or augment.policy=randaug"),
     "augment.autoaug_policy": (lambda t: t["augment"].get("policy") == "autoaug", "augment=autoaug or augment.policy=autoaug"),
     "augment.elastic_sigma": (lambda t: t["augment"].get("elastic_alpha"), "augment=elastic or augment.elastic_alpha=30"),
     "augment.crop_ratio": (lambda t: t["augment"].get("crop_scale") is not None, "augment.crop_scale=[0.35,1.0]"),
-    "augment.fill": (
-        lambda t: any(
-            t["augment"].get(key)
-            for key in ("crop_padding", "rotation", "shift", "shear", "zoom", "perspective", "elastic_alpha")
-        ),
-        "augment=affine or another that moves pixels",
-    ),
+    "augment.fill": (lambda t: any(map(t["augment"].get, MOVES_PIXELS)), "augment=affine or another that moves pixels"),
     "data.crop_share": (lambda t: t["data"].get("resize") == "crop", "data.resize=crop"),
     "decay_on": (
         lambda t: t["optim"].get("weight_decay") or t["loss"].get("l1") or t["loss"].get("l2"),
