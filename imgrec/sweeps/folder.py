@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from operator import gt, lt
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,7 +56,8 @@ class Job:
         self.error, self.refused = "", False
         self.value = None if result["best"] is None else result["best"].get(monitor)
         threshold = dict(enumerate(self.thresholds, 1)).get(result["last"]["epoch"]) if self.thresholds else None
-        pruned = threshold is not None and self.value is not None and is_worse(self.value, threshold, monitor)
+        is_worse = gt if monitor_mode(monitor) == "min" else lt
+        pruned = threshold is not None and self.value is not None and is_worse(self.value, threshold)
         self.status = "pruned" if pruned else "finished"
         self.test_accuracy = None if result["test"] is None else result["test"]["accuracy"]
         self.seconds = result["train_seconds"]
@@ -122,10 +124,8 @@ class SweepFolder:
 
     def add(self, overrides: list[str]) -> Job:
         """The job with these overrides, in any order; a new one has the next number."""
-        for job in self.jobs:
-            if sorted(job.overrides) == sorted(overrides):
-                return job
-        return self.append(overrides)
+        same = (job for job in self.jobs if sorted(job.overrides) == sorted(overrides))
+        return next(same, None) or self.append(overrides)
 
     def append(self, overrides: list[str], thresholds: Sequence[float] = ()) -> Job:
         """A job of the next number; where one with the same overrides is finished, it has the same folder, so the same result."""
@@ -206,11 +206,6 @@ def choose_sweep_folder(plan: SweepPlan, id: str | None) -> SweepFolder:
 def _identity(plan: SweepPlan) -> list[str]:
     kind = [] if plan.trials is None else [SEARCH, f"{PRUNE}=true"] if plan.prune else [SEARCH]
     return [*kind, *(argument.text for argument in plan.arguments if argument.is_swept or argument.key not in RESUMABLE_KEYS)]
-
-
-def is_worse(value: float, other: float, monitor: str) -> bool:
-    """Whether `value` of the metric `monitor` is worse than `other`: higher for a loss, lower for others. Equal is not."""
-    return value > other if monitor_mode(monitor) == "min" else value < other
 
 
 def metrics(folder: str) -> list[dict[str, str]]:
