@@ -53,11 +53,9 @@ def describe_type(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint in TYPE_NAMES:
         return TYPE_NAMES[hint]
-    if origin in (typing.Union, types.UnionType):
-        *first, last = map(describe_type, args)
-        return f"{', '.join(first)} or {last}"
-    if origin is Literal:
-        return ", ".join(map(str, args[:-1])) + (f" or {args[-1]}" if len(args) > 1 else str(args[0]))
+    if origin in (typing.Union, types.UnionType, Literal):
+        *first, last = map(str if origin is Literal else describe_type, args)
+        return f"{', '.join(first)} or {last}" if first else last
     if origin is tuple and args[-1] is not ...:
         return f"a list of {len(args)} values"
     if origin in (list, tuple):

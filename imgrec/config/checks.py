@@ -144,12 +144,11 @@ def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: 
 def _near_key(key: str, known: Collection[str], groups: Sequence[str]) -> str:
     """lr -> optim.lr, optim.lrr -> optim.lr. Only the last parts are compared: with a common `optim.` any two keys are similar."""
     head, _, last = key.rpartition(".")
-    names = {name: name.rpartition(".") for name in known}
-    same = [name for name, (_, _, end) in names.items() if end == last]
+    same = [name for name in known if name.rpartition(".")[2] == last]
     # trainer.ema_decay -> callbacks.ema.decay
     if near := same or [name for name in known if name.replace(".", "_").endswith(f"_{last}")]:
         return f" Did you mean {near[0]}?"
-    beside = {end: name for name, (start, _, end) in names.items() if start == head}
+    beside = {end: name for name in known for start, _, end in [name.rpartition(".")] if start == head}
     if near := get_close_matches(last, beside, n=1, cutoff=0.6):
         return f" Did you mean {beside[near[0]]}?"
     return did_you_mean(key, groups) if not head else ""

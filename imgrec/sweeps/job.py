@@ -19,7 +19,6 @@ from imgrec.sweeps.grid import JOB, SweepPlan
 from imgrec.sweeps.table import job_overrides, print_ranking
 from imgrec.terminal import Terminal
 
-THRESHOLDS = "trainer.pruning_thresholds"
 OWN_KEYS = ("name", "id", "runs_dir", "resume")  # of the sweep, which sets them for each job
 
 
@@ -87,7 +86,7 @@ def train_job(folder: SweepFolder, job: Job, config_dir: str | None, fit: Fit, *
         f"runs_dir={quoted(str(folder.path.parent))}",
         f"name={folder.path.name}",
         f"id={job.number}",
-        *([f"{THRESHOLDS}=[{','.join(map(str, job.thresholds))}]"] if job.thresholds else []),
+        *([f"trainer.pruning_thresholds=[{','.join(map(str, job.thresholds))}]"] if job.thresholds else []),
     ]
     own = ["--config-dir", config_dir] if config_dir else []
     command = [sys.argv[0], *(["train"] if sys.argv[1:2] == ["train"] else []), *own, *overrides]
