@@ -59,21 +59,18 @@ class _Torchvision(ImageData):
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
         return InMemoryImages(to_channels(pixels, self.preprocessing()["channels"]), np.asarray(dataset.targets, dtype=np.int64))
 
-    def _open(self, *, train: bool) -> Any:
-        dataset = getattr(datasets, self.kind)
+    def _open(self, *, train: bool, download: bool = False) -> Any:
         try:
-            return dataset(self.root, train=train, download=False)
+            return getattr(datasets, self.kind)(self.root, train=train, download=download)
         except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            if not self.download:
-                raise self._missing_files("are missing or damaged") from error
+            if download or not self.download:
+                problem = f"could not be downloaded ({first_line(error)})" if download else "are missing or damaged"
+                raise self._missing_files(problem) from error
         Path(self.root).mkdir(parents=True, exist_ok=True)
         # One process of those that share the folder downloads the files, the others wait for it.
         with open(Path(self.root) / f".{self.kind}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                return dataset(self.root, train=train, download=True)
-            except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
-                raise self._missing_files(f"could not be downloaded ({first_line(error)})") from error
+            return self._open(train=train, download=True)
 
     def _missing_files(self, problem: str) -> DataError:
         root = Path(self.root).absolute()

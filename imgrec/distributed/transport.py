@@ -7,14 +7,11 @@ import secrets
 import selectors
 import socket
 import time
-import weakref
 from collections.abc import Iterator
 
 from imgrec.distributed.diagnosis import Message
 
 READ_DELAY_S = 0.2  # at most: rank 0 reads many messages at once, as each read takes the interpreter from the training
-
-_open: "weakref.WeakSet[Transport]" = weakref.WeakSet()
 
 
 class LineConnection:
@@ -72,7 +69,8 @@ class Transport:
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.PollSelector()  # epoll's set would be shared with loader workers that were forked
         self._selector.register(self._woken, selectors.EVENT_READ)
-        _open.add(self)
+        # A forked loader worker holds the connections too: it would outlive a killed rank, and hide its death.
+        os.register_at_fork(after_in_child=self.close)
 
     def listen(self) -> tuple[list[str], int, str]:
         """Open the port; returns host names to try, the port, and the token that a rank has to send."""
@@ -171,17 +169,7 @@ class Transport:
             line.send()
 
     def close(self) -> None:
-        _open.discard(self)
         self._wake.close()
         for key in list(self._selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
-
-
-def _close_in_child() -> None:
-    # A forked loader worker holds the connection too: it would outlive a killed rank, and hide its death.
-    for transport in list(_open):
-        transport.close()
-
-
-os.register_at_fork(after_in_child=_close_in_child)

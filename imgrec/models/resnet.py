@@ -28,8 +28,7 @@ def resnet(
     """
     if depth in CIFAR_DEPTHS:
         return CifarResNet(num_classes, channels, depth, stem, zero_init_residual)
-    settings = {"num_classes": num_classes, "zero_init_residual": zero_init_residual}
-    net = torchvision.models.get_model(f"resnet{depth}", **settings)
+    net = torchvision.models.get_model(f"resnet{depth}", num_classes=num_classes, zero_init_residual=zero_init_residual)
     if stem == "small":
         net.conv1 = _he_init(nn.Conv2d(3, 64, 3, padding=1, bias=False))
         net.maxpool = nn.Identity()
@@ -43,10 +42,8 @@ class CifarResNet(nn.Sequential):
         self, num_classes: int, channels: int, depth: int, stem: Literal["imagenet", "small"], zero_init_residual: bool
     ) -> None:
         super().__init__()
-        if stem == "imagenet":
-            self.conv1 = nn.Conv2d(channels, 16, 7, stride=2, padding=3, bias=False)
-        else:
-            self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = nn.Conv2d(channels, 16, kernel, stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from imgrec.errors import ConfigError
-from imgrec.models.checks import check_name, check_patches
+from imgrec.models.torchvision import check_name, check_patches
 
 
 def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> nn.Module:
@@ -17,7 +17,7 @@ def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> 
     unknown name, for a size that the network does not accept, and where timm is not installed.
     """
     timm = timm_library()
-    check_name("model.name", name.partition(".")[0], timm.list_models(), listing="python -m imgrec.models source=timm")
+    check_name(name.partition(".")[0], timm.list_models(), source="timm")
     try:
         net: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=channels, **size_arguments(name, image_size))
     except (AssertionError, ValueError, RuntimeError, TypeError) as error:

@@ -128,9 +128,9 @@ def choose_run_dir(run: RunConfig) -> RunDir:
         if state != "new" and not run.resume:
             raise ConfigError(f"id={run_id} resume=false: {path} holds a run already. Set another id, or resume=true.")
         if state != "new" and (differ := differing_keys(run, _config(path))):
-            raise ConfigError(
-                f"{path} holds a run of another config: {_differences(differ)}. Set another id, or the values of that run."
-            )
+            shown = [f"{key}={new} here, {old} there" for key, (new, old) in sorted(differ.items())]
+            listed = "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
+            raise ConfigError(f"{path} holds a run of another config: {listed}. Set another id, or the values of that run.")
         return RunDir(path, state)
     number = max((int(p.name) for p in parent.glob("*") if p.name.isdecimal()), default=0)
     newest = parent / str(number)
@@ -157,11 +157,6 @@ def differing_keys(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
         for key in new.keys() | old.keys()
         if key not in RESUMABLE_KEYS and new.get(key) != old.get(key)
     }
-
-
-def _differences(differ: dict[str, tuple[Any, Any]]) -> str:
-    shown = [f"{key}={new} here, {old} there" for key, (new, old) in sorted(differ.items())]
-    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
 
 
 def lock_folder(path: Path) -> IO[str] | None:

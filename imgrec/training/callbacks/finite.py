@@ -24,8 +24,12 @@ class FiniteLoss(pl.Callback):
         self._losses: list[tuple[int, int, Tensor, torch.cuda.Event | None]] = []
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self._losses.append((trainer.current_epoch + 1, trainer.global_step + 1, *copy_to_host(loss.detach())))
-        self._check_losses(keep=0 if loss.device.type == "cpu" else LAG)
+        loss, copied = loss.detach(), None
+        if loss.device.type == "cuda":
+            loss = loss.to("cpu", non_blocking=True)  # pinned memory, where the value is after the event
+            copied = torch.cuda.current_stream().record_event()
+        self._losses.append((trainer.current_epoch + 1, trainer.global_step + 1, loss, copied))
+        self._check_losses(keep=0 if pl_module.device.type == "cpu" else LAG)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check_losses(keep=0)
@@ -55,14 +59,3 @@ class FiniteLoss(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> Any:
         self._losses.clear()
-
-
-def copy_to_host(loss: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """From a GPU: where the loss will be in the host's memory, and the event after which it is there."""
-    if loss.device.type != "cuda":
-        return loss, None
-    on_host = torch.empty((), dtype=loss.dtype, pin_memory=True)
-    on_host.copy_(loss, non_blocking=True)
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copied.record()
-    return on_host, copied
