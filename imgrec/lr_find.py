@@ -107,7 +107,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     from imgrec.data.datamodule import DataModule
     from imgrec.training.callbacks.lr_range import LRRange
     from imgrec.training.lightning_compat import silence_known_warnings
-    from imgrec.training.module import build_classifier
+    from imgrec.training.module import Classifier
     from imgrec.training.trainer import build_trainer
     from imgrec.training.transfer import initial_network
 
@@ -134,7 +134,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
         enable_checkpointing=False,
     )
     net, _ = initial_network(run.model, run.weights, data.classes)
-    classifier = build_classifier(run, net, data, augment, loaders.plan, with_schedule=False)
+    classifier = Classifier(run, net, data, augment, loaders.plan, with_schedule=False)
     with closing(loaders):
         trainer.fit(classifier, datamodule=loaders)
     losses = np.array(lr_range.losses)

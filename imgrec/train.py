@@ -86,7 +86,7 @@ def _train(
     from imgrec.training.callbacks.tensorboard import truncate_event_files
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point
     from imgrec.training.lightning_compat import silence_known_warnings
-    from imgrec.training.module import build_classifier
+    from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.trainer import build_trainer, opened_logger, run_callbacks
     from imgrec.training.transfer import initial_network
@@ -110,7 +110,7 @@ def _train(
 
     net, transferred = initial_network(run.model, run.weights, data.classes)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)
-    classifier = build_classifier(run, net, data, augment, loaders.plan)
+    classifier = Classifier(run, net, data, augment, loaders.plan)
     history = History(run_dir.path / "metrics.csv", run.monitor)
     with opened_logger(run.logger, run_dir.path, rank=world.rank) as logger, closing(loaders):
         trainer = build_trainer(

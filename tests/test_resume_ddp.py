@@ -2,7 +2,6 @@
 
 import os
 import signal
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,9 @@ from marks import slow_but
 from processes import exit_codes, run_ranks, wait_until
 from resumed_runs import assert_same, finish_run, hang_over_sample, kill_run, load_run, patch_call, read_outcome
 
-import imgrec.train
 from imgrec.config.schema import RunConfig
+from imgrec.distributed import watchdog
 from imgrec.distributed.flag_reduction import FlagReduction
-from imgrec.distributed.watchdog import Watchdog
 from imgrec.errors import Stopped
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.train import fit
@@ -79,7 +77,7 @@ def test_a_stop_while_a_loader_process_of_one_rank_hangs_ends_all_as_they_were_s
     run = together(tmp_path, "num_workers=1", "trainer.save_every_steps=1")
 
     def work(rank: int) -> None:
-        imgrec.train.Watchdog = partial(Watchdog, grace_s=1)
+        watchdog.GRACE_S = 1
         hang_over_sample(run, 17, 2)  # the last of the third step
         fit(run, quiet=True)
 

@@ -37,8 +37,9 @@ def ask_to_stop():
 
 
 signals.install_handlers()
+watchdog.GRACE_S, watchdog.SAVING_S = 1, 5
 note, leave = (lambda line: print_now("log: " + line)), (lambda line: print_now("left: " + line))
-with watchdog.Watchdog(note=note, leave=leave, grace_s=1, saving_s=5) as watched:
+with watchdog.Watchdog(note=note, leave=leave) as watched:
     with watched.save(step=12):
         pass
     {then}

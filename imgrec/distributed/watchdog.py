@@ -43,27 +43,18 @@ def end_process(line: str | None, code: int, note: Callable[[str], None] | None 
 
 
 class Watchdog:
-    """A thread that ends this process with code 75 if no step boundary comes within `grace_s` of a request to stop.
+    """A thread that ends this process with code 75 if no step boundary comes within GRACE_S of a request to stop.
 
     The main thread is then where Python runs no code of ours: in a compile, or a read from a file system that is down.
-    A save that begins in time, with the exit after it, may take `saving_s`. A context manager around a run. `leave`
+    A save that begins in time, with the exit after it, may take SAVING_S. A context manager around a run. `leave`
     tells the other ranks that this one has not died; `note` writes to the log; `prints`: this process prints the line.
     """
 
-    def __init__(
-        self,
-        *,
-        note: Callable[[str], None],
-        leave: Callable[[str], None],
-        prints: bool = True,
-        grace_s: float = GRACE_S,
-        saving_s: float = SAVING_S,
-    ) -> None:
+    def __init__(self, *, note: Callable[[str], None], leave: Callable[[str], None], prints: bool = True) -> None:
         self.saving = False
         self.save_ended = -math.inf  # time.monotonic()
         self.saved_step: int | None = None  # the last one, or that of the checkpoint that the run resumed from
         self._note, self._leave, self._prints = note, leave, prints
-        self._grace_s, self._saving_s = grace_s, saving_s
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="imgrec watchdog", daemon=True)
 
@@ -86,17 +77,17 @@ class Watchdog:
 
     def _watch(self) -> None:
         began: float | None = None  # when a save after the request was seen
-        while not self._over.wait(min(0.25, self._grace_s / 10)):
+        while not self._over.wait(min(0.25, GRACE_S / 10)):
             reason, waited, now = signals.stop_reason(), signals.seconds_since_request(), time.monotonic()
             if reason is None:
                 continue
             if began is None and (self.saving or now - self.save_ended < waited):
                 began = now
-            if began is None and waited > self._grace_s:
+            if began is None and waited > GRACE_S:
                 since = "" if self.saved_step is None else f" since step {self.saved_step}"
-                self._end(f"stopped by {reason}; no step boundary came within {self._grace_s:g} s: nothing was saved{since}")
-            if began is not None and now - began > self._saving_s:
-                self._end(f"stopped by {reason}; the save that began then did not end within {self._saving_s:g} s")
+                self._end(f"stopped by {reason}; no step boundary came within {GRACE_S:g} s: nothing was saved{since}")
+            if began is not None and now - began > SAVING_S:
+                self._end(f"stopped by {reason}; the save that began then did not end within {SAVING_S:g} s")
 
     def _end(self, line: str) -> None:
         self._leave(line)

@@ -1,6 +1,6 @@
 """The LightningModule: one step, its metrics, the optimizer with its schedule, and the names of what is logged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import pytorch_lightning as pl
@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from imgrec.config.instantiate import instantiate
-from imgrec.config.schema import Node, RunConfig
+from imgrec.config.schema import RunConfig
 from imgrec.data import counter_rng
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch
@@ -26,7 +25,7 @@ from imgrec.errors import ConfigError
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.models.layers import layers
 from imgrec.models.losses import Loss
-from imgrec.training.optimizer import DecayOn, build_optimizer, decayed, optimizer_node
+from imgrec.training.optimizer import build_optimizer, decayed, optimizer_node
 from imgrec.training.scheduler import lightning_schedulers
 
 
@@ -34,30 +33,45 @@ class Classifier(pl.LightningModule):
     """A network with its loss, and for training its optimizer and schedulers.
 
     Logged per epoch: {train,val}/{loss,accuracy}, val/macro_f1, and val/top5 with more than five classes.
+    with_schedule: False leaves the learning rate to a callback.
     """
 
     test_report: Report  # of the last test
 
     def __init__(
         self,
-        *,
+        run: RunConfig,
         net: nn.Module,
-        loss: Loss,
-        preprocess: Preprocess,
-        classes: Sequence[str],
-        augment: Augment | None = None,
-        seed: int = 0,
-        make_optimizer: Callable[[nn.Module], Optimizer] | None = None,
-        scheduler: Node | None = None,
-        decay_on: DecayOn = "weights",
-        channels_last: bool = False,
+        data: ImageData,
+        augment: Augment,
+        plan: BatchPlan,
+        *,
+        with_schedule: bool = True,
     ) -> None:
         super().__init__()
-        self.net = net.to(memory_format=torch.channels_last) if channels_last else net
-        self.loss, self.preprocess, self.augment = loss, preprocess, augment
-        self.classes, self.seed = tuple(classes), seed
-        self.make_optimizer, self.scheduler, self.decay_on = make_optimizer, scheduler, decay_on
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if run.monitor == "val/top5" and len(data.classes) <= 5:
+            raise ConfigError(
+                f"monitor=val/top5: expected more than 5 classes, but the data has {len(data.classes)}. Set monitor=val/accuracy."
+            )
+        if run.trainer.sync_batchnorm:
+            net = convert_sync_batchnorm(net, on_cuda=trains_on_cuda(run.trainer))
+        if run.trainer.compile:
+            net.compile()  # in place: torch.compile(net) would rename every key of the state dict
+        self.make_optimizer = partial(
+            build_optimizer,
+            optimizer_node(run.optim, run.trainer, run.finetune),
+            batch=plan.global_size,
+            decay_on=run.decay_on,
+            layer_decay=run.finetune.layer_decay,
+            layers=layers(net, len(data.classes)) if run.finetune.layer_decay != 1 else None,
+        )
+        self.memory_format = torch.channels_last if run.trainer.channels_last else torch.contiguous_format
+        self.net = net.to(memory_format=torch.channels_last) if run.trainer.channels_last else net
+        self.loss: Loss = instantiate(run.loss)
+        self.loss.set_class_counts(torch.from_numpy(data.counts("train")))
+        self.preprocess = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)
+        self.classes, self.augment, self.seed, self.decay_on = data.classes, augment, run.seed, run.decay_on
+        self.scheduler = run.scheduler if with_schedule else None
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MeanMetric(nan_strategy="disable")
         self.tally = ConfusionTally(num_classes=len(self.classes))
@@ -95,12 +109,10 @@ class Classifier(pl.LightningModule):
         """Network input [B, C, H, W] and soft targets [B, K] of a training batch."""
         images = self.preprocess.to_float(batch.images)
         targets = F.one_hot(batch.labels, len(self.classes)).to(images.dtype)
-        if self.augment is not None:
-            images = self.augment.batch(images, seed=self.seed, epoch=batch.epoch, indices=batch.indices)
+        images = self.augment.batch(images, seed=self.seed, epoch=batch.epoch, indices=batch.indices)
         images = self.preprocess.normalize(images)
-        if self.augment is not None:
-            step = self.trainer.global_step  # optimizer steps, so the same for all parts of a global batch
-            images, targets = self.augment.mix(images, targets, batch.partners, seed=self.seed, step=step)
+        step = self.trainer.global_step  # optimizer steps, so the same for all parts of a global batch
+        images, targets = self.augment.mix(images, targets, batch.partners, seed=self.seed, step=step)
         return images.contiguous(memory_format=self.memory_format), targets
 
     def on_train_epoch_start(self) -> None:
@@ -150,7 +162,6 @@ class Classifier(pl.LightningModule):
         self.test_report = self._report()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        assert self.make_optimizer is not None
         optimizer = self.make_optimizer(self.net)
         if self.scheduler is None:
             return optimizer
@@ -158,45 +169,3 @@ class Classifier(pl.LightningModule):
         per_epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
         schedulers = lightning_schedulers(self.scheduler, optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return [optimizer], schedulers  # type: ignore[return-value]
-
-
-def build_classifier(
-    run: RunConfig,
-    net: nn.Module,
-    data: ImageData,
-    augment: Augment,
-    plan: BatchPlan,
-    *,
-    with_schedule: bool = True,
-) -> Classifier:
-    """The LightningModule of a run. with_schedule: False leaves the learning rate to a callback."""
-    if run.monitor == "val/top5" and len(data.classes) <= 5:
-        raise ConfigError(
-            f"monitor=val/top5: expected more than 5 classes, but the data has {len(data.classes)}. Set monitor=val/accuracy."
-        )
-    loss = instantiate(run.loss)
-    loss.set_class_counts(torch.from_numpy(data.counts("train")))
-    if run.trainer.sync_batchnorm:
-        net = convert_sync_batchnorm(net, on_cuda=trains_on_cuda(run.trainer))
-    if run.trainer.compile:
-        net.compile()  # in place: torch.compile(net) would rename every key of the state dict
-    make_optimizer = partial(
-        build_optimizer,
-        optimizer_node(run.optim, run.trainer, run.finetune),
-        batch=plan.global_size,
-        decay_on=run.decay_on,
-        layer_decay=run.finetune.layer_decay,
-        layers=layers(net, len(data.classes)) if run.finetune.layer_decay != 1 else None,
-    )
-    return Classifier(
-        net=net,
-        loss=loss,
-        preprocess=Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std),
-        classes=data.classes,
-        augment=augment,
-        seed=run.seed,
-        make_optimizer=make_optimizer,
-        scheduler=run.scheduler if with_schedule else None,
-        decay_on=run.decay_on,
-        channels_last=run.trainer.channels_last,
-    )
