@@ -10,7 +10,6 @@ from typing import Literal, Self, TypedDict, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from imgrec.data.augment import Augment
@@ -31,7 +30,7 @@ class OnBadImage(TypedDict):
     on_bad_image_eval: BadImage
 
 
-class ImageFiles(Dataset[Batch]):
+class ImageFiles:
     """Image files with labels; those of a request are decoded, cropped and resized one by one into uint8 [B, C, S, S].
 
     An unreadable file raises DataError with its path. With `on_bad_image: skip` (training) or `on_bad_image_eval: skip`

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from imgrec.data.augment import Augment
@@ -11,7 +10,7 @@ from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.mixup import partners
 
 
-class InMemoryImages(Dataset[Batch]):
+class InMemoryImages:
     """images: uint8 [N, C, H, W] at their native size (the device resizes); labels: int64 [N]."""
 
     def __init__(self, images: Tensor, labels: Indices, *, augment: Augment | None = None, seed: int = 0) -> None:

@@ -7,11 +7,10 @@ from math import inf
 from typing import Literal
 
 import numpy as np
-from torch.utils.data import Sampler
 
 from imgrec.config.checks import check_batch_divides
 from imgrec.data.batch import Indices, Request
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, plural
 
 EVALUATION_BATCH = 256  # images per device where the training batch is smaller: no gradients, so there is room
 
@@ -119,8 +118,8 @@ class BatchPlan:
 
     def __str__(self) -> str:
         exact = self.global_size == self.devices * self.per_device * self.accumulate
-        devices = f"{self.devices} device{'s' if self.devices > 1 else ''}"
-        return f"global batch {self.global_size} = {devices} x {'' if exact else 'at most '}{self.per_device} x {self.accumulate}"
+        most = f"{'' if exact else 'at most '}{self.per_device}"
+        return f"global batch {self.global_size} = {plural(self.devices, 'device')} x {most} x {self.accumulate}"
 
 
 def split_epoch(
@@ -165,7 +164,7 @@ def plan_batches(
     return split_epoch(samples, size, devices=devices, accumulate=accumulate, pairs=pairs, singles=False, most=max_device_batch)
 
 
-class EpochBatches(Sampler[Request]):
+class EpochBatches:
     """The requests of one rank for one epoch. Global batch k has the same samples on any number of devices.
 
     The order is split as `plan` says, without padding; see mixup.py for pairs. All ranks yield equally many requests, or

@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from imgrec.data.batch import Indices
-from imgrec.errors import DataError
+from imgrec.errors import DataError, plural
 
 
 def stratified(labels: Indices, share: float, *, seed: int, classes: tuple[str, ...], key: str) -> tuple[Indices, Indices]:
@@ -16,7 +16,7 @@ def stratified(labels: Indices, share: float, *, seed: int, classes: tuple[str, 
     least = int(counts.argmin())
     if counts[least] < 2:
         raise DataError(
-            f"class {classes[least]} has {counts[least]} image{'' if counts[least] == 1 else 's'}, "
+            f"class {classes[least]} has {plural(counts[least], 'image')}, "
             f"but {key}={share} needs at least 2 of each class. Add images, remove the class, or give the split its own folder."
         )
     part = int(np.ceil(len(labels) * share))

@@ -29,6 +29,7 @@ from collections.abc import Callable
 
 from imgrec.distributed import signals
 from imgrec.distributed.diagnosis import AGAIN, BY_ITSELF, GAVE_UP, REFUSED_ELSEWHERE, Message, RankStatus, find_dead, find_hang
+from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.transport import Transport
 from imgrec.distributed.watchdog import end_process
 from imgrec.errors import ExitCode, ImgrecError, Stopped
@@ -76,15 +77,13 @@ class Heartbeat:
         import torch
         from torch import distributed
 
-        address: list[tuple[list[str], int, str] | None] = [self._connections.listen() if self.rank == 0 else None]
-        distributed.broadcast_object_list(address)
-        assert address[0] is not None
+        address = on_first_rank(self._connections.listen)
         now = time.monotonic()
         self._statuses = {
             rank: RankStatus(rank, now, now) for rank in (range(self.world_size) if self.rank == 0 else (0, self.rank))
         }
         if self.rank:
-            self._connections.connect(*address[0], {"rank": self.rank, **self._who}, self.timeout_s)
+            self._connections.connect(*address, {"rank": self.rank, **self._who}, self.timeout_s)
         self._thread.start()
         distributed.all_reduce(torch.zeros(1))  # no rank may fail before all have connected
         return self
@@ -170,7 +169,7 @@ class Heartbeat:
             if now >= self._report_at:
                 self._report_at = now + self._report_s  # before `_explaining` is read, which `explain` sets before this
                 self._report(now)
-            self._connections.flush()
+            self._connections.send()
             if self._left is not None and not self._left_sent:
                 self._connections.send(self._left)
                 self._left_sent = True

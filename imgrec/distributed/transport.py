@@ -58,7 +58,7 @@ class LineConnection:
 class Transport:
     """On rank 0 a port and a connection to each rank; on the others a connection to rank 0.
 
-    One thread calls `read`, `send` and `flush`; `wake` and `sent` may be called from others.
+    One thread calls `read` and `send`; `wake` and `sent` may be called from others.
     """
 
     def __init__(self, rank: int, world_size: int) -> None:
@@ -157,16 +157,11 @@ class Transport:
         """Whether all messages are sent."""
         return all(line.sent for line in list(self.lines.values()))
 
-    def send(self, message: Message) -> None:
-        """Send a message to rank 0, or from rank 0 to all."""
+    def send(self, message: Message | None = None) -> None:
+        """Send a message to rank 0, or from rank 0 to all, after the rest of earlier ones."""
         for line in list(self.lines.values()):
-            if line.sent or "doing" not in message:  # a rank that does not read needs no more reports
+            if line.sent or message is None or "doing" not in message:  # a rank that does not read needs no more reports
                 line.send(message)
-
-    def flush(self) -> None:
-        """Send the rest of earlier messages."""
-        for line in self.lines.values():
-            line.send()
 
     def close(self) -> None:
         self._wake.close()

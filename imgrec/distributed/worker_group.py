@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
+from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from imgrec.distributed.diagnosis import WAITING
@@ -42,10 +43,8 @@ class WorkerGroup:
         """The value of each rank, on all of them."""
         if self.size == 1:
             return [value]
-        from torch import distributed
-
         values: list[_T] = [value] * self.size
-        with self._waiting():
+        with self._collective() as distributed:
             distributed.all_gather_object(values, value, group=self.process_group)
         return values
 
@@ -53,13 +52,11 @@ class WorkerGroup:
         """This rank's share of the items of rank 0, and how many of them belong to each round of `gather`."""
         if self.size == 1:
             return list(items), [len(items)]
-        from torch import distributed
-
         share: list[_T] = []
         counts: list[int] = []
         for parts in share_rounds(self.all_gather(len(items))[0], batch_size, self.size):
             output: list[list[_T]] = [[]]
-            with self._waiting():
+            with self._collective() as distributed:
                 shares = [list(items[part.start : part.stop]) for part in parts] if self.rank == 0 else None
                 distributed.scatter_object_list(output, shares, src=0, group=self.process_group)
             share += output[0]
@@ -70,18 +67,18 @@ class WorkerGroup:
         """The shares of all ranks, in the order of the scattered list, on rank 0; empty on others. Called once a round."""
         if self.size == 1:
             return share
-        from torch import distributed
-
         shares: list[list[_T]] | None = [[] for _ in range(self.size)] if self.rank == 0 else None
-        with self._waiting():
+        with self._collective() as distributed:
             distributed.gather_object(share, shares, dst=0, group=self.process_group)
         return [item for part in shares or [] for item in part]
 
     @contextmanager
-    def _waiting(self) -> Iterator[None]:
+    def _collective(self) -> Iterator[ModuleType]:
+        from torch import distributed
+
         before = "" if self.heartbeat is None else self.heartbeat.doing
         self.set_status(WAITING)
-        yield
+        yield distributed
         self.set_status(before)
 
 

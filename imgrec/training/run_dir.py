@@ -92,11 +92,11 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         # A job that is requeued after its node was lost: on a network file system the node's lock may outlive it.
         end = time.monotonic() + (LOST_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
-        while (lock := lock_folder(self.path)) is None and time.monotonic() < end:
+        while (lock := lock_folder(self.path)) is None:
+            if time.monotonic() >= end:
+                raise ConfigError(f"{self.path} is in use by another process. Wait until it ends, or set another id=ID.")
             time.sleep(1)
         self.lock = lock
-        if self.lock is None:
-            raise ConfigError(f"{self.path} is in use by another process. Wait until it ends, or set another id=ID.")
         if self.state == "new":
             atomic_write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
 

@@ -4,7 +4,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
@@ -23,7 +23,6 @@ from imgrec.training.optimizer import rate_sentence
 from imgrec.training.run_dir import RunDir
 
 WORST = 3  # classes printed at the end
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 def start_screen(
@@ -64,7 +63,7 @@ def start_screen(
 def _data_row(config: DataConfig, loaders: DataModule) -> str:
     """'Digits: train 1,293, val 144, test 360 images of 8x8x1, 10 classes with 125 to 131 in train'"""
     data = loaders.data
-    counts = {split: data.counts(split) for split in SPLITS}
+    counts = {split: data.counts(split) for split in get_args(Split)}
     fewest, most = counts["train"].min(), counts["train"].max()
     splits = ", ".join(f"{split} {count.sum():,}" for split, count in counts.items() if count.any())
     per_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
