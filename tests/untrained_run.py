@@ -6,9 +6,7 @@ import torch
 
 from imgrec import config
 from imgrec.config.instantiate import instantiate
-from imgrec.data.preprocess import Preprocess
 from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata
-from imgrec.training.module import Classifier
 
 TINY = ("data=digits", "model=simple_cnn", "model.widths=[4,8]", "model.dense=16", "trainer.channels_last=false")
 CLASSES = tuple("0123456789")
@@ -22,11 +20,10 @@ def save_untrained_run(folder: Path, *words: str, classes: tuple[str, ...] = CLA
     for module in net.modules():  # statistics as if it had seen something
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
-    preprocess = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)
-    classifier = Classifier(net=net, loss=instantiate(run.loss), preprocess=preprocess, classes=classes)
+    state = {f"net.{key}": value for key, value in net.state_dict().items()}
     keys = ("image_size", "channels", "mean", "std", "resize", "crop_share")
     writer = CheckpointWriter(checkpoint_metadata(run, classes, {key: getattr(run.data, key) for key in keys}))
-    writer.save_checkpoint({"state_dict": classifier.state_dict(), "epoch": 0}, folder / "checkpoints" / "best.ckpt")
+    writer.save_checkpoint({"state_dict": state, "epoch": 0}, folder / "checkpoints" / "best.ckpt")
     writer.wait()
     (folder / "config.yaml").touch()
     return folder
