@@ -322,7 +322,6 @@ def test_a_network_without_a_head_is_refused():
 
 def train_step(net):
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
-    net.train()
     net(torch.rand(4, 3, 16, 16)).square().sum().backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -330,12 +329,10 @@ def train_step(net):
 
 def test_a_frozen_backbone_stays_bit_for_bit():
     torch.manual_seed(0)
-    net = build_resnet(10, depth=20, stem="small")
+    net = build_resnet(10, depth=20, stem="small").train()
     before = copy.deepcopy(net.state_dict())
     for _ in range(2):
         freeze(net, 10)
-        train_step(net)
-        net.eval()
         train_step(net)
     for key, tensor in net.state_dict().items():
         assert torch.equal(tensor, before[key]) == (not key.startswith("fc.")), key
@@ -348,8 +345,6 @@ def test_unfrozen_it_trains_as_if_never_frozen():
     untouched = copy.deepcopy(net)
     freeze(net, 10)
     freeze(net, 10)
-    net.eval()
-    net.train()
     unfreeze(net)
     for each in (net, untouched):
         torch.manual_seed(1)
@@ -366,7 +361,7 @@ def test_a_frozen_network_can_be_copied(copied):
     twin = copied(net)
     unfreeze(twin)
     assert twin.bn1.training
-    assert not net.train().bn1.training
+    assert not net.bn1.training
     assert twin.conv1.weight.requires_grad
     assert not net.conv1.weight.requires_grad
 

@@ -126,8 +126,7 @@ def test_names_tensors_and_modes_stay():
     assert torch.equal(net(images), plain(images))  # one process: the plain one
     assert torch.equal(net.eval()(images), plain.eval()(images))
     plain.load_state_dict(net.state_dict())
-    freeze(net, 3)
-    net.train()
+    freeze(net.train(), 3)
     assert not any(module.training for module in net.modules() if isinstance(module, SyncBatchNorm))
 
 

@@ -1,7 +1,5 @@
 """finetune.freeze_epochs: only the head of the network is trained at first."""
 
-from functools import partial
-
 import pytorch_lightning as pl
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -25,7 +23,7 @@ class FreezeBackbone(pl.Callback):
         before = [parameter.requires_grad for parameter in net.parameters()]
         if trainer.current_epoch < self.epochs:
             freeze(net, len(pl_module.classes))
-        else:
+        elif _FROZEN in net.__dict__:
             unfreeze(net)
         after = [parameter.requires_grad for parameter in net.parameters()]
         if isinstance(trainer.strategy, DDP) and before != after:
@@ -37,29 +35,23 @@ class FreezeBackbone(pl.Callback):
 def freeze(net: nn.Module, num_classes: int) -> None:
     """Train only the head until `unfreeze`: other parameters get no gradient, batch norms keep their statistics.
 
-    `net.train()` keeps them frozen; dropout stays active. Freezing twice is allowed.
+    `net.train()` would end the latter, but Lightning restores the mode of each module after a validation. Dropout stays
+    active. Freezing twice is allowed.
     """
     head = head_name(net, num_classes)
+    frozen = net.__dict__.setdefault(_FROZEN, [])
     for name, parameter in net.named_parameters():
         if not name.startswith(head + ".") and parameter.requires_grad:
             parameter.requires_grad_(False)
-            net.__dict__.setdefault(_FROZEN, []).append(name)
+            frozen.append(name)
     for name, module in net.named_modules():
         if isinstance(module, _NormBase) and module.track_running_stats and not name.startswith(head + "."):
             module.eval()
-            # On the instance, as nn.Module.train() calls train() of each child. A partial can be copied and pickled.
-            module.__dict__["train"] = partial(_keep_mode, module)
 
 
 def unfreeze(net: nn.Module) -> None:
     """Undo `freeze` for the parameters that it froze; batch norms follow `net.training` again."""
-    for name in net.__dict__.pop(_FROZEN, []):
+    for name in net.__dict__[_FROZEN]:
         net.get_parameter(name).requires_grad_(True)
-    for module in net.modules():
-        if "train" in module.__dict__:
-            del module.__dict__["train"]
-            module.train(net.training)
-
-
-def _keep_mode(module: nn.Module, mode: bool = True) -> nn.Module:
-    return module
+    del net.__dict__[_FROZEN]
+    net.train(net.training)
