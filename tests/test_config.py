@@ -9,7 +9,7 @@ import yaml
 from error_parts import raises_error
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -191,6 +191,7 @@ PLAIN = load_config("train", [])
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=20)
 
 
+@settings(max_examples=25)  # a hundredth of a second each
 @given(
     seed=st.integers(0, 2**63 - 1),
     lr=st.floats(min_value=1e-300, allow_infinity=False, allow_nan=False),

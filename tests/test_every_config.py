@@ -28,6 +28,8 @@ LIMITS = ("trainer.limit_train_batches=2", "trainer.limit_val_batches=1", "train
 HERE = ("trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32", "trainer.compile=false")
 TINY = ("epochs=1", "num_workers=0", "max_device_batch=8", *LIMITS, *HERE)
 
+SLOW_IMPORTS = {"mlflow", "wandb"}
+
 
 def name(file: Path) -> str:
     return str(file.relative_to(conf_dir()).with_suffix(""))
@@ -59,7 +61,15 @@ def test_a_recipe_says_its_command_and_what_was_measured(file):
     assert "measured" in header
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if "_target_: " in file.read_text()], ids=name)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, marks=[pytest.mark.slow] * (file.stem in SLOW_IMPORTS))
+        for file in FILES
+        if "_target_: " in file.read_text()
+    ],
+    ids=name,
+)
 def test_every_key_is_one_that_its_target_takes(file):
     for _, node in target_nodes({file.parent.name: yaml.safe_load(file.read_text())}):
         beside = (
@@ -106,8 +116,7 @@ def train_two_steps(words, tmp_path):
     assert stored.run == run.with_classes(len(stored.classes))
 
 
-# Networks that take seconds to be made, and the libraries behind two loggers to be imported: they have slow rows of their own.
-BIG = {"alexnet", "densenet", "googlenet", "mlflow", "wandb"}
+BIG = {"alexnet", "densenet", "googlenet", *SLOW_IMPORTS}  # options that take seconds have slow rows of their own
 
 
 def rows():

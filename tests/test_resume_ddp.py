@@ -72,6 +72,7 @@ def test_a_signal_for_one_rank_stops_all_at_the_same_step(tmp_path, unbroken, st
     assert_same(finish_run(run, size=2), unbroken)
 
 
+@pytest.mark.slow
 def test_a_stop_while_a_loader_process_of_one_rank_hangs_ends_all_as_they_were_saved(tmp_path, unbroken, capfd):
     """The others are in the backward pass of a step that this rank cannot begin."""
     run = together(tmp_path, "num_workers=1", "trainer.save_every_steps=1")
