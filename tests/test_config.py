@@ -1,7 +1,9 @@
 """The config: every number has a range that is kept, values against types, the nearest word, and a tree that comes back from yaml."""
 
+import os
 import re
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -71,7 +73,7 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
     }
     assert RANGES.keys() - numbers().keys() == null  # their defaults are no numbers
     trees = [compose_config("train", [f"optim={option}"]) for option in ("momentum", "nesterov")]
-    known = {key for tree in trees for key, _ in checks._keys(tree)}
+    known = {key for tree in trees for key, _ in checks.all_keys(tree)}
     assert NEEDS.keys() <= known
 
 
@@ -185,6 +187,63 @@ def test_a_folder_of_ones_own_adds_options_and_may_be_named_by_a_recipe(tmp_path
     assert (run.optim, run.epochs) == ({"_target_": "torch.optim.Adadelta", "_partial_": True, "lr": 2.0, "rho": 0.7}, 3)
     assert run.name == "mine"
     assert load_config("train", ["optim=mine", "optim.rho=0.6"], str(tmp_path)).optim["rho"] == 0.6
+
+
+def test_a_folder_of_ones_own_is_read_as_it_is_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def rate(value=None, folder="own", file="own/optim/mine.yaml"):
+        if value is not None:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            Path(file).write_text(f"defaults: [sgd, _self_]\nlr: {value}\n")
+            os.utime(file, (1, 1))
+        return load_config("train", ["optim=mine"], folder).optim["lr"]
+
+    assert rate(0.1) == 0.1
+    assert rate(0.2) == 0.2  # at the same time of change, as copied files have
+    Path("linked").mkdir()
+    Path("linked/optim").symlink_to(tmp_path / "own/optim")
+    assert rate(folder="linked") == 0.2
+    assert rate(0.3, folder="linked") == 0.3
+    assert rate(0.4, file="other/own/optim/mine.yaml") == 0.3
+    monkeypatch.chdir("other")
+    assert rate() == 0.4
+    Path("own/optim/.#mine.yaml").symlink_to("a lock of Emacs")
+    Path("own/optim/loop.yaml").symlink_to("loop.yaml")
+    assert rate(0.5) == 0.5
+    Path("own/experiment").mkdir()
+    Path("own/experiment/mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: ${oc.env:NET}\n")
+    for net, name in (("vgg", "vgg"), ("lenet", "LeNet")):
+        monkeypatch.setenv("NET", net)
+        assert load_config("train", ["experiment=mine"], "own").model["_target_"].endswith(name)
+
+
+@pytest.mark.parametrize("name", ["a b=c,d", "it's [a] {b: c}", "häuser #2", "${a}"])
+def test_a_folder_of_ones_own_has_any_name(name, tmp_path):
+    (tmp_path / name / "optim").mkdir(parents=True)
+    (tmp_path / name / "optim/mine.yaml").write_text("defaults: [sgd, _self_]\nlr: 0.6\n")
+    assert load_config("train", ["optim=mine"], str(tmp_path / name)).optim["lr"] == 0.6
+
+
+def test_a_config_needs_no_resolver_that_was_registered_before():
+    load_config("train", [])
+    OmegaConf.clear_resolvers()
+    assert load_config("train", []).model["stem"] == "small"
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [(f"optim.lr={'9' * 400}", "more than 0"), (f"loss.l1=-{'9' * 400}", "0 or more"), ("loss._target_=[a]", "expected text")],
+)
+def test_numbers_and_types_of_any_kind_are_refused_in_a_sentence(override, hint):
+    with pytest.raises(ConfigError, match=hint):
+        compose_config("train", [override])
+
+
+def test_only_a_training_is_told_of_sweeps():
+    for command, override in (("evaluate", "split=test,val"), ("predict", "top_k=1,2"), ("slurm", "nodes=1,2")):
+        with pytest.raises(ConfigError, match=r"has several values\. Type \w+=VALUE\."):
+            compose_config(command, [override])
 
 
 PLAIN = load_config("train", [])

@@ -28,7 +28,7 @@ from small_run import SMALL
 
 import imgrec
 from imgrec import cli, config
-from imgrec.config.compose import quoted
+from imgrec.config.compose import compose_config, quoted
 from imgrec.distributed import signals
 from imgrec.errors import ConfigError, Stopped
 from imgrec.sweeps.folder import Job, SweepFolder, choose_sweep_folder, open_sweep_folder
@@ -318,6 +318,13 @@ def test_values_of_every_kind_of_sweep() -> None:
     assert len(values.pop("optim.betas")) == 2
     assert values == {"optim.lr": ["0.1", "0.2"], "seed": ["0", "1", "2"], "model": ["lenet"], "epochs": ["3"]}
     assert (plan.base["seed"], plan.base["epochs"], plan.base["optim"]["lr"]) == (0, 3, 0.1)
+
+
+@pytest.mark.parametrize("override", ["logger.tags.a=-1,text", "+logger.tags.a.b=1,[2]", "logger.tags={a: 1},{b: 2}"])
+def test_keys_that_are_passed_on_unchecked_have_any_values(override: str) -> None:
+    jobs = plan_sweep(["logger=mlflow", override], None).grid()
+    tags = [compose_config("train", job)["logger"]["tags"] for job in jobs]
+    assert tags in ([{"a": -1}, {"a": "text"}], [{"a": {"b": 1}}, {"a": {"b": [2]}}], [{"a": 1}, {"b": 2}])
 
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)

@@ -126,7 +126,7 @@ def check_options(command: str, overrides: Sequence[Any], config_dir: str | None
 
 def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: Sequence[str]) -> None:
     """ConfigError for an override of a key that the reference does not have, or that adds or deletes one."""
-    known = dict(_keys(reference))
+    known = dict(all_keys(reference))
     free = tuple(f"{key}." for key, value in known.items() if value == {})  # keys in it are passed to a library unchecked
     for override in overrides:
         key, text = override.key_or_group, repr(override.input_line)
@@ -166,12 +166,12 @@ def _listed(node: Node) -> str:
     return ", ".join(key for key in node if not key.startswith("_"))
 
 
-def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def all_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of every key, also of the groups of keys."""
     for key, value in node.items():
         yield prefix + key, value
         if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from all_keys(value, f"{prefix}{key}.")
 
 
 def conform(value: Any, like: Any, path: str = "", *, types: Mapping[str, Any], ranges: bool = True) -> Any:
@@ -186,7 +186,7 @@ def conform(value: Any, like: Any, path: str = "", *, types: Mapping[str, Any], 
                 f"{path}={format_value(value)}: expected a group of keys. Type {path}.KEY=VALUE; its keys are {_listed(like)}."
             )
         if "_target_" in value:
-            ranges = value["_target_"] in shipped_targets()
+            ranges = any(value["_target_"] == target for target in shipped_targets())
         checked: Node = {}
         for key, inner in value.items():
             name = f"{path}.{key}" if path else key
@@ -198,7 +198,7 @@ def conform(value: Any, like: Any, path: str = "", *, types: Mapping[str, Any], 
         return checked
     hint = types.get(path, _shipped_type(like))
     if hint is float and is_number(value):
-        value = float(value)
+        value = float(str(value))  # an integer of any size; inf is in no range
     if is_number(value) and not matches_type(value, hint) and matches_type(str(value), hint):
         value = str(value)  # id=5
     if hint == dict[str, float] | None and isinstance(value, dict):

@@ -11,7 +11,6 @@ import typing
 from collections.abc import Sequence
 from copy import deepcopy
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgrec.config.checks import check_keys, check_options, check_together, conform
@@ -52,10 +51,11 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
             ) from error
     for override in parsed:
         if override.is_sweep_override():
-            raise ConfigError(
-                f"{override.input_line!r} has several values. Type imgrec train -m {override.input_line} for a job of each, "
-                f"or {override.key_or_group}=[...] for a list."
+            key, text = override.key_or_group, override.input_line
+            advice = (
+                f"imgrec train -m {text} for a job of each, or {key}=[...] for a list" if command == "train" else f"{key}=VALUE"
             )
+            raise ConfigError(f"{text!r} has several values. Type {advice}.")
         if override.package is not None:
             raise ConfigError(f"{override.input_line!r}: there is no key with @. Type {override.key_or_group}=VALUE.")
     options = [override for override in parsed if override.key_or_group in groups]
@@ -84,9 +84,10 @@ def hydra_tree(
     """(resolved tree, choice made in each group) of the options of config groups and the overrides of keys, unchecked."""
     from omegaconf import OmegaConf
 
-    own = sorted(Path(config_dir).rglob("*.yaml")) if config_dir else []
-    written = tuple((file, file.stat().st_mtime_ns) for file in own)
-    composed, choices = _compose_options(command, tuple(options), config_dir, written)
+    OmegaConf.register_new_resolver("by_size", by_size, replace=True)
+    # What the user's own yaml composes to depends on files that change and on the environment.
+    compose_options = _compose_options if config_dir else _shipped_options
+    composed, choices = compose_options(command, tuple(options), config_dir)
     config = deepcopy(composed)
     for override in keys:
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add() or override.is_force_add())
@@ -95,29 +96,27 @@ def hydra_tree(
     return typing.cast(Node, tree), dict(choices)
 
 
-# A tenth of a second each, and the keys of most command lines stand beside the same options.
-@lru_cache(maxsize=64)
-def _compose_options(
-    command: str, options: tuple[str, ...], config_dir: str | None, written: tuple[tuple[Path, int], ...]
-) -> "tuple[DictConfig, dict[str, str]]":
-    """`written`: when the user's own yaml was, which is read again after a change."""
+def _compose_options(command: str, options: tuple[str, ...], config_dir: str | None) -> "tuple[DictConfig, dict[str, str]]":
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     outer = GlobalHydra.instance().hydra  # of a program that has its own, and calls this one
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-            paths = [f"hydra.searchpath=[file://{own}]" for own in conf_dirs(config_dir)[:-1]]
+            paths = [f"hydra.searchpath=[{quoted(f'file://{own}')}]" for own in conf_dirs(config_dir)[:-1]]
             config = hydra_compose(command, [*options, *paths], return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer
     named = group_names(config_dir)
     choices = {group: option for group, option in config.hydra.runtime.choices.items() if group in named}
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), choices
+
+
+# A tenth of a second each, and the keys of most command lines stand beside the same options.
+_shipped_options = lru_cache(maxsize=64)(_compose_options)
 
 
 def by_size(size: Any, small: Any, large: Any) -> Any:

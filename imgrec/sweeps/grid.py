@@ -5,11 +5,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from typing import Any, Literal, cast
 
-from imgrec.config.checks import conform
+from imgrec.config.checks import all_keys, conform
 from imgrec.config.compose import compose_config, hydra_tree
 from imgrec.config.options import group_names, option_names
 from imgrec.config.schema import Node, run_types
@@ -201,9 +199,10 @@ def _check_values(arguments: Sequence[Argument], config_dir: str | None) -> Node
         key, values = argument.key, argument.values[1:]
         if key not in groups:
             shipped = hydra_tree("train", chosen, config_dir)[0] if values else {}
-            for value in values:
+            known = dict(all_keys(shipped))
+            for value in values if key in known else ():  # others are passed to a library unchecked
                 parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
-                conform(parsed, reduce(getitem, key.split("."), shipped), key, types=run_types(shipped))
+                conform(parsed, known[key], key, types=run_types(shipped))
             continue
         # Keys set beside an option must be in it.
         every = key == "experiment" or config_dir or any(other.key.startswith(f"{key}.") for other in arguments)
