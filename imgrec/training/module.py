@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torchmetrics import MeanMetric
 
 from imgrec.config.instantiate import instantiate
@@ -37,6 +37,7 @@ class Classifier(pl.LightningModule):
     """
 
     test_report: Report  # of the last test
+    _objectives: Tensor  # their sum over the micro-batches of the global batch so far, on this rank
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class Classifier(pl.LightningModule):
             # The loss is a zero that depends on every parameter, as DDP waits for the gradient of each.
             empty_sums = [weight.reshape(-1)[:0].sum() for weight in self.net.parameters() if weight.requires_grad]
             self._update_without_samples()
-            return torch.stack(empty_sums).sum()
+            return self._noted(torch.stack(empty_sums).sum(), batch_idx)
         images, targets = self.augmented(batch)
         logits: Tensor = self.net(images).float()
         losses = self.loss(logits, targets)
@@ -95,7 +96,20 @@ class Classifier(pl.LightningModule):
         self.train_loss.update(losses.detach(), torch.ones_like(losses))
         correct = targets.gather(1, logits.argmax(1, keepdim=True))[:, 0]  # a share with soft targets
         self.train_accuracy.update(correct, torch.ones_like(correct))
+        return self._noted(objective, batch_idx)
+
+    def _noted(self, objective: Tensor, batch_idx: int) -> Tensor:
+        """The objective of a micro-batch, which it adds to those of its global batch."""
+        begins = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self._objectives = objective.detach() if begins else self._objectives + objective.detach()
         return objective
+
+    def step_loss(self) -> Tensor:
+        """The loss of the last step: the mean over its global batch, with penalties. A collective; it does not wait for a GPU."""
+        loss = self._objectives / (self.trainer.world_size * self.trainer.accumulate_grad_batches)
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(loss)
+        return loss
 
     def _skips_forward(self, batch: Batch) -> bool:
         """Whether this rank has no samples, of which batch norm makes NaN, and no other waits for its forward pass."""

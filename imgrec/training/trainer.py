@@ -90,13 +90,14 @@ def run_callbacks(
     run: RunConfig, run_dir: RunDir, terminal: Terminal, history: History, boundary: StepBoundary
 ) -> list[pl.Callback]:
     """The callbacks of a training in the order that they need: the step boundary first, the best checkpoint last."""
+    steps = LogSteps(run.to_dict(), every_steps=run.trainer.log_every_steps)
     callbacks: list[pl.Callback] = [
         boundary,
         FiniteLoss(run_dir.checkpoints),
         Throughput(),
         history,
-        EpochLines(terminal, history),
-        LogSteps(run.to_dict(), every_steps=run.trainer.log_every_steps),
+        steps,
+        EpochLines(terminal, history, steps),
     ]
     if run.finetune.freeze_epochs:
         callbacks.append(FreezeBackbone(run.finetune.freeze_epochs))

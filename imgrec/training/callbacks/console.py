@@ -7,6 +7,7 @@ import pytorch_lightning as pl
 
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
+from imgrec.training.callbacks.logger import LogSteps
 from imgrec.training.callbacks.throughput import WORTH_SAYING
 from imgrec.training.lightning_compat import count_micro_batches
 
@@ -25,10 +26,10 @@ EVERY_SECONDS = 0.1  # how often the loss beside the bar is fetched from the dev
 
 
 class EpochLines(pl.Callback):
-    """Prints the figures that History collected; so it stands behind it in the list of callbacks."""
+    """Prints the figures that History and LogSteps collected; so it stands behind them in the list of callbacks."""
 
-    def __init__(self, terminal: Terminal, history: History) -> None:
-        self.terminal, self.history = terminal, history
+    def __init__(self, terminal: Terminal, history: History, steps: LogSteps) -> None:
+        self.terminal, self.history, self.steps = terminal, history, steps
         self._progress = terminal.bar()
         self._said_waiting, self._left_out = False, 0
 
@@ -50,14 +51,15 @@ class EpochLines(pl.Callback):
             self._progress.remove_task(task)
         self._progress.add_task(what, total=total, note="", completed=done)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         if self._progress.disable:
             return
         (task,) = self._progress.tasks
         self._progress.advance(task.id)
         elapsed = task.elapsed or 0
-        if outputs is not None and elapsed > EVERY_SECONDS * (1 + task.fields.get("shown", 0)):
-            self._progress.update(task.id, note=f"loss {float(outputs['loss']):.4f}", shown=int(elapsed / EVERY_SECONDS))
+        loss = self.steps.loss if trainer.training else None
+        if loss is not None and elapsed > EVERY_SECONDS * (1 + task.fields.get("shown", 0)):
+            self._progress.update(task.id, note=f"loss {float(loss):.4f}", shown=int(elapsed / EVERY_SECONDS))
 
     on_validation_batch_end = on_train_batch_end  # type: ignore[assignment]
 

@@ -5,27 +5,39 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
+from torch import Tensor
 
 from imgrec.config.schema import Node, leaves
 from imgrec.training.module import Classifier
 
 
 class LogSteps(pl.Callback):
-    """Logs on the first rank; with logger=none it does nothing."""
+    """Logs on the first rank; with logger=none it logs nothing.
+
+    `loss`: of the newest step; where several ranks train, of the newest that was logged, as the ranks have to add it up.
+    """
+
+    loss: Tensor | None = None
 
     def __init__(self, config: Node, *, every_steps: int) -> None:
         self.config, self.every_steps = config, every_steps
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step
         if trainer.logger is not None and not isinstance(trainer.logger, TensorBoardLogger):  # which gets it at the end
             trainer.logger.log_hyperparams(flat_config(self.config))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        logger, step = trainer.logger, trainer.global_step
-        if logger is None or isinstance(logger, DummyLogger) or step == 0:
-            return
-        if step % self.every_steps == 0 and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            logger.log_metrics({"step/loss": float(outputs["loss"]), "step/lr": learning_rate(trainer)}, step)
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        assert isinstance(pl_module, Classifier)
+        step, due = trainer.global_step, trainer.global_step % self.every_steps == 0
+        if step == self._step:
+            return  # it is not complete
+        self._step = step
+        if due or trainer.world_size == 1:
+            self.loss = pl_module.step_loss()
+        if due and trainer.logger is not None and not isinstance(trainer.logger, DummyLogger):
+            assert self.loss is not None
+            trainer.logger.log_metrics({"step/loss": float(self.loss), "step/lr": learning_rate(trainer)}, step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.logger is not None:

@@ -7,6 +7,8 @@ import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
 
+from imgrec.training.module import Classifier
+
 
 class LRRange(pl.Callback):
     """Sets `rates[i]` in step i, times each group's share of `lr` (the optimizer's); `losses[i]` is its mean loss.
@@ -25,7 +27,6 @@ class LRRange(pl.Callback):
         self.rates, self.lr, self.diverged, self.advance = rates, lr, diverged, advance
         self.losses: list[float] = []
         self.stopped = False
-        self._sum = 0.0  # over the micro-batches of a step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._shares = [group["lr"] / self.lr for group in trainer.optimizers[0].param_groups]
@@ -34,12 +35,10 @@ class LRRange(pl.Callback):
         for group, share in zip(trainer.optimizers[0].param_groups, self._shares, strict=True):
             group["lr"] = float(self.rates[trainer.global_step]) * share
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any) -> None:
-        # Lightning has divided the loss by the number of micro-batches.
-        self._sum += float(trainer.strategy.reduce(outputs["loss"], reduce_op="mean"))
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        assert isinstance(pl_module, Classifier)
         if trainer.global_step == len(self.losses):
             return  # the step is not complete
-        self.losses.append(self._sum)
-        self._sum = 0.0
+        self.losses.append(float(pl_module.step_loss()))
         self.advance()
         trainer.should_stop = self.stopped = self.diverged(np.array(self.losses))
