@@ -70,7 +70,7 @@ def _check_files(config: EvaluateConfig) -> tuple[Path, Path, Path | None]:
 
 
 def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, group: WorkerGroup) -> int:
-    from imgrec.inference.checkpoint import load_checkpoint, package_versions
+    from imgrec.inference.checkpoint import load_checkpoint, package_versions, weights_hash
     from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
     from imgrec.inference.evaluation import evaluation_images
     from imgrec.inference.metrics import print_report
@@ -116,7 +116,8 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
         )
     content = {
         "imgrec": "evaluate",
-        "checkpoint": str(file),
+        "checkpoint": str(file.relative_to(out.parent) if file.is_relative_to(out.parent) else file),
+        "weights": weights_hash(checkpoint.content),
         "split": config.split if config.folder is None else None,
         "folder": config.folder,
         "figures": report.to_dict(),

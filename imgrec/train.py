@@ -84,7 +84,7 @@ def _train(
     from imgrec.training import summary
     from imgrec.training.callbacks.history import History
     from imgrec.training.callbacks.tensorboard import truncate_event_files
-    from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point
+    from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
     from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
@@ -111,7 +111,7 @@ def _train(
     net, transferred = initial_network(run.model, run.weights, data.classes)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)
     classifier = Classifier(run, net, data, augment, loaders.plan)
-    history = History(run_dir.path / "metrics.csv", run.monitor)
+    history = History(run_dir.path / "metrics.csv", run.monitor, lost_best=resume is not None and resume.lost_best)
     with opened_logger(run.logger, run_dir.path, rank=world.rank) as logger, closing(loaders):
         trainer = build_trainer(
             run.trainer,
@@ -133,8 +133,9 @@ def _train(
         else:
             trainer.fit(classifier, datamodule=loaders, ckpt_path=resume.file if resume else None, weights_only=True)
             writer.wait()
-        report = summary.test_best(trainer, classifier, loaders, run_dir)
-        result = summary.run_result(run, history, report, loaders.bad_images(), device, size, command)
+        tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
+        report = summary.test_network(trainer, classifier, loaders, tested)
+        result = summary.run_result(run, history, tested, report, loaders.bad_images(), device, size, command)
         if world.rank == 0:
             run_dir.record(result)
             summary.print_result(terminal, run_dir.path, result, report)

@@ -69,7 +69,9 @@ def evaluate(*words):
 def test_the_test_split_has_the_figures_of_the_training(run, capsys):
     assert evaluate(f"ckpt={run}") == 0
     found = json.loads((run / "evaluate_test.json").read_text())
-    trained = json.loads((run / "result.json").read_text())["test"]
+    result = json.loads((run / "result.json").read_text())
+    trained, named = result["test"], result["weights"]["test"]
+    assert (found["checkpoint"], found["weights"]) == (named["file"], named["sha256"])  # the path as the run may be moved
     assert found["figures"] == trained  # the loss to the last bit
     assert 0.3 < trained["accuracy"] < 1
     assert found["unread_images"] == []

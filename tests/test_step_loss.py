@@ -14,7 +14,6 @@ from rich.console import Console
 from test_train import WHOLE, start
 
 from imgrec.config.schema import RunConfig
-from imgrec.terminal import Terminal
 from imgrec.train import fit
 from imgrec.training.callbacks import console
 

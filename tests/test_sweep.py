@@ -153,6 +153,15 @@ next:
     assert [job["number"] for job in kept["jobs"]] == [1, 0]
 
 
+def test_a_sweep_that_is_moved_is_finished_where_it_is(sweep: Sweep, trained: list[float], tmp_path: Path) -> None:
+    assert sweep("optim.lr=0.1,0.25,0.01") == 130
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert sweep("optim.lr=0.1,0.25,0.01", "runs_dir=moved") == 0
+    assert trained == [0.1, INTERRUPTED, INTERRUPTED, 0.01]
+    assert {row["folder"] for row in rows("moved/fake_lenet/sweep_1")} == {f"moved/fake_lenet/sweep_1/{job}" for job in range(3)}
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.slow
 def test_an_interrupted_sweep_is_resumed_where_it_ended(
     sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]

@@ -1,9 +1,11 @@
 """Reading a checkpoint: plain data with a format version, checked before it is used."""
 
+import hashlib
 import pickle
 import platform
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,9 +133,18 @@ class Checkpoint:
         return loss
 
 
-def network_state(content: dict[str, Any]) -> dict[str, Any]:
+def network_state(content: Mapping[str, Any]) -> dict[str, Any]:
     """The network's tensors of a checkpoint's content, by their names in the network. With EMA they are the averaged weights."""
     return {key.removeprefix("net."): value for key, value in content["state_dict"].items() if key.startswith("net.")}
+
+
+def weights_hash(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the network's tensors and their names, types and shapes: equal for all files that hold the same weights."""
+    digest = hashlib.sha256()
+    for name, tensor in network_state(content).items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

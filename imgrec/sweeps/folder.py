@@ -123,8 +123,13 @@ class SweepFolder:
         return True
 
     def add(self, overrides: list[str]) -> Job:
-        """The job with these overrides, in any order; a new one has the next number."""
-        same = (job for job in self.jobs if sorted(job.overrides) == sorted(overrides))
+        """The job with these overrides, in any order and but for those that say where and how fast; a new one has the next number."""
+        keys = {text.partition("=")[0] for text in self.arguments}
+
+        def what(overrides: list[str]) -> list[str]:
+            return sorted(text for text in overrides if text.partition("=")[0] in keys)
+
+        same = (job for job in self.jobs if what(job.overrides) == what(overrides))
         return next(same, None) or self.append(overrides)
 
     def append(self, overrides: list[str], thresholds: Sequence[float] = ()) -> Job:
@@ -148,7 +153,8 @@ class SweepFolder:
 
     def _save(self) -> None:
         """Write sweep.json, from which a sweep is resumed, and sweep.csv."""
-        stored = {"arguments": self.arguments, "monitor": self.monitor, "jobs": [asdict(job) for job in self.ranked()]}
+        jobs = [asdict(job) | {"folder": Path(job.folder).name} for job in self.ranked()]  # relative, as a sweep may be moved
+        stored = {"arguments": self.arguments, "monitor": self.monitor, "jobs": jobs}
         atomic_write(self.path / "sweep.json", json.dumps(stored, indent=1))
         varying = self.varying()
         columns = ["rank", "job", "status", *varying, self.monitor, "test_accuracy", "train_seconds", "folder", "error"]
@@ -216,5 +222,5 @@ def metrics(folder: str) -> list[dict[str, str]]:
 
 def _read(path: Path) -> SweepFolder:
     stored = json.loads((path / "sweep.json").read_text())
-    jobs = sorted((Job(**job) for job in stored["jobs"]), key=lambda job: job.number)
+    jobs = sorted((Job(**{**job, "folder": str(path / job["folder"])}) for job in stored["jobs"]), key=lambda job: job.number)
     return SweepFolder(path, stored["arguments"], stored["monitor"], jobs)

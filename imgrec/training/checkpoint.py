@@ -16,10 +16,11 @@ from imgrec.config.schema import Node, RunConfig
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import CheckpointError, DamagedError, first_line
 from imgrec.files import atomic_file
-from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint
+from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint, weights_hash
 from imgrec.training.lightning_compat import LoopPosition
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
+BEST = "best.ckpt"  # the checkpoint that is tested
 
 
 def checkpoint_metadata(run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, Any]) -> Node:
@@ -37,6 +38,7 @@ class CheckpointWriter(TorchCheckpointIO):
     """Writes in a thread, so that training continues, to a temporary name that is renamed at the end.
 
     The checkpoint is copied before `save_checkpoint` returns. The next save or `wait` raises an error of the thread.
+    `weights`: the hash of the weights in the newest file of each name; that of best.ckpt stands in last.ckpt too.
     """
 
     def __init__(self, metadata: Node, resume: "ResumePoint | None" = None) -> None:
@@ -45,6 +47,7 @@ class CheckpointWriter(TorchCheckpointIO):
         self._thread = ThreadPoolExecutor(1, "imgrec-save")
         self._writing: Future[None] | None = None
         self.seconds = 0.0  # processor time of the last write
+        self.weights: dict[str, str] = {} if resume is None or resume.best is None else {BEST: resume.best}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         self.wait()  # no more than one copy in memory
@@ -52,6 +55,9 @@ class CheckpointWriter(TorchCheckpointIO):
 
     def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
         start = time.thread_time()
+        self.weights[path.name] = weights_hash(checkpoint)
+        if "resume" in checkpoint:
+            checkpoint["resume"]["best"] = self.weights.get(BEST)
         write_checkpoint(checkpoint, path)
         self.seconds = time.thread_time() - start
 
@@ -95,11 +101,17 @@ class ResumePoint:
 
     file: Path
     state: Node
+    lost_best: bool  # whether best.ckpt does not hold the best weights so far
     checkpoint: dict[str, Any] | None = None  # on rank 0, until it is loaded: training does not hold it in memory
 
     @property
     def position(self) -> LoopPosition:
         return LoopPosition(**self.state["position"])
+
+    @property
+    def best(self) -> str | None:
+        """The hash of the best weights so far, None before the first epoch has ended."""
+        return self.state.get("best")
 
     def load(self) -> dict[str, Any]:
         checkpoint, self.checkpoint = self.checkpoint, None
@@ -113,10 +125,10 @@ def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint |
     """
     latest: tuple[Path, dict[str, Any]] | None = None  # on rank 0
 
-    def find() -> tuple[Path, Node] | None:
+    def find() -> tuple[Path, Node, bool] | None:
         nonlocal latest
         latest = latest_checkpoint(folder, say)
-        return latest and (latest[0], latest[1]["resume"])
+        return latest and (latest[0], latest[1]["resume"], _has_lost_best(folder, latest[1], say))
 
     point = on_first_rank(find)
     return point and ResumePoint(*point, latest and latest[1])
@@ -137,3 +149,56 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, d
             raise CheckpointError(f"{file} has no 'resume' entry: it cannot be resumed. Set resume=false to start a new run.")
         return file, checkpoint
     return None
+
+
+def _has_lost_best(folder: Path, latest: dict[str, Any], say: Callable[[str], None]) -> bool:
+    """Whether best.ckpt no longer has the weights that were the best when `latest` was saved, with a message.
+
+    Those of a later step are no loss: the epoch that saved them is trained again. After the last epoch see `read_tested`.
+    """
+    weights, stage = latest["resume"].get("best"), latest["resume"]["position"]["stage"]
+    if weights is None or stage == "end":
+        return False
+    best, problem = _read_best(folder, weights)
+    if problem is None or (best is not None and best["global_step"] > latest["global_step"]):
+        return False
+    say(f"{problem} The best epoch is chosen from those that are left to train.")
+    return True
+
+
+def _read_best(folder: Path, weights: str | None) -> tuple[dict[str, Any] | None, str | None]:
+    """The content of best.ckpt where it can be read, and what is wrong unless it has the weights of this hash."""
+    file = folder / BEST
+    if not file.is_file():
+        return None, f"{file} is missing."
+    try:
+        best = read_checkpoint(file)
+    except CheckpointError as error:
+        return None, str(error)
+    return best, None if weights_hash(best) == weights else f"{file} has other weights than those of the best epoch."
+
+
+@dataclass
+class Tested:
+    """The checkpoint that is tested at the end of a run."""
+
+    name: str
+    weights: Mapping[str, str]  # the hashes of best.ckpt, if there was one, and last.ckpt; on all ranks
+    content: dict[str, Any]
+
+
+def read_tested(folder: Path, weights: Mapping[str, str], say: Callable[[str], None]) -> Tested:
+    """best.ckpt, or where that is lost last.ckpt, with a message unless it has the same weights. The same on all ranks."""
+    best: dict[str, Any] | None = None  # on rank 0
+
+    def find() -> tuple[str, Node]:
+        nonlocal best
+        best, problem = _read_best(folder, weights.get(BEST))
+        # There is none of last.ckpt where a run resumes after its last epoch.
+        known = {LAST: weights[LAST] if LAST in weights else weights_hash(read_checkpoint(folder / LAST)), **weights}
+        if problem is not None and known.get(BEST, known[LAST]) != known[LAST]:
+            say(f"{problem} The weights of the last epoch are tested.")
+        return LAST if problem else BEST, known
+
+    name, known = on_first_rank(find)
+    return Tested(name, known, best if name == BEST and best is not None else read_checkpoint(folder / name))

@@ -10,17 +10,16 @@ import pytorch_lightning as pl
 import torch
 from rich.table import Table
 
-from imgrec.config.schema import DataConfig, Precision, RunConfig, Split
+from imgrec.config.schema import DataConfig, Node, Precision, RunConfig, Split
 from imgrec.data.datamodule import DataModule
-from imgrec.inference.checkpoint import package_versions, read_checkpoint
+from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report, worst_classes
 from imgrec.models.summary import ModelSize
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
-from imgrec.training.checkpoint import ResumePoint
+from imgrec.training.checkpoint import BEST, LAST, ResumePoint, Tested
 from imgrec.training.module import Classifier
 from imgrec.training.optimizer import rate_sentence
-from imgrec.training.run_dir import RunDir
 
 WORST = 3  # classes printed at the end
 
@@ -85,10 +84,9 @@ def _name(node: dict[str, Any]) -> str:
     return str(node["_target_"]).rpartition(".")[2]
 
 
-def test_best(trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, run_dir: RunDir) -> Report | None:
-    """The report of the best checkpoint on the test split, None without one. Loads its weights into `classifier`."""
-    best = run_dir.best if run_dir.best.exists() else run_dir.last
-    classifier.load_state_dict(read_checkpoint(best)["state_dict"])
+def test_network(trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, tested: Tested) -> Report | None:
+    """The report of a checkpoint on the test split, None without one. Loads its weights into `classifier`."""
+    classifier.load_state_dict(tested.content["state_dict"])
     if not loaders.data.counts("test").any():
         return None
     trainer.test(classifier, datamodule=loaders, verbose=False)
@@ -98,6 +96,7 @@ def test_best(trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, 
 def run_result(
     run: RunConfig,
     history: History,
+    tested: Tested,
     report: Report | None,
     left_out: list[str],
     device: str,
@@ -106,8 +105,14 @@ def run_result(
 ) -> dict[str, Any]:
     """The content of result.json."""
     best, last = history.best(), history.rows[-1]
+    rows = {BEST: best, LAST: last}
+
+    def measured_with(name: str) -> Node | None:
+        row = rows[name]
+        return row and {"file": f"checkpoints/{name}", "epoch": row["epoch"], "sha256": tested.weights[name]}
+
     return {
-        "summary": result_sentence(report, best or last, run.monitor),
+        "summary": result_sentence(report, rows[tested.name] or last, best, run.monitor),
         "status": "finished",
         "name": run.name,
         "command": command_line(command),
@@ -115,6 +120,11 @@ def run_result(
         "best": best,
         "last": last,
         "test": None if report is None else report.to_dict(),
+        "weights": {  # with which these figures were measured
+            "best": measured_with(BEST),
+            "last": measured_with(LAST),
+            "test": None if report is None else measured_with(tested.name),
+        },
         "left_out": left_out,
         "train_seconds": round(sum(row.get("seconds", 0.0) for row in history.rows), 2),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -132,9 +142,11 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join([*start, *argv[1:]])
 
 
-def result_sentence(report: Report | None, row: dict[str, Any], monitor: str) -> str:
-    """The result in a line; row: the metrics of the best epoch."""
+def result_sentence(report: Report | None, row: dict[str, Any], best: dict[str, Any] | None, monitor: str) -> str:
+    """The result in a line; row: the metrics of the epoch whose weights were tested, best: those of the best epoch."""
     epoch = f"best epoch {row['epoch']} by {monitor}"
+    if best is not None and best["epoch"] != row["epoch"]:
+        epoch = f"epoch {row['epoch']}, as the weights of the best, epoch {best['epoch']} by {monitor}, are lost"
     if report is None:
         return f"validation accuracy {percent(row['val/accuracy'])} ({epoch}; there is no test split)"
     top5 = "" if report.top5 is None else f", top-5 {percent(report.top5)}"

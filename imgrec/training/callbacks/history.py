@@ -21,17 +21,18 @@ class History(pl.Callback):
     """Collects the figures of each epoch after validation and rewrites metrics.csv.
 
     The rows travel in the checkpoint, so a resumed run shows each epoch once. `best` marks the best ones so far.
+    lost_best: their weights are lost, so a resumed run chooses the best from the epochs that are left.
     """
 
-    def __init__(self, path: Path, monitor: str) -> None:
-        self.path, self.monitor = path, monitor
+    def __init__(self, path: Path, monitor: str, *, lost_best: bool = False) -> None:
+        self.path, self.monitor, self.lost_best = path, monitor, lost_best
         self.rows: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = list(state_dict["rows"])
+        self.rows = [row | {"best": row["best"] and not self.lost_best} for row in state_dict["rows"]]
 
     def best(self) -> dict[str, Any] | None:
         """The row of the best epoch."""
