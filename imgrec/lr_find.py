@@ -124,7 +124,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
         devices = devices[:1] if isinstance(devices, list) else 1
     lr_range = LRRange(rates, lr=run.optim["lr"], diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance)
     trainer = build_trainer(
-        replace(run.trainer, devices=devices, limit_val_batches=0),
+        replace(run.trainer, devices=devices),
         loaders.plan,
         world,
         callbacks=[lr_range],
@@ -132,6 +132,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
         max_steps=len(rates),
         max_epochs=-1,
         enable_checkpointing=False,
+        limit_val_batches=0,
     )
     net, _ = initial_network(run.model, run.weights, data.classes)
     classifier = Classifier(run, net, data, augment, loaders.plan, with_schedule=False)

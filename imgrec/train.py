@@ -80,6 +80,7 @@ def _train(
     import pytorch_lightning as pl
 
     from imgrec.data.datamodule import DataModule
+    from imgrec.data.readable import check_readable
     from imgrec.models.summary import measure_size
     from imgrec.training import summary
     from imgrec.training.callbacks.history import History
@@ -100,6 +101,7 @@ def _train(
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
     data, augment = instantiate(run.data.to_node()), instantiate(run.augment)
+    check_readable(data)
     run = run.with_classes(len(data.classes))
     _stop_if_requested(world)
     heartbeat.doing = "starting"

@@ -54,13 +54,14 @@ def whole(split: ImageFiles, epoch: int = 0):
 
 
 RUN = {"seed": 5, "batch_size": 4, "max_device_batch": 64, "num_workers": 0, "sampling": "shuffle", "class_weights": None}
+LIMITS = SimpleNamespace(limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0)
 
 
 @pytest.fixture
 def data_module() -> Iterator[Callable[..., DataModule]]:
     with ExitStack() as stack:
         yield lambda data, augment=None, **change: stack.enter_context(
-            closing(DataModule(SimpleNamespace(**{**RUN, **change}), data, augment, devices=1))
+            closing(DataModule(SimpleNamespace(**{**RUN, "trainer": LIMITS, **change}), data, augment, devices=1))
         )
 
 

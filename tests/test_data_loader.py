@@ -26,10 +26,11 @@ from imgrec.errors import ConfigError, DataError
 
 COMMON = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.25], "resize": "squash", "crop_share": 1.0, "split_seed": 0}
 RUN = {"seed": 3, "batch_size": 16, "max_device_batch": 8, "num_workers": "auto", "sampling": "shuffle", "class_weights": None}
+LIMITS = SimpleNamespace(limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0)
 
 
 def data_module(data: ImageData, *, augment=None, devices: int = 1, start=(0, 0), **change) -> DataModule:
-    return DataModule(SimpleNamespace(**{**RUN, **change}), data, augment, devices=devices, start=start)
+    return DataModule(SimpleNamespace(**{**RUN, "trainer": LIMITS, **change}), data, augment, devices=devices, start=start)
 
 
 def fake(**change) -> Fake:

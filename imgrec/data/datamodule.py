@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytorch_lightning as pl
 
-from imgrec.config.schema import RunConfig
+from imgrec.config.schema import Limit, RunConfig, Split
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch
 from imgrec.data.class_balance import training_order
@@ -34,7 +34,8 @@ class DataModule(pl.LightningDataModule):
             devices=devices,
             max_device_batch=run.max_device_batch,
             pairs=augment is not None and augment.mixes,
-        )
+        ).limited(run.trainer.limit_train_batches)
+        self._limits: dict[Split, Limit] = {"val": run.trainer.limit_val_batches, "test": run.trainer.limit_test_batches}
         # torchrun says how many processes share the machine; else it is one machine with all of them.
         processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
         self.workers = worker_count(run.num_workers, in_memory=data.in_memory, processes_here=processes_here)
@@ -49,14 +50,15 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self._training, requests)
 
     def val_dataloader(self) -> Loader:
-        return self.evaluation_loader(self.data.split("val"))
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> Loader:
-        return self.evaluation_loader(self.data.split("test"))
+        return self._evaluation_loader("test")
 
-    def evaluation_loader(self, images: ImageSet) -> Loader:
+    def _evaluation_loader(self, split: Split) -> Loader:
         """Every image once over all ranks, in order; a rank may get an empty last batch, so that all have equally many."""
-        plan = split_epoch(len(images), self._evaluation_batch * self.plan.devices, devices=self.plan.devices)
+        images, devices = self.data.split(split), self.plan.devices
+        plan = split_epoch(len(images), self._evaluation_batch * devices, devices=devices).limited(self._limits[split])
         requests = EpochBatches(plan, lambda epoch: np.arange(len(images)), epoch=lambda: 0, rank=self._rank())
         return self._loader(images, requests)
 

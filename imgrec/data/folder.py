@@ -55,6 +55,11 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def skips(self) -> bool:
+        """Whether unreadable images are left out."""
+        return self.on_bad_image["on_bad_image" if self.training else "on_bad_image_eval"] == "skip"
+
     def path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 

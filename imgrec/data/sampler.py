@@ -1,7 +1,7 @@
 """The order of samples: a function of (seed, epoch), equal on any number of ranks and after a resume."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 from typing import Literal
@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from imgrec.config.checks import check_batch_divides
+from imgrec.config.schema import Limit
 from imgrec.data.batch import Indices, Request
 from imgrec.errors import ConfigError, plural
 
@@ -103,6 +104,11 @@ class BatchPlan:
     last: BatchParts  # of the last global batch, which may be short
     steps_per_epoch: int  # global batches, and so optimizer steps
 
+    def limited(self, limit: Limit) -> "BatchPlan":
+        """Of a shorter epoch: a number of its global batches, or a share of them, one at least."""
+        steps = min(limit, self.steps_per_epoch) if isinstance(limit, int) else max(1, int(limit * self.steps_per_epoch))
+        return self if steps == self.steps_per_epoch else replace(self, last=self.full, steps_per_epoch=steps)
+
     @property
     def devices(self) -> int:
         return len(self.full)
@@ -115,6 +121,11 @@ class BatchPlan:
     def per_device(self) -> int:
         """Most samples on a device at once."""
         return max(largest_part(self.full), largest_part(self.last))
+
+    @property
+    def has_single(self) -> bool:
+        """Whether a device has a single sample at once."""
+        return any(part.stop - part.start == 1 for parts in (*self.full, *self.last) for part in parts)
 
     def __str__(self) -> str:
         exact = self.global_size == self.devices * self.per_device * self.accumulate

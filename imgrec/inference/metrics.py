@@ -14,6 +14,8 @@ from rich.table import Table
 from torch import Tensor, distributed
 from torchmetrics import Metric
 
+from imgrec.errors import DataError
+
 
 class TallySums(NamedTuple):
     """The sums of a ConfusionTally over all processes."""
@@ -93,12 +95,16 @@ def _share(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> npt
 def make_report(confusion: npt.ArrayLike, *, top5_hits: int, loss: float, classes: Sequence[str]) -> Report:
     """confusion: int64 [K, K], rows true; top5_hits: samples whose class is among the five best; loss: mean; classes: K names.
 
-    A share whose denominator is 0 is 0 (scikit-learn's zero_division=0).
+    A share whose denominator is 0 is 0 (scikit-learn's zero_division=0). DataError where there is no sample.
     """
     matrix = np.asarray(confusion, dtype=np.int64)
     assert matrix.shape == (len(classes), len(classes)), (matrix.shape, len(classes))
     count = int(matrix.sum())
-    assert count > 0, "a report needs at least one sample"
+    if not count:
+        raise DataError(
+            "data.on_bad_image_eval=skip: none of the images to measure on could be read. "
+            "Replace them, or set data.on_bad_image_eval=refuse to see which."
+        )
     sums = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
     hits, support, predicted = (part.astype(np.float64) for part in sums)
     precision, recall, f1 = _share(hits, predicted), _share(hits, support), _share(2 * hits, support + predicted)

@@ -32,6 +32,15 @@ def measure_size(net: nn.Module, *, channels: int, image_size: int) -> ModelSize
         raise ConfigError(f"{refused} ({first_line(error)[:150]}).{hint}") from error
 
 
+def trains_on_one(net: nn.Module, *, channels: int, image_size: int) -> bool:
+    """Whether the network can train on a batch of one image: batch norm cannot where it sees one pixel of each channel."""
+    try:
+        _flops(net, channels, image_size, training=True)
+    except (RuntimeError, ValueError) as error:
+        return "more than 1 value per channel" not in str(error)
+    return True
+
+
 def _accepts(net: nn.Module, channels: int, image_size: int) -> bool:
     try:
         _flops(net, channels, image_size)
@@ -40,18 +49,18 @@ def _accepts(net: nn.Module, channels: int, image_size: int) -> bool:
     return True
 
 
-def _flops(net: nn.Module, channels: int, image_size: int) -> int:
+def _flops(net: nn.Module, channels: int, image_size: int, *, training: bool = False) -> int:
     tensors = {name: tensor.detach().to("meta") for name, tensor in (*net.named_parameters(), *net.named_buffers())}
-    training = [(module, module.training) for module in net.modules()]
+    modes = [(module, module.training) for module in net.modules()]
     # FlopCounterMode cannot count torch's fused attention, which transformers use in eval mode.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    net.eval()
+    net.train(training)
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             functional_call(net, tensors, (torch.empty(1, channels, image_size, image_size, device="meta"),))
         return int(counter.get_total_flops())
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, mode in training:
+        for module, mode in modes:
             module.training = mode

@@ -21,10 +21,11 @@ from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.device_checks import trains_on_cuda
 from imgrec.distributed.sharding import is_sharded
 from imgrec.distributed.sync_batchnorm import convert_sync_batchnorm, has_sync_batchnorm
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, DataError
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.models.layers import layers
 from imgrec.models.losses import Loss
+from imgrec.models.summary import trains_on_one
 from imgrec.training.optimizer import build_optimizer, decayed, optimizer_node
 from imgrec.training.scheduler import lightning_schedulers
 
@@ -54,6 +55,11 @@ class Classifier(pl.LightningModule):
             raise ConfigError(
                 f"monitor=val/top5: expected more than 5 classes, but the data has {len(data.classes)}. Set monitor=val/accuracy."
             )
+        may_be_single = plan.has_single or getattr(data.splits.train, "skips", False)
+        size = {"channels": run.data.channels, "image_size": run.data.image_size}
+        self.least_samples = 2 if may_be_single and not trains_on_one(net, **size) else 1
+        if plan.has_single and self.least_samples > 1 and not (run.trainer.sync_batchnorm and plan.devices > 1):
+            raise ConfigError(_one_at_once(run, plan))
         if run.trainer.sync_batchnorm:
             net = convert_sync_batchnorm(net, on_cuda=trains_on_cuda(run.trainer))
         if run.trainer.compile:
@@ -112,8 +118,10 @@ class Classifier(pl.LightningModule):
         return loss
 
     def _skips_forward(self, batch: Batch) -> bool:
-        """Whether this rank has no samples, of which batch norm makes NaN, and no other waits for its forward pass."""
-        return not (len(batch.labels) or is_sharded(self.net) or (self.training and has_sync_batchnorm(self.net)))
+        """Whether this rank has too few samples for batch norm, as some were skipped, and no other waits for its forward pass."""
+        if len(batch.labels) >= (self.least_samples if self.training else 1):
+            return False
+        return not (is_sharded(self.net) or (self.training and has_sync_batchnorm(self.net)))
 
     def _update_without_samples(self) -> None:
         for metric in (self.train_loss, self.train_accuracy):
@@ -145,7 +153,13 @@ class Classifier(pl.LightningModule):
 
     def log_training(self) -> None:
         """Log the training metrics of the epoch. History calls it, as callbacks run before on_train_epoch_end here."""
-        self.log_dict({"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()})
+        figures = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
+        if figures["train/accuracy"].isnan():
+            raise DataError(
+                f"data.on_bad_image=skip: none of the images of epoch {self.current_epoch + 1} could be read. "
+                "Replace them, or set data.on_bad_image=refuse to see which."
+            )
+        self.log_dict(figures)
         self.train_loss.reset()
         self.train_accuracy.reset()
 
@@ -183,3 +197,14 @@ class Classifier(pl.LightningModule):
         per_epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
         schedulers = lightning_schedulers(self.scheduler, optimizer, total_steps=total, steps_per_epoch=per_epoch)
         return [optimizer], schedulers  # type: ignore[return-value]
+
+
+def _one_at_once(run: RunConfig, plan: BatchPlan) -> str:
+    """The error about a plan by which a device has a single image at once."""
+    share = -(-plan.global_size // plan.devices)
+    given = f"max_device_batch={run.max_device_batch}" if share > 1 else f"batch_size={run.batch_size}"
+    wanted = f"max_device_batch={share}" if share > 1 else f"batch_size={2 * plan.devices}"
+    return (
+        f"{given}: the batch norm of this network needs two images or more on a device at once, and with {plan} there may be one. "
+        f"Set {wanted}, or larger images by data.image_size."
+    )

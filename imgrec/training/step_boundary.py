@@ -78,8 +78,7 @@ class StepBoundary(pl.Callback):
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert self._saved is not None
         self.watchdog.saved_step = self._saved.step
-        batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches  # type: ignore[attr-defined]
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)  # Lightning counts them only later
+        batches = len(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]  # Lightning counts them only later
         accumulate = trainer.accumulate_grad_batches
         set_loop_position(checkpoint["loops"], self._saved, micro_batches=batches, accumulate=accumulate)
 

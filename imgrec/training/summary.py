@@ -39,7 +39,9 @@ def start_screen(
     table.add_column(overflow="fold")
     plan = loaders.plan
     resumed = "" if resume is None else f" (resumed from {resume.file.name}, after {resume.position.step:,} steps)"
-    steps = f"{plan.steps_per_epoch:,} steps an epoch, {plan.steps_per_epoch * run.epochs:,} in {run.epochs} epochs"
+    limit = run.trainer.limit_train_batches
+    limited = "" if limit == 1.0 and isinstance(limit, float) else f" (trainer.limit_train_batches={limit})"
+    steps = f"{plan.steps_per_epoch:,} steps an epoch{limited}, {plan.steps_per_epoch * run.epochs:,} in {run.epochs} epochs"
     warmup = f"{run.scheduler.get('warmup_share', 0):.0%} warm-up"
     settings = ", ".join(f"{key}={run.model[key]}" for key in ("name", "depth", "stem", "head") if key in run.model)
     network = _name(run.model) + (f" ({settings})" if settings else "")

@@ -44,7 +44,6 @@ def build_trainer(
 
     Raises ConfigError for an accelerator or devices that are not available.
     """
-    limit = config.limit_train_batches  # an integer counts global batches, Lightning's micro-batches
     chosen = isinstance(config.devices, list) or world.started_by == "alone"
     try:
         trainer = pl.Trainer(
@@ -55,9 +54,6 @@ def build_trainer(
             precision="32-true" if config.precision == "32" else config.precision,
             gradient_clip_val=config.gradient_clip or None,
             accumulate_grad_batches=plan.accumulate,
-            limit_train_batches=limit * plan.accumulate if isinstance(limit, int) else limit,
-            limit_val_batches=config.limit_val_batches,
-            limit_test_batches=config.limit_test_batches,
             deterministic=config.deterministic,
             benchmark=not config.deterministic,
             log_every_n_steps=config.log_every_steps,
