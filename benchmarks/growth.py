@@ -32,7 +32,7 @@ from torch.utils.tensorboard import SummaryWriter
 from imgrec.data.class_balance import weighted_order
 from imgrec.data.folder import pack_names
 from imgrec.data.sampler import shuffled_order
-from imgrec.data.splits import stratified
+from imgrec.data.splits import split_by_name
 from imgrec.inference.metrics import ConfusionTally
 from imgrec.training.callbacks.history import COLUMNS, History
 
@@ -74,12 +74,8 @@ def images(counts: Sequence[int], rounds: int) -> None:
     row(f"the same drawn evenly from {CLASSES:,} classes, {IMAGENET:,} images", lambda: balanced(1), rounds)
     words = [f"n{k % CLASSES:08d}/n{k % CLASSES:08d}_{k}.JPEG" for k in range(IMAGENET)]
     row(f"file names, {IMAGENET:,} of {len(words[-1])} characters", lambda: pack_names(words), rounds)
-    classes = tuple(map(str, range(CLASSES)))
-    row(
-        f"validation cut by class, {IMAGENET:,} images",
-        lambda: stratified(labels, 0.1, seed=0, classes=classes, key="val_share"),
-        rounds,
-    )
+    names = pack_names(words)
+    row(f"validation cut by the names of {IMAGENET:,} files", lambda: split_by_name(names, labels, 0.1, seed=0, stream=0), rounds)
 
 
 def classes(counts: Sequence[int], rounds: int) -> None:

@@ -22,7 +22,8 @@ from torchvision import transforms
 
 from imgrec.data.batch import Request
 from imgrec.data.decode import Preprocessing
-from imgrec.data.folder import class_folders, folder_split, split_folders
+from imgrec.data.folder import folder_split
+from imgrec.data.split_folders import class_folders, find_split_folders
 
 BATCH = 64
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -33,7 +34,7 @@ def main() -> None:
     if "root" not in given:
         raise SystemExit("usage: python benchmarks/input.py root=DIR [size=224] [images=256] [rounds=5]")
     root, size, images, rounds = (
-        split_folders(given["root"])["train"],
+        find_split_folders(given["root"]).folders["train"],
         int(given["size"]),
         int(given["images"]),
         int(given["rounds"]),

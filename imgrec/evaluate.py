@@ -80,12 +80,14 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
     group.set_status("reading the checkpoint and the data")
     checkpoint = load_checkpoint(file)
     predictor = Predictor(checkpoint, device=config.device, precision=config.precision)
-    images, counts = evaluation_images(checkpoint, split=config.split, folder=config.folder, changes=config.data)
+    images, counts, changes = evaluation_images(checkpoint, split=config.split, folder=config.folder, changes=config.data)
     what = f"folder {printable(config.folder)}" if config.folder else f"{config.split} split"
     where = f"{predictor.device}, precision {predictor.precision}{f', {group.size} processes' * (group.size > 1)}"
     terminal.say(
         f"{file} (epoch {checkpoint.content['epoch'] + 1}) on the {what}: {len(images):,} image{'s' * (len(images) != 1)}; {where}"
     )
+    if changes is not None and changes.counts:
+        terminal.say(f"the images have changed since the training: {changes}; new ones are left out", style="yellow")
     start = time.perf_counter()
     with terminal.bar() as bar:
         task = bar.add_task("images", total=None, note="")
@@ -122,6 +124,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
         "folder": config.folder,
         "figures": report.to_dict(),
         "unread_images": bad,
+        "changed_images": {} if changes is None else dict(changes.counts),
         "device": str(predictor.device),
         "precision": predictor.precision,
         "processes": group.size,

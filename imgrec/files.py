@@ -1,6 +1,7 @@
 """Image files below a folder, and files that are written whole or not at all. Imports no torch."""
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +13,34 @@ from imgrec.errors import DataError
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
+# Folders that systems leave, beside those whose names begin with a dot, in lower case: archives and servers of macOS,
+# Windows, Linux, Android, Python, and network disks of Synology, QNAP and NetApp (github.com/github/gitignore, Global/*).
+SYSTEM_FOLDERS = {
+    "__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder",
+    "$recycle.bin", "recycler", "system volume information", "found.000", "msocache",
+    "lost+found", "lost.dir", "__pycache__", "node_modules", "_gsdata_",
+    "@eadir", "@tmp", "@sharebin", "@sharesnap", "@synoresource", "#recycle", "#snapshot",
+    "@recycle", "@recently-snapshot", "@transcode", "~snapshot",
+}  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a folder of this name is a system's, not the user's."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS decomposes those of files, and its archives carry that elsewhere."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
 def is_directory_name(name: str) -> bool:
     """Whether `name` is one directory's name, so that a path that ends in it stays inside its parent."""
     return name not in ("", ".", "..") and "/" not in name
 
 
 def find_images(root: str, folder: str = "") -> list[str]:
-    """The image files below ROOT/FOLDER at any depth, without hidden ones: paths relative to ROOT, sorted.
+    """The image files below ROOT/FOLDER at any depth, without hidden ones and SYSTEM_FOLDERS: paths relative to ROOT, sorted.
 
     Links are followed, except to a folder that contains the link. DataError for a folder that cannot be listed.
     """
@@ -36,7 +58,7 @@ def find_images(root: str, folder: str = "") -> list[str]:
                     # The kinds of entries are known from the listing: no system call for each file.
                     if name.lower().endswith(IMAGE_EXTENSIONS) and entry.is_file():
                         images.append(path)
-                    elif entry.is_dir():
+                    elif entry.is_dir() and not is_hidden(name):
                         if not entry.is_symlink():
                             pending.append((path, via))
                         elif not _contains_any(entry.path, folders := (*via, os.path.dirname(entry.path))):

@@ -80,12 +80,12 @@ def _train(
     import pytorch_lightning as pl
 
     from imgrec.data.datamodule import DataModule
-    from imgrec.data.readable import check_readable
     from imgrec.models.summary import measure_size
     from imgrec.training import summary
     from imgrec.training.callbacks.history import History
     from imgrec.training.callbacks.tensorboard import truncate_event_files
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
+    from imgrec.training.data_check import checked_data
     from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
@@ -100,12 +100,12 @@ def _train(
 
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
-    data, augment = instantiate(run.data.to_node()), instantiate(run.augment)
-    check_readable(data)
+    data, augment = checked_data(instantiate(run.data.to_node()), resume, terminal.say), instantiate(run.augment)
     run = run.with_classes(len(data.classes))
     _stop_if_requested(world)
     heartbeat.doing = "starting"
-    writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume)
+    record = data.record().pack() if world.rank == 0 else None  # the rank that writes checkpoints
+    writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing(), record), resume)
     boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
     start = (resume.position.epoch, resume.position.done) if resume else (0, 0)
     loaders = DataModule(run, data, augment, devices=world.size, start=start)
@@ -140,7 +140,7 @@ def _train(
         result = summary.run_result(run, history, tested, report, loaders.bad_images(), device, size, command)
         if world.rank == 0:
             run_dir.record(result)
-            summary.print_result(terminal, run_dir.path, result, report)
+            summary.print_result(terminal, run_dir.path, result, report, data.splits.unlabelled)
         return result
 
 

@@ -100,7 +100,7 @@ def test_your_own_package_is_called_when_you_say_so(trained, tmp_path, monkeypat
     file = rewritten(trained, tmp_path, config={**config, "model": config["model"] | {"_target_": "mine.Net"}})
     monkeypatch.setenv("IMGREC_ALLOW", "other, mine")
     assert load_checkpoint(file).run.model["_target_"] == "mine.Net"
-    for change in ({"config": None}, {"config": {}}, {"classes": None}, {"preprocessing": None}):
+    for change in ({"config": None}, {"config": {}}, {"classes": None}, {"preprocessing": None}, {"data": 3}):
         file = rewritten(trained, tmp_path, **change)
         key = next(iter(change)) if change != {"config": {}} else "name"
         assert_error(refusal(file), file, f"'{key}'", "checkpoint that imgrec wrote")

@@ -12,17 +12,18 @@ import pytest
 import torch
 from error_parts import assert_error, raises_error
 from PIL import Image, ImageOps
-from sklearn.model_selection import train_test_split
 from torchvision import datasets
 from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
 
+from imgrec.data import counter_rng
 from imgrec.data import decode as decoding
 from imgrec.data.batch import Request
 from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.decode import Preprocessing, decode, fit_to_size, load_image
 from imgrec.data.folder import ImageFiles, folder_split, pack_names
+from imgrec.data.splits import split_by_name
 from imgrec.errors import ConfigError, DataError
 
 PREPROCESSING = Preprocessing(image_size=24, channels=3, mean=[0.5] * 3, std=[0.25] * 3, resize="squash", crop_share=1.0)
@@ -45,7 +46,7 @@ def make(root: Path, counts: dict[str, int], suffix: str = ".jpg") -> Path:
 
 
 def folder(root: Path, **change) -> ImageFolder:
-    settings = {**PREPROCESSING, "num_classes": None, "val_share": 0.25, "split_seed": 0, "test_share": 0.25}
+    settings = {**PREPROCESSING, "num_classes": None, "val_share": 0.25, "split_seed": 0, "changed": "refuse", "test_share": 0.25}
     return ImageFolder(root=str(root), **{**settings, "on_bad_image": "refuse", "on_bad_image_eval": "refuse", **change})
 
 
@@ -211,17 +212,18 @@ def test_split_folders_equal_torchvisions_imagefolder(tmp_path):
     assert whole(data.split("test")).labels.tolist() == [1, 1]
 
 
-def test_one_folder_is_cut_as_scikit_learn_does(tmp_path):
+def test_one_folder_is_cut_by_the_names_of_its_files(tmp_path):
     make(tmp_path, {"a": 8, "b": 12})
     data = folder(tmp_path)
+    names = np.array([f"{name}/{i:03d}.jpg" for name, count in (("a", 8), ("b", 12)) for i in range(count)])
     labels = np.repeat([0, 1], [8, 12])
-    rest, test = (np.sort(part) for part in train_test_split(np.arange(20), test_size=5, stratify=labels, random_state=0))
-    train, val = (np.sort(part) for part in train_test_split(np.arange(15), test_size=4, stratify=labels[rest], random_state=0))
-    names = [f"{name}/{i:03d}.jpg" for name, count in (("a", 8), ("b", 12)) for i in range(count)]
-    for split, rows in (("train", rest[train]), ("val", rest[val]), ("test", test)):
+    test = split_by_name(pack_names(names), labels, 0.25, seed=0, stream=counter_rng.TEST_SPLIT)
+    val = split_by_name(pack_names(names[~test]), labels[~test], 0.25, seed=0, stream=counter_rng.VAL_SPLIT)
+    for split, rows in (("train", ~np.isin(names, [*names[test], *names[~test][val]])), ("test", test)):
         files = data.split(split)
-        assert [files.path(i) for i in range(len(files))] == [str(tmp_path / names[row]) for row in rows]
+        assert [files.path(i) for i in range(len(files))] == [str(tmp_path / name) for name in names[rows]]
         assert files.labels.tolist() == labels[rows].tolist()
+    assert all((data.counts(split) > 0).all() for split in ("train", "val", "test"))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -328,12 +330,6 @@ def test_folders_that_cannot_be_used(tmp_path):
     assert_error(refusal(tmp_path), "the class folder", f"{tmp_path}/a", "remove")
     picture(0).save(tmp_path / "a/a.jpg")
     assert_error(refusal(tmp_path), "class a", "1 image", "data.test_share=0.25", 2, "its own folder")
-    for name in ("val", "valid", "train"):
-        (tmp_path / name).mkdir()
-    assert_error(refusal(tmp_path), tmp_path, "val", "valid", "Remove or rename")
-    (tmp_path / "valid").rmdir()
-    (tmp_path / "train").rmdir()
-    assert_error(refusal(tmp_path), tmp_path, "val", "train", "Add")
 
 
 def test_a_class_that_train_lacks(tmp_path):

@@ -24,7 +24,16 @@ from imgrec.data.loader import Loader, worker_count
 from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
 from imgrec.errors import ConfigError, DataError
 
-COMMON = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.25], "resize": "squash", "crop_share": 1.0, "split_seed": 0}
+COMMON = {
+    "image_size": 8,
+    "channels": 1,
+    "mean": [0.5],
+    "std": [0.25],
+    "resize": "squash",
+    "crop_share": 1.0,
+    "split_seed": 0,
+    "changed": "refuse",
+}
 RUN = {"seed": 3, "batch_size": 16, "max_device_batch": 8, "num_workers": "auto", "sampling": "shuffle", "class_weights": None}
 LIMITS = SimpleNamespace(limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0)
 

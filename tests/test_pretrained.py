@@ -69,7 +69,13 @@ SIMPLE = {"_target_": "imgrec.models.simple_cnn.SimpleCNN", "image_size": 8, "de
 def save_run(folder, net, classes, model):
     """A checkpoint as a run leaves it."""
     state = {f"net.{key}": value for key, value in net.state_dict().items()} | {"loss.weight": torch.ones(3)}
-    metadata = {"version": FORMAT_VERSION, "classes": list(classes), "config": {"model": model}, "preprocessing": {}}
+    metadata = {
+        "version": FORMAT_VERSION,
+        "classes": list(classes),
+        "config": {"model": model},
+        "preprocessing": {},
+        "data": None,
+    }
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": state, "imgrec": metadata}, folder / "checkpoints" / "best.ckpt")
     return folder

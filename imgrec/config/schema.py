@@ -76,6 +76,7 @@ class DataConfig:
     crop_share: float
     val_share: float
     split_seed: int
+    changed: Literal["refuse", "accept"]
     own: Node
 
     @classmethod

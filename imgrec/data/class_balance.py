@@ -12,6 +12,7 @@ from imgrec.config.schema import Sampling
 from imgrec.data.batch import Indices
 from imgrec.data.sampler import Order, random_words, shuffled_order
 from imgrec.errors import ConfigError, did_you_mean
+from imgrec.files import composed
 
 
 def training_order(
@@ -33,6 +34,7 @@ def class_shares(
     proportional to `class_weights`, by default 1. A class without images has 0. ConfigError for an unknown class, or
     where all shares are 0.
     """
+    class_weights = {composed(name): weight for name, weight in class_weights.items()}
     for name in class_weights:
         if name not in classes:
             raise ConfigError(

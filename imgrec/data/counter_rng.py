@@ -15,7 +15,7 @@ _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 
 # One stream per use, so that switching one augmentation on does not change the draws of the others.
-CROP_BOX, POLICY, GEOMETRY, ELASTIC, ERASE, MIX, NETWORK = range(7)
+CROP_BOX, POLICY, GEOMETRY, ELASTIC, ERASE, MIX, NETWORK, TEST_SPLIT, VAL_SPLIT = range(9)
 
 
 def _finalise(x: int) -> int:
@@ -51,6 +51,14 @@ def uniform(seed: int, epoch: int, indices: Tensor, stream: int, count: int) -> 
     steps = torch.arange(1, (count + 1) // 2 + 1, device=indices.device).mul_(_signed(_GAMMA))
     words = _finalise_(states[:, None] + steps)
     return (words.view(torch.int32)[:, :count] >> 8 & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
+
+
+def hash_rows(seed: int, stream: int, rows: Tensor) -> Tensor:
+    """A uniform number in [0, 1) for each row of words (int64 [N, W]): float64 [N]. Words that are 0 count for nothing."""
+    state = torch.full_like(rows[:, 0], _signed(splitmix64(splitmix64(seed, 0) + stream, 0)))
+    for column in rows.unbind(1):
+        state = torch.where(column != 0, _finalise_((state ^ column) + _signed(_GAMMA)), state)
+    return (state >> 11 & (1 << 53) - 1).double() * 2.0**-53
 
 
 def _signed(x: int) -> int:

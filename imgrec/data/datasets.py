@@ -11,11 +11,12 @@ from torch import Tensor
 from torchvision import datasets
 
 from imgrec.data.batch import Indices
-from imgrec.data.folder import BadImage, OnBadImage, class_folders, folder_split, split_folders
+from imgrec.data.folder import BadImage, OnBadImage, folder_split
 from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
-from imgrec.data.splits import stratified
+from imgrec.data.split_folders import LAYOUTS, class_folders, find_split_folders
 from imgrec.errors import ConfigError, DataError, first_line
+from imgrec.files import composed
 
 
 class Digits(ImageData):
@@ -33,8 +34,8 @@ class Digits(ImageData):
         # 17 gray levels, 0 to 16, spread over a byte.
         pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
         images = InMemoryImages(to_channels(torch.from_numpy(pixels), self.preprocessing()["channels"]), digits.target)
-        train, test = stratified(images.labels, self.test_share, seed=self.split_seed, classes=classes, key="data.test_share")
-        return Splits(classes, train=images.take(train), val=None, test=images.take(test))
+        train, test = self.cut(images, classes, "test", self.test_share)
+        return Splits(classes, train=train, val=None, test=test)
 
 
 class _Torchvision(ImageData):
@@ -147,18 +148,17 @@ class ImageFolder(ImageData):
         return f"{self.root} has {count} class folders"
 
     def read(self) -> Splits:
-        folders = split_folders(self.root)
-        classes = tuple(class_folders(folders["train"]))
+        folders, unlabelled = find_split_folders(self.root)
+        classes = tuple(sorted(set(map(composed, class_folders(folders["train"])))))
         if len(classes) < 2:
             number = f"only the class folder {classes[0]}" if classes else "no class folders"
-            raise DataError(f"{folders['train']} has {number}. Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg.")
+            raise DataError(f"{folders['train']} has {number}. {LAYOUTS}")
         splits = {
             name: folder_split(folder, classes, self.preprocessing(), whole=name == "train", **self.on_bad_image)
             for name, folder in folders.items()
         }
         if folders["train"] == self.root:
             # No split folders: the test split is taken from all images, the validation split from the rest later.
-            images = splits["train"]
-            train, test = stratified(images.labels, self.test_share, seed=self.split_seed, classes=classes, key="data.test_share")
-            return Splits(classes, train=images.take(train), val=None, test=images.take(test))
-        return Splits(classes, train=splits["train"], val=splits.get("val"), test=splits.get("test"))
+            train, test = self.cut(splits["train"], classes, "test", self.test_share)
+            return Splits(classes, train=train, val=None, test=test)
+        return Splits(classes, splits["train"], splits.get("val"), splits.get("test"), unlabelled)

@@ -1,7 +1,9 @@
 """The images of a run: the splits, the classes and the preprocessing of a data set. Each data set overrides `read`."""
 
+from collections.abc import Collection
+from copy import copy
 from functools import cached_property
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +12,11 @@ from imgrec.config.annotations import describe_type
 from imgrec.config.schema import Split
 from imgrec.data.decode import Preprocessing
 from imgrec.data.image_set import ImageSet
-from imgrec.data.splits import check_labels, stratified
+from imgrec.data.split_record import DataRecord
+from imgrec.data.splits import Images, check_labels, split_off
 from imgrec.errors import ConfigError, DataError, did_you_mean
+
+OnChange = Literal["refuse", "accept"]
 
 
 class Common(Preprocessing):
@@ -20,15 +25,17 @@ class Common(Preprocessing):
     num_classes: int | None
     val_share: float
     split_seed: int
+    changed: OnChange
 
 
 class Splits(NamedTuple):
-    """What a set reads. `val` None: it is cut from train. `test` None: there is none."""
+    """What a set reads. `val` None: it is cut from train. `test` None: there is none. unlabelled: a folder to predict."""
 
     classes: tuple[str, ...]
     train: ImageSet
     val: ImageSet | None
     test: ImageSet | None
+    unlabelled: str | None = None
 
 
 class ImageData:
@@ -51,6 +58,7 @@ class ImageData:
         crop_share: float,
         val_share: float,
         split_seed: int,
+        changed: OnChange,
     ) -> None:
         if channels not in (1, 3):
             raise ConfigError(
@@ -60,7 +68,8 @@ class ImageData:
             if len(values) != channels:
                 fit = "[" + ",".join([f"{sum(values) / max(1, len(values)):.4g}"] * channels) + "]"
                 raise ConfigError(f"data.{name} has {len(values)} values, but data.channels={channels}. Set data.{name}={fit}.")
-        self.num_classes, self.val_share, self.split_seed = num_classes, val_share, split_seed
+        self.num_classes, self.val_share, self.split_seed, self.changed = num_classes, val_share, split_seed, changed
+        self._record: DataRecord | None = None
         self._preprocessing = Preprocessing(
             image_size=image_size, channels=channels, mean=list(mean), std=list(std), resize=resize, crop_share=crop_share
         )
@@ -75,6 +84,18 @@ class ImageData:
 
     def preprocessing(self) -> Preprocessing:
         return self._preprocessing
+
+    def following(self, record: DataRecord) -> Self:
+        """The same data, to be read anew: where it is cut, images go to the splits that they have in the record."""
+        other = copy(self)
+        for name in ("_as_read", "splits"):
+            other.__dict__.pop(name, None)
+        other._record = record
+        return other
+
+    def cut(self, images: Images, classes: tuple[str, ...], into: Literal["val", "test"], share: float) -> tuple[Images, Images]:
+        """The rest of the images, and `share` of them for another split, by class; DataError where a class is too small."""
+        return split_off(images, into, share, classes=classes, seed=self.split_seed, record=self._record)
 
     @cached_property
     def _as_read(self) -> Splits:
@@ -95,9 +116,13 @@ class ImageData:
                 check_labels(images.labels, splits.classes, name)
         if splits.val is not None:
             return splits
-        classes, labels = splits.classes, splits.train.labels
-        rest, part = stratified(labels, self.val_share, seed=self.split_seed, classes=classes, key="data.val_share")
-        return splits._replace(train=splits.train.take(rest), val=splits.train.take(part))
+        train, val = self.cut(splits.train, splits.classes, "val", self.val_share)
+        return splits._replace(train=train, val=val)
+
+    def record(self, *, content: Collection[Split] = get_args(Split)) -> DataRecord:
+        """What the splits hold; content: the splits whose sizes or checksums are recorded too."""
+        splits = {name: images for name in get_args(Split) if (images := getattr(self.splits, name)) is not None}
+        return DataRecord.of(self.classes, splits, content=content)
 
     @property
     def classes(self) -> tuple[str, ...]:

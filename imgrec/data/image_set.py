@@ -2,6 +2,9 @@
 
 from typing import Protocol, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
 
@@ -11,12 +14,19 @@ class ImageSet(Protocol):
 
     labels: Indices  # [N], indices in the class list
 
+    @property
+    def names(self) -> NDArray[np.bytes_] | None:
+        """[N], what an image is called wherever it stands in the order; None: images have no names."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, request: Request) -> Batch: ...
 
     def take(self, rows: Indices) -> Self:
         """The split of these rows, indexed anew from 0."""
+
+    def content(self) -> Indices:
+        """What changes with the images, to be compared later: int64 [N, F], figures of each (-1: not known), or [1, F] of all."""
 
     def for_training(self, augment: Augment | None, seed: int) -> Self:
         """The same images with the augmentation of single samples, drawn from the run's seed."""

@@ -1,5 +1,7 @@
 """A split in memory as one uint8 tensor: a batch is one index_select, without Python for each image."""
 
+import zlib
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from imgrec.data.mixup import partners
 
 class InMemoryImages:
     """images: uint8 [N, C, H, W] at their native size (the device resizes); labels: int64 [N]."""
+
+    names = None
 
     def __init__(self, images: Tensor, labels: Indices, *, augment: Augment | None = None, seed: int = 0) -> None:
         assert images.dtype == torch.uint8
@@ -38,6 +42,9 @@ class InMemoryImages:
     def take(self, rows: Indices) -> "InMemoryImages":
         images = self.images.index_select(0, torch.from_numpy(rows))
         return InMemoryImages(images, self.labels[rows], augment=self.augment, seed=self.seed)
+
+    def content(self) -> Indices:
+        return np.array([[zlib.crc32(self.images.contiguous().numpy().data)]])
 
     def for_training(self, augment: Augment | None, seed: int) -> "InMemoryImages":
         augment = augment if augment is not None and augment.needs_samples else None

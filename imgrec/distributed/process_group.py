@@ -131,6 +131,16 @@ def on_first_rank(function: Callable[[], _T]) -> _T:
     return result
 
 
+def all_gather(value: _T) -> list[_T]:
+    """The value of each rank, on all of them. Needs `connect`."""
+    values = [value] * (size := read_world().size)
+    if size > 1:
+        from torch import distributed
+
+        distributed.all_gather_object(values, value)
+    return values
+
+
 def error_line(error: ImgrecError) -> str | None:
     """The line that this rank prints for an error. Of the ranks that fail one prints, if it can rank 0; others get None.
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from imgrec.config.instantiate import ALLOW, in_your_packages, instantiate
 from imgrec.config.schema import Node, RunConfig, run_config, target_nodes
 from imgrec.data.decode import Preprocessing
+from imgrec.data.split_record import DataRecord
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.inference.paths import find_checkpoint
 from imgrec.models.losses import Loss
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # A stored config names code, and a foreign file may name any: prefixes of what each node may call.
 CALLABLE_PREFIXES: dict[str, tuple[str, ...]] = {
@@ -77,8 +78,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{file} has checkpoint format {version}; this imgrec reads format {FORMAT_VERSION}. "
             "Train again with this version, or use the imgrec that wrote it."
         )
-    for key in ("config", "classes", "preprocessing"):
-        if not isinstance(checkpoint["imgrec"].get(key), dict | list):
+    for key, kinds in {"config": dict, "classes": list, "preprocessing": dict, "data": Tensor | None}.items():
+        if key not in checkpoint["imgrec"] or not isinstance(checkpoint["imgrec"][key], kinds):
             raise CheckpointError(f"{file} lacks '{key}' in its 'imgrec' entry. Name a checkpoint that imgrec wrote.")
     _refuse_foreign_code(checkpoint["imgrec"]["config"], file)
     return checkpoint
@@ -106,6 +107,10 @@ class Checkpoint:
     preprocessing: Preprocessing
     content: dict[str, Any]  # all of the file: "state_dict", "imgrec" and Lightning's own keys
 
+    def record(self) -> DataRecord | None:
+        """What the run's splits held; None where it was saved without a training."""
+        return read_record(self.content["imgrec"], self.file)
+
     def network(self) -> nn.Module:
         """The network with its weights, on the CPU; CheckpointError where they do not fit its config."""
         written_by = self.content["imgrec"].get("versions", {}).get("imgrec", "unknown")
@@ -131,6 +136,18 @@ class Checkpoint:
         if counts is not None:
             loss.set_class_counts(counts)
         return loss
+
+
+def read_record(metadata: Node, file: Path) -> DataRecord | None:
+    """What the splits of a run held, from the metadata of its checkpoint."""
+    if metadata["data"] is None:
+        return None
+    try:
+        return DataRecord.unpack(metadata["classes"], metadata["data"])
+    except ValueError as error:
+        raise CheckpointError(
+            f"{file}: its record of the images cannot be read: {first_line(error)}. Name a checkpoint that imgrec wrote."
+        ) from error
 
 
 def network_state(content: Mapping[str, Any]) -> dict[str, Any]:

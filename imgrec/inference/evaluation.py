@@ -1,7 +1,8 @@
 """The labelled images that a checkpoint is measured on: a split of its data set, or a folder."""
 
-from typing import cast
+from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,28 +13,53 @@ from imgrec.data.datasets import ImageFolder
 from imgrec.data.folder import BadImage, folder_split
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
+from imgrec.data.split_record import Changes, composed_names, find_changes, other_classes
 from imgrec.errors import ConfigError, DataError
 from imgrec.inference.checkpoint import Checkpoint
 
 
-def evaluation_images(
-    checkpoint: Checkpoint, *, split: Split, folder: str | None, changes: Node
-) -> tuple[ImageSet, Tensor | None]:
-    """The images to measure on, and the training counts per class (int64 [K]), which class weights follow; None for a folder.
+class EvaluationImages(NamedTuple):
+    """The images to measure on; the training counts per class (int64 [K]), which class weights follow, and how the data
+    differs from what the run was trained on: both None for a folder.
+    """
+
+    images: ImageSet
+    counts: Tensor | None
+    changes: Changes | None
+
+
+def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | None, changes: Node) -> EvaluationImages:
+    """The images to measure on: those that the run had in this split, as far as they are there, and no others.
 
     `changes` replace keys of the stored data config; those that are None do not. ConfigError for a key that the set does not
-    have, DataError for classes that are not the checkpoint's.
+    have, DataError for classes that are not the checkpoint's, or none of the split's images.
     """
     changes = {key: value for key, value in changes.items() if value is not None}
     node = checkpoint.run.data.to_node()
     _check_changes(changes, node, folder)
     if folder is not None:
         bad = cast(BadImage, ({"on_bad_image_eval": "refuse"} | node | changes)["on_bad_image_eval"])
-        return folder_split(folder, checkpoint.classes, checkpoint.preprocessing, on_bad_image=bad, on_bad_image_eval=bad), None
+        images = folder_split(folder, checkpoint.classes, checkpoint.preprocessing, on_bad_image=bad, on_bad_image_eval=bad)
+        return EvaluationImages(images, None, None)
     data: ImageData = instantiate(node, **changes)
-    if data.classes != checkpoint.classes:
-        raise DataError(_other_classes(checkpoint.classes, data.classes, str((node | changes).get("root", _set_name(node)))))
-    return data.split(split), torch.from_numpy(data.counts("train"))
+    if (then := checkpoint.record()) is not None:
+        data = data.following(then)
+    where = str((node | changes).get("root", _set_name(node)))
+    if other := other_classes(checkpoint.classes, data.classes):
+        raise DataError(f"{where} has {other}. Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*.")
+    found = data.split(split)
+    if then is None:
+        return EvaluationImages(found, torch.from_numpy(data.counts("train")), None)
+    recorded, names = then.splits[split].names if split in then.splits else None, composed_names(found.names)
+    if recorded is not None and names is not None:
+        found = found.take(np.flatnonzero(np.isin(names, recorded)))
+    if not len(found):
+        raise DataError(
+            f"{where} has none of the images that the run had in {split}. "
+            "Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*."
+        )
+    counts = torch.from_numpy(np.bincount(then.splits["train"].labels, minlength=len(data.classes)))
+    return EvaluationImages(found, counts, find_changes(then, data.record(content=(split,))))
 
 
 def _check_changes(changes: Node, node: Node, folder: str | None) -> None:
@@ -49,14 +75,3 @@ def _check_changes(changes: Node, node: Node, folder: str | None) -> None:
 
 def _set_name(node: Node) -> str:
     return str(node["_target_"]).rpartition(".")[2]
-
-
-def _other_classes(stored: tuple[str, ...], now: tuple[str, ...], where: str) -> str:
-    new, gone = sorted(set(now) - set(stored)), sorted(set(stored) - set(now))
-    parts = [
-        f"{what} {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for what, names in (("new:", new), ("gone:", gone)) if names
-    ]
-    return (
-        f"{where} has {len(now)} classes now, but the checkpoint was trained on {len(stored)} "
-        f"({'; '.join(parts) or 'in another order'}). Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*."
-    )

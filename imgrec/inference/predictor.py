@@ -24,12 +24,14 @@ from imgrec.data.in_memory import to_channels
 from imgrec.data.loader import Loader, start_worker, worker_count
 from imgrec.data.preprocess import Preprocess
 from imgrec.data.sampler import EVALUATION_BATCH
+from imgrec.data.split_record import DataRecord
 from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares
 from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.metrics import ConfusionTally, Report
+from imgrec.inference.rank_data import compare_ranks
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 BATCH_SIZE = 64  # images
@@ -151,7 +153,7 @@ class Predictor:
 
         Where torch.distributed is initialised each process measures its share, so all must call it; each gets the report of the whole.
         """
-        images, counts = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
+        images, counts, _ = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
         connected = distributed.is_available() and distributed.is_initialized()
         group = WorkerGroup(distributed.get_rank(), distributed.get_world_size()) if connected else WorkerGroup()
         return self.measure(images, counts, batch_size=batch_size, num_workers=num_workers, group=group)[0]
@@ -172,9 +174,7 @@ class Predictor:
         share, all must call it, and all get the whole. `watch` is called after each batch, with how many of this process'
         images are done and how many there are.
         """
-        sizes = group.all_gather(len(images))
-        if len(set(sizes)) > 1:
-            raise DataError(f"the processes found {min(sizes)} to {max(sizes)} images. Give all machines the same files.")
+        compare_ranks(DataRecord.of(self.classes, {"test": images}, content=()), group.all_gather)
         size, classes = batch_size or min(EVALUATION_BATCH, self.checkpoint.run.max_device_batch), len(self.classes)
         share = contiguous_shares(len(images), size, group.size)[group.rank]
         parts = [np.arange(start, min(start + size, share.stop)) for start in share[::size]]

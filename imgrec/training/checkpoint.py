@@ -23,13 +23,16 @@ LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run th
 BEST = "best.ckpt"  # the checkpoint that is tested
 
 
-def checkpoint_metadata(run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, Any]) -> Node:
-    """The metadata with which a checkpoint is evaluated and predicts without `model=` or `data=`."""
+def checkpoint_metadata(
+    run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, Any], data: Tensor | None = None
+) -> Node:
+    """The metadata with which a checkpoint is evaluated and predicts without `model=` or `data=`; data: DataRecord.pack."""
     return {
         "version": FORMAT_VERSION,
         "config": run.to_dict(),
         "classes": list(classes),
         "preprocessing": dict(preprocessing),
+        "data": data,
         "versions": package_versions(),
     }
 

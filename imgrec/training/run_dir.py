@@ -24,6 +24,7 @@ RESUMABLE_KEYS = (
     "id",
     "runs_dir",
     "resume",
+    "data.changed",
     "num_workers",
     *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "timeout_s")),
     *(f"trainer.{key}" for key in ("log_every_steps", "max_minutes", "save_every_steps", "save_every_minutes")),

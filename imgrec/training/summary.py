@@ -156,8 +156,10 @@ def result_sentence(report: Report | None, row: dict[str, Any], best: dict[str, 
     return f"{metrics} on {report.count:,} images ({epoch})"
 
 
-def print_result(terminal: Terminal, run_dir: Path, result: dict[str, Any], report: Report | None) -> None:
-    """Print the result, the classes with the lowest F1, and the next commands."""
+def print_result(
+    terminal: Terminal, run_dir: Path, result: dict[str, Any], report: Report | None, unlabelled: str | None
+) -> None:
+    """Print the result, the classes with the lowest F1, and the next commands; unlabelled: a folder to predict."""
     terminal.say()
     terminal.say(result["summary"], style="bold green")
     if report is not None:
@@ -168,7 +170,7 @@ def print_result(terminal: Terminal, run_dir: Path, result: dict[str, Any], repo
     terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
     terminal.say("next:")
     terminal.say(f"  python -m imgrec.evaluate ckpt={run_dir}{'' if report is not None else ' split=val'}")
-    terminal.say(f"  python -m imgrec.predict ckpt={run_dir} files=FOLDER_OR_IMAGES")
+    terminal.say(f"  python -m imgrec.predict ckpt={run_dir} files={unlabelled or 'FOLDER_OR_IMAGES'}")
     terminal.say(f"  tensorboard --logdir {run_dir.parent.parent}")
 
 

@@ -1,0 +1,77 @@
+"""Which folders below a root are splits, and which are classes."""
+
+import os
+import re
+from typing import NamedTuple
+
+from imgrec.errors import DataError
+from imgrec.files import IMAGE_EXTENSIONS, is_hidden
+
+# train, Training, test_set, train_images, images-val, train2017: any case, with or without a word for what it holds.
+_CONTENT = r"(?:data|(?:data)?sets?|images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|files?|folder|split)"
+_NAMES = {"train": r"train(?:ing)?s?", "val": r"val(?:id|idation)?s?", "test": r"test(?:ing)?s?"}
+_PATTERNS = {
+    split: re.compile(rf"(?:{_CONTENT}[ _.-]*)?{name}[ _.-]*{_CONTENT}?[ _.-]*\d*", re.IGNORECASE)
+    for split, name in _NAMES.items()
+}
+LAYOUTS = "Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg."
+
+
+class SplitFolders(NamedTuple):
+    """The folder of each split there is, and a folder for the test whose images lie in no class folders."""
+
+    folders: dict[str, str]
+    unlabelled: str | None = None
+
+
+def find_split_folders(root: str) -> SplitFolders:
+    """{"train": root} where `root` has class folders only.
+
+    DataError where a root is none, where it can be read in both ways, or its folders for training have no classes.
+    """
+    if not os.path.isdir(root):
+        raise DataError(f"data.root={root} is not a folder. {LAYOUTS}")
+    names = class_folders(root)
+    splits = {split: [name for name in names if pattern.fullmatch(name)] for split, pattern in _PATTERNS.items()}
+    if not (named := [name for several in splits.values() for name in several]):
+        return SplitFolders({"train": root})
+    beside = [name for name in names if name not in named and has_images(os.path.join(root, name))]
+    folders = {split: os.path.join(root, several[0]) for split, several in splits.items() if several}
+    labelled = "train" in folders and class_folders(folders["train"])
+    if len(beside) > bool(labelled):  # classes are two or more; one folder of images beside train/CLASS/* is none
+        raise DataError(
+            f"{root} has {_listed(named)} beside {_listed(beside)}: splits or classes? If {_listed(named)} are splits, "
+            f"move {_listed(beside)} away, or into {root}/train if they are its classes. "
+            f"If they are classes, rename them, such as to class_{named[0]}."
+        )
+    for split, several in splits.items():
+        if len(several) > 1:
+            raise DataError(f"{root} has more than one folder for {split}: {_listed(several)}. Remove or rename one of them.")
+    if "train" not in folders:
+        raise DataError(f"{root} has {_listed(named)}, but no folder train. Add it, with train/CLASS/*.jpg.")
+    if not labelled and has_images(folders["train"]):
+        raise DataError(
+            f"{folders['train']} has images, but no class folders. Move each image into the folder of its class, "
+            f"{folders['train']}/CLASS/*.jpg; where a table has the classes, by a script."
+        )
+    test = folders.get("test")
+    if test is not None and not class_folders(test) and has_images(test):
+        return SplitFolders({split: folder for split, folder in folders.items() if split != "test"}, test)
+    return SplitFolders(folders)
+
+
+def class_folders(root: str) -> list[str]:
+    """Names of the folders in `root`, sorted, without hidden ones and those of operating systems and network disks."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+
+
+def has_images(folder: str) -> bool:
+    """Whether it holds an image file itself, not in a subfolder."""
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(IMAGE_EXTENSIONS) and not is_hidden(entry.name) for entry in entries)
+
+
+def _listed(names: list[str]) -> str:
+    """'a, b, c and 3 more'"""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
