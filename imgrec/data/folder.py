@@ -126,7 +126,10 @@ def _spread(count: int, most: int) -> range:
 
 
 def pack_names(names: Iterable[str]) -> NDArray[np.bytes_]:
-    """File names as one array: reference counting would copy a list of a million strings into every worker."""
+    """File names as one array: reference counting would copy a list of a million strings into every worker.
+
+    Each takes the bytes of the longest: ImageNet's 1.28 million are 41 MB, and would be 325 MB with one of 254 bytes.
+    """
     return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
