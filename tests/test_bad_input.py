@@ -47,6 +47,8 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "train optim=adma": ("optim=adma", "adam", OPTIMS),
     "train model=resnt --help": ("model=resnt", "resnet", MODELS),
     "train optim=null": ("'optim=null'", "optim=OPTION"),
+    "train model=vgg,lenet": ("'model=vgg,lenet'", "imgrec train -m model=vgg,lenet for a job of each."),
+    "train seed=1,2": ("'seed=1,2'", "imgrec train -m seed=1,2 for a job of each", "seed=[...]"),
     "trian model=vgg": ("trian", "train", COMMANDS),
     "train --config-dir": ("--config-dir", "--config-dir FOLDER"),
     "train --config-dir none": ("--config-dir none", "model/, data/, experiment/"),

@@ -50,14 +50,13 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
                 f"{argument!r} cannot be read: {first_line(error)}. Overrides look like key=value, for example optim.lr=0.01."
             ) from error
     for override in parsed:
+        key, text = override.key_or_group, override.input_line
         if override.is_sweep_override():
-            key, text = override.key_or_group, override.input_line
-            advice = (
-                f"imgrec train -m {text} for a job of each, or {key}=[...] for a list" if command == "train" else f"{key}=VALUE"
-            )
+            or_list = "" if key in groups else f", or {key}=[...] for a list"
+            advice = f"imgrec train -m {text} for a job of each{or_list}" if command == "train" else f"{key}=VALUE"
             raise ConfigError(f"{text!r} has several values. Type {advice}.")
         if override.package is not None:
-            raise ConfigError(f"{override.input_line!r}: there is no key with @. Type {override.key_or_group}=VALUE.")
+            raise ConfigError(f"{text!r}: there is no key with @. Type {key}=VALUE.")
     options = [override for override in parsed if override.key_or_group in groups]
     keys = [override for override in parsed if override.key_or_group not in groups]
     check_options(command, options, config_dir)
