@@ -235,7 +235,10 @@ class Heartbeat:
 
 def _at() -> str:
     """Where the main thread is: 'at data/decode.py:41 in read'."""
-    frames = [frame for frame, _ in traceback.walk_stack(sys._current_frames()[threading.main_thread().ident or 0])]
+    innermost = sys._current_frames().get(threading.main_thread().ident or 0)
+    if innermost is None:  # Python is shutting down
+        return ""
+    frames = [frame for frame, _ in traceback.walk_stack(innermost)]
     while frames[0].f_code.co_filename.startswith("<frozen os") and len(frames) > 1:
         del frames[0]  # the caller says more
     code = frames[0].f_code
