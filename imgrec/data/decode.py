@@ -39,7 +39,7 @@ def load_image(path: str, preprocessing: Preprocessing) -> Tensor:
 
 
 def decode(path: str, channels: int) -> Tensor:
-    """uint8 [C, H, W], upright (EXIF), 1 gray or 3 RGB, channels last in memory; DataError with the path of a file without."""
+    """uint8 [C, H, W], upright (EXIF), 1 gray or 3 RGB, channels last in memory; DataError with the path of a bad file."""
     try:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError as error:

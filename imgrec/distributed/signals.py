@@ -81,7 +81,10 @@ def _note_signal(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def handlers_installed(handler: Callable[[int, FrameType | None], None] = _note_signal) -> Iterator[None]:
-    """As `install_handlers`, or with another handler, until the end of the block: then those from before are restored."""
+    """Set the handlers of `install_handlers`, or another one, and put those from before back at the end of the block.
+
+    Off the main thread nothing is set. Signals at the exit of Python are left to the program around the block.
+    """
     on_main_thread = threading.current_thread() is threading.main_thread()
     before = [(number, signal.signal(number, handler)) for number in SIGNALS if on_main_thread]
     try:

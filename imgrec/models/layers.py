@@ -49,7 +49,7 @@ def layers(net: nn.Module, num_classes: int) -> list[list[str]]:
 
 
 def _blocks(prefix: str, module: nn.Module, total: int) -> Iterator[tuple[list[str], bool]]:
-    """Parameter names of each block in the order of definition, and whether it is a layer; a container's own are not."""
+    """Parameter names of each block in the order of definition, and whether it is a layer: a container's own are none."""
     own = [prefix + name for name, _ in module.named_parameters(recurse=False)]
     children = list(module.named_children())
     is_container = prefix == "" or type(module) in (nn.Sequential, nn.ModuleList)

@@ -29,7 +29,10 @@ def batch_factor(batch: int, /, *, base_batch: int | None, batch_rule: BatchRule
 
 
 def rate(node: dict[str, Any], batch: int) -> float:
-    """The learning rate of a conf/optim node for a global batch; ConfigError where keys of it are missing."""
+    """The learning rate of a conf/optim node for a global batch.
+
+    ConfigError: no lr, or one of base_batch and batch_rule without the other.
+    """
     if "lr" not in node:
         raise ConfigError(f"optim.lr is missing: {node['_target_']} needs it. Write lr: 0.001 into its yaml.")
     return float(node["lr"] * batch_factor(batch, **_batch_keys(node)))
