@@ -211,9 +211,14 @@ def sbatch_command(job: JobConfig, training: Training, logs: Path) -> list[str]:
         "mail-type": "END,FAIL,REQUEUE" if job.mail else None,
     }
     settings = {"python": sys.executable, "setup": job.setup, "requeue_on_failure": job.requeue_on_failure or None}
-    given, own = ([f"{key}={value}" for key, value in each.items() if value is not None] for each in (options, settings))
-    extra, script = shlex.split(job.extra or ""), str(shipped_file(SCRIPT))
-    return ["sbatch", *(f"--{option}" for option in given), *extra, script, *own, *training.arguments]
+    return [
+        "sbatch",
+        *(f"--{key}={value}" for key, value in options.items() if value is not None),
+        *shlex.split(job.extra or ""),
+        str(shipped_file(SCRIPT)),
+        *(f"{key}={value}" for key, value in settings.items() if value is not None),
+        *training.arguments,
+    ]
 
 
 def _submit(command: list[str]) -> str:

@@ -148,7 +148,7 @@ def _near_key(key: str, known: Collection[str], groups: Sequence[str]) -> str:
     # trainer.ema_decay -> callbacks.ema.decay
     if near := same or [name for name in known if name.replace(".", "_").endswith(f"_{last}")]:
         return f" Did you mean {near[0]}?"
-    beside = {end: name for name in known for start, _, end in [name.rpartition(".")] if start == head}
+    beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == head}
     if near := get_close_matches(last, beside, n=1, cutoff=0.6):
         return f" Did you mean {beside[near[0]]}?"
     return did_you_mean(key, groups) if not head else ""

@@ -71,7 +71,9 @@ def instantiate(node: Node, **extra: Any) -> Any:
 def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of a target that have a name, with their types; those of its parents too where it has **keywords."""
     parameters: dict[str, Any] = {}
-    constructors = [vars(cls)["__init__"] for cls in getattr(target, "__mro__", [object])[:-1] if "__init__" in vars(cls)]
+    constructors: list[Callable[..., Any]] = []
+    if inspect.isclass(target):
+        constructors = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
     for function in constructors or [target]:
         signature = inspect.signature(function)
         try:

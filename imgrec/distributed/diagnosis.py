@@ -81,7 +81,7 @@ def find_dead(statuses: Sequence[RankStatus], now: float, timeout_s: float, agai
     running = [status for status in statuses if status.left is None]
     dead = [status for status in running if status.disconnected_at is not None]
     # A machine that goes takes all of its ranks along: name them together.
-    if dead and now - min(status.disconnected_at or now for status in dead) >= GATHER_S:
+    if dead and now - min(status.disconnected_at for status in dead if status.disconnected_at is not None) >= GATHER_S:
         return f"{_each(dead, lambda status: f'{status.name} died while {status.doing}')}. {again}"
     if silent := [status for status in running if status.disconnected_at is None and now - status.last_message_at >= timeout_s]:
         listed = _each(silent, lambda status: f"{status.name} has given no sign for {timeout_s:g} s; it was {status.doing}")

@@ -98,7 +98,8 @@ def _wait_for(host: str, port: int, end: float) -> None:
     """Wait until the port is open, as signals do not end the store's own wait. OSError at time.monotonic() `end`."""
     while True:
         try:
-            return socket.create_connection((host, port), timeout=1).close()
+            socket.create_connection((host, port), timeout=1).close()
+            return
         except OSError:
             if (reason := signals.stop_reason()) is not None:  # where the port is open, the others are told
                 raise _stopped(reason) from None

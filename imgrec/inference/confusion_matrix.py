@@ -34,10 +34,12 @@ def confusion_table(report: Report, *, width: int, most: int) -> Any:
     for heading in headings:
         table.add_column(Text(heading), justify="right", no_wrap=True)
     for true, (label, counts) in enumerate(zip(labels, report.confusion, strict=True)):
-        styles = ("green" if true == column else "red" if count else "dim" for column, count in enumerate(counts))
-        cells = (Text(str(count) if count else ".", style=style) for count, style in zip(counts, styles, strict=True))
-        table.add_row(Text(label), *cells)
+        table.add_row(Text(label), *(_cell(count, right=true == column) for column, count in enumerate(counts)))
     return Group(Text("confusion matrix: a row for each true class, a column for each predicted one", style="bold"), table)
+
+
+def _cell(count: int, *, right: bool) -> Text:
+    return Text("." if count == 0 else str(count), style="green" if right else "red" if count else "dim")
 
 
 def _pairs(report: Report, names: list[str]) -> Any:

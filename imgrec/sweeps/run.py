@@ -42,7 +42,8 @@ def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
     terminal = Terminal()
     with closing(open_sweep_folder(plan, plan.base["id"])) as folder:
         with terminal.bar() as bar:
-            jobs, stopped = Jobs(plan, folder, config_dir, fit, terminal=terminal, bar=bar), None
+            jobs = Jobs(plan, folder, config_dir, fit, terminal=terminal, bar=bar)
+            stopped = None
             try:
                 jobs.run()
             except Stopped as error:

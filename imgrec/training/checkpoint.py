@@ -45,6 +45,7 @@ class CheckpointWriter(TorchCheckpointIO):
     """
 
     def __init__(self, metadata: Node, resume: "ResumePoint | None" = None) -> None:
+        """metadata: of `checkpoint_metadata`. resume: has read the checkpoint of the run already, so it is not read again."""
         super().__init__()
         self.metadata, self._resume = metadata, resume
         self._thread = ThreadPoolExecutor(1, "imgrec-save")
@@ -126,15 +127,17 @@ def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint |
 
     A damaged checkpoint is left out, with a message. CheckpointError where none is left, or the format is another.
     """
-    latest: tuple[Path, dict[str, Any]] | None = None  # on rank 0
+    checkpoint: dict[str, Any] | None = None  # on rank 0, from which the others get the file's name and the entry alone
 
     def find() -> tuple[Path, Node, bool] | None:
-        nonlocal latest
-        latest = latest_checkpoint(folder, say)
-        return latest and (latest[0], latest[1]["resume"], _has_lost_best(folder, latest[1], say))
+        nonlocal checkpoint
+        if (latest := latest_checkpoint(folder, say)) is None:
+            return None
+        file, checkpoint = latest
+        return file, checkpoint["resume"], _has_lost_best(folder, checkpoint, say)
 
     point = on_first_rank(find)
-    return point and ResumePoint(*point, latest and latest[1])
+    return None if point is None else ResumePoint(*point, checkpoint)
 
 
 def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:

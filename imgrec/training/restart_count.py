@@ -21,12 +21,13 @@ def count_start(run_dir: Path, job: str, code: int) -> int:
     """
     file, stopped = run_dir / f"slurm-{job}.json", code == ExitCode.STOPPED
     count: dict[str, int] = json.loads(file.read_text()) if file.exists() else {"step": 0, "idle": 0, "failures": 0}
-    step = sum(saved_step(file) for folder in ("", "*/") for file in run_dir.glob(f"{folder}checkpoints/last.ckpt"))
+    checkpoints = [*run_dir.glob("checkpoints/last.ckpt"), *run_dir.glob("*/checkpoints/last.ckpt")]
+    step = sum(map(saved_step, checkpoints))
     if step > count["step"]:
         count |= {"step": step, "idle": 0}
     elif stopped:
         count["idle"] += 1
-    count["failures"] += not stopped
+    count["failures"] += int(not stopped)
     run_dir.mkdir(parents=True, exist_ok=True)  # it does not exist if the training failed before creating it
     atomic_write(file, json.dumps(count))
     return count["idle" if stopped else "failures"]

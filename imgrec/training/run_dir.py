@@ -26,8 +26,15 @@ RESUMABLE_KEYS = (
     "resume",
     "data.changed",
     "num_workers",
-    *(f"trainer.{key}" for key in ("accelerator", "devices", "num_nodes", "strategy", "timeout_s")),
-    *(f"trainer.{key}" for key in ("log_every_steps", "max_minutes", "save_every_steps", "save_every_minutes")),
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.timeout_s",
+    "trainer.log_every_steps",
+    "trainer.max_minutes",
+    "trainer.save_every_steps",
+    "trainer.save_every_minutes",
 )
 
 LOST_LOCK_S = 120.0  # an NFSv4 server releases the locks of a lost machine after 90 s

@@ -115,6 +115,7 @@ class StepBoundary(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, *args: Any) -> None:
         self._report(trainer, "waiting for data of")
 
+    # After each of them the next batch is waited for.
     on_validation_batch_end = on_test_batch_end = on_test_start  # type: ignore[assignment]
 
     def on_test_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
