@@ -1,5 +1,6 @@
 """Batches from this process and from workers, through Lightning, and what signals do to them."""
 
+import inspect
 import os
 import signal
 import subprocess
@@ -102,6 +103,27 @@ class Slow(InMemoryImages):
     def __getitem__(self, request: Request) -> Batch:
         time.sleep(0.05)
         return super().__getitem__(request)._replace(bad=(str(os.getpid()),))
+
+
+def test_closing_ends_the_thread_that_pins_memory_before_the_workers():
+    """It exists with a GPU only. The names are torch's own."""
+    events = []
+
+    def noted(name):
+        return lambda *args: events.append(name)
+
+    loader = Loader(stored([0, 1]), requests(2, 1), num_workers=0)
+    loader._loader._iterator = SimpleNamespace(
+        _pin_memory_thread_done_event=SimpleNamespace(set=noted("told")),
+        _worker_result_queue=SimpleNamespace(put=noted("woken")),
+        _pin_memory_thread=SimpleNamespace(join=noted("joined")),
+        _workers=[SimpleNamespace(terminate=noted("terminated"))],
+        _shutdown_workers=noted("shut down"),
+    )
+    source = inspect.getsource(torch.utils.data.dataloader._MultiProcessingDataLoaderIter)
+    assert all(f"self.{name}" in source for name in vars(loader._loader._iterator) if name != "_shutdown_workers")
+    loader.close()
+    assert events == ["told", "woken", "joined", "terminated", "shut down"]
 
 
 @pytest.mark.parametrize("taken", [1, 2])

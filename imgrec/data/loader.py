@@ -82,6 +82,11 @@ class Loader:
         queues are gone by then: it would wait 5 s for workers that nothing tells to end.
         """
         if (batches := self._loader._iterator) is not None:
+            # First the thread that pins memory, as torch does: a worker that ends may leave half a message in what it reads.
+            if (pinning := getattr(batches, "_pin_memory_thread", None)) is not None:
+                batches._pin_memory_thread_done_event.set()  # type: ignore[attr-defined]
+                batches._worker_result_queue.put((None, None))  # type: ignore[attr-defined]
+                pinning.join()
             for worker in batches._workers:  # type: ignore[attr-defined]
                 worker.terminate()
             batches._shutdown_workers()  # type: ignore[attr-defined]  # as Lightning does with a DataLoader
