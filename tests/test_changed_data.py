@@ -17,6 +17,7 @@ from PIL import Image
 from processes import exit_codes, run_ranks
 from resumed_runs import patch_call
 from small_run import SMALL
+from test_data_folder import folder
 
 from imgrec import cli, config
 from imgrec.config.schema import RunConfig
@@ -334,6 +335,27 @@ def test_evaluate_measures_what_the_run_had_in_the_split(trained, tmp_path, caps
     code, after = evaluate(run, f"data.root={photos}")
     assert (code, after["changed_images"]) == (0, {"new": 20, "gone": 1, "replaced": 1})
     assert after["figures"]["count"] == before["figures"]["count"] - 1
+
+
+def test_the_split_for_validation_stays_beside_a_test_folder_with_the_same_names(tmp_path):
+    for name in ("train", "test"):
+        make_pictures(tmp_path / name, {"a": 9, "b": 9})
+    data = folder(tmp_path)
+    then = data.record(content=())
+    for name in ("a", "b"):
+        shutil.copy(tmp_path / f"test/{name}/000.png", tmp_path / f"train/{name}/000new.png")
+    now = folder(tmp_path).following(then).record(content=())
+    assert set(find_changes(then, now).counts) == {"new"}
+    assert set(then.splits["val"].names.tolist()) <= set(now.splits["val"].names.tolist())
+
+
+@pytest.mark.slow
+def test_a_test_folder_that_the_run_did_not_have_is_measured_whole(tmp_path):
+    make_pictures(tmp_path / "photos/train", {"ant": 6, "bee": 6})
+    assert exit_codes(1, lambda rank: fit(run_config(tmp_path), quiet=True)) == [0]
+    make_pictures(tmp_path / "photos/test", {"ant": 2, "bee": 1})
+    code, found = evaluate(tmp_path / "runs/r/a")
+    assert (code, found["changed_images"], found["figures"]["count"]) == (0, {}, 3)
 
 
 def test_evaluate_refuses_a_folder_without_the_images_of_the_run(trained, tmp_path, capsys):

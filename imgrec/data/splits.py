@@ -40,7 +40,8 @@ def split_off(
         _check_counts(images.labels, share, classes, key)
     chosen = split_by_name(names, images.labels, share, seed=seed, stream=STREAMS[into])
     for name, split in {} if record is None else record.splits.items():
-        if split.names is not None:
+        # A test split that is there before the one for validation is cut has a folder of its own, with names of its own.
+        if split.names is not None and (into, name) != ("val", "test"):
             chosen[np.isin(names, split.names)] = name == into
     return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
 

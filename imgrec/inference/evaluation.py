@@ -48,9 +48,9 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
     if other := other_classes(checkpoint.classes, data.classes):
         raise DataError(f"{where} has {other}. Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*.")
     found = data.split(split)
-    if then is None:
+    if then is None or split not in then.splits:  # which has been added since then
         return EvaluationImages(found, torch.from_numpy(data.counts("train")), None)
-    recorded, names = then.splits[split].names if split in then.splits else None, composed_names(found.names)
+    recorded, names = then.splits[split].names, composed_names(found.names)
     if recorded is not None and names is not None:
         found = found.take(np.flatnonzero(np.isin(names, recorded)))
     if not len(found):
