@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from enum import IntEnum
 
-# What an OSError says where the disk, not imgrec, is at fault: full, over quota, not ours, read-only; or the path: no folder, too long.
+# What an OSError says where the disk, not imgrec, is at fault: full, over quota, not ours, read-only; or the path: no folder or a folder, too long, a loop of links.
 UNWRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 
 
@@ -22,7 +23,10 @@ class ExitCode(IntEnum):
 
 
 class ImgrecError(Exception):
-    """Base of the errors that the user can fix: the command line shows the message without a traceback."""
+    """Base of the errors that the user can fix: the command line shows the message, which is one line, without a traceback."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(ImgrecError):
@@ -49,6 +53,11 @@ class DamagedError(CheckpointError):
     """A checkpoint that is cut short, or whose checksums do not match."""
 
 
+def printable(text: str) -> str:
+    """A text in one line that any terminal can print: bytes that are no UTF-8, and control characters, become '?'."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text without its full stop, to be quoted in a sentence; its type where it has no text."""
     text = str(error).strip()
@@ -60,7 +69,7 @@ def plural(count: int, noun: str, ending: str = "s") -> str:
     return f"{count} {noun}{ending if count != 1 else ''}"
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: object, known: Sequence[object]) -> str:
     """' Did you mean lr?' or nothing: the nearest known name, as a sentence that follows another."""
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    near = get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else ""

@@ -16,7 +16,7 @@ from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import atomic_write
 from imgrec.inference.paths import check_output, find_checkpoint, first_bytes
-from imgrec.terminal import Terminal, printable
+from imgrec.terminal import Terminal
 
 MOST_CLASSES = 20  # lines of the table per class, and of the confusion matrix on a terminal
 MARK = b'{\n "imgrec": "evaluate"'  # how our JSON begins
@@ -81,7 +81,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
     checkpoint = load_checkpoint(file)
     predictor = Predictor(checkpoint, device=config.device, precision=config.precision)
     images, counts, changes = evaluation_images(checkpoint, split=config.split, folder=config.folder, changes=config.data)
-    what = f"folder {printable(config.folder)}" if config.folder else f"{config.split} split"
+    what = f"folder {config.folder}" if config.folder else f"{config.split} split"
     where = f"{predictor.device}, precision {predictor.precision}{f', {group.size} processes' * (group.size > 1)}"
     terminal.say(
         f"{file} (epoch {checkpoint.content['epoch'] + 1}) on the {what}: {len(images):,} image{'s' * (len(images) != 1)}; {where}"
@@ -109,7 +109,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
     terminal.say(confusion_table(report, width=terminal.console.width, most=MOST_CLASSES))
     terminal.say()
     if bad:
-        first = ", ".join(map(printable, bad[:3])) + (", ..." if len(bad) > 3 else "")
+        first = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
         left = "image could not be read and is" if len(bad) == 1 else "images could not be read and are"
         terminal.say(f"{len(bad):,} {left} left out: {first}", style="yellow")
     if counts is None and checkpoint.run.loss.get("class_weights") == "balanced":
@@ -135,7 +135,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
     if plot is not None:
         title = f"{checkpoint.run.name}, {what}: {report.accuracy:.2%} of {report.count:,} images right"
         atomic_write(plot, draw_confusion_matrix(report, title=title))
-    terminal.say(f"figures in {printable(str(out))}" + ("" if plot is None else f", confusion matrix in {printable(str(plot))}"))
+    terminal.say(f"figures in {out}" + ("" if plot is None else f", confusion matrix in {plot}"))
     return 0
 
 

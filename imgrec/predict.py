@@ -17,7 +17,7 @@ from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
 from imgrec.inference import prediction_table
 from imgrec.inference.paths import check_output, expand_files, find_checkpoint
-from imgrec.terminal import Terminal, printable
+from imgrec.terminal import Terminal
 
 MOST_SHOWN = 50  # files whose rows are printed too
 
@@ -100,7 +100,7 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
     _say(terminal, rows, top_k, out, time.perf_counter() - start)
     bad = [row for row in rows if row["error"]]
     if len(bad) == len(rows):
-        first = f"{printable(bad[0]['path'])} {bad[0]['error']}"
+        first = f"{bad[0]['path']} {bad[0]['error']}"
         raise DataError(
             f"none of {len(rows):,} file{'s' * (len(rows) != 1)} could be read: {first} {out} has the reason for each. Name image files."
         )
@@ -116,13 +116,13 @@ def _say(terminal: Terminal, rows: list[prediction_table.PredictionRow], top_k: 
         table = Table(box=box.SIMPLE_HEAD if terminal.console.is_terminal else None, pad_edge=False, show_edge=False)
         parent = _parent([row["path"] for row in rows])
         if parent:
-            terminal.say(f"in {printable(parent)}:")
+            terminal.say(f"in {parent}:")
         table.add_column("file", overflow="fold")
         table.add_column("class", overflow="fold")
         table.add_column("probability", justify="right")
         table.add_column("then" if top_k > 1 else "", overflow="fold")
         for row in rows:
-            name = Text(printable(os.path.relpath(row["path"], parent) if parent else row["path"]))
+            name = Text(os.path.relpath(row["path"], parent) if parent else row["path"])
             if row["error"]:
                 table.add_row(name, Text("-"), Text("-"), Text(row["error"], style="yellow"))
             else:
@@ -134,7 +134,7 @@ def _say(terminal: Terminal, rows: list[prediction_table.PredictionRow], top_k: 
     unread = f"; {bad:,} of them could not be read, the column 'error' says why" if bad else ""
     pace = f" ({len(rows) / seconds:,.0f} a second)" if len(rows) > MOST_SHOWN else ""
     terminal.say(
-        f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {printable(str(out))}{unread}",
+        f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {out}{unread}",
         style="yellow" if bad else None,
     )
 

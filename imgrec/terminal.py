@@ -1,12 +1,25 @@
 """The terminal and the log file: the same lines go to both, with colour and a live bar on a terminal only."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from imgrec.errors import printable
 
 LOG_WIDTH = 120  # characters; a file has no width of its own
+
+
+class PlainConsole(Console):
+    """A console whose texts cannot move the cursor or change colours: class and file names hold what anybody has written."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            lines = segment.text.split("\n")
+            yield segment if segment.control else segment._replace(text="\n".join(map(printable, lines)))
 
 
 class Terminal:
@@ -14,12 +27,12 @@ class Terminal:
 
     def __init__(self, *, quiet: bool = False, log: Path | None = None) -> None:
         """log: a file that every line is appended to as well."""
-        self.console = Console(quiet=quiet, highlight=False)
+        self.console = PlainConsole(quiet=quiet, highlight=False)
         if not self.console.is_terminal:
-            self.console = Console(quiet=quiet, highlight=False, width=LOG_WIDTH, no_color=True)
+            self.console = PlainConsole(quiet=quiet, highlight=False, width=LOG_WIDTH, no_color=True)
         self.log: Console | None = None
         if log is not None:
-            self.log = Console(file=log.open("a", buffering=1), width=LOG_WIDTH, no_color=True, highlight=False)
+            self.log = PlainConsole(file=log.open("a", buffering=1), width=LOG_WIDTH, no_color=True, highlight=False)
 
     def say(self, what: Any = "", style: str | None = None) -> None:
         """Print a line or a rich table; lines are never wrapped."""
@@ -67,8 +80,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def printable(path: str) -> str:
-    """A file name that any terminal can print: bytes that are no UTF-8, and control characters, become '?'."""
-    return "".join(letter if letter.isprintable() else "?" for letter in path)

@@ -157,7 +157,7 @@ def test_weights_that_the_run_began_with_are_not_fetched_again(tmp_path, monkeyp
     state = {f"net.{key}": value for key, value in instantiate(settings.model, num_classes=len(CLASSES)).state_dict().items()}
     keys = ("image_size", "channels", "mean", "std", "resize", "crop_share")
     writer = CheckpointWriter(checkpoint_metadata(settings, CLASSES, {key: getattr(settings.data, key) for key in keys}))
-    writer.save_checkpoint({"state_dict": state}, run / "best.ckpt")
+    writer.save_checkpoint({"state_dict": state, "epoch": 0}, run / "best.ckpt")
     writer.wait()
     assert len(imgrec.load(run, device="cpu").predict(picture(40, 30, 3), top_k=4)[0].top) == 4
 

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from error_parts import assert_error, assert_refused
+from hypothesis import given
+from hypothesis import strategies as st
+from marks import slow_but
 from processes import run_command
 from small_run import SMALL
 from test_data_folder import make
@@ -265,6 +268,53 @@ def test_a_yaml_of_ones_own(refuses, tmp_path, group, text, parts):
     small = () if group == "experiment" else SMALL
     refuses(["train", *small, "--config-dir", str(tmp_path / "mine"), f"{group}=mine"], *parts)
     assert list(tmp_path.glob("runs/*/*")) == []
+
+
+LAUGHS = "\n".join(["a0: &a0 [x,x,x,x,x,x,x,x,x]", *(f"a{k}: &a{k} [{','.join([f'*a{k - 1}'] * 9)}]" for k in range(1, 9))])
+ODD_YAML = {
+    "a: [1": "line 1", "\t- x": "line 1", "a: &x [*x]": "levels", LAUGHS: "values", "[" * 50 + "]" * 50: "levels", "a: 1\n---\nb: 2": "document",
+    "!!python/object/apply:os.system ['touch pwned']": "tag", "\x00": "special characters", "[]": "no group of keys", "5": "no group of keys",
+    "a: 2024-13-01": "month",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("group", slow_but("model", among=["model", "experiment", "trainer", "callbacks"]))
+@pytest.mark.parametrize("text", ODD_YAML, ids=range(len(ODD_YAML)))
+def test_a_yaml_that_is_none_is_named(refuses, tmp_path, group, text):
+    file = tmp_path / "mine" / group / "odd.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    words = ["train", "--config-dir", str(tmp_path / "mine"), f"{group}=odd"]
+    refuses(words, file, ODD_YAML[text])
+    assert not (tmp_path / "pwned").exists()
+    file.write_bytes(b"a: \xff\xfe")
+    refuses(words, file, "utf-8")
+
+
+ODD_KEYS = ("1: 2\n", "null: 1\n", "true: false\n", "? [a]\n: b\n", "defaults: 5\n", "a: 1\na: 2\n", "a: ${b}\nb: ${a}\n", "a: ${x:1}\n", "",
+            "# @package nowhere\na: 1\n", "# @package _global_\nmodel: null\n", "# @package _global_\ndata: 5\n", "_target_: [1]\n")  # fmt: skip
+
+
+@pytest.mark.parametrize("text", slow_but(*ODD_KEYS[:5], among=ODD_KEYS))
+@pytest.mark.parametrize("group", slow_but("model", among=["model", "optim", "trainer", "logger", "experiment"]))
+def test_a_yaml_with_odd_keys_is_one_line(tmp_path, monkeypatch, capsys, group, text):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine" / group / "odd.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    for more in ((), (f"{group}.a=1",)):
+        code = cli.main(["train", "--config-dir", str(tmp_path / "mine"), f"{group}=odd", *more, "data.num_classes=5"])
+        err = capsys.readouterr().err
+        assert (code, err.count("\n"), err[:8]) == (2, 1, "imgrec: ")
+
+
+@given(depth=st.integers(33, 900), brackets=st.sampled_from(["[]", "{}", "()"]))
+def test_an_override_in_many_brackets_is_one_line(depth, brackets):
+    inner = "a:" if brackets == "{}" else ""
+    value = f"{brackets[0]}{inner}" * depth + "1" + brackets[1] * depth
+    with pytest.raises(ConfigError) as error:
+        load_config("train", [f"augment.crop_scale={value}"])
+    assert_error(str(error.value), "'augment.crop_scale=", "32 brackets")
 
 
 # Data

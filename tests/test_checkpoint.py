@@ -4,20 +4,24 @@ import os
 import pickle
 import resource
 import subprocess
+import zipfile
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import torch
-from error_parts import assert_error, assert_refused
-from hypothesis import given
+from error_parts import assert_error, assert_refused, raises_error
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_run import SMALL
 
 import imgrec.training.checkpoint
 from imgrec import cli
 from imgrec.config.compose import load_config
-from imgrec.errors import CheckpointError
+from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import FORMAT_VERSION, load_checkpoint, read_checkpoint
+from imgrec.inference.evaluation import evaluation_images
+from imgrec.inference.predictor import Predictor
 from imgrec.models.losses import CrossEntropy
 
 
@@ -40,6 +44,18 @@ def refusal(path) -> str:
         load_checkpoint(path)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+@contextmanager
+def limited_memory(more: int):
+    """An allocation of more than this number of bytes fails."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def rewritten(trained, tmp_path, **change):
@@ -82,7 +98,7 @@ def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path
     assert_error(refusal(file), file, f"format {FORMAT_VERSION + 1}", f"format {FORMAT_VERSION}", "Train again")
     config = load_checkpoint(trained).run.to_dict()
     file = rewritten(trained, tmp_path, config={**config, "model": {"_target_": "os.system", "command": "true"}})
-    allowed = ("imgrec.models.*", "torchvision.models.*", "timm.models.*")
+    allowed = ("conf/model", "torchvision.models", "timm.models")
     assert_error(refusal(file), file, "os.system", "model", *allowed, "export IMGREC_ALLOW=os")
     for node, target in (
         ("data", "torch.hub.load"),
@@ -92,7 +108,7 @@ def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path
         file = rewritten(trained, tmp_path, config={**config, node: {"_target_": target}})
         assert_error(refusal(file), file, target, node)
     file = rewritten(trained, tmp_path, config={**config, "callbacks": {"own": {"_target_": "torch.hub.load"}}})
-    assert_error(refusal(file), file, "torch.hub.load", "callbacks.own", "imgrec.training.callbacks.*")
+    assert_error(refusal(file), file, "torch.hub.load", "callbacks.own", "conf/callbacks", "pytorch_lightning.callbacks")
 
 
 def test_your_own_package_is_called_when_you_say_so(trained, tmp_path, monkeypatch):
@@ -104,6 +120,140 @@ def test_your_own_package_is_called_when_you_say_so(trained, tmp_path, monkeypat
         file = rewritten(trained, tmp_path, **change)
         key = next(iter(change)) if change != {"config": {}} else "name"
         assert_error(refusal(file), file, f"'{key}'", "checkpoint that imgrec wrote")
+
+
+ODD = st.sampled_from(
+    [None, True, 0, -1, 2.5, float("nan"), 10**30, "", "x" * 10**4, "\x1b[31mred\n\nlines", [], [1], [[]], {}, {"a": 1}, {1: 2}, (1, 2),
+     {"_target_": "os.system"}, b"bytes", torch.zeros(2)]
+)  # fmt: skip
+
+
+def places(node, path=()):
+    """The path of every value in nested dictionaries."""
+    for key, value in node.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_metadata_of_another_type_is_one_line_or_does_not_matter(trained, tmp_path_factory, data):
+    load_odd(trained, tmp_path_factory.getbasetemp() / "odd.ckpt", data)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000)
+@given(data=st.data())
+def test_metadata_of_any_other_type_is_one_line_or_does_not_matter(trained, tmp_path_factory, data):
+    load_odd(trained, tmp_path_factory.getbasetemp() / "odd.ckpt", data)
+
+
+def load_odd(trained, file, data):
+    """Read a checkpoint in which one value is another or missing."""
+    checkpoint = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)
+    *path, last = data.draw(st.sampled_from(list(places({key: checkpoint[key] for key in ("imgrec", "epoch", "state_dict")}))))
+    node = checkpoint
+    for key in path:
+        node = node[key]
+    if data.draw(st.booleans()):
+        del node[last]
+    else:
+        node[last] = data.draw(ODD)
+    torch.save(checkpoint, file)
+    try:
+        loaded = load_checkpoint(file)
+        loaded.network()
+        loaded.loss(None)
+    except CheckpointError as error:
+        line = str(error)
+        assert_error(line, file)
+
+
+def test_metadata_that_contains_itself_or_explodes_is_one_line(trained, tmp_path):
+    checkpoint = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)
+    inside: list[object] = []
+    inside.append(inside)
+    laughs: list[object] = []
+    for _ in range(30):
+        laughs = [laughs] * 10
+    for value in (inside, laughs):
+        checkpoint["imgrec"]["config"]["model"]["widths"] = value
+        torch.save(checkpoint, tmp_path / "odd.ckpt")
+        assert_error(refusal(tmp_path / "odd.ckpt"), tmp_path / "odd.ckpt", "values", "levels")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        None,
+        1.0,
+        torch.zeros(5).to_sparse(),
+        torch.zeros(3, dtype=torch.complex64),
+        torch.zeros(3, device="meta"),
+        torch.zeros(1).expand(10**11),
+        torch.zeros(3, 1),
+        torch.zeros(0),
+    ],
+    ids=["none", "number", "sparse", "complex", "meta", "expanded", "shape", "empty"],
+)
+def test_weights_that_are_no_tensors_of_the_network_are_one_line(trained, tmp_path, tensor):
+    checkpoint = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)
+    name = next(key for key in checkpoint["state_dict"] if key.startswith("net."))
+    checkpoint["state_dict"][name] = tensor
+    torch.save(checkpoint, tmp_path / "odd.ckpt")
+    with pytest.raises(CheckpointError) as error:
+        load_checkpoint(tmp_path / "odd.ckpt").network()
+    assert_error(str(error.value), tmp_path / "odd.ckpt")
+
+
+SIMPLE = {
+    "_target_": "imgrec.models.simple_cnn.SimpleCNN", "channels": 3, "image_size": 16, "widths": [8, 16], "padding": ["same"],
+    "kernel": 3, "norm": "none", "dense": 0, "stage_dropout": 0.0, "dense_dropout": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change", [{"dense": 10**12}, {"widths": [10**6, 10**6]}, {"kernel": 10**6}, {"image_size": 8192, "dense": 10**8}]
+)
+def test_a_size_in_the_config_takes_no_memory(trained, tmp_path, change):
+    config = load_checkpoint(trained).run.to_dict()
+    stored = load_checkpoint(rewritten(trained, tmp_path, config={**config, "model": SIMPLE | change}))
+    with limited_memory(2 * 2**30), pytest.raises(CheckpointError) as error:
+        stored.network()
+    assert_error(str(error.value), stored.file, "do not fit the network")
+
+
+def test_sizes_of_data_and_pictures_are_bounded(trained, tmp_path):
+    stored = load_checkpoint(trained)
+    file = rewritten(trained, tmp_path, preprocessing={**stored.preprocessing, "image_size": 50_000})
+    assert_error(refusal(file), file, "data.image_size=50000", "8192")
+    config = stored.run.to_dict()
+    file = rewritten(trained, tmp_path, config={**config, "data": config["data"] | {"train_samples": 10**9}})
+    with raises_error(ConfigError, "data.train_samples=1000000000", "too many", "data.train_samples=512"):
+        evaluation_images(load_checkpoint(file), split="test", folder=None, changes={})
+    file = rewritten(trained, tmp_path, preprocessing={**stored.preprocessing, "image_size": 8192})
+    with raises_error(ConfigError, "batch_size=64", "memory of this machine", "batch_size="):
+        list(Predictor(load_checkpoint(file)).predict_files(["a.jpg"] * 64))
+
+
+def test_the_folder_that_a_checkpoint_names_is_not_written_to(trained, tmp_path):
+    config = load_checkpoint(trained).run.to_dict()
+    common = {
+        key: value for key, value in config["data"].items() if key not in ("_target_", "train_samples", "test_samples", "noise")
+    }
+    data = {"_target_": "imgrec.data.datasets.MNIST", "root": str(tmp_path / "new"), "download": True, **common}
+    stored = load_checkpoint(rewritten(trained, tmp_path, config={**config, "data": data}))
+    with raises_error(DataError, "the files of MNIST", tmp_path / "new", "data.root=FOLDER", "data.download=true"):
+        evaluation_images(stored, split="test", folder=None, changes={})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_records_that_grow_when_they_are_read_are_refused(trained, tmp_path, compression):
+    with zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", compression) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    assert_error(refusal(tmp_path / "bomb.ckpt"), tmp_path / "bomb.ckpt", "compressed")
 
 
 @given(share=st.floats(0, 1, exclude_max=True))

@@ -75,6 +75,7 @@ def save_run(folder, net, classes, model):
         "config": {"model": model},
         "preprocessing": {},
         "data": None,
+        "versions": {},
     }
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"state_dict": state, "imgrec": metadata}, folder / "checkpoints" / "best.ckpt")

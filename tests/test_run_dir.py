@@ -18,7 +18,7 @@ import imgrec
 from imgrec import cli
 from imgrec.config.compose import load_config
 from imgrec.config.schema import run_config
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, DataError
 from imgrec.training.run_dir import RunDir, choose_run_dir, differing_keys
 
 
@@ -112,6 +112,47 @@ def test_a_finished_run_is_read_and_not_trained_again(tmp_path, capsys):
     assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.*")} == before
     assert cli.main(["train", *words, "seed=1"]) == 2
     assert_refused(capsys.readouterr().err, f"{tmp_path}/n/a", "seed=1", 0, "another id")
+
+
+# What a full disk, an editor or a copy leaves of a file.
+CUT = {
+    "empty": b"",
+    "cut": b'{"summary": ',
+    "a list": b"[1]",
+    "no text": b"\xff\xfe\x00",
+    "deep": b"[" * 300,
+    "other": b'{"summary": 5}',
+}
+
+
+def spoil(file: Path, how: str) -> None:
+    if how == "a folder":
+        file.unlink(missing_ok=True)
+        file.mkdir()
+    else:
+        file.write_bytes(CUT[how])
+
+
+@pytest.mark.parametrize("how", [*CUT, "a folder"])
+def test_a_file_of_a_run_that_is_cut_is_one_line(run, tmp_path, how):
+    folder = begin(run())
+    spoil(folder / "config.yaml", how)
+    if how == "other":
+        assert choose_run_dir(run()).path == tmp_path / "n/2"
+    else:
+        for given in (run(), run(id="1")):
+            with raises_error(DataError, folder / "config.yaml", f"Remove {folder}", "another id", "resume=false"):
+                choose_run_dir(given)
+    assert choose_run_dir(run(resume=False)).path == tmp_path / "n/2"
+    spoil(folder / "result.json", how)
+    with raises_error(DataError, folder / "result.json", "Remove it", "finishes the run"):
+        RunDir(folder, "finished").result()
+
+
+def test_a_lock_that_is_a_folder_is_one_line(tmp_path, capsys):
+    (tmp_path / "n/a/.lock").mkdir(parents=True)
+    assert cli.main(["train", *SMALL, f"runs_dir={tmp_path}", "name=n", "id=a"]) == 2
+    assert_refused(capsys.readouterr().err, tmp_path / "n/a/.lock", "Is a directory")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

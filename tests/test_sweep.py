@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from error_parts import assert_error, assert_refused
+from error_parts import assert_error, assert_refused, raises_error
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
@@ -30,7 +30,7 @@ import imgrec
 from imgrec import cli, config
 from imgrec.config.compose import compose_config, quoted
 from imgrec.distributed import signals
-from imgrec.errors import ConfigError, Stopped
+from imgrec.errors import ConfigError, DataError, Stopped
 from imgrec.sweeps.folder import Job, SweepFolder, choose_sweep_folder, open_sweep_folder
 from imgrec.sweeps.grid import Argument, parse_interval, plan_sweep, sweep_name
 from imgrec.sweeps.search import Search
@@ -391,6 +391,25 @@ def test_the_folder_of_a_sweep_is_that_of_its_arguments(tmp_path: Path) -> None:
     assert choose("seed=1,3", id="mine").path == tmp_path / "n" / "mine"
     with pytest.raises(ConfigError, match=r"another sweep.*--search .*seed=1,2\..*another id"):
         choose("seed=1,3", id="sweep_1")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "{}", '{"arguments": 5, "monitor": "val/loss", "jobs": []}']
+    + [f'{{"arguments": [], "monitor": "val/loss", "jobs": {jobs}}}' for jobs in ("5", "[5]", "[{}]", '[{"number": "x"}]')],
+)
+def test_a_table_that_is_cut_or_changed_is_one_line(content: str, tmp_path: Path) -> None:
+    plan = plan_sweep([f"runs_dir={tmp_path}", "name=n", "seed=1,2"], None)
+    file = tmp_path / "n/sweep_1/sweep.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    for id in (None, "sweep_1"):
+        with raises_error(DataError, file, f"Remove {file.parent}", "another id", "resume=false"):
+            choose_sweep_folder(plan, id)
+    file.unlink()
+    file.mkdir()
+    with raises_error(DataError, file, "Is a directory"):
+        choose_sweep_folder(plan, None)
 
 
 def in_new_process(code: str, *arguments: str) -> "subprocess.Popen[str]":

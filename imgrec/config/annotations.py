@@ -4,10 +4,12 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Literal
 
 from imgrec.errors import ConfigError, did_you_mean
 
+LONGEST_SHOWN = 200  # letters of a value that does not match
 TYPE_NAMES: dict[Any, str] = {
     bool: "true or false",
     int: "an integer",
@@ -25,7 +27,9 @@ def check_type(path: str, value: Any, hint: Any, default: Any = None) -> None:
     if not matches_type(value, hint):
         near = did_you_mean(value, list(map(str, typing.get_args(hint)))) if isinstance(value, str) else ""
         known = f" The default is {format_value(default)}." if default is not None and not near else ""
-        raise ConfigError(f"{path}={format_value(value)}: expected {describe_type(hint)}.{near}{known}")
+        shown = format_value(value)
+        shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+        raise ConfigError(f"{path}={shown}: expected {describe_type(hint)}.{near}{known}")
 
 
 def matches_type(value: Any, hint: Any) -> bool:
@@ -61,7 +65,7 @@ def describe_type(hint: Any) -> str:
     if origin in (list, tuple):
         noun = TYPE_NAMES.get(args[0], "").removeprefix("an ").removeprefix("a ")
         return f"a list of {noun}s" if noun else TYPE_NAMES[list]
-    return TYPE_NAMES[dict] if origin is dict else getattr(hint, "__name__", str(hint))
+    return TYPE_NAMES[dict] if origin is dict or is_dataclass(hint) else getattr(hint, "__name__", str(hint))
 
 
 def is_number(value: Any) -> bool:

@@ -163,13 +163,13 @@ def _siblings(key: str, known: Mapping[str, Any]) -> str:
 
 
 def _listed(node: Node) -> str:
-    return ", ".join(key for key in node if not key.startswith("_"))
+    return ", ".join(key for key in map(str, node) if not key.startswith("_"))
 
 
 def all_keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of every key, also of the groups of keys."""
     for key, value in node.items():
-        yield prefix + key, value
+        yield f"{prefix}{key}", value
         if isinstance(value, dict):
             yield from all_keys(value, f"{prefix}{key}.")
 

@@ -10,15 +10,19 @@ import re
 import typing
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import accumulate
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgrec.config.checks import check_keys, check_options, check_together, conform
 from imgrec.config.options import conf_dir, conf_dirs, group_names
+from imgrec.config.plain_data import DEEPEST, read_plain
 from imgrec.config.schema import Node, RunConfig, run_config, run_types
 from imgrec.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
+    from hydra.plugins.config_source import ConfigSource
     from omegaconf import DictConfig
 
 SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
@@ -39,10 +43,13 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
     from hydra.core.override_parser.types import Override
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     groups = group_names(config_dir)
     parsed: list[Override] = []
     for argument in argv:
+        if _depth(argument) > DEEPEST:  # the parser and OmegaConf descend in recursion
+            raise ConfigError(f"'{argument[:40]}...': brackets in more than {DEEPEST} brackets. Type a list or a group of keys.")
         try:
             parsed += OverridesParser.create().parse_overrides([argument])
         except HydraException as error:
@@ -68,8 +75,11 @@ def compose_config(command: str, argv: Sequence[str], config_dir: str | None = N
             reference = hydra_tree(command, plain, config_dir)[0]
         check_keys(command, keys, reference, groups)
         tree = hydra_tree(command, chosen, config_dir, keys)[0]
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:  # of a yaml of the user's
         raise ConfigError(f"the config cannot be composed: {first_line(error)}.") from error
+    for group, option in choices.items():
+        if group != "experiment" and not isinstance(tree.get(group), dict):
+            raise ConfigError(f"{group}={option} gives no keys of {group}. Write them into its yaml, without a line # @package.")
     if "name" in tree and tree["name"] is None:
         tree["name"] = choices.get("experiment") or f"{choices['data']}_{choices['model']}"
     checked: Node = conform(tree, reference, types=run_types(reference))
@@ -99,13 +109,15 @@ def _compose_options(command: str, options: tuple[str, ...], config_dir: str | N
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
     from omegaconf import OmegaConf
 
     outer = GlobalHydra.instance().hydra  # of a program that has its own, and calls this one
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-            paths = [f"hydra.searchpath=[{quoted(f'file://{own}')}]" for own in conf_dirs(config_dir)[:-1]]
+            Plugins.instance().register(_own_yaml())
+            paths = [f"hydra.searchpath=[{quoted(f'own://{own}')}]" for own in conf_dirs(config_dir)[:-1]]
             config = hydra_compose(command, [*options, *paths], return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer
@@ -116,6 +128,32 @@ def _compose_options(command: str, options: tuple[str, ...], config_dir: str | N
 
 # A tenth of a second each, and the keys of most command lines stand beside the same options.
 _shipped_options = lru_cache(maxsize=64)(_compose_options)
+
+
+@cache
+def _own_yaml() -> "type[ConfigSource]":
+    """Where Hydra reads the yaml of the user's own folder; DataError for a file that is not the yaml of a config."""
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra.plugins.config_source import ConfigResult
+
+    class OwnYaml(FileConfigSource):
+        @staticmethod
+        def scheme() -> str:
+            return "own"
+
+        def load_config(self, config_path: str) -> ConfigResult:
+            file = Path(self.path) / self._normalize_file_name(config_path)
+            content = read_plain(file, fix="Fix this file, or choose another option.")
+            if not isinstance(content, dict | None):
+                raise ConfigError(f"{file} is no group of keys. Write _target_: PACKAGE.MODULE.NAME and its keys into it.")
+            return super().load_config(config_path)
+
+    return OwnYaml
+
+
+def _depth(text: str) -> int:
+    """The most brackets that are open at a letter of the text."""
+    return max(accumulate((letter in "[{(") - (letter in "]})") for letter in text), default=0)
 
 
 def by_size(size: Any, small: Any, large: Any) -> Any:

@@ -91,14 +91,19 @@ def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
 def check_signatures(run: RunConfig) -> None:
     """Every node's keys and value types against the signature of its `_target_`; ConfigError names the first that does not fit."""
     for name, node in target_nodes(run.to_dict()):
-        known = parameter_types(locate(node["_target_"])) | (
-            parameter_types(locate(EXTRA_PARAMETERS[name])) if name in EXTRA_PARAMETERS else {}
-        )
-        for key, value in node.items():
-            if key in ("_target_", "_partial_") or (name, key, value) == ("model", "num_classes", None):
-                continue  # the number of classes is set when the data is read
-            if key not in known:
-                raise ConfigError(
-                    f"{name}.{key}={format_value(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"
-                )
-            check_type(f"{name}.{key}", value, known[key])
+        check_signature(name, node)
+
+
+def check_signature(name: str, node: Node) -> None:
+    """`check_signatures` of the node `name`."""
+    known = parameter_types(locate(node["_target_"])) | (
+        parameter_types(locate(EXTRA_PARAMETERS[name])) if name in EXTRA_PARAMETERS else {}
+    )
+    for key, value in node.items():
+        if key in ("_target_", "_partial_") or (name, key, value) == ("model", "num_classes", None):
+            continue  # the number of classes is set when the data is read
+        if key not in known:
+            raise ConfigError(
+                f"{name}.{key}={format_value(value)}: {node['_target_']} takes no {key}.{did_you_mean(key, list(known))}"
+            )
+        check_type(f"{name}.{key}", value, known[key])

@@ -41,7 +41,7 @@ def group_names(config_dir: str | None = None) -> list[str]:
 
 
 @cache
-def shipped_targets() -> frozenset[str]:
-    """Every `_target_` in the shipped yaml."""
-    files = conf_dir().rglob("*.yaml")
+def shipped_targets(group: str = "*") -> frozenset[str]:
+    """Every `_target_` in the shipped yaml of a config group, or of all."""
+    files = conf_dir().glob(f"{group}/*.yaml")
     return frozenset(target for file in files for target in re.findall(r"^ *_target_: *(\S+)", file.read_text(), re.MULTILINE))

@@ -32,11 +32,12 @@ _KEYS: dict[Range, str] = {
     Range(0, 2**63, open_high=True): "seed",
     Range(0, 2**32, open_high=True): "data.split_seed",
     Range(1): """
-        epochs batch_size max_device_batch top_k data.image_size data.train_samples data.test_samples
+        epochs batch_size max_device_batch top_k data.train_samples data.test_samples
         model.depth model.kernel model.widths optim.base_batch optim.ns_steps scheduler.every_epochs scheduler.milestones_epochs
         callbacks.ema.every_steps trainer.num_nodes trainer.save_every_steps trainer.log_every_steps
         nodes tasks_per_node cpus_per_task signal_s""",
     Range(2): "steps data.num_classes",
+    Range(1, 8192): "data.image_size",  # 8192 are 0.8 GB for one picture in colour
     Range(1, 3): "data.channels",
     POSITIVE: """
         lr_min lr_max data.std augment.crop_ratio optim.lr optim.eps optim.max_grad_norm

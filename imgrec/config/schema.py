@@ -168,7 +168,9 @@ def parse_settings(cls: type[Keys], tree: Node, prefix: str = "") -> Keys:
             )
         value = tree[key]
         if is_dataclass(hint) and isinstance(hint, type):
-            value = value if isinstance(value, hint) else parse_settings(hint, value, f"{prefix}{key}.")
+            if not isinstance(value, hint):
+                check_type(prefix + key, value, dict)
+                value = parse_settings(hint, value, f"{prefix}{key}.")
         else:
             check_type(prefix + key, value, hint)
         values[key] = value
@@ -181,7 +183,7 @@ def leaves(node: Node, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def target_nodes(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
@@ -189,6 +191,6 @@ def target_nodes(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
     for key, value in node.items():
         if isinstance(value, dict):
             if "_target_" in value:
-                yield path + key, value
+                yield f"{path}{key}", value
             else:
                 yield from target_nodes(value, f"{path}{key}.")

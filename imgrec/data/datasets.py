@@ -106,6 +106,9 @@ class CIFAR100(_Torchvision):
     kind, files = "CIFAR100", "cifar-100-python/{train,test,meta}"
 
 
+MOST_FAKE = 2**30  # values of all pictures, of which 9 bytes each are needed while they are made
+
+
 class Fake(ImageData):
     """Generated images that can be learned: each is the smooth random pattern of its class, with noise."""
 
@@ -119,6 +122,12 @@ class Fake(ImageData):
     def read(self) -> Splits:
         generator = np.random.default_rng(self.split_seed)
         size, channels = self.preprocessing()["image_size"], self.preprocessing()["channels"]
+        count = self.train_samples + self.test_samples + self.classes_count
+        if count * channels * size**2 > MOST_FAKE:
+            raise ConfigError(
+                f"data.train_samples={self.train_samples} data.test_samples={self.test_samples}: {count:,} pictures of "
+                f"{size}x{size}x{channels} are too many for the memory. Set data.train_samples=512 data.test_samples=128."
+            )
         coarse = torch.from_numpy(generator.random((self.classes_count, channels, 4, 4), np.float32))
         patterns = torch.nn.functional.interpolate(coarse, size=[size, size], mode="bicubic")
 

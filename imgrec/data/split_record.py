@@ -17,8 +17,8 @@ from torch import Tensor
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.image_set import ImageSet
+from imgrec.errors import printable
 from imgrec.files import composed
-from imgrec.terminal import printable
 
 SHOWN = 3  # changes that a sentence names
 MOST_BYTES = 1 << 31  # of an unpacked record: what 30 million files take

@@ -9,7 +9,7 @@ from imgrec.config.options import conf_dir
 from imgrec.distributed import signals
 from imgrec.distributed.process_group import error_line
 from imgrec.distributed.world import read_world
-from imgrec.errors import UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped
+from imgrec.errors import UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped, printable
 
 Command = Callable[[list[str], str | None], int]  # (overrides, --config-dir) -> exit code
 
@@ -30,7 +30,7 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
             raise
         if isinstance(error, OSError):
             file = error.filename or "a file"
-            _print(f"{file} cannot be written: {error.strerror}. Fix that and start the same command again.")
+            _print(printable(f"{file} cannot be written: {error.strerror}. Fix that and start the same command again."))
         elif (line := error_line(error)) is not None:
             _print(line)
         return ExitCode.REFUSED

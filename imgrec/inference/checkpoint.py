@@ -13,27 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imgrec.config.instantiate import ALLOW, in_your_packages, instantiate
-from imgrec.config.schema import Node, RunConfig, run_config, target_nodes
+from imgrec.config.schema import Node, RunConfig
 from imgrec.data.decode import Preprocessing
 from imgrec.data.split_record import DataRecord
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
+from imgrec.inference.metadata import check_content, check_metadata
 from imgrec.inference.paths import find_checkpoint
+from imgrec.inference.stored_code import build_stored, check_targets
+from imgrec.models.catalog import weightless
 from imgrec.models.losses import Loss
 
 FORMAT_VERSION = 4
-
-# A stored config names code, and a foreign file may name any: prefixes of what each node may call.
-CALLABLE_PREFIXES: dict[str, tuple[str, ...]] = {
-    "data": ("imgrec.data.",),
-    "model": ("imgrec.models.", "torchvision.models.", "timm.models."),
-    "augment": ("imgrec.data.augment.",),
-    "optim": ("torch.optim.", "timm.optim."),
-    "scheduler": ("imgrec.training.scheduler.",),
-    "loss": ("imgrec.models.losses.",),
-    "callbacks": ("imgrec.training.callbacks.", "pytorch_lightning.callbacks."),
-    "logger": ("pytorch_lightning.loggers.", "imgrec.training.loggers."),
-}
 
 
 def package_versions() -> dict[str, str]:
@@ -54,10 +44,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: the error below says more
             if zipfile.is_zipfile(file):
-                with zipfile.ZipFile(file) as records:  # torch compares no checksum: one flipped bit would pass
-                    damaged = records.testzip()
-                if damaged is not None:
-                    raise zipfile.BadZipFile(f"the checksum of its record {damaged} does not match")
+                _check_records(file)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -78,23 +65,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{file} has checkpoint format {version}; this imgrec reads format {FORMAT_VERSION}. "
             "Train again with this version, or use the imgrec that wrote it."
         )
-    for key, kinds in {"config": dict, "classes": list, "preprocessing": dict, "data": Tensor | None}.items():
-        if key not in checkpoint["imgrec"] or not isinstance(checkpoint["imgrec"][key], kinds):
-            raise CheckpointError(f"{file} lacks '{key}' in its 'imgrec' entry. Name a checkpoint that imgrec wrote.")
-    _refuse_foreign_code(checkpoint["imgrec"]["config"], file)
+    try:
+        check_content(checkpoint, file.stat().st_size)
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error} Name a checkpoint that imgrec wrote.") from error
+    try:
+        check_targets(checkpoint["imgrec"]["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from error
     return checkpoint
 
 
-def _refuse_foreign_code(config: Node, file: Path) -> None:
-    for name, node in target_nodes(config):
-        target, prefixes = str(node["_target_"]), CALLABLE_PREFIXES.get(name.partition(".")[0], ())
-        if target.startswith(prefixes) or in_your_packages(target):
-            continue
-        allowed = " or ".join(f"{prefix}*" for prefix in prefixes) or "nothing there"
-        raise CheckpointError(
-            f"{file}: its config would call {target} as its {name}; a stored config may call {allowed}. "
-            f"Do not use this file, or if the code is yours: export {ALLOW}={target.partition('.')[0]}"
-        )
+def _check_records(file: Path) -> None:
+    """BadZipFile where the checksum of a record is wrong, or the records are larger than the file, which would fill the memory."""
+    with zipfile.ZipFile(file) as records:
+        if sum(record.file_size for record in records.infolist()) > file.stat().st_size:
+            raise zipfile.BadZipFile("its records are compressed, or are the same bytes several times")
+        damaged = records.testzip()  # torch compares no checksum: one flipped bit would pass
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of its record {damaged} does not match")
 
 
 @dataclass(frozen=True)
@@ -113,26 +102,41 @@ class Checkpoint:
 
     def network(self) -> nn.Module:
         """The network with its weights, on the CPU; CheckpointError where they do not fit its config."""
-        written_by = self.content["imgrec"].get("versions", {}).get("imgrec", "unknown")
+        state = network_state(self.content)
+        # Without memory first: the config may ask for any size, the weights are no larger than the file.
         try:
-            net: nn.Module = instantiate(self.run.model, num_classes=len(self.classes))
-        except TypeError as error:
-            raise CheckpointError(
-                f"{self.file}: this imgrec cannot build its network: {error}. Install the imgrec that wrote it: {written_by}."
-            ) from error
+            with torch.device("meta"):
+                net = self._build("model", self.run.model, num_classes=len(self.classes))
+        except CheckpointError:  # RegNet computes with tensors while it is built
+            with weightless():
+                net = self._build("model", self.run.model, num_classes=len(self.classes))
+        self._load(net.to("meta"), {key: tensor.to("meta") for key, tensor in state.items()})
+        whole: nn.Module = self._build("model", self.run.model, num_classes=len(self.classes))
+        self._load(whole, state)
+        return whole
+
+    def _build(self, group: str, node: Node, **extra: Any) -> Any:
         try:
-            net.load_state_dict(network_state(self.content))
+            return build_stored(group, node, **extra)
+        except ConfigError as error:
+            raise CheckpointError(f"{self.file}, written by imgrec {self._written_by()}: {error}") from error
+
+    def _load(self, net: nn.Module, state: dict[str, Tensor]) -> None:
+        try:
+            net.load_state_dict(state)
         except RuntimeError as error:
             reason = " ".join(str(error).split("\n")[1:2]).strip().rstrip(".") or str(error)
             raise CheckpointError(
                 f"{self.file}: its weights do not fit the network of its config ({reason}). "
-                f"Train again, or install the imgrec that wrote it: {written_by}."
+                f"Train again, or install the imgrec that wrote it: {self._written_by()}."
             ) from error
-        return net
+
+    def _written_by(self) -> str:
+        return str(self.content["imgrec"]["versions"].get("imgrec", "unknown"))
 
     def loss(self, counts: Tensor | None) -> Loss:
         """The run's loss, with its class weights where the training counts (int64 [K]) are known."""
-        loss: Loss = instantiate(self.run.loss, **({} if counts is not None else {"class_weights": "none"}))
+        loss: Loss = self._build("loss", self.run.loss, **({} if counts is not None else {"class_weights": "none"}))
         if counts is not None:
             loss.set_class_counts(counts)
         return loss
@@ -170,10 +174,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     checkpoint = read_checkpoint(file)
     info = checkpoint["imgrec"]
     try:
-        return Checkpoint(file, run_config(info["config"]), tuple(info["classes"]), info["preprocessing"], checkpoint)
-    except KeyError as error:
-        raise CheckpointError(f"{file} lacks {error} in its 'imgrec' entry. Name a checkpoint that imgrec wrote.") from error
-    except (ConfigError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file}: its config cannot be used: {first_line(error)}. Name a checkpoint that imgrec wrote."
-        ) from error
+        run, preprocessing = check_metadata(checkpoint)
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error} Name a checkpoint that imgrec wrote.") from error
+    return Checkpoint(file, run, tuple(info["classes"]), preprocessing, checkpoint)

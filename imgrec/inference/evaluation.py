@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from imgrec.config.annotations import check_type, format_value
-from imgrec.config.instantiate import instantiate, locate, parameter_types
+from imgrec.config.instantiate import locate, parameter_types
 from imgrec.config.schema import Node, Split
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.folder import BadImage, folder_split
@@ -16,6 +16,7 @@ from imgrec.data.image_set import ImageSet
 from imgrec.data.split_record import Changes, composed_names, find_changes, other_classes
 from imgrec.errors import ConfigError, DataError
 from imgrec.inference.checkpoint import Checkpoint
+from imgrec.inference.stored_code import build_stored
 
 
 class EvaluationImages(NamedTuple):
@@ -41,7 +42,8 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
         bad = cast(BadImage, ({"on_bad_image_eval": "refuse"} | node | changes)["on_bad_image_eval"])
         images = folder_split(folder, checkpoint.classes, checkpoint.preprocessing, on_bad_image=bad, on_bad_image_eval=bad)
         return EvaluationImages(images, None, None)
-    data: ImageData = instantiate(node, **changes)
+    # The root comes from the file: nothing is written there unless the user says so.
+    data: ImageData = build_stored("data", node | {key: False for key in ("download",) if key in node} | changes)
     if (then := checkpoint.record()) is not None:
         data = data.following(then)
     where = str((node | changes).get("root", _set_name(node)))

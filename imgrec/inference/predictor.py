@@ -27,7 +27,7 @@ from imgrec.data.sampler import EVALUATION_BATCH
 from imgrec.data.split_record import DataRecord
 from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares
 from imgrec.distributed.world import read_world
-from imgrec.errors import CheckpointError, ConfigError, DataError
+from imgrec.errors import CheckpointError, ConfigError, DataError, first_line
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.metrics import ConfusionTally, Report
@@ -73,7 +73,19 @@ class Predictor:
     def logits(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32 [B, K] on the device; to be called inside `inference`."""
         pixels = self.preprocess(images.to(self.device)).contiguous(memory_format=self.memory_format)
-        logits: Tensor = self.net(pixels)
+        try:
+            logits: Tensor = self.net(pixels)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if _is_out_of_memory(error):
+                raise
+            raise CheckpointError(
+                f"{self.checkpoint.file}: its network takes no images {list(pixels.shape)}: {first_line(error)}. Name another."
+            ) from error
+        if logits.shape != (len(pixels), len(self.classes)):
+            raise CheckpointError(
+                f"{self.checkpoint.file}: its network answers {list(logits.shape)} for {len(pixels)} images and "
+                f"{len(self.classes)} classes. Name another."
+            )
         return logits.float()
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -104,6 +116,7 @@ class Predictor:
         )
         pictures = cast(Sequence[Picture], [images] if single else images)
         predictions: list[Prediction] = []
+        self._check_memory(min(batch_size, len(pictures)))
         for start in range(0, len(pictures), batch_size):
             batch = [self._fitted(pictures[index]) for index in range(start, min(start + batch_size, len(pictures)))]
             predictions += self.ranked(self.probabilities(torch.stack(batch)), top_k)
@@ -113,6 +126,7 @@ class Predictor:
         self, paths: Sequence[str], *, top_k: int = 1, batch_size: int = BATCH_SIZE, num_workers: int | Literal["auto"] = "auto"
     ) -> Iterator[Prediction | DataError]:
         """Like `predict`, with worker processes that read the files; a file that cannot be read gives a DataError instead of a Prediction."""
+        self._check_memory(min(batch_size, len(paths)))
         few = len(paths) <= FEW_FILES
         num_workers = worker_count(num_workers, in_memory=few, processes_here=read_world().local_size)
         batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
@@ -176,6 +190,7 @@ class Predictor:
         """
         compare_ranks(DataRecord.of(self.classes, {"test": images}, content=()), group.all_gather)
         size, classes = batch_size or min(EVALUATION_BATCH, self.checkpoint.run.max_device_batch), len(self.classes)
+        self._check_memory(min(size, len(images)))
         share = contiguous_shares(len(images), size, group.size)[group.rank]
         parts = [np.arange(start, min(start + size, share.stop)) for start in share[::size]]
         requests = [Request(0, indices, len(indices)) for indices in parts]
@@ -213,11 +228,23 @@ class Predictor:
             half = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
             with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=self.precision != "32"):
                 yield
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             hint = f"Set batch_size={batch_size // 2}." if batch_size > 1 else "Set device=cpu."
             raise ConfigError(
                 f"batch_size={batch_size}: so many images do not fit in the memory of {self.device}. {hint}"
             ) from error
+
+    def _check_memory(self, batch_size: int) -> None:
+        """ConfigError for a batch that would take more than half of the machine's memory: the system may end other processes first."""
+        image = 4 * self.preprocessing["channels"] * self.preprocessing["image_size"] ** 2
+        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        if batch_size * image > most:
+            raise ConfigError(
+                f"batch_size={batch_size}: so many images do not fit in the memory of this machine. "
+                f"Set batch_size={max(1, most // image // 4)}."
+            )
 
     def _fitted(self, picture: Picture) -> Tensor:
         """uint8 [C, S, S] of any picture."""
@@ -236,6 +263,11 @@ class Predictor:
                 "uint8 tensors [1, H, W] or [3, H, W], with values from 0 to 255, and paths and PIL images."
             )
         return fit_to_size(to_channels(pixels[None].cpu(), channels)[0], self.preprocessing)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the CPU, for which torch has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _planes(picture: object) -> Tensor | None:

@@ -17,7 +17,8 @@ def timm_net(*, name: str, num_classes: int, channels: int, image_size: int) -> 
     unknown name, for a size that the network does not accept, and where timm is not installed.
     """
     timm = timm_library()
-    check_name(name.partition(".")[0], timm.list_models(), source="timm")
+    # With a tag it is one of timm's pretrained weights, whose settings may differ; a path or a name of the hub is neither.
+    check_name(name, timm.list_pretrained() if "." in name else timm.list_models(), source="timm")
     try:
         net: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=channels, **size_arguments(name, image_size))
     except (AssertionError, ValueError, RuntimeError, TypeError) as error:

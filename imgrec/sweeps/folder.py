@@ -7,16 +7,17 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from operator import gt, lt
 from pathlib import Path
 from typing import IO, Any
 
-from imgrec.config.schema import monitor_mode
-from imgrec.errors import ConfigError, Died, ImgrecError, Stopped
+from imgrec.config.plain_data import read_mapping
+from imgrec.config.schema import monitor_mode, parse_settings
+from imgrec.errors import ConfigError, DataError, Died, ImgrecError, Stopped, first_line
 from imgrec.files import atomic_write
 from imgrec.sweeps.grid import PRUNE, SEARCH, SweepPlan
-from imgrec.training.run_dir import NO_LOCKS, RESUMABLE_KEYS, lock_file
+from imgrec.training.run_dir import NO_LOCKS, RESUMABLE_KEYS, RunDir, lock_file
 
 HAVE_RESULT = ("finished", "pruned")
 DONE = (*HAVE_RESULT, "failed")
@@ -55,18 +56,17 @@ class Job:
         """Note the figures of a result.json."""
         self.error, self.refused = "", False
         self.value = None if result["best"] is None else result["best"].get(monitor)
-        threshold = dict(enumerate(self.thresholds, 1)).get(result["last"]["epoch"]) if self.thresholds else None
+        threshold = dict(enumerate(self.thresholds, 1)).get(result["last"].get("epoch")) if self.thresholds else None
         is_worse = gt if monitor_mode(monitor) == "min" else lt
         pruned = threshold is not None and self.value is not None and is_worse(self.value, threshold)
         self.status = "pruned" if pruned else "finished"
-        self.test_accuracy = None if result["test"] is None else result["test"]["accuracy"]
+        self.test_accuracy = None if result["test"] is None else result["test"].get("accuracy")
         self.seconds = result["train_seconds"]
 
     def result(self) -> dict[str, Any] | None:
         """result.json of a job that has finished, else None."""
-        file = Path(self.folder) / "result.json"
-        result: dict[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
-        return result
+        run_dir = RunDir(Path(self.folder), "finished")
+        return run_dir.result() if (run_dir.path / "result.json").exists() else None
 
 
 @dataclass
@@ -221,6 +221,11 @@ def metrics(folder: str) -> list[dict[str, str]]:
 
 
 def _read(path: Path) -> SweepFolder:
-    stored = json.loads((path / "sweep.json").read_text())
-    jobs = sorted((Job(**{**job, "folder": str(path / job["folder"])}) for job in stored["jobs"]), key=lambda job: job.number)
+    file, fix = path / "sweep.json", f"Remove {path} if its jobs are not needed, or set another id, or resume=false."
+    stored = read_mapping(file, {"arguments": list[str], "monitor": str, "jobs": list}, fix=fix)
+    try:
+        jobs = sorted((parse_settings(Job, job) for job in stored["jobs"]), key=lambda job: job.number)
+        jobs = [replace(job, folder=str(path / job.folder)) for job in jobs]
+    except (ConfigError, AttributeError) as error:  # AttributeError: a job that is no dictionary
+        raise DataError(f"{file} was cut or changed: {first_line(error)}. {fix}") from error
     return SweepFolder(path, stored["arguments"], stored["monitor"], jobs)

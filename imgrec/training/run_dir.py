@@ -13,6 +13,7 @@ from typing import IO, Any, Literal
 
 import yaml
 
+from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
@@ -38,6 +39,8 @@ RESUMABLE_KEYS = (
 )
 
 LOST_LOCK_S = 120.0  # an NFSv4 server releases the locks of a lost machine after 90 s
+# What is read of a result.json.
+RESULT = {"summary": str, "best": dict | None, "last": dict, "test": dict | None, "train_seconds": float}
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, NFSv3 without lock service
 
 
@@ -65,8 +68,8 @@ class RunDir:
         return self.checkpoints / "best.ckpt"
 
     def result(self) -> dict[str, Any]:
-        """result.json of a finished run."""
-        return dict(json.loads((self.path / "result.json").read_text()))
+        """result.json of a finished run; DataError where that was cut or changed."""
+        return read_mapping(self.path / "result.json", RESULT, fix="Remove it: the same command then finishes the run again.")
 
     @contextmanager
     def opened(self, run: RunConfig) -> Iterator[None]:
@@ -148,13 +151,14 @@ def choose_run_dir(run: RunConfig) -> RunDir:
 
 
 def _state(path: Path) -> Literal["new", "unfinished", "finished"]:
-    if (path / "result.json").is_file():
+    if (path / "result.json").exists():
         return "finished"
-    return "unfinished" if (path / "config.yaml").is_file() else "new"
+    return "unfinished" if (path / "config.yaml").exists() else "new"
 
 
 def _config(path: Path) -> Node:
-    return dict(yaml.safe_load((path / "config.yaml").read_text()))
+    fix = f"Remove {path} if its run is not needed, or set another id, or resume=false."
+    return read_mapping(path / "config.yaml", {}, fix=fix)
 
 
 def differing_keys(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:

@@ -1,0 +1,53 @@
+"""Files of plain data, .yaml and .json, that may be cut, empty or anything else. Imports no torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imgrec.config.annotations import check_type
+from imgrec.errors import ConfigError, DataError, first_line
+
+MOST_VALUES, DEEPEST = 100_000, 32  # of a config: an alias in yaml, or a reference in a pickle, is a value each time
+
+
+def read_mapping(file: Path, types: Mapping[str, Any], *, fix: str) -> dict[str, Any]:
+    """The dictionary with keys of these types that imgrec wrote to a file; DataError, which ends with what to do, where that is not in it."""
+    content = read_plain(file, fix=fix)
+    try:
+        check_type(file.name, content, dict)
+        for key, kind in types.items():
+            check_type(key, content.get(key), kind)
+    except ConfigError as error:
+        raise DataError(f"{file} was cut or changed: {error} {fix}") from error
+    return dict(content)
+
+
+def read_plain(file: Path, *, fix: str) -> Any:
+    """The content of a .yaml or .json file; DataError where it cannot be read, or is larger than a config can be."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+        check_size(content)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else first_line(error)
+        raise DataError(f"{file} cannot be read: {reason}. {fix}") from error
+    except (OSError, ValueError, RecursionError, ConfigError) as error:  # ValueError: not JSON, not UTF-8, no date
+        reason = (error.strerror if isinstance(error, OSError) else "") or first_line(error)
+        raise DataError(f"{file} cannot be read: {'it is empty' if not file.stat().st_size else reason}. {fix}") from error
+    return content
+
+
+def check_size(content: Any) -> None:
+    """ConfigError where plain data has more values than a config, is nested deeper, or contains itself."""
+    pending, count = [(content, 0)], 0
+    while pending:
+        value, depth = pending.pop()
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        count += 1
+        if count + len(pending) + len(inner) > MOST_VALUES or depth > DEEPEST:
+            raise ConfigError(f"more than {MOST_VALUES:,} values, or more than {DEEPEST} levels.")
+        pending += [(each, depth + 1) for each in inner]
