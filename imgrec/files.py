@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,37 @@ from typing import BinaryIO
 
 from imgrec.errors import DataError
 
-# torchvision.datasets.folder.IMG_EXTENSIONS, without the import of torch
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# What is decoded, as PIL calls it, the usual ones first; and by which names it is known to be an image. Not here are formats for
+# which PIL would start Ghostscript (EPS) or only knows the header (HDF5, MPEG, WMF), and films.
+IMAGE_FORMATS = {
+    "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
+    "PNG": ".png .apng",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "TIFF": ".tif .tiff",
+    "GIF": ".gif",
+    "PPM": ".ppm .pgm .pbm .pnm .pfm",
+    "AVIF": ".avif .avifs",
+    "JPEG2000": ".jp2 .j2k .jpx .jpf .jpc .j2c",
+    "QOI": ".qoi",
+    "TGA": ".tga .icb .vda .vst",
+    "ICO": ".ico",
+    "CUR": ".cur",
+    "ICNS": ".icns",
+    "PSD": ".psd",
+    "DDS": ".dds",
+    "DIB": ".dib",
+    "PCX": ".pcx",
+    "DCX": ".dcx",
+    "SGI": ".sgi .rgb .rgba .bw",
+    "SUN": ".ras",
+    "FITS": ".fits .fit",
+    "MSP": ".msp",
+    "XBM": ".xbm",
+    "XPM": ".xpm",
+}
+IMAGE_EXTENSIONS = frozenset(" ".join(IMAGE_FORMATS.values()).split())
+EXTENSIONS_TEXT = f".jpg, .png, .tif, .webp and {len(IMAGE_EXTENSIONS) - 4} others that PIL reads"  # for errors
 
 
 # Folders that systems leave, beside those whose names begin with a dot, in lower case: archives and servers of macOS,
@@ -39,10 +69,11 @@ def is_directory_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name
 
 
-def find_images(root: str, folder: str = "") -> list[str]:
+def find_images(root: str, folder: str = "", *, ignored: Counter[str] | None = None) -> list[str]:
     """The image files below ROOT/FOLDER at any depth, without hidden ones and SYSTEM_FOLDERS: paths relative to ROOT, sorted.
 
-    Links are followed, except to a folder that contains the link. DataError for a folder that cannot be listed.
+    `ignored` counts the other files by their extension. Links are followed, except to a folder that contains the link.
+    DataError for a folder that cannot be listed.
     """
     images: list[str] = []
     pending: list[tuple[str, tuple[str, ...]]] = [(folder, ())]  # folders, and the folders with the links that led to them
@@ -55,9 +86,14 @@ def find_images(root: str, folder: str = "") -> list[str]:
                     if name.startswith("."):
                         continue
                     path = f"{parent}/{name}" if parent else name
+                    dot = name.rfind(".")  # os.path.splitext takes 3 times as long
+                    extension = name[dot:].lower() if dot > 0 else ""
                     # The kinds of entries are known from the listing: no system call for each file.
-                    if name.lower().endswith(IMAGE_EXTENSIONS) and entry.is_file():
-                        images.append(path)
+                    if entry.is_file():
+                        if extension in IMAGE_EXTENSIONS:
+                            images.append(path)
+                        elif ignored is not None:
+                            ignored[extension or "without extension"] += 1
                     elif entry.is_dir() and not is_hidden(name):
                         if not entry.is_symlink():
                             pending.append((path, via))

@@ -73,7 +73,7 @@ def test_a_checkpoint_is_plain_data_and_enough_by_itself(trained):
     assert stored.run == run.with_classes(3)
     assert stored.classes == ("class_0", "class_1", "class_2")
     assert stored.preprocessing == {
-        "image_size": 16, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "resize": "squash", "crop_share": 1.0,
+        "image_size": 16, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "resize": "squash", "crop_share": 1.0, "max_pixels": 10**8, "scale": None,
     }  # fmt: skip
     assert not [key for key in stored.content["state_dict"] if not key.startswith("net.") and "tally" not in key]
     assert load_checkpoint(trained / "checkpoints/last.ckpt").run == stored.run

@@ -1,6 +1,5 @@
 """Folders of images: equal to torchvision's ImageFolder and PIL, classes by name, and every bad file named."""
 
-import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -11,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 from error_parts import assert_error, raises_error
-from PIL import Image, ImageOps
+from image_files import picture
+from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
-from torchvision.transforms.functional import pil_to_tensor
 
 from imgrec.data import counter_rng
-from imgrec.data import decode as decoding
 from imgrec.data.batch import Request
 from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import ImageFolder
@@ -26,15 +24,9 @@ from imgrec.data.folder import ImageFiles, folder_split, pack_names
 from imgrec.data.splits import split_by_name
 from imgrec.errors import ConfigError, DataError
 
-PREPROCESSING = Preprocessing(image_size=24, channels=3, mean=[0.5] * 3, std=[0.25] * 3, resize="squash", crop_share=1.0)
-
-
-def picture(seed: int, width: int = 60, height: int = 44) -> Image.Image:
-    """A smooth colour picture with some noise: what JPEG is made for, and no two alike."""
-    made = np.random.default_rng(seed)
-    coarse = Image.fromarray(made.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
-    return Image.fromarray(np.clip(smooth + made.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8))
+PREPROCESSING = Preprocessing(
+    image_size=24, channels=3, mean=[0.5] * 3, std=[0.25] * 3, resize="squash", crop_share=1.0, max_pixels=10**8, scale=None
+)
 
 
 def make(root: Path, counts: dict[str, int], suffix: str = ".jpg") -> Path:
@@ -68,121 +60,6 @@ def data_module() -> Iterator[Callable[..., DataModule]]:
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, levels: int = 2) -> bool:
     return ours.shape == theirs.shape and bool((ours.int() - theirs.int()).abs().max() <= levels)
-
-
-# What files become
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_jpeg_is_upright_and_what_pil_decodes(tmp_path, channels, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    picture(1).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    with Image.open(tmp_path / "a.jpg") as opened:
-        reference = ImageOps.exif_transpose(opened).convert("RGB" if channels == 3 else "L")
-    # Colour is exact; gray is the JPEG's own luma in torchvision, and computed from RGB in PIL.
-    assert close(decode(str(tmp_path / "a.jpg"), channels), pil_to_tensor(reference), 0 if channels == 3 else 4)
-
-
-def converted(mode: str) -> Image.Image:
-    return picture(2).convert(mode)
-
-
-KINDS = {
-    "gray.jpg": ("L", {}),
-    "cmyk.jpg": ("CMYK", {}),
-    "progressive.jpg": ("RGB", {"progressive": True}),
-    "png.jpg": ("RGB", {"format": "PNG"}),
-    "rgba.png": ("RGBA", {}),
-    "palette.png": ("P", {}),
-    "bilevel.png": ("1", {}),
-    "la.png": ("LA", {}),
-    "a.gif": ("P", {}),
-    "a.bmp": ("RGB", {}),
-    "a.tiff": ("CMYK", {}),
-    "a.ppm": ("RGB", {}),
-    "a.webp": ("RGB", {"lossless": True}),
-}
-
-
-@pytest.mark.parametrize("torchvision_decodes", [True, False])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_file_is_what_pil_makes_of_it(tmp_path, monkeypatch, name, channels, torchvision_decodes):
-    if not torchvision_decodes:  # as in a later torchvision, which will have no decoders
-        monkeypatch.setattr(decoding, "decode_image", None)
-    mode, options = KINDS[name]
-    path = tmp_path / name
-    converted(mode).save(path, **options)
-    with Image.open(path) as opened:
-        reference = pil_to_tensor(opened.convert("RGB" if channels == 3 else "L"))
-    assert close(decode(str(path), channels), reference, 0 if channels == 3 or not torchvision_decodes else 4)
-
-
-@pytest.mark.parametrize("torchvision_decodes", [True, False])
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path, monkeypatch, torchvision_decodes):
-    if not torchvision_decodes:
-        monkeypatch.setattr(decoding, "decode_image", None)
-    values = (np.arange(2400).reshape(40, 60) * 27).astype(np.uint16)
-    Image.fromarray(values).save(tmp_path / "a.png")
-    assert decode(str(tmp_path / "a.png"), 1)[0].tolist() == (values >> 8).tolist()
-
-
-def test_squash_and_crop_are_torchvisions_on_pil_images(tmp_path):
-    for k, (width, height) in enumerate([(61, 44), (44, 61), (300, 100), (20, 30), (24, 24)]):
-        path = tmp_path / f"{k}.png"
-        picture(k, width, height).save(path)
-        with Image.open(path) as image:
-            squashed = pil_to_tensor(v2.Resize([24, 24])(image))
-            middle = pil_to_tensor(v2.Compose([v2.Resize(32), v2.CenterCrop(24)])(image))
-        assert close(load_image(str(path), PREPROCESSING), squashed)
-        assert close(load_image(str(path), {**PREPROCESSING, "resize": "crop", "crop_share": 0.75}), middle)
-
-
-def jpeg(seed: int = 3, **options) -> bytes:
-    buffer = io.BytesIO()
-    picture(seed, 200, 150).save(buffer, "JPEG", quality=90, **options)
-    return buffer.getvalue()
-
-
-def png() -> bytes:
-    buffer = io.BytesIO()
-    picture(3).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-BROKEN = {
-    "half": jpeg()[: len(jpeg()) // 2],
-    "half_progressive": jpeg(progressive=True)[: len(jpeg(progressive=True)) // 2],
-    "half_then_zeros": jpeg()[: len(jpeg()) // 2]
-    + bytes(len(jpeg()) // 2),  # a download that was given its full length at the start
-    "no_end": jpeg()[:-2],
-    "half_png": png()[: len(png()) // 2],
-    "empty": b"",
-    "garbage": np.random.default_rng(0).bytes(5000),
-    "text": b"<html>404 Not Found</html>",
-}
-
-
-@pytest.mark.parametrize("torchvision_decodes", [True, False])
-@pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_is_named(tmp_path, monkeypatch, kind, torchvision_decodes):
-    if not torchvision_decodes:
-        monkeypatch.setattr(decoding, "decode_image", None)
-    path = tmp_path / "broken.jpg"
-    path.write_bytes(BROKEN[kind])
-    with raises_error(DataError, path, "cannot be read"):
-        load_image(str(path), PREPROCESSING)
-
-
-def test_bytes_after_the_end_do_no_harm_and_a_missing_file_is_named(tmp_path):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(jpeg() + bytes(100))
-    with Image.open(io.BytesIO(jpeg())) as image:
-        assert torch.equal(decode(str(path), 3), pil_to_tensor(image))
-    with pytest.raises(DataError, match="No such file"):
-        decode(str(tmp_path / "b.jpg"), 3)
 
 
 # Folders
@@ -255,8 +132,11 @@ class Crops:
 
     mixes = False
 
+    def __init__(self, epoch: int = 2) -> None:
+        self.epoch = epoch
+
     def crop_box(self, height: int, width: int, *, seed: int, epoch: int, index: int) -> tuple[int, int, int, int]:
-        assert (seed, epoch) == (5, 2)
+        assert (seed, epoch) == (5, self.epoch)
         return 0, 0, height // 2, width // 2
 
     def sample(self, image: torch.Tensor, *, seed: int, epoch: int, index: int) -> torch.Tensor:
@@ -270,7 +150,7 @@ def test_training_crops_while_decoding_and_evaluation_does_not(data_module, tmp_
     trained, plain = loaders.train_dataloader().dataset, data.split("train")
     images = whole(trained, epoch=2).images
     for i in range(len(plain)):
-        image = decode(plain.path(i), 3)
+        image = decode(plain.path(i), PREPROCESSING)
         assert torch.equal(images[i], 255 - fit_to_size(image[:, :22, :30], PREPROCESSING))
     assert torch.equal(next(iter(loaders.val_dataloader())).images[0], load_image(data.split("val").path(0), PREPROCESSING))
 
@@ -294,6 +174,21 @@ def test_a_bad_training_image_is_refused_or_left_out_and_counted(data_module, tm
     assert sorted(i for batch in batches for i in batch.indices.tolist()) == [0, 1, 2, 3, 5]
     assert loaders.bad_images() == [str(bad)]
     assert all(batch.bad == () and len(batch.images) == len(batch.labels) for batch in batches)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_images_of_one_value_are_named_whole_ones_only(data_module, tmp_path, num_workers):
+    make(tmp_path / "train", {"a": 3, "b": 3}, ".png")
+    make(tmp_path / "val", {"a": 2, "b": 1}, ".png")
+    Image.new("RGB", (40, 30), (1, 2, 3)).save(tmp_path / "train/a/constant.png")
+    Image.new("L", (1, 1)).save(tmp_path / "val/b/constant.png")
+    nearly = Image.new("RGB", (40, 30), (1, 2, 3))
+    nearly.putpixel((39, 29), (1, 2, 4))
+    nearly.save(tmp_path / "train/b/nearly.png")
+    loaders = data_module(folder(tmp_path), augment=Crops(epoch=0), num_workers=num_workers)
+    for loader in (loaders.train_dataloader(), loaders.val_dataloader()):
+        assert all(loaders.on_before_batch_transfer(batch, 0).constant == () for batch in loader)
+    assert loaders.constant_images() == [f"{tmp_path}/train/a/constant.png", f"{tmp_path}/val/b/constant.png"]
 
 
 def test_evaluation_refuses_a_bad_image_unless_told(data_module, tmp_path):

@@ -32,6 +32,8 @@ COMMON = {
     "std": [0.25],
     "resize": "squash",
     "crop_share": 1.0,
+    "max_pixels": 10**8,
+    "scale": None,
     "split_seed": 0,
     "changed": "refuse",
 }

@@ -21,7 +21,16 @@ from imgrec.data.datasets import CIFAR10, CIFAR100, MNIST, Digits, Fake, Fashion
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.errors import ConfigError, DataError
 
-COMMON = {"num_classes": None, "resize": "squash", "crop_share": 1.0, "val_share": 0.2, "split_seed": 0, "changed": "refuse"}
+COMMON = {
+    "num_classes": None,
+    "resize": "squash",
+    "crop_share": 1.0,
+    "max_pixels": 10**8,
+    "scale": None,
+    "val_share": 0.2,
+    "split_seed": 0,
+    "changed": "refuse",
+}
 GRAY = {**COMMON, "image_size": 28, "channels": 1, "mean": [0.5], "std": [0.25]}
 COLOUR = {**COMMON, "image_size": 32, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3}
 

@@ -1,6 +1,7 @@
 """Which images a folder holds, and that a file is written whole or not at all."""
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ def test_images_at_any_depth_sorted_and_without_hidden_ones(tmp_path):
     os.symlink("nowhere.png", tmp_path / "broken.png")
     os.symlink("a/z.JPG", tmp_path / "link.jpg")
     assert find_images(str(tmp_path)) == sorted([*shown, "link.jpg"])
-    assert find_images(str(tmp_path), "a") == ["a/b/0.webp", "a/b/c/1.png", "a/z.JPG"]
+    ignored = Counter()
+    assert find_images(str(tmp_path), "a", ignored=ignored) == ["a/b/0.webp", "a/b/c/1.png", "a/z.JPG"]
+    assert ignored == {".txt": 1}
 
 
 def test_links_are_followed_except_to_a_folder_that_contains_them(tmp_path):

@@ -39,6 +39,8 @@ _KEYS: dict[Range, str] = {
     Range(2): "steps data.num_classes",
     Range(1, 8192): "data.image_size",  # 8192 are 0.8 GB for one picture in colour
     Range(1, 3): "data.channels",
+    Range(1, 178_956_970): "data.max_pixels",  # from there on PIL refuses to open it
+    Range(-inf): "data.scale",
     POSITIVE: """
         lr_min lr_max data.std augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
         scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.timeout_s trainer.max_minutes

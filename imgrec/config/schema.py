@@ -74,6 +74,8 @@ class DataConfig:
     std: list[float]
     resize: Literal["squash", "crop"]
     crop_share: float
+    max_pixels: int
+    scale: list[float] | None
     val_share: float
     split_seed: int
     changed: Literal["refuse", "accept"]

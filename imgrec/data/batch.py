@@ -29,3 +29,4 @@ class Batch(NamedTuple):
     epoch: int
     whole: int  # samples in the global batch of which this is a part, with the skipped ones
     bad: tuple[str, ...] = ()  # paths of unreadable images, which were skipped (on_bad_image: skip)
+    constant: tuple[str, ...] = ()  # paths of images whose pixels are all the same

@@ -43,6 +43,7 @@ class DataModule(pl.LightningDataModule):
         self._training = train.for_training(augment, run.seed)
         self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
         self._bad: set[str] = set()
+        self._constant: set[str] = set()
         self._loaders: list[Loader] = []
 
     def train_dataloader(self) -> Loader:
@@ -72,13 +73,18 @@ class DataModule(pl.LightningDataModule):
             loader.close()
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Notes the images that were left out, and sends the rest on."""
+        """Notes the images that were left out and those that are constant, and sends the rest on."""
         self._bad.update(batch.bad)
-        return batch._replace(bad=())
+        self._constant.update(batch.constant)
+        return batch._replace(bad=(), constant=())
 
     def bad_images(self) -> list[str]:
         """Paths of the images that this process has left out so far (on_bad_image: skip)."""
         return sorted(self._bad)
+
+    def constant_images(self) -> list[str]:
+        """Paths of the images of this process so far whose pixels are all the same."""
+        return sorted(self._constant)
 
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer is not None else 0

@@ -163,7 +163,9 @@ class ImageFolder(ImageData):
             number = f"only the class folder {classes[0]}" if classes else "no class folders"
             raise DataError(f"{folders['train']} has {number}. {LAYOUTS}")
         splits = {
-            name: folder_split(folder, classes, self.preprocessing(), whole=name == "train", **self.on_bad_image)
+            name: folder_split(
+                folder, classes, self.preprocessing(), whole=name == "train", ignored=self.ignored, **self.on_bad_image
+            )
             for name, folder in folders.items()
         }
         if folders["train"] == self.root:

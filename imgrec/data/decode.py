@@ -1,25 +1,31 @@
 """From an image file to uint8 [C, S, S]: the same code for training, evaluation and prediction."""
 
+import os
+import stat
 import warnings
-from contextlib import suppress
-from typing import Literal, TypedDict
+from typing import Any, BinaryIO, Literal, TypedDict
 
 import numpy as np
+import simplejpeg
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from imgrec.errors import DataError, first_line
+from imgrec.files import IMAGE_FORMATS
 
-try:  # torchvision 0.29 announces that decoding moves to TorchCodec; without it PIL decodes everything, at half the speed
-    from torchvision.io import ImageReadMode, decode_image
-except ImportError:
-    decode_image = None
-
-# Formats that torchvision decodes faster than PIL, to the same bytes. Its GIF and WebP decoders have no gray mode.
-JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"
+MOST_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 0)  # above twice its limit PIL opens no file
+FORMATS = tuple(IMAGE_FORMATS)
 MAX_ASPECT = 32  # of the sides; images with a larger ratio are cropped before they are resized
+# How libjpeg's warnings begin where data is lost, which decoders fill with gray; it also warns of odd metadata.
+LOST_DATA = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression")
+METADATA_BYTES = 2**26  # an image file may have besides its pixels; a JPEG is read in one piece
+# By EXIF's orientation; from 5 on the picture is transposed first.
+MIRRORED_AXES: dict[Any, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
+# Suggested for data.scale: the first that holds a picture's values.
+USUAL_SCALES = ((0, 1), (-1, 1), (0, 255), (0, 4095), (0, 65535))
 
 
 class Preprocessing(TypedDict):
@@ -31,46 +37,146 @@ class Preprocessing(TypedDict):
     std: list[float]
     resize: Literal["squash", "crop"]
     crop_share: float
+    max_pixels: int
+    scale: list[float] | None
+
+
+class ScaleError(DataError):
+    """A whole picture whose values need data.scale before they are gray levels: a setting is missing, no file is bad."""
 
 
 def load_image(path: str, preprocessing: Preprocessing) -> Tensor:
     """uint8 [C, S, S] of an image file, preprocessed as in evaluation; DataError for an unreadable file."""
-    return fit_to_size(decode(path, preprocessing["channels"]), preprocessing)
+    return fit_to_size(decode(path, preprocessing), preprocessing)
 
 
-def decode(path: str, channels: int) -> Tensor:
-    """uint8 [C, H, W], upright (EXIF), 1 gray or 3 RGB, channels last in memory; DataError with the path of a bad file."""
+def decode(path: str, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [C, H, W] of an image file, as `from_pil` makes it of the opened file; DataError with the path of a file without."""
     try:
-        content = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if not len(content):
-        raise DataError(f"{path} cannot be read: the file is empty.")
-    if decode_image is not None and content[:4].tobytes().startswith((JPEG, PNG)):
-        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
-        # PIL reads some of the files that torchvision refuses, and its errors are clearer for the others.
-        with suppress(RuntimeError), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            image: Tensor = decode_image(torch.from_numpy(content), mode, apply_exif_orientation=True)
-            # A 16-bit PNG is decoded to uint16, for which torch has no shift.
-            return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)
-    try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
-            warnings.simplefilter("ignore")  # about unusual metadata
-            return from_pil(opened, channels)
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise DataError("it is no file")
+        if not status.st_size:
+            raise DataError("the file is empty")
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's, about unusual metadata
+            with Image.open(file, formats=FORMATS) as image:
+                _check_size(image, preprocessing["max_pixels"])
+                pixels = _jpeg_pixels(image, file, preprocessing["channels"]) if image.format in ("JPEG", "MPO") else None
+                return from_pil(image, preprocessing) if pixels is None else _upright(pixels, image)
     except UnidentifiedImageError as error:
-        raise DataError(f"{path} cannot be read: neither torchvision nor PIL knows this format.") from error
-    except Exception as error:  # PIL's parsers raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
-        raise DataError(f"{path} cannot be read: {first_line(error)}.") from error
+        reason = "it is damaged from its start on, or of a format that PIL does not know"
+        raise DataError(f"{path} cannot be read: {reason}.") from error
+    except Image.DecompressionBombError as error:
+        limit = f"data.max_pixels={preprocessing['max_pixels']}, and than the {MOST_PIXELS:,} that PIL opens"
+        raise DataError(f"{path} cannot be read: it has more pixels than {limit}. Make it smaller.") from error
+    except ScaleError as error:
+        raise ScaleError(f"{path}: {error}") from error
+    except Exception as error:  # PIL's parsers raise OSError, SyntaxError, struct.error, MemoryError, ...
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise DataError(f"{path} cannot be read: {reason}.") from error
 
 
-def from_pil(image: Image.Image, channels: int) -> Tensor:
-    """uint8 [C, H, W] of a PIL image, upright (EXIF), 1 gray or 3 RGB; raises what PIL raises for damaged pixels."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits; PIL's conversion would clip them
-        image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).astype(np.uint8))
-    pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
+def from_pil(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [C, H, W] of a PIL image, upright, 1 gray or 3 RGB, channels last in memory.
+
+    Values of more than 8 bits become gray levels by data.scale, see `to_bytes`. Raises what PIL raises for damaged pixels.
+    """
+    _check_size(image, preprocessing["max_pixels"])
+    original = image
+    sixteen_bits = ";16" in repr(getattr(image, "tile", None))  # PIL forgets it when it loads the pixels
+    image.load()  # before the orientation is read, as that may stand behind the pixels, and PIL turns a TIFF itself
+    mode = "L" if preprocessing["channels"] == 1 else "RGB"
+    if image.mode[0] in "IF":
+        image = Image.fromarray(to_bytes(np.asarray(image), preprocessing["scale"]))
+    if image.mode in ("La", "RGBa"):  # premultiplied, which PIL converts in two steps only
+        image = image.convert(image.mode.upper())
+    pixels = np.array(image if image.mode == mode else image.convert(mode))
+    if sixteen_bits and original.mode[0] not in "IF":
+        _check_upper_bytes(int(pixels.max()), preprocessing["scale"])
+    return _upright(pixels, original)
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    """DataError for more than `max_pixels`, by the header, so that nothing of that size was allocated."""
+    count = image.width * image.height
+    if count > max_pixels:
+        raise DataError(
+            f"it has {image.width:,}x{image.height:,} pixels, more than data.max_pixels={max_pixels}. "
+            f"Make it smaller, or set data.max_pixels={count}"
+        )
+
+
+def to_bytes(values: NDArray[Any], scale: list[float] | None) -> NDArray[np.uint8]:
+    """Gray levels of integers of more than 8 bits, or floats: 256 equal steps from black to white, `scale`; clipped outside.
+
+    Without a scale integers have 16 bits. ScaleError for floats then, and for values which fit into 12 bits or not into 16.
+    """
+    low, high = values.min(), values.max()
+    if np.isnan(low):
+        raise DataError("it holds values that are not a number")
+    whole = values.dtype.kind in "iu"
+    if scale is None and not (whole and low >= 0 and (high == 0 or 4096 <= high <= 65535)):
+        usual = next((pair for pair in USUAL_SCALES if pair[0] <= low and high <= pair[1]), (f"{low:g}", f"{high:g}"))
+        kind = f"{values.dtype.itemsize * 8}-bit {'integers' if whole else 'floats'}"
+        raise ScaleError(
+            f"its values are {kind} from {low:g} to {high:g}, and which are black and white is not known. "
+            f"Set data.scale=[BLACK,WHITE], such as data.scale=[{usual[0]},{usual[1]}]."
+        )
+    black, white = (0, 65535) if scale is None else scale
+    levels = (values.astype(np.float64) - black) * (256 / (white - black + whole))
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+def _check_upper_bytes(high: int, scale: list[float] | None) -> None:
+    """ScaleError for 16-bit colour, of which PIL reads the upper 8 bits, `high` at most, where these are not the picture."""
+    if scale not in (None, [0, 65535]) or 0 < high < 16:
+        raise ScaleError(
+            f"its colours have 16 bits and its values are below {(high + 1) * 256:,}, but only the upper 8 bits of colours are read. "
+            "Convert it to 8 bits."
+        )
+
+
+def _jpeg_pixels(image: Image.Image, file: BinaryIO, channels: int) -> NDArray[np.uint8] | None:
+    """uint8 [H, W] or [H, W, 3], equal to PIL's in about half the time; None for the rare kinds that only PIL reads.
+
+    DataError where data is missing: PIL does not tell what libjpeg warns of.
+    """
+    colorspace = {"L": "GRAY" if channels == 1 else "RGB", "RGB": "RGB", "CMYK": "CMYK"}[image.mode]
+    file.seek(0)
+    # `read` allocates what it is asked for.
+    content = file.read(min(os.fstat(file.fileno()).st_size, 8 * image.width * image.height + METADATA_BYTES))
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, colorspace)
+    except ValueError as error:
+        if str(error).startswith(LOST_DATA):
+            raise DataError(f"it is truncated or damaged ({first_line(error)})") from error
+        return None
+    if colorspace == "CMYK":
+        return None
+    if channels == 1 and colorspace == "RGB":  # not the JPEG's own luma: a PIL image has only its colours
+        return np.array(Image.fromarray(pixels).convert("L"))
+    return pixels
+
+
+def _upright(pixels: NDArray[np.uint8], image: Image.Image) -> Tensor:
+    """uint8 [H, W] or [H, W, C] -> [C, H, W], turned by the orientation in the image's EXIF or XMP data."""
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # of PIL's parsers; metadata that cannot be read says nothing of the pixels
+        orientation = None
+    if orientation in MIRRORED_AXES:
+        pixels = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+        pixels = np.ascontiguousarray(np.flip(pixels, MIRRORED_AXES[orientation]))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def is_constant(image: Tensor) -> bool:
+    """Whether all pixels of uint8 [C, H, W] are the same. The middle row of most is not: 5 us, whatever the size."""
+    pixels = image.numpy()  # whose comparisons of a few values take a third of torch's time
+    middle = pixels[:, pixels.shape[1] // 2]
+    return bool((middle == middle[:, :1]).all()) and bool((pixels == pixels[:, :1, :1]).all())
 
 
 def fit_to_size(image: Tensor, preprocessing: Preprocessing) -> Tensor:

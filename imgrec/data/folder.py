@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from copy import copy
@@ -15,11 +16,11 @@ from torchvision.transforms.v2 import functional as F
 
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
-from imgrec.data.decode import Preprocessing, decode, fit_to_size
+from imgrec.data.decode import Preprocessing, ScaleError, decode, fit_to_size, is_constant
 from imgrec.data.mixup import partners
 from imgrec.data.split_folders import class_folders
 from imgrec.errors import DataError, did_you_mean
-from imgrec.files import IMAGE_EXTENSIONS, composed, find_images
+from imgrec.files import EXTENSIONS_TEXT, composed, find_images
 
 # Files of a split whose sizes, and 4 KB from the middle, are compared when a run is resumed. Each is a system call and
 # more: 2 and 15 us on a local disk, 100 times that on a network's.
@@ -68,22 +69,27 @@ class ImageFiles:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
     def __getitem__(self, request: Request) -> Batch:
-        size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
-        shape = (len(request.indices), channels, size, size)
+        size = self.preprocessing["image_size"]
+        shape = (len(request.indices), self.preprocessing["channels"], size, size)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as decoders and fast convolutions
         rows: list[int] = []  # of the request, that could be read
         bad: list[str] = []
+        constant: list[str] = []
         key: Literal["on_bad_image", "on_bad_image_eval"] = "on_bad_image" if self.training else "on_bad_image_eval"
         for row, index in enumerate(request.indices.tolist()):
             path = self.path(index % len(self))
             try:
-                image = decode(path, channels)
+                image = decode(path, self.preprocessing)
+            except ScaleError:  # of a setting that is missing, which leaving a file out would hide
+                raise
             except DataError as error:
                 if self.on_bad_image[key] == "refuse":
                     message = f"{error} Remove or replace it, or leave unreadable images out with data.{key}=skip."
                     raise DataError(message) from error
                 bad.append(path)
                 continue
+            if is_constant(image):
+                constant.append(path)
             draw = {"seed": self.seed, "epoch": request.epoch, "index": index}
             box = None if self.augment is None else self.augment.crop_box(*image.shape[-2:], **draw)
             image = fit_to_size(image, self.preprocessing) if box is None else F.resized_crop(image, *box, [size, size])
@@ -94,7 +100,14 @@ class ImageFiles:
         labels = torch.from_numpy(self.labels[indices % len(self)])
         partner_rows = torch.from_numpy(partners(read, len(request.indices)))
         return Batch(
-            images[: len(rows)], labels, torch.from_numpy(indices), partner_rows, request.epoch, request.whole, tuple(bad)
+            images[: len(rows)],
+            labels,
+            torch.from_numpy(indices),
+            partner_rows,
+            request.epoch,
+            request.whole,
+            tuple(bad),
+            tuple(constant),
         )
 
     def take(self, rows: Indices) -> Self:
@@ -139,11 +152,12 @@ def folder_split(
     preprocessing: Preprocessing,
     *,
     whole: bool = False,
+    ignored: Counter[str] | None = None,
     **on_bad_image: Unpack[OnBadImage],
 ) -> ImageFiles:
     """The split ROOT/CLASS/*, its class folders mapped to `classes` by name, in whichever form of Unicode it is written.
 
-    whole: every class must have images, as in train. Files are listed, not opened: about two seconds for a million.
+    whole: every class must have images, as in train. `ignored` counts files that are no images. Files are listed, not opened: about two seconds for a million.
     DataError for a missing folder, an unknown or empty class, or no images.
     """
     if not os.path.isdir(root):
@@ -157,11 +171,13 @@ def folder_split(
             f"{root} has the class {unknown[0]}, but train does not ({known}).{did_you_mean(unknown[0], classes)} "
             "Rename the folder, or add the class to train."
         )
-    names = [[image for folder in folders.get(name, []) for image in find_images(root, folder)] for name in classes]
+    names = [
+        [image for folder in folders.get(name, []) for image in find_images(root, folder, ignored=ignored)] for name in classes
+    ]
     counts = [len(files) for files in names]
     if not any(counts):
         raise DataError(
-            f"{root} has no images in class folders (files that end in {', '.join(IMAGE_EXTENSIONS)}). Put them into {root}/CLASS/."
+            f"{root} has no images in class folders (files that end in {EXTENSIONS_TEXT}). Put them into {root}/CLASS/."
         )
     if whole and 0 in counts:
         empty = os.path.join(root, classes[counts.index(0)])

@@ -1,5 +1,6 @@
 """The images of a run: the splits, the classes and the preprocessing of a data set. Each data set overrides `read`."""
 
+from collections import Counter
 from collections.abc import Collection
 from copy import copy
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Literal, NamedTuple, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.config.annotations import describe_type
+from imgrec.config.annotations import describe_type, format_value
 from imgrec.config.schema import Split
 from imgrec.data.decode import Preprocessing
 from imgrec.data.image_set import ImageSet
@@ -56,6 +57,8 @@ class ImageData:
         std: list[float],
         resize: Literal["squash", "crop"],
         crop_share: float,
+        max_pixels: int,
+        scale: list[float] | None,
         val_share: float,
         split_seed: int,
         changed: OnChange,
@@ -68,10 +71,22 @@ class ImageData:
             if len(values) != channels:
                 fit = "[" + ",".join([f"{sum(values) / max(1, len(values)):.4g}"] * channels) + "]"
                 raise ConfigError(f"data.{name} has {len(values)} values, but data.channels={channels}. Set data.{name}={fit}.")
+        if scale is not None and (len(scale) != 2 or scale[0] >= scale[1]):
+            raise ConfigError(
+                f"data.scale={format_value(scale)}: expected [BLACK,WHITE], the lower value first. Set data.scale=[0,4095]."
+            )
         self.num_classes, self.val_share, self.split_seed, self.changed = num_classes, val_share, split_seed, changed
         self._record: DataRecord | None = None
+        self.ignored: Counter[str] = Counter()  # files that were passed over by `read`, by their extension
         self._preprocessing = Preprocessing(
-            image_size=image_size, channels=channels, mean=list(mean), std=list(std), resize=resize, crop_share=crop_share
+            image_size=image_size,
+            channels=channels,
+            mean=list(mean),
+            std=list(std),
+            resize=resize,
+            crop_share=crop_share,
+            max_pixels=max_pixels,
+            scale=scale and list(scale),
         )
 
     def read(self) -> Splits:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imgrec.errors import CheckpointError, ConfigError, DataError
-from imgrec.files import IMAGE_EXTENSIONS, find_images
+from imgrec.files import EXTENSIONS_TEXT, find_images
 
 
 def expand_files(paths: str | Sequence[str]) -> list[str]:
@@ -22,9 +22,8 @@ def _expand(path: str) -> list[str]:
     if os.path.isdir(path):
         if images := _images_in(path):
             return images
-        extensions = ", ".join(IMAGE_EXTENSIONS)
         raise DataError(
-            f"files={path}: this folder has no images (names that end in {extensions}). Set files=FOLDER with images."
+            f"files={path}: this folder has no images (names that end in {EXTENSIONS_TEXT}). Set files=FOLDER with images."
         )
     if os.path.exists(path):
         return [path]

@@ -253,9 +253,9 @@ class Predictor:
         channels = self.preprocessing["channels"]
         if isinstance(picture, Image.Image):
             try:
-                return fit_to_size(from_pil(picture, channels), self.preprocessing)
+                return fit_to_size(from_pil(picture, self.preprocessing), self.preprocessing)
             except Exception as error:  # PIL reads lazily and raises any exception of its parsers, see decode
-                raise DataError(f"a PIL image cannot be read: {error}.") from error
+                raise DataError(f"a PIL image cannot be read: {first_line(error)}.") from error
         pixels = _planes(picture)
         if pixels is None or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.numel():
             raise DataError(
