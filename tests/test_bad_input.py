@@ -13,6 +13,7 @@ from error_parts import assert_error, assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_but
+from PIL import Image
 from processes import run_command
 from small_run import SMALL
 from test_data_folder import make
@@ -23,7 +24,7 @@ from imgrec.config.annotations import format_value
 from imgrec.config.compose import load_config
 from imgrec.config.options import option_names
 from imgrec.errors import ConfigError
-from imgrec.files import IMAGE_EXTENSIONS
+from imgrec.files import EXTENSIONS_TEXT
 
 DEFAULT = load_config("train", ["optim=adam"])  # whose values may be tuned without an edit here
 LR, BETAS, WARMUP = DEFAULT.optim["lr"], format_value(DEFAULT.optim["betas"]), DEFAULT.scheduler["warmup_share"]
@@ -77,6 +78,8 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "train optim=adam optim.betas=[0.9,1.0]": ("optim.betas=[0.9,1.0]", *BELOW_1, BETAS),
     "train loss.label_smoothing=2": ("loss.label_smoothing=2.0", *BELOW_1, 0.0),
     "train scheduler.warmup_share=1": ("scheduler.warmup_share=1.0", *BELOW_1, WARMUP),
+    "train data.max_pixels=0": ("data.max_pixels=0", "1 or more", 100_000_000),
+    "train data.scale=white": ("data.scale=white", "numbers"),
     "train trainer.limit_val_batches=1.5": ("trainer.limit_val_batches=1.5", 1.0, "trainer.limit_val_batches=2"),
     "train callbacks.ema.decay=1": ("callbacks.ema.decay=1.0", *BELOW_1, 0.0),
     # without effect
@@ -114,7 +117,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "predict ckpt=an.ckpt files=no.png": ("files=no.png", "files="),
     "predict ckpt=an.ckpt files=a.png,b.png": ("files=a.png,b.png", "files=[a.png,b.png]"),
     "predict ckpt=an.ckpt files=*.tif": ("files=*.tif", "quotes"),
-    "predict ckpt=an.ckpt files=.": ("files=.", ", ".join(IMAGE_EXTENSIONS), "files=FOLDER"),
+    "predict ckpt=an.ckpt files=.": ("files=.", EXTENSIONS_TEXT, "files=FOLDER"),
     "predict ckpt=an.ckpt files=an.ckpt out=x.xlsx": ("out=x.xlsx", ".csv", ".json", ".parquet", "out=x.csv"),
     "lr_find lr_min=1 lr_max=0.1": ("lr_min=1 lr_max=0.1", "lr_max above lr_min", "lr_max=1000"),
     "lr_find lr_min=small": ("lr_min=small", "number", 1e-06),
@@ -373,6 +376,38 @@ def test_a_truncated_image_of_train_is_named_or_left_out_and_counted(refuses, ca
     assert cli.main(folder_words(tmp_path, *words, "data.on_bad_image=skip", "name=skips")) == 0
     assert str(bad) in capsys.readouterr().out
     assert json.loads((tmp_path / "runs/skips/1/result.json").read_text())["left_out"] == [str(bad)]
+
+
+def test_constant_images_and_ignored_files_are_counted_and_named(capsys, tmp_path):
+    make(tmp_path / "train", {"cat": 5, "dog": 5})
+    make(tmp_path / "val", {"cat": 2, "dog": 2})
+    for name in (
+        "train/cat/a.txt",
+        "train/cat/deep/b.TXT",
+        "train/dog/README",
+        "val/dog/c.csv",
+        "val/dog/.hidden",
+        "train/d.json",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    gray = tmp_path / "train/dog/gray.gif"
+    Image.new("RGB", (20, 30), (9, 9, 9)).save(gray)
+    assert cli.main(folder_words(tmp_path, "trainer.limit_train_batches=1.0", "epochs=2")) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^ignored +2 \.txt, 1 without extension, 1 \.csv: ", shown, re.MULTILINE), shown
+    assert re.findall(f"^ +(1 image .*): {gray}$", shown, re.MULTILINE) == ["1 image with the same value everywhere"]
+
+
+def test_files_of_12_bits_need_a_scale(refuses, tmp_path):
+    root = tmp_path / "photos"
+    for number, name in enumerate(("cat", "dog") * 8):
+        (root / name).mkdir(exist_ok=True, parents=True)
+        values = np.random.default_rng(number).integers(0, 4096, (20, 20)).astype(np.uint16)
+        Image.fromarray(values).save(root / name / f"{number}.png")
+    refuses(folder_words(root, "data.on_bad_image=skip"), f"{root}/", "data.scale=[BLACK,WHITE]", "data.scale=[0,4095]")
+    refuses(folder_words(root, "data.scale=[4095,0]"), "data.scale=[4095,0]", "[BLACK,WHITE]", "data.scale=[0,4095]")
+    assert cli.main(folder_words(root, "data.scale=[0,4095]")) == 0
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

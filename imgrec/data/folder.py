@@ -157,7 +157,8 @@ def folder_split(
 ) -> ImageFiles:
     """The split ROOT/CLASS/*, its class folders mapped to `classes` by name, in whichever form of Unicode it is written.
 
-    whole: every class must have images, as in train. `ignored` counts files that are no images. Files are listed, not opened: about two seconds for a million.
+    whole: every class must have images, as in train. `ignored` counts the files that are no images. Files are listed, not
+    opened: about two seconds for a million.
     DataError for a missing folder, an unknown or empty class, or no images.
     """
     if not os.path.isdir(root):

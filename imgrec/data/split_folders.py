@@ -5,7 +5,7 @@ import re
 from typing import NamedTuple
 
 from imgrec.errors import DataError
-from imgrec.files import IMAGE_EXTENSIONS, is_hidden
+from imgrec.files import IMAGE_EXTENSIONS, file_extension, is_hidden
 
 # train, Training, test_set, train_images, images-val, train2017: any case, with or without a word for what it holds.
 _CONTENT = r"(?:data|(?:data)?sets?|images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|files?|folder|split)"
@@ -69,7 +69,7 @@ def class_folders(root: str) -> list[str]:
 def has_images(folder: str) -> bool:
     """Whether it holds an image file itself, not in a subfolder."""
     with os.scandir(folder) as entries:
-        return any(entry.name.lower().endswith(IMAGE_EXTENSIONS) and not is_hidden(entry.name) for entry in entries)
+        return any(file_extension(entry.name) in IMAGE_EXTENSIONS and not is_hidden(entry.name) for entry in entries)
 
 
 def _listed(names: list[str]) -> str:

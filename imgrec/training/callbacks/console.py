@@ -5,6 +5,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from imgrec.data.datamodule import DataModule
+from imgrec.errors import plural
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
 from imgrec.training.callbacks.logger import LogSteps
@@ -31,7 +33,8 @@ class EpochLines(pl.Callback):
     def __init__(self, terminal: Terminal, history: History, steps: LogSteps) -> None:
         self.terminal, self.history, self.steps = terminal, history, steps
         self._progress = terminal.bar()
-        self._said_waiting, self._left_out = False, 0
+        self._said_waiting = False
+        self._said_images: dict[str, int] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.terminal.say(HEADER, style="bold")
@@ -66,16 +69,21 @@ class EpochLines(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.history.rows[-1]
         self.terminal.say(epoch_line(row, trainer.max_epochs or 0), style="green" if row["best"] else None)
-        bad = trainer.datamodule.bad_images()  # type: ignore[attr-defined]
-        if len(bad) > self._left_out:
-            self._left_out = len(bad)
-            shown = f"{bad[0]}{', ...' if len(bad) > 1 else ''}"
-            self.terminal.say(f"  {len(bad)} images that cannot be read were left out: {shown}", style="yellow")
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        self._say_images(data.bad_images(), "left out that cannot be read")
+        self._say_images(data.constant_images(), "with the same value everywhere")
         waited = row.get("data_wait_share", 0.0)
         if waited > WORTH_SAYING and not self._said_waiting:
             self._said_waiting = True
             hint = "raise num_workers, use smaller image files, or a set held in memory"
             self.terminal.say(f"  The network waited {waited:.0%} of the time for data: {hint}.", style="yellow")
+
+    def _say_images(self, paths: list[str], what: str) -> None:
+        """A line where there are more of them than at the last call."""
+        if len(paths) > self._said_images.get(what, 0):
+            self._said_images[what] = len(paths)
+            shown = f"{paths[0]}{', ...' if len(paths) > 1 else ''}"
+            self.terminal.say(f"  {plural(len(paths), 'image')} {what}: {shown}", style="yellow")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._progress.stop()
