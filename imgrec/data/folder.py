@@ -4,7 +4,6 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from copy import copy
 from itertools import chain
 from typing import Literal, Self, TypedDict, Unpack
@@ -116,15 +115,11 @@ class ImageFiles:
         return part
 
     def content(self) -> Indices:
-        sizes, checksums = content = np.full((2, len(self)), -1, dtype=np.int64)
-        for index in _spread(len(self), MOST_SIZES):
-            with suppress(OSError):  # where a file is gone or cannot be read, training says so
-                sizes[index] = os.stat(self.path(index)).st_size
-        for index in _spread(len(self), MOST_CHECKSUMS):
-            with suppress(OSError), open(self.path(index), "rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(size // 2)
-                checksums[index] = zlib.crc32(file.read(4096))
+        content = np.full((2, len(self)), -1, dtype=np.int64)
+        root = os.path.join(os.fsencode(self.root), b"")
+        for row, (most, look) in enumerate(((MOST_SIZES, _size), (MOST_CHECKSUMS, _checksum))):
+            step = max(1, -(-len(self) // most))
+            content[row, ::step] = [look(root + name) for name in self.names[::step].tolist()]
         return content.T
 
     def for_training(self, augment: Augment | None, seed: int) -> Self:
@@ -133,9 +128,21 @@ class ImageFiles:
         return augmented
 
 
-def _spread(count: int, most: int) -> range:
-    """At most `most` indices of `count`, evenly spread."""
-    return range(0, count, max(1, -(-count // most)))
+def _size(path: bytes) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # where it is gone or cannot be read, training says so
+        return -1
+
+
+def _checksum(path: bytes) -> int:
+    """Of 4 KB from the middle."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(os.fstat(file.fileno()).st_size // 2)
+            return zlib.crc32(file.read(4096))
+    except OSError:
+        return -1
 
 
 def pack_names(names: Iterable[str]) -> NDArray[np.bytes_]:
