@@ -87,7 +87,10 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
         f"{file} (epoch {checkpoint.content['epoch'] + 1}) on the {what}: {len(images):,} image{'s' * (len(images) != 1)}; {where}"
     )
     if changes is not None and changes.counts:
-        terminal.say(f"the images have changed since the training: {changes}; new ones are left out", style="yellow")
+        terminal.say(
+            f"the images have changed since the training: {changes}{'; new ones are left out' * bool(changes.counts['new'])}",
+            style="yellow",
+        )
     start = time.perf_counter()
     with terminal.bar() as bar:
         task = bar.add_task("images", total=None, note="")
