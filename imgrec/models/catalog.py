@@ -1,15 +1,15 @@
 """The available networks, of imgrec and of the libraries, measured without allocating their weights."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from itertools import product
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from imgrec.config.annotations import format_value
 from imgrec.config.compose import by_size
-from imgrec.config.instantiate import instantiate, locate, parameter_types
+from imgrec.config.instantiate import instantiate
 from imgrec.config.options import conf_dir, option_names
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError
@@ -30,6 +30,7 @@ class CatalogQuery:
     image_size: int | None = None
     num_classes: int | None = None
     out: str | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,14 @@ def weightless() -> Iterator[None]:
 def _imgrec_networks() -> Iterator[Network]:
     from imgrec.models.resnet import CIFAR_DEPTHS
 
-    for option in option_names("model"):
-        if option in SOURCES:
+    options = option_names("model")
+    families = [name for name in options if any(re.match(rf"{name}\d", option) for option in options)]
+    for option in options:
+        if option in SOURCES or option in families:
             continue
-        node = _node(option, 224, 10)
-        depths = get_args(parameter_types(locate(node["_target_"])).get("depth")) or (None,)
-        norms = (False, True) if "batch_norm" in node else (None,)
-        for depth, norm in product(depths, norms):
-            settings = {key: value for key, value in (("depth", depth), ("batch_norm", norm)) if value is not None}
-            small = (option == "resnet" and depth in CIFAR_DEPTHS) or option in ("simple_cnn", "lenet")
-            size, classes = (32, 10) if small else (224, 1000)
-            yield Network("imgrec", f"{option}{depth or ''}{'_bn' if norm else ''}", option, settings, size, classes)
+        small = option in ("simple_cnn", "lenet", *(f"resnet{depth}" for depth in CIFAR_DEPTHS))
+        size, classes = (32, 10) if small else (224, 1000)
+        yield Network("imgrec", option, option, {}, size, classes)
 
 
 def _library_networks(source: str) -> Iterator[Network]:
@@ -135,12 +133,15 @@ def _library_networks(source: str) -> Iterator[Network]:
 
 def _node(option: str, image_size: int, num_classes: int) -> Node:
     """conf/model/OPTION.yaml, resolved for RGB images of this size."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     data = {"image_size": image_size, "num_classes": num_classes, "channels": 3}
-    config = OmegaConf.create({"data": data, "model": OmegaConf.load(conf_dir() / "model" / f"{option}.yaml")})
+    node = OmegaConf.load(conf_dir() / "model" / f"{option}.yaml")
+    assert isinstance(node, DictConfig)
+    if "defaults" in node:  # of one depth: its family comes first
+        node = OmegaConf.merge(OmegaConf.load(conf_dir() / "model" / f"{node.pop('defaults')[0]}.yaml"), node)
+    config = OmegaConf.create({"data": data, "model": node})
     tree = OmegaConf.to_container(config, resolve=True)
     assert isinstance(tree, dict)
-    node: Node = tree["model"]
-    return node
+    return dict(tree["model"])
