@@ -4,22 +4,32 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from imgrec.config.compose import compose_config, quote_values
-from imgrec.config.schema import Device, Precision, ProcessesConfig, Split, parse_settings
+from imgrec.config.compose import compose_config
+from imgrec.config.schema import Device, Precision, ProcessesConfig, Split, dotted_types, parse_settings
+from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
-from imgrec.files import atomic_write
-from imgrec.inference.paths import check_output, find_checkpoint, first_bytes
+from imgrec.files import atomic_write, check_output, first_bytes, is_our_png
+from imgrec.inference.paths import find_checkpoint
 from imgrec.terminal import Terminal
 
 MOST_CLASSES = 20  # lines of the table per class, and of the confusion matrix on a terminal
 MARK = b'{\n "imgrec": "evaluate"'  # how our JSON begins
+
+
+@dataclass(frozen=True)
+class DataChanges:
+    """Keys of the run's data that may differ from those of the training; None: as in the run."""
+
+    root: str | None
+    download: bool | None
+    on_bad_image_eval: Literal["refuse", "skip"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +39,7 @@ class EvaluateConfig:
     ckpt: str | None
     split: Split
     folder: str | None
-    data: dict[str, Any]
+    data: DataChanges
     batch_size: int | None
     num_workers: int | Literal["auto"]
     device: Device
@@ -42,8 +52,7 @@ class EvaluateConfig:
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Measure, print the tables, write the JSON and the picture; of several processes each measures its share."""
-    overrides = quote_values(argv, ("ckpt", "folder", "data.root", "out", "plot", "precision"))
-    config = parse_settings(EvaluateConfig, compose_config("evaluate", overrides, config_dir))
+    config = parse_settings(EvaluateConfig, compose_config("evaluate", argv, config_dir, types=dotted_types(EvaluateConfig)))
     with worker_group(config.trainer.timeout_s) as group:
         return _evaluate(config, *on_first_rank(lambda: _check_files(config)), group)
 
@@ -53,6 +62,7 @@ def _check_files(config: EvaluateConfig) -> tuple[Path, Path, Path | None]:
     if config.ckpt is None:
         raise ConfigError("ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
     file = find_checkpoint(config.ckpt)
+    check_gpu("device", config.device)
     if config.folder is not None and not Path(config.folder).is_dir():
         raise DataError(f"folder={config.folder} is no folder. Set folder=FOLDER that holds CLASS/*.jpg.")
     what = config.split if config.folder is None else Path(config.folder).resolve().name
@@ -63,9 +73,7 @@ def _check_files(config: EvaluateConfig) -> tuple[Path, Path, Path | None]:
     plot = None if config.plot == "none" else Path(config.plot) if config.plot else out.with_suffix(".png")
     check_output("out", out, (".json",), ours=lambda path: first_bytes(path).startswith(MARK), overwrite=config.overwrite)
     if plot is not None:
-        check_output(
-            "plot", plot, (".png",), ours=lambda path: b"Software\0imgrec" in first_bytes(path), overwrite=config.overwrite
-        )
+        check_output("plot", plot, (".png",), ours=is_our_png, overwrite=config.overwrite)
     return file, out, plot
 
 
@@ -80,7 +88,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
     group.set_status("reading the checkpoint and the data")
     checkpoint = load_checkpoint(file)
     predictor = Predictor(checkpoint, device=config.device, precision=config.precision)
-    images, counts, changes = evaluation_images(checkpoint, split=config.split, folder=config.folder, changes=config.data)
+    images, counts, changes = evaluation_images(checkpoint, split=config.split, folder=config.folder, changes=asdict(config.data))
     what = f"folder {config.folder}" if config.folder else f"{config.split} split"
     where = f"{predictor.device}, precision {predictor.precision}{f', {group.size} processes' * (group.size > 1)}"
     terminal.say(

@@ -1,14 +1,14 @@
-"""Image files below a folder, and files that are written whole or not at all. Imports no torch."""
+"""Image files below a folder, and files to write: checked before, and written whole or not at all. Imports no torch."""
 
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from imgrec.errors import DataError
+from imgrec.errors import ConfigError, DataError
 
 # What is decoded, as PIL calls it, the usual ones first; and by which names it is known to be an image. Not here are formats for
 # which PIL would start Ghostscript (EPS) or only knows the header (HDF5, MPEG, WMF), and films.
@@ -141,3 +141,32 @@ def atomic_write(path: Path, content: bytes | str) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}. Free disk space, or choose another path.") from error
+
+
+def check_output(key: str, path: Path, suffixes: Sequence[str], *, ours: Callable[[Path], bool], overwrite: bool) -> None:
+    """ConfigError unless `path` can be written: a known suffix, in a folder that can be made, and no file there that imgrec did not write."""
+    if path.suffix not in suffixes:
+        raise ConfigError(
+            f"{key}={path}: the name must end in {' or '.join(suffixes)}. Set {key}={path.with_suffix(suffixes[0])}."
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{key}={path}: its folder cannot be made: {error.strerror}. Set {key}=FILE in another folder."
+        ) from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{key}={path} cannot be written. Set {key}=FILE in a folder that you can write to.")
+    if path.exists() and path.stat().st_size and not overwrite and not ours(path):
+        raise ConfigError(f"{key}={path} exists, and imgrec did not write it. Set {key}=ANOTHER, or overwrite=true.")
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first 256 bytes of a file, by which `check_output` may know what imgrec wrote."""
+    with path.open("rb") as file:
+        return file.read(256)
+
+
+def is_our_png(path: Path) -> bool:
+    """Whether a PNG names imgrec as the software that wrote it."""
+    return b"Software\0imgrec" in first_bytes(path)

@@ -7,6 +7,7 @@ parameter group, reads the loss of one micro-batch, takes the slope over the rat
 a checkpoint: hence our own callback.
 """
 
+import io
 import math
 import shlex
 import sys
@@ -21,17 +22,19 @@ from numpy.typing import NDArray
 from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import check_signatures, instantiate
 from imgrec.config.schema import RunConfig, run_config
+from imgrec.config.start_checks import check_start
 from imgrec.distributed.command import run_command
 from imgrec.distributed.device_checks import check_accelerator
-from imgrec.distributed.process_group import connected_world
+from imgrec.distributed.process_group import connected_world, on_first_rank
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
+from imgrec.files import atomic_write, check_output, is_our_png
 
 Floats = NDArray[np.float64]
 
 SMOOTH = 0.03  # standard deviation of the smoothing, as a share of all steps
 DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai and Lightning
-RANGE_TEST_KEYS = ("lr_min", "lr_max", "steps", "plot")
+RANGE_TEST_KEYS = ("lr_min", "lr_max", "steps", "plot", "overwrite")
 FURTHER = 1000  # factor on the range that an error suggests
 
 
@@ -102,6 +105,8 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     It uses the ranks that torchrun or SLURM started, else one device: the global batch is the same on any number of
     them. Rates are values of optim.lr; base_batch and layer decay change the rate of a step as in a training.
     """
+    world = connected_world(run.trainer)
+    on_first_rank(lambda: check_start(run))
     import pytorch_lightning as pl
 
     from imgrec.data.datamodule import DataModule
@@ -111,7 +116,6 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     from imgrec.training.trainer import build_trainer
     from imgrec.training.transfer import initial_network
 
-    world = connected_world(run.trainer)
     check_signatures(run)
     check_accelerator(run.trainer)
     silence_known_warnings()
@@ -166,7 +170,9 @@ def draw_curve(curve: Curve, suggestion: Suggestion, file: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
-    figure.savefig(file, format="png")
+    with io.BytesIO() as png:
+        figure.savefig(png, format="png", metadata={"Software": "imgrec"})
+        atomic_write(file, png.getvalue())
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
@@ -177,6 +183,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         raise ConfigError(f"lr_min={lr_min:g} lr_max={lr_max:g}: expected lr_max above lr_min. Set lr_max={lr_min * FURTHER:g}.")
     if file.suffix.lower() != ".png" or not file.absolute().parent.is_dir():
         raise ConfigError(f"plot={file}: expected a .png file in a folder that exists. Set plot=lr_find.png.")
+    check_output("plot", file, (file.suffix,), ours=is_our_png, overwrite=tree["overwrite"])
     from imgrec.terminal import Terminal
 
     run = run_config(tree)
@@ -224,7 +231,7 @@ def next_command(argv: Sequence[str], config_dir: str | None, lr: float) -> str:
     """The training with the same overrides and this learning rate."""
     kept = [override for override in argv if override.partition("=")[0].lstrip("+") not in (*RANGE_TEST_KEYS, "optim.lr")]
     folder = ["--config-dir", config_dir] if config_dir else []
-    return shlex.join(["python", "-m", "imgrec.train", *folder, *kept, f"optim.lr={lr:.2g}"])
+    return shlex.join(["imgrec", "train", *folder, *kept, f"optim.lr={lr:.2g}"])
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from imgrec.config.compose import compose_config, quote_values
-from imgrec.config.schema import Device, Precision, ProcessesConfig, parse_settings
+from imgrec.config.compose import compose_config
+from imgrec.config.schema import Device, Precision, ProcessesConfig, dotted_types, parse_settings
+from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
+from imgrec.files import check_output
 from imgrec.inference import prediction_table
-from imgrec.inference.paths import check_output, expand_files, find_checkpoint
+from imgrec.inference.paths import expand_files, find_checkpoint
 from imgrec.terminal import Terminal
 
 MOST_SHOWN = 50  # files whose rows are printed too
@@ -43,8 +45,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
 
     A file that cannot be read has its reason in the table. DataError, after writing, where no file could be read.
     """
-    overrides = quote_values(argv, ("ckpt", "files", "out", "precision"))
-    config = parse_settings(PredictConfig, compose_config("predict", overrides, config_dir))
+    config = parse_settings(PredictConfig, compose_config("predict", argv, config_dir, types=dotted_types(PredictConfig)))
     files: list[str] = []  # on the first process
     with worker_group(config.trainer.timeout_s) as group:
         group.set_status("reading the names of the files")
@@ -59,6 +60,7 @@ def _check_files(config: PredictConfig, files: list[str]) -> Path:
     if config.files is None:
         raise ConfigError("files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg].")
     out, ckpt = Path(config.out), find_checkpoint(config.ckpt)
+    check_gpu("device", config.device)
     files += expand_files(config.files)
     prediction_table.check_parquet(out)
     check_output("out", out, prediction_table.SUFFIXES, ours=prediction_table.written_by_us, overwrite=config.overwrite)

@@ -12,12 +12,13 @@ from typing import Any
 from imgrec.config.compose import load_config
 from imgrec.config.instantiate import check_signatures, instantiate
 from imgrec.config.schema import Node, RunConfig, run_config
+from imgrec.config.start_checks import check_start
 from imgrec.distributed import signals
 from imgrec.distributed.command import run_command
 from imgrec.distributed.device_checks import check_accelerator, wanted_processes
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.launcher import launch, run_rank
-from imgrec.distributed.process_group import connected_world
+from imgrec.distributed.process_group import connected_world, on_first_rank
 from imgrec.distributed.watchdog import Watchdog
 from imgrec.distributed.world import World
 from imgrec.errors import ExitCode, Stopped
@@ -52,6 +53,7 @@ def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = 
             f"{run_dir.path} is finished: {result['summary']}. To train again set another id, or id=null."
         )
         return result
+    on_first_rank(lambda: check_start(run))
     command = list(sys.argv if command is None else command)
     with run_dir.opened(run), signals.request_cleared():
         if world.started_by == "alone" and (ranks := wanted_processes(run.trainer)) > 1:

@@ -148,8 +148,7 @@ def test_command_says_the_rate_and_writes_nothing_but_the_picture(
     assert 1e-4 < float(rate) < 1000
     assert "diverged at " in said[0]
     assert (
-        said[0].splitlines()[-1].strip()
-        == f"python -m imgrec.train {' '.join(repr(w) if '[' in w else w for w in DIGITS)} optim.lr={rate}"
+        said[0].splitlines()[-1].strip() == f"imgrec train {' '.join(repr(w) if '[' in w else w for w in DIGITS)} optim.lr={rate}"
     )
 
 
@@ -168,7 +167,7 @@ def test_the_suggestion_is_what_to_write_and_the_rate_of_the_steps_stands_beside
 
 def test_next_command_keeps_the_choices() -> None:
     assert next_command(["data=mnist", "lr_max=3", "optim.lr=1", "plot=a.png"], "my conf", 0.00321) == (
-        "python -m imgrec.train --config-dir 'my conf' data=mnist optim.lr=0.0032"
+        "imgrec train --config-dir 'my conf' data=mnist optim.lr=0.0032"
     )
 
 

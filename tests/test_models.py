@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 
 import pytest
@@ -14,6 +15,9 @@ from marks import slow_but
 from torch import nn
 
 from imgrec import cli
+from imgrec.config.compose import load_config
+from imgrec.config.instantiate import instantiate
+from imgrec.config.options import option_names
 from imgrec.errors import ConfigError
 from imgrec.models.alexnet import alexnet
 from imgrec.models.catalog import CatalogQuery, candidates, measure_network, weightless
@@ -25,7 +29,7 @@ from imgrec.models.resnet import CIFAR_DEPTHS, PaddedShortcut, resnet
 from imgrec.models.simple_cnn import SimpleCNN
 from imgrec.models.summary import measure_size
 from imgrec.models.timm import timm_net
-from imgrec.models.torchvision import torchvision_net
+from imgrec.models.torchvision import torchvision_names, torchvision_net
 from imgrec.models.vgg import vgg
 
 SLOW = pytest.mark.slow
@@ -323,6 +327,36 @@ def test_lenet_has_the_papers_layers():
     assert [p.numel() for p in net.parameters() if p.ndim > 1] == [6 * 25, 6 * 16 * 25, 400 * 120, 120 * 84, 84 * 10]
 
 
+@pytest.mark.parametrize(
+    "name", sorted(name for name in set(option_names("model")) & set(torchvision_names()) if re.search(r"\d", name))
+)
+def test_a_name_with_a_depth_is_torchvisions_network_of_that_name(name):
+    node = load_config("train", [f"model={name}", "data.image_size=224", "data.channels=3"]).model
+    with weightless():
+        ours, theirs = instantiate(node, num_classes=1000), torchvision.models.get_model(name)
+    shapes = [{key: value.shape for key, value in net.state_dict().items() if "aux" not in key} for net in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("depth", CIFAR_DEPTHS)
+def test_a_name_with_a_depth_of_the_cifar_family(depth):
+    node = load_config("train", [f"model=resnet{depth}", "data.image_size=224"]).model
+    assert node == load_config("train", ["model=resnet", f"model.depth={depth}", "data.image_size=224"]).model
+
+
+def test_a_list_of_ones_own_is_replaced_and_another_file_is_not(tmp_path, capsys):
+    for name in ("m.json", "m.csv"):
+        words = ["models", "filter=lenet", f"out={tmp_path / name}"]
+        assert cli.main([*words, "image_size=64"]) == 0
+        assert cli.main(words) == 0
+        written = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_text("mine")
+        assert cli.main(words) == 2
+        assert (tmp_path / name).read_text() == "mine"
+        assert cli.main([*words, "overwrite=true"]) == 0
+        assert (tmp_path / name).read_bytes() == written
+
+
 def test_listing_counts_what_is_built(tmp_path, capsys):
     assert cli.main(["models", "filter=resnet[1-3][0-9]", f"out={tmp_path / 'm.json'}"]) == 0
     out = capsys.readouterr().out
@@ -333,7 +367,7 @@ def test_listing_counts_what_is_built(tmp_path, capsys):
     assert rows["resnet20"]["parameters"] == 269_722
     assert (rows["resnet20"]["image_size"], rows["resnet20"]["num_classes"]) == (32, 10)
     assert rows["resnet18"]["parameters"] == 11_689_512
-    assert rows["resnet18"]["select"] == "model=resnet model.depth=18"
+    assert rows["resnet18"]["select"] == "model=resnet18"
     assert cli.main(["models", "source=torchvision", "filter=resnet50", f"out={tmp_path / 'm.csv'}", "num_classes=10"]) == 0
     with (tmp_path / "m.csv").open() as file:
         assert next(csv.DictReader(file))["parameters"] == str(25_557_032 - 990 * 2049)

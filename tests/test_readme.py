@@ -57,7 +57,7 @@ def test_the_commands_run_one_after_the_other(photos: None, capsys: pytest.Captu
         assert cli.main([name, *words, *SMALL[name]]) == 0, words
         said[name] = capsys.readouterr().out
     assert "test accuracy" in said["train"]
-    assert "imgrec.evaluate ckpt=runs/imagefolder_resnet/1" in said["train"]  # where the next commands look for it
+    assert "imgrec evaluate runs/imagefolder_resnet/1" in said["train"]  # where the next commands look for it
     assert "accuracy" in said["evaluate"]
     assert [name in said["predict"] for name in ("one.jpg", "two.jpg")] == [True, True]
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 from dataclasses import replace
@@ -20,12 +21,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import imgrec
 from imgrec import cli, config
+from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import instantiate
 from imgrec.data.preprocess import Preprocess
 from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import load_checkpoint
+from imgrec.terminal import Terminal
 from imgrec.train import fit
 from imgrec.training.callbacks.history import History
+from imgrec.training.summary import print_result
 from imgrec.training.trainer import configured_callbacks
 
 WHOLE = (
@@ -276,6 +280,19 @@ def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small, c
 def test_importing_imgrec_and_composing_a_config_imports_no_torch():
     code = "import sys, imgrec; imgrec.config.load('train', ['model=vgg']); print([m for m in ('torch', 'pytorch_lightning', 'rich', 'sklearn') if m in sys.modules])"
     assert run_command(sys.executable, "-c", code).stdout == "[]\n"
+
+
+def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_dir = Path("my runs/it's (1)/1")
+    print_result(Terminal(), run_dir, {"summary": "", "train_seconds": 1.0}, None)
+    typed = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]
+    assert typed == [
+        ["imgrec", "evaluate", str(run_dir), "split=val"],
+        ["imgrec", "predict", str(run_dir), "FOLDER_OR_IMAGES"],
+        ["tensorboard", "--logdir", "my runs"],
+    ]
+    assert compose_config("evaluate", typed[0][2:])["ckpt"] == str(run_dir)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def _check_alone(nodes: int | Literal["auto"]) -> None:
         raise ConfigError(
             f"trainer.num_nodes={nodes}, but this process was started alone. "
             f"Type NODES={nodes} NODE_RANK=0 MASTER=HOST launch/torchrun.sh ... on each machine, "
-            "or use SLURM (python -m imgrec.slurm --help)."
+            "or use SLURM (imgrec slurm --help)."
         )
 
 

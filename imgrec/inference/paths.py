@@ -1,11 +1,11 @@
-"""The files of a command line: images to read, the checkpoint, files to write. Imports no torch, so that a wrong path is refused at once."""
+"""The files that a command line names: images and the checkpoint. Imports no torch, so that a wrong path is refused at once."""
 
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from imgrec.errors import CheckpointError, ConfigError, DataError
+from imgrec.errors import CheckpointError, DataError
 from imgrec.files import EXTENSIONS_TEXT, find_images
 
 
@@ -42,30 +42,6 @@ def _expand(path: str) -> list[str]:
 
 def _images_in(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in find_images(folder)]
-
-
-def check_output(key: str, path: Path, suffixes: Sequence[str], *, ours: Callable[[Path], bool], overwrite: bool) -> None:
-    """ConfigError unless `path` can be written: a known suffix, in a folder that can be made, and no file there that imgrec did not write."""
-    if path.suffix not in suffixes:
-        raise ConfigError(
-            f"{key}={path}: the name must end in {' or '.join(suffixes)}. Set {key}={path.with_suffix(suffixes[0])}."
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{key}={path}: its folder cannot be made: {error.strerror}. Set {key}=FILE in another folder."
-        ) from error
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{key}={path} cannot be written. Set {key}=FILE in a folder that you can write to.")
-    if path.exists() and path.stat().st_size and not overwrite and not ours(path):
-        raise ConfigError(f"{key}={path} exists, and imgrec did not write it. Set {key}=ANOTHER, or overwrite=true.")
-
-
-def first_bytes(path: Path) -> bytes:
-    """The first 256 bytes of a file, by which `check_output` may know what imgrec wrote."""
-    with path.open("rb") as file:
-        return file.read(256)
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imgrec.errors import ConfigError
-from imgrec.files import atomic_write
-from imgrec.inference.paths import first_bytes
+from imgrec.files import atomic_write, first_bytes
 
 SUFFIXES = (".csv", ".json", ".parquet")
 LEADING_COLUMNS = ["path", "class", "probability"]

@@ -1,23 +1,28 @@
 """python -m imgrec.models [key=value ...]: the networks that `model=` can choose, with their sizes."""
 
 import csv
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from imgrec.config.overrides import literal_text, read_words
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
+from imgrec.files import atomic_write, check_output, first_bytes
 from imgrec.models.catalog import SOURCES, CatalogQuery, Network, candidates, measure_network
 
-USAGE = """python -m imgrec.models [key=value ...] lists the networks that model= can choose.
+USAGE = """imgrec models [key=value ...] lists the networks that model= can choose.
   source=imgrec      imgrec, torchvision, timm or all
   filter=*           pattern of their names, such as resnet* or *vit*
   image_size=        pixels; default: 32 for networks for small images, else 224 or timm's own
   num_classes=       default: 10 for networks for small images, else 1000
-  out=               .json or .csv file for the list"""
+  out=               .json or .csv file for the list
+  overwrite=false    replace a file of this name that imgrec did not write"""
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
@@ -43,19 +48,23 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
 
 def parse_query(argv: Sequence[str]) -> CatalogQuery:
     """The overrides as a query; ConfigError for anything else. Imports no torch."""
-    known = [field.name for field in fields(CatalogQuery)]
+    known: dict[str, Any] = {field.name: field.default for field in fields(CatalogQuery)}
     values: dict[str, Any] = {}
-    for override in argv:
-        key, equals, value = override.partition("=")
-        if not equals or key not in known:
-            raise ConfigError(f"{override}: unknown key.{did_you_mean(key, known)} The keys are {', '.join(known)}.")
+    for override in read_words("models", argv, lambda: known):
+        key, value = override.key, override.value
+        if key not in known or override.mark:
+            raise ConfigError(f"{override.text}: unknown key.{did_you_mean(key, list(known))} The keys are {', '.join(known)}.")
         if key in ("image_size", "num_classes"):
             least = 1 if key == "image_size" else 2
             if not value.isdecimal() or int(value) < least:
-                raise ConfigError(f"{override}: expected an integer of {least} or more. The default is the network's own.")
+                raise ConfigError(f"{override.text}: expected an integer of {least} or more. The default is the network's own.")
             values[key] = int(value)
+        elif key == "overwrite":
+            if value not in ("true", "false"):
+                raise ConfigError(f"{override.text}: expected true or false. The default is false.")
+            values[key] = value == "true"
         else:
-            values[key] = value
+            values[key] = literal_text(os.path.expanduser(value))
     query = CatalogQuery(**values)
     if query.source not in SOURCES:
         raise ConfigError(
@@ -68,9 +77,16 @@ def parse_query(argv: Sequence[str]) -> CatalogQuery:
             raise ConfigError(
                 f"out={query.out}: the folder {Path(query.out).parent} does not exist. Create it, or set out=models.json."
             )
+        check_output("out", Path(query.out), (".json", ".csv"), ours=_written_by_us, overwrite=query.overwrite)
     return query
 
 
+def _written_by_us(path: Path) -> bool:
+    start = {".csv": ",".join(FILE_KEYS), ".json": f'[\n {{\n  "{FILE_KEYS[0]}": '}[path.suffix]
+    return first_bytes(path).startswith(start.encode())
+
+
+FILE_KEYS = ("source", "name", "select", "parameters", "flops", "image_size", "num_classes", "note")
 HEADERS = ("network", "parameters / M", "GFLOPs", "pixels", "classes", "type")
 CAPTION = "GFLOPs: 10^9 operations for one RGB image, a multiply-add counted as two (twice the MACs in many papers)."
 
@@ -107,15 +123,15 @@ def print_networks(rows: Sequence[Network]) -> None:
 
 def write_networks(rows: Sequence[Network], path: Path) -> None:
     """The list as JSON or CSV, one record a network; `flops` counts a multiply-add as two."""
-    keys = ("source", "name", "select", "parameters", "flops", "image_size", "num_classes", "note")
-    records = [{key: getattr(row, key) for key in keys} for row in rows]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        if path.suffix == ".json":
-            file.write(json.dumps(records, indent=1) + "\n")
-        else:
-            table = csv.DictWriter(file, fieldnames=keys)
-            table.writeheader()
-            table.writerows(records)
+    records = [{key: getattr(row, key) for key in FILE_KEYS} for row in rows]
+    text = io.StringIO(newline="")
+    if path.suffix == ".json":
+        text.write(json.dumps(records, indent=1) + "\n")
+    else:
+        table = csv.DictWriter(text, fieldnames=FILE_KEYS)
+        table.writeheader()
+        table.writerows(records)
+    atomic_write(path, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -46,9 +46,7 @@ def check_name(name: str, names: Sequence[str], *, source: str) -> None:
     if name not in names:
         near = get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f"Did you mean {' or '.join(near)}? " if near else ""
-        raise ConfigError(
-            f"model.name={name}: unknown network. {hint}`python -m imgrec.models source={source}` lists {len(names)}."
-        )
+        raise ConfigError(f"model.name={name}: unknown network. {hint}`imgrec models source={source}` lists {len(names)}.")
 
 
 def check_patches(name: str, patch: int, image_size: int) -> None:

@@ -35,7 +35,7 @@ def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
     if read_world().size > 1:
         raise ConfigError(
             f"-m under {read_world().started_by}: each job starts its own processes. "
-            f"Type python -m imgrec.train -m ... without it, or add {JOB}=0 to run the first job alone."
+            f"Type imgrec train -m ... without it, or add {JOB}=0 to run the first job alone."
         )
     if plan.trials is not None and find_spec("optuna") is None:
         raise ConfigError('--search needs Optuna, which is not installed. Type: pip install "imgrec[optuna]"')

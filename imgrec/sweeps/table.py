@@ -90,5 +90,5 @@ def print_ranking(terminal: Terminal, folder: SweepFolder) -> None:
     terminal.say(f"results in {folder.path}/sweep.csv")
     terminal.say("next:")
     if (best := folder.ranked()[0]).status == "finished":
-        terminal.say(f"  python -m imgrec.evaluate ckpt={shlex.quote(best.folder)}")
+        terminal.say(f"  imgrec evaluate {shlex.quote(best.folder)}")
     terminal.say(f"  tensorboard --logdir {shlex.quote(str(folder.path))}")

@@ -173,9 +173,10 @@ def print_result(
                 terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}")
     terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
     terminal.say("next:")
-    terminal.say(f"  python -m imgrec.evaluate ckpt={run_dir}{'' if report is not None else ' split=val'}")
-    terminal.say(f"  python -m imgrec.predict ckpt={run_dir} files={unlabelled or 'FOLDER_OR_IMAGES'}")
-    terminal.say(f"  tensorboard --logdir {run_dir.parent.parent}")
+    path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
+    terminal.say(f"  imgrec evaluate {path}{split}")
+    terminal.say(f"  imgrec predict {path} {shlex.quote(unlabelled or 'FOLDER_OR_IMAGES')}")
+    terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}")
 
 
 def _confused(report: Report, name: str) -> str:

@@ -1,0 +1,88 @@
+"""What a run needs of this machine: the folder of its data, its weights, packages, a GPU. Checked before torch is imported."""
+
+import ctypes
+import os
+import re
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from imgrec.config.compose import SMALL_IMAGE
+from imgrec.config.instantiate import EXTRAS
+from imgrec.config.options import shipped_targets
+from imgrec.config.schema import DataConfig, Node, RunConfig, target_nodes
+from imgrec.errors import CheckpointError, ConfigError, DataError, did_you_mean
+
+# How torchvision and timm call their weights.
+LIBRARY_WEIGHTS = re.compile(r"(\w+_Weights\.)?(DEFAULT|IMAGENET1K_\w+)")
+# Our networks that are torchvision's with the first layers (or the head) for large images, and the least image that these accept.
+LEAST_SIZE = {"resnet": 1, "densenet": 32, "vgg": 32, "googlenet": 16, "alexnet": 63}
+
+
+def check_start(run: RunConfig) -> None:
+    """An ImgrecError for a folder, weights, a package or a GPU that a training needs and does not find."""
+    _check_root(run.data)
+    for path, node in target_nodes(run.to_dict()):
+        _check_package(path, node)
+    if run.weights is not None and not os.path.exists(run.weights):
+        _check_library_weights(run.weights, run.model, run.data.image_size)
+    check_gpu("trainer.accelerator", run.trainer.accelerator)
+
+
+def check_gpu(key: str, value: str) -> None:
+    """ConfigError for a GPU on a machine without the driver of one."""
+    if value in ("gpu", "cuda") and not may_have_gpu():
+        raise ConfigError(f"{key}={value}: this machine has no driver of a GPU. Set {key}=auto.")
+
+
+def _check_root(data: DataConfig) -> None:
+    root = data.own.get("root")
+    if data.own.get("_target_") not in shipped_targets() or root is None or data.own.get("download") or os.path.isdir(root):
+        return
+    parent = Path(root).absolute().parent
+    beside = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if parent.is_dir() else []
+    what = (
+        "that holds its files, or data.download=true" if "download" in data.own else "with train/CLASS/*.jpg, or with CLASS/*.jpg"
+    )
+    raise DataError(f"data.root={root} is not a folder.{did_you_mean(Path(root).name, beside)} Set data.root=FOLDER {what}.")
+
+
+def _check_package(path: str, node: Node) -> None:
+    for package in EXTRAS:
+        if package in str(node["_target_"]).split(".") and find_spec(package) is None:
+            raise ConfigError(f'{path} needs {package}, which is not installed. Type: pip install "imgrec[{package}]"')
+
+
+def _check_library_weights(weights: str, model: Node, image_size: int) -> None:
+    """CheckpointError for weights that are no path, where no library has them for this network."""
+    target = str(model["_target_"])
+    family = target.split(".")[-2] if "." in target else target
+    ours = target in shipped_targets()
+    none = f" and torchvision has no weights for {family}" if ours and family not in (*LEAST_SIZE, "torchvision", "timm") else ""
+    if none or not LIBRARY_WEIGHTS.fullmatch(weights):
+        default = "weights=DEFAULT for the library's, " if not none else "model=resnet18 for a network that has some, "
+        raise CheckpointError(
+            f"weights={weights}: there is no such file or folder,{none or ' nor has a library weights of that name'}. "
+            f"Set {default}weights=PATH to an imgrec checkpoint or run directory, or weights=null."
+        )
+    small = [f"model.{key}" for key in ("stem", "head") if model.get(key) == "small"]
+    if not ours or family not in LEAST_SIZE or not small:
+        return
+    other = "model=resnet18 " if family == "resnet" and model["depth"] not in (18, 34, 50, 101, 152) else ""
+    large = f"{other}{small[0]}=imagenet" if image_size >= LEAST_SIZE[family] else ""
+    size = f"{other}data.image_size=224" if image_size < SMALL_IMAGE else ""
+    raise CheckpointError(
+        f"weights={weights}: torchvision's {family} is for large images, and {small[0]}=small here, for data.image_size={image_size}. "
+        f"Set {', or '.join(filter(None, (size, large)))}."
+    )
+
+
+def may_have_gpu() -> bool:
+    """Whether a driver is installed with which torch may find a GPU: NVIDIA's, AMD's or Apple's."""
+    if sys.platform == "darwin" or os.path.exists("/dev/kfd"):
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
