@@ -1,8 +1,10 @@
 """The command line: `imgrec COMMAND key=value ...`, the same as `python -m imgrec.COMMAND key=value ...`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
 from imgrec import __version__
 from imgrec.distributed.command import run_command
@@ -32,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command(overrides: list[str], config_dir: str | None) -> int:
         if name not in COMMANDS:
-            raise ConfigError(
-                f"{name}: there is no such command.{did_you_mean(name, list(COMMANDS))} There are: {', '.join(COMMANDS)}."
-            )
+            is_words = "=" in name or Path(name).is_dir()
+            near = f" Type imgrec train {shlex.join(argv)}." if is_words else did_you_mean(name, list(COMMANDS))
+            raise ConfigError(f"{name}: there is no such command.{near} There are: {', '.join(COMMANDS)}.")
         module = "imgrec.models.__main__" if name == "models" else f"imgrec.{name}"
         return int(import_module(module).main(overrides, config_dir))
 

@@ -1,6 +1,7 @@
 """Errors for the user: one line with the key and the value, what is allowed and what to type. The exit codes of the commands."""
 
 import errno
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from enum import IntEnum
@@ -69,7 +70,18 @@ def plural(count: int, noun: str, ending: str = "s") -> str:
     return f"{count} {noun}{ending if count != 1 else ''}"
 
 
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that is most like `name`, if any is; capitals, '-' and '_' are no difference."""
+    plain = {_plain(one): one for one in reversed(known)}
+    near = get_close_matches(_plain(name), plain, n=1, cutoff=0.6)
+    return plain[near[0]] if near else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_ ]", "", name.casefold())
+
+
 def did_you_mean(name: object, known: Sequence[object]) -> str:
     """' Did you mean lr?' or nothing: the nearest known name, as a sentence that follows another."""
-    near = get_close_matches(str(name), list(map(str, known)), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]}?" if near else ""
+    near = nearest(str(name), list(map(str, known)))
+    return f" Did you mean {near}?" if near else ""

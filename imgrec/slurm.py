@@ -14,9 +14,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from imgrec.config.checks import check_batch_divides
-from imgrec.config.compose import compose_config, load_config, quote_values
+from imgrec.config.compose import compose_config, load_config
 from imgrec.config.options import group_names, shipped_file
-from imgrec.config.schema import RunConfig, parse_settings, run_config
+from imgrec.config.schema import RunConfig, dotted_types, parse_settings, run_config
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, plural
 from imgrec.files import is_directory_name
@@ -82,8 +82,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     separator = list(argv).index("--")
     overrides, arguments = list(argv[:separator]), list(argv[separator + 1 :])
     _check_side(overrides)
-    texts = [field.name for field in fields(JobConfig) if field.type == (str | None)]
-    job = parse_settings(JobConfig, compose_config("slurm", quote_values(overrides, texts)))
+    job = parse_settings(JobConfig, compose_config("slurm", overrides, types=dotted_types(JobConfig)))
     training = _training(arguments, config_dir)
     _check_job(job, training)
     logs = Path(training.run.runs_dir).absolute() / "slurm"
@@ -243,11 +242,11 @@ def _print_next_steps(job: JobConfig, training: Training, number: str, record: P
     print(f"job     {number}: {shape}{f', array {array}' if array else ''}")
     print(f"command {record}")
     print(f"run     {run_dir}")
-    print(f"log     tail -F {record.with_name(f'{training.name}-{number}')}{'_*' if array else ''}.log")
+    print(f"log     tail -F {shlex.quote(str(record.with_name(f'{training.name}-{number}')))}{'_*' if array else ''}.log")
     print(f"look    squeue -j {number}")
     print(f"cancel  scancel {number}")
     if array:
-        print(f"table   python -m imgrec.train {shlex.join([*training.arguments, f'id={run_id}', 'job=none'])}")
+        print(f"table   imgrec train {shlex.join([*training.arguments, f'id={run_id}', 'job=none'])}")
 
 
 def parse_time(text: str) -> int:

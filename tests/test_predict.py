@@ -8,13 +8,10 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 from error_parts import assert_refused
-from hypothesis import example, given
-from hypothesis import strategies as st
 from PIL import Image
 from untrained_run import save_untrained_run
 
 from imgrec import cli
-from imgrec.config.compose import quote_values
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_EXTENSIONS
 from imgrec.inference import prediction_table
@@ -177,20 +174,6 @@ def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):
     assert expand_files("*") == [*deep, *(f"b/{name}" for name in first)]  # folders alone: the images in them
     with pytest.raises(DataError, match=r"\*\.tga"):
         expand_files("*.tga")
-
-
-@given(
-    st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(
-        lambda name: name[0] not in "['\"~" and name != "null"
-    )
-)
-@example("\\")
-@example("a\\'b\\\\'")
-def test_any_file_name_passes_hydras_grammar(name):
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    (word,) = quote_values([f"files={name}"], ["files"])
-    assert OverridesParser.create().parse_overrides([word])[0].value() == name
 
 
 def test_a_name_that_is_no_utf8_keeps_its_bytes(run, images, tmp_path):

@@ -202,7 +202,7 @@ def test_what_is_submitted_is_what_dry_run_prints(tmp_path, monkeypatch, capsys)
     record = tmp_path / "runs" / "slurm" / "$HOME-77.sh"
     assert shlex.split(record.read_text()) == ["sbatch", *typed]
     printed = capsys.readouterr().out
-    assert f"tail -F {tmp_path}/runs/slurm/$HOME-77.log" in printed
+    assert f"tail -F '{tmp_path}/runs/slurm/$HOME-77'.log" in printed
     assert f"command {record}" in printed
     assert "scancel 77" in printed
 

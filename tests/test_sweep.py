@@ -28,7 +28,7 @@ from small_run import SMALL
 
 import imgrec
 from imgrec import cli, config
-from imgrec.config.compose import compose_config, quoted
+from imgrec.config.compose import compose_config
 from imgrec.distributed import signals
 from imgrec.errors import ConfigError, DataError, Stopped
 from imgrec.sweeps.folder import Job, SweepFolder, choose_sweep_folder, open_sweep_folder
@@ -141,7 +141,7 @@ rank  optim.lr  best val/accuracy  test accuracy  time  folder
    2  1                    20.00%         10.00%  1:01  sweep_1/0
 results in runs/fake_lenet/sweep_1/sweep.csv
 next:
-  python -m imgrec.evaluate ckpt=runs/fake_lenet/sweep_1/1
+  imgrec evaluate runs/fake_lenet/sweep_1/1
   tensorboard --logdir runs/fake_lenet/sweep_1
 """
     )
@@ -520,8 +520,8 @@ def test_a_repeated_proposal_is_not_trained_again(sweep: Sweep, trained: list[fl
 
 @pytest.mark.slow
 def test_jobs_are_in_the_folder_of_the_sweep_whatever_its_name(sweep: Sweep, trained: list[float]) -> None:
-    for number, runs_dir in enumerate(["a\\b", "it's\\", "x y,z"]):
-        assert sweep("optim.lr=0.1,0.01", f"runs_dir={quoted(runs_dir)}") == 0
+    for number, (runs_dir, typed) in enumerate([("a\\b", "a\\b"), ("it's\\", "it's\\"), ("x y,z", "'x y,z'")]):
+        assert sweep("optim.lr=0.1,0.01", f"runs_dir={typed}") == 0
         assert Path(runs_dir, "fake_lenet/sweep_1/1/result.json").exists()
         assert len(trained) == 2 * (number + 1)
 

@@ -285,11 +285,11 @@ def test_importing_imgrec_and_composing_a_config_imports_no_torch():
 def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run_dir = Path("my runs/it's (1)/1")
-    print_result(Terminal(), run_dir, {"summary": "", "train_seconds": 1.0}, None)
+    print_result(Terminal(), run_dir, {"summary": "", "train_seconds": 1.0}, None, "my photos")
     typed = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]
     assert typed == [
         ["imgrec", "evaluate", str(run_dir), "split=val"],
-        ["imgrec", "predict", str(run_dir), "FOLDER_OR_IMAGES"],
+        ["imgrec", "predict", str(run_dir), "my photos"],
         ["tensorboard", "--logdir", "my runs"],
     ]
     assert compose_config("evaluate", typed[0][2:])["ckpt"] == str(run_dir)

@@ -1,7 +1,8 @@
 """Checks of the values of a composed config and of their combinations, before torch is imported."""
 
+import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -10,7 +11,7 @@ from imgrec.config.annotations import check_type, format_value, is_number, match
 from imgrec.config.options import conf_dir, option_names, shipped_targets
 from imgrec.config.ranges import NOT_NEGATIVE, check_range
 from imgrec.config.schema import Node
-from imgrec.errors import ConfigError, did_you_mean
+from imgrec.errors import ConfigError, did_you_mean, nearest
 
 
 def check_batch_divides(batch_size: int | str, devices: int) -> None:
@@ -108,20 +109,32 @@ def check_together(keys: Collection[str], tree: Tree, choices: Mapping[str, str]
         )
 
 
+# What an option that is not there may be meant for.
+OTHER_OPTIONS = {
+    "model": " For a network of torchvision or timm type model=torchvision model.name={0}, or model=timm model.name={0}.",
+    "data": " For your own images type data=FOLDER.",
+}
+
+
 def check_options(command: str, overrides: Sequence[Any], config_dir: str | None) -> None:
     """ConfigError for an override of a config group that names no option, or that the command has no use for."""
     for override in overrides:
-        group, option, text = override.key_or_group, override.value(), repr(override.input_line)
-        if option is None or override.is_add() or override.is_delete():
-            some = "OPTION" if option is None else option
+        group, option, text = override.key, override.value, repr(override.text)
+        names = option_names(group, config_dir)
+        if option == "null" or override.mark:
+            some = "OPTION" if option in ("null", "") else option
             raise ConfigError(f"{text}: config groups are not added or deleted. Type {group}={some}, or remove it.")
         if "defaults:" not in (conf_dir() / f"{command}.yaml").read_text():
             raise ConfigError(f"{text}: {command} reads its {group} from the checkpoint. Remove {group}=.")
-        names, name = option_names(group, config_dir), str(option)
-        if name not in names:
-            raise ConfigError(
-                f"{group}={name}: there is no such {group}.{did_you_mean(name, names)} There are: {', '.join(names)}."
-            )
+        if option in names:
+            continue
+        if re.search(r"[,(]", option):
+            raise ConfigError(f"{text} has several values. Type imgrec train -m {override.text} for a job of each.")
+        other = OTHER_OPTIONS.get(group, "").format(option)
+        raise ConfigError(
+            f"{group}={option}: there is no such {group}{' and no such folder' * (group == 'data')}.{did_you_mean(option, names)} "
+            f"There are: {', '.join(names)}.{other}"
+        )
 
 
 def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: Sequence[str]) -> None:
@@ -129,29 +142,32 @@ def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: 
     known = dict(all_keys(reference))
     free = tuple(f"{key}." for key, value in known.items() if value == {})  # keys in it are passed to a library unchecked
     for override in overrides:
-        key, text = override.key_or_group, repr(override.input_line)
-        if override.is_delete():
+        key, text = override.key, repr(override.text)
+        if "@" in key:
+            raise ConfigError(f"{text}: there is no key with @. Type {key.partition('@')[0]}=VALUE.")
+        if override.mark == "~":
             raise ConfigError(f"{text}: keys are not deleted. Type {key}=VALUE.")
         if f"{key}.".startswith(free):
             continue
         if key not in known:
             keys = _siblings(key, known) or f" `imgrec {command} --help` lists the keys."
-            raise ConfigError(f"{text}: there is no key {key}.{_near_key(key, known, groups)}{keys}")
-        if override.is_add() or override.is_force_add():
-            raise ConfigError(f"{text}: {key} exists already. Type {override.input_line.lstrip('+')}.")
+            near = nearest_key(key, known, groups)
+            raise ConfigError(f"{text}: there is no key {key}.{f' Did you mean {near}?' if near else ''}{keys}")
+        if override.mark:
+            raise ConfigError(f"{text}: {key} exists already. Type {override.text.lstrip('+')}.")
 
 
-def _near_key(key: str, known: Collection[str], groups: Sequence[str]) -> str:
+def nearest_key(key: str, known: Collection[str], groups: Sequence[str]) -> str | None:
     """lr -> optim.lr, optim.lrr -> optim.lr. Only the last parts are compared: with a common `optim.` any two keys are similar."""
     head, _, last = key.rpartition(".")
     same = [name for name in known if name.rpartition(".")[2] == last]
     # trainer.ema_decay -> callbacks.ema.decay
     if near := same or [name for name in known if name.replace(".", "_").endswith(f"_{last}")]:
-        return f" Did you mean {near[0]}?"
+        return near[0]
     beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == head}
-    if near := get_close_matches(last, beside, n=1, cutoff=0.6):
-        return f" Did you mean {beside[near[0]]}?"
-    return did_you_mean(key, groups) if not head else ""
+    if (near_end := nearest(last, list(beside))) is not None:
+        return beside[near_end]
+    return None if head else nearest(key, groups)
 
 
 def _siblings(key: str, known: Mapping[str, Any]) -> str:
@@ -196,9 +212,11 @@ def conform(value: Any, like: Any, path: str = "", *, types: Mapping[str, Any], 
                 )
             checked[key] = conform(inner, like[key], name, types=types, ranges=ranges)
         return checked
-    hint = types.get(path, _shipped_type(like))
+    hint = key_type(path, like, types)
     if hint is float and is_number(value):
         value = float(str(value))  # an integer of any size; inf is in no range
+    if isinstance(value, str | list):
+        value = _expanduser(value)
     if is_number(value) and not matches_type(value, hint) and matches_type(str(value), hint):
         value = str(value)  # id=5
     if hint == dict[str, float] | None and isinstance(value, dict):
@@ -210,8 +228,19 @@ def conform(value: Any, like: Any, path: str = "", *, types: Mapping[str, Any], 
     return value
 
 
+def _expanduser(value: str | list[Any]) -> str | list[Any]:
+    """~/photos as the path that a shell would make of it."""
+    if isinstance(value, list):
+        return [os.path.expanduser(text) if isinstance(text, str) else text for text in value]
+    return os.path.expanduser(value)
+
+
+def key_type(path: str, like: Any, types: Mapping[str, Any]) -> Any:
+    """The annotation of a key, or the one that its shipped value tells where it has none."""
+    return types[path] if path in types else _shipped_type(like)
+
+
 def _shipped_type(value: Any) -> Any:
-    """The annotation that a shipped value tells of a key without one."""
     if value in (None, "auto", "full"):
         return Any
     return list[float] if isinstance(value, list) and any(map(is_number, value)) else type(value)

@@ -5,19 +5,18 @@ Hydra composes. What it accepts, but should not, is refused here: a misspelt key
 reference: it has all keys, and its values show their types.
 """
 
-import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache, lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgrec.config.checks import check_keys, check_options, check_together, conform
+from imgrec.config.checks import all_keys, check_keys, check_options, check_together, conform, key_type
 from imgrec.config.options import conf_dir, conf_dirs, group_names
-from imgrec.config.plain_data import DEEPEST, read_plain
+from imgrec.config.overrides import FLAGS, Override, parse_value, read_words
+from imgrec.config.plain_data import read_plain
 from imgrec.config.schema import Node, RunConfig, run_config, run_types
 from imgrec.errors import ConfigError, first_line
 
@@ -37,70 +36,83 @@ def load_config(command: str, argv: Sequence[str], config_dir: str | None = None
     return run_config(compose_config(command, argv, config_dir))
 
 
-def compose_config(command: str, argv: Sequence[str], config_dir: str | None = None) -> Node:
-    """The checked, resolved tree of conf/COMMAND.yaml with overrides, as plain data."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Override
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+def compose_config(
+    command: str, argv: Sequence[str], config_dir: str | None = None, *, types: Mapping[str, Any] | None = None
+) -> Node:
+    """The checked, resolved tree of conf/COMMAND.yaml with overrides, as plain data.
 
+    `types`: annotations of the keys of a command that is no training, by their dotted names.
+    """
+    if flag := next((word for word in argv if word in FLAGS), None):
+        raise ConfigError(f"{flag}: {command} runs no sweep here. Type imgrec train {flag} ..., or remove {flag}.")
     groups = group_names(config_dir)
-    parsed: list[Override] = []
-    for argument in argv:
-        if _depth(argument) > DEEPEST:  # the parser and OmegaConf descend in recursion
-            raise ConfigError(f"'{argument[:40]}...': brackets in more than {DEEPEST} brackets. Type a list or a group of keys.")
-        try:
-            parsed += OverridesParser.create().parse_overrides([argument])
-        except HydraException as error:
-            raise ConfigError(
-                f"{argument!r} cannot be read: {first_line(error)}. Overrides look like key=value, for example optim.lr=0.01."
-            ) from error
-    for override in parsed:
-        key, text = override.key_or_group, override.input_line
-        if override.is_sweep_override():
-            or_list = "" if key in groups else f", or {key}=[...] for a list"
-            advice = f"imgrec train -m {text} for a job of each{or_list}" if command == "train" else f"{key}=VALUE"
-            raise ConfigError(f"{text!r} has several values. Type {advice}.")
-        if override.package is not None:
-            raise ConfigError(f"{text!r}: there is no key with @. Type {key}=VALUE.")
-    options = [override for override in parsed if override.key_or_group in groups]
-    keys = [override for override in parsed if override.key_or_group not in groups]
+    overrides = read_overrides(command, argv, config_dir)
+    options = [override for override in overrides if override.key in groups]
+    keys = [override for override in overrides if override.key not in groups]
     check_options(command, options, config_dir)
-    chosen = [str(override.input_line) for override in options]
-    try:
-        reference, choices = hydra_tree(command, chosen, config_dir)
-        if choices.get("experiment") is not None:  # an experiment may set any key, so the reference is composed without it
-            plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
-            reference = hydra_tree(command, plain, config_dir)[0]
-        check_keys(command, keys, reference, groups)
-        tree = hydra_tree(command, chosen, config_dir, keys)[0]
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:  # of a yaml of the user's
-        raise ConfigError(f"the config cannot be composed: {first_line(error)}.") from error
+    reference, choices = reference_tree(command, options, config_dir)
+    check_keys(command, keys, reference, groups)
+    hints = run_types(reference) | dict(types or {})
+    defaults = dict(all_keys(reference))
+    values = [
+        (key.key, parse_value(command, key, key_type(key.key, defaults.get(key.key), hints)), bool(key.mark)) for key in keys
+    ]
+    tree = hydra_tree(command, _chosen(options), config_dir, values)[0]
     for group, option in choices.items():
         if group != "experiment" and not isinstance(tree.get(group), dict):
             raise ConfigError(f"{group}={option} gives no keys of {group}. Write them into its yaml, without a line # @package.")
     if "name" in tree and tree["name"] is None:
         tree["name"] = choices.get("experiment") or f"{choices['data']}_{choices['model']}"
-    checked: Node = conform(tree, reference, types=run_types(reference))
-    check_together([override.key_or_group for override in parsed], checked, choices)
+    checked: Node = conform(tree, reference, types=hints)
+    check_together([override.key for override in overrides], checked, choices)
     return checked
 
 
+def read_overrides(command: str, argv: Sequence[str], config_dir: str | None = None) -> list[Override]:
+    """The overrides that the words of a command line mean; ConfigError for a word that is none."""
+    return read_words(command, argv, lambda: dict(all_keys(hydra_tree(command, [], config_dir)[0])), config_dir)
+
+
+def reference_tree(command: str, options: Sequence[Override], config_dir: str | None) -> tuple[Node, dict[str, str]]:
+    """The shipped values beside the chosen options, to which those of the command line are compared, and the choice in each group."""
+    reference, choices = hydra_tree(command, _chosen(options), config_dir)
+    if choices.get("experiment") is not None:  # an experiment may set any key, so the reference is composed without it
+        plain = [f"{group}={choice}" for group, choice in choices.items() if group != "experiment" and choice is not None]
+        reference = hydra_tree(command, plain, config_dir)[0]
+    return reference, choices
+
+
+def _chosen(options: Sequence[Override]) -> list[str]:
+    return [f"{option.key}={option.value}" for option in options]
+
+
 def hydra_tree(
-    command: str, options: Sequence[str], config_dir: str | None, keys: Sequence[Any] = ()
+    command: str, options: Sequence[str], config_dir: str | None, keys: Sequence[tuple[str, Any, bool]] = ()
 ) -> tuple[Node, dict[str, str]]:
-    """(resolved tree, choice made in each group) of the options of config groups and the overrides of keys, unchecked."""
+    """(resolved tree, choice made in each group) of the options of config groups and of (key, value, whether to add it), unchecked.
+
+    ConfigError where Hydra cannot compose it.
+    """
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
     # What the user's own yaml composes to depends on files that change and on the environment.
     compose_options = _compose_options if config_dir else _shipped_options
-    composed, choices = compose_options(command, tuple(options), config_dir)
-    config = deepcopy(composed)
-    for override in keys:
-        OmegaConf.update(config, override.key_or_group, override.value(), force_add=override.is_add() or override.is_force_add())
-    tree = OmegaConf.to_container(config, resolve=True)
+    try:
+        composed, choices = compose_options(command, tuple(options), config_dir)
+        config = deepcopy(composed)
+        for key, value, add in keys:
+            OmegaConf.update(config, key, value, force_add=add)
+        tree = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:  # of a yaml of the user's
+        if text := next((f"{key}={value}" for key, value, _ in keys if "${" in str(value)), None):
+            raise ConfigError(
+                f"{text}: expected another key in ${{}}, such as ${{seed}}, or a variable, such as ${{oc.env:HOME}}."
+            ) from error
+        raise ConfigError(f"the config cannot be composed: {first_line(error)}.") from error
     assert isinstance(tree, dict)
     return typing.cast(Node, tree), dict(choices)
 
@@ -151,28 +163,10 @@ def _own_yaml() -> "type[ConfigSource]":
     return OwnYaml
 
 
-def _depth(text: str) -> int:
-    """The most brackets that are open at a letter of the text."""
-    return max(accumulate((letter in "[{(") - (letter in "]})") for letter in text), default=0)
-
-
 def by_size(size: Any, small: Any, large: Any) -> Any:
     """The resolver of ${by_size:...}: `small` for images under SMALL_IMAGE pixels, else `large`."""
     # Other types are refused later, by the key of the size.
     return small if isinstance(size, int) and size < SMALL_IMAGE else large
-
-
-def quote_values(argv: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """`argv` with the values of `keys` quoted for Hydra, whose grammar does not accept blanks, '=', ',' and '(' in file names.
-
-    Lists and what is quoted already stay, and so does null.
-    """
-    arguments = []
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        is_text = key in keys and equals and value != "null" and not value.startswith(("[", "'", '"'))
-        arguments.append(f"{key}={quoted(os.path.expanduser(value))}" if is_text else argument)
-    return arguments
 
 
 def quoted(text: str) -> str:

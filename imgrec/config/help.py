@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from imgrec.config.annotations import format_value
-from imgrec.config.compose import compose_config
+from imgrec.config.compose import compose_config, read_overrides
 from imgrec.config.options import conf_dir, conf_dirs, option_names
 
 WIDTH = 120  # characters
@@ -51,8 +51,8 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     Raises ConfigError for overrides that cannot be composed.
     """
     source = (conf_dir() / f"{command}.yaml").read_text()
-    overrides = [argument for argument in argv if "=" in argument]
-    chosen = dict(override.split("=", 1) for override in overrides)
+    words = [word for word in argv if not word.startswith("-")]
+    chosen = {override.key: override.value for override in read_overrides(command, words, config_dir)}
     usage = f"imgrec {command} key=value ...        the same as: python -m imgrec.{command} key=value ..."
     lines = [usage, "", *_header(source), ""]
     parents = [entry for entry in _defaults(source) if isinstance(entry, str) and entry != "_self_"]
@@ -66,7 +66,7 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
             names = [f"*{name}" if name == chosen.get(group, default) else name for name in option_names(group, config_dir)]
             lines += textwrap.wrap(f"  {group:<12}{'  '.join(names)}", WIDTH, subsequent_indent=" " * 14, break_on_hyphens=False)
         lines += [""]
-    tree = compose_config(command, overrides, config_dir) if overrides else None
+    tree = compose_config(command, words, config_dir) if words else None
     lines += ["Keys, with their values"]
     lines += [_line(tree, *key) for root in roots for key in documented(root) if key[0][0] not in groups]
     for group in groups:

@@ -140,10 +140,14 @@ class RunConfig:
 
 def run_types(tree: Node) -> dict[str, Any]:
     """Dotted key to annotation of RunConfig and its nodes where a tree is a run's; the keys of evaluate and predict have other types."""
-    types = typing.get_type_hints(RunConfig)
+    return dotted_types(RunConfig) if {field.name for field in fields(RunConfig)} <= tree.keys() else {}
+
+
+def dotted_types(cls: type) -> dict[str, Any]:
+    """Dotted key to annotation of a dataclass of keys, and of the dataclasses in it."""
+    types = typing.get_type_hints(cls)
     nodes = {name: typing.get_type_hints(node) for name, node in types.items() if is_dataclass(node)}
-    inner = {f"{name}.{key}": hint for name, hints in nodes.items() for key, hint in hints.items()}
-    return types | inner if types.keys() <= tree.keys() else {}
+    return types | {f"{name}.{key}": hint for name, hints in nodes.items() for key, hint in hints.items()}
 
 
 def run_config(tree: Node) -> RunConfig:

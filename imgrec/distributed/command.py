@@ -52,7 +52,8 @@ def _print(line: str) -> None:
 
 
 def _split_config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The value of --config-dir, and the other arguments."""
+    """The value of --config-dir FOLDER or --config-dir=FOLDER, and the other arguments."""
+    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config-dir=") else [word])]
     if "--config-dir" not in argv:
         return None, argv
     option = argv.index("--config-dir")

@@ -12,11 +12,12 @@ from operator import gt, lt
 from pathlib import Path
 from typing import IO, Any
 
+from imgrec.config.overrides import SEARCH
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import monitor_mode, parse_settings
 from imgrec.errors import ConfigError, DataError, Died, ImgrecError, Stopped, first_line
 from imgrec.files import atomic_write
-from imgrec.sweeps.grid import PRUNE, SEARCH, SweepPlan
+from imgrec.sweeps.grid import PRUNE, SweepPlan
 from imgrec.training.run_dir import NO_LOCKS, RESUMABLE_KEYS, RunDir, lock_file
 
 HAVE_RESULT = ("finished", "pruned")

@@ -2,18 +2,29 @@
 
 import itertools
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from imgrec.config.checks import all_keys, conform
-from imgrec.config.compose import compose_config, hydra_tree
+from imgrec.config.checks import all_keys, check_options, conform, key_type
+from imgrec.config.compose import compose_config, hydra_tree, read_overrides, reference_tree
 from imgrec.config.options import group_names, option_names
+from imgrec.config.overrides import (
+    FLAGS,
+    SEARCH,
+    Override,
+    decimal_comma,
+    hydra_value,
+    is_decimal_comma,
+    is_text,
+    parse_value,
+    split_texts,
+)
 from imgrec.config.schema import Node, run_types
 from imgrec.errors import ConfigError
 
-MULTIRUN, SEARCH = ("-m", "--multirun"), "--search"
 # A sweep has one of each: where it is kept, and by what its jobs are ranked.
 SINGLE = ("name", "id", "runs_dir", "resume", "monitor")
 # Keys of the sweep itself; all others are those of a run.
@@ -70,7 +81,7 @@ class SweepPlan:
 
 def is_sweep(argv: Sequence[str]) -> bool:
     """Is this the command line of a sweep, not of a run?"""
-    return not {*MULTIRUN, SEARCH}.isdisjoint(argv)
+    return not set(FLAGS).isdisjoint(argv)
 
 
 def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
@@ -79,16 +90,17 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
     Each value is checked beside the first ones of the other keys: a combination that is not possible fails as a job of its own.
     """
     search = SEARCH in argv
-    # Of two overrides of a key the later one counts, as in a run.
-    by_key = {_key(text): text for text in argv if text not in (*MULTIRUN, SEARCH)}
-    if hydra := next((text for key, text in by_key.items() if key.startswith("hydra")), None):
+    if hydra := next((text for text in argv if re.match(r"[+~]*hydra[./].*=", text)), None):
         raise ConfigError(
             f"{hydra}: sweeps take no key of Hydra's. To search, type "
             f"imgrec train -m {SEARCH} 'optim.lr={INTERVALS['log']}' trials=30; without {SEARCH} every combination is run."
         )
-    job, trials, prune = (by_key.pop(key, None) for key in (JOB, TRIALS, PRUNE))
+    # Of two overrides of a key the later one counts, as in a run.
+    by_key = {override.key: override for override in read_overrides("train", argv, config_dir)}
+    job, trials, prune = (by_key.pop(key).text if key in by_key else None for key in (JOB, TRIALS, PRUNE))
     _check_own_keys(search, job, trials, prune)
-    arguments = [_parse(text, search, config_dir) for text in by_key.values()]
+    types = _key_types(by_key.values(), config_dir)
+    arguments = [_parse(override, search, types.get(override.key, Any), config_dir) for override in by_key.values()]
     for argument in arguments:
         if argument.is_swept and argument.key in SINGLE:
             value = argument.values[0]
@@ -96,7 +108,7 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
     if not any(argument.is_swept for argument in arguments):
         example = f"'optim.lr={INTERVALS['log']}'" if search else "optim.lr=0.1,0.01, or leave -m out"
         raise ConfigError(f"{SEARCH if search else '-m'}: no key has several values. Type for example {example}.")
-    base = _check_values(arguments, config_dir)
+    base = _check_values(arguments, types, config_dir)
     return SweepPlan(
         arguments,
         base,
@@ -104,10 +116,6 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
         trials=None if trials is None else int(_value(trials)),
         prune=prune == f"{PRUNE}=true",
     )
-
-
-def _key(text: str) -> str:
-    return text.lstrip("+~").partition("=")[0]
 
 
 def _value(text: str) -> str:
@@ -119,33 +127,35 @@ def _check_own_keys(search: bool, job: str | None, trials: str | None, prune: st
     if search and job is not None:
         raise ConfigError(f"{job}: the values of a trial depend on the results before it. Leave {JOB} or {SEARCH} out.")
     if not search and (own := trials or prune) is not None:
-        raise ConfigError(f"{own}: a grid runs every combination to its end. Leave {_key(own)} out, or add {SEARCH}.")
+        raise ConfigError(f"{own}: a grid runs every combination to its end. Leave {own.partition('=')[0]} out, or add {SEARCH}.")
     if search and not (trials is not None and _value(trials).isdecimal() and int(_value(trials))):
         raise ConfigError(f"{trials or SEARCH}: expected {TRIALS}=NUMBER, 1 or more. Type for example {TRIALS}=30.")
     if prune is not None and _value(prune) not in ("true", "false"):
         raise ConfigError(f"{prune}: expected true or false. Type {PRUNE}=true to end trials that are worse than the median.")
 
 
-def _parse(text: str, search: bool, config_dir: str | None) -> Argument:
-    if (interval := parse_interval(text)) is not None:
+def _key_types(overrides: Collection[Override], config_dir: str | None) -> dict[str, Any]:
+    """Annotation of each key beside the first option of each group."""
+    groups = group_names(config_dir)
+    first = [
+        replace(override, value=_listed_values(override, Any, config_dir)[0]) for override in overrides if override.key in groups
+    ]
+    check_options("train", first, config_dir)
+    reference = reference_tree("train", first, config_dir)[0]
+    types = run_types(reference)
+    return {key: key_type(key, value, types) for key, value in all_keys(reference)}
+
+
+def _parse(override: Override, search: bool, hint: Any, config_dir: str | None) -> Argument:
+    key, text, prefix = override.key, override.text, override.mark + override.key
+    if not is_text(hint) and (interval := parse_interval(text)) is not None:
         if not search:
             raise ConfigError(
                 f"{text}: an interval has no list of values. List some, {interval.key}=0.1,0.01, or search: "
                 f"{SEARCH} '{text}' {TRIALS}=30."
             )
         return interval
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException:
-        compose_config("train", [text], config_dir)  # raises: it says what is wrong with it
-        raise
-    key, prefix = override.key_or_group, override.get_key_element()
-    if not override.is_sweep_override():
-        return Argument(key, text, prefix, [override.get_value_element_as_str()])
-    values = _listed_values(override, config_dir)
+    values = _listed_values(override, hint, config_dir)
     return Argument(key, text if len(values) > 1 else f"{prefix}={values[0]}", prefix, values)
 
 
@@ -167,24 +177,39 @@ def parse_interval(text: str) -> Argument | None:
     return Argument(key, text, key, [str(low), str(high)], cast(Literal["uniform", "log", "int"], kind))
 
 
-def _listed_values(override: Any, config_dir: str | None) -> list[str]:
-    """The values of KEY=A,B, choice, range or glob, in their order."""
+def _listed_values(override: Override, hint: Any, config_dir: str | None) -> list[str]:
+    """The values of KEY=A,B, choice, range or glob, in their order; one value, also a path that has a comma in it, is the only one."""
     from hydra.core.override_parser.types import Glob, IntervalSweep
 
-    value, key = override.value(), override.key_or_group
+    key, text = override.key, override.value
+    if is_text(hint) and os.path.lexists(os.path.expanduser(text)):
+        return [text]
+    parsed = hydra_value(text)
+    if parsed is None or not parsed.is_sweep_override():
+        return split_texts(text) if parsed is None and is_text(hint) else [text]
+    value = parsed.value()
     if isinstance(value, IntervalSweep):  # tag(log,interval(a,b)), as for Hydra's plugins
-        raise ConfigError(f"{override.input_line}: there is no interval. Type '{key}=uniform(LOW,HIGH)', or log(LOW,HIGH).")
+        raise ConfigError(f"{override.text}: there is no interval. Type '{key}=uniform(LOW,HIGH)', or log(LOW,HIGH).")
     is_glob = isinstance(value, Glob)
-    values = value.filter(option_names(key, config_dir)) if is_glob else list(map(str, override.sweep_string_iterator()))
+    values = value.filter(option_names(key, config_dir)) if is_glob else list(map(str, parsed.sweep_string_iterator()))
     if not values:
-        raise ConfigError(f"{override.input_line}: expected one value or more, found none. Type {key}=A,B.")
+        raise ConfigError(f"{override.text}: expected one value or more, found none. Type {key}=A,B.")
     return values
 
 
-def _check_values(arguments: Sequence[Argument], config_dir: str | None) -> Node:
+def _check_values(arguments: Sequence[Argument], types: Mapping[str, Any], config_dir: str | None) -> Node:
     """The config of the first job; ConfigError for a value of another that its key does not take."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    try:
+        return _checked_base(arguments, types, config_dir)
+    except ConfigError as error:
+        for argument in arguments:
+            value = _value(argument.text)
+            if str(error).startswith(f"{argument.key}=") and is_decimal_comma(value, types.get(argument.key)):
+                raise decimal_comma(argument.key, value) from error
+        raise
 
+
+def _checked_base(arguments: Sequence[Argument], types: Mapping[str, Any], config_dir: str | None) -> Node:
     def beside(argument: Argument | None, value: str) -> list[str]:
         """The overrides of the first job, but for the value of one argument."""
         return [
@@ -194,14 +219,14 @@ def _check_values(arguments: Sequence[Argument], config_dir: str | None) -> Node
 
     first = beside(None, "")
     base, groups = compose_config("train", first, config_dir), group_names(config_dir)
-    chosen = [text for text in first if _key(text) in groups]
+    chosen = [text for text in first if text.lstrip("+~").partition("=")[0] in groups]
     for argument in arguments:
         key, values = argument.key, argument.values[1:]
         if key not in groups:
             shipped = hydra_tree("train", chosen, config_dir)[0] if values else {}
             known = dict(all_keys(shipped))
             for value in values if key in known else ():  # others are passed to a library unchecked
-                parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
+                parsed = parse_value("train", Override(f"{key}={value}", "", key, value), types.get(key, Any))
                 conform(parsed, known[key], key, types=run_types(shipped))
             continue
         # Keys set beside an option must be in it.

@@ -10,7 +10,7 @@ import sys
 from contextlib import closing
 from typing import Any, Protocol
 
-from imgrec.config.compose import load_config, quoted
+from imgrec.config.compose import load_config
 from imgrec.config.schema import RunConfig
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
@@ -83,7 +83,7 @@ def train_job(folder: SweepFolder, job: Job, config_dir: str | None, fit: Fit, *
     """Train a job of a sweep as the single run that it is; the content of its result.json."""
     overrides = [
         *(text for text in job.overrides if text.partition("=")[0] not in OWN_KEYS),
-        f"runs_dir={quoted(str(folder.path.parent))}",
+        f"runs_dir={folder.path.parent}",
         f"name={folder.path.name}",
         f"id={job.number}",
         *([f"trainer.pruning_thresholds=[{','.join(map(str, job.thresholds))}]"] if job.thresholds else []),

@@ -1,0 +1,263 @@
+"""The words of a command line: key=value as it is typed, paths that stand for it, and what to type instead of another word."""
+
+import os
+import re
+import shlex
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Literal
+
+from imgrec.config.checks import nearest_key
+from imgrec.config.options import group_names, option_names
+from imgrec.config.plain_data import DEEPEST
+from imgrec.errors import ConfigError, nearest
+
+OVERRIDE = re.compile(r"(\+{0,2}|~)([^\W\d][\w.@:$-]*)=(.*)", re.DOTALL)
+DELETION = re.compile(r"(~)([^\W\d][\w.]*)()")  # of a key or a group, which is refused in its own words
+SEARCH = "--search"
+FLAGS = ("-m", "--multirun", SEARCH)  # of sweeps
+# What words without "=" mean, in this order.
+POSITIONAL = {
+    "train": ("data.root",),
+    "lr_find": ("data.root",),
+    "evaluate": ("ckpt",),
+    "predict": ("ckpt", "files"),
+    "models": ("filter",),
+}
+Defaults = Mapping[str, Any]  # dotted name to default
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Override:
+    """KEY=VALUE. `text` is what was typed, for messages; `mark` is what stands before the key: nothing, +, ++ or ~."""
+
+    text: str
+    mark: str
+    key: str
+    value: str
+    paths: tuple[str, ...] = ()  # instead of `value`: several words that stand for one key
+
+
+IMAGEFOLDER = Override("data=imagefolder", "", "data", "imagefolder")
+
+
+def read_words(command: str, words: Sequence[str], keys: Callable[[], Defaults], config_dir: str | None = None) -> list[Override]:
+    """The overrides of a command line, a path without a key being that of POSITIONAL. ConfigError for a word that is neither.
+
+    `keys`: of the command with its default options; called where a word is no override, as composing them takes a while.
+    """
+    overrides: list[Override] = []
+    paths: list[str] = []
+    for word in words:
+        if word in FLAGS:
+            continue
+        if match := _match(word, keys):
+            overrides += _folder_as_data(Override(word, match[1], match[2], match[3]), config_dir)
+        elif _is_path(command, word, keys):
+            paths.append(word)
+        else:
+            raise _unreadable(command, words, keys, config_dir)
+    return overrides + _positional(command, paths, {override.key for override in overrides})
+
+
+def _match(word: str, keys: Callable[[], Defaults]) -> re.Match[str] | None:
+    """The mark, key and value of an override; None for a folder that only looks like one: a=b, ~home."""
+    match = OVERRIDE.fullmatch(word) or DELETION.fullmatch(word)
+    return None if match and os.path.isdir(os.path.expanduser(word)) and match[2] not in keys() else match
+
+
+def _is_path(command: str, word: str, keys: Callable[[], Defaults]) -> bool:
+    """Whether a word without "=" is a path of the command: a folder of images for a training, any path else, but for a key's name."""
+    path = os.path.expanduser(word)
+    if word.startswith("-") or command not in POSITIONAL:
+        return False
+    if POSITIONAL[command] == ("data.root",):
+        return os.path.isdir(path)
+    return os.path.lexists(path) or word not in keys()
+
+
+def _positional(command: str, paths: list[str], given: set[str]) -> list[Override]:
+    """The overrides that `paths` stand for. The last key of `predict` takes any number of them."""
+    if not paths:
+        return []
+    keys = [key for key in POSITIONAL[command] if key not in given]
+    values = [Override(f"{key}={path}", "", key, path) for key, path in zip(keys, paths, strict=False)]
+    if keys[-1:] == ["files"] and len(paths) > len(keys):
+        values[-1] = replace(values[-1], paths=tuple(paths[len(keys) - 1 :]))
+    elif len(paths) > len(keys):
+        more = f", or type {shlex.quote(f'folder={paths[len(keys)]}')}" if command == "evaluate" else ""
+        raise ConfigError(
+            f"{paths[len(keys)]!r}: {command} takes one path without a key, {POSITIONAL[command][0]}, and has one. Remove it{more}."
+        )
+    if "data.root" in keys and "data" not in given:
+        return [IMAGEFOLDER, *values]
+    return values
+
+
+def _folder_as_data(override: Override, config_dir: str | None) -> list[Override]:
+    """data=FOLDER is data=imagefolder data.root=FOLDER, where no option has that name; of a sweep all values are folders."""
+    names = option_names("data", config_dir)
+    folders = [override.value] if os.path.isdir(os.path.expanduser(override.value)) else override.value.split(",")
+    if override.key != "data" or any(name in names or not os.path.isdir(os.path.expanduser(name)) for name in folders):
+        return [override]
+    return [IMAGEFOLDER, Override(f"data.root={override.value}", "", "data.root", override.value)]
+
+
+# Values
+
+
+def parse_value(command: str, override: Override, hint: Any) -> Any:
+    """The value of an override of a key with this annotation.
+
+    Text is taken as it is typed, but for quotes around all of it (and for _target_); null is None. Other values follow Hydra's grammar, and what it
+    cannot read is text, which the check of the type refuses. ConfigError for several values.
+    """
+    text = override.value
+    if override.paths:
+        return list(override.paths)
+    if (is_text(hint) and not override.key.endswith("_")) or (hint is Any and os.path.lexists(os.path.expanduser(text))):
+        return literal_text(text)
+    if is_text(hint, or_list=True):
+        is_list = text.startswith("[") and text.endswith("]") and not os.path.lexists(text)
+        return list(map(literal_text, split_texts(text[1:-1]))) if is_list else literal_text(text)
+    parsed = hydra_value(text)
+    if parsed is None:
+        if _depth(text) > DEEPEST:
+            raise ConfigError(
+                f"'{override.text[:40]}...': brackets in more than {DEEPEST} brackets. Type a list or a group of keys."
+            )
+        return _flow(text)
+    if parsed.is_sweep_override():
+        raise _several_values(command, override, hint)
+    return parsed.value()
+
+
+def is_text(hint: Any, *, or_list: bool = False) -> bool:
+    """Whether the values of an annotation are texts, or null; with `or_list` also lists of texts."""
+    arms = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    texts = [arm for arm in arms if arm is str or (or_list and arm == list[str]) or _is_literal_text(arm)]
+    return bool(texts) and len(texts) == len([arm for arm in arms if arm is not type(None)])
+
+
+def _is_literal_text(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal and all(isinstance(value, str) for value in typing.get_args(hint))
+
+
+def literal_text(text: str) -> str | None:
+    """A text as it is typed. Quotes around all of it are those of Hydra's grammar, unless a file has them in its name."""
+    if text == "null":
+        return None
+    if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0] and not os.path.lexists(text):
+        parsed = hydra_value(text)
+        return text if parsed is None or parsed.is_sweep_override() else str(parsed.value())
+    return text
+
+
+def hydra_value(text: str) -> Any:
+    """Hydra's Override of KEY=text; None where its grammar has no such value."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if _depth(text) > DEEPEST:  # the parser and OmegaConf descend in recursion
+        return None
+    try:
+        return OverridesParser.create().parse_override(f"key={text}")
+    except (HydraException, ValueError):  # ValueError: an integer of more digits than Python reads
+        return None
+
+
+def _depth(text: str) -> int:
+    """The most brackets that are open at a letter of the text."""
+    return max(accumulate((letter in "[{(") - (letter in "]})") for letter in text), default=0)
+
+
+def split_texts(text: str) -> list[str]:
+    """The texts of A,B as they are typed; quotes keep a comma in one."""
+    return [part.strip() for part in re.findall(r"\s*(?:'[^']*'|\"[^\"]*\")\s*(?=,|$)|[^,]+", text)]
+
+
+def _flow(text: str) -> Any:
+    """A list or a group of keys whose names Hydra's grammar does not accept, such as {größe: 2}, as YAML; other text as it is."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text) if text[:1] in ("[", "{") else text
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _several_values(command: str, override: Override, hint: Any) -> ConfigError:
+    text, key = override.text, override.key
+    if is_decimal_comma(override.value, hint):
+        return decimal_comma(key, override.value)
+    advice = f"imgrec train -m {text} for a job of each, or {key}=[...] for a list" if command == "train" else f"{key}=VALUE"
+    return ConfigError(f"{text!r} has several values. Type {advice}.")
+
+
+def is_decimal_comma(value: str, hint: Any) -> bool:
+    """Whether a value of a key that takes numbers, not only integers, looks like 0,01."""
+    return DECIMAL_COMMA.fullmatch(value) is not None and float in (hint, *typing.get_args(hint))
+
+
+def decimal_comma(key: str, value: str) -> ConfigError:
+    """The error for 0,01 where one number is expected."""
+    point = value.replace(",", ".")
+    return ConfigError(
+        f"{key}={value}: a decimal comma, or several values. Type {key}={point}; for a job of each, -m {key}={value}."
+    )
+
+
+# Words that are no overrides
+
+
+def _unreadable(command: str, words: Sequence[str], keys: Callable[[], Defaults], config_dir: str | None) -> ConfigError:
+    """The error for words such as --epochs 5, with the whole command as it has to be typed."""
+    known, left = keys(), list(words)
+    wrong: list[str] = []
+    typed = ["imgrec", command, *(["--config-dir", config_dir] if config_dir else [])]
+    while left:
+        word = left.pop(0)
+        if _match(word, keys) or word in FLAGS or _is_path(command, word, keys):
+            typed.append(word)
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        rest: list[str] = [] if equals else _value_words(left)
+        del left[: len(rest)]
+        wrong.append(" ".join([word, *rest]))
+        if (meant := _meant(name, value or "".join(rest[-1:]), word, known, config_dir)) is None:
+            folder = f", or imgrec {command} FOLDER with images" if POSITIONAL.get(command) == ("data.root",) else ""
+            return ConfigError(
+                f"{wrong[-1]!r}: there is no such key, option or folder. Type key=value, such as {_example(known)}{folder}; "
+                f"`imgrec {command} --help` lists the keys."
+            )
+        typed.append(meant)
+    return ConfigError(f"{' '.join(wrong)!r}: expected key=value. Type {shlex.join(typed)}")
+
+
+def _value_words(left: Sequence[str]) -> list[str]:
+    """The next words where they are the value of the word before them: 5, or = and 5."""
+    count = 2 if left[:1] == ["="] else 1
+    value = left[count - 1 : count]
+    return list(left[:count]) if value and not OVERRIDE.fullmatch(value[0]) and not re.match(r"-+[^\W\d]", value[0]) else []
+
+
+def _meant(name: str, value: str, word: str, known: Defaults, config_dir: str | None) -> str | None:
+    """The override that a word with its value means: lr, 0.1 -> optim.lr=0.1; resnet -> model=resnet; None where no key is like it."""
+    groups = group_names(config_dir) if "model" in known else []  # the keys of a training
+    name = name.rstrip(":").replace("-", "_")
+    if not value and (group := next((group for group in groups if name in option_names(group, config_dir)), None)):
+        return f"{group}={name}"
+    key = name if name in known or name in groups else nearest_key(name, known, groups)
+    if key is None:
+        return nearest(word, FLAGS) if word.startswith("-") else None
+    return f"{key}={value or ('true' if isinstance(known.get(key), bool) else 'VALUE')}"
+
+
+def _example(known: Defaults) -> str:
+    return next(
+        (f"{key}={value}" for key, value in known.items() if isinstance(value, int) and not isinstance(value, bool)), "out=FILE"
+    )
