@@ -30,7 +30,7 @@ from imgrec.config.schema import RunConfig
 from imgrec.train import fit
 from imgrec.training.checkpoint import latest_checkpoint
 
-WAYS = [(size, workers) for size in (1, 2) for workers in (0, 2)]  # processes, loader workers of each
+WAYS = [(size, workers) for size in (1, 2, 3) for workers in (0, 2)]  # processes, loader workers of each
 AT = ("before any save", "train", "validate", "end")
 
 

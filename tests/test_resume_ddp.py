@@ -37,6 +37,14 @@ def test_two_killed_processes_resume_bit_for_bit(tmp_path, unbroken):
     assert_same(finish_run(run, size=2), unbroken)
 
 
+def test_three_killed_processes_resume_bit_for_bit(tmp_path):
+    """Two sums of two are equal in either order; of three they differ, and DDP's first step has an order of its own."""
+    whole = finish_run(together(tmp_path / "whole"), size=3)
+    run = together(tmp_path / "parts", "trainer.save_every_steps=1")
+    kill_run(run, 6, StepBoundary, "on_before_optimizer_step", size=3)
+    assert_same(finish_run(run, size=3), whole)
+
+
 @pytest.mark.slow
 def test_two_processes_killed_in_the_test_repeat_the_test_alone(tmp_path, unbroken):
     run = together(tmp_path)

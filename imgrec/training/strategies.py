@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import torch
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
@@ -23,7 +24,30 @@ def make_strategy(name: Literal["auto", "ddp", "fsdp"], *, world_size: int) -> S
 
 
 class DDP(DDPStrategy):
-    """Lightning's, for a network whose parameters are frozen and unfrozen."""
+    """Lightning's, for a network whose parameters are frozen and unfrozen, and that resumes bit for bit on any number of ranks."""
+
+    def configure_ddp(self) -> None:
+        """Wraps the network, and has DDP put the gradients where they stay.
+
+        DDP sorts them into other buckets after the first backward, in the order in which they came. The place of a gradient
+        decides in which order three ranks or more add it up, so the first step after a resume would end in other bits than
+        the same step of an unbroken run. The backward here gives zeros, from the last parameter to the first, as networks do.
+        """
+        super().configure_ddp()
+        classifier, model = self.lightning_module, self.model
+        assert classifier is not None
+        assert model is not None
+        parameters = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+
+        def sum_to_zero(zero: Tensor) -> Tensor:
+            return zero * torch.stack([parameter.sum() for parameter in parameters]).sum()
+
+        classifier.forward = sum_to_zero  # type: ignore[method-assign]  # what DDP calls, as Lightning does it
+        try:
+            model(torch.zeros((), device=self.root_device)).backward()
+        finally:
+            del classifier.forward
+        classifier.zero_grad()
 
     def rewrap(self) -> None:
         """Called on every rank after (un)freezing: DDP waits for the parameters that were not frozen when it was made.
