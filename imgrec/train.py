@@ -7,7 +7,7 @@ result.json.
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgrec.config.compose import load_config
 from imgrec.config.instantiate import check_signatures, instantiate
@@ -20,12 +20,21 @@ from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.launcher import launch, run_rank
 from imgrec.distributed.process_group import connected_world, on_first_rank
 from imgrec.distributed.watchdog import Watchdog
+from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import World
 from imgrec.errors import ExitCode, Stopped
 from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.run import sweep
 from imgrec.terminal import Terminal
 from imgrec.training.run_dir import RunDir, join_run_dir
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from imgrec.data.datamodule import DataModule
+    from imgrec.training.callbacks.history import History
+    from imgrec.training.checkpoint import CheckpointWriter, ResumePoint
+    from imgrec.training.module import Classifier
 
 RANK_ARGUMENT = "--rank"  # of the processes that the launcher starts
 
@@ -109,8 +118,8 @@ def _train(
     record = data.record().pack() if world.rank == 0 else None  # the rank that writes checkpoints
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing(), record), resume)
     boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
-    start = (resume.position.epoch, resume.position.done) if resume else (0, 0)
-    loaders = DataModule(run, data, augment, devices=world.size, start=start)
+    start, left_out = (resume.start, resume.left_out) if resume else ((0, 0), set())
+    loaders = DataModule(run, data, augment, devices=world.size, start=start, left_out=left_out)
 
     net, transferred = initial_network(run.model, run.weights, data.classes)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)
@@ -132,14 +141,12 @@ def _train(
         device = summary.describe_device(trainer.strategy.root_device, world.size, run.trainer.precision)
         terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, transferred, resume))
 
-        if resume is not None and resume.position.stage == "end":
-            history.load_state_dict(resume.load()["callbacks"][history.state_key])
-        else:
-            trainer.fit(classifier, datamodule=loaders, ckpt_path=resume.file if resume else None, weights_only=True)
-            writer.wait()
+        _fit(trainer, classifier, loaders, history, writer, resume)
         tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
         report = summary.test_network(trainer, classifier, loaders, tested)
-        result = summary.run_result(run, history, tested, report, loaders.bad_images(), device, size, command)
+        group = WorkerGroup(world.rank, world.size, heartbeat=heartbeat)
+        bad_images = sorted({path for paths in group.all_gather(loaders.bad_images()) for path in paths})
+        result = summary.run_result(run, history, tested, report, bad_images, device, size, command)
         if world.rank == 0:
             run_dir.record(result)
             summary.print_result(terminal, run_dir.path, result, report, data.splits.unlabelled)
@@ -150,6 +157,22 @@ def _stop_if_requested(world: World) -> None:
     """Between the parts of a start. A process of several waits for the first step boundary, where all can agree."""
     if world.size == 1 and (reason := signals.stop_reason()) is not None:
         raise Stopped(f"stopped by {reason} while starting. Start the same command again to resume.")
+
+
+def _fit(
+    trainer: "pl.Trainer",
+    classifier: "Classifier",
+    loaders: "DataModule",
+    history: "History",
+    writer: "CheckpointWriter",
+    resume: "ResumePoint | None",
+) -> None:
+    """Train to the last epoch, unless that is done already."""
+    if resume is not None and resume.position.stage == "end":
+        history.load_state_dict(resume.load()["callbacks"][history.state_key])
+    else:
+        trainer.fit(classifier, datamodule=loaders, ckpt_path=resume.file if resume else None, weights_only=True)
+        writer.wait()
 
 
 def _fit_rank(task: Node) -> None:

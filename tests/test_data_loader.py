@@ -275,7 +275,6 @@ def test_workers_come_from_slurm_or_the_affinity_mask(monkeypatch):
     [
         ({"num_classes": 5}, ("data.num_classes=5", "2 classes", "a, b", "data.num_classes=2")),
         ({"channels": 3}, ("data.mean", 1, "data.channels=3", "data.mean=[0.5,0.5,0.5]")),
-        ({"channels": 2, "mean": [0, 0], "std": [1, 1]}, ("data.channels=2", "data.channels=1", "data.channels=3")),
     ],
 )
 def test_keys_that_contradict_each_other(change, parts):

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from error_parts import raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as theirs
 
-from imgrec.errors import ConfigError
 from imgrec.training import scheduler as ours
 from imgrec.training.lightning_compat import silence_known_warnings
 
@@ -144,11 +142,6 @@ def test_a_factor_never_leaves_0_to_1(total: int, share: float) -> None:
         ours.cyclic(total_steps=total, steps_per_epoch=3, warmup_share=share, floor=0, up_epochs=0.5, down_epochs=2, shrink=0.5),
     ):
         assert all(-1e-12 <= factor(step) <= 1 + 1e-12 for step in range(total + 1))
-
-
-def test_milestones_that_do_not_rise_are_refused() -> None:
-    with raises_error(ConfigError, "scheduler.milestones_epochs=[4, 2]", "scheduler.milestones_epochs=[30,60,90]"):
-        ours.multistep(**RUN, warmup_share=0, milestones_epochs=[4, 2], factor=0.1)
 
 
 COSINE = {"_target_": "imgrec.training.scheduler.cosine", "_partial_": True, "warmup_share": 0.1, "floor": 0.0}

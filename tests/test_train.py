@@ -258,6 +258,15 @@ def test_the_weakest_classes_stand_in_the_log(small):
     assert re.findall(r"weakest: (\w+)", log) == [row["name"] for row in rows]
 
 
+def test_the_start_screen_has_the_steps_that_are_trained(small):
+    run = small("epochs=3", "max_device_batch=3", "trainer.limit_train_batches=0.5", "id=a")
+    fit(run, quiet=True)
+    folder = Path(run.runs_dir) / run.name / "a"
+    steps = load_checkpoint(folder / "checkpoints/last.ckpt").content["global_step"]
+    screen = " ".join((folder / "log.txt").read_text().split())
+    assert f"{steps // 3} steps an epoch (trainer.limit_train_batches=0.5), {steps} in 3 epochs" in screen
+
+
 def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small, capfd):
     run = small("id=a")
     words = [

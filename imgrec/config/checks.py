@@ -85,6 +85,13 @@ def _check_sampling(tree: Tree, choices: Mapping[str, str]) -> None:
         )
 
 
+def _check_model(model: Tree, data: Tree) -> None:
+    own = model.get("_target_") not in shipped_targets()  # channels of a network of the user's own may be another thing
+    for key in ("num_classes",) if own else ("num_classes", "channels", "image_size"):
+        if (value := model.get(key)) not in (None, data.get(key)):
+            raise ConfigError(f"model.{key}={format_value(value)}: the data says it. Set data.{key}={format_value(value)}.")
+
+
 def check_together(keys: Collection[str], tree: Tree, choices: Mapping[str, str]) -> None:
     """ConfigError for a key among `keys`, those on the command line, that has no effect, or for values that contradict each other."""
     for key in keys:
@@ -92,10 +99,9 @@ def check_together(keys: Collection[str], tree: Tree, choices: Mapping[str, str]
             value = format_value(reduce(getitem, key.split("."), tree))
             raise ConfigError(f"{key}={value} has no effect in this config. Set {NEEDS[key][1]}, or remove {key}.")
     _check_sampling(tree, choices)
-    if "model" in tree and (count := tree["model"].get("num_classes")) not in (None, tree["data"].get("num_classes")):
-        raise ConfigError(
-            f"model.num_classes={count} has no effect: the data has the number of classes. Set data.num_classes={count}."
-        )
+    _check_model(tree.get("model", {}), tree.get("data", {}))
+    if choices.get("optim") == "nesterov" and tree["optim"]["nesterov"] and not tree["optim"]["momentum"]:
+        raise ConfigError("optim.momentum=0.0: optim.nesterov=true needs more than 0. Set optim.momentum=0.9, or type optim=sgd.")
     for key in ("l1", "l2"):
         if tree.get("trainer", {}).get("strategy") == "fsdp" and tree["loss"].get(key):
             raise ConfigError(
@@ -217,6 +223,8 @@ def conform(value: Any, like: Any, path: str = "", *, types: Mapping[str, Any], 
         value = float(str(value))  # an integer of any size; inf is in no range
     if isinstance(value, str | list):
         value = _expanduser(value)
+    if isinstance(like, list) and isinstance(value, list) and any(isinstance(number, float) for number in like):
+        value = [float(str(number)) if is_number(number) else number for number in value]  # Adam refuses betas=[0,0.9]
     if is_number(value) and not matches_type(value, hint) and matches_type(str(value), hint):
         value = str(value)  # id=5
     if hint == dict[str, float] | None and isinstance(value, dict):

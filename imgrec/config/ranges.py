@@ -38,7 +38,6 @@ _KEYS: dict[Range, str] = {
         nodes tasks_per_node cpus_per_task signal_s""",
     Range(2): "steps data.num_classes",
     Range(1, 8192): "data.image_size",  # 8192 are 0.8 GB for one picture in colour
-    Range(1, 3): "data.channels",
     Range(1, 178_956_970): "data.max_pixels",  # from there on PIL refuses to open it
     Range(-inf): "data.scale",
     POSITIVE: """
@@ -59,9 +58,12 @@ _KEYS: dict[Range, str] = {
     Range(0, 0.95): "augment.perspective",  # at 1 two corners may meet, and the image has no inverse
     Range(1, 16): "augment.randaug_ops",
     Range(0, 30): "augment.randaug_magnitude",
+    Range(0, 512): "augment.elastic_sigma",  # the filter of a greater one is larger than any image
 }
 RANGES = {key: limits for limits, keys in _KEYS.items() for key in keys.split()}
-ASCENDING = ("augment.crop_scale", "augment.crop_ratio")  # [lowest, highest]
+ASCENDING = ("augment.crop_scale", "augment.crop_ratio", "scheduler.milestones_epochs")
+
+SHARES_OR_COUNTS = [f"trainer.limit_{split}_batches" for split in ("train", "val", "test")]
 
 
 def check_range(path: str, value: Any, default: Any) -> None:
@@ -73,7 +75,7 @@ def check_range(path: str, value: Any, default: Any) -> None:
         if not limits.holds(number):
             example = "" if default is None or default == value else f" The default is {format_value(default)}."
             raise ConfigError(f"{path}={format_value(value)}: {key} must be {limits}.{example}")
-        if key.startswith("limit_") and isinstance(number, float) and number > 1:
+        if path in SHARES_OR_COUNTS and isinstance(number, float) and number > 1:
             raise ConfigError(
                 f"{path}={format_value(value)}: expected a share up to 1.0, or a number of batches. Set {path}={round(number)}."
             )

@@ -69,7 +69,7 @@ class DataConfig:
 
     num_classes: int | None
     image_size: int
-    channels: int
+    channels: Literal[1, 3]
     mean: list[float]
     std: list[float]
     resize: Literal["squash", "crop"]

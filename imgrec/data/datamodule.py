@@ -1,6 +1,7 @@
 """The loaders of a run: how its batches are cut from the splits of a data set, behind Lightning's data module."""
 
 import os
+from collections.abc import Collection
 
 import numpy as np
 import pytorch_lightning as pl
@@ -18,12 +19,19 @@ from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches, sp
 class DataModule(pl.LightningDataModule):
     """The batches of a run on `devices` processes; `plan` says how its global batch comes about.
 
-    start: (epoch, global batches of it already done), where a resumed run continues. Raises ConfigError for a global
-    batch that the devices do not divide, and what `data` raises.
+    start: (epoch, global batches of it already done), where a resumed run continues; left_out: the unreadable images that
+    it had met. Raises ConfigError for a global batch that the devices do not divide, and what `data` raises.
     """
 
     def __init__(
-        self, run: RunConfig, data: ImageData, augment: Augment | None, *, devices: int, start: tuple[int, int] = (0, 0)
+        self,
+        run: RunConfig,
+        data: ImageData,
+        augment: Augment | None,
+        *,
+        devices: int,
+        start: tuple[int, int] = (0, 0),
+        left_out: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.data, self.start = data, start
@@ -42,7 +50,7 @@ class DataModule(pl.LightningDataModule):
         self._order = training_order(run.sampling, run.class_weights or {}, train.labels, data.classes, seed=run.seed)
         self._training = train.for_training(augment, run.seed)
         self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
-        self._bad: set[str] = set()
+        self._bad = set(left_out)
         self._constant: set[str] = set()
         self._loaders: list[Loader] = []
 
@@ -79,7 +87,7 @@ class DataModule(pl.LightningDataModule):
         return batch._replace(bad=(), constant=())
 
     def bad_images(self) -> list[str]:
-        """Paths of the images that this process has left out so far (on_bad_image: skip)."""
+        """Paths of the images that this process, and a run that it resumes, has left out so far (on_bad_image: skip)."""
         return sorted(self._bad)
 
     def constant_images(self) -> list[str]:

@@ -63,10 +63,6 @@ class ImageData:
         split_seed: int,
         changed: OnChange,
     ) -> None:
-        if channels not in (1, 3):
-            raise ConfigError(
-                f"data.channels={channels}, but pictures have 1 (gray) or 3 (colour). Set data.channels=1 or data.channels=3."
-            )
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
                 fit = "[" + ",".join([f"{sum(values) / max(1, len(values)):.4g}"] * channels) + "]"

@@ -113,6 +113,16 @@ class ResumePoint:
         return LoopPosition(**self.state["position"])
 
     @property
+    def start(self) -> tuple[int, int]:
+        """(epoch, global batches of it already done)"""
+        return self.position.epoch, self.position.done
+
+    @property
+    def left_out(self) -> set[str]:
+        """The unreadable images that all ranks had met so far."""
+        return {path for rank in self.state["ranks"] for path in rank.get("left_out", ())}
+
+    @property
     def best(self) -> str | None:
         """The hash of the best weights so far, None before the first epoch has ended."""
         return self.state.get("best")

@@ -8,7 +8,6 @@ step 0 already learns, and the last warm-up step has the full rate.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from torch.optim import Optimizer
@@ -16,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import Monitor, monitor_mode
-from imgrec.errors import ConfigError
 
 Factor = Callable[[int], float]
 
@@ -72,11 +70,6 @@ def multistep(
     *, total_steps: int, steps_per_epoch: int, warmup_share: float, milestones_epochs: list[int], factor: float
 ) -> Factor:
     """Times `factor` at the start of each of these epochs, from 0 and with the warm-up (torch's MultiStepLR)."""
-    if any(early >= late for early, late in pairwise([0, *milestones_epochs])):
-        raise ConfigError(
-            f"scheduler.milestones_epochs={milestones_epochs}: expected rising numbers above 0. "
-            "Set scheduler.milestones_epochs=[30,60,90]."
-        )
     starts = [start * steps_per_epoch for start in milestones_epochs]
     return _with_warmup(total_steps, warmup_share, lambda step: factor ** sum(step >= start for start in starts))
 

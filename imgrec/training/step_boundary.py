@@ -190,7 +190,7 @@ class StepBoundary(pl.Callback):
         self.heartbeat.doing = f"saving at step {now.step}"
         classifier = trainer.lightning_module
         assert isinstance(classifier, Classifier)
-        mine = to_cpu(state or take_rank_state(classifier))
+        mine = to_cpu(state or take_rank_state(classifier)) | {"left_out": trainer.datamodule.bad_images()}  # type: ignore[attr-defined]
         states: list[Any] = [mine] * trainer.world_size
         if trainer.world_size > 1:
             distributed.all_gather_object(states, mine)

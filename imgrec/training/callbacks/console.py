@@ -24,6 +24,7 @@ CELLS: tuple[tuple[str, int, str, Callable[[Any], str]], ...] = (
     ("time", 5, "seconds", duration),
 )
 HEADER = "  ".join(["  epoch", *(f"{title:>{width}}" for title, width, _, _ in CELLS)])
+LEFT_OUT = "left out that cannot be read"
 EVERY_SECONDS = 0.1  # how often the loss beside the bar is fetched from the device
 
 
@@ -34,9 +35,9 @@ class EpochLines(pl.Callback):
         self.terminal, self.history, self.steps = terminal, history, steps
         self._progress = terminal.bar()
         self._said_waiting = False
-        self._said_images: dict[str, int] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._said_images = {LEFT_OUT: len(trainer.datamodule.bad_images())}  # type: ignore[attr-defined]  # before a resume
         self.terminal.say(HEADER, style="bold")
         self._progress.start()
         self.on_train_epoch_start(trainer, pl_module)  # no epoch starts in a run that resumes within one
@@ -70,7 +71,7 @@ class EpochLines(pl.Callback):
         row = self.history.rows[-1]
         self.terminal.say(epoch_line(row, trainer.max_epochs or 0), style="green" if row["best"] else None)
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-        self._say_images(data.bad_images(), "left out that cannot be read")
+        self._say_images(data.bad_images(), LEFT_OUT)
         self._say_images(data.constant_images(), "with the same value everywhere")
         waited = row.get("data_wait_share", 0.0)
         if waited > WORTH_SAYING and not self._said_waiting:
