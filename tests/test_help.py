@@ -73,7 +73,9 @@ def test_help_of_every_command(capsys, command):
 
 
 @pytest.mark.parametrize("example", [f"{command} {example}" for command, found in EXAMPLES.items() for example in found])
-def test_examples_compose(example):
+def test_examples_compose(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FOLDER").mkdir()
     command, *words = example.partition(" -- ")[0].split()
     compose_config(command, words)  # what follows -- is a training: tests/test_slurm_script.py
 

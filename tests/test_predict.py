@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import struct
+import zlib
 
 import numpy as np
 import pyarrow.parquet
@@ -126,6 +128,22 @@ def test_where_no_file_can_be_read_the_exit_code_says_so(run, bad, tmp_path, cap
     assert predict(f"ckpt={run}", f"files={bad}/c_empty.png", f"out={tmp_path}/p.csv") == 2
     assert_refused(capsys.readouterr().err, "none of 1 file", f"{bad}/c_empty.png", "empty", f"{tmp_path}/p.csv", "image files")
     assert len(read_csv(tmp_path / "p.csv")) == 1
+
+
+def test_a_decoder_prints_nothing(run, images, tmp_path, capfd):
+    """libpng writes its warnings of odd chunks to the process's stderr, in the middle of the table."""
+    png = (images / "b" / "00.png").read_bytes()
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    odd = chunk(b"gAMA", b"\0\0\0\0") + chunk(b"iCCP", b"x\0\0" + zlib.compress(b"no profile")) + chunk(b"tRNS", b"\0\0\0")
+    files = {"odd": png[:33] + odd + png[33:], "cut": png[:-30], "wrong": png[:40] + b"\xff" + png[41:]}
+    for name, content in files.items():
+        (tmp_path / f"{name}.png").write_bytes(content)
+    assert predict(run, *(tmp_path / f"{name}.png" for name in files), images / "b" / "01.jpg", f"out={tmp_path}/p.csv") == 0
+    said = capfd.readouterr()
+    assert (said.err, "libpng" in said.out) == ("", False)
 
 
 def test_there_are_no_more_columns_than_classes(tmp_path, images):

@@ -13,6 +13,7 @@ import yaml
 from imgrec.config.annotations import format_value
 from imgrec.config.compose import compose_config, read_overrides
 from imgrec.config.options import conf_dir, conf_dirs, option_names
+from imgrec.config.overrides import POSITIONAL
 
 WIDTH = 120  # characters
 KEY_WIDTH = 36  # up to the comment
@@ -21,18 +22,18 @@ KEY_WIDTH = 36  # up to the comment
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "train": (
         "model=resnet optim=adam",
-        "data=imagefolder data.root=FOLDER augment=basic",
+        "FOLDER augment=basic weights=DEFAULT",
         "model=vgg data=mnist optim=nesterov optim.lr=0.02 epochs=20",
         "data=fake trainer=debug",
     ),
     "evaluate": (
-        "ckpt=runs/digits_resnet/1",
-        "ckpt=runs/digits_resnet/1 split=val",
-        "ckpt=runs/digits_resnet/1 folder=FOLDER out=figures.json",
+        "runs/digits_resnet/1",
+        "runs/digits_resnet/1 split=val",
+        "runs/digits_resnet/1 folder=FOLDER out=figures.json",
     ),
     "predict": (
-        "ckpt=runs/digits_resnet/1 files=FOLDER",
-        "ckpt=runs/digits_resnet/1 files=[a.png,b.png] out=answers.json top_k=5",
+        "runs/digits_resnet/1 FOLDER",
+        "runs/digits_resnet/1 a.png b.png out=answers.json top_k=5",
     ),
     "lr_find": ("model=vgg data=mnist", "optim=sgd lr_min=1e-4 lr_max=10"),
     "slurm": (
@@ -42,6 +43,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+PATHS = {"data.root": "FOLDER", "ckpt": "RUN", "files": "FILES..."}  # how a path without its key is shown
 KeyPath = tuple[str, ...]  # the parts of a key: ("finetune", "freeze_epochs")
 
 
@@ -53,7 +55,8 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     source = (conf_dir() / f"{command}.yaml").read_text()
     words = [word for word in argv if not word.startswith("-")]
     chosen = {override.key: override.value for override in read_overrides(command, words, config_dir)}
-    usage = f"imgrec {command} key=value ...        the same as: python -m imgrec.{command} key=value ..."
+    paths = "".join(f"[{PATHS[key]}] " for key in POSITIONAL.get(command, ()))
+    usage = f"imgrec {command} {paths}key=value ...        the same as: python -m imgrec.{command} {paths}key=value ..."
     lines = [usage, "", *_header(source), ""]
     parents = [entry for entry in _defaults(source) if isinstance(entry, str) and entry != "_self_"]
     roots = [source, *((conf_dir() / f"{name}.yaml").read_text() for name in parents)]  # lr_find has every key of train

@@ -4,6 +4,7 @@ import ctypes
 import os
 import re
 import sys
+from glob import escape, glob
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -39,8 +40,7 @@ def _check_root(data: DataConfig) -> None:
     root = data.own.get("root")
     if data.own.get("_target_") not in shipped_targets() or root is None or data.own.get("download") or os.path.isdir(root):
         return
-    parent = Path(root).absolute().parent
-    beside = [entry.name for entry in os.scandir(parent) if entry.is_dir()] if parent.is_dir() else []
+    beside = [Path(folder).name for folder in glob(f"{escape(str(Path(root).absolute().parent))}/*/")]
     what = (
         "that holds its files, or data.download=true" if "download" in data.own else "with train/CLASS/*.jpg, or with CLASS/*.jpg"
     )
