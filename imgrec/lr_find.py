@@ -110,9 +110,11 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     import pytorch_lightning as pl
 
     from imgrec.data.datamodule import DataModule
+    from imgrec.models.summary import measure_size
     from imgrec.training.callbacks.lr_range import LRRange
     from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import Classifier
+    from imgrec.training.threads import chosen_threads
     from imgrec.training.trainer import build_trainer
     from imgrec.training.transfer import initial_network
 
@@ -140,7 +142,9 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     )
     net, _ = initial_network(run.model, run.weights, data.classes)
     classifier = Classifier(run, net, data, augment, loaders.plan, with_schedule=False)
-    with closing(loaders):
+    operations = measure_size(net, channels=run.data.channels, image_size=run.data.image_size).flops
+    step_operations = 3 * operations * loaders.plan.per_device * loaders.plan.accumulate
+    with chosen_threads(run.trainer, world, step_operations=step_operations), closing(loaders):
         trainer.fit(classifier, datamodule=loaders)
     losses = np.array(lr_range.losses)
     return Curve(rates, losses[np.isfinite(losses)], lr_range.stopped), loaders.plan.global_size, world.rank == 0

@@ -100,6 +100,7 @@ def _train(
     from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
+    from imgrec.training.threads import chosen_threads
     from imgrec.training.trainer import build_trainer, opened_logger, run_callbacks
     from imgrec.training.transfer import initial_network
 
@@ -125,7 +126,13 @@ def _train(
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)
     classifier = Classifier(run, net, data, augment, loaders.plan)
     history = History(run_dir.path / "metrics.csv", run.monitor, lost_best=resume is not None and resume.lost_best)
-    with opened_logger(run.logger, run_dir.path, rank=world.rank) as logger, closing(loaders):
+    threads = chosen_threads(
+        run.trainer,
+        world,
+        step_operations=3 * size.flops * loaders.plan.per_device * loaders.plan.accumulate,  # backward: twice the forward pass
+        saved=resume.threads(world.rank, world.size) if resume else None,
+    )
+    with threads, opened_logger(run.logger, run_dir.path, rank=world.rank) as logger, closing(loaders):
         trainer = build_trainer(
             run.trainer,
             loaders.plan,

@@ -34,7 +34,7 @@ _KEYS: dict[Range, str] = {
     Range(1): """
         epochs batch_size max_device_batch top_k data.train_samples data.test_samples
         model.depth model.kernel model.widths optim.base_batch optim.ns_steps scheduler.every_epochs scheduler.milestones_epochs
-        callbacks.ema.every_steps trainer.num_nodes trainer.save_every_steps trainer.log_every_steps
+        callbacks.ema.every_steps trainer.num_nodes trainer.threads trainer.save_every_steps trainer.log_every_steps
         nodes tasks_per_node cpus_per_task signal_s""",
     Range(2): "steps data.num_classes",
     Range(1, 8192): "data.image_size",  # 8192 are 0.8 GB for one picture in colour

@@ -32,6 +32,7 @@ class TrainerConfig:
     num_nodes: int | Literal["auto"]
     strategy: Literal["auto", "ddp", "fsdp"]
     sync_batchnorm: bool
+    threads: int | Literal["auto"]
     timeout_s: float
     precision: Precision
     gradient_clip: float

@@ -117,6 +117,11 @@ class ResumePoint:
         """(epoch, global batches of it already done)"""
         return self.position.epoch, self.position.done
 
+    def threads(self, rank: int, size: int) -> int | None:
+        """How many this rank computed with; None with another world size."""
+        ranks = self.state["ranks"]
+        return ranks[rank].get("threads") if len(ranks) == size else None
+
     @property
     def left_out(self) -> set[str]:
         """The unreadable images that all ranks had met so far."""

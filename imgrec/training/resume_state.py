@@ -17,7 +17,12 @@ def take_rank_state(classifier: Classifier) -> Plain:
     They are uint8 tensors on the CPU, "cuda" is None on other devices; "sums" are on the classifier's device.
     """
     cuda = torch.cuda.get_rng_state(classifier.device) if classifier.device.type == "cuda" else None
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "sums": [value.clone() for value in classifier.training_sums()]}
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "threads": torch.get_num_threads(),
+        "sums": [value.clone() for value in classifier.training_sums()],
+    }
 
 
 def restore_rank_state(classifier: Classifier, states: Sequence[Plain], position: LoopPosition) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from imgrec.config.schema import DataConfig, Node, Precision, RunConfig, Split
 from imgrec.data.datamodule import DataModule
+from imgrec.errors import plural
 from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report, worst_classes
 from imgrec.models.summary import ModelSize
@@ -82,7 +83,7 @@ def describe_device(device: torch.device, processes: int, precision: Precision) 
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     elif device.type == "cpu":
-        name = f"cpu with {torch.get_num_threads()} threads"
+        name = f"cpu with {plural(torch.get_num_threads(), 'thread')}"
     return f"{f'{processes} x ' if processes > 1 else ''}{name}, precision {precision}"
 
 
