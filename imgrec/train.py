@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from imgrec.data.datamodule import DataModule
     from imgrec.training.callbacks.history import History
-    from imgrec.training.checkpoint import CheckpointWriter, ResumePoint
     from imgrec.training.module import Classifier
+    from imgrec.training.step_boundary import StepBoundary
 
 RANK_ARGUMENT = "--rank"  # of the processes that the launcher starts
 
@@ -148,7 +148,7 @@ def _train(
         device = summary.describe_device(trainer.strategy.root_device, world.size, run.trainer.precision)
         terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, transferred, resume))
 
-        _fit(trainer, classifier, loaders, history, writer, resume)
+        _fit(trainer, classifier, loaders, history, boundary)
         tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
         report = summary.test_network(trainer, classifier, loaders, tested)
         group = WorkerGroup(world.rank, world.size, heartbeat=heartbeat)
@@ -171,15 +171,18 @@ def _fit(
     classifier: "Classifier",
     loaders: "DataModule",
     history: "History",
-    writer: "CheckpointWriter",
-    resume: "ResumePoint | None",
+    boundary: "StepBoundary",
 ) -> None:
     """Train to the last epoch, unless that is done already."""
-    if resume is not None and resume.position.stage == "end":
-        history.load_state_dict(resume.load()["callbacks"][history.state_key])
-    else:
+    from imgrec.training.checkpoint import restoring
+
+    resume = boundary.resume
+    with restoring(resume, lambda: boundary.restored):
+        if resume is not None and resume.position.stage == "end":
+            history.load_state_dict(resume.load()["callbacks"][history.state_key])
+            return
         trainer.fit(classifier, datamodule=loaders, ckpt_path=resume.file if resume else None, weights_only=True)
-        writer.wait()
+    boundary.writer.wait()
 
 
 def _fit_rank(task: Node) -> None:

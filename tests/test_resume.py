@@ -1,6 +1,7 @@
 """A run that was killed anywhere and started again equals the unbroken run, bit for bit: weights, optimizer, average, curves, decisions."""
 
 import os
+import shutil
 import signal
 import time
 import zipfile
@@ -132,6 +133,33 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
     }[damage] in said
     assert "previous.ckpt, after 5 steps" in said
     assert_same(read_outcome(tmp_path / "r/a"), unbroken)
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unfinished")
+    stopped(load_run(folder, "trainer.save_every_steps=1"), 3, StepBoundary, "on_before_optimizer_step")
+    return folder
+
+
+PARTS = ("pytorch-lightning_version", "lr_schedulers", "optimizer_states", "callbacks", "loops", "resume", "global_step", "epoch")
+
+
+@pytest.mark.parametrize("key", slow_but("callbacks", among=[*PARTS, "position", "ranks", "events", "stage", "done", "step"]))
+def test_a_checkpoint_with_a_part_of_another_type_is_refused(unfinished, tmp_path, key):
+    """Where it is missing too, as Lightning would resume without it and say nothing."""
+    shutil.copytree(unfinished, tmp_path / "copy")
+    file = tmp_path / "copy/r/a/checkpoints/last.ckpt"
+    for change in (None, b"bytes", -1, 2.5, "gone"):
+        checkpoint = torch.load(unfinished / "r/a/checkpoints/last.ckpt", weights_only=True)
+        resume = checkpoint["resume"]
+        node = next(node for node in (checkpoint, resume, resume["position"]) if key in node)
+        node[key] = change
+        if change == "gone":
+            del node[key]
+        torch.save(checkpoint, file)
+        with raises_error(CheckpointError, file, "cannot be resumed", "resume=false"):
+            fit(load_run(tmp_path / "copy", "trainer.save_every_steps=1"), quiet=True)
 
 
 def test_without_a_whole_checkpoint_nothing_is_trained_over_what_is_there(tmp_path):

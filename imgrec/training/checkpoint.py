@@ -1,8 +1,9 @@
 """Writing checkpoints: Lightning's dictionary plus "imgrec", plain data that loads with weights_only=True."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,19 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from imgrec.config.schema import Node, RunConfig
+from imgrec.config.annotations import check_type
+from imgrec.config.schema import Node, RunConfig, parse_settings
 from imgrec.distributed.process_group import on_first_rank
-from imgrec.errors import CheckpointError, DamagedError, first_line
+from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.files import atomic_file
 from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint, weights_hash
 from imgrec.training.lightning_compat import LoopPosition
 
+# Lightning's part of a checkpoint, without which it would resume as if nothing had been there.
+LIGHTNING_PARTS: dict[str, Any] = {
+    "global_step": int, "epoch": int, "pytorch-lightning_version": str, "loops": dict, "callbacks": dict,
+    "optimizer_states": list, "lr_schedulers": list,
+}  # fmt: skip
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
 BEST = "best.ckpt"  # the checkpoint that is tested
 
@@ -166,10 +173,40 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, d
                 raise
             say(str(error))
             continue
-        if "resume" not in checkpoint:
-            raise CheckpointError(f"{file} has no 'resume' entry: it cannot be resumed. Set resume=false to start a new run.")
+        _check_resumable(checkpoint, file)
         return file, checkpoint
     return None
+
+
+def _check_resumable(checkpoint: dict[str, Any], file: Path) -> None:
+    """CheckpointError where a checkpoint lacks what is read of it before Lightning restores the rest, see `restoring`."""
+    resume: Node = checkpoint.get("resume", {})
+    try:
+        for key, kind in LIGHTNING_PARTS.items():
+            check_type(f"'{key}'", checkpoint.get(key), kind)
+        check_type("'resume'", resume, dict)
+        for key, kind in {"position": dict, "ranks": list[Node], "events": dict, "best": str | None}.items():
+            check_type(f"resume.{key}", resume.get(key), kind)
+        for rank in resume["ranks"]:
+            check_type("resume.ranks.left_out", rank.get("left_out", []), list[str])
+        position = parse_settings(LoopPosition, resume["position"], "resume.position.")
+        if position.step != checkpoint["global_step"] or min(position.epoch, position.done, checkpoint["epoch"]) < 0:
+            raise ConfigError(f"resume.position={resume['position']}: expected that of step {checkpoint['global_step']}.")
+    except ConfigError as error:
+        raise CheckpointError(f"{file} cannot be resumed: {error} Set resume=false to start a new run.") from error
+
+
+@contextmanager
+def restoring(resume: ResumePoint | None, is_restored: Callable[[], bool]) -> Iterator[None]:
+    """CheckpointError for what is raised before the state of a checkpoint is restored: torch and Lightning check no types."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if resume is None or is_restored() or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise CheckpointError(
+            f"{resume.file} cannot be resumed: {type(error).__name__}: {first_line(error)}. Set resume=false to start a new run."
+        ) from error
 
 
 def _has_lost_best(folder: Path, latest: dict[str, Any], say: Callable[[str], None]) -> bool:

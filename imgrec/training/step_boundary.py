@@ -67,6 +67,7 @@ class StepBoundary(pl.Callback):
         self.heartbeat, self.watchdog, self.say = heartbeat, watchdog, say
         self._saved = None if resume is None else resume.position  # by the last save
         self._entry: Plain | None = None  # of the save under way
+        self.restored = False  # all that a checkpoint holds
         self._snapshot: StepSnapshot | None = None  # while one rank trains
         self._flags = FlagReduction(2)  # stop, save; where several ranks train
         self._updating = False  # the optimizer is changing the weights
@@ -84,13 +85,14 @@ class StepBoundary(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
+        if self.resume is not None:
+            restore_rank_state(pl_module, self.resume.state["ranks"], self.resume.position)
+        self.restored = True
         if trainer.world_size == 1:
             self._snapshot = StepSnapshot(pl_module)
         self._began = self._saved_at = time.monotonic()
         weights = sum(parameter.numel() * parameter.element_size() for parameter in pl_module.parameters())
         self._save_s = 3 * weights / COPY_RATE  # with Adam's states
-        if self.resume is not None:
-            restore_rank_state(pl_module, self.resume.state["ranks"], self.resume.position)
         self._report(trainer, "waiting for data of")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
