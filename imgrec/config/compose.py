@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imgrec.config.annotations import format_value
 from imgrec.config.checks import all_keys, check_keys, check_options, check_together, conform, key_type
 from imgrec.config.options import conf_dir, conf_dirs, group_names
 from imgrec.config.overrides import FLAGS, Override, parse_value, read_words
@@ -61,6 +62,10 @@ def compose_config(
     for group, option in choices.items():
         if group != "experiment" and not isinstance(tree.get(group), dict):
             raise ConfigError(f"{group}={option} gives no keys of {group}. Write them into its yaml, without a line # @package.")
+        if group != "experiment" and not isinstance(target := tree[group].get("_target_", ""), str):
+            raise ConfigError(
+                f"{group}._target_={format_value(target)}: expected text, PACKAGE.MODULE.NAME of a class or function."
+            )
     if "name" in tree and tree["name"] is None:
         tree["name"] = choices.get("experiment") or f"{choices['data']}_{choices['model']}"
     checked: Node = conform(tree, reference, types=hints)
