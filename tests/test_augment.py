@@ -349,7 +349,7 @@ def test_where_no_box_fits_the_middle_is_taken_as_in_torchvision(size: tuple[int
     ("override", "parts"),
     [
         ("augment.crop_scale=[1,0.5]", ["augment.crop_scale=[0.5,1]"]),
-        ("augment.crop_ratio=[2,0.5]", ["augment.crop_ratio=[0.5,2]"]),
+        ("augment.crop_ratio=[2.0,0.5]", ["augment.crop_ratio=[0.5,2.0]"]),
         ("augment.perspective=0.96", ["0 or more", "at most 0.95", 0.0]),
         ("augment.crop_scale=[wide,1]", ["2 values"]),
     ],

@@ -17,8 +17,8 @@ from imgrec.distributed.world import World
 #   a step of       both idle: 1, 2 threads   both busy: 1, 2 threads
 #   0.16 GFLOP         6.0,   4.5                 11,   234           LeNet, 28x28
 #   0.26 GFLOP         5.7,   5.5                 20,   140           SimpleCNN, 8x8
-#   0.97 GFLOP        19.6,  17.5                 44,   110           ResNet-18, 8x8
-#   15.6 GFLOP         203,   121                568,  2281           ResNet-18, 32x32
+#   0.97 GFLOP        19.6,  17.5                 44,   110           the small ResNet-20, 8x8
+#   15.6 GFLOP         203,   121                568,  2281           the small ResNet-20, 32x32
 OPERATIONS_PER_THREAD = 2e9
 LOOKS, LOOK_S = 9, 0.005  # how often, and how many seconds apart, the load is looked at
 
