@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from error_parts import raises_error
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imgrec.config.checks import all_keys
@@ -205,6 +205,8 @@ PARSERS = re.compile(
 )
 
 
+@settings(max_examples=40)  # a twentieth of a second each
+@example(command="train", mark="~", key="name", equals="=", text="\0")
 @given(
     command=st.sampled_from(["train", "lr_find", "evaluate", "predict", "slurm"]),
     mark=st.sampled_from(["", "", "", "+", "++", "~", "-", "--"]),

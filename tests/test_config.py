@@ -70,6 +70,7 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
         "trainer.max_minutes",
         "trainer.num_nodes",
         "trainer.save_every_steps",
+        "trainer.threads",
     }
     assert RANGES.keys() - numbers().keys() == null  # their defaults are no numbers
     trees = [compose_config("train", [f"optim={option}"]) for option in ("momentum", "nesterov")]

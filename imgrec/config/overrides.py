@@ -55,6 +55,8 @@ def read_words(command: str, words: Sequence[str], keys: Callable[[], Defaults],
     for word in words:
         if word in FLAGS:
             continue
+        if "\0" in word:  # from Python: no path and no name can hold it
+            raise ConfigError(f"{word!r}: the character \\0 is not allowed. Remove it.")
         if match := _match(word, keys):
             overrides += _folder_as_data(Override(word, match[1], match[2], match[3]), config_dir)
         elif _is_path(command, word, keys):
