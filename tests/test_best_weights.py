@@ -69,6 +69,7 @@ def kill_after_the_best_epoch(run: config.RunConfig, result: dict[str, Any]) -> 
     kill_run(run, result["best"]["epoch"] * STEPS_PER_EPOCH + 3, StepBoundary, "on_before_optimizer_step")
 
 
+@pytest.mark.slow
 def test_a_project_that_is_moved_after_its_best_epoch_ends_like_one_that_stayed(tmp_path, unbroken):
     outcome, result = unbroken
     run = load_run(tmp_path / "here", *WORDS)
@@ -97,6 +98,7 @@ def replace_weights(file: Path) -> None:
 DAMAGES: dict[Callable[[Path], None], str] = {remove: "is missing", cut: "truncated", replace_weights: "other weights"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", slow_but(cut, among=DAMAGES))
 def test_a_best_checkpoint_that_is_lost_in_the_middle_is_told_and_the_run_ends_with_what_there_is(
     tmp_path, unbroken, capfd, damage

@@ -9,6 +9,7 @@ import pytest
 from error_parts import raises_error
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from marks import slow_but
 
 from imgrec.config.checks import all_keys
 from imgrec.config.compose import compose_config, load_config, read_overrides
@@ -69,7 +70,7 @@ TEXT_KEYS = {
 
 
 @pytest.mark.parametrize("command", TEXT_KEYS)
-@settings(max_examples=30)
+@settings(max_examples=10)
 @given(text=TEXTS)
 def test_a_text_is_taken_as_it_is_typed(command: str, text: str) -> None:
     folder = ["data=imagefolder"] if command == "train" else []
@@ -78,7 +79,7 @@ def test_a_text_is_taken_as_it_is_typed(command: str, text: str) -> None:
     assert {key: value(tree, key) for key in keys} == dict.fromkeys(keys, text)
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", slow_but(*list(ODD)[::5], among=ODD))
 def test_a_folder_of_any_name_is_found_in_every_form(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(name).mkdir()

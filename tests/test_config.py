@@ -191,6 +191,7 @@ def test_a_folder_of_ones_own_adds_options_and_may_be_named_by_a_recipe(tmp_path
     assert load_config("train", ["optim=mine", "optim.rho=0.6"], str(tmp_path)).optim["rho"] == 0.6
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_is_read_as_it_is_now(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

@@ -142,6 +142,7 @@ def test_a_plan_with_batches_of_one_is_refused_where_batch_norm_fails(
     assert steps == []
 
 
+@pytest.mark.slow
 def test_a_batch_that_skipping_left_one_image_is_left_out(tmp_path: Path, steps: list[int]) -> None:
     root = photos(tmp_path, "train/b/00[01].jpg")
     result = fit(config.load("train", words(root, *ONE_PIXEL, "batch_size=2", "epochs=3", "optim.lr=1e-3")), quiet=True)

@@ -207,7 +207,7 @@ def test_nobody_at_the_address() -> None:
     assert_error(said, "rank 1", "127.0.0.1:9", "1 s", "trainer.timeout_s=2")
 
 
-@pytest.mark.parametrize("who", [{0, 1}, {0}, {1}], ids=str)
+@pytest.mark.parametrize("who", [{0, 1}, *(pytest.param(who, marks=pytest.mark.slow) for who in ({0}, {1}))], ids=str)
 def test_a_signal_to_any_rank_ends_the_waiting_for_the_others(who: set[int]) -> None:
     def work(rank: int) -> str:
         if rank == 2:

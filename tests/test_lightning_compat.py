@@ -379,6 +379,7 @@ def test_what_is_not_wrapped_is_on_its_device_before_its_optimizers(monkeypatch:
     assert strategy.model is order.precision_plugin.convert_module.return_value  # not in DistributedDataParallel
 
 
+@pytest.mark.slow
 def test_each_known_warning_is_still_one() -> None:
     """Its text stands in a string of the installed packages, so that a reworded one is noticed here and not on a user's screen."""
     folders = [Path(package.__file__).parent for package in (pl, lightning_fabric)]

@@ -120,6 +120,7 @@ def assert_has_curves(points: Points, curves: Points) -> None:
         assert [step for step, _ in points[name]] == [step for step, _ in points["val/loss"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("logger", "read"), [("csv", csv_points), pytest.param("mlflow", mlflow_points, marks=pytest.mark.slow)])
 def test_of_a_run_that_was_killed_it_has_each_point_once(load, curves, logger, read):
     run = load(logger, "killed", "trainer.save_every_steps=3")

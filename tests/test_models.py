@@ -158,7 +158,7 @@ def test_parameters_and_operations_are_the_published_ones(name):
     assert size.flops / 2e9 == pytest.approx(giga_macs, abs=0.0011)
 
 
-@pytest.mark.parametrize("depth", CIFAR_DEPTHS)
+@pytest.mark.parametrize("depth", slow_but(20, 110, among=CIFAR_DEPTHS))
 def test_cifar_family_has_the_papers_parameters(depth):
     n = (depth - 2) // 6  # section 4.2: 6n + 2 layers of widths 16, 32, 64, shortcuts without parameters; a norm has two each
     convs = 9 * (3 * 16 + 2 * n * 16**2 + 16 * 32 + (2 * n - 1) * 32**2 + 32 * 64 + (2 * n - 1) * 64**2)
@@ -328,7 +328,12 @@ def test_lenet_has_the_papers_layers():
 
 
 @pytest.mark.parametrize(
-    "name", sorted(name for name in set(option_names("model")) & set(torchvision_names()) if re.search(r"\d", name))
+    "name",
+    slow_but(
+        "resnet50",
+        "vgg16_bn",
+        among=sorted(name for name in set(option_names("model")) & set(torchvision_names()) if re.search(r"\d", name)),
+    ),
 )
 def test_a_name_with_a_depth_is_torchvisions_network_of_that_name(name):
     node = load_config("train", [f"model={name}", "data.image_size=224", "data.channels=3"]).model
@@ -338,7 +343,7 @@ def test_a_name_with_a_depth_is_torchvisions_network_of_that_name(name):
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("depth", CIFAR_DEPTHS)
+@pytest.mark.parametrize("depth", slow_but(20, among=CIFAR_DEPTHS))
 def test_a_name_with_a_depth_of_the_cifar_family(depth):
     node = load_config("train", [f"model=resnet{depth}", "data.image_size=224"]).model
     assert node == load_config("train", ["model=resnet", f"model.depth={depth}", "data.image_size=224"]).model

@@ -105,7 +105,7 @@ def test_two_processes_train_the_package_too(command, tmp_path):
         pytest.param(
             "own_package", EXAMPLE, train("loss.p=2"), ("'loss.p=2'", "q, class_weights, l1, l2"), marks=pytest.mark.slow
         ),
-        ("own_package", EXAMPLE, train("model.widths=8"), ("model.widths=8", "list")),
+        pytest.param("own_package", EXAMPLE, train("model.widths=8"), ("model.widths=8", "list"), marks=pytest.mark.slow),
     ],
 )
 def test_what_is_wrong_with_the_package_is_one_line(command, monkeypatch, capfd, allow, path, words, parts):

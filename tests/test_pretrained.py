@@ -118,6 +118,7 @@ def test_torchvisions_weights_by_name(published):
         torch.testing.assert_close(mine[[1, 3]], getattr(fresh, name)[[1, 3]], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_all_of_imagenets_classes_give_torchvisions_outputs(published):
     weights = torchvision.models.ResNet18_Weights.DEFAULT
     theirs = torchvision.models.resnet18(weights=weights).eval()

@@ -177,6 +177,7 @@ def test_without_a_whole_checkpoint_nothing_is_trained_over_what_is_there(tmp_pa
         fit(run, quiet=True)
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_on(tmp_path):
     """At this rate no epoch is better than the first: the run ends after the third of six, also where it was killed in the third, or after it."""
     words = ("epochs=6", "optim.lr=1e-12", "model.norm=none", "callbacks.ema.decay=0.0", "monitor=val/accuracy")
@@ -306,6 +307,7 @@ def test_the_second_ctrl_c_ends_at_once(tmp_path, capfd):
     assert_refused(capfd.readouterr().err.removeprefix("\n"), "interrupted", "same command", "last checkpoint")
 
 
+@pytest.mark.slow
 def test_a_time_budget_stops_each_start_anew(tmp_path, unbroken):
     run = load_run(tmp_path, "trainer.max_minutes=0.001")
     said = stopped(run, 4, Classifier, "training_step", lambda *_: time.sleep(0.1))

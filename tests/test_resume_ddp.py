@@ -37,6 +37,7 @@ def test_two_killed_processes_resume_bit_for_bit(tmp_path, unbroken):
     assert_same(finish_run(run, size=2), unbroken)
 
 
+@pytest.mark.slow
 def test_three_killed_processes_resume_bit_for_bit(tmp_path):
     """Two sums of two are equal in either order; of three they differ, and DDP's first step has an order of its own."""
     whole = finish_run(together(tmp_path / "whole"), size=3)

@@ -14,6 +14,7 @@ import yaml
 from error_parts import raises_error
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow_but
 from torch import nn
 
 import imgrec.inference.stored_code
@@ -57,7 +58,7 @@ def names_in(package: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", slow_but("loss", "model", among=GROUPS))
 def test_of_all_names_in_imgrec_those_of_the_yaml_are_called(group):
     names = names_in("imgrec")
     assert "imgrec.models.vgg.torch.load" in names
@@ -99,6 +100,7 @@ def test_of_all_names_in_a_library_the_networks_are_called(library, some):
     assert not any(is_allowed(group, name) for group in ("data", "loss", "augment", "callbacks") for name in sorted(names)[::20])
 
 
+@pytest.mark.slow
 def test_of_all_names_in_torch_and_lightning_the_optimizers_callbacks_and_loggers_are_allowed():
     import pytorch_lightning as pl
 
@@ -213,6 +215,7 @@ def test_an_argument_that_would_load_something_is_refused(node, parts, monkeypat
 PREFIXES = ("hf-hub:", "hf_hub:", "local-dir:", "file:", "https://", "/", "../", "timm/")
 
 
+@pytest.mark.slow
 @given(before=st.sampled_from(["", "resnet10t.", "resnet10t"]), prefix=st.sampled_from(PREFIXES), name=st.text(max_size=12))
 def test_timm_takes_the_names_of_its_networks_only(before, prefix, name):
     import timm.models._factory as factory

@@ -153,6 +153,7 @@ next:
     assert [job["number"] for job in kept["jobs"]] == [1, 0]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_moved_is_finished_where_it_is(sweep: Sweep, trained: list[float], tmp_path: Path) -> None:
     assert sweep("optim.lr=0.1,0.25,0.01") == 130
     (tmp_path / "runs").rename(tmp_path / "moved")
@@ -478,6 +479,7 @@ def test_a_job_whose_process_was_killed_is_resumed_by_the_next(tmp_path: Path, m
     assert (worker.returncode, Path("b").read_text().split()) == (0, ["0", "1"])
 
 
+@pytest.mark.slow
 @optuna_installed
 def test_a_search_maximizes_the_monitor_and_is_resumed(
     sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]

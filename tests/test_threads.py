@@ -70,6 +70,7 @@ def test_what_runs_on_the_machine_is_counted(monkeypatch: pytest.MonkeyPatch) ->
         busy.join()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_number_and_its_bits(tmp_path: Path) -> None:
     """Though the machine is busy at the second start: sums over another number of threads are rounded differently."""
 

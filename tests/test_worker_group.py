@@ -216,6 +216,7 @@ def test_bad_input_is_one_line(
     assert_refused(capfd.readouterr().err, given.format(**names))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 def test_one_process_that_fails_ends_all(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
