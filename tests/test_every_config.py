@@ -163,6 +163,7 @@ def test_every_recipe_trains_two_steps(recipe, words_for, tmp_path):
 # Rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", option_names("experiment"))
 def test_a_recipe_has_the_rate_that_it_states(recipe):
     run = load_config("train", [f"experiment={recipe}"])

@@ -371,7 +371,7 @@ def test_a_killed_child_ends_the_run_with_a_line(
     [
         pytest.param("alike", ["pictures cannot be read. Name others."], False, marks=pytest.mark.slow),
         ("refused", ["pictures cannot be read. Name others (rank 1)."], False),
-        ("full", ["runs/x", "No space left on device", "same command"], True),
+        pytest.param("full", ["runs/x", "No space left on device", "same command"], True, marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -387,6 +387,7 @@ def test_a_rank_that_is_stopped_alone_stops_the_others(start_run: Callable[[str]
     assert end(start_run("early")) == (75, "imgrec: stopped by SIGTERM before all ranks had connected.\n")
 
 
+@pytest.mark.slow
 def test_a_fault_of_ours_shows_its_traceback_once(start_run: Callable[[str], Process]) -> None:
     code, said = end(start_run("fault"))
     assert code == 1
@@ -427,6 +428,7 @@ def test_a_signal_stops_all_once(
     assert end(process) == (75, f"imgrec: stopped by {number.name} at step 3; saved.\n")
 
 
+@pytest.mark.slow
 def test_the_second_ctrl_c_ends_all_at_once(start_run: Callable[[str], Process], tmp_path: Path) -> None:
     process = start_run("waits")
     folder = tmp_path / "waits" / "1"

@@ -142,6 +142,7 @@ def test_wandb_has_each_point_of_a_run_that_was_stopped_once(load, curves):
     assert_has_curves(wandb_points(train(run)), curves)
 
 
+@pytest.mark.slow
 def test_the_first_of_several_ranks_logs(load):
     run = load("csv", "two", "trainer.devices=2", "trainer.strategy=ddp", "model.norm=none", "batch_size=8")
     folder = train(run, size=2)
@@ -174,6 +175,7 @@ def test_a_package_that_is_not_installed(monkeypatch, package):
         locate(target)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there_is_one_line(load):
     run = load("mlflow", "away", "logger.tracking_uri=http://localhost:1")
 

@@ -189,6 +189,7 @@ def test_adapted_kernels_give_the_same_for_gray_images(channels, seed):
     torch.testing.assert_close(after, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [

@@ -89,6 +89,7 @@ def test_two_processes_train_the_package_too(command, tmp_path):
     assert json.loads((tmp_path / "runs/shapes/1/result.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("allow", "path", "words", "parts"),
     [

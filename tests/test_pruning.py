@@ -31,6 +31,7 @@ def test_a_run_ends_after_the_epoch_whose_threshold_it_misses(
     assert result["test"] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callback", slow_but(BestCheckpoint, among=[Pruning, BestCheckpoint]))  # before and after it was decided
 def test_killed_when_it_is_pruned(callback: type, tmp_path: Path) -> None:
     arguments = ("callbacks.early_stopping.patience=0", "trainer.save_every_steps=2", "trainer.pruning_thresholds=[0.0,1.1]")

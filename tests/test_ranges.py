@@ -116,6 +116,7 @@ def test_a_limit_is_told_before_torch_is_imported(words: str, parts: tuple[Any, 
         config.load("train", words.split())
 
 
+@pytest.mark.slow
 def test_keys_of_ones_own_code_may_have_any_value(tmp_path: Path) -> None:
     """Whatever their names are: -7, 0 and 1.5 would be outside of the range of a shipped key of that name."""
     names = {path.rpartition(".")[2] for path in RANGES} - {"num_classes"} | {"limit_x", "channels", "image_size"}

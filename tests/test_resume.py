@@ -61,6 +61,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, unbroken, moment)
     assert_same(finish_run(run), unbroken)
 
 
+@pytest.mark.slow
 def test_killed_in_the_first_save(tmp_path, unbroken):
     """What it had logged until then is not there twice."""
     run = load_run(tmp_path, "trainer.save_every_steps=2")
@@ -79,6 +80,7 @@ def test_a_run_is_killed_again_and_again(tmp_path, unbroken):
     assert_same(finish_run(run), unbroken)
 
 
+@pytest.mark.slow
 def test_killed_inside_a_checkpoint_write(tmp_path, unbroken):
     run = load_run(tmp_path, "trainer.save_every_steps=1")
 
@@ -162,6 +164,7 @@ def test_a_checkpoint_with_a_part_of_another_type_is_refused(unfinished, tmp_pat
             fit(load_run(tmp_path / "copy", "trainer.save_every_steps=1"), quiet=True)
 
 
+@pytest.mark.slow
 def test_without_a_whole_checkpoint_nothing_is_trained_over_what_is_there(tmp_path):
     run = load_run(tmp_path, "trainer.save_every_steps=1")
     assert "at step 3 " in stopped(run, 3, StepBoundary, "on_before_optimizer_step")
@@ -247,6 +250,7 @@ def test_a_stopped_run_is_saved_at_that_step_and_goes_on(tmp_path, unbroken, mom
     assert_same(finish_run(run), unbroken)
 
 
+@pytest.mark.slow
 def test_a_stop_in_validation_repeats_the_validation_alone(tmp_path, unbroken):
     """Its six images come in two batches; the average of the weights stands in for them meanwhile."""
     run = load_run(tmp_path)
@@ -268,6 +272,7 @@ def test_epochs_that_are_cut_short_by_a_limit_resume_too(tmp_path, limit):
     assert_same(finish_run(run), whole)
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_test_repeats_the_test_alone(tmp_path, unbroken):
     run = load_run(tmp_path)
     said = stopped(run, 1, Classifier, "test_step")
@@ -275,6 +280,7 @@ def test_a_stop_in_the_test_repeats_the_test_alone(tmp_path, unbroken):
     assert_same(finish_run(run), unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sample", "trained"), slow_but((11, 3), among=[(6, 1), (11, 3)]), ids=["before a step", "within a step"]
 )

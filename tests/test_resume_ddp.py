@@ -62,6 +62,7 @@ STOPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", slow_but(7, among=STOPS))
 def test_a_signal_for_one_rank_stops_all_at_the_same_step(tmp_path, unbroken, step):
     run = together(tmp_path)

@@ -360,6 +360,7 @@ def test_a_requeue_that_is_not_allowed_says_how_to_resume(start):
     assert "submit the same with id=7" in log
 
 
+@pytest.mark.slow
 def test_the_script_and_the_count_together(start, tmp_path):
     """A job that never gets to its first save: it is given up at its third start, as a file in the run directory knows."""
     starts = [start(ended(STOPPED), 75, python=sys.executable, arguments=["data=fake", "name=n"]) for _ in range(3)]

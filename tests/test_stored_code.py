@@ -1,5 +1,6 @@
 """The config of a checkpoint calls what is made for its config group and nothing else, by whatever name, and with arguments that load nothing."""
 
+import importlib
 import pkgutil
 import sys
 from functools import cache
@@ -58,7 +59,7 @@ def names_in(package: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("group", slow_but("loss", "model", among=GROUPS))
+@pytest.mark.parametrize("group", slow_but("loss", among=GROUPS))
 def test_of_all_names_in_imgrec_those_of_the_yaml_are_called(group):
     names = names_in("imgrec")
     assert "imgrec.models.vgg.torch.load" in names
@@ -82,6 +83,7 @@ def is_network(target: str) -> bool:
 TORCHVISION = ("torchvision.models.resnet18", "torchvision.models.vit_b_16", "torchvision.models.VisionTransformer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "some"),
     [
@@ -124,6 +126,14 @@ ELSEWHERE = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def libraries() -> None:
+    """The modules of the fixed libraries, and what these import in turn."""
+    for library in ("timm", "pytorch_lightning"):
+        importlib.import_module(library)
+
+
+@pytest.mark.usefixtures("libraries")
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("target", ELSEWHERE, ids=repr)
 def test_nothing_else_is_called_nor_imported(group, target, monkeypatch):

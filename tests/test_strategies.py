@@ -93,6 +93,7 @@ def same(found: dict[str, Any], expected: dict[str, Any], rounding: float = 1e-4
         assert found["result"]["last"][figure] == pytest.approx(expected["result"]["last"][figure], rel=rounding)
 
 
+@pytest.mark.slow
 def test_ddp_and_fsdp_train_what_one_process_trains(tmp_path: Path):
     alone = run(tmp_path, "alone", *PLAIN, processes=1)
     same(run(tmp_path, "ddp", *PLAIN, "trainer.strategy=ddp"), alone)

@@ -124,6 +124,7 @@ def test_jobs_are_single_runs_ranked_as_their_results_are(sweep: Sweep, tmp_path
     assert (again.runs_dir, again.name, again.id, again.optim["lr"]) == ("runs/fake_lenet", "sweep_1", "1", 0.001)
 
 
+@pytest.mark.slow
 def test_the_table_shows_what_the_files_hold(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep("optim.lr=0.1,0.01", "seed=1", "optim.lr=1,0.01") == 0  # the later one counts
     assert trained == [1.0, 0.01]
@@ -253,6 +254,7 @@ def test_the_grid_is_in_hydras_order() -> None:
     assert plan_sweep(arguments, None).grid() == [list(job) for batch in reference for job in batch]
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_listed_and_stops_no_other(
     sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,7 @@ def test_in_bfloat16_an_empty_part_speaks_the_same_numbers():
     torch.testing.assert_close(first["grad"], expected["grad"], rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_network_gives_the_gradients_of_the_whole_batch():
     torch.manual_seed(0)
     net = resnet(num_classes=3, channels=1, depth=18, stem="small", zero_init_residual=False)

@@ -133,6 +133,7 @@ def test_averaged_weights_are_the_closed_form_of_the_steps(small):
     assert_close(averaged, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_frozen_backbone_stays_as_it_was_and_then_moves(small):
     first = small("model=resnet", "model.depth=20", "id=first", "name=first")
     weights, _ = trained(fit, first)

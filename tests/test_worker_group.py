@@ -187,6 +187,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_group, "ERROR_GRACE_S", 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize(
     ("words", "given"),
