@@ -359,6 +359,7 @@ def test_a_yaml_with_odd_keys_is_one_line(tmp_path, monkeypatch, capsys, group, 
         assert (code, err.count("\n"), err[:8]) == (2, 1, "imgrec: ")
 
 
+@pytest.mark.slow
 @given(depth=st.integers(33, 900), brackets=st.sampled_from(["[]", "{}", "()"]))
 def test_an_override_in_many_brackets_is_one_line(depth, brackets):
     inner = "a:" if brackets == "{}" else ""

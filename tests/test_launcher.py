@@ -197,6 +197,7 @@ def test_who_did_not_come_is_named(tmp_path: Path) -> None:
         assert_error(said[rank], "2 of 3 ranks", *missing, "trainer.timeout_s=120")
 
 
+@pytest.mark.slow
 def test_nobody_at_the_address() -> None:
     def work(rank: int) -> str:
         with pytest.raises(ConfigError) as caught:

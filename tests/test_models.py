@@ -225,7 +225,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", slow_but("resnet20", "vgg", "simple_cnn", "lenet", "torchvision", "timm", among=SMALL))
 @pytest.mark.parametrize(("channels", "size"), slow_but((1, 28), among=[(1, 28), (3, 32)]))
 def test_small_images_in_logits_out_and_gradients_everywhere(name, channels, size):
     if name == "timm":

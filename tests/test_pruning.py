@@ -17,9 +17,9 @@ from imgrec.training.callbacks.history import BestCheckpoint
     ("monitor", "thresholds", "epochs"),
     [
         ("val/accuracy", [0.0, 1.1, 0.0], 2),
-        ("val/accuracy", [0.0, 0.0, 0.0], 4),
-        ("val/accuracy", [1.1], 1),
-        ("val/loss", [1e9, 1e9, 0.0], 3),
+        pytest.param("val/accuracy", [0.0, 0.0, 0.0], 4, marks=pytest.mark.slow),
+        pytest.param("val/accuracy", [1.1], 1, marks=pytest.mark.slow),
+        pytest.param("val/loss", [1e9, 1e9, 0.0], 3, marks=pytest.mark.slow),
         ("val/loss", [1e9], 4),
     ],
 )

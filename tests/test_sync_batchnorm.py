@@ -47,6 +47,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "counts", [[2, 1, 3], *(pytest.param(counts, marks=pytest.mark.slow) for counts in ([3, 3], [4, 1], [4, 0], [0, 4]))], ids=str
 )
