@@ -112,11 +112,11 @@ def _train(
 
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
-    data, augment = checked_data(instantiate(run.data.to_node()), resume, terminal.say), instantiate(run.augment)
+    data, record = checked_data(instantiate(run.data.to_node()), resume, terminal.say, rank=world.rank)
+    augment = instantiate(run.augment)
     run = run.with_classes(len(data.classes))
     _stop_if_requested(world)
     heartbeat.doing = "starting"
-    record = data.record().pack() if world.rank == 0 else None  # the rank that writes checkpoints
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing(), record), resume)
     boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
     start, left_out = (resume.start, resume.left_out) if resume else ((0, 0), set())
