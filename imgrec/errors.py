@@ -70,6 +70,11 @@ def plural(count: int, noun: str, ending: str = "s") -> str:
     return f"{count} {noun}{ending if count != 1 else ''}"
 
 
+def first_names(names: Sequence[object], most: int) -> str:
+    """'a, b, c', or 'a, b, c, ...' where there are more than `most`."""
+    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+
+
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known name that is most like `name`, if any is; capitals, '-' and '_' are no difference."""
     plain = {_plain(one): one for one in reversed(known)}

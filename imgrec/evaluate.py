@@ -14,7 +14,7 @@ from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
-from imgrec.errors import ConfigError, DataError
+from imgrec.errors import ConfigError, DataError, first_names
 from imgrec.files import atomic_write, check_output, first_bytes, is_our_png
 from imgrec.inference.paths import find_checkpoint
 from imgrec.terminal import Terminal
@@ -120,9 +120,8 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
     terminal.say(confusion_table(report, width=terminal.console.width, most=MOST_CLASSES))
     terminal.say()
     if bad:
-        first = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
         left = "image could not be read and is" if len(bad) == 1 else "images could not be read and are"
-        terminal.say(f"{len(bad):,} {left} left out: {first}", style="yellow")
+        terminal.say(f"{len(bad):,} {left} left out: {first_names(bad, 3)}", style="yellow")
     if counts is None and checkpoint.run.loss.get("class_weights") == "balanced":
         terminal.say(
             "The loss counts every image alike: class weights follow the training counts, which are not read for a folder."

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from imgrec.config.schema import Sampling
 from imgrec.data.batch import Indices
 from imgrec.data.sampler import Order, random_words, shuffled_order
-from imgrec.errors import ConfigError, did_you_mean
+from imgrec.errors import ConfigError, did_you_mean, first_names
 from imgrec.files import composed
 
 
@@ -38,8 +38,7 @@ def class_shares(
     for name in class_weights:
         if name not in classes:
             raise ConfigError(
-                f"class_weights.{name}: unknown class.{did_you_mean(name, classes)} "
-                f"The classes are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}."
+                f"class_weights.{name}: unknown class.{did_you_mean(name, classes)} The classes are {first_names(classes, 10)}."
             )
     weight: Mapping[str, Sequence[float]] = {
         "balanced": [1] * len(classes),

@@ -18,7 +18,7 @@ from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, ScaleError, decode, fit_to_size, is_constant
 from imgrec.data.mixup import partners
 from imgrec.data.split_folders import class_folders
-from imgrec.errors import DataError, did_you_mean
+from imgrec.errors import DataError, did_you_mean, first_names
 from imgrec.files import EXTENSIONS_TEXT, composed, find_images
 
 # Files of a split whose sizes, and 4 KB from the middle, are compared when a run is resumed. Each is a system call and
@@ -60,9 +60,14 @@ class ImageFiles:
         return len(self.labels)
 
     @property
+    def bad_image_key(self) -> Literal["on_bad_image", "on_bad_image_eval"]:
+        """Of the two keys the one that holds for this split."""
+        return "on_bad_image" if self.training else "on_bad_image_eval"
+
+    @property
     def skips(self) -> bool:
         """Whether unreadable images are left out."""
-        return self.on_bad_image["on_bad_image" if self.training else "on_bad_image_eval"] == "skip"
+        return self.on_bad_image[self.bad_image_key] == "skip"
 
     def path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
@@ -74,7 +79,6 @@ class ImageFiles:
         rows: list[int] = []  # of the request, that could be read
         bad: list[str] = []
         constant: list[str] = []
-        key: Literal["on_bad_image", "on_bad_image_eval"] = "on_bad_image" if self.training else "on_bad_image_eval"
         for row, index in enumerate(request.indices.tolist()):
             path = self.path(index % len(self))
             try:
@@ -82,8 +86,8 @@ class ImageFiles:
             except ScaleError:  # of a setting that is missing, which leaving a file out would hide
                 raise
             except DataError as error:
-                if self.on_bad_image[key] == "refuse":
-                    message = f"{error} Remove or replace it, or leave unreadable images out with data.{key}=skip."
+                if not self.skips:
+                    message = f"{error} Remove or replace it, or leave unreadable images out with data.{self.bad_image_key}=skip."
                     raise DataError(message) from error
                 bad.append(path)
                 continue
@@ -174,9 +178,8 @@ def folder_split(
     for folder in class_folders(root):
         folders.setdefault(composed(folder), []).append(folder)
     if unknown := sorted(folders.keys() - set(classes)):
-        known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
         raise DataError(
-            f"{root} has the class {unknown[0]}, but train does not ({known}).{did_you_mean(unknown[0], classes)} "
+            f"{root} has the class {unknown[0]}, but train does not ({first_names(classes, 10)}).{did_you_mean(unknown[0], classes)} "
             "Rename the folder, or add the class to train."
         )
     names = [

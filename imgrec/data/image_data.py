@@ -15,7 +15,7 @@ from imgrec.data.decode import Preprocessing
 from imgrec.data.image_set import ImageSet
 from imgrec.data.split_record import DataRecord
 from imgrec.data.splits import Images, check_labels, split_off
-from imgrec.errors import ConfigError, DataError, did_you_mean
+from imgrec.errors import ConfigError, DataError, did_you_mean, first_names
 
 OnChange = Literal["refuse", "accept"]
 
@@ -118,7 +118,7 @@ class ImageData:
         splits = self._as_read
         count = len(splits.classes)
         if self.num_classes not in (None, count):
-            names = ", ".join(splits.classes[:3]) + (", ..." if count > 3 else "")
+            names = first_names(splits.classes, 3)
             raise ConfigError(
                 f"data.num_classes={self.num_classes}, but {self.describe_classes(count)} ({names}). Set data.num_classes={count}."
             )

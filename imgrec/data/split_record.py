@@ -17,7 +17,7 @@ from torch import Tensor
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.image_set import ImageSet
-from imgrec.errors import printable
+from imgrec.errors import first_names, printable
 from imgrec.files import composed
 
 SHOWN = 3  # changes that a sentence names
@@ -101,7 +101,7 @@ class Changes(NamedTuple):
     def __str__(self) -> str:
         """'2 new, 1 gone (new ant/3.jpg in train, ...)'"""
         counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
-        return f"{counts} ({', '.join(self.first[:SHOWN])}{', ...' * (len(self.first) > SHOWN)})"
+        return f"{counts} ({first_names(self.first, SHOWN)})"
 
 
 def find_changes(then: DataRecord, now: DataRecord) -> Changes:
@@ -123,11 +123,7 @@ def other_classes(then: Sequence[str], now: Sequence[str]) -> str:
     if tuple(then) == tuple(now):
         return ""
     new, gone = sorted(set(now) - set(then)), sorted(set(then) - set(now))
-    parts = [
-        f"{what} {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}"
-        for what, names in (("new:", new), ("gone:", gone))
-        if names
-    ]
+    parts = [f"{what}: {first_names(names, SHOWN)}" for what, names in (("new", new), ("gone", gone)) if names]
     return f"{len(now)} classes, not the {len(then)} of the run ({'; '.join(parts) or 'in another order'})"
 
 

@@ -11,7 +11,7 @@ from imgrec.data import counter_rng
 from imgrec.data.batch import Indices
 from imgrec.data.image_set import ImageSet
 from imgrec.data.split_record import DataRecord, composed_names
-from imgrec.errors import DataError
+from imgrec.errors import DataError, plural
 
 Images = TypeVar("Images", bound=ImageSet)
 STREAMS = {"test": counter_rng.TEST_SPLIT, "val": counter_rng.VAL_SPLIT}
@@ -89,7 +89,7 @@ def _check_counts(labels: Indices, share: float, classes: tuple[str, ...], key: 
     least = int(counts.argmin())
     if counts[least] < 2:
         raise DataError(
-            f"class {classes[least]} has {counts[least]} image{'' if counts[least] == 1 else 's'}, "
+            f"class {classes[least]} has {plural(counts[least], 'image')}, "
             f"but {key}={share} needs at least 2 of each class. Add images, remove the class, or give the split its own folder."
         )
 

@@ -11,7 +11,7 @@ from imgrec.config.schema import TrainerConfig
 from imgrec.distributed import signals
 from imgrec.distributed.device_checks import check_world
 from imgrec.distributed.world import World, cluster_environment, read_world
-from imgrec.errors import ConfigError, ImgrecError, Stopped
+from imgrec.errors import ConfigError, ImgrecError, Stopped, first_names
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -80,10 +80,9 @@ def _connect_store(world: World, timeout_s: float) -> "Store":
         while not (outcome := store.compare_set("outcome", "", own or signals.stop_reason() or "").decode()):
             if time.monotonic() >= end:
                 missing = [rank for rank in range(world.size) if not store.check([f"host/{rank}"])]
-                listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
                 raise ConfigError(
                     f"{world.size - len(missing)} of {world.size} ranks connected to {host}:{port} within {timeout_s:g} s; "
-                    f"missing: rank {listed} (message of {me}). {advice}"
+                    f"missing: rank {first_names(missing, 8)} (message of {me}). {advice}"
                 )
             time.sleep(0.02 if world.size <= 16 else 0.5)  # seconds; thousands of ranks must not overload the store
     except DistError as error:

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor, distributed
 from torchmetrics import Metric
 
-from imgrec.errors import DataError
+from imgrec.errors import DataError, first_names
 
 
 class TallySums(NamedTuple):
@@ -150,6 +150,9 @@ def print_report(report: Report, console: Console, *, most: int) -> None:
     top5 = "" if report.top5 is None else f"   top-5 {report.top5:.4f}"
     console.print(f"accuracy {report.accuracy:.4f}{top5}   loss {report.loss:.4f}   samples {report.count}", highlight=False)
     if report.absent_classes:
-        names = ", ".join(report.absent_classes[:5]) + (", ..." if len(report.absent_classes) > 5 else "")
         count = f"{len(report.absent_classes)} of {len(report.per_class)} classes"
-        console.print(f"without samples, so not in the macro mean: {count} ({names})", highlight=False, markup=False)
+        console.print(
+            f"without samples, so not in the macro mean: {count} ({first_names(report.absent_classes, 5)})",
+            highlight=False,
+            markup=False,
+        )

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from imgrec.errors import CheckpointError, first_line
+from imgrec.errors import CheckpointError, first_line, first_names
 from imgrec.models.channels import first_conv, input_kernels
 from imgrec.models.layers import head_name
 from imgrec.models.timm import size_arguments, timm_library
@@ -52,7 +52,7 @@ def transfer_weights(net: nn.Module, pretrained: PretrainedWeights, classes: Seq
     net.load_state_dict(state)
 
     names = [classes[row] for row in rows]
-    examples = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
+    examples = f" ({first_names(names, 5)})" if names else ""
     copied = len(target) - (0 if rows else len(head_keys))
     return (
         f"{copied} of {len(target)} tensors from {pretrained.source}; "
