@@ -66,6 +66,6 @@ def test_the_bar_shows_it(small: Callable[..., RunConfig], undivided: list[float
             super().on_train_start(trainer, pl_module)
 
     monkeypatch.setattr(console, "EVERY_SECONDS", 1e-9)
-    monkeypatch.setattr("imgrec.training.trainer.EpochLines", Recorded)
+    monkeypatch.setattr(console, "EpochLines", Recorded)
     fit(small(*KEYS, "max_device_batch=2"), quiet=True)
     assert list(dict.fromkeys(shown)) == [f"loss {loss:.4f}" for loss in undivided]

@@ -28,7 +28,6 @@ from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.terminal import Terminal
 from imgrec.train import fit
-from imgrec.training.callbacks.history import History
 from imgrec.training.summary import print_result
 from imgrec.training.trainer import configured_callbacks
 
@@ -328,14 +327,41 @@ def test_the_api_trains_under_its_own_name(small):
     assert imgrec.fit(small("id=a"), quiet=True)["status"] == "finished"
 
 
-def test_a_callback_that_is_null_in_a_yaml_is_off_and_one_without_a_target_is_refused(tmp_path):
-    run = config.load("train", ["model=simple_cnn"])
-    off = replace(run, callbacks=dict.fromkeys(run.callbacks))
-    assert configured_callbacks(off, tmp_path, History(tmp_path / "metrics.csv", run.monitor)) == []
+def test_a_callback_that_is_null_is_off_and_one_without_a_target_is_refused():
+    names = ("throughput", "steps", "console", "tensorboard", "ema", "early_stopping")
+    run = config.load("train", ["model=simple_cnn", *(f"callbacks.{name}=null" for name in names)])
+    assert run.callbacks == dict.fromkeys(names)
+    assert configured_callbacks(run.callbacks, {}) == []
     with raises_error(ConfigError, "a config group", "_target_", "decay"):
-        configured_callbacks(
-            replace(run, callbacks={"ema": {"decay": 0.9}}), tmp_path, History(tmp_path / "metrics.csv", run.monitor)
-        )
+        configured_callbacks({"ema": {"decay": 0.9}}, {})
+
+
+def test_console_throughput_and_steps_are_off_where_they_are_null(small, capsys):
+    run = small("logger=csv", "epochs=1", "trainer.log_every_steps=1", "id=all")
+    fit(run)
+    printed = capsys.readouterr().out
+    fit(small("logger=csv", "epochs=1", "id=few", *(f"callbacks.{name}=null" for name in ("throughput", "steps", "console"))))
+    fewer = capsys.readouterr().out
+    folder = Path(run.runs_dir) / run.name
+    with (folder / "all/metrics.csv").open() as all_file, (folder / "few/metrics.csv").open() as few_file:
+        (row,), (less,) = csv.DictReader(all_file), csv.DictReader(few_file)
+    measured = {"images_per_second", "data_wait_share", "seconds"}
+    assert all(row[name] for name in measured)
+    assert {name: value for name, value in row.items() if name not in measured} | dict.fromkeys(measured, "") == less
+    assert "train loss" in printed and "train loss" not in fewer
+    points = (folder / "all/csv/metrics.csv").read_text(), (folder / "few/csv/metrics.csv").read_text()
+    assert "step/loss" in points[0] and "step/lr" in points[0] and "step" in points[1] and "step/l" not in points[1]
+
+
+@pytest.mark.parametrize("order", [("throughput", "console"), ("console", "throughput")])
+def test_history_collects_what_throughput_measured_and_the_console_prints_it_in_any_order_of_the_nodes(small, order, capsys):
+    run = small("epochs=1", "id=1")
+    callbacks = {name: run.callbacks[name] for name in order}
+    fit(replace(run, callbacks=callbacks))
+    with (Path(run.runs_dir) / run.name / "1/metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    speed = f"{float(row['images_per_second']):,.0f}"
+    assert any(line.split()[:1] == ["1/1"] and speed in line.split() for line in capsys.readouterr().out.splitlines())
 
 
 def test_ctrl_c_says_how_to_resume(small, monkeypatch, capsys):

@@ -203,10 +203,13 @@ def conform(value: Any, like: Any, path: str = "", *, types: Mapping[str, Any], 
     `ranges`: whether numbers are held to RANGES. Those under a `_target_` that imgrec does not ship are not: what they mean, that code says.
     """
     if isinstance(like, dict) and like:
+        off = path.startswith("callbacks.") and "_target_" in like
+        if off and value is None:
+            return None
         if not isinstance(value, dict):
-            raise ConfigError(
-                f"{path}={format_value(value)}: expected a group of keys. Type {path}.KEY=VALUE; its keys are {_listed(like)}."
-            )
+            null = f"Type {path}=null to switch it off. " * off
+            keys = f"Type {path}.KEY=VALUE; its keys are {_listed(like)}." * bool(_listed(like))
+            raise ConfigError(f"{path}={format_value(value)}: expected a group of keys. {null}{keys}".rstrip())
         if "_target_" in value:
             ranges = any(value["_target_"] == target for target in shipped_targets())
         checked: Node = {}

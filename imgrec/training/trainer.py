@@ -1,6 +1,6 @@
 """The Lightning Trainer of a run, its callbacks and its logger."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.world import World, cluster_environment
 from imgrec.errors import ConfigError, first_line
 from imgrec.terminal import Terminal
-from imgrec.training.callbacks.console import EpochLines
 from imgrec.training.callbacks.early_stopping import Pruning
 from imgrec.training.callbacks.finite import FiniteLoss
 from imgrec.training.callbacks.freeze import FreezeBackbone
 from imgrec.training.callbacks.history import BestCheckpoint, History
-from imgrec.training.callbacks.logger import LogSteps
+from imgrec.training.callbacks.logger import LogRun
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.lightning_compat import prepare_trainer
 from imgrec.training.run_dir import RunDir
@@ -85,36 +84,33 @@ def build_trainer(
 def run_callbacks(
     run: RunConfig, run_dir: RunDir, terminal: Terminal, history: History, boundary: StepBoundary
 ) -> list[pl.Callback]:
-    """The callbacks of a training in the order that they need: the step boundary first, the best checkpoint last."""
-    steps = LogSteps(run.to_dict(), every_steps=run.trainer.log_every_steps)
-    callbacks: list[pl.Callback] = [
-        boundary,
-        FiniteLoss(run_dir.checkpoints),
-        Throughput(),
-        history,
-        steps,
-        EpochLines(terminal, history, steps),
-    ]
+    """The callbacks of a training in the order that they need: the step boundary first, the best checkpoint last.
+
+    Of those of conf/callbacks, Throughput comes before History, which collects what it measured; the others after it.
+    """
+    given = {"monitor": run.monitor, "config": run.to_dict(), "history": history, "run_dir": run_dir.path, "terminal": terminal}
+    configured = configured_callbacks(run.callbacks, given)
+    measuring = [callback for callback in configured if isinstance(callback, Throughput)]
+    callbacks = [boundary, FiniteLoss(run_dir.checkpoints), *measuring, history, LogRun(run.to_dict())]
     if run.finetune.freeze_epochs:
         callbacks.append(FreezeBackbone(run.finetune.freeze_epochs))
+    callbacks += [callback for callback in configured if callback not in measuring]
     if run.trainer.pruning_thresholds:
         callbacks.append(Pruning(history, run.trainer.pruning_thresholds, terminal.say))
-    return [*callbacks, *configured_callbacks(run, run_dir.path, history), BestCheckpoint(run_dir.best, history)]
+    return [*callbacks, BestCheckpoint(run_dir.best, history)]
 
 
-def configured_callbacks(run: RunConfig, folder: Path, history: History) -> list[pl.Callback]:
+def configured_callbacks(nodes: Mapping[str, Node | None], given: Mapping[str, Any]) -> list[pl.Callback]:
     """The callbacks of conf/callbacks, in its order; one that is null, or whose target returns None, is off.
 
-    A target with parameters of these names also gets monitor (the run's), config (the run's, as plain data), history
-    (the metrics of each epoch so far) and run_dir (the path of the run directory).
+    A target with parameters of the names in `given` also gets these.
     """
-    arguments = {"monitor": run.monitor, "config": run.to_dict(), "history": history, "run_dir": folder}
     callbacks: list[pl.Callback] = []
-    for name, node in run.callbacks.items():
+    for name, node in nodes.items():
         if node is None:
             continue
         parameters = parameter_types(node_target(node))
-        extra = {key: value for key, value in arguments.items() if key in parameters and key not in node}
+        extra = {key: value for key, value in given.items() if key in parameters and key not in node}
         callback = instantiate(node, **extra)
         if isinstance(callback, pl.Callback):
             callbacks.append(callback)

@@ -9,8 +9,7 @@ from imgrec.data.datamodule import DataModule
 from imgrec.errors import plural
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
-from imgrec.training.callbacks.logger import LogSteps
-from imgrec.training.callbacks.throughput import WORTH_SAYING
+from imgrec.training.callbacks.steps import StepMetrics
 from imgrec.training.lightning_compat import count_micro_batches
 
 # The columns: title, width, metric, form. 80 characters wide; metrics.csv has the rest.
@@ -29,15 +28,18 @@ EVERY_SECONDS = 0.1  # how often the loss beside the bar is fetched from the dev
 
 
 class EpochLines(pl.Callback):
-    """Prints the figures that History and LogSteps collected; so it stands behind them in the list of callbacks."""
+    """Prints the figures that `history` collected, and beside the bar the loss of StepMetrics, where that runs too."""
 
-    def __init__(self, terminal: Terminal, history: History, steps: LogSteps) -> None:
-        self.terminal, self.history, self.steps = terminal, history, steps
+    def __init__(self, *, data_wait: float, terminal: Terminal, history: History) -> None:
+        """data_wait: share of an epoch's time that the network waited for images, above which a line says so."""
+        self.data_wait, self.terminal, self.history = data_wait, terminal, history
+        self._steps: StepMetrics | None = None
         self._progress = terminal.bar()
         self._said_waiting = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._said_images = {LEFT_OUT: len(trainer.datamodule.bad_images())}  # type: ignore[attr-defined]  # before a resume
+        self._steps = next((other for other in trainer.callbacks if isinstance(other, StepMetrics)), None)  # type: ignore[attr-defined]
         self.terminal.say(HEADER, style="bold")
         self._progress.start()
         self.on_train_epoch_start(trainer, pl_module)  # no epoch starts in a run that resumes within one
@@ -61,7 +63,7 @@ class EpochLines(pl.Callback):
         (task,) = self._progress.tasks
         self._progress.advance(task.id)
         elapsed = task.elapsed or 0
-        loss = self.steps.loss if trainer.training else None
+        loss = self._steps.loss if self._steps and trainer.training else None
         if loss is not None and elapsed > EVERY_SECONDS * (1 + task.fields.get("shown", 0)):
             self._progress.update(task.id, note=f"loss {float(loss):.4f}", shown=int(elapsed / EVERY_SECONDS))
 
@@ -74,7 +76,7 @@ class EpochLines(pl.Callback):
         self._say_images(data.bad_images(), LEFT_OUT)
         self._say_images(data.constant_images(), "with the same value everywhere")
         waited = row.get("data_wait_share", 0.0)
-        if waited > WORTH_SAYING and not self._said_waiting:
+        if waited > self.data_wait and not self._said_waiting:
             self._said_waiting = True
             hint = "raise num_workers, use smaller image files, or a set held in memory"
             self.terminal.say(f"  The network waited {waited:.0%} of the time for data: {hint}.", style="yellow")

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from imgrec.config.schema import monitor_mode
 from imgrec.files import atomic_write
-from imgrec.training.callbacks.logger import learning_rate
+from imgrec.training.callbacks.steps import learning_rate
 from imgrec.training.module import Classifier
 
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1", "val/top5")

@@ -8,12 +8,13 @@ import torch
 
 from imgrec.data.batch import Batch
 
-WORTH_SAYING = 0.2  # share of the time spent waiting for data, from which on a sentence is due
-WARM_UP = 1  # steps of an epoch left out: the first one opens workers, chooses algorithms, compiles
-
 
 class Throughput(pl.Callback):
     """Logs images_per_second (all devices), data_wait_share and seconds of each training epoch."""
+
+    def __init__(self, *, warm_up: int) -> None:
+        """warm_up: steps of an epoch that are left out: the first one opens workers, chooses algorithms, compiles."""
+        self.warm_up = warm_up
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._epoch_start = self._mark = time.perf_counter()
@@ -24,13 +25,13 @@ class Throughput(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
         now = time.perf_counter()
-        if self._steps >= WARM_UP:
+        if self._steps >= self.warm_up:
             self._waited += now - self._mark
         self._mark = now
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         now = time.perf_counter()
-        if self._steps >= WARM_UP:
+        if self._steps >= self.warm_up:
             self._worked += now - self._mark
             self._images += len(batch.labels)
         self._steps += 1
