@@ -203,24 +203,7 @@ def conform(value: Any, like: Any, path: str = "", *, types: Mapping[str, Any], 
     `ranges`: whether numbers are held to RANGES. Those under a `_target_` that imgrec does not ship are not: what they mean, that code says.
     """
     if isinstance(like, dict) and like:
-        off = path.startswith("callbacks.") and "_target_" in like
-        if off and value is None:
-            return None
-        if not isinstance(value, dict):
-            null = f"Type {path}=null to switch it off. " * off
-            keys = f"Type {path}.KEY=VALUE; its keys are {_listed(like)}." * bool(_listed(like))
-            raise ConfigError(f"{path}={format_value(value)}: expected a group of keys. {null}{keys}".rstrip())
-        if "_target_" in value:
-            ranges = any(value["_target_"] == target for target in shipped_targets())
-        checked: Node = {}
-        for key, inner in value.items():
-            name = f"{path}.{key}" if path else key
-            if key not in like:
-                raise ConfigError(
-                    f"{name}={format_value(inner)}: there is no key {name}.{did_you_mean(key, list(like))} Known here: {_listed(like)}."
-                )
-            checked[key] = conform(inner, like[key], name, types=types, ranges=ranges)
-        return checked
+        return _conform_group(value, like, path, types=types, ranges=ranges)
     hint = key_type(path, like, types)
     if hint is float and is_number(value):
         value = float(str(value))  # an integer of any size; inf is in no range
@@ -237,6 +220,28 @@ def conform(value: Any, like: Any, path: str = "", *, types: Mapping[str, Any], 
     if ranges:
         check_range(path, value, like)
     return value
+
+
+def _conform_group(value: Any, like: Node, path: str, *, types: Mapping[str, Any], ranges: bool) -> Node | None:
+    """`conform` for a group of keys. null switches a callback off."""
+    callback = path.startswith("callbacks.") and "_target_" in like
+    if callback and value is None:
+        return None
+    if not isinstance(value, dict):
+        null = f" Type {path}=null to switch it off." * callback
+        keys = f" Type {path}.KEY=VALUE; its keys are {_listed(like)}." * bool(_listed(like))
+        raise ConfigError(f"{path}={format_value(value)}: expected a group of keys.{null}{keys}")
+    if "_target_" in value:
+        ranges = any(value["_target_"] == target for target in shipped_targets())
+    checked: Node = {}
+    for key, inner in value.items():
+        name = f"{path}.{key}" if path else key
+        if key not in like:
+            raise ConfigError(
+                f"{name}={format_value(inner)}: there is no key {name}.{did_you_mean(key, list(like))} Known here: {_listed(like)}."
+            )
+        checked[key] = conform(inner, like[key], name, types=types, ranges=ranges)
+    return checked
 
 
 def _expanduser(value: str | list[Any]) -> str | list[Any]:
