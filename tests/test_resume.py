@@ -176,7 +176,15 @@ def test_without_a_whole_checkpoint_nothing_is_trained_over_what_is_there(tmp_pa
     with raises_error(CheckpointError, checkpoints / "last.ckpt", f"format {FORMAT_VERSION + 1}", f"format {FORMAT_VERSION}"):
         fit(run, quiet=True)
     (checkpoints / "last.ckpt").unlink()
-    with raises_error(CheckpointError, checkpoints / "previous.ckpt", "3,000 bytes", "truncated"):
+    (checkpoints / "best.ckpt").write_bytes(b"")
+    with raises_error(
+        CheckpointError,
+        checkpoints / "previous.ckpt",
+        "3,000 bytes",
+        "truncated",
+        "resume=false",
+        f"weights={checkpoints}/best.ckpt",
+    ):
         fit(run, quiet=True)
 
 

@@ -215,6 +215,21 @@ def test_a_finished_run_is_read_and_not_trained_again(small):
     assert fit(run, quiet=True) == json.loads(json.dumps(first))
 
 
+def test_the_best_checkpoint_has_the_weights_alone_and_a_finished_run_two_checkpoints(small, tmp_path):
+    """With the average of the weights: that is what both files hold as the network."""
+    keys = ("model=simple_cnn", "optim=adam", "monitor=val/loss", "optim.lr=1e-5", "epochs=3", "callbacks.ema.decay=0.5")
+    result = fit(small(*keys, "id=a", "trainer.save_every_steps=1"), quiet=True)
+    assert result["best"]["epoch"] == 3
+    folder = tmp_path / "runs" / result["name"] / "a/checkpoints"
+    assert sorted(file.name for file in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    best, last = (torch.load(folder / name, weights_only=True) for name in ("best.ckpt", "last.ckpt"))
+    assert best.keys() == {"state_dict", "imgrec", "epoch", "global_step", "pytorch-lightning_version"}
+    assert_close(best["state_dict"], last["state_dict"], rtol=0, atol=0)
+    assert not all(map(torch.equal, last["state_dict"].values(), last["current_model_state"].values()))
+    weights = sum(tensor.nbytes for tensor in best["state_dict"].values())
+    assert (folder / "best.ckpt").stat().st_size < weights + 20_000  # and the metadata
+
+
 def test_what_a_run_leaves(small, tmp_path):
     run = small("id=a", "epochs=2", "logger=tensorboard", "trainer.log_every_steps=1")
     result = fit(run, quiet=True)
@@ -227,7 +242,7 @@ def test_what_a_run_leaves(small, tmp_path):
         "checkpoints",
         "tensorboard",
     }
-    assert {path.name for path in (folder / "checkpoints").iterdir()} - {"previous.ckpt"} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [2, 4]

@@ -34,10 +34,10 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, fix: str = "Name another, such as last.ckpt beside it.") -> dict[str, Any]:
     """The checked dictionary of a checkpoint: "state_dict", "imgrec" and, for resuming, Lightning's own keys.
 
-    Raises CheckpointError for a file that is truncated, foreign, of another version, or whose config names code that imgrec does not call.
+    fix: what to do where it is damaged. Raises CheckpointError for a file that is truncated, foreign, of another version, or whose config names code that imgrec does not call.
     """
     file = find_checkpoint(path)
     try:
@@ -52,9 +52,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # of a foreign file torch's unpickler raises IndexError, KeyError, RuntimeError and more
         size, reason = file.stat().st_size, first_line(error) if str(error) else "it ends too early"
-        raise DamagedError(
-            f"{file} ({size:,} bytes) is truncated or no checkpoint: {reason}. Name another, such as last.ckpt beside it."
-        ) from error
+        raise DamagedError(f"{file} ({size:,} bytes) is truncated or no checkpoint: {reason}. {fix}".rstrip()) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not isinstance(checkpoint.get("imgrec"), dict):
         raise CheckpointError(
             f"{file} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT."

@@ -27,7 +27,7 @@ LIGHTNING_PARTS: dict[str, Any] = {
     "optimizer_states": list, "lr_schedulers": list,
 }  # fmt: skip
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
-BEST = "best.ckpt"  # the checkpoint that is tested
+BEST = "best.ckpt"  # the checkpoint that is tested; without the state of an optimizer, so nothing is resumed from it
 
 
 def checkpoint_metadata(
@@ -166,8 +166,10 @@ def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, d
     """The newest whole checkpoint in the folder; see `find_resume_point`."""
     files = [file for file in (folder / LAST, folder / PREVIOUS) if file.is_file()]
     for file in files:
+        weights = f"weights={folder / BEST} " if (folder / BEST).is_file() else ""
+        none_left = f"It was the last that can be resumed. Set resume=false {weights}to start a new run."
         try:
-            checkpoint = read_checkpoint(file)
+            checkpoint = read_checkpoint(file, fix=none_left if file == files[-1] else "The save before it is used.")
         except DamagedError as error:
             if file == files[-1]:
                 raise
@@ -230,7 +232,7 @@ def _read_best(folder: Path, weights: str | None) -> tuple[dict[str, Any] | None
     if not file.is_file():
         return None, f"{file} is missing."
     try:
-        best = read_checkpoint(file)
+        best = read_checkpoint(file, fix="")
     except CheckpointError as error:
         return None, str(error)
     return best, None if weights_hash(best) == weights else f"{file} has other weights than those of the best epoch."

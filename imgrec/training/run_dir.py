@@ -64,6 +64,11 @@ class RunDir:
         return self.checkpoints / "last.ckpt"
 
     @property
+    def previous(self) -> Path:
+        """The one before, for the case that the newest is damaged; there is none of a finished run."""
+        return self.checkpoints / "previous.ckpt"
+
+    @property
     def best(self) -> Path:
         """The checkpoint of the best epoch by `monitor`; there is none before the first epoch has ended."""
         return self.checkpoints / "best.ckpt"
@@ -99,6 +104,7 @@ class RunDir:
     def record(self, result: dict[str, Any]) -> None:
         """Write result.json, with which the run is finished."""
         atomic_write(self.path / "result.json", json.dumps(result, indent=1))
+        self.previous.unlink(missing_ok=True)
 
     def _start(self, run: RunConfig) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

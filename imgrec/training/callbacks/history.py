@@ -16,6 +16,9 @@ from imgrec.training.module import Classifier
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1", "val/top5")
 COLUMNS = ("epoch", "step", "lr", *METRICS, "images_per_second", "data_wait_share", "seconds", "best")
 
+# What is left of Lightning's checkpoint where nothing is resumed: of a ResNet-18 with Adam 45 MB instead of 134.
+WEIGHTS_ONLY = ("epoch", "global_step", "pytorch-lightning_version", "state_dict")
+
 
 class History(pl.Callback):
     """Collects the figures of each epoch after validation and rewrites metrics.csv.
@@ -65,15 +68,25 @@ class History(pl.Callback):
 
 
 class BestCheckpoint(Checkpoint):
-    """Writes `file` after each epoch that History marks as the best so far. Lightning calls it after other callbacks.
+    """Writes `file`, weights and metadata alone, after each epoch that History marks as the best so far.
+
+    Lightning calls it after other callbacks.
 
     The later of equal epochs is kept: small validation splits tie often. With 144 digits, the first of eight epochs at
     99.31% had 95.56% of the test, the last one 99.72%.
     """
 
     def __init__(self, file: Path, history: History) -> None:
-        self.file, self.history = file, history
+        self.file, self.history, self._saving = file, history, False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.history.rows[-1]["best"]:
+            self._saving = True
             trainer.save_checkpoint(self.file)
+            self._saving = False
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Not weights_only=True of save_checkpoint: the average of the weights, which EMA puts in their place here, would be missing.
+        if self._saving:
+            for key in checkpoint.keys() - WEIGHTS_ONLY:
+                del checkpoint[key]
