@@ -74,7 +74,7 @@ def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = 
         log = None if world.rank > 0 else run_dir.path / "log.txt"
         with closing(Terminal(quiet=quiet or world.rank > 0, log=log)) as terminal:
             heartbeat = Heartbeat(world.rank, world.size, run.trainer.timeout_s, terminal.note)
-            watchdog = Watchdog(note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
+            watchdog = Watchdog(grace_s=run.trainer.grace_s, note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
             with signals.handlers_installed(), watchdog, heartbeat:
                 return _train(run, run_dir, terminal, world, heartbeat, watchdog, command)
 

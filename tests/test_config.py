@@ -67,6 +67,7 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
         "data.scale",
         "optim.base_batch",
         "tasks_per_node",
+        "trainer.grace_s",
         "trainer.max_minutes",
         "trainer.num_nodes",
         "trainer.save_every_steps",

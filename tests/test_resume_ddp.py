@@ -12,7 +12,6 @@ from processes import exit_codes, run_ranks, wait_until
 from resumed_runs import assert_same, finish_run, hang_over_sample, kill_run, load_run, patch_call, read_outcome
 
 from imgrec.config.schema import RunConfig
-from imgrec.distributed import watchdog
 from imgrec.distributed.flag_reduction import FlagReduction
 from imgrec.errors import Stopped
 from imgrec.inference.checkpoint import read_checkpoint
@@ -85,10 +84,9 @@ def test_a_signal_for_one_rank_stops_all_at_the_same_step(tmp_path, unbroken, st
 @pytest.mark.slow
 def test_a_stop_while_a_loader_process_of_one_rank_hangs_ends_all_as_they_were_saved(tmp_path, unbroken, capfd):
     """The others are in the backward pass of a step that this rank cannot begin."""
-    run = together(tmp_path, "num_workers=1", "trainer.save_every_steps=1")
+    run = together(tmp_path, "num_workers=1", "trainer.save_every_steps=1", "trainer.grace_s=1.0")
 
     def work(rank: int) -> None:
-        watchdog.GRACE_S = 1
         hang_over_sample(run, 17, 2)  # the last of the third step
         fit(run, quiet=True)
 

@@ -7,6 +7,9 @@ import pytest
 from error_parts import assert_refused
 from processes import run_command
 
+from imgrec.distributed import watchdog
+from imgrec.train import fit
+
 SCRIPT = """
 import os, signal, time
 from types import SimpleNamespace
@@ -39,7 +42,7 @@ def ask_to_stop():
 signals.install_handlers()
 watchdog.GRACE_S, watchdog.SAVING_S = 1, 5
 note, leave = (lambda line: print_now("log: " + line)), (lambda line: print_now("left: " + line))
-with watchdog.Watchdog(note=note, leave=leave) as watched:
+with watchdog.Watchdog(grace_s={grace}, note=note, leave=leave) as watched:
     with watched.save(step=12):
         pass
     {then}
@@ -47,8 +50,8 @@ print("out of the block")
 """
 
 
-def run_watchdog(then: str) -> subprocess.CompletedProcess[str]:
-    return run_command(sys.executable, "-c", SCRIPT.format(then=then))
+def run_watchdog(then: str, grace: object = "'auto'") -> subprocess.CompletedProcess[str]:
+    return run_command(sys.executable, "-c", SCRIPT.format(then=then, grace=grace))
 
 
 @pytest.mark.parametrize("busy", ["time.sleep(1000)", "while True: pass", "sum(1 for _ in iter(int, 1))"])
@@ -58,6 +61,37 @@ def test_no_step_boundary(busy: str) -> None:
     assert_refused(done.stderr, "stopped by SIGTERM", "1 s", "since step 12", "same command")
     line = done.stderr.removeprefix("imgrec: ").partition(". ")[0]
     assert done.stdout == f"in time\nleft: {line}\n{done.stderr.replace('imgrec', 'log', 1)}"
+
+
+def boundaries(*seconds: float) -> str:
+    """Steps of these lengths."""
+    passed = [f"now[0] += {length}; watched.pass_boundary()" for length in seconds]
+    return "; ".join(["watched.pass_boundary()", *passed])
+
+
+@pytest.mark.parametrize(("seconds", "grace"), [((), 1), ((0.1, 0.2), 1), ((4.0, 0.1, 0.3), 12), ((0.5,), 1.5)])
+def test_long_steps_are_waited_for(seconds: tuple[float, ...], grace: float) -> None:
+    """Three times the longest so far, GRACE_S (1 here) at least."""
+    asked = f"{boundaries(*seconds)}; ask_to_stop(); turn_clock({grace} - 1); print_now('waits')"
+    done = run_watchdog(f"{asked}; turn_clock(0.2)")
+    assert (done.returncode, done.stdout.split("\n")[:2]) == (75, ["in time", "waits"])
+    assert_refused(done.stderr, "stopped by SIGTERM", f"{grace:g} s (trainer.grace_s)", "since step 12")
+    saved = run_watchdog(f"{asked}; watched.saving = True; turn_clock(0.2); turn_clock(1)")
+    assert (saved.returncode, saved.stdout, saved.stderr) == (0, "in time\nwaits\nout of the block\n", "")
+
+
+def test_the_key_decides_whatever_was_measured() -> None:
+    done = run_watchdog(f"{boundaries(4.0)}; ask_to_stop(); turn_clock(0.2)", grace=1.0)
+    assert (done.returncode, done.stdout.split("\n")[0]) == (75, "in time")
+    done = run_watchdog("ask_to_stop(); turn_clock(6.0)", grace=7)
+    assert (done.returncode, done.stdout) == (0, "in time\nout of the block\n")
+
+
+def test_a_run_passes_a_boundary_before_each_step_and_each_batch_of_an_evaluation(small, monkeypatch) -> None:
+    passed = []
+    monkeypatch.setattr(watchdog.Watchdog, "pass_boundary", lambda *watchdog: passed.append(watchdog))
+    fit(small(), quiet=True)  # two steps, a batch of validation, one of the test
+    assert len(passed) == 4
 
 
 def test_nothing_saved_ever() -> None:

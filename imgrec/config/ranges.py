@@ -42,7 +42,7 @@ _KEYS: dict[Range, str] = {
     Range(-inf): "data.scale",
     POSITIVE: """
         lr_min lr_max data.std augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
-        scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.timeout_s trainer.max_minutes
+        scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.timeout_s trainer.grace_s trainer.max_minutes
         trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches""",
     Range(0, 1): """
         data.mean augment.flip augment.crop_padding augment.shift augment.erase scheduler.floor scheduler.start scheduler.end""",

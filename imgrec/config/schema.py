@@ -34,6 +34,7 @@ class TrainerConfig:
     sync_batchnorm: bool
     threads: int | Literal["auto"]
     timeout_s: float
+    grace_s: float | Literal["auto"]
     precision: Precision
     gradient_clip: float
     channels_last: bool

@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from imgrec.distributed import signals
 from imgrec.errors import ExitCode
 
-GRACE_S = 15.0  # a stop should be over inside 20 s
+GRACE_S = 15.0  # at least: a stop of short steps should be over inside 20 s
+GRACE_STEPS = 3  # several ranks stop after up to two steps
 SAVING_S = 120.0  # for a save that has begun, and for the exit after it
 FLUSH_S = 3.0
 
@@ -43,14 +45,26 @@ def end_process(line: str | None, code: int, note: Callable[[str], None] | None 
 
 
 class Watchdog:
-    """A thread that ends this process with code 75 if no step boundary comes within GRACE_S of a request to stop.
+    """A thread that ends this process with code 75 if no save begins within `grace_s` of a request to stop.
 
     The main thread is then where Python runs no code of ours: in a compile, or a read from a file system that is down.
-    A save that begins in time, with the exit after it, may take SAVING_S. A context manager around a run. `leave`
-    tells the other ranks that this one has not died; `note` writes to the log; `prints`: this process prints the line.
+    "auto": GRACE_STEPS times the longest time between two step boundaries so far, GRACE_S at least. Before the first step
+    is over that is enough, as all that could be saved is. A save that begins in time, with the exit after it, may take
+    SAVING_S. A context manager around a run. `leave` tells the other ranks that this one has not died; `note` writes to
+    the log; `prints`: this process prints the line.
     """
 
-    def __init__(self, *, note: Callable[[str], None], leave: Callable[[str], None], prints: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        grace_s: float | Literal["auto"],
+        note: Callable[[str], None],
+        leave: Callable[[str], None],
+        prints: bool = True,
+    ) -> None:
+        self._grace_s = grace_s
+        self._boundary_at: float | None = None  # time.monotonic() of the last step boundary
+        self._longest_s = 0.0  # between two of them
         self.saving = False
         self.save_ended = -math.inf  # time.monotonic()
         self.saved_step: int | None = None  # the last one, or that of the checkpoint that the run resumed from
@@ -64,6 +78,17 @@ class Watchdog:
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
+
+    @property
+    def grace_s(self) -> float:
+        return max(GRACE_S, GRACE_STEPS * self._longest_s) if self._grace_s == "auto" else self._grace_s
+
+    def pass_boundary(self) -> None:
+        """At each step boundary."""
+        now = time.monotonic()
+        if self._boundary_at is not None:
+            self._longest_s = max(self._longest_s, now - self._boundary_at)
+        self._boundary_at = now
 
     @contextmanager
     def save(self, step: int) -> Iterator[None]:
@@ -83,9 +108,10 @@ class Watchdog:
                 continue
             if began is None and (self.saving or now - self.save_ended < waited):
                 began = now
-            if began is None and waited > GRACE_S:
+            if began is None and waited > self.grace_s:
                 since = "" if self.saved_step is None else f" since step {self.saved_step}"
-                self._end(f"stopped by {reason}; no step boundary came within {GRACE_S:g} s: nothing was saved{since}")
+                within = f"no step boundary came within {self.grace_s:g} s (trainer.grace_s)"
+                self._end(f"stopped by {reason}; {within}: nothing was saved{since}")
             if began is not None and now - began > SAVING_S:
                 self._end(f"stopped by {reason}; the save that began then did not end within {SAVING_S:g} s")
 

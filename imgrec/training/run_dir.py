@@ -32,6 +32,7 @@ RESUMABLE_KEYS = (
     "trainer.num_nodes",
     "trainer.strategy",
     "trainer.timeout_s",
+    "trainer.grace_s",
     "trainer.threads",
     "trainer.log_every_steps",
     "trainer.max_minutes",

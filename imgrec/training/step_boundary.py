@@ -146,6 +146,7 @@ class StepBoundary(pl.Callback):
 
     def _pass_boundary(self, trainer: pl.Trainer) -> None:
         """All ranks continue, save first, or stop, which raises Stopped on all of them."""
+        self.watchdog.pass_boundary()
         minutes, every = self.config.max_minutes, self.config.save_every_steps
         if minutes is not None and time.monotonic() - self._began > 60 * minutes:
             signals.request_stop(f"the time budget of {minutes:g} minutes")
