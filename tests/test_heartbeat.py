@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from imgrec.distributed import heartbeat as heartbeat_module
 from imgrec.distributed import signals
 from imgrec.distributed.diagnosis import RankStatus, find_dead, find_hang, lagging_ranks
 from imgrec.distributed.heartbeat import Heartbeat, _is_of_the_network
+from imgrec.distributed.transport import signed
 
 RANKS = 3
 TIMEOUT_S = 4.0  # more than a rank that runs has to wait for a processor; what is longer is for ever
@@ -318,28 +319,20 @@ def test_many_at_once() -> None:
     assert find_dead([status(0, left="finished"), status(1, left="stopped")], 1e6, 100.0) is None
 
 
-def test_unknown_connections_are_closed() -> None:
-    heartbeat = Heartbeat(0, 2, 10.0, print)
-    _, port, token = heartbeat._connections.listen()
+def test_strangers_do_not_reach_the_status_of_a_rank(tmp_path: Path) -> None:
+    heartbeat = Heartbeat(0, 2, 10.0, (tmp_path / "log").write_text)
+    _, port, secret = heartbeat._connections.listen()
     heartbeat._statuses = {rank: RankStatus(rank, 0.0, 0.0) for rank in (0, 1)}
     heartbeat._thread.start()
-    for line in (
-        b"GET / HTTP/1.1\r\n\r\n",
-        b'{"rank": 1, "token": "guessed"}\n',
-        b"[]\n",
-        b"7\n",
-        b"\xff\xfe\n",
-        b'{"rank": 1}\n',
-    ):
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as unknown:
+    for line in (b"GET / HTTP/1.1\r\n\r\n", b'{"rank": 1, "left": "finished"}\n', b"[" * 100_000 + b"\n"):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as unknown, suppress(ConnectionError):
             unknown.sendall(line)
             assert unknown.recv(100) == b"", line
     assert heartbeat._connections.lines == {}
+    assert "127.0.0.1" in (tmp_path / "log").read_text()
     with socket.create_connection(("127.0.0.1", port), timeout=20) as rank:
-        rank.sendall(
-            json.dumps({"rank": 1, "token": token, "host": "n2", "pid": 7}).encode()
-            + b'\n{"left": "finished", "failed": false}\n'
-        )
+        first = signed(json.dumps({"rank": 1, "host": "n2", "pid": 7}).encode(), secret)
+        rank.sendall(first + b'\n{"left": "finished", "failed": false}\n')
         assert b'"doing": "starting"' in rank.recv(1000)
     assert heartbeat._statuses[1].left == "finished"
     heartbeat.close()

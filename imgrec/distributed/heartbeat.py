@@ -8,11 +8,11 @@ All ranks enter the block, after torch.distributed is initialised. After an exce
 because another rank died, the process ends with the line about that one; otherwise the other ranks end with a line
 about this one.
 
-Rank 0 listens on a free port; each other rank has a TCP connection to it and sends a short line about once a second. A
-killed process closes its connection, so its death is known at once; a stopped process, a crashed machine or a broken
-network is known after `timeout_s` without a message. imgrec.distributed.diagnosis.find_hang says what a hang is. Rank 0
-decides for all, and each rank about rank 0. Then all end with exit code 1 by os._exit, since a collective cannot be
-interrupted. Work: O(ranks) a second on rank 0, O(1) on the others.
+Rank 0 listens on a free port until all have connected; each other rank has a TCP connection to it and sends a short
+line about once a second. A killed process closes its connection, so its death is known at once; a stopped process, a
+crashed machine or a broken network is known after `timeout_s` without a message. imgrec.distributed.diagnosis.find_hang
+says what a hang is. Rank 0 decides for all, and each rank about rank 0. Then all end with exit code 1 by os._exit,
+since a collective cannot be interrupted. Work: O(ranks) a second on rank 0, O(1) on the others.
 
 It is not torch.distributed.TCPStore, which does not report the death of a client, and whose calls block forever when
 the process that hosts it is stopped.
@@ -56,7 +56,7 @@ class Heartbeat:
         self._who = {"host": socket.gethostname(), "pid": os.getpid()}
         self._report_s = min(max(REPORT_S, world_size / REPORTS_PER_S), timeout_s / 5)
         self._statuses: dict[int, RankStatus] = {}  # of this rank, and on rank 0 of all, elsewhere of rank 0
-        self._connections = Transport(rank, world_size)
+        self._connections = Transport(rank, world_size, note)
         self._left: Message | None = None
         self._left_sent = False
         self._end_line: str | None = None
@@ -135,7 +135,7 @@ class Heartbeat:
         """Tell the others that this rank ends, with a reason, or with an exception other than Stopped, which ends them too."""
         if self._left is None:
             failed = isinstance(reason, BaseException) and not isinstance(reason, Stopped)
-            text = f"{type(reason).__name__}: {str(reason).strip()}".splitlines()[0] if failed else str(reason)
+            text = f"{type(reason).__name__}: {str(reason).strip()}".splitlines()[0][:1000] if failed else str(reason)
             self._left = {"left": text, "failed": failed, "refused": isinstance(reason, ImgrecError)}
             if self._thread.is_alive():
                 self._connections.wake()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from imgrec.config.schema import TrainerConfig
 from imgrec.distributed import signals
 from imgrec.distributed.device_checks import check_world
+from imgrec.distributed.ports import keep_gloo_local, open_port
 from imgrec.distributed.world import World, cluster_environment, read_world
 from imgrec.errors import ConfigError, ImgrecError, Stopped, first_names
 
@@ -44,6 +45,7 @@ def connect(world: World, *, timeout_s: float) -> None:
 
     if distributed.is_initialized():
         return
+    keep_gloo_local(world)
     _stores[:] = [_connect_store(world, timeout_s)]
     backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
     limit = timedelta(seconds=timeout_s + LATER_S)
@@ -66,9 +68,10 @@ def _connect_store(world: World, timeout_s: float) -> "Store":
     try:
         if not listens:
             _wait_for(host, port, end)
+        listener = open_port(host, port, world).detach() if listens else None  # torch's own would be at all addresses
         store = PrefixStore(
             f"imgrec/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
-            TCPStore(host, port, world.size, listens, limit, wait_for_workers=False),
+            TCPStore(host, port, world.size, listens, limit, wait_for_workers=False, master_listen_fd=listener),
         )
     except (DistError, OSError) as error:
         failed = f"cannot listen on {host}:{port}" if listens else f"got no answer from {host}:{port} within {timeout_s:g} s"

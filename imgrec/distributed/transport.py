@@ -1,5 +1,11 @@
-"""The connections of imgrec.distributed.heartbeat: one from each rank to rank 0, with a JSON object on each line."""
+"""The connections of imgrec.distributed.heartbeat: one from each rank to rank 0, with a JSON object on each line.
 
+Only the ranks know the secret of the run, which rank 0 gives them through the process group. Their first line is signed
+with it (HMAC, RFC 2104). What has no such line is dropped and never parsed, whoever sent it: a port scan, another run,
+a stranger. The port is closed once all ranks have connected.
+"""
+
+import hmac
 import json
 import os
 import resource
@@ -7,11 +13,16 @@ import secrets
 import selectors
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 
 from imgrec.distributed.diagnosis import Message
+from imgrec.distributed.ports import heartbeat_host, open_port
+from imgrec.distributed.world import read_world
 
 READ_DELAY_S = 0.2  # at most: rank 0 reads many messages at once, as each read takes the interpreter from the training
+LINE_LIMIT = 1 << 16  # bytes; ours are shorter than 2,000
+STRANGERS = 64  # connections without a first line that rank 0 holds, beside one for each rank
 
 
 class LineConnection:
@@ -22,7 +33,7 @@ class LineConnection:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = connection
-        self._out, self._in = bytearray(), bytearray()
+        self._out, self._in = bytearray(), b""
 
     @property
     def sent(self) -> bool:
@@ -31,7 +42,8 @@ class LineConnection:
     def send(self, message: Message | None = None) -> None:
         """Send a message, after the rest of earlier ones. `receive` reports a closed connection."""
         if message is not None:
-            self._out += json.dumps(message).encode() + b"\n"
+            self.send_line(json.dumps(message).encode())
+            return
         try:
             while self._out:
                 del self._out[: self.socket.send(self._out)]
@@ -40,57 +52,61 @@ class LineConnection:
         except OSError:
             self._out.clear()
 
-    def receive(self) -> tuple[list[Message], bool]:
-        """The messages received, and whether the connection is open."""
-        is_open = False
+    def send_line(self, line: bytes) -> None:
+        self._out += line + b"\n"
+        self.send()
+
+    def receive(self) -> tuple[list[bytes], bool]:
+        """Lines received, and whether the connection goes on: it is not closed, and no line is longer than LINE_LIMIT."""
         try:
-            while chunk := self.socket.recv(1 << 16):
-                self._in += chunk
+            chunk = self.socket.recv(LINE_LIMIT)
         except BlockingIOError:
-            is_open = True
+            return [], True
         except OSError:
-            pass
-        *lines, rest = self._in.split(b"\n")
-        self._in = bytearray(rest)
-        return [json.loads(line) for line in lines], is_open
+            return [], False
+        *lines, self._in = (self._in + chunk).split(b"\n")
+        return lines, bool(chunk) and len(self._in) <= LINE_LIMIT
 
 
 class Transport:
     """On rank 0 a port and a connection to each rank; on the others a connection to rank 0.
 
-    One thread calls `read` and `send`; `wake` and `sent` may be called from others.
+    One thread calls `read` and `send`; `wake` and `sent` may be called from others. `note` writes a line to the log.
     """
 
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, rank: int, world_size: int, note: Callable[[str], None]) -> None:
+        self.rank, self.world_size, self._note = rank, world_size, note
         self.lines: dict[int, LineConnection] = {}
+        self._missing = set(range(1, world_size))  # ranks that rank 0 has not heard yet
+        self._strangers: dict[socket.socket, str] = {}  # connections without a first line, the oldest first; their address
+        self._any_dropped = False
         self._listener: socket.socket | None = None
-        self._token = ""
+        self._secret = b""
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.PollSelector()  # epoll's set would be shared with loader workers that were forked
         self._selector.register(self._woken, selectors.EVENT_READ)
         # A forked loader worker holds the connections too: it would outlive a killed rank, and hide its death.
         os.register_at_fork(after_in_child=self.close)
 
-    def listen(self) -> tuple[list[str], int, str]:
-        """Open the port; returns host names to try, the port, and the token that a rank has to send."""
+    def listen(self) -> tuple[list[str], int, bytes]:
+        """Open the port; returns the hosts to try, the port, and the secret that signs the first line of a rank."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != resource.RLIM_INFINITY:  # often 1024, and each connection is an open file
-            more = soft + self.world_size
+            more = soft + self.world_size + STRANGERS
             resource.setrlimit(resource.RLIMIT_NOFILE, (more if hard == resource.RLIM_INFINITY else min(more, hard), hard))
-        both = socket.has_dualstack_ipv6()
-        family = socket.AF_INET6 if both else socket.AF_INET
-        self._listener = socket.create_server(("", 0), family=family, dualstack_ipv6=both, backlog=self.world_size)
+        world = read_world()
+        host = heartbeat_host(world)
+        self._listener = open_port(host, 0, world)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
-        self._token = secrets.token_hex(16)
-        master = [os.environ["MASTER_ADDR"]] if "MASTER_ADDR" in os.environ else []  # which the process group has reached
-        return [*master, socket.gethostname()], self._listener.getsockname()[1], self._token
+        self._secret = secrets.token_bytes(32)
+        address, port = self._listener.getsockname()[:2]
+        return [host if ip_address(address).is_unspecified else address, host, socket.gethostname()], port, self._secret
 
-    def connect(self, hosts: list[str], port: int, token: str, who: Message, timeout_s: float) -> None:
+    def connect(self, hosts: list[str], port: int, secret: bytes, who: Message, timeout_s: float) -> None:
         """Connect to the port of rank 0 and send `who`. RuntimeError where none of the hosts answers."""
         failures = []
-        for host in hosts:
+        for host in dict.fromkeys(hosts):
             try:
                 connection = socket.create_connection((host, port), timeout=min(30.0, timeout_s))
             except OSError as error:
@@ -98,7 +114,7 @@ class Transport:
                 continue
             self.lines[0] = LineConnection(connection, rank=0)
             self._selector.register(connection, selectors.EVENT_READ, self.lines[0])
-            self.lines[0].send({**who, "token": token})
+            self.lines[0].send_line(signed(json.dumps({"rank": self.rank, **who}).encode(), secret))
             return
         raise RuntimeError(
             f"rank {self.rank} on {socket.gethostname()} cannot reach rank 0 at {' or '.join(failures)}. "
@@ -111,42 +127,69 @@ class Transport:
         if self.rank == 0 and ready:
             time.sleep(min(READ_DELAY_S, self.world_size / 1000))
             ready = [key for key, _ in self._selector.select(0)]
+        accepts = False
         for key in ready:
             if key.fileobj is self._woken:
                 self._woken.recv(4096)
             elif key.fileobj is self._listener:
-                self._accept()
+                accepts = True  # after the lines that have come, so that no flood of strangers displaces a rank
             else:
                 yield from self._receive(key.data)
+        if self._listener is not None and not self._missing:
+            self._stop_listening(self._listener)
+        elif accepts:
+            self._accept()
 
     def _accept(self) -> None:
         assert self._listener is not None
-        while True:
+        for _ in range(self.world_size + STRANGERS):
             try:
-                connection = self._listener.accept()[0]
-            except BlockingIOError:
+                connection, address = self._listener.accept()
+            except OSError:  # no more of them, or one that is gone again, or no more open files
                 return
             self._selector.register(connection, selectors.EVENT_READ, LineConnection(connection))
+            self._strangers[connection] = address[0]
+            if len(self._strangers) > len(self._missing) + STRANGERS:
+                self._drop(next(iter(self._strangers)))
+
+    def _stop_listening(self, listener: socket.socket) -> None:
+        self._listener = None
+        self._close(listener)
+        for stranger in list(self._strangers):
+            self._drop(stranger)
 
     def _receive(self, line: LineConnection) -> Iterator[tuple[int, Message | None]]:
-        messages: list[Message] = []
-        try:
-            messages, is_open = line.receive()
-            if line.rank is None and messages:  # only a rank knows the token; others, such as port scans, are rejected
-                is_open = secrets.compare_digest(str(messages[0]["token"]), self._token)
-                line.rank = messages[0]["rank"] if is_open else None
-        except (ValueError, TypeError, KeyError):
-            is_open = False
-        if line.rank is not None:
-            self.lines[line.rank] = line
-            for message in messages:
-                yield line.rank, message
+        lines, is_open = line.receive()
+        if line.rank is None and (lines or not is_open):
+            first = verified(lines[0], self._secret) if lines else None
+            rank = None if first is None else json.loads(first)["rank"]
+            if first is None or rank not in self._missing:  # a copy of a line that a rank has sent
+                self._drop(line.socket)
+                return
+            lines[0], line.rank = first, rank
+            self.lines[rank] = line
+            self._missing.remove(rank)
+            del self._strangers[line.socket]
+        if line.rank is None:
+            return
+        for text in lines:
+            yield line.rank, json.loads(text)
         if not is_open:
-            self._selector.unregister(line.socket)
-            line.socket.close()
-            if line.rank is not None:
-                del self.lines[line.rank]
-                yield line.rank, None
+            self._close(line.socket)
+            del self.lines[line.rank]
+            yield line.rank, None
+
+    def _drop(self, stranger: socket.socket) -> None:
+        """Close a connection that is of no rank; the first one is worth a line in the log."""
+        address = self._strangers.pop(stranger)
+        self._close(stranger)
+        if not self._any_dropped:
+            self._any_dropped = True
+            self._note(f"dropped a connection from {address}, which is no rank of this run; others will be without a line")
+
+    def _close(self, connection: socket.socket) -> None:
+        self._selector.unregister(connection)
+        connection.close()
 
     def wake(self) -> None:
         """End the thread's wait in `read`."""
@@ -168,3 +211,14 @@ class Transport:
         for key in list(self._selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
+
+
+def signed(text: bytes, secret: bytes) -> bytes:
+    """The text behind its HMAC."""
+    return hmac.new(secret, text, "sha256").hexdigest().encode() + b" " + text
+
+
+def verified(line: bytes, secret: bytes) -> bytes | None:
+    """The text of a line from `signed` with this secret, None for any other bytes."""
+    text = line.partition(b" ")[2]
+    return text if hmac.compare_digest(line, signed(text, secret)) else None

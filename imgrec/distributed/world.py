@@ -30,6 +30,11 @@ class World:
     nodes: int = 1
     started_by: Literal["alone", "imgrec", "torchrun", "slurm"] = "alone"
 
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether all ranks are on this machine."""
+        return self.local_size == self.size
+
 
 def read_world() -> World:
     """The World in the variables of torchrun, srun or imgrec.distributed.launcher; without them the process is alone.

@@ -1,0 +1,191 @@
+"""The ports of a run: at which address they are, and what bytes of strangers do there."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from processes import run_ranks, wait_until
+from torch import distributed
+
+from imgrec.distributed import ports
+from imgrec.distributed.heartbeat import Heartbeat
+from imgrec.distributed.process_group import connect
+from imgrec.distributed.transport import LINE_LIMIT, STRANGERS, Transport
+from imgrec.distributed.world import World, read_world
+
+Attack = list[bytes]
+
+
+@contextmanager
+def transports(size: int = 3) -> Iterator[tuple[Transport, list[str], list[str], int, bytes]]:
+    """Rank 0 that listens, what it notes, and how to reach it."""
+    notes: list[str] = []
+    with closing(Transport(0, size, notes.append)) as first:
+        hosts, port, secret = first.listen()
+        yield first, notes, hosts, port, secret
+
+
+def read_all(transport: Transport) -> list[tuple[int, object]]:
+    return [item for _ in range(4) for item in transport.read(0)]
+
+
+def dropped(stranger: socket.socket) -> bool:
+    """Whether the other end has closed the connection."""
+    stranger.setblocking(False)
+    try:
+        return stranger.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+@settings(max_examples=30)
+@given(st.lists(st.lists(st.binary(max_size=300), max_size=4), max_size=4))
+@example([[b"[" * 60_000 + b"\n"]])  # deeper than Python's stack
+@example([[b'{"rank": 1, "host": "n2", "pid": 7}\n'], [b'{"rank": 1} {"rank": 1}\n'], [b"0" * 64 + b' {"rank": 1}\n']])
+@example([[b"\n" * 1000], [b"GET / HTTP/1.1\r\n\r\n"], [b"7\n"], [b"\xff\xfe\n"], ['{"rank": "é"}\n'.encode()]])
+def test_strangers_are_dropped_with_one_line_and_the_ranks_come_through(attacks: list[Attack]) -> None:
+    with transports() as (first, notes, hosts, port, secret), ExitStack() as stack:
+        strangers = [stack.enter_context(socket.create_connection((hosts[0], port))) for _ in attacks]
+        for stranger, attack in zip(strangers, attacks, strict=True):
+            for part in attack:
+                assert read_all(first) == []
+                try:
+                    stranger.sendall(part)
+                except ConnectionError:  # it has been dropped
+                    break
+        assert read_all(first) == []
+        with closing(Transport(1, 3, print)) as one, closing(Transport(2, 3, print)) as two:
+            for rank in (one, two):
+                rank.connect(hosts, port, secret, {"host": f"n{rank.rank}"}, 10)
+                rank.send({"doing": "é" * 1000})
+            seen: list[tuple[int, object]] = []
+            wait_until(lambda: seen.extend(read_all(first)) or len(seen) == 4)
+            for rank in (1, 2):
+                assert [message for number, message in seen if number == rank] == [
+                    {"rank": rank, "host": f"n{rank}"},
+                    {"doing": "é" * 1000},
+                ]
+            assert read_all(first) == []
+            assert all(map(dropped, strangers))
+            assert len(notes) == bool(attacks)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((hosts[0], port))
+            first.send({"end": "x"})
+            assert [list(rank.read(10)) for rank in (one, two)] == [[(0, {"end": "x"})]] * 2
+
+
+def test_a_line_without_an_end_is_dropped_at_the_limit() -> None:
+    with transports() as (first, notes, hosts, port, _), socket.create_connection((hosts[0], port)) as stranger:
+        stranger.setblocking(False)
+        read = 0
+        while not notes:
+            try:
+                while True:
+                    stranger.send(b"x" * LINE_LIMIT)
+            except BlockingIOError:
+                pass
+            read += 1
+            assert read_all(first) == []
+        assert read <= 2  # of up to 4 times LINE_LIMIT bytes
+        assert dropped(stranger)
+
+
+def test_idle_connections_are_bounded_and_keep_no_rank_out() -> None:
+    with transports(2) as (first, notes, hosts, port, secret), closing(Transport(1, 2, print)) as one, ExitStack() as stack:
+        idle = []
+        for _ in range(3 * STRANGERS):
+            idle.append(stack.enter_context(socket.create_connection((hosts[0], port))))
+            assert list(first.read(0)) == []
+        assert sum(not dropped(stranger) for stranger in idle) == STRANGERS + 1
+        one.connect(hosts, port, secret, {}, 10)
+        seen: list[tuple[int, object]] = []
+        wait_until(lambda: seen.extend(first.read(0)) or seen)
+        assert seen == [(1, {"rank": 1})]
+        read_all(first)
+        assert all(map(dropped, idle))
+        assert len(notes) == 1
+
+
+def test_a_copy_of_the_line_of_a_rank_is_dropped() -> None:
+    with transports(3) as (first, notes, hosts, port, secret), closing(Transport(1, 3, print)) as one:
+        with socket.create_server(("127.0.0.1", 0)) as eavesdropper:
+            one.connect(["127.0.0.1"], eavesdropper.getsockname()[1], secret, {}, 10)
+            with eavesdropper.accept()[0] as overheard:
+                line = overheard.recv(1000)
+        seen: list[tuple[int, object]] = []
+        with socket.create_connection((hosts[0], port)) as real, socket.create_connection((hosts[0], port)) as copy:
+            real.sendall(line)
+            wait_until(lambda: seen.extend(first.read(0)) or seen)
+            copy.sendall(line)
+            wait_until(lambda: seen.extend(first.read(0)) or notes)
+            assert seen == [(1, {"rank": 1})]
+            assert dropped(copy)
+            assert not dropped(real)
+
+
+def listening() -> list[str]:
+    """The addresses at which this process listens."""
+    sockets = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        if entry.is_symlink():
+            sockets.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
+    addresses = []
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in sockets:
+                raw = bytes.fromhex(fields[1].partition(":")[0])
+                words = [raw[at : at + 4][::-1] for at in range(0, len(raw), 4)]
+                addresses.append(socket.inet_ntop(family, b"".join(words)))
+    return addresses
+
+
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="reads /proc")
+def test_nothing_of_a_run_on_one_machine_listens_where_another_machine_can_reach_it() -> None:
+    def work(rank: int) -> list[str]:
+        before = listening()
+        del os.environ["GLOO_SOCKET_IFNAME"]
+        connect(read_world(), timeout_s=30)
+        with Heartbeat(rank, 2, 30.0, print):
+            distributed.barrier()
+            return [address for address in listening() if address not in before]
+
+    first, second = run_ranks(2, work)
+    assert set(first + second) == {"127.0.0.1"}
+    assert first  # the store
+
+
+def own_address() -> str:
+    """An address of this machine that is not a loopback one; no packet is sent."""
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no network")
+        address: str = probe.getsockname()[0]
+        return address
+
+
+@pytest.mark.parametrize(("world", "host", "everywhere"), [
+    (World(0, 2, 0, 2), "127.0.0.1", False),
+    (World(0, 2, 0, 2), "localhost", False),
+    (World(0, 2, 0, 1, 2), "own", False),
+    (World(0, 2, 0, 1, 2), "127.0.1.1", True),
+    (World(0, 2, 0, 1, 2), "192.0.2.1", True),  # of a router in front of this machine
+])  # fmt: skip
+def test_rank_0_listens_at_the_address_that_the_others_use(world: World, host: str, everywhere: bool) -> None:
+    host = own_address() if host == "own" else host
+    with ports.open_port(host, 0, world) as listener:
+        address, port = listener.getsockname()[:2]
+        assert address == (
+            "::" if everywhere and socket.has_dualstack_ipv6() else "0.0.0.0" if everywhere else socket.gethostbyname(host)
+        )
+        if host != "192.0.2.1":
+            socket.create_connection((host, port)).close()
