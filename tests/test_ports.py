@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from processes import run_ranks, wait_until
 from torch import distributed
 
-from imgrec.distributed import ports
+from imgrec.distributed import launcher, ports
 from imgrec.distributed.heartbeat import Heartbeat
+from imgrec.distributed.launcher import RankProcess
 from imgrec.distributed.process_group import connect
 from imgrec.distributed.transport import LINE_LIMIT, STRANGERS, Transport
 from imgrec.distributed.world import World, read_world
@@ -189,3 +190,40 @@ def test_rank_0_listens_at_the_address_that_the_others_use(world: World, host: s
         )
         if host != "192.0.2.1":
             socket.create_connection((host, port)).close()
+
+
+def bind(port: int) -> None:
+    with socket.socket() as another:
+        another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        another.bind(("127.0.0.1", port))
+
+
+def test_nobody_else_can_take_the_port_of_a_run_while_its_ranks_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks: list[RankProcess] = []
+
+    def start(command: list[str], *, env: dict[str, str], pass_fds: list[int]) -> None:
+        with pytest.raises(OSError, match="in use"):
+            bind(int(env["MASTER_PORT"]))
+        if env["RANK"] == "0":
+            with socket.socket(fileno=os.dup(pass_fds[1])) as given:
+                assert given.getsockname() == (env["MASTER_ADDR"], int(env["MASTER_PORT"]))
+                assert env["IMGREC_SOCKET"] == str(pass_fds[1])
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    launcher._start(["python", str(tmp_path / "task.json")], ranks, 2, tmp_path, 0)
+    assert [one.rank for one in ranks] == [0, 1]
+
+
+def test_rank_0_listens_with_the_socket_that_the_launcher_has_bound() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+
+        def work(rank: int) -> str:
+            os.environ |= {"MASTER_PORT": str(port), "IMGREC_SOCKET": str(bound.fileno())}
+            connect(read_world(), timeout_s=30)
+            with pytest.raises(OSError, match="in use"):
+                bind(port)
+            return os.environ.get("IMGREC_SOCKET", "taken")
+
+        assert run_ranks(2, work) == ["taken", str(bound.fileno())]

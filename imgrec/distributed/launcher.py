@@ -23,6 +23,7 @@ from imgrec import errors
 from imgrec.config.schema import Node
 from imgrec.distributed import signals, watchdog
 from imgrec.distributed.diagnosis import AGAIN
+from imgrec.distributed.ports import LOCAL, SOCKET_VARIABLE
 from imgrec.distributed.world import RUN_DIR_VARIABLE
 from imgrec.errors import UNWRITABLE, Died, ExitCode, ImgrecError, Stopped
 from imgrec.files import atomic_write
@@ -82,19 +83,24 @@ def launch(command: Sequence[str], task: Node, count: int, *, run_dir: Path, loc
 
 
 def _start(command: Sequence[str], ranks: list[RankProcess], count: int, run_dir: Path, lock: int) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # For rank 0, which listens with it. Without SO_REUSEADDR nobody else can have its port until then.
+    with socket.socket() as bound:
+        bound.bind((LOCAL, 0))
+        _start_ranks(command, ranks, count, run_dir, lock, bound)
+
+
+def _start_ranks(
+    command: Sequence[str], ranks: list[RankProcess], count: int, run_dir: Path, lock: int, bound: socket.socket
+) -> None:
     shared = {
         "OMP_NUM_THREADS": max(1, len(os.sched_getaffinity(0)) // count),
-        "GLOO_SOCKET_IFNAME": "lo",  # the host's own name may not resolve to an address
         **os.environ,
         RUN_DIR_VARIABLE: str(run_dir),
         "WORLD_SIZE": count,
         "LOCAL_WORLD_SIZE": count,
         "GROUP_RANK": 0,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_ADDR": LOCAL,
+        "MASTER_PORT": bound.getsockname()[1],
         "TORCHELASTIC_RUN_ID": "imgrec",
     }
     # Signals are blocked until a rank has its handlers: they would kill it.
@@ -102,8 +108,10 @@ def _start(command: Sequence[str], ranks: list[RankProcess], count: int, run_dir
     try:
         for rank in range(count):
             report = Path(command[-1]).with_name(f"rank_{rank}.json")
-            variables = {key: str(value) for key, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-            process = subprocess.Popen([*command, str(report), str(os.getpid())], env=variables, pass_fds=[lock])
+            own = {"RANK": rank, "LOCAL_RANK": rank, SOCKET_VARIABLE: bound.fileno()}
+            variables = {key: str(value) for key, value in (shared | own).items()}
+            files = [lock] if rank else [lock, bound.fileno()]  # rank 0 listens
+            process = subprocess.Popen([*command, str(report), str(os.getpid())], env=variables, pass_fds=files)
             ranks.append(RankProcess(rank, process, report))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from imgrec.distributed.world import World
 
 LOCAL = "127.0.0.1"
+SOCKET_VARIABLE = "IMGREC_SOCKET"  # set by imgrec.distributed.launcher: rank 0's file descriptor of the socket at MASTER_PORT
 
 
 def open_port(host: str, port: int, world: World) -> socket.socket:
@@ -32,6 +33,12 @@ def open_port(host: str, port: int, world: World) -> socket.socket:
     both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=backlog)
+
+
+def store_socket(host: str, port: int, world: World) -> int:
+    """The file descriptor of a socket for torch's store on rank 0, whose own would be at all addresses."""
+    inherited = os.environ.pop(SOCKET_VARIABLE, None)
+    return open_port(host, port, world).detach() if inherited is None else int(inherited)
 
 
 def heartbeat_host(world: World) -> str:

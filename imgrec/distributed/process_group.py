@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from imgrec.config.schema import TrainerConfig
 from imgrec.distributed import signals
 from imgrec.distributed.device_checks import check_world
-from imgrec.distributed.ports import keep_gloo_local, open_port
+from imgrec.distributed.ports import keep_gloo_local, store_socket
 from imgrec.distributed.world import World, cluster_environment, read_world
 from imgrec.errors import ConfigError, ImgrecError, Stopped, first_names
 
@@ -68,7 +68,7 @@ def _connect_store(world: World, timeout_s: float) -> "Store":
     try:
         if not listens:
             _wait_for(host, port, end)
-        listener = open_port(host, port, world).detach() if listens else None  # torch's own would be at all addresses
+        listener = store_socket(host, port, world) if listens else None
         store = PrefixStore(
             f"imgrec/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
             TCPStore(host, port, world.size, listens, limit, wait_for_workers=False, master_listen_fd=listener),
