@@ -7,7 +7,7 @@ COPY pyproject.toml README.md LICENSE /src/
 COPY conf /src/conf
 COPY launch /src/launch
 COPY imgrec /src/imgrec
-RUN pip install --no-cache-dir torch torchvision "/src[timm,parquet]"
+RUN pip install --no-cache-dir torch torchvision "/src[timm]"
 
 WORKDIR /imgrec
 ENTRYPOINT ["imgrec"]

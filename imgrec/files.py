@@ -135,10 +135,17 @@ def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryI
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Writes a small file with `atomic_file`; DataError where that fails."""
+    """Writes a small file with `atomic_output`."""
+    with atomic_output(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_output(path: Path) -> Iterator[BinaryIO]:
+    """`atomic_file` for a file of the user's; DataError where it cannot be written."""
     try:
         with atomic_file(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}. Free disk space, or choose another path.") from error
 

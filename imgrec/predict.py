@@ -62,7 +62,6 @@ def _check_files(config: PredictConfig, files: list[str]) -> Path:
     out, ckpt = Path(config.out), find_checkpoint(config.ckpt)
     check_gpu("device", config.device)
     files += expand_files(config.files)
-    prediction_table.check_parquet(out)
     check_output("out", out, prediction_table.SUFFIXES, ours=prediction_table.written_by_us, overwrite=config.overwrite)
     return ckpt
 
@@ -98,7 +97,8 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
         return 0
     group.set_status("writing the table")
     out = Path(config.out)
-    prediction_table.write_table(out, rows, top_k=top_k)
+    columns = prediction_table.column_names(top_k)
+    prediction_table.write_table(out, [{name: [row[name] for row in rows] for name in columns}])
     _say(terminal, rows, top_k, out, time.perf_counter() - start)
     bad = [row for row in rows if row["error"]]
     if len(bad) == len(rows):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from processes import run_ranks
@@ -63,6 +64,12 @@ def test_figures_weights_and_logs_are_those_of_one_process(small: Callable[..., 
                 assert_same(found[which], expected[which], which)
         weights, alone = (read_checkpoint(place / id / "checkpoints" / "best.ckpt")["state_dict"] for id in (str(size), "1"))
         assert_close(weights, alone, rtol=1e-4, atol=1e-6)
+        several, single = (pq.read_table(place / id / "predictions.parquet").to_pydict() for id in (str(size), "1"))
+        assert several["index"] == single["index"] == list(range(13))
+        for column in ("true", "predicted"):
+            assert several[column] == single[column]
+        assert_close(several["probabilities"], single["probabilities"], rtol=1e-3, atol=1e-4)
+        assert len((place / str(size) / "errors.csv").read_text().splitlines()) - 1 == 13 - round(13 * found["test"]["accuracy"])
         assert [row["epoch"] for row in rows(place / str(size))] == ["1", "2"]
         log = (place / str(size) / "log.txt").read_text()
         assert log.count("\n    1/2 ") == log.count("\n    2/2 ") == log.count("test accuracy") == 1

@@ -34,6 +34,7 @@ SLOW = {
     "matplotlib",
     "sklearn",
     "optuna",
+    "pyarrow",
 }
 
 

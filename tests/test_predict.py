@@ -16,7 +16,6 @@ from untrained_run import save_untrained_run
 from imgrec import cli
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_EXTENSIONS
-from imgrec.inference import prediction_table
 from imgrec.inference.paths import expand_files
 from imgrec.inference.predictor import load
 
@@ -165,16 +164,6 @@ def test_a_file_of_someone_else_is_not_replaced(run, images, tmp_path, capsys):
         first = out.read_bytes()
         assert predict(f"ckpt={run}", f"files={images}/b", f"out={out}") == 0  # its own it replaces
         assert out.read_bytes() == first
-
-
-def test_parquet_without_pyarrow_says_what_to_install(run, images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prediction_table, "find_spec", lambda name: None)
-    assert predict(f"ckpt={run}", f"files={images}", f"out={tmp_path}/p.parquet") == 2
-    install = 'pip install "imgrec[parquet]"'
-    assert_refused(capsys.readouterr().err, f"out={tmp_path}/p.parquet", "pyarrow", install, f"out={tmp_path}/p.csv")
-
-
-# Names
 
 
 def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):

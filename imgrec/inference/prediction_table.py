@@ -1,47 +1,66 @@
-"""Rows of predictions as CSV, JSON or Parquet: the same columns and values in each. Imports no torch."""
+"""Predictions as CSV, JSON or Parquet: the same columns and values in each. Imports no torch."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
-from importlib.util import find_spec
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from imgrec.errors import ConfigError
-from imgrec.files import atomic_write, first_bytes
+from imgrec.files import atomic_output, check_output, first_bytes, is_our_png
 
 SUFFIXES = (".csv", ".json", ".parquet")
-LEADING_COLUMNS = ["path", "class", "probability"]
+# How the tables begin: of `predict`, and of a test, whose images may have an index in the split instead of a path.
+LEADING_COLUMNS = (["path", "class", "probability"], ["path", "true", "predicted"], ["index", "true", "predicted"])
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 PredictionRow = dict[str, Any]
+Columns = Mapping[str, "Sequence[Any] | NDArray[Any]"]  # equally long
+
+
+class AnswerFiles(NamedTuple):
+    """The files that show what a network answers for each image of a test; sheet None: no picture."""
+
+    errors: Path  # a table of those with another class than theirs
+    sheet: Path | None  # a picture of the first of them
+    predictions: Path  # a table of all images
+
+
+def check_answer_files(start: Path, *, sheet: bool, overwrite: bool) -> AnswerFiles:
+    """START_errors.csv and so on, each checked."""
+    names = ("errors.csv", "errors.png", "predictions.parquet")
+    errors, picture, predictions = (start.with_name(f"{start.name}_{name}") for name in names)
+    for table in (errors, predictions):
+        check_output("out", table, (table.suffix,), ours=written_by_us, overwrite=overwrite)
+    if sheet:
+        check_output("out", picture, (picture.suffix,), ours=is_our_png, overwrite=overwrite)
+    return AnswerFiles(errors, picture if sheet else None, predictions)
 
 
 def column_names(top_k: int) -> list[str]:
     """path, class, probability, class_2, probability_2, ..., error."""
     more = [name for k in range(2, top_k + 1) for name in (f"class_{k}", f"probability_{k}")]
-    return [*LEADING_COLUMNS, *more, "error"]
+    return [*LEADING_COLUMNS[0], *more, "error"]
 
 
 def prediction_row(path: str, top: Sequence[tuple[str, float]], *, top_k: int, error: str | None = None) -> PredictionRow:
-    """A file's row. Probabilities have six significant digits, about what float32 holds. None where there is no value."""
-    values: list[str | float | None] = [value for name, probability in top for value in (name, float(f"{probability:.6g}"))]
+    """A file's row. None where there is no value."""
+    values: list[str | float | None] = [value for name, probability in top for value in (name, six_digits(probability))]
     values += [None] * (2 * top_k - len(values))
     return dict(zip(column_names(top_k), [path, *values, error], strict=True))
 
 
-def check_parquet(path: Path) -> None:
-    """ConfigError for a .parquet where pyarrow is not installed."""
-    if path.suffix == ".parquet" and find_spec("pyarrow") is None:
-        other = path.with_suffix(".csv")
-        raise ConfigError(
-            f'out={path} needs pyarrow, which is not installed. Type: pip install "imgrec[parquet]", or set out={other}.'
-        )
+def six_digits(probability: float) -> float:
+    """Six significant digits, about what float32 holds."""
+    return float(f"{probability:.6g}")
 
 
-def write_table(path: Path, rows: Sequence[PredictionRow], *, top_k: int) -> None:
-    """Write rows in the format of the file's suffix; DataError where they cannot be written."""
-    writers = {".csv": _csv, ".json": _json, ".parquet": _parquet}
-    atomic_write(path, writers[path.suffix](rows, column_names(top_k)))
+def write_table(path: Path, parts: Iterable[Columns]) -> None:
+    """Write a table, one part of its rows after the other, in the format of the suffix; DataError where it cannot be written."""
+    with atomic_output(path) as file:
+        {".csv": _csv, ".json": _json, ".parquet": _parquet}[path.suffix](file, parts)
 
 
 def written_by_us(path: Path) -> bool:
@@ -54,30 +73,46 @@ def written_by_us(path: Path) -> bool:
             names: list[str] = pq.read_schema(path).names
         except (pa.ArrowInvalid, OSError):
             return False
-        return names[:3] == LEADING_COLUMNS
-    start = {".csv": ",".join(LEADING_COLUMNS) + ",", ".json": '[\n{"path": '}[path.suffix]
-    return first_bytes(path).startswith(start.encode())
+        return names[:3] in LEADING_COLUMNS
+    starts = [",".join(names) + "," if path.suffix == ".csv" else f'[\n{{"{names[0]}": ' for names in LEADING_COLUMNS]
+    return first_bytes(path).startswith(tuple(start.encode() for start in starts))
 
 
-def _csv(rows: Sequence[PredictionRow], names: list[str]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)  # None becomes nothing
-    return text.getvalue().encode(errors="surrogateescape")  # a file name's own bytes, also where they are no UTF-8
+def _csv(file: BinaryIO, parts: Iterable[Columns]) -> None:
+    for number, part in enumerate(parts):
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not number:
+            writer.writerow(part)
+        writer.writerows(zip(*part.values(), strict=True))  # None becomes nothing
+        file.write(text.getvalue().encode(errors="surrogateescape"))  # a file name's own bytes, also where they are no UTF-8
 
 
-def _json(rows: Sequence[PredictionRow], names: list[str]) -> bytes:
-    return ("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n").encode()
+def _json(file: BinaryIO, parts: Iterable[Columns]) -> None:
+    rows = (json.dumps(dict(zip(part, row, strict=True))) for part in parts for row in zip(*part.values(), strict=True))
+    for number, row in enumerate(rows):
+        file.write((",\n" if number else "[\n").encode() + row.encode())
+    file.write(b"\n]\n")
 
 
-def _parquet(rows: Sequence[PredictionRow], names: list[str]) -> bytes:
+def _parquet(file: BinaryIO, parts: Iterable[Columns]) -> None:
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.float64() if name.startswith("probability") else pa.string()) for name in names])
-    # Parquet's strings are UTF-8 by definition; other bytes in a file name become '?'.
-    legal = [{k: v.encode(errors="replace").decode() if isinstance(v, str) else v for k, v in row.items()} for row in rows]
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(legal, schema=schema), sink)
-    return sink.getvalue()
+    def array(name: str, values: Any) -> Any:
+        if isinstance(values, np.ndarray):
+            flat = pa.array(values.reshape(-1))
+            return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+        if name.startswith("probability"):
+            return pa.array(values, pa.float64())
+        # Parquet's strings are UTF-8 by definition; other bytes in a file name become '?'.
+        return pa.array([value and value.encode(errors="replace").decode() for value in values], pa.string())
+
+    writer = None
+    for part in parts:
+        table = pa.table({name: array(name, values) for name, values in part.items()})
+        writer = writer or pq.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    assert writer is not None, "a table has at least one part"
+    writer.close()

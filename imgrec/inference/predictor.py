@@ -28,6 +28,7 @@ from imgrec.data.split_record import DataRecord
 from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares
 from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, DataError, first_line
+from imgrec.inference.answers import AnswerCollector, Answers
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.metrics import ConfusionTally, Report
@@ -45,6 +46,14 @@ class Prediction:
     class_name: str
     probability: float
     top: list[tuple[str, float]]
+
+
+class Measured(NamedTuple):
+    """The report on labelled images, the answers on the first rank, paths of what could not be read (on_bad_image_eval: skip)."""
+
+    report: Report
+    answers: Answers | None
+    bad: list[str]
 
 
 class Predictor:
@@ -170,7 +179,7 @@ class Predictor:
         images, counts, _ = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
         connected = distributed.is_available() and distributed.is_initialized()
         group = WorkerGroup(distributed.get_rank(), distributed.get_world_size()) if connected else WorkerGroup()
-        return self.measure(images, counts, batch_size=batch_size, num_workers=num_workers, group=group)[0]
+        return self.measure(images, counts, batch_size=batch_size, num_workers=num_workers, group=group).report
 
     def measure(
         self,
@@ -181,11 +190,11 @@ class Predictor:
         num_workers: int | Literal["auto"],
         group: WorkerGroup,
         watch: Callable[[int, int], None] = lambda done, total: None,
-    ) -> tuple[Report, list[str]]:
-        """The report on `evaluation_images`, and paths of what could not be read (on_bad_image_eval: skip).
+    ) -> Measured:
+        """What the network says of `evaluation_images`.
 
         The same computation as the test at the end of training, so the same figures. Each process of the group measures its
-        share, all must call it, and all get the whole. `watch` is called after each batch, with how many of this process'
+        share, all must call it, and all get the whole, but the answers. `watch` is called after each batch, with how many of this process'
         images are done and how many there are.
         """
         compare_ranks(DataRecord.of(self.classes, {"test": images}, content=()), group.all_gather)
@@ -197,9 +206,11 @@ class Predictor:
         workers = worker_count(num_workers, in_memory=not isinstance(images, ImageFiles), processes_here=read_world().local_size)
         loss = self.checkpoint.loss(counts).to(self.device)
         tally = ConfusionTally(num_classes=classes).to(self.device)
-        empty = torch.zeros(0, classes, device=self.device)
+        collector = AnswerCollector(images=len(images), classes=classes)
+        empty, none = torch.zeros(0, classes, device=self.device), torch.zeros(0, dtype=torch.int64, device=self.device)
         # A process may have no images, and torchmetrics warns of a metric that was never updated.
-        tally.update(empty, torch.zeros(0, dtype=torch.int64, device=self.device), empty.sum(1))
+        tally.update(empty, none, empty.sum(1))
+        collector.update(empty, empty, none, none)
         bad: list[str] = []
         done = 0
         with closing(Loader(images, requests, num_workers=workers)) as batches:
@@ -212,6 +223,7 @@ class Predictor:
                         logits = self.logits(batch.images)
                         targets = functional.one_hot(labels, classes).to(logits.dtype)
                         tally.update(logits, labels, loss(logits, targets))
+                        collector.update(logits, loss.probabilities(logits), labels, batch.indices.to(self.device))
                 done += len(batch.labels) + len(batch.bad)
                 watch(done, len(share))
         bad = [path for part in group.all_gather(bad) for path in part]
@@ -219,7 +231,7 @@ class Predictor:
             raise DataError(f"none of {len(images)} images could be read; the first is {bad[0]}. Name a folder of whole images.")
         if group.process_group is not None:
             tally.cpu()  # its process group is gloo's
-        return tally.report(self.classes), bad
+        return Measured(tally.report(self.classes), collector.gather(group), bad)
 
     @contextmanager
     def inference(self, batch_size: int) -> Iterator[None]:

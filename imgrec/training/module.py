@@ -22,6 +22,7 @@ from imgrec.distributed.device_checks import trains_on_cuda
 from imgrec.distributed.sharding import is_sharded
 from imgrec.distributed.sync_batchnorm import convert_sync_batchnorm, has_sync_batchnorm
 from imgrec.errors import ConfigError, DataError
+from imgrec.inference.answers import AnswerCollector
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.models.layers import layers
 from imgrec.models.losses import Loss
@@ -82,6 +83,7 @@ class Classifier(pl.LightningModule):
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MeanMetric(nan_strategy="disable")
         self.tally = ConfusionTally(num_classes=len(self.classes))
+        self.answers = AnswerCollector(images=int(data.counts("test").sum()), classes=len(self.classes))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._skips_forward(batch):
@@ -164,6 +166,14 @@ class Classifier(pl.LightningModule):
         self.train_accuracy.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure(batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self._measure(batch)
+        self.answers.update(logits, self.loss.probabilities(logits), batch.labels, batch.indices)
+
+    def _measure(self, batch: Batch) -> Tensor:
+        """Adds a batch to the tally; its logits, float [B, K]."""
         if self._skips_forward(batch):
             logits = torch.zeros(0, len(self.classes), device=batch.labels.device)
         else:
@@ -171,6 +181,7 @@ class Classifier(pl.LightningModule):
             logits = self.net(pixels).float()
         targets = F.one_hot(batch.labels, len(self.classes)).to(logits.dtype)
         self.tally.update(logits, batch.labels, self.loss(logits, targets))
+        return logits
 
     def _report(self) -> Report:
         report = self.tally.report(self.classes)
@@ -183,8 +194,6 @@ class Classifier(pl.LightningModule):
         if report.top5 is not None:
             metrics["val/top5"] = report.top5
         self.log_dict(metrics)  # the tally is summed over ranks, so all have the same values
-
-    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         self.test_report = self._report()

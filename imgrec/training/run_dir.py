@@ -19,6 +19,7 @@ from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, ImgrecError
 from imgrec.files import atomic_write, is_directory_name
+from imgrec.inference.prediction_table import AnswerFiles
 
 # Keys that may differ when a run is resumed: they say where and how fast it is computed, not what.
 RESUMABLE_KEYS = (
@@ -73,6 +74,11 @@ class RunDir:
     def best(self) -> Path:
         """The checkpoint of the best epoch by `monitor`; there is none before the first epoch has ended."""
         return self.checkpoints / "best.ckpt"
+
+    @property
+    def answer_files(self) -> AnswerFiles:
+        """What shows the test at the end."""
+        return AnswerFiles(self.path / "errors.csv", self.path / "errors.png", self.path / "predictions.parquet")
 
     def result(self) -> dict[str, Any]:
         """result.json of a finished run; DataError where that was cut or changed."""

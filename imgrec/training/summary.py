@@ -12,7 +12,10 @@ from rich.table import Table
 
 from imgrec.config.schema import DataConfig, Node, Precision, RunConfig, Split
 from imgrec.data.datamodule import DataModule
+from imgrec.data.image_data import ImageData
+from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import plural
+from imgrec.inference.answers import Answers, write_answers
 from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report, worst_classes
 from imgrec.models.summary import ModelSize
@@ -21,6 +24,7 @@ from imgrec.training.callbacks.history import History
 from imgrec.training.checkpoint import BEST, LAST, ResumePoint, Tested
 from imgrec.training.module import Classifier
 from imgrec.training.optimizer import rate_sentence
+from imgrec.training.run_dir import RunDir
 
 WORST = 3  # classes printed at the end
 
@@ -91,13 +95,15 @@ def _name(node: dict[str, Any]) -> str:
     return str(node["_target_"]).rpartition(".")[2]
 
 
-def test_network(trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, tested: Tested) -> Report | None:
-    """The report of a checkpoint on the test split, None without one. Loads its weights into `classifier`."""
+def test_network(
+    trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, tested: Tested, group: WorkerGroup
+) -> tuple[Report | None, Answers | None]:
+    """The report of a checkpoint on the test split, and on rank 0 the answers. Loads its weights into `classifier`."""
     classifier.load_state_dict(tested.content["state_dict"])
     if not loaders.data.counts("test").any():
-        return None
+        return None, None
     trainer.test(classifier, datamodule=loaders, verbose=False)
-    return classifier.test_report
+    return classifier.test_report, classifier.answers.gather(group)
 
 
 def run_result(
@@ -161,10 +167,12 @@ def result_sentence(report: Report | None, row: dict[str, Any], best: dict[str, 
     return f"{metrics} on {report.count:,} images ({epoch})"
 
 
-def print_result(
-    terminal: Terminal, run_dir: Path, result: dict[str, Any], report: Report | None, unlabelled: str | None
+def finish_run(
+    run_dir: RunDir, terminal: Terminal, result: dict[str, Any], report: Report | None, answers: Answers | None, data: ImageData
 ) -> None:
-    """Print the result, the classes with the lowest F1, and the next commands; unlabelled: a folder to predict."""
+    """Write the files of the test, and then result.json; print the result, the classes with the lowest F1, and the next commands."""
+    files = answers and write_answers(run_dir.answer_files, answers, data.split("test"), data.classes)
+    run_dir.record(result)
     terminal.say()
     terminal.say(result["summary"], style="bold green")
     if report is not None:
@@ -172,12 +180,14 @@ def print_result(
             if row["f1"] < 1:
                 metrics = f"recall {percent(row['recall'])}, precision {percent(row['precision'])}"
                 terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}")
-    terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
+    if files:
+        terminal.say(files)
+    terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir.path}")
     terminal.say("next:")
-    path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
+    path, split = shlex.quote(str(run_dir.path)), "" if report is not None else " split=val"
     terminal.say(f"  imgrec evaluate {path}{split}")
-    terminal.say(f"  imgrec predict {path} {shlex.quote(unlabelled or 'FOLDER_OR_IMAGES')}")
-    terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}")
+    terminal.say(f"  imgrec predict {path} {shlex.quote(data.splits.unlabelled or 'FOLDER_OR_IMAGES')}")
+    terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.path.parent.parent))}")
 
 
 def _confused(report: Report, name: str) -> str:

@@ -1,0 +1,132 @@
+"""What a network answers for each image of a split, and the files that show it: the errors, and a table of all images."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from imgrec.data.batch import Indices, Request
+from imgrec.data.folder import ImageFiles
+from imgrec.data.image_set import ImageSet
+from imgrec.distributed.worker_group import WorkerGroup
+from imgrec.errors import plural
+from imgrec.files import atomic_write
+from imgrec.inference.contact_sheet import MOST_TILES, draw_contact_sheet
+from imgrec.inference.prediction_table import AnswerFiles, Columns, six_digits, write_table
+from imgrec.terminal import percent
+
+MOST_PROBABILITIES = 20_000_000  # images times classes up to which the probability of every class is kept: 80 MB
+ROWS = 65_536  # of a table that are written at once
+MOST_LETTERS = 17  # of a class name below an image
+
+
+class Answers(NamedTuple):
+    """The answers for the images of a split that could be read, in its order."""
+
+    indices: Indices  # [N], in the split
+    predicted: Indices  # [N]
+    probability: NDArray[np.float32]  # [N], of the predicted class
+    true_probability: NDArray[np.float32]  # [N], of the label
+    probabilities: NDArray[np.float32]  # [N, K]; [N, 0] above MOST_PROBABILITIES
+
+
+class AnswerCollector:
+    """The answers of this rank so far; they stay on the device, so that no batch waits for it. 24 bytes an image, and MOST_PROBABILITIES."""
+
+    def __init__(self, *, images: int, classes: int) -> None:
+        """images: how many the split has, over all ranks."""
+        self.kept = classes if images * classes <= MOST_PROBABILITIES else 0
+        self._batches: list[tuple[Tensor, ...]] = []
+
+    def update(self, logits: Tensor, probabilities: Tensor, labels: Tensor, indices: Tensor) -> None:
+        """Of a batch: float [B, K], float [B, K], int64 [B], int64 [B]. The class is the logits' best, as in the confusion matrix."""
+        predicted = logits.argmax(dim=1)
+        both = probabilities.gather(1, torch.stack([predicted, labels], dim=1)).float()
+        whole = probabilities if self.kept else probabilities.new_empty(len(labels), 0)  # a slice would keep all of it
+        self._batches.append((indices, predicted, both[:, 0], both[:, 1], whole.float()))
+
+    def gather(self, group: WorkerGroup) -> Answers | None:
+        """The answers of all ranks on rank 0, None on the others; all must call it. Then it is empty."""
+        columns = tuple(torch.cat(column).cpu().numpy() for column in zip(*self._batches, strict=True))
+        self._batches.clear()
+        shares = [share for share in group.gather([columns]) if share]
+        if group.rank > 0:
+            return None
+        whole = [np.concatenate(column) for column in zip(*shares, strict=True)]
+        order = whole[0].argsort()
+        return Answers(*(column[order] for column in whole))
+
+
+def worst_errors(answers: Answers, images: ImageSet) -> Indices:
+    """Rows of the answers that are wrong, the most probable first."""
+    wrong = np.flatnonzero(answers.predicted != images.labels[answers.indices])
+    return wrong[np.argsort(-answers.probability[wrong], kind="stable")]
+
+
+def write_answers(files: AnswerFiles, answers: Answers, images: ImageSet, classes: Sequence[str]) -> str:
+    """Writes the files, and gives a sentence that names them. DataError where one cannot be written."""
+    errors = worst_errors(answers, images)
+    write_table(files.errors, _error_rows(answers, images, classes, errors))
+    write_table(files.predictions, _all_rows(answers, images, classes))
+    said = f"{plural(len(errors), 'error')} in {files.errors}"
+    if files.sheet is not None and len(errors):
+        atomic_write(files.sheet, _draw(answers, images, classes, errors))
+        said += f", the worst in {files.sheet.name}"
+    elif files.sheet is not None:
+        files.sheet.unlink(missing_ok=True)  # of an earlier test, which had errors
+    return f"{said}; every prediction in {files.predictions.name}"
+
+
+def _draw(answers: Answers, images: ImageSet, classes: Sequence[str], errors: Indices) -> bytes:
+    shown = errors[:MOST_TILES]
+    rows = answers.indices[shown]
+    captions = [
+        f"{_short(classes[true])}\n\u2192 {_short(classes[predicted])} {percent(probability)}"
+        for true, predicted, probability in zip(
+            images.labels[rows], answers.predicted[shown], answers.probability[shown], strict=True
+        )
+    ]
+    title = f"true \u2192 predicted: the first {len(shown)} of {plural(len(errors), 'error')}, the most probable first"
+    return draw_contact_sheet(images[Request(0, rows, len(rows))].images, captions, title=title)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 3]}..."
+
+
+def _error_rows(answers: Answers, images: ImageSet, classes: Sequence[str], errors: Indices) -> Iterator[Columns]:
+    for start in range(0, max(1, len(errors)), ROWS):
+        columns = _columns(answers, images, classes, errors[start : start + ROWS])
+        chances = {name: list(map(six_digits, values.tolist())) for name, values in columns.items() if "probability" in name}
+        yield columns | chances
+
+
+def _all_rows(answers: Answers, images: ImageSet, classes: Sequence[str]) -> Iterator[Columns]:
+    for start in range(0, len(answers.indices), ROWS):
+        rows = np.arange(start, min(start + ROWS, len(answers.indices)))
+        whole = {"probabilities": answers.probabilities[rows]} if answers.probabilities.shape[1] else {}
+        yield _columns(answers, images, classes, rows) | whole
+
+
+def _columns(answers: Answers, images: ImageSet, classes: Sequence[str], rows: Indices) -> dict[str, Any]:
+    """The image, its class and the predicted one as lists, the probabilities of both as arrays."""
+    found, names = answers.indices[rows], np.array(classes, dtype=object)
+    return {
+        **_image_column(images, found),
+        "true": names[images.labels[found]].tolist(),
+        "predicted": names[answers.predicted[rows]].tolist(),
+        "probability": answers.probability[rows],
+        "true_probability": answers.true_probability[rows],
+    }
+
+
+def _image_column(images: ImageSet, rows: Indices) -> dict[str, Any]:
+    """By what an image is found: its path, or where images have no names its index in the split."""
+    if images.names is None:
+        return {"index": rows}
+    folder = os.path.join(images.root, "") if isinstance(images, ImageFiles) else ""
+    return {"path": [folder + os.fsdecode(name) for name in images.names[rows].tolist()]}

@@ -1,0 +1,46 @@
+"""A picture of images in rows, each with a caption below it."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+from torch import Tensor
+
+TILES_IN_A_ROW = 8
+MOST_TILES = 40  # 5 rows, which a screen shows
+TILE, CAPTION_HEIGHT, TITLE_HEIGHT, MARGIN = 144, 34, 30, 6  # pixels: side of an image, height of the texts, around each
+
+
+def draw_contact_sheet(images: Tensor, captions: Sequence[str], *, title: str) -> bytes:
+    """A PNG of uint8 [N, C, H, W] with a caption of up to two lines for each. 0.25 s for 40 images."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    dpi = 100  # as text has a size in points
+    width = TILES_IN_A_ROW * (TILE + MARGIN) + MARGIN
+    height = TITLE_HEIGHT + -(-len(images) // TILES_IN_A_ROW) * (TILE + CAPTION_HEIGHT + MARGIN)
+    sheet = Image.new("RGB", (width, height), "white")
+    figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="none")
+    figure.text(MARGIN / width, 1 - TITLE_HEIGHT / 2 / height, title, fontsize=10, va="center", parse_math=False)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(number, TILES_IN_A_ROW)
+        left, top = MARGIN + column * (TILE + MARGIN), TITLE_HEIGHT + row * (TILE + CAPTION_HEIGHT + MARGIN)
+        sheet.paste(_tile(image), (left, top))
+        figure.text(left / width, 1 - (top + TILE + 2) / height, caption, fontsize=8, va="top", parse_math=False)
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    sheet.paste(texts, mask=texts)  # matplotlib would take as long again to draw the images
+    content, info = io.BytesIO(), PngImagePlugin.PngInfo()
+    info.add_text("Software", "imgrec")
+    sheet.save(content, "PNG", pnginfo=info)
+    return content.getvalue()
+
+
+def _tile(image: Tensor) -> Image.Image:
+    """uint8 [C, H, W] in a square of TILE pixels; the pixels of small images stay visible."""
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).convert("RGB")
+    method = Image.Resampling.NEAREST if max(picture.size) < TILE else Image.Resampling.LANCZOS
+    return ImageOps.pad(picture, (TILE, TILE), method, color="white")
