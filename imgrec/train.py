@@ -4,13 +4,15 @@ Composes conf/train.yaml, opens the run directory, trains, tests the best checkp
 result.json.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from imgrec.config.compose import load_config
 from imgrec.config.instantiate import check_signatures, instantiate
+from imgrec.config.python_settings import Settings
 from imgrec.config.schema import Node, RunConfig, run_config
 from imgrec.config.start_checks import check_start
 from imgrec.distributed import signals
@@ -22,10 +24,11 @@ from imgrec.distributed.process_group import connected_world, on_first_rank
 from imgrec.distributed.watchdog import Watchdog
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import World
-from imgrec.errors import ExitCode, Stopped
+from imgrec.errors import ConfigError, ExitCode, Stopped
 from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.run import sweep
 from imgrec.terminal import Terminal
+from imgrec.training.result import Result
 from imgrec.training.run_dir import RunDir, join_run_dir
 
 if TYPE_CHECKING:
@@ -48,12 +51,37 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     return ExitCode.OK
 
 
-def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]:
+def fit(
+    settings: RunConfig | Settings = None,
+    /,
+    *,
+    callbacks: "str | Mapping[str, Any] | pl.Callback | Sequence[pl.Callback] | None" = None,
+    quiet: bool = False,
+    config_dir: str | os.PathLike[str] | None = None,
+    command: Sequence[str] | None = None,
+    **keys: Any,
+) -> Result:
     """Train and test a run, or resume an unfinished one; returns the content of its result.json, also of a finished one.
 
-    `imgrec.config.load("train", ["model=vgg", "data=mnist"])` makes a `run`. Raises ImgrecError for a user's mistake.
-    `command` is for result.json; None: sys.argv.
+    fit(data="mnist", epochs=3, optim={"lr": 0.1}), fit(["data=mnist", "optim.lr=0.1"]) and fit(run) with a `run` of
+    `imgrec.config.load` are the same. callbacks: Lightning's, to be called after those of the config; a text or a
+    dictionary is the config group. `command` is for result.json; None: sys.argv. Raises ImgrecError for a user's mistake.
     """
+    if isinstance(callbacks, str | Mapping):
+        keys, callbacks = keys | {"callbacks": callbacks}, None
+    listed = callbacks if isinstance(callbacks, Sequence) else [callbacks]
+    given = [] if callbacks is None else cast("list[pl.Callback]", list(listed))  # check_callbacks looks at what they are
+    if not isinstance(settings, RunConfig):
+        run = load_config("train", settings, config_dir, **keys)
+    elif keys or config_dir is not None:
+        key = next(iter(keys), "config_dir")
+        raise ConfigError(f"{key}: a RunConfig has all keys already. Type imgrec.config.load('train', ..., {key}=VALUE).")
+    else:
+        run = settings
+    if given:
+        from imgrec.training.trainer import check_callbacks
+
+        check_callbacks(given)
     world = connected_world(run.trainer)
     run_dir = join_run_dir(run)
     if run_dir.state == "finished":
@@ -61,22 +89,28 @@ def fit(run: RunConfig, *, quiet: bool = False, command: Sequence[str] | None = 
         Terminal(quiet=quiet or world.rank > 0).say(
             f"{run_dir.path} is finished: {result['summary']}. To train again set another id, or id=null."
         )
-        return result
+        return Result(result, run_dir.path)
     on_first_rank(lambda: check_start(run))
     command = list(sys.argv if command is None else command)
     with run_dir.opened(run), signals.request_cleared():
         if world.started_by == "alone" and (ranks := wanted_processes(run.trainer)) > 1:
+            if given:
+                raise ConfigError(
+                    f"callbacks=[{type(given[0]).__name__}]: objects stay in this process, and the run starts {ranks} others. "
+                    "Set trainer.devices=1, or name their classes in a yaml."
+                )
             task = {"run": run.to_dict(), "quiet": quiet, "command": command}
             rank_command = [sys.executable, "-m", "imgrec.train", RANK_ARGUMENT]
             assert run_dir.lock is not None
             launch(rank_command, task, ranks, run_dir=run_dir.path, lock=run_dir.lock.fileno(), timeout_s=run.trainer.timeout_s)
-            return run_dir.result()
+            return Result(run_dir.result(), run_dir.path)
         log = None if world.rank > 0 else run_dir.path / "log.txt"
         with closing(Terminal(quiet=quiet or world.rank > 0, log=log)) as terminal:
             heartbeat = Heartbeat(world.rank, world.size, run.trainer.timeout_s, terminal.note)
             watchdog = Watchdog(grace_s=run.trainer.grace_s, note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
             with signals.handlers_installed(), watchdog, heartbeat:
-                return _train(run, run_dir, terminal, world, heartbeat, watchdog, command)
+                result = _train(run, run_dir, terminal, world, heartbeat, watchdog, command, given)
+    return Result(result, run_dir.path)
 
 
 def _train(
@@ -87,6 +121,7 @@ def _train(
     heartbeat: Heartbeat,
     watchdog: Watchdog,
     command: Sequence[str],
+    callbacks: "Sequence[pl.Callback]",
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
 
@@ -137,7 +172,7 @@ def _train(
             run.trainer,
             loaders.plan,
             world,
-            callbacks=run_callbacks(run, run_dir, terminal, history, boundary),
+            callbacks=run_callbacks(run, run_dir, terminal, history, boundary, callbacks),
             logger=logger,
             checkpoint_io=writer,
             max_epochs=run.epochs,

@@ -16,6 +16,7 @@ from imgrec.data import decode
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.inference.predictor import Predictor
+from imgrec.models.layers import head_name
 
 RGB = ("data.channels=3", "data.mean=[0.3,0.4,0.5]", "data.std=[0.2,0.3,0.4]")
 
@@ -67,7 +68,38 @@ def test_every_form_of_a_picture_has_the_same_answer(colour, tmp_path):
     for answer in first:  # six in one batch
         assert [name for name, _ in answer.top] == [name for name, _ in answers[0][0].top]
         assert answer.probability == pytest.approx(answers[0][0].probability, rel=1e-5)
+    assert colour.predict(pixels[None]) == colour.predict(pixel for pixel in [pixels]) == colour.predict(pixels)
     assert colour.probabilities(tensor[None, :, :8, :8])[0].sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_embeddings_are_what_the_head_gets(gray, colour):
+    images = [picture(9, 7, seed=seed) for seed in range(5)]
+    features = gray.embed(images, batch_size=2)
+    head = gray.model.get_submodule(head_name(gray.model, len(CLASSES)))
+    assert features.shape == (5, head.in_features)
+    chances = torch.stack(
+        [torch.tensor([dict(answer.top)[name] for name in CLASSES]) for answer in gray.predict(images, top_k=10)]
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(head(features).softmax(1), chances, rtol=1e-5, atol=1e-6)
+    assert torch.equal(gray.embed(np.stack(images)[..., None]), gray.embed(images))
+    assert colour.embed(Image.fromarray(images[0])).shape == colour.embed(images[0]).shape == (1, head.in_features)
+    assert gray.embed([]).shape[0] == 0
+    assert not head._forward_pre_hooks
+
+
+def test_a_map_before_the_head_is_averaged(tmp_path):
+    words = ("model=torchvision", "model.name=squeezenet1_1", "data.image_size=32", *RGB)
+    found = imgrec.load(save_untrained_run(tmp_path, *words, tiny=()), device="cpu")
+    assert found.embed(picture(40, 30, 3)).shape == (1, 512)  # the paper's 512 channels, of 1x1 pixels
+
+
+def test_what_is_given_is_listed(gray):
+    assert {"classes", "embed", "evaluate", "model", "predict", "probabilities"} < set(dir(gray))
+    assert isinstance(gray.model, torch.nn.Module)
+    assert all(
+        part in repr(gray) for part in (str(gray.checkpoint.file), "SimpleCNN", "10 classes (0, 1, 2, ...)", "8x8x1", "cpu")
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 400), (400, 4), (10, 1000), (16, 1024)])
@@ -181,6 +213,7 @@ def test_16_bit_precision_answers_much_the_same(gray):
         (torch.zeros(8, 8, dtype=torch.uint8), "uint8 [8, 8]"),
         (torch.zeros(4, 8, 8, dtype=torch.uint8), "uint8 [4, 8, 8]"),
         ([3], "of type int"),
+        (np.zeros((2, 1, 8, 8), np.uint8), "uint8 [1, 8, 8]"),
     ],
 )
 def test_what_is_no_picture_is_refused(gray, image, found):
@@ -196,6 +229,16 @@ def test_other_refusals(gray, tmp_path):
         gray.probabilities(torch.zeros(1, 1, 8, 8))
     with raises_error(ConfigError, "top_k=0", "1 or more"):
         gray.predict(picture(8, 8), top_k=0)
+    for size in (0, -1, "64", None):
+        for call in (gray.predict, gray.embed):
+            with raises_error(ConfigError, f"batch_size={size}", "1 or more", "batch_size=64"):
+                call(picture(8, 8), batch_size=size)
+    with raises_error(ConfigError, "batch_size=0", "1 or more"):
+        gray.evaluate(batch_size=0)
+    with raises_error(DataError, "images", "of type int", "a path"):
+        gray.predict(5)
+    with raises_error(ConfigError, "path=5", "imgrec.load('runs/NAME/ID')"):
+        imgrec.load(5)
     with raises_error(CheckpointError, tmp_path / "none", ".ckpt", "runs/NAME/ID"):
         imgrec.load(tmp_path / "none")
 
@@ -232,7 +275,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
 def test_an_answer_that_is_no_number_is_refused(tmp_path):
     found = imgrec.load(save_untrained_run(tmp_path), device="cpu")
     with torch.no_grad():
-        next(found.net.parameters()).fill_(float("nan"))
+        next(found.model.parameters()).fill_(float("nan"))
     with pytest.raises(CheckpointError, match=r"not a number.*Train again.*optim\.lr"):
         found.predict(picture(8, 8))
 

@@ -138,9 +138,9 @@ def test_python_evaluates_too(run, pngs):
 
 def test_predicting_with_a_batch_norm_network_changes_nothing_in_it(run):
     predictor = load(run, device="cpu")
-    before = {key: value.clone() for key, value in predictor.net.state_dict().items()}
+    before = {key: value.clone() for key, value in predictor.model.state_dict().items()}
     predictor.evaluate("val", num_workers=0)
-    for key, value in predictor.net.state_dict().items():
+    for key, value in predictor.model.state_dict().items():
         assert torch.equal(before[key], value)
 
 

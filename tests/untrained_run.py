@@ -12,9 +12,11 @@ TINY = ("data=digits", "model=simple_cnn", "model.widths=[4,8]", "model.dense=16
 CLASSES = tuple("0123456789")
 
 
-def save_untrained_run(folder: Path, *words: str, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
+def save_untrained_run(
+    folder: Path, *words: str, classes: tuple[str, ...] = CLASSES, seed: int = 0, tiny: tuple[str, ...] = TINY
+) -> Path:
     """FOLDER/config.yaml and FOLDER/checkpoints/best.ckpt of TINY with overrides; gives the folder back."""
-    run = config.load("train", [*TINY, *words]).with_classes(len(classes))
+    run = config.load("train", [*tiny, *words]).with_classes(len(classes))
     torch.manual_seed(seed)
     net = instantiate(run.model, num_classes=len(classes))
     for module in net.modules():  # statistics as if it had seen something

@@ -5,6 +5,7 @@ Hydra composes. What it accepts, but should not, is refused here: a misspelt key
 reference: it has all keys, and its values show their types.
 """
 
+import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,9 @@ from imgrec.config.checks import all_keys, check_keys, check_options, check_toge
 from imgrec.config.options import conf_dir, conf_dirs, group_names
 from imgrec.config.overrides import FLAGS, Override, parse_value, read_words
 from imgrec.config.plain_data import read_plain
+from imgrec.config.python_settings import Settings, read_settings
 from imgrec.config.schema import Node, RunConfig, run_config, run_types
-from imgrec.errors import ConfigError, first_line
+from imgrec.errors import ConfigError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from hydra.plugins.config_source import ConfigSource
@@ -28,17 +30,25 @@ if TYPE_CHECKING:
 SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
 
 
-def load_config(command: str, argv: Sequence[str], config_dir: str | None = None) -> RunConfig:
-    """Compose conf/COMMAND.yaml with the overrides of `argv` into a checked RunConfig.
+def load_config(
+    command: str, settings: Settings = None, /, config_dir: str | os.PathLike[str] | None = None, **keys: Any
+) -> RunConfig:
+    """Compose conf/train.yaml with overrides into a checked RunConfig: load("train", ["data=mnist"], epochs=3, optim={"lr": 0.1}).
 
-    Raises ConfigError for all that can be checked by the yaml alone; `check_signatures` does the rest after the import of
-    torch.
+    settings: the words of a command line, or a dictionary; keys: more of them, as keywords. command: "train", as other
+    commands have no RunConfig. Raises ConfigError for all that can be checked by the yaml alone; `check_signatures` does
+    the rest after the import of torch.
     """
-    return run_config(compose_config(command, argv, config_dir))
+    if command != "train":
+        raise ConfigError(
+            f"{command!r}: only a training has a RunConfig.{did_you_mean(command, ['train'])} Type imgrec.config.load('train', ...)."
+        )
+    folder = None if config_dir is None else os.fspath(config_dir)
+    return run_config(compose_config(command, read_settings(settings, keys), folder))
 
 
 def compose_config(
-    command: str, argv: Sequence[str], config_dir: str | None = None, *, types: Mapping[str, Any] | None = None
+    command: str, argv: Sequence[str | Override], config_dir: str | None = None, *, types: Mapping[str, Any] | None = None
 ) -> Node:
     """The checked, resolved tree of conf/COMMAND.yaml with overrides, as plain data.
 
@@ -73,7 +83,7 @@ def compose_config(
     return checked
 
 
-def read_overrides(command: str, argv: Sequence[str], config_dir: str | None = None) -> list[Override]:
+def read_overrides(command: str, argv: Sequence[str | Override], config_dir: str | None = None) -> list[Override]:
     """The overrides that the words of a command line mean; ConfigError for a word that is none."""
     return read_words(command, argv, lambda: dict(all_keys(hydra_tree(command, [], config_dir)[0])), config_dir)
 

@@ -39,30 +39,37 @@ class Override:
     mark: str
     key: str
     value: str
-    paths: tuple[str, ...] = ()  # instead of `value`: several words that stand for one key
+    given: Any = None  # instead of `value`: what was not typed as one text: several paths for one key, values of Python
 
 
 IMAGEFOLDER = Override("data=imagefolder", "", "data", "imagefolder")
 
 
-def read_words(command: str, words: Sequence[str], keys: Callable[[], Defaults], config_dir: str | None = None) -> list[Override]:
+def read_words(
+    command: str, words: Sequence[str | Override], keys: Callable[[], Defaults], config_dir: str | None = None
+) -> list[Override]:
     """The overrides of a command line, a path without a key being that of POSITIONAL. ConfigError for a word that is neither.
 
     `keys`: of the command with its default options; called where a word is no override, as composing them takes a while.
     """
     overrides: list[Override] = []
     paths: list[str] = []
-    for word in words:
+    for given in words:
+        word = given.text if isinstance(given, Override) else given
         if word in FLAGS:
             continue
         if "\0" in word:  # from Python: no path and no name can hold it
             raise ConfigError(f"{word!r}: the character \\0 is not allowed. Remove it.")
-        if match := _match(word, keys):
+        if isinstance(given, Override):
+            overrides += _folder_as_data(given, config_dir)
+        elif match := _match(word, keys):
             overrides += _folder_as_data(Override(word, match[1], match[2], match[3]), config_dir)
         elif _is_path(command, word, keys):
             paths.append(word)
         else:
-            raise _unreadable(command, words, keys, config_dir)
+            raise _unreadable(
+                command, [given.text if isinstance(given, Override) else given for given in words], keys, config_dir
+            )
     return overrides + _positional(command, paths, {override.key for override in overrides})
 
 
@@ -89,7 +96,7 @@ def _positional(command: str, paths: list[str], given: set[str]) -> list[Overrid
     keys = [key for key in POSITIONAL[command] if key not in given]
     values = [Override(f"{key}={path}", "", key, path) for key, path in zip(keys, paths, strict=False)]
     if keys[-1:] == ["files"] and len(paths) > len(keys):
-        values[-1] = replace(values[-1], paths=tuple(paths[len(keys) - 1 :]))
+        values[-1] = replace(values[-1], given=paths[len(keys) - 1 :])
     elif len(paths) > len(keys):
         more = f", or type {shlex.quote(f'folder={paths[len(keys)]}')}" if command == "evaluate" else ""
         raise ConfigError(
@@ -119,8 +126,8 @@ def parse_value(command: str, override: Override, hint: Any) -> Any:
     cannot read is text, which the check of the type refuses. ConfigError for several values.
     """
     text = override.value
-    if override.paths:
-        return list(override.paths)
+    if override.given is not None:
+        return override.given
     if (is_text(hint) and not override.key.endswith("_")) or (hint is Any and os.path.lexists(os.path.expanduser(text))):
         return literal_text(text)
     if is_text(hint, or_list=True):

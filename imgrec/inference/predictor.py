@@ -1,7 +1,7 @@
 """Prediction with a trained network, from a checkpoint alone; nothing is downloaded. `imgrec.load` returns a Predictor."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,13 @@ from imgrec.data.sampler import EVALUATION_BATCH
 from imgrec.data.split_record import DataRecord
 from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares
 from imgrec.distributed.world import read_world
-from imgrec.errors import CheckpointError, ConfigError, DataError, first_line
+from imgrec.errors import CheckpointError, ConfigError, DataError, first_line, first_names
 from imgrec.inference.answers import AnswerCollector, Answers
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.inference.rank_data import compare_ranks
+from imgrec.models.layers import head_name
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 BATCH_SIZE = 64  # images
@@ -57,7 +58,7 @@ class Measured(NamedTuple):
 
 
 class Predictor:
-    """A network with its classes and preprocessing, on a device.
+    """A network, `model`, with its classes and preprocessing, on a device.
 
     precision: None is the run's; 16-mixed is bf16-mixed off CUDA, as in training. Raises ConfigError for a device that is not
     available, CheckpointError for weights that do not fit their config.
@@ -76,14 +77,21 @@ class Predictor:
         self.preprocess = Preprocess(image_size=steps["image_size"], mean=steps["mean"], std=steps["std"]).to(self.device)
         # In this process alone: the caller's random numbers stay as they are.
         with torch.random.fork_rng(devices=[]):
-            self.net = checkpoint.network().to(memory_format=self.memory_format).to(self.device).eval()
+            self.model = checkpoint.network().to(memory_format=self.memory_format).to(self.device).eval()
         self.loss = checkpoint.loss(None).to(self.device)
+
+    def __repr__(self) -> str:
+        size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
+        return (
+            f"<imgrec.Predictor of {self.checkpoint.file}: {type(self.model).__name__}, {len(self.classes)} classes "
+            f"({first_names(self.classes, 3)}), images of {size}x{size}x{channels}, on {self.device}>"
+        )
 
     def logits(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32 [B, K] on the device; to be called inside `inference`."""
         pixels = self.preprocess(images.to(self.device)).contiguous(memory_format=self.memory_format)
         try:
-            logits: Tensor = self.net(pixels)
+            logits: Tensor = self.model(pixels)
         except (RuntimeError, ValueError, AssertionError) as error:
             if _is_out_of_memory(error):
                 raise
@@ -118,23 +126,47 @@ class Predictor:
         """One Prediction an image, in the order of `images`.
 
         images: one or a sequence of paths, PIL images, uint8 arrays [H, W] or [H, W, C], uint8 tensors [C, H, W]; or one uint8
-        tensor [B, C, H, W]. Gray and colour are converted, sizes fitted as in evaluation. DataError for what cannot be read.
+        array [B, H, W, C] or tensor [B, C, H, W]. Gray and colour are converted, sizes fitted as in evaluation. DataError for
+        what cannot be read.
         """
-        single = isinstance(images, str | os.PathLike | Image.Image | np.ndarray) or (
-            isinstance(images, Tensor) and images.ndim < 4
-        )
-        pictures = cast(Sequence[Picture], [images] if single else images)
-        predictions: list[Prediction] = []
+        batches = self._batches(images, batch_size)
+        return [prediction for batch in batches for prediction in self.ranked(self.probabilities(batch), top_k)]
+
+    def embed(self, images: Picture | Sequence[Picture], *, batch_size: int = BATCH_SIZE) -> Tensor:
+        """float32 [N, D] on the CPU: what the network's last layer, its head, gets for each image. `images` as in `predict`.
+
+        Of a map, as before a convolution, the mean over its pixels. CheckpointError for a network without a head.
+        """
+        try:
+            head = self.model.get_submodule(head_name(self.model, len(self.classes)))
+        except ConfigError as error:
+            raise CheckpointError(f"{self.checkpoint.file}: {first_line(error).partition('.')[0]}. Name another.") from error
+        kept: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+        parts: list[Tensor] = []
+        try:
+            for batch in self._batches(images, batch_size):
+                with self.inference(len(batch)):
+                    self.logits(batch)
+                    features = kept.pop()
+                    parts.append((features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)).float().cpu())
+        finally:
+            hook.remove()
+        return torch.cat(parts) if parts else torch.empty(0, 0)
+
+    def _batches(self, images: Picture | Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
+        """uint8 [B, C, S, S] of up to `batch_size` pictures."""
+        pictures = _pictures(images)
+        _check_count("batch_size", batch_size)
         self._check_memory(min(batch_size, len(pictures)))
         for start in range(0, len(pictures), batch_size):
-            batch = [self._fitted(pictures[index]) for index in range(start, min(start + batch_size, len(pictures)))]
-            predictions += self.ranked(self.probabilities(torch.stack(batch)), top_k)
-        return predictions
+            yield torch.stack([self._fitted(pictures[row]) for row in range(start, min(start + batch_size, len(pictures)))])
 
     def predict_files(
         self, paths: Sequence[str], *, top_k: int = 1, batch_size: int = BATCH_SIZE, num_workers: int | Literal["auto"] = "auto"
     ) -> Iterator[Prediction | DataError]:
         """Like `predict`, with worker processes that read the files; a file that cannot be read gives a DataError instead of a Prediction."""
+        _check_count("batch_size", batch_size)
         self._check_memory(min(batch_size, len(paths)))
         few = len(paths) <= FEW_FILES
         num_workers = worker_count(num_workers, in_memory=few, processes_here=read_world().local_size)
@@ -154,8 +186,7 @@ class Predictor:
 
     def ranked(self, probabilities: Tensor, top_k: int) -> list[Prediction]:
         """float [B, K] -> the top_k classes of each row; of equal ones the first in the class list, as argmax chooses."""
-        if top_k < 1:
-            raise ConfigError(f"top_k={top_k}: expected 1 or more. Set top_k=1.")
+        _check_count("top_k", top_k)
         best = probabilities.sort(dim=1, descending=True, stable=True)
         predictions = []
         for values, labels in zip(best.values[:, :top_k].tolist(), best.indices[:, :top_k].tolist(), strict=True):
@@ -176,6 +207,8 @@ class Predictor:
 
         Where torch.distributed is initialised each process measures its share, so all must call it; each gets the report of the whole.
         """
+        if batch_size is not None:
+            _check_count("batch_size", batch_size)
         images, counts, _ = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
         connected = distributed.is_available() and distributed.is_initialized()
         group = WorkerGroup(distributed.get_rank(), distributed.get_world_size()) if connected else WorkerGroup()
@@ -272,9 +305,23 @@ class Predictor:
         if pixels is None or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.numel():
             raise DataError(
                 f"an image is {_describe(picture)}; predict takes uint8 arrays [H, W], [H, W, 1] or [H, W, 3], "
-                "uint8 tensors [1, H, W] or [3, H, W], with values from 0 to 255, and paths and PIL images."
+                "uint8 tensors [1, H, W] or [3, H, W], with values from 0 to 255, batches of them, and paths and PIL images."
             )
         return fit_to_size(to_channels(pixels[None].cpu(), channels)[0], self.preprocessing)
+
+
+def _pictures(images: object) -> Sequence[Picture]:
+    """A sequence of one picture or several; DataError for what is neither."""
+    if isinstance(images, str | os.PathLike | Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim != 4):
+        return cast(Sequence[Picture], [images])
+    if not isinstance(images, Iterable):
+        raise DataError(f"images are {_describe(images)}; expected a path, a PIL image, an array or a tensor, or a list of them.")
+    return cast(Sequence[Picture], images if isinstance(images, Sequence | np.ndarray | Tensor) else list(images))
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name}={value}: expected an integer, 1 or more. Set {name}={1 if name == 'top_k' else BATCH_SIZE}.")
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -333,4 +380,6 @@ def load(path: str | os.PathLike[str], *, device: Device = "auto") -> Predictor:
 
     Raises CheckpointError for a file that is not a whole checkpoint of imgrec.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"path={path!r}: expected the path of a checkpoint or run directory. Type imgrec.load('runs/NAME/ID').")
     return Predictor(load_checkpoint(Path(path)), device=device)

@@ -25,7 +25,7 @@ OWN_KEYS = ("name", "id", "runs_dir", "resume")  # of the sweep, which sets them
 class Fit(Protocol):
     """imgrec.train.fit, which the command hands in."""
 
-    def __call__(self, run: RunConfig, *, quiet: bool = False, command: list[str] | None = None) -> dict[str, Any]: ...
+    def __call__(self, run: RunConfig, /, *, quiet: bool = False, command: list[str] | None = None) -> dict[str, Any]: ...
 
 
 def run_one(plan: SweepPlan, config_dir: str | None, fit: Fit) -> int:

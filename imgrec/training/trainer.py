@@ -1,5 +1,6 @@
 """The Lightning Trainer of a run, its callbacks and its logger."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from lightning_fabric.plugins import CheckpointIO
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers.logger import DummyLogger, Logger
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from imgrec.config.instantiate import instantiate, node_target, parameter_types
 from imgrec.config.schema import Node, RunConfig, TrainerConfig
@@ -82,14 +84,26 @@ def build_trainer(
 
 
 def run_callbacks(
-    run: RunConfig, run_dir: RunDir, terminal: Terminal, history: History, boundary: StepBoundary
+    run: RunConfig,
+    run_dir: RunDir,
+    terminal: Terminal,
+    history: History,
+    boundary: StepBoundary,
+    given: Sequence[pl.Callback] = (),
 ) -> list[pl.Callback]:
     """The callbacks of a training in the order that they need: the step boundary first, the best checkpoint last.
 
     Of those of conf/callbacks, Throughput comes before History, which collects what it measured; the others after it.
+    given: objects from Python, after these.
     """
-    given = {"monitor": run.monitor, "config": run.to_dict(), "history": history, "run_dir": run_dir.path, "terminal": terminal}
-    configured = configured_callbacks(run.callbacks, given)
+    arguments = {
+        "monitor": run.monitor,
+        "config": run.to_dict(),
+        "history": history,
+        "run_dir": run_dir.path,
+        "terminal": terminal,
+    }
+    configured = configured_callbacks(run.callbacks, arguments)
     measuring = [callback for callback in configured if isinstance(callback, Throughput)]
     callbacks = [boundary, FiniteLoss(run_dir.checkpoints), *measuring, history, LogRun(run.to_dict())]
     if run.finetune.freeze_epochs:
@@ -97,7 +111,28 @@ def run_callbacks(
     callbacks += [callback for callback in configured if callback not in measuring]
     if run.trainer.pruning_thresholds:
         callbacks.append(Pruning(history, run.trainer.pruning_thresholds, terminal.say))
-    return [*callbacks, BestCheckpoint(run_dir.best, history)]
+    callbacks += [*given, BestCheckpoint(run_dir.best, history)]
+    _check_states(callbacks)
+    return callbacks
+
+
+def check_callbacks(given: Sequence[object]) -> None:
+    """ConfigError unless they are objects of Lightning's Callback."""
+    for callback in given:
+        if not isinstance(callback, pl.Callback):
+            name = callback.__name__ if isinstance(callback, type) else "MyCallback"
+            what = name if isinstance(callback, type) else repr(callback)
+            raise ConfigError(f"callbacks=[{what}]: expected objects of pytorch_lightning.Callback. Type callbacks=[{name}()].")
+
+
+def _check_states(callbacks: Sequence[pl.Callback]) -> None:
+    """ConfigError for two callbacks whose states would have the same name in a checkpoint."""
+    names = Counter(callback.state_key for callback in callbacks if is_overridden("state_dict", callback, pl.Callback))
+    for name, count in names.items():
+        if count > 1:
+            raise ConfigError(
+                f"callbacks: {count} of them have the state_key {name}. Leave one out, or give it a state_key of its own."
+            )
 
 
 def configured_callbacks(nodes: Mapping[str, Node | None], given: Mapping[str, Any]) -> list[pl.Callback]:
