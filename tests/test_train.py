@@ -241,6 +241,8 @@ def test_what_a_run_leaves(small, tmp_path):
         "log.txt",
         "checkpoints",
         "tensorboard",
+        "errors.csv",
+        "predictions.parquet",
     }
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     with (folder / "metrics.csv").open() as file:
@@ -309,7 +311,7 @@ def test_importing_imgrec_and_composing_a_config_imports_no_torch():
 def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run_dir = Path("my runs/it's (1)/1")
-    print_result(Terminal(), run_dir, {"summary": "", "train_seconds": 1.0}, None, "my photos")
+    print_result(Terminal(), run_dir, {"summary": "", "train_seconds": 1.0}, None, None, "my photos")
     typed = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]
     assert typed == [
         ["imgrec", "evaluate", str(run_dir), "split=val"],

@@ -170,9 +170,16 @@ def result_sentence(report: Report | None, row: dict[str, Any], best: dict[str, 
 def finish_run(
     run_dir: RunDir, terminal: Terminal, result: dict[str, Any], report: Report | None, answers: Answers | None, data: ImageData
 ) -> None:
-    """Write the files of the test, and then result.json; print the result, the classes with the lowest F1, and the next commands."""
+    """Write the files of the test, and then result.json, with which the run is finished; print the result."""
     files = answers and write_answers(run_dir.answer_files, answers, data.split("test"), data.classes)
     run_dir.record(result)
+    print_result(terminal, run_dir.path, result, report, files, data.splits.unlabelled)
+
+
+def print_result(
+    terminal: Terminal, run_dir: Path, result: dict[str, Any], report: Report | None, files: str | None, unlabelled: str | None
+) -> None:
+    """Print the result, the classes with the lowest F1, the files of the test, and the next commands; unlabelled: a folder to predict."""
     terminal.say()
     terminal.say(result["summary"], style="bold green")
     if report is not None:
@@ -182,12 +189,12 @@ def finish_run(
                 terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}")
     if files:
         terminal.say(files)
-    terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir.path}")
+    terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
     terminal.say("next:")
-    path, split = shlex.quote(str(run_dir.path)), "" if report is not None else " split=val"
+    path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
     terminal.say(f"  imgrec evaluate {path}{split}")
-    terminal.say(f"  imgrec predict {path} {shlex.quote(data.splits.unlabelled or 'FOLDER_OR_IMAGES')}")
-    terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.path.parent.parent))}")
+    terminal.say(f"  imgrec predict {path} {shlex.quote(unlabelled or 'FOLDER_OR_IMAGES')}")
+    terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}")
 
 
 def _confused(report: Report, name: str) -> str:
