@@ -9,6 +9,7 @@ from pathlib import Path
 from imgrec import __version__
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
+from imgrec.terminal import lenient_streams
 
 COMMANDS = {
     "train": "train a classifier and test it",
@@ -22,7 +23,11 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `argv[0]`, one of COMMANDS, with the other arguments; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    with lenient_streams():
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
         print("\n".join(["usage: imgrec COMMAND key=value ...", "", *lines, "", "imgrec COMMAND --help lists its keys."]))

@@ -29,6 +29,7 @@ from imgrec.distributed.process_group import connected_world, on_first_rank
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
 from imgrec.files import atomic_write, check_output, is_our_png
+from imgrec.terminal import Terminal
 
 Floats = NDArray[np.float64]
 
@@ -188,7 +189,6 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     if file.suffix.lower() != ".png" or not file.absolute().parent.is_dir():
         raise ConfigError(f"plot={file}: expected a .png file in a folder that exists. Set plot=lr_find.png.")
     check_output("plot", file, (file.suffix,), ours=is_our_png, overwrite=tree["overwrite"])
-    from imgrec.terminal import Terminal
 
     run = run_config(tree)
     terminal = Terminal(quiet=read_world().rank > 0)

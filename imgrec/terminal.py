@@ -1,8 +1,11 @@
 """The terminal and the log file: the same lines go to both, with colour and a live bar on a terminal only."""
 
+import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -11,6 +14,51 @@ from rich.segment import Segment
 from imgrec.errors import printable
 
 LOG_WIDTH = 120  # characters; a file has no width of its own
+
+
+class _Output:
+    """A text stream that raises nothing: letters that its encoding lacks are escaped, what cannot be written is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._dropping():
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:
+                self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with self._dropping():
+            self._stream.flush()
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError:  # it was closed
+            pass
+        except OSError:  # a terminal or a pipe that was closed, a full disk
+            with suppress(OSError):
+                if self._stream.fileno() in (1, 2):  # else Python fails to flush it at its exit, with exit code 120
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def lenient_output(stream: TextIO | None) -> TextIO | None:
+    """The stream, without its errors: no line for a user is worth the end of a run. None where Python has none."""
+    return None if stream is None else cast("TextIO", _Output(stream))
+
+
+@contextmanager
+def lenient_streams() -> Iterator[None]:
+    """Nothing that is printed in the block raises an error."""
+    with redirect_stdout(lenient_output(sys.stdout)), redirect_stderr(lenient_output(sys.stderr)):
+        yield
 
 
 class PlainConsole(Console):
@@ -27,12 +75,14 @@ class Terminal:
 
     def __init__(self, *, quiet: bool = False, log: Path | None = None) -> None:
         """log: a file that every line is appended to as well."""
-        self.console = PlainConsole(quiet=quiet, highlight=False)
+        output = lenient_output(sys.stdout)
+        self.console = PlainConsole(file=output, quiet=quiet, highlight=False)
         if not self.console.is_terminal:
-            self.console = PlainConsole(quiet=quiet, highlight=False, width=LOG_WIDTH, no_color=True)
+            self.console = PlainConsole(file=output, quiet=quiet, highlight=False, width=LOG_WIDTH, no_color=True)
         self.log: Console | None = None
         if log is not None:
-            self.log = PlainConsole(file=log.open("a", buffering=1), width=LOG_WIDTH, no_color=True, highlight=False)
+            file = lenient_output(log.open("a", buffering=1, encoding="utf-8"))
+            self.log = PlainConsole(file=file, width=LOG_WIDTH, no_color=True, highlight=False)
 
     def say(self, what: Any = "", style: str | None = None) -> None:
         """Print a line or a rich table; lines are never wrapped."""
@@ -53,7 +103,8 @@ class Terminal:
 
     def close(self) -> None:
         if self.log is not None:
-            self.log.file.close()
+            with suppress(OSError):  # of a full disk
+                self.log.file.close()
             self.log = None
 
     def bar(self) -> Progress:

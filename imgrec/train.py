@@ -109,7 +109,11 @@ def fit(
             heartbeat = Heartbeat(world.rank, world.size, run.trainer.timeout_s, terminal.note)
             watchdog = Watchdog(grace_s=run.trainer.grace_s, note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
             with signals.handlers_installed(), watchdog, heartbeat:
-                result = _train(run, run_dir, terminal, world, heartbeat, watchdog, command, given)
+                try:
+                    result = _train(run, run_dir, terminal, world, heartbeat, watchdog, command, given)
+                except Stopped as stopped:
+                    terminal.note(str(stopped))  # the terminal may be closed
+                    raise
     return Result(result, run_dir.path)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow_but
 from processes import LIMIT_S, run_command
 from small_run import SMALL
 
@@ -369,7 +370,7 @@ def test_the_script_and_the_count_together(start, tmp_path):
     assert (tmp_path / "runs" / "n" / "7" / "slurm-7.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", slow_but("SIGTERM", "SIGHUP", among=["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"]))
 def test_a_signal_that_comes_while_python_exits_does_not_kill_the_process(name):
     """Modules are deleted after Python has restored the default handlers."""
     lines = [

@@ -1,12 +1,29 @@
-"""Whatever a file name, a class name or an error holds, no control character of it reaches the terminal or the log."""
+"""What the terminal gets: no control character of a file name, a class name or an error, and no error where it gets nothing."""
 
+import fcntl
+import io
+import os
+import subprocess
+import sys
+import termios
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_but
+from PIL import Image
+from processes import LIMIT_S, run_command, wait_until
 from rich.table import Table
 from rich.text import Text
+from small_run import SMALL
 
+from imgrec.cli import main
 from imgrec.errors import ConfigError, printable
-from imgrec.terminal import Terminal
+from imgrec.terminal import Terminal, lenient_streams
+from imgrec.train import fit
 
 ANY = st.text(st.characters(), max_size=20) | st.sampled_from(
     ["\x1b[31mred", "a\nb", "a\rb", "\x07", "\x9b2J", "\u202eab", "ab\udcff"]
@@ -40,3 +57,131 @@ def test_an_error_is_one_line(text):
 @given(text=st.text(st.characters(exclude_categories=["C", "Z"])))
 def test_other_letters_stay_as_they_are(text):
     assert printable(text) == text
+
+
+# Output that cannot be written
+
+TRAIN = (sys.executable, "-m", "imgrec.cli", "train", *SMALL)
+
+
+@given(
+    text=st.text(st.characters(exclude_categories=["C", "Z"])), encoding=st.sampled_from(["ascii", "latin-1", "cp1252", "utf-8"])
+)
+def test_letters_that_the_encoding_lacks_are_escaped(text, encoding):
+    written = io.BytesIO()
+    with redirect_stdout(io.TextIOWrapper(written, encoding=encoding, errors="strict", newline="\n")) as stream:
+        terminal = Terminal()
+        terminal.say(text)
+        table = Table("name", box=None)
+        table.add_row(Text("a" + text))
+        terminal.say(table)
+        with lenient_streams():
+            print(text)
+        stream.flush()
+        assert written.getvalue().split(b"\n")[0] == text.encode(encoding, "backslashreplace")
+        assert written.getvalue().endswith(b"\n" + text.encode(encoding, "backslashreplace") + b"\n")
+
+
+def dead_pipe():
+    """As stdout before `| head` when head has ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return open(writing, "w", buffering=1)
+
+
+def dead_terminal():
+    ours, theirs = os.openpty()
+    os.close(ours)
+    return open(theirs, "w", buffering=1)
+
+
+def full_disk():
+    return open("/dev/full", "w", buffering=1)
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+DEAD = [dead_pipe, dead_terminal, full_disk, closed]
+
+
+@pytest.mark.parametrize("dead", DEAD)
+def test_a_run_whose_output_cannot_be_written_goes_on(dead, small, monkeypatch):
+    expected = fit(small("id=a", "logger=csv"), quiet=True)
+    stream = dead()
+    monkeypatch.setattr("sys.stdout", stream)
+    found = fit(small("id=b", "logger=csv"))
+    assert (found["last"]["val/loss"], found["test"]) == (expected["last"]["val/loss"], expected["test"])
+    with suppress(OSError, ValueError):
+        stream.close()
+
+
+def test_a_log_on_a_full_disk_is_dropped(capsys):
+    terminal = Terminal(log=Path("/dev/full"))
+    terminal.say("one line")
+    terminal.note("another")
+    terminal.close()
+    assert capsys.readouterr().out == "one line\n"
+
+
+@pytest.mark.parametrize("words", slow_but("help", among=["help", "models", "train --help", "train lr=3"]))
+def test_a_command_into_a_pipe_that_nobody_reads(words):
+    with dead_pipe() as dead:
+        refused = words == "train lr=3"
+        command = [sys.executable, "-m", "imgrec.cli", *words.split()]
+        streams = {"stdout": dead, "stderr": dead if refused else subprocess.PIPE}
+        done = subprocess.run(command, **streams, check=False, timeout=LIMIT_S)
+    assert (done.returncode, done.stderr or b"") == (2 if refused else 0, b"")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "devices", "code"), [((), 1, 75), ((), 2, 75), (("nohup",), 1, 0), (("nohup",), 2, 0)], ids=str
+)
+def test_a_terminal_that_closes(before, devices, code, tmp_path):
+    """The kernel sends SIGHUP to its processes, and writing to it is an error from then on."""
+    ours, theirs = os.openpty()
+    words = ["epochs=40", f"runs_dir={tmp_path}", "id=a", "trainer.strategy=ddp", f"trainer.devices={devices}"]
+    with subprocess.Popen(
+        [*before, *TRAIN, *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=own_terminal,  # noqa: PLW1509  # without threads here
+    ) as process:
+        os.close(theirs)
+        run_dir = tmp_path / "fake_lenet" / "a"
+        wait_until((run_dir / "metrics.csv").exists, process.poll)
+        os.close(ours)
+        assert process.wait(LIMIT_S) == code
+    assert (run_dir / "result.json").exists() == (code == 0)
+    log = (run_dir / "log.txt").read_text()
+    assert ("stopped by SIGHUP" in log) == (code == 75), log
+    assert "Traceback" not in log
+    if code == 75:
+        assert run_command(*TRAIN, *words).returncode == 0
+
+
+def own_terminal() -> None:
+    """In a session of its own: stdin is its terminal."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+@pytest.mark.slow
+def test_class_names_that_the_terminal_cannot_show(tmp_path, monkeypatch):
+    for name, value in (("\u6c34", 40), ("\u706b", 200)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(12):
+            Image.fromarray(np.full((8, 8, 3), value + number, np.uint8)).save(tmp_path / "data" / name / f"{name}{number}.png")
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    words = ["data=imagefolder", f"data.root={tmp_path}/data", "data.image_size=16", "model=lenet", "epochs=1", "batch_size=2"]
+    where = [f"runs_dir={tmp_path}", "id=a", "num_workers=0", "trainer.accelerator=cpu", "logger=none"]
+    assert main(["train", *words, *where]) == 0
+    assert main(["evaluate", f"{tmp_path}/imagefolder_lenet/a", "num_workers=0", "plot=none"]) == 0
+    assert rb"\u6c34" in written.getvalue()
+    assert rb"\u706b" in written.getvalue()

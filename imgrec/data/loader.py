@@ -16,7 +16,7 @@ from imgrec.distributed.signals import end_with_parent, stop_reason
 from imgrec.errors import DataError, Stopped
 
 MOST_WORKERS = 16  # more seldom help: the device waits no longer, and each holds prefetched batches
-STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 POLL_SECONDS = 0.5  # how often a stop is looked for while a batch is waited for
 
 

@@ -10,10 +10,12 @@ from imgrec.distributed import signals
 from imgrec.distributed.process_group import error_line
 from imgrec.distributed.world import read_world
 from imgrec.errors import UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped, printable
+from imgrec.terminal import lenient_streams
 
 Command = Callable[[list[str], str | None], int]  # (overrides, --config-dir) -> exit code
 
 
+@lenient_streams()
 def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
     """Call a command with its arguments and return its exit code. An error of the user is one line on stderr; IMGREC_DEBUG=1 shows the traceback."""
     try:

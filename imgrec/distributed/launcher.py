@@ -27,13 +27,14 @@ from imgrec.distributed.ports import LOCAL, SOCKET_VARIABLE
 from imgrec.distributed.world import RUN_DIR_VARIABLE
 from imgrec.errors import UNWRITABLE, Died, ExitCode, ImgrecError, Stopped
 from imgrec.files import atomic_write
+from imgrec.terminal import lenient_streams
 
 RANK_POLL_S = 0.05
 REFUSED_GRACE_S = 0.5  # after a rank was refused: the others may be refused too, or wait for it
 DEATH_GRACE_S = 8.0  # after a rank died: the heartbeat of the others ends them, with a line that says what it was doing
 # Ctrl-C on a terminal reaches the whole process group. It is blocked in the ranks, and the parent forwards it as this.
 CTRL_C = signal.SIGRTMIN
-FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 @dataclass
@@ -76,8 +77,8 @@ def launch(command: Sequence[str], task: Node, count: int, *, run_dir: Path, loc
                 rank.process.wait()
         try:
             _raise_reported(ranks)
-        except (Died, Stopped) as error:
-            with (run_dir / "log.txt").open("a") as log:
+        except Died as error:
+            with (run_dir / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(f"{error}\n")
             raise
 
@@ -181,6 +182,7 @@ def _raise_reported(ranks: Sequence[RankProcess]) -> None:
     raise Died(f"{ended}. {AGAIN}")
 
 
+@lenient_streams()
 def run_rank(argv: Sequence[str], work: Callable[[Node], object]) -> None:
     """In a rank that `launch` started: call `work(task)`, and write a report if that fails or is stopped.
 

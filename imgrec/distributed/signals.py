@@ -11,12 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from imgrec.errors import ExitCode
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 class _Request:
@@ -58,23 +58,31 @@ def request_cleared() -> Iterator[None]:
 
 
 def install_handlers() -> None:
-    """Let SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 stop the run. Only on the main thread, as Python allows it nowhere else."""
-    if threading.current_thread() is threading.main_thread():
-        for number in SIGNALS:
+    """Let SIGNALS stop the run. Only on the main thread, as Python allows it nowhere else."""
+    if numbers := _handled():
+        for number in numbers:
             signal.signal(number, _note_signal)
         atexit.register(_ignore_signals)
 
 
+def _handled() -> list[signal.Signals]:
+    """SIGNALS, without SIGHUP where nohup has it ignored; none off the main thread."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    kept = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    return kept if on_main_thread else []
+
+
 def _ignore_signals() -> None:
     """Python restores the default handlers at its exit: a signal that SLURM repeats would kill a process that saved."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in set(SIGNALS) - {signal.SIGINT}:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _note_signal(number: int, frame: FrameType | None) -> None:
     # Only a flag: a collective or a save in here could meet the other ranks in another one, and hang.
     if number == signal.SIGINT and _request.reason == signal.SIGINT.name:
-        os.write(2, b"\nimgrec: interrupted at once. Start the same command again to resume from the last checkpoint.\n")
+        with suppress(OSError):
+            os.write(2, b"\nimgrec: interrupted at once. Start the same command again to resume from the last checkpoint.\n")
         os._exit(ExitCode.INTERRUPTED)
     request_stop(signal.Signals(number).name)
 
@@ -85,8 +93,7 @@ def handlers_installed(handler: Callable[[int, FrameType | None], None] = _note_
 
     Off the main thread nothing is set. Signals at the exit of Python are left to the program around the block.
     """
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    before = [(number, signal.signal(number, handler)) for number in SIGNALS if on_main_thread]
+    before = [(number, signal.signal(number, handler)) for number in _handled()]
     try:
         yield
     finally:

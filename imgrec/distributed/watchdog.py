@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from imgrec.distributed import signals
@@ -32,7 +32,8 @@ def end_process(line: str | None, code: int, note: Callable[[str], None] | None 
         if line is not None and report_end is not None:
             report_end(line, code)
         elif line is not None:
-            os.write(2, f"imgrec: {line}\n".encode())
+            with suppress(OSError):  # of a terminal that was closed
+                os.write(2, f"imgrec: {line}\n".encode())
             if note is not None:
                 note(line)
         sys.stdout.flush()
