@@ -64,6 +64,15 @@ def lenient_streams() -> Iterator[None]:
 class PlainConsole(Console):
     """A console whose texts cannot move the cursor or change colours: class and file names hold what anybody has written."""
 
+    def __init__(self, **options: Any) -> None:
+        # In a notebook rich shows each text as a HTML display, also that of a quiet console or of a file.
+        super().__init__(force_jupyter=False, **options)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether its file is one. rich also asks FORCE_COLOR, which notebooks and CI set where nothing can draw a bar."""
+        return not self.file.closed and self.file.isatty()
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             lines = segment.text.split("\n")
