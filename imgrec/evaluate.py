@@ -29,6 +29,7 @@ class DataChanges:
     """Keys of the run's data that may differ from those of the training; None: as in the run."""
 
     root: str | None
+    file: str | None
     download: bool | None
     on_bad_image_eval: Literal["refuse", "skip"] | None
 

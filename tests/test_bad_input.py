@@ -123,6 +123,10 @@ SHOWN: dict[str, tuple[object, ...]] = {
     # directories and files
     "train photo": ("'photo'", "no such key, option or folder", "imgrec train FOLDER"),
     "train data=imagefolder data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER", "train/CLASS/*.jpg"),
+    "train data=table data.root=photos": ("data.file=null", "data.file=TABLE.csv"),
+    "train data=table data.file=trian.csv": ("data.file=trian.csv", "train.csv", "data.file=TABLE.csv"),
+    "train data=table data.file=train.xls": ("data.file=train.xls", ".csv", ".parquet", "Save", "data.file=train.csv"),
+    "train data=table data.file=train.csv data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER", "paths start"),
     "train data=mnist data.root=nowhere": ("data.root=nowhere", "data.root=FOLDER", "data.download=true"),
     "lr_find data=imagefolder data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER"),
     # weights
@@ -195,6 +199,7 @@ def answers(tmp_path_factory):
     env = {k: v for k, v in os.environ.items() if k != "IMGREC_DEBUG"}
     cwd = tmp_path_factory.mktemp("cwd")
     (cwd / "an.ckpt").touch()
+    (cwd / "train.csv").touch()
     (cwd / "photos/cat").mkdir(parents=True)
     (cwd / ".own").mkdir()
     for name in ("mine.png", "mine.csv"):

@@ -17,6 +17,7 @@ from imgrec.config.instantiate import EXTRA_PARAMETERS, locate, parameter_types
 from imgrec.config.options import conf_dir, group_names, option_names
 from imgrec.config.schema import target_nodes
 from imgrec.data.datasets import ImageFolder
+from imgrec.data.table import ImageTable
 from imgrec.errors import DataError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.training.optimizer import rate
@@ -93,6 +94,11 @@ def words_for(tmp_path, monkeypatch):
         if issubclass(target, ImageFolder):
             for split, count in (("train", 8), ("val", 2), ("test", 2)):
                 make(root / split, {"cat": count, "dog": count, "eel": count})
+        elif issubclass(target, ImageTable):
+            make(root, {"cat": 12, "dog": 12, "eel": 12})
+            rows = [f"{path.relative_to(root)},{path.parent.name}\n" for path in sorted(root.glob("*/*"))]
+            (root / "t.csv").write_text("".join(["path,label\n", *rows]))
+            return [f"data.file={root}/t.csv"]
         elif not hasattr(target, "kind"):
             return None
         elif hasattr(source := getattr(datasets, target.kind), "base_folder"):

@@ -118,7 +118,7 @@ def check_together(keys: Collection[str], tree: Tree, choices: Mapping[str, str]
 # What an option that is not there may be meant for.
 OTHER_OPTIONS = {
     "model": " For a network of torchvision or timm type model=torchvision model.name={0}, or model=timm model.name={0}.",
-    "data": " For your own images type data=FOLDER.",
+    "data": " For your own images type data=FOLDER, or data=table data.file=TABLE.csv.",
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 from imgrec.config.annotations import check_type, format_value
+from imgrec.config.options import shipped_targets
 from imgrec.errors import ConfigError, did_you_mean
 
 Node = dict[str, Any]
@@ -15,6 +16,8 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Split = Literal["test", "val", "train"]
 Sampling = Literal["shuffle", "balanced", "sqrt", "weighted"]
 Monitor = Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
+# Keys of the shipped data sets that are text: null, their default, does not show it.
+OWN_TEXTS = ("file", "root", "path", "label", "split", "group", "label_from", "group_from")
 Limit = int | float  # a number of batches, or a share of them
 
 
@@ -141,8 +144,12 @@ class RunConfig:
 
 
 def run_types(tree: Node) -> dict[str, Any]:
-    """Dotted key to annotation of RunConfig and its nodes where a tree is a run's; the keys of evaluate and predict have other types."""
-    return dotted_types(RunConfig) if {field.name for field in fields(RunConfig)} <= tree.keys() else {}
+    """Dotted key to annotation of RunConfig, its nodes and OWN_TEXTS where a tree is a run's; evaluate and predict have other types."""
+    if not {field.name for field in fields(RunConfig)} <= tree.keys():
+        return {}
+    data = tree["data"]
+    shipped = isinstance(data, dict) and str(data.get("_target_")) in shipped_targets("data")
+    return dotted_types(RunConfig) | {f"data.{key}": str | None for key in OWN_TEXTS if shipped and key in data}
 
 
 def dotted_types(cls: type) -> dict[str, Any]:

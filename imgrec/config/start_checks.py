@@ -19,9 +19,12 @@ LIBRARY_WEIGHTS = re.compile(r"(\w+_Weights\.)?(DEFAULT|IMAGENET1K_\w+)")
 # Our networks that are torchvision's with the first layers (or the head) for large images, and the least image that these accept.
 LEAST_SIZE = {"resnet": 1, "densenet": 32, "vgg": 32, "googlenet": 16, "alexnet": 63}
 
+TABLES = (".csv", ".tsv", ".txt", ".parquet")  # what data=table reads
+
 
 def check_start(run: RunConfig) -> None:
     """An ImgrecError for a folder, weights, a package or a GPU that a training needs and does not find."""
+    _check_table(run.data)
     _check_root(run.data)
     for path, node in target_nodes(run.to_dict()):
         _check_package(path, node)
@@ -42,9 +45,30 @@ def _check_root(data: DataConfig) -> None:
         return
     beside = [Path(folder).name for folder in glob(f"{escape(str(Path(root).absolute().parent))}/*/")]
     what = (
-        "that holds its files, or data.download=true" if "download" in data.own else "with train/CLASS/*.jpg, or with CLASS/*.jpg"
+        "that holds its files, or data.download=true"
+        if "download" in data.own
+        else "that its paths start from"
+        if "file" in data.own
+        else "with train/CLASS/*.jpg, or with CLASS/*.jpg"
     )
     raise DataError(f"data.root={root} is not a folder.{did_you_mean(Path(root).name, beside)} Set data.root=FOLDER {what}.")
+
+
+def _check_table(data: DataConfig) -> None:
+    if data.own.get("_target_") not in shipped_targets() or "file" not in data.own:
+        return
+    file = data.own["file"]
+    if file is None:
+        raise ConfigError("data.file=null: data=table reads its classes from a table. Set data.file=TABLE.csv.")
+    path = Path(file)
+    if path.suffix.lower() not in TABLES:
+        csv = f"{os.path.splitext(file)[0]}.csv"
+        raise ConfigError(
+            f"data.file={file}: the name must end in {', '.join(TABLES)}. Save the table as CSV, and set data.file={csv}."
+        )
+    if not os.path.isfile(file):
+        beside = [found.name for found in path.absolute().parent.glob("*") if found.suffix.lower() in TABLES]
+        raise DataError(f"data.file={file} is not a file.{did_you_mean(path.name, beside)} Set data.file=TABLE.csv.")
 
 
 def _check_package(path: str, node: Node) -> None:

@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from itertools import chain
 from typing import Literal, Self, TypedDict, Unpack
@@ -48,10 +48,11 @@ class ImageFiles:
         labels: Indices,
         *,
         preprocessing: Preprocessing,
+        groups: NDArray[np.bytes_] | None = None,
         **on_bad_image: Unpack[OnBadImage],
     ) -> None:
         assert len(names) == len(labels)
-        self.root, self.names, self.labels, self.preprocessing = root, names, labels, preprocessing
+        self.root, self.names, self.labels, self.groups, self.preprocessing = root, names, labels, groups, preprocessing
         self.on_bad_image = on_bad_image
         self.training, self.seed = False, 0
         self.augment: Augment | None = None
@@ -116,14 +117,15 @@ class ImageFiles:
     def take(self, rows: Indices) -> Self:
         part = copy(self)
         part.names, part.labels = self.names[rows], self.labels[rows]
+        part.groups = None if self.groups is None else self.groups[rows]
         return part
 
     def content(self) -> Indices:
         content = np.full((2, len(self)), -1, dtype=np.int64)
-        root = os.path.join(os.fsencode(self.root), b"")
+        root = os.fsencode(self.root)
         for row, (most, look) in enumerate(((MOST_SIZES, _size), (MOST_CHECKSUMS, _checksum))):
             step = max(1, -(-len(self) // most))
-            content[row, ::step] = [look(root + name) for name in self.names[::step].tolist()]
+            content[row, ::step] = [look(os.path.join(root, name)) for name in self.names[::step].tolist()]
         return content.T
 
     def for_training(self, augment: Augment | None, seed: int) -> Self:
@@ -155,6 +157,18 @@ def pack_names(names: Iterable[str]) -> NDArray[np.bytes_]:
     Each takes the bytes of the longest: ImageNet's 1.28 million are 41 MB, and would be 325 MB with one of 254 bytes.
     """
     return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+
+def label_indices(labels: Sequence[str], classes: Sequence[str], place: Callable[[int], str]) -> Indices:
+    """The labels as indices in the class list; DataError, with the place of the image, for one that is not in it."""
+    index = {name: k for k, name in enumerate(classes)}
+    if unknown := set(labels) - index.keys():
+        row = min(map(labels.index, unknown))
+        raise DataError(
+            f"{place(row)}: the class {labels[row]}, but train does not have it ({first_names(classes, 10)})."
+            f"{did_you_mean(labels[row], classes)} Correct it, or add such an image to train."
+        )
+    return np.fromiter(map(index.__getitem__, labels), dtype=np.int64, count=len(labels))
 
 
 def folder_split(

@@ -14,7 +14,7 @@ from imgrec.config.schema import Split
 from imgrec.data.decode import Preprocessing
 from imgrec.data.image_set import ImageSet
 from imgrec.data.split_record import DataRecord
-from imgrec.data.splits import Images, check_labels, split_off
+from imgrec.data.splits import Images, check_groups, check_labels, split_off
 from imgrec.errors import ConfigError, DataError, did_you_mean, first_names
 
 OnChange = Literal["refuse", "accept"]
@@ -125,10 +125,11 @@ class ImageData:
         for name, images in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
             if images is not None:
                 check_labels(images.labels, splits.classes, name)
-        if splits.val is not None:
-            return splits
-        train, val = self.cut(splits.train, splits.classes, "val", self.val_share)
-        return splits._replace(train=train, val=val)
+        if splits.val is None:
+            train, val = self.cut(splits.train, splits.classes, "val", self.val_share)
+            splits = splits._replace(train=train, val=val)
+        check_groups({name: images for name in ("train", "val", "test") if (images := getattr(splits, name)) is not None})
+        return splits
 
     def record(self, *, content: Collection[Split] = get_args(Split)) -> DataRecord:
         """What the splits hold; content: the splits whose sizes or checksums are recorded too."""

@@ -18,6 +18,10 @@ class ImageSet(Protocol):
     def names(self) -> NDArray[np.bytes_] | None:
         """[N], what an image is called wherever it stands in the order; None: images have no names."""
 
+    @property
+    def groups(self) -> NDArray[np.bytes_] | None:
+        """[N], what an image belongs to (a patient, a video), whose images are all cut into one split; None: each to itself."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, request: Request) -> Batch: ...

@@ -15,7 +15,7 @@ from imgrec.data.mixup import partners
 class InMemoryImages:
     """images: uint8 [N, C, H, W] at their native size (the device resizes); labels: int64 [N]."""
 
-    names = None
+    names = groups = None
 
     def __init__(self, images: Tensor, labels: Indices, *, augment: Augment | None = None, seed: int = 0) -> None:
         assert images.dtype == torch.uint8

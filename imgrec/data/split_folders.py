@@ -4,13 +4,14 @@ import os
 import re
 from typing import NamedTuple
 
+from imgrec.config.schema import Split
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_EXTENSIONS, file_extension, is_hidden
 
 # train, Training, test_set, train_images, images-val, train2017: any case, with or without a word for what it holds.
 _CONTENT = r"(?:data|(?:data)?sets?|images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|files?|folder|split)"
-_NAMES = {"train": r"train(?:ing)?s?", "val": r"val(?:id|idation)?s?", "test": r"test(?:ing)?s?"}
-_PATTERNS = {
+_NAMES: dict[Split, str] = {"train": r"train(?:ing)?s?", "val": r"val(?:id|idation)?s?", "test": r"test(?:ing)?s?"}
+_PATTERNS: dict[Split, re.Pattern[str]] = {
     split: re.compile(rf"(?:{_CONTENT}[ _.-]*)?{name}[ _.-]*{_CONTENT}?[ _.-]*\d*", re.IGNORECASE)
     for split, name in _NAMES.items()
 }
@@ -20,7 +21,7 @@ LAYOUTS = "Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg."
 class SplitFolders(NamedTuple):
     """The folder of each split there is, and a folder for the test whose images lie in no class folders."""
 
-    folders: dict[str, str]
+    folders: dict[Split, str]
     unlabelled: str | None = None
 
 
@@ -32,7 +33,7 @@ def find_split_folders(root: str) -> SplitFolders:
     if not os.path.isdir(root):
         raise DataError(f"data.root={root} is not a folder. {LAYOUTS}")
     names = class_folders(root)
-    splits = {split: [name for name in names if pattern.fullmatch(name)] for split, pattern in _PATTERNS.items()}
+    splits = {split: [name for name in names if split_meant(name) == split] for split in _PATTERNS}
     if not (named := [name for several in splits.values() for name in several]):
         return SplitFolders({"train": root})
     beside = [name for name in names if name not in named and has_images(os.path.join(root, name))]
@@ -52,12 +53,17 @@ def find_split_folders(root: str) -> SplitFolders:
     if not labelled and has_images(folders["train"]):
         raise DataError(
             f"{folders['train']} has images, but no class folders. Move each image into the folder of its class, "
-            f"{folders['train']}/CLASS/*.jpg; where a table has the classes, by a script."
+            f"{folders['train']}/CLASS/*.jpg; where a table has the classes, type data=table data.file=TABLE.csv data.root={folders['train']}."
         )
     test = folders.get("test")
     if test is not None and not class_folders(test) and has_images(test):
         return SplitFolders({split: folder for split, folder in folders.items() if split != "test"}, test)
     return SplitFolders(folders)
+
+
+def split_meant(name: str) -> Split | None:
+    """The split of this name, such as Training or val2017; None for another name."""
+    return next((split for split, pattern in _PATTERNS.items() if pattern.fullmatch(name)), None)
 
 
 def class_folders(root: str) -> list[str]:

@@ -1,5 +1,7 @@
 """Making and checking splits."""
 
+from collections.abc import Mapping
+from itertools import combinations
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -10,7 +12,7 @@ from sklearn.model_selection import train_test_split
 from imgrec.data import counter_rng
 from imgrec.data.batch import Indices
 from imgrec.data.image_set import ImageSet
-from imgrec.data.split_record import DataRecord, composed_names
+from imgrec.data.split_record import DataRecord, composed_names, show_name
 from imgrec.errors import DataError, plural
 
 Images = TypeVar("Images", bound=ImageSet)
@@ -28,42 +30,79 @@ def split_off(
 ) -> tuple[Images, Images]:
     """The rest, and a part of `share` for the split `into`: by the names of the images where they have some, else stratified.
 
-    record: named images are in the part where it has them there, and in the rest where it has them in another split.
-    DataError where a class is too small.
+    Images of a group are in one of them. record: named images are in the part where it has them there, and in the rest where
+    it has them in another split; others of their group follow them. DataError where a class is too small.
     """
     key = f"data.{into}_share"
     names = composed_names(images.names)
     if names is None:
         rest, part = stratified(images.labels, share, seed=seed, classes=classes, key=key)
         return images.take(rest), images.take(part)
+    groups = composed_names(images.groups)
     if record is None:
-        _check_counts(images.labels, share, classes, key)
-    chosen = split_by_name(names, images.labels, share, seed=seed, stream=STREAMS[into])
+        _check_counts(images.labels, share, classes, key, groups)
+    chosen = split_by_name(names, images.labels, share, seed=seed, stream=STREAMS[into], groups=groups)
+    known = np.zeros(len(names), dtype=bool)
     for name, split in {} if record is None else record.splits.items():
         # A test split that is there before the one for validation is cut has a folder of its own, with names of its own.
         if split.names is not None and (into, name) != ("val", "test"):
-            chosen[np.isin(names, split.names)] = name == into
+            here = np.isin(names, split.names)
+            chosen[here] = name == into
+            known |= here
+    if groups is not None and known.any():
+        for chosen_here in (True, False):
+            chosen[~known & np.isin(groups, groups[known & (chosen == chosen_here)])] = chosen_here
     return images.take(np.flatnonzero(~chosen)), images.take(np.flatnonzero(chosen))
 
 
-def split_by_name(names: NDArray[np.bytes_], labels: Indices, share: float, *, seed: int, stream: int) -> NDArray[np.bool_]:
-    """Which images belong to the part, bool [N]: those whose hash of (seed, stream, name) is below `share`.
+def split_by_name(
+    names: NDArray[np.bytes_],
+    labels: Indices,
+    share: float,
+    *,
+    seed: int,
+    stream: int,
+    groups: NDArray[np.bytes_] | None = None,
+) -> NDArray[np.bool_]:
+    """Which images belong to the part, bool [N]: those whose hash of (seed, stream, name or group) is below `share`.
 
     So an image stays where it is when others come and go, and a class has its share on average (of 100 images and 0.2:
     20, give or take 4). Of each class the lowest hash is in the part, and the highest two are not: the rest can be cut again.
+    Where groups have several classes these may want one in both, and then it is not in the part.
     """
+    names = names if groups is None else groups
     width = -(-names.itemsize // 8)
     words = names.astype(f"S{8 * width}").view("<i8").reshape(len(names), width)
     hashes = counter_rng.hash_rows(seed, stream, torch.from_numpy(words)).numpy()
     chosen: NDArray[np.bool_] = hashes < share
-    counts, parts = np.bincount(labels), np.bincount(labels[chosen], minlength=labels.max() + 1)
+    one = np.arange(len(labels)) if groups is None else _one_of_each(labels, hashes)
+    counts, parts = np.bincount(labels[one]), np.bincount(labels[one][chosen[one]], minlength=labels.max() + 1)
     if ((parts < 1) | (parts > counts - 2)).any():
-        by_hash = np.lexsort((hashes, labels))
+        by_hash = one[np.lexsort((hashes[one], labels[one]))]
         first = np.flatnonzero(np.diff(labels[by_hash], prepend=-1))  # of each class, in that order
-        end = np.append(first[1:], len(labels))
-        chosen[by_hash[np.maximum(end - 2, first)]] = False
-        chosen[by_hash[first]], chosen[by_hash[end - 1]] = True, False
+        end = np.append(first[1:], len(by_hash))
+        for place, part in ((np.maximum(end - 2, first), False), (first, True), (end - 1, False)):
+            chosen[np.isin(hashes, hashes[by_hash[place]])] = part
     return chosen
+
+
+def _one_of_each(labels: Indices, values: NDArray[np.generic]) -> Indices:
+    """One row of each pair of label and value."""
+    order = np.lexsort((values, labels))
+    labels, values = labels[order], values[order]
+    first = np.append(True, (labels[1:] != labels[:-1]) | (values[1:] != values[:-1]))
+    return np.asarray(order[first], dtype=np.int64)
+
+
+def check_groups(splits: Mapping[str, ImageSet]) -> None:
+    """DataError for a group with images in two splits."""
+    groups = {name: set(images.groups.tolist()) for name, images in splits.items() if images.groups is not None}
+    for one, other in combinations(groups, 2):
+        if shared := sorted(groups[one] & groups[other]):
+            raise DataError(
+                f"the group {show_name(shared[0])} is in {one} and in {other}, {plural(len(shared), 'group')} in all. "
+                "Put the images of a group into one split, or give no groups."
+            )
 
 
 def stratified(labels: Indices, share: float, *, seed: int, classes: tuple[str, ...], key: str) -> tuple[Indices, Indices]:
@@ -84,12 +123,14 @@ def stratified(labels: Indices, share: float, *, seed: int, classes: tuple[str, 
     return np.sort(rest), np.sort(split)
 
 
-def _check_counts(labels: Indices, share: float, classes: tuple[str, ...], key: str) -> None:
-    counts = np.bincount(labels, minlength=len(classes))
+def _check_counts(
+    labels: Indices, share: float, classes: tuple[str, ...], key: str, groups: NDArray[np.bytes_] | None = None
+) -> None:
+    counts = np.bincount(labels if groups is None else labels[_one_of_each(labels, groups)], minlength=len(classes))
     least = int(counts.argmin())
     if counts[least] < 2:
         raise DataError(
-            f"class {classes[least]} has {plural(counts[least], 'image')}, "
+            f"class {classes[least]} has {plural(counts[least], 'image' if groups is None else 'group')}, "
             f"but {key}={share} needs at least 2 of each class. Add images, remove the class, or give the split its own folder."
         )
 

@@ -46,7 +46,7 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
     data: ImageData = build_stored("data", node | {key: False for key in ("download",) if key in node} | changes)
     if (then := checkpoint.record()) is not None:
         data = data.following(then)
-    where = str((node | changes).get("root", _set_name(node)))
+    where = str(next(filter(None, map((node | changes).get, ("root", "file"))), _set_name(node)))
     if other := other_classes(checkpoint.classes, data.classes):
         raise DataError(f"{where} has {other}. Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*.")
     found = data.split(split)
