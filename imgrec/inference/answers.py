@@ -16,12 +16,12 @@ from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import plural
 from imgrec.files import atomic_write
 from imgrec.inference.contact_sheet import MOST_TILES, draw_contact_sheet
+from imgrec.inference.picture_text import class_labels
 from imgrec.inference.prediction_table import AnswerFiles, Columns, six_digits, write_table
 from imgrec.terminal import percent
 
 MOST_PROBABILITIES = 20_000_000  # images times classes up to which the probability of every class is kept: 80 MB
 ROWS = 65_536  # of a table that are written at once
-MOST_LETTERS = 17  # of a class name below an image
 
 
 class Answers(NamedTuple):
@@ -84,18 +84,16 @@ def write_answers(files: AnswerFiles, answers: Answers, images: ImageSet, classe
 def _draw(answers: Answers, images: ImageSet, classes: Sequence[str], errors: Indices) -> bytes:
     shown = errors[:MOST_TILES]
     rows = answers.indices[shown]
+    pairs = np.stack([images.labels[rows], answers.predicted[shown]], axis=1)
+    named = np.unique(pairs).tolist()
+    labels, legend, fonts = class_labels(classes, named, width=20, line=160)
+    names = dict(zip(named, labels, strict=True))
     captions = [
-        f"{_short(classes[true])}\n\u2192 {_short(classes[predicted])} {percent(probability)}"
-        for true, predicted, probability in zip(
-            images.labels[rows], answers.predicted[shown], answers.probability[shown], strict=True
-        )
+        f"{names[true]}\n\u2192 {names[predicted]}\n{percent(probability)}"
+        for (true, predicted), probability in zip(pairs.tolist(), answers.probability[shown], strict=True)
     ]
     title = f"true \u2192 predicted: the first {len(shown)} of {plural(len(errors), 'error')}, the most probable first"
-    return draw_contact_sheet(images[Request(0, rows, len(rows))].images, captions, title=title)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 3]}..."
+    return draw_contact_sheet(images[Request(0, rows, len(rows))].images, captions, title=title, legend=legend, fonts=fonts)
 
 
 def _error_rows(answers: Answers, images: ImageSet, classes: Sequence[str], errors: Indices) -> Iterator[Columns]:

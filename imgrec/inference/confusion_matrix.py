@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imgrec.inference.metrics import Report
+from imgrec.inference.picture_text import class_labels, drawn_text
 
 MOST_PAIRS = 10  # confusions listed where the matrix does not fit
 MOST_NUMBERS = 20  # classes up to which the cells show their counts
@@ -60,7 +61,7 @@ def _pairs(report: Report, names: list[str]) -> Any:
 
 
 def draw_confusion_matrix(report: Report, *, title: str) -> bytes:
-    """A PNG: each row's shares as shades, and for few classes the counts. No window, no font files of ours."""
+    """A PNG: each row's shares as shades, and for few classes the counts. No window."""
     from matplotlib.figure import Figure
 
     names = [row["name"] for row in report.per_class]
@@ -73,16 +74,20 @@ def draw_confusion_matrix(report: Report, *, title: str) -> bytes:
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(shown, ax=axes, label="share of the true class", shrink=0.8)
     if len(names) <= MOST_NAMES:
-        labels = [(name if len(name) <= 24 else f"{name[:21]}...").replace("$", r"\$") for name in names]  # no formulas
-        axes.set_xticks(range(len(names)), labels, rotation=90 if max(map(len, names)) > 2 else 0)
-        axes.set_yticks(range(len(names)), labels)
+        labels, legend, fonts = class_labels(names, width=24, line=int(14 * side))
+        axes.set_xticks(
+            range(len(names)), labels, rotation=90 if max(map(len, labels)) > 2 else 0, family=fonts, parse_math=False
+        )
+        axes.set_yticks(range(len(names)), labels, family=fonts, parse_math=False)
+        figure.supxlabel(legend, fontsize=7, parse_math=False)
     if len(names) <= MOST_NUMBERS:
         for (true, predicted), count in np.ndenumerate(matrix):
             if count:
                 color = "white" if shares[true, predicted] > 0.5 else "black"
                 axes.text(predicted, true, str(count), ha="center", va="center", fontsize=8, color=color)
     axes.set(xlabel="predicted", ylabel="true")
-    axes.set_title(title, fontsize=10, parse_math=False)
+    text, fonts = drawn_text(title)
+    axes.set_title(text, fontsize=10, family=fonts, parse_math=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120, metadata={"Software": "imgrec"})
     return content.getvalue()

@@ -10,17 +10,22 @@ from torch import Tensor
 
 TILES_IN_A_ROW = 8
 MOST_TILES = 40  # 5 rows, which a screen shows
-TILE, CAPTION_HEIGHT, TITLE_HEIGHT, MARGIN = 144, 34, 30, 6  # pixels: side of an image, height of the texts, around each
+TILE, MARGIN = 144, 6  # pixels: side of an image, around it
+CAPTION_HEIGHT, TITLE_HEIGHT, LEGEND_LINE = 47, 30, 16  # pixels
 
 
-def draw_contact_sheet(images: Tensor, captions: Sequence[str], *, title: str) -> bytes:
-    """A PNG of uint8 [N, C, H, W] with a caption of up to two lines for each. 0.25 s for 40 images."""
+def draw_contact_sheet(images: Tensor, captions: Sequence[str], *, title: str, legend: str, fonts: list[str]) -> bytes:
+    """A PNG of uint8 [N, C, H, W] with a caption of up to three lines for each, in `fonts`. 0.25 s for 40 images.
+
+    legend: ASCII, lines below them.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     dpi = 100  # as text has a size in points
     width = TILES_IN_A_ROW * (TILE + MARGIN) + MARGIN
-    height = TITLE_HEIGHT + -(-len(images) // TILES_IN_A_ROW) * (TILE + CAPTION_HEIGHT + MARGIN)
+    bottom = TITLE_HEIGHT + -(-len(images) // TILES_IN_A_ROW) * (TILE + CAPTION_HEIGHT + MARGIN)
+    height = bottom + LEGEND_LINE * len(legend.splitlines())
     sheet = Image.new("RGB", (width, height), "white")
     figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="none")
     figure.text(MARGIN / width, 1 - TITLE_HEIGHT / 2 / height, title, fontsize=10, va="center", parse_math=False)
@@ -28,7 +33,8 @@ def draw_contact_sheet(images: Tensor, captions: Sequence[str], *, title: str) -
         row, column = divmod(number, TILES_IN_A_ROW)
         left, top = MARGIN + column * (TILE + MARGIN), TITLE_HEIGHT + row * (TILE + CAPTION_HEIGHT + MARGIN)
         sheet.paste(_tile(image), (left, top))
-        figure.text(left / width, 1 - (top + TILE + 2) / height, caption, fontsize=8, va="top", parse_math=False)
+        figure.text(left / width, 1 - (top + TILE + 2) / height, caption, fontsize=8, va="top", family=fonts, parse_math=False)
+    figure.text(MARGIN / width, 1 - bottom / height, legend, fontsize=8, va="top", linespacing=1.2, parse_math=False)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     texts = Image.fromarray(np.asarray(canvas.buffer_rgba()))
