@@ -69,6 +69,11 @@ def is_directory_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name
 
 
+def is_utf8(name: str) -> bool:
+    """Whether the bytes of a file's name, which Python gave it as, are UTF-8."""
+    return os.fsencode(name) == name.encode(errors="replace")
+
+
 def file_extension(name: str) -> str:
     """'.jpg' of 'a.JPG', or nothing; os.path.splitext takes three times as long."""
     dot = name.rfind(".")
@@ -85,27 +90,33 @@ def find_images(root: str, folder: str = "", *, ignored: Counter[str] | None = N
     pending: list[tuple[str, tuple[str, ...]]] = [(folder, ())]  # folders, and the folders with the links that led to them
     while pending:
         parent, via = pending.pop()
-        try:
-            with os.scandir(os.path.join(root, parent)) as entries:
-                for entry in entries:
-                    name = entry.name
-                    if name.startswith("."):
-                        continue
-                    path = f"{parent}/{name}" if parent else name
-                    # The kinds of entries are known from the listing: no system call for each file.
-                    if entry.is_file():
-                        if (extension := file_extension(name)) in IMAGE_EXTENSIONS:
-                            images.append(path)
-                        elif ignored is not None:
-                            ignored[extension or "without extension"] += 1
-                    elif entry.is_dir() and not is_hidden(name):
-                        if not entry.is_symlink():
-                            pending.append((path, via))
-                        elif not _contains_any(entry.path, folders := (*via, os.path.dirname(entry.path))):
-                            pending.append((path, folders))
-        except OSError as error:
-            raise DataError(f"{os.path.join(root, parent)} cannot be listed: {error.strerror}. Fix it or remove it.") from error
+        with readable_folder(os.path.join(root, parent)), os.scandir(os.path.join(root, parent)) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                path = f"{parent}/{name}" if parent else name
+                # The kinds of entries are known from the listing: no system call for each file.
+                if entry.is_file():
+                    if (extension := file_extension(name)) in IMAGE_EXTENSIONS:
+                        images.append(path)
+                    elif ignored is not None:
+                        ignored[extension or "without extension"] += 1
+                elif entry.is_dir() and not is_hidden(name):
+                    if not entry.is_symlink():
+                        pending.append((path, via))
+                    elif not _contains_any(entry.path, folders := (*via, os.path.dirname(entry.path))):
+                        pending.append((path, folders))
     return sorted(images)
+
+
+@contextmanager
+def readable_folder(folder: str) -> Iterator[None]:
+    """DataError for an OSError while a folder is listed: with the entry in it that cannot be followed, or the folder itself."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}. Fix it or remove it.") from error
 
 
 def _contains_any(folder: str, others: tuple[str, ...]) -> bool:

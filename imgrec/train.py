@@ -151,7 +151,7 @@ def _train(
 
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
-    data, record = checked_data(instantiate(run.data.to_node()), resume, terminal.say, rank=world.rank)
+    data, record = checked_data(instantiate(run.data.to_node()), resume, terminal.say, world)
     augment = instantiate(run.augment)
     run = run.with_classes(len(data.classes))
     _stop_if_requested(world)

@@ -471,8 +471,9 @@ def test_validation_and_test_refuse_a_bad_image_unless_told(refuses, tmp_path, s
     make(tmp_path / "val", {"cat": 2, "dog": 2})
     make(tmp_path / "test", {"cat": 2, "dog": 2})
     bad = halve(tmp_path / split / "cat/000.jpg")
-    refuses(folder_words(tmp_path, "data.on_bad_image=skip"), bad, "data.on_bad_image_eval=skip")
-    assert cli.main(folder_words(tmp_path, "data.on_bad_image_eval=skip")) == 0
+    words = folder_words(tmp_path, "data.on_bad_image=skip")
+    refuses([*words, "data.on_bad_image_eval=refuse"], bad, "data.on_bad_image_eval=skip")
+    assert cli.main(words) == 0  # for all splits where nothing else is said of validation and test
 
 
 def test_a_label_outside_the_classes(refuses, tmp_path):

@@ -94,6 +94,11 @@ def test_a_name_is_one_folder(run, key, value):
     assert_error(refusal(run(**{key: value})), f"{key}={value}", f"{key}=NAME")
 
 
+@pytest.mark.parametrize("key", ["runs_dir", "name", "id"])
+def test_a_run_directory_is_utf8(run, key):
+    assert_error(refusal(run(**{key: os.fsdecode(b"a\xe4")})), f"{key}=a?", "UTF-8", f"another {key}")
+
+
 def test_two_processes_never_share_a_folder(run, tmp_path):
     with choose_run_dir(run(id="a")).opened(run(id="a")), raises_error(ConfigError, f"{tmp_path}/n/a", "in use", "id=ID"):
         begin(run(id="a"))

@@ -12,7 +12,7 @@ from torchvision import datasets
 
 from imgrec.data.batch import Indices
 from imgrec.data.folder import BadImage, OnBadImage, folder_split
-from imgrec.data.image_data import Common, ImageData, Splits
+from imgrec.data.image_data import Check, Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.split_folders import LAYOUTS, class_folders, find_split_folders
 from imgrec.errors import ConfigError, DataError, first_line
@@ -147,10 +147,17 @@ class ImageFolder(ImageData):
     in_memory = False
 
     def __init__(
-        self, *, root: str, test_share: float, on_bad_image: BadImage, on_bad_image_eval: BadImage, **common: Unpack[Common]
+        self,
+        *,
+        root: str,
+        test_share: float,
+        on_bad_image: BadImage,
+        on_bad_image_eval: BadImage,
+        check: Check,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        self.root, self.test_share = root, test_share
+        self.root, self.test_share, self.check = root, test_share, check
         self.on_bad_image = OnBadImage(on_bad_image=on_bad_image, on_bad_image_eval=on_bad_image_eval)
 
     def describe_classes(self, count: int) -> str:

@@ -88,8 +88,10 @@ class ImageFiles:
                 raise
             except DataError as error:
                 if not self.skips:
-                    message = f"{error} Remove or replace it, or leave unreadable images out with data.{self.bad_image_key}=skip."
-                    raise DataError(message) from error
+                    others = " data.check=all finds all of them before the first step." if self.training else ""
+                    raise DataError(
+                        f"{error} Remove or replace it, or leave unreadable images out with data.{self.bad_image_key}=skip.{others}"
+                    ) from error
                 bad.append(path)
                 continue
             if is_constant(image):

@@ -18,6 +18,7 @@ from imgrec.data.splits import Images, check_groups, check_labels, split_off
 from imgrec.errors import ConfigError, DataError, did_you_mean, first_names
 
 OnChange = Literal["refuse", "accept"]
+Check = Literal["auto", "all"]
 
 
 class Common(Preprocessing):
@@ -46,6 +47,7 @@ class ImageData:
     """
 
     in_memory = True
+    check: Check = "auto"  # which image files `find_unreadable` decodes
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from imgrec.config.schema import Split
 from imgrec.errors import DataError
-from imgrec.files import IMAGE_EXTENSIONS, file_extension, is_hidden
+from imgrec.files import IMAGE_EXTENSIONS, file_extension, is_hidden, readable_folder
 
 # train, Training, test_set, train_images, images-val, train2017: any case, with or without a word for what it holds.
 _CONTENT = r"(?:data|(?:data)?sets?|images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|files?|folder|split)"
@@ -67,14 +67,17 @@ def split_meant(name: str) -> Split | None:
 
 
 def class_folders(root: str) -> list[str]:
-    """Names of the folders in `root`, sorted, without hidden ones and those of operating systems and network disks."""
-    with os.scandir(root) as entries:
+    """Names of the folders in `root`, sorted, without hidden ones and those of operating systems and network disks.
+
+    DataError where it cannot be listed, or holds a link that leads to itself.
+    """
+    with readable_folder(root), os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
 
 
 def has_images(folder: str) -> bool:
-    """Whether it holds an image file itself, not in a subfolder."""
-    with os.scandir(folder) as entries:
+    """Whether it holds an image file itself, not in a subfolder. DataError where it cannot be listed."""
+    with readable_folder(folder), os.scandir(folder) as entries:
         return any(file_extension(entry.name) in IMAGE_EXTENSIONS and not is_hidden(entry.name) for entry in entries)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.folder import BadImage, ImageFiles, OnBadImage, label_indices, pack_names
-from imgrec.data.image_data import Common, ImageData, Splits
+from imgrec.data.image_data import Check, Common, ImageData, Splits
 from imgrec.data.split_folders import split_meant
 from imgrec.data.table_file import Table, read_columns
 from imgrec.errors import DataError
@@ -35,6 +35,7 @@ class ImageTable(ImageData):
         test_share: float,
         on_bad_image: BadImage,
         on_bad_image_eval: BadImage,
+        check: Check,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
@@ -42,6 +43,7 @@ class ImageTable(ImageData):
         columns = {"path": path, "label": label, "split": split, "group": group}
         self.columns = {key: name for key, name in columns.items() if name is not None}
         self.test_share = test_share
+        self.check = check
         self.on_bad_image = OnBadImage(on_bad_image=on_bad_image, on_bad_image_eval=on_bad_image_eval)
 
     def describe_classes(self, count: int) -> str:

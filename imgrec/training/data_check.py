@@ -7,10 +7,12 @@ from torch import Tensor
 
 from imgrec.config.schema import Split
 from imgrec.data.image_data import ImageData
-from imgrec.data.readable import check_readable
+from imgrec.data.readable import Unreadable, check_readable, find_unreadable
 from imgrec.data.split_record import DataRecord, find_changes, other_classes
+from imgrec.distributed import signals
 from imgrec.distributed.process_group import all_gather, on_first_rank
-from imgrec.errors import DataError
+from imgrec.distributed.world import World
+from imgrec.errors import DataError, Stopped, plural
 from imgrec.inference.checkpoint import read_record
 from imgrec.inference.rank_data import compare_ranks
 from imgrec.training.checkpoint import ResumePoint
@@ -18,22 +20,45 @@ from imgrec.training.checkpoint import ResumePoint
 Data = TypeVar("Data", bound=ImageData)
 
 
-def checked_data(data: Data, resume: ResumePoint | None, say: Callable[[str], None], *, rank: int) -> tuple[Data, Tensor | None]:
+def checked_data(data: Data, resume: ResumePoint | None, say: Callable[[str], None], world: World) -> tuple[Data, Tensor | None]:
     """The data of a run, and on rank 0, which writes the checkpoints, its packed record. A collective.
 
     With data.changed=accept what is left of each split of a resumed run stays in it.
 
     DataError where ranks have other images than rank 0, where a resumed run has other classes, or with data.changed=refuse
-    other images than it was saved with, and for what `check_readable` refuses.
+    other images than it was saved with, for images that cannot be read, and for what `check_readable` refuses.
     """
-    content = get_args(Split) if rank == 0 else ()
+    content = get_args(Split) if world.rank == 0 else ()
     record = data.record(content=content)
     compare_ranks(record, all_gather)
+    then = None
     if resume is not None and (then := on_first_rank(lambda: _changed_record(data, record, resume, say))) is not None:
         data = data.following(then)
         record = data.record(content=content)
+    if resume is None or then is not None:
+        _refuse_unreadable(data, say, world)
     check_readable(data)
-    return data, record.pack() if rank == 0 else None
+    return data, record.pack() if world.rank == 0 else None
+
+
+def _refuse_unreadable(data: ImageData, say: Callable[[str], None], world: World) -> None:
+    """DataError with the first of the images that cannot be read, after a line for each; all ranks share the work."""
+    found: list[Unreadable] = []
+    for part in find_unreadable(data, rank=world.rank, size=world.size):
+        found += part
+        if world.size == 1 and (reason := signals.stop_reason()) is not None:
+            raise Stopped(f"stopped by {reason} while the images were looked at. Start the same command again.")
+    found = sorted(one for rank in all_gather(found) for one in rank)
+    if not found:
+        return
+    for one in found[1:]:
+        say(one.reason)
+    others = f" {plural(len(found) - 1, 'other')} cannot either, see above." if found[1:] else ""
+    key = "on_bad_image" if any(one.split == "train" for one in found) else "on_bad_image_eval"
+    raise DataError(
+        f"{found[0].reason}{others} Remove or replace {'them' if others else 'it'}, "
+        f"or leave unreadable images out with data.{key}=skip."
+    )
 
 
 def _changed_record(data: ImageData, now: DataRecord, resume: ResumePoint, say: Callable[[str], None]) -> DataRecord | None:

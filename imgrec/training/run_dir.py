@@ -18,7 +18,7 @@ from imgrec.config.schema import Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, ImgrecError
-from imgrec.files import atomic_write, is_directory_name
+from imgrec.files import atomic_write, is_directory_name, is_utf8
 from imgrec.inference.prediction_table import AnswerFiles
 
 # Keys that may differ when a run is resumed: they say where and how fast it is computed, not what.
@@ -27,6 +27,9 @@ RESUMABLE_KEYS = (
     "runs_dir",
     "resume",
     "data.changed",
+    "data.check",
+    "data.on_bad_image",  # with refuse, nothing has been skipped so far
+    "data.on_bad_image_eval",
     "num_workers",
     "trainer.accelerator",
     "trainer.devices",
@@ -88,14 +91,14 @@ class RunDir:
     def opened(self, run: RunConfig) -> Iterator[None]:
         """Create the directory, lock it and write the resolved config, on rank 0; its errors are raised on all ranks.
 
-        A new run that raises ImgrecError before its first checkpoint leaves no directory. For ranks that
+        A new run that is refused before its first checkpoint leaves no directory. For ranks that
         imgrec.distributed.launcher started, their parent has done so; they inherit its lock, held while one of them lives.
         """
         if RUN_DIR_VARIABLE not in os.environ:
             on_first_rank(lambda: self._start(run))
         try:
             yield
-        except ImgrecError:
+        except (ImgrecError, OSError):
             if self.state == "new" and not read_world().rank and not self.checkpoints.exists():
                 for name in ("config.yaml", "log.txt", ".lock"):
                     (self.path / name).unlink(missing_ok=True)
@@ -145,6 +148,9 @@ def choose_run_dir(run: RunConfig) -> RunDir:
             raise ConfigError(
                 f"{key}={value}: expected a name for a directory, without a slash. Set {key}=NAME, or runs_dir=FOLDER."
             )
+    for key, value in (("runs_dir", run.runs_dir), ("name", run.name), ("id", run.id)):
+        if value is not None and not is_utf8(value):
+            raise ConfigError(f"{key}={value}: expected UTF-8, as TensorBoard opens no other path. Set another {key}.")
     parent = Path(run.runs_dir) / run.name
     run_id = run.id or os.environ.get("SLURM_JOB_ID")
     if run_id:

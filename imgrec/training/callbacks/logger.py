@@ -4,6 +4,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from imgrec.config.schema import Node, leaves
+from imgrec.errors import printable
 from imgrec.training.module import Classifier
 
 
@@ -26,5 +27,7 @@ class LogRun(pl.Callback):
 
 
 def flat_config(config: Node) -> dict[str, bool | int | float | str]:
-    """Dotted names to what a table of hyper-parameters shows: lists and null go there as text."""
-    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in leaves(config)}
+    """Dotted names to what a table of hyper-parameters shows: lists and null go there as text, bytes that are no UTF-8 as '?'."""
+    return {
+        printable(key): value if isinstance(value, bool | int | float) else printable(str(value)) for key, value in leaves(config)
+    }
