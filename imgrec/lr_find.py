@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.config.compose import compose_config
-from imgrec.config.instantiate import check_signatures, instantiate
+from imgrec.config.instantiate import check_signatures
 from imgrec.config.schema import RunConfig, run_config
 from imgrec.config.start_checks import check_start
 from imgrec.distributed.command import run_command
@@ -110,7 +110,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     on_first_rank(lambda: check_start(run))
     import pytorch_lightning as pl
 
-    from imgrec.data.datamodule import DataModule
+    from imgrec.data.datamodule import DataModule, build_data
     from imgrec.models.summary import measure_size
     from imgrec.training.callbacks.lr_range import LRRange
     from imgrec.training.lightning_compat import silence_known_warnings
@@ -123,7 +123,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     check_accelerator(run.trainer)
     silence_known_warnings()
     pl.seed_everything(run.seed, workers=True, verbose=False)
-    data, augment = instantiate(run.data.to_node()), instantiate(run.augment)
+    data, augment = build_data(run)
     run = run.with_classes(len(data.classes))
     loaders = DataModule(run, data, augment, devices=world.size)
     devices = run.trainer.devices
@@ -143,8 +143,8 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     )
     net, _ = initial_network(run.model, run.weights, data.classes)
     classifier = Classifier(run, net, data, augment, loaders.plan, with_schedule=False)
-    operations = measure_size(net, channels=run.data.channels, image_size=run.data.image_size).flops
-    step_operations = 3 * operations * loaders.plan.per_device * loaders.plan.accumulate
+    size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
+    step_operations = 3 * size.flops * loaders.plan.per_device * loaders.plan.accumulate
     with chosen_threads(run.trainer, world, step_operations=step_operations), closing(loaders):
         trainer.fit(classifier, datamodule=loaders)
     losses = np.array(lr_range.losses)

@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
 from imgrec.config.compose import load_config
-from imgrec.config.instantiate import check_signatures, instantiate
+from imgrec.config.instantiate import check_signatures
 from imgrec.config.python_settings import Settings
 from imgrec.config.schema import Node, RunConfig, run_config
 from imgrec.config.start_checks import check_start
@@ -129,7 +129,7 @@ def _train(
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
 
-    from imgrec.data.datamodule import DataModule
+    from imgrec.data.datamodule import DataModule, build_data
     from imgrec.models.summary import measure_size
     from imgrec.training import summary
     from imgrec.training.callbacks.history import History
@@ -151,8 +151,8 @@ def _train(
 
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
-    data, record = checked_data(instantiate(run.data.to_node()), resume, terminal.say, world)
-    augment = instantiate(run.augment)
+    data, augment = build_data(run)
+    data, record = checked_data(data, resume, terminal.say, world)
     run = run.with_classes(len(data.classes))
     _stop_if_requested(world)
     heartbeat.doing = "starting"
@@ -162,7 +162,7 @@ def _train(
     loaders = DataModule(run, data, augment, devices=world.size, start=start, left_out=left_out)
 
     net, transferred = initial_network(run.model, run.weights, data.classes)
-    size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size)
+    size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
     classifier = Classifier(run, net, data, augment, loaders.plan)
     history = History(run_dir.path / "metrics.csv", run.monitor, lost_best=resume is not None and resume.lost_best)
     threads = chosen_threads(

@@ -138,7 +138,7 @@ def libraries() -> None:
 @pytest.mark.parametrize("target", ELSEWHERE, ids=repr)
 def test_nothing_else_is_called_nor_imported(group, target, monkeypatch):
     before = set(sys.modules)
-    monkeypatch.setattr(imgrec.inference.stored_code, "instantiate", pytest.fail)
+    monkeypatch.setattr(imgrec.inference.stored_code, "build", pytest.fail)
     assert not is_allowed(group, target)
     assert {name for name in set(sys.modules) - before if name.partition(".")[0] not in ("timm", "pytorch_lightning")} == set()
 
@@ -216,7 +216,7 @@ ARGUMENTS = [
 
 @pytest.mark.parametrize(("node", "parts"), ARGUMENTS, ids=[parts[0] for _, parts in ARGUMENTS])
 def test_an_argument_that_would_load_something_is_refused(node, parts, monkeypatch):
-    monkeypatch.setattr(imgrec.inference.stored_code, "instantiate", pytest.fail)
+    monkeypatch.setattr(imgrec.inference.stored_code, "build", pytest.fail)
     with pytest.raises(ConfigError) as error:
         build_stored("model", node, num_classes=3)
     assert all(part in str(error.value) for part in parts), error.value

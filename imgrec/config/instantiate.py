@@ -6,12 +6,13 @@ import os
 import typing
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 from imgrec.config.annotations import check_type, format_value
 from imgrec.config.schema import Node, RunConfig, target_nodes
 from imgrec.errors import ConfigError, did_you_mean
 
+Kind = TypeVar("Kind")
 # What `_target_` may name, but for the packages in the environment variable ALLOW.
 ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning")
 # Keys of a group that are passed to a function of imgrec instead of its `_target_`.
@@ -61,10 +62,30 @@ def node_target(node: Node) -> Callable[..., Any]:
 
 
 def instantiate(node: Node, **extra: Any) -> Any:
-    """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` return functools.partial of both."""
+    """Call a node's `_target_` with its keys and `extra`; with `_partial_: true` return functools.partial of both.
+
+    ConfigError where an argument that it needs is missing.
+    """
     target = node_target(node)
     settings = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")} | extra
-    return partial(target, **settings) if node.get("_partial_", False) else target(**settings)
+    if node.get("_partial_", False):
+        return partial(target, **settings)
+    try:
+        inspect.signature(target).bind(**settings)
+    except TypeError as error:
+        raise ConfigError(f"_target_={node['_target_']}: {error}. Write the arguments that it takes into its yaml.") from error
+    return target(**settings)
+
+
+def build(name: str, node: Node, kind: type[Kind], **extra: Any) -> Kind:
+    """`instantiate` of the node `name`; ConfigError where that is no `kind`."""
+    built = instantiate(node, **extra)
+    if not isinstance(built, kind):
+        raise ConfigError(
+            f"{name}._target_={node['_target_']}: expected a {kind.__name__} of {kind.__module__}, and it returns a "
+            f"{type(built).__name__}. Name another class or function."
+        )
+    return built
 
 
 @cache

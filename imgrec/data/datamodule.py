@@ -6,6 +6,7 @@ from collections.abc import Collection
 import numpy as np
 import pytorch_lightning as pl
 
+from imgrec.config.instantiate import build
 from imgrec.config.schema import Limit, RunConfig, Split
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch
@@ -14,6 +15,11 @@ from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches, split_epoch
+
+
+def build_data(run: RunConfig) -> tuple[ImageData, Augment]:
+    """The data set and the augmentation of a run; ConfigError where its config names something else."""
+    return build("data", run.data.to_node(), ImageData), build("augment", run.augment, Augment)
 
 
 class DataModule(pl.LightningDataModule):

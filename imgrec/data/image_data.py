@@ -112,7 +112,15 @@ class ImageData:
 
     @cached_property
     def _as_read(self) -> Splits:
-        return self.read()
+        splits = self.read()
+        given = splits[1:4] if isinstance(splits, Splits) else (splits,)
+        for images in (given[0], *(images for images in given[1:] if images is not None)):
+            if not isinstance(images, ImageSet):
+                raise ConfigError(
+                    f"{type(self).__name__}.read returns a {type(images).__name__}: expected Splits of InMemoryImages, ImageFiles "
+                    "or another ImageSet. Return Splits(classes, train=..., val=None, test=None)."
+                )
+        return splits
 
     @cached_property
     def splits(self) -> Splits:

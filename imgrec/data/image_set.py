@@ -1,6 +1,6 @@
 """What a split is to the loaders: labels in memory, and batches of images on request."""
 
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +9,7 @@ from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
 
 
+@runtime_checkable
 class ImageSet(Protocol):
     """A split: its labels are in memory, its images are read on request."""
 

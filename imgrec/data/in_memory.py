@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as F
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.mixup import partners
+from imgrec.errors import DataError
 
 
 class InMemoryImages:
@@ -18,9 +19,11 @@ class InMemoryImages:
     names = groups = None
 
     def __init__(self, images: Tensor, labels: Indices, *, augment: Augment | None = None, seed: int = 0) -> None:
-        assert images.dtype == torch.uint8
-        assert images.ndim == 4
-        assert len(images) == len(labels)
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != len(labels):
+            raise DataError(
+                f"a split in memory has images {str(images.dtype).removeprefix('torch.')} {list(images.shape)} and {len(labels)} labels: "
+                "expected uint8 [N, C, H, W], with values from 0 to 255, and N labels. Convert them in `read`."
+            )
         self.images, self.labels, self.augment, self.seed = images, np.asarray(labels, dtype=np.int64), augment, seed
 
     def __len__(self) -> int:

@@ -15,9 +15,9 @@ from imgrec.config.annotations import format_value
 from imgrec.config.instantiate import (
     ALLOW,
     ALLOWED_PACKAGES,
+    build,
     check_signature,
     in_your_packages,
-    instantiate,
     locate,
     parameter_types,
 )
@@ -54,7 +54,7 @@ def check_targets(config: Node) -> None:
 
 
 def build_stored(group: str, node: Node, **extra: Any) -> Any:
-    """The network, data set or loss of a checked config: `instantiate`, after a check of what is called and of its arguments."""
+    """The network, data set or loss of a checked config: `build`, after a check of what is called and of its arguments."""
     target, kind = node["_target_"], BUILT[group]
     if node.get("_partial_"):
         raise ConfigError(f"{group}._partial_=true: expected a {kind.__name__}. Leave _partial_ out of its yaml.")
@@ -66,16 +66,13 @@ def build_stored(group: str, node: Node, **extra: Any) -> Any:
     # Libraries take the number of classes among keywords without a name.
     check_signature(group, {key: value for key, value in node.items() if key != "num_classes"})
     try:
-        built = instantiate(node, **extra)
+        return build(group, node, kind, **extra)
     except ImgrecError:
         raise
     except Exception as error:  # what a constructor raises for arguments that it was not written for
         raise ConfigError(
             f"this imgrec cannot build its {group}: {first_line(error)}. Install the imgrec that wrote it."
         ) from error
-    if not isinstance(built, kind):
-        raise ConfigError(f"{group}._target_={target}: expected a {kind.__name__}, and it returns a {type(built).__name__}.")
-    return built
 
 
 def _is_in_library(group: str, target: str) -> bool:

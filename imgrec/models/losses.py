@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from imgrec.errors import ConfigError
+
 ClassWeights = Literal["none", "balanced"]
 
 
@@ -43,6 +45,11 @@ class Loss(nn.Module):
         A sample's class weight is the mean of the class weights under its targets. A batch's loss is the plain mean.
         """
         losses = self.per_sample(logits.float(), targets.float())
+        if losses.shape != (len(logits),):
+            raise ConfigError(
+                f"loss {type(self).__name__} answers {len(logits)} samples with {list(losses.shape)}: expected a loss for each, "
+                f"[{len(logits)}]. Return no mean of them: per_sample(logits, targets)."
+            )
         if self.class_weights == "none":
             return losses
         assert self.class_weight is not None, "set_class_counts has to be called before a balanced loss"

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
 from torchmetrics import MeanMetric
 
-from imgrec.config.instantiate import instantiate
+from imgrec.config.instantiate import build
 from imgrec.config.schema import RunConfig
 from imgrec.data import counter_rng
 from imgrec.data.augment import Augment
@@ -75,7 +75,7 @@ class Classifier(pl.LightningModule):
         )
         self.memory_format = torch.channels_last if run.trainer.channels_last else torch.contiguous_format
         self.net = net.to(memory_format=torch.channels_last) if run.trainer.channels_last else net
-        self.loss: Loss = instantiate(run.loss)
+        self.loss = build("loss", run.loss, Loss)
         self.loss.set_class_counts(torch.from_numpy(data.counts("train")))
         self.preprocess = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)
         self.classes, self.augment, self.seed, self.decay_on = data.classes, augment, run.seed, run.decay_on

@@ -139,5 +139,9 @@ def build_optimizer(
     groups = parameter_groups(net, lr=lr, weight_decay=weight_decay, decay_on=decay_on, layer_decay=layer_decay, layers=layers)
     own = {key: value for key, value in node.items() if key not in _batch_keys(node)}
     optimizer = instantiate({**own, "lr": lr, "_partial_": True})(groups)
-    assert isinstance(optimizer, Optimizer)
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"optim._target_={node['_target_']}: expected a torch.optim.Optimizer, and it returns a {type(optimizer).__name__}. "
+            "Name another class."
+        )
     return optimizer

@@ -13,8 +13,10 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
+from imgrec.config.annotations import is_number
 from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import Monitor, monitor_mode
+from imgrec.errors import ConfigError
 
 Factor = Callable[[int], float]
 
@@ -144,7 +146,12 @@ def lightning_schedulers(
 
     Steps are optimizer steps (after accumulation). States are plain numbers: a resumed run makes the functions anew.
     """
-    schedule = instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    schedule = instantiate(node | {"_partial_": False}, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    if not isinstance(schedule, Plateau) and not (callable(schedule) and is_number(schedule(0))):
+        raise ConfigError(
+            f"scheduler._target_={node['_target_']}: expected a function that returns the factor on optim.lr at a step, and it "
+            f"returns a {type(schedule).__name__}. Name another function."
+        )
     if not isinstance(schedule, Plateau):
         return [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step", "frequency": 1}]
 

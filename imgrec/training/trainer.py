@@ -13,7 +13,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers.logger import DummyLogger, Logger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from imgrec.config.instantiate import instantiate, node_target, parameter_types
+from imgrec.config.instantiate import build, instantiate, node_target, parameter_types
 from imgrec.config.schema import Node, RunConfig, TrainerConfig
 from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.world import World, cluster_environment
@@ -164,7 +164,7 @@ def opened_logger(node: Node, folder: Path, *, rank: int) -> Iterator[Logger]:
         yield DummyLogger()
         return
     parameters = parameter_types(node_target(node))
-    logger = instantiate(node, **({"save_dir": str(folder)} if "save_dir" in parameters else {}))
-    assert isinstance(logger, Logger)
+    place = {"save_dir": str(folder)} if "save_dir" in parameters else {}
+    logger = build("logger", node, Logger, **place)  # type: ignore[type-abstract]
     with closing(logger) if hasattr(logger, "close") else nullcontext():
         yield logger

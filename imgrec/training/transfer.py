@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from imgrec.config.instantiate import instantiate
+from imgrec.config.instantiate import build
 from imgrec.config.schema import Node
 from imgrec.inference.checkpoint import network_state, read_checkpoint
 from imgrec.models.pretrained import PretrainedWeights, library_weights, transfer_weights
@@ -14,7 +14,7 @@ from imgrec.models.pretrained import PretrainedWeights, library_weights, transfe
 
 def initial_network(model: Node, weights: str | None, classes: Sequence[str]) -> tuple[nn.Module, str | None]:
     """The network of a run before its first step, and a sentence that says what was copied from `weights`."""
-    net: nn.Module = instantiate(model, num_classes=len(classes))
+    net = build("model", model, nn.Module, num_classes=len(classes))
     return net, transfer_weights(net, pretrained_weights(weights, model), classes) if weights else None
 
 
