@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from imgrec import __version__
+from imgrec.config.instantiate import WorkingFolder
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
 from imgrec.terminal import lenient_streams
@@ -23,6 +24,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `argv[0]`, one of COMMANDS, with the other arguments; returns its exit code."""
+    if WorkingFolder not in sys.meta_path:
+        sys.meta_path.append(WorkingFolder)
     with lenient_streams():
         return _run(sys.argv[1:] if argv is None else argv)
 

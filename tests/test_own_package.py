@@ -1,22 +1,26 @@
 """examples/own_package: a network, a data set, a loss and a callback from outside imgrec, through every command."""
 
 import csv
+import importlib.util
 import json
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from error_parts import assert_refused
+from error_parts import assert_refused, raises_error
 from processes import exit_codes
 from resumed_runs import assert_same, kill_this_process, patch_call, read_outcome
 from test_every_config import CHOICES
 
 from imgrec import cli
 from imgrec.config.help import documented
+from imgrec.config.instantiate import locate
 from imgrec.config.schema import target_nodes
+from imgrec.errors import ConfigError
 from imgrec.training.module import Classifier
 
 EXAMPLE = Path(__file__).parents[1] / "examples/own_package"
@@ -81,6 +85,44 @@ def test_a_run_of_the_package_is_evaluated_and_predicts(command, tmp_path):
     assert command(1, "evaluate", f"ckpt={run}", "folder=new") == [0]
     right = sum(row["class"] == Path(row["path"]).parts[1] for row in rows)
     assert json.loads((run / "evaluate_new.json").read_text())["figures"]["accuracy"] == pytest.approx(right / 6)
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """The working folder holds own_package and other modules, and is not on Python's path."""
+    for name in ("own_package", "bystander", "helpers"):
+        shutil.copytree(EXAMPLE / "own_package", tmp_path / name)
+    (tmp_path / "own_package/needs_helpers.py").write_text("import helpers\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [folder for folder in sys.path if folder not in ("", str(EXAMPLE), str(tmp_path))])
+    monkeypatch.setattr("sys.meta_path", [*sys.meta_path])
+    monkeypatch.setattr("sys.modules", {key: value for key, value in sys.modules.items() if not key.startswith("own_package")})
+    monkeypatch.setenv("IMGREC_ALLOW", "own_package")
+    return lambda *words: exit_codes(1, lambda rank: cli.main([*words]))
+
+
+def test_the_working_folder_is_looked_at_for_the_allowed_packages(beside, tmp_path):
+    cli.main(["--version"])  # in this process, as a script would
+    assert importlib.util.find_spec("own_package").origin == str(tmp_path / "own_package/__init__.py")
+    assert importlib.util.find_spec("bystander") is None
+    with raises_error(ConfigError, "_target_=own_package.needs_helpers.x", "helpers", "export IMGREC_ALLOW=own_package,helpers"):
+        locate("own_package.needs_helpers.x")
+    with raises_error(ConfigError, "_target_=bystander.shapes.Shapes", "export IMGREC_ALLOW=bystander"):
+        locate("bystander.shapes.Shapes")
+    assert "bystander" not in sys.modules
+    assert locate("own_package.shapes.Shapes").__module__ == "own_package.shapes"
+
+
+def test_an_installed_package_comes_before_one_in_the_working_folder(beside, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE)
+    cli.main(["--version"])
+    assert importlib.util.find_spec("own_package").origin == str(EXAMPLE / "own_package/__init__.py")
+
+
+@pytest.mark.slow
+def test_the_script_trains_a_package_of_the_working_folder(beside, tmp_path):
+    assert beside(*train("id=1", "epochs=1")) == [0]
+    assert beside("evaluate", str(tmp_path / "runs/shapes/1")) == [0]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import os
 import typing
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any, TypeVar
 
 from imgrec.config.annotations import check_type, format_value
@@ -26,6 +27,17 @@ def in_your_packages(target: str) -> bool:
     return target.partition(".")[0] in filter(None, (name.strip() for name in os.environ.get(ALLOW, "").split(",")))
 
 
+class WorkingFolder:
+    """Finds the packages that ALLOW names, and nothing else, in the working folder, where no other place has them.
+
+    `python -m imgrec.train` looks there first, and for everything; the script `imgrec` only in its own folder.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, [""]) if path is None and in_your_packages(name) else None
+
+
 def locate(target: str) -> Callable[..., Any]:
     """The class or function named by `_target_`; ConfigError for a package outside ALLOWED_PACKAGES or a name that does not exist."""
     if not isinstance(target, str) or "." not in target:
@@ -44,7 +56,12 @@ def locate(target: str) -> Callable[..., Any]:
         if error.name in EXTRAS:
             reason = f' needs {error.name}, which is not installed. Type: pip install "imgrec[{error.name}]"'
         elif error.name == package:
-            reason = f": Python finds no package {package}. Install it, or type: export PYTHONPATH=FOLDER that holds it."
+            reason = (
+                f": Python finds no package {package}, also not in {os.getcwd()}. Install it, go to the folder that holds it, or type: "
+                "export PYTHONPATH=FOLDER"
+            )
+        elif error.name is not None and in_your_packages(target):
+            reason += f" Install it, or if it is yours, in the working folder, type: export {ALLOW}={package},{error.name.partition('.')[0]}"
         raise ConfigError(f"_target_={target}{reason}") from error
     located = getattr(module, name, None)
     if not callable(located):
