@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, unbrok
         "a flipped bit": "the checksum of its record",
         "gone": "previous.ckpt",
     }[damage] in said
-    assert "previous.ckpt, after 5 steps" in said
+    assert "from step 5 (previous.ckpt), stopped on" in said
     assert_same(read_outcome(tmp_path / "r/a"), unbroken)
 
 

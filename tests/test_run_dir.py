@@ -70,6 +70,29 @@ def test_the_same_command_finishes_the_unfinished_run_and_another_gets_the_next_
     assert choose_run_dir(run()) == RunDir(tmp_path / "n/11", "new")
 
 
+def test_the_same_command_finds_its_unfinished_run_among_newer_ones(run, tmp_path):
+    for number, seed in enumerate((0, 1, 0, 2), 1):
+        assert begin(run(seed=seed, resume=False)) == tmp_path / f"n/{number}"
+    assert choose_run_dir(run()).path == tmp_path / "n/3"  # the newest of its config
+    (tmp_path / "n/3/result.json").write_text("{}")
+    assert choose_run_dir(run()) == RunDir(tmp_path / "n/1", "unfinished")
+    with choose_run_dir(run()).opened(run()):  # by another process
+        assert choose_run_dir(run()) == RunDir(tmp_path / "n/5", "new")
+    assert choose_run_dir(run(seed=1)) == RunDir(tmp_path / "n/2", "unfinished")
+    assert choose_run_dir(run(resume=False)) == choose_run_dir(run(seed=3)) == RunDir(tmp_path / "n/5", "new")
+
+
+@pytest.mark.parametrize("other", ["set/", "./set", "set/.", ".//set//"])
+def test_a_path_that_is_written_in_another_way_is_the_same(run, tmp_path, other):
+    def with_paths(path: str):
+        return run(data={**run().data.to_node(), "root": path}, weights=path)
+
+    begin(with_paths("set"))
+    assert choose_run_dir(with_paths(other)) == RunDir(tmp_path / "n/1", "unfinished")
+    for different in ("sets", "set/../set", "/set", "set/a"):  # `..` leads elsewhere where set is a link
+        assert choose_run_dir(with_paths(different)).state == "new"
+
+
 def test_a_slurm_job_is_its_own_id(run, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     assert choose_run_dir(run()) == RunDir(tmp_path / "n/4711", "new")

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -403,6 +404,8 @@ def test_ctrl_c_says_how_to_resume(small, monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGINT, before)
     assert_refused(capsys.readouterr().err, "stopped by SIGINT", "step 2", "epoch 2 of 2", "saved", "same command")
+    saved = time.localtime((Path(run.runs_dir) / "fake_lenet/1/checkpoints/last.ckpt").stat().st_mtime)
     monkeypatch.undo()
     assert cli.main(["train", *SMALL, "epochs=2", f"runs_dir={run.runs_dir}"]) == 0
-    assert "last.ckpt, after 2 steps" in " ".join(capsys.readouterr().out.split())
+    said = f"resuming {run.runs_dir}/fake_lenet/1 from step 2, stopped on {time.strftime('%Y-%m-%d %H:%M', saved)}"
+    assert said in " ".join(capsys.readouterr().out.split())

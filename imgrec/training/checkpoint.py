@@ -113,6 +113,7 @@ class ResumePoint:
     file: Path
     state: Node
     lost_best: bool  # whether best.ckpt does not hold the best weights so far
+    saved_at: float  # time.time()
     checkpoint: dict[str, Any] | None = None  # on rank 0, until it is loaded: training does not hold it in memory
 
     @property
@@ -151,12 +152,12 @@ def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint |
     """
     checkpoint: dict[str, Any] | None = None  # on rank 0, from which the others get the file's name and the entry alone
 
-    def find() -> tuple[Path, Node, bool] | None:
+    def find() -> tuple[Path, Node, bool, float] | None:
         nonlocal checkpoint
         if (latest := latest_checkpoint(folder, say)) is None:
             return None
         file, checkpoint = latest
-        return file, checkpoint["resume"], _has_lost_best(folder, checkpoint, say)
+        return file, checkpoint["resume"], _has_lost_best(folder, checkpoint, say), file.stat().st_mtime
 
     point = on_first_rank(find)
     return None if point is None else ResumePoint(*point, checkpoint)

@@ -140,8 +140,8 @@ def join_run_dir(run: RunConfig) -> RunDir:
 def choose_run_dir(run: RunConfig) -> RunDir:
     """The directory that the run belongs in. Nothing is written.
 
-    With `id`, or in a SLURM job, that one; otherwise the newest unfinished run of the same config, or the next free
-    number. Raises ConfigError where it holds a run of another config.
+    With `id`, or in a SLURM job, that one; otherwise the newest unfinished run of the same config that no process uses,
+    also where newer ones are finished or have another config, or the next free number. Raises ConfigError where it holds a run of another config.
     """
     for key, value in (("name", run.name), ("id", run.id)):
         if value is not None and not is_directory_name(value):
@@ -163,11 +163,11 @@ def choose_run_dir(run: RunConfig) -> RunDir:
             listed = "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
             raise ConfigError(f"{path} holds a run of another config: {listed}. Set another id, or the values of that run.")
         return RunDir(path, state)
-    number = max((int(p.name) for p in parent.glob("*") if p.name.isdecimal()), default=0)
-    newest = parent / str(number)
-    if run.resume and _state(newest) == "unfinished" and not differing_keys(run, _config(newest)) and not _is_locked(newest):
-        return RunDir(newest, "unfinished")
-    return RunDir(parent / str(number + 1), "new")
+    numbered = sorted((int(path.name), path) for path in parent.glob("*") if path.name.isdecimal())
+    for _, path in reversed(numbered if run.resume else []):
+        if _state(path) == "unfinished" and not differing_keys(run, _config(path)) and not _is_locked(path):
+            return RunDir(path, "unfinished")
+    return RunDir(parent / str(numbered[-1][0] + 1 if numbered else 1), "new")
 
 
 def _state(path: Path) -> Literal["new", "unfinished", "finished"]:
@@ -187,8 +187,13 @@ def differing_keys(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
     return {
         key: (new.get(key), old.get(key))
         for key in new.keys() | old.keys()
-        if key not in RESUMABLE_KEYS and new.get(key) != old.get(key)
+        if key not in RESUMABLE_KEYS and _without_slashes(new.get(key)) != _without_slashes(old.get(key))
     }
+
+
+def _without_slashes(value: Any) -> Any:
+    """A path in the one form of those that mean the same: `set/` and `./set` become `set`."""
+    return str(Path(value)) if isinstance(value, str) and "/" in value else value
 
 
 def lock_folder(path: Path) -> IO[str] | None:

@@ -43,7 +43,6 @@ def start_screen(
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     plan = loaders.plan
-    resumed = "" if resume is None else f" (resumed from {resume.file.name}, after {resume.position.step:,} steps)"
     limit = run.trainer.limit_train_batches
     limited = "" if limit == 1.0 and isinstance(limit, float) else f" (trainer.limit_train_batches={limit})"
     steps = f"{plan.steps_per_epoch:,} steps an epoch{limited}, {plan.steps_per_epoch * run.epochs:,} in {run.epochs} epochs"
@@ -51,7 +50,7 @@ def start_screen(
     settings = ", ".join(f"{key}={run.model[key]}" for key in ("name", "depth", "stem", "head") if key in run.model)
     network = _name(run.model) + (f" ({settings})" if settings else "")
     rows = {
-        "run": f"{run_dir}{resumed}",
+        "run": str(run_dir) if resume is None else _resumed(run_dir, resume),
         "device": device,
         "data": _data_row(run.data, loaders) + ("" if run.sampling == "shuffle" else f", sampling={run.sampling}"),
         "network": f"{network}: {size.parameters:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image",
@@ -68,6 +67,13 @@ def start_screen(
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _resumed(run_dir: Path, resume: ResumePoint) -> str:
+    """'resuming runs/digits_resnet/1 from step 200, stopped on 2026-11-26 14:20'"""
+    file = "" if resume.file.name == LAST else f" ({resume.file.name})"
+    stopped = time.strftime("%Y-%m-%d %H:%M", time.localtime(resume.saved_at))
+    return f"resuming {run_dir} from step {resume.position.step:,}{file}, stopped on {stopped}"
 
 
 def _data_row(config: DataConfig, loaders: DataModule) -> str:
