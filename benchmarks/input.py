@@ -41,7 +41,15 @@ def main() -> None:
     )
     torch.set_num_threads(1)
     prep = Preprocessing(
-        image_size=size, channels=3, mean=MEAN, std=STD, resize="squash", crop_share=1.0, max_pixels=10**8, scale=None
+        image_size=size,
+        channels=3,
+        mean=MEAN,
+        std=STD,
+        resize="squash",
+        crop_share=1.0,
+        interpolation="bilinear",
+        max_pixels=10**8,
+        scale=None,
     )
     files = folder_split(root, class_folders(root), prep, on_bad_image="refuse", on_bad_image_eval="refuse")
     chosen = np.random.default_rng(0).permutation(len(files))[:images]

@@ -45,7 +45,9 @@ class Steps:
         self.loss = instantiate(run.loss)
         self.loss.set_class_counts(torch.ones(classes(run), dtype=torch.int64))
         self.optimizer = self.optimizer_of(self.net, run)
-        self.prep = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)
+        self.prep = Preprocess(
+            image_size=run.data.image_size, mean=run.data.mean, std=run.data.std, interpolation=run.data.interpolation
+        )
         side = run.data.image_size
         self.images = torch.randint(
             0, 256, (max(int(run.batch_size), EVALUATED), run.data.channels, side, side), dtype=torch.uint8

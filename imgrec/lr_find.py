@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import check_signatures
+from imgrec.config.load import compose_run
 from imgrec.config.schema import RunConfig, run_config
 from imgrec.config.start_checks import check_start
 from imgrec.distributed.command import run_command
@@ -182,7 +182,7 @@ def draw_curve(curve: Curve, suggestion: Suggestion, file: Path) -> None:
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Print the suggestion and the next command, write the plot. ConfigError where no rate can be suggested."""
-    tree = compose_config("lr_find", argv, config_dir)
+    tree = compose_run("lr_find", argv, config_dir)
     lr_min, lr_max, file = tree["lr_min"], tree["lr_max"], Path(tree["plot"])
     if lr_min >= lr_max:
         raise ConfigError(f"lr_min={lr_min:g} lr_max={lr_max:g}: expected lr_max above lr_min. Set lr_max={lr_min * FURTHER:g}.")

@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from imgrec.config.checks import check_batch_divides
-from imgrec.config.compose import compose_config, load_config
+from imgrec.config.compose import compose_config
+from imgrec.config.load import load_config
 from imgrec.config.options import group_names, shipped_file
 from imgrec.config.schema import RunConfig, dotted_types, parse_settings, run_config
 from imgrec.distributed.command import run_command

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
-from imgrec.config.compose import load_config
 from imgrec.config.instantiate import check_signatures
+from imgrec.config.load import load_config
 from imgrec.config.python_settings import Settings
 from imgrec.config.schema import Node, RunConfig, run_config
 from imgrec.config.start_checks import check_start

@@ -187,7 +187,7 @@ def test_weights_that_the_run_began_with_are_not_fetched_again(tmp_path, monkeyp
 
     settings = config.load("train", ["data=digits", *model]).with_classes(10)
     state = {f"net.{key}": value for key, value in instantiate(settings.model, num_classes=len(CLASSES)).state_dict().items()}
-    keys = ("image_size", "channels", "mean", "std", "resize", "crop_share", "max_pixels", "scale")
+    keys = ("image_size", "channels", "mean", "std", "resize", "crop_share", "interpolation", "max_pixels", "scale")
     writer = CheckpointWriter(checkpoint_metadata(settings, CLASSES, {key: getattr(settings.data, key) for key in keys}))
     writer.save_checkpoint({"state_dict": state, "epoch": 0}, run / "best.ckpt")
     writer.wait()

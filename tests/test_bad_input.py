@@ -21,7 +21,7 @@ from test_data_sets import write_mnist
 
 from imgrec import cli
 from imgrec.config.annotations import format_value
-from imgrec.config.compose import load_config
+from imgrec.config.load import load_config
 from imgrec.config.options import conf_dir, option_names
 from imgrec.errors import ConfigError
 from imgrec.files import EXTENSIONS_TEXT

@@ -32,7 +32,15 @@ from imgrec.inference.checkpoint import load_checkpoint, read_checkpoint, read_r
 from imgrec.train import fit
 from imgrec.training.step_boundary import StepBoundary
 
-GRAY = {"image_size": 8, "channels": 1, "mean": [0.5], "std": [0.25], "resize": "squash", "crop_share": 1.0}
+GRAY = {
+    "image_size": 8,
+    "channels": 1,
+    "mean": [0.5],
+    "std": [0.25],
+    "resize": "squash",
+    "crop_share": 1.0,
+    "interpolation": "bilinear",
+}
 GRAY |= {"max_pixels": 10**8, "scale": None}
 KEYS = {"val_share": 0.3, "split_seed": 0, "changed": "refuse", "num_classes": None}
 

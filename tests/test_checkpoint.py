@@ -17,7 +17,7 @@ from small_run import SMALL
 
 import imgrec.training.checkpoint
 from imgrec import cli
-from imgrec.config.compose import load_config
+from imgrec.config.load import load_config
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import FORMAT_VERSION, load_checkpoint, read_checkpoint
 from imgrec.inference.evaluation import evaluation_images
@@ -73,7 +73,8 @@ def test_a_checkpoint_is_plain_data_and_enough_by_itself(trained):
     assert stored.run == run.with_classes(3)
     assert stored.classes == ("class_0", "class_1", "class_2")
     assert stored.preprocessing == {
-        "image_size": 16, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "resize": "squash", "crop_share": 1.0, "max_pixels": 10**8, "scale": None,
+        "image_size": 16, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "resize": "squash", "crop_share": 1.0,
+        "interpolation": "bilinear", "max_pixels": 10**8, "scale": None,
     }  # fmt: skip
     assert not [key for key in stored.content["state_dict"] if not key.startswith("net.") and "tally" not in key]
     assert load_checkpoint(trained / "checkpoints/last.ckpt").run == stored.run

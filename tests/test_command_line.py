@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from marks import slow_but
 
 from imgrec.config.checks import all_keys
-from imgrec.config.compose import compose_config, load_config, read_overrides
+from imgrec.config.compose import compose_config, read_overrides
+from imgrec.config.load import load_config
 from imgrec.config.overrides import is_text
 from imgrec.config.schema import Node, dotted_types
 from imgrec.errors import ConfigError, ImgrecError, nearest

@@ -17,8 +17,9 @@ from omegaconf import OmegaConf
 
 from imgrec.config.annotations import describe_type, format_value, matches_type
 from imgrec.config.checks import NEEDS, all_keys
-from imgrec.config.compose import compose_config, hydra_tree, load_config
+from imgrec.config.compose import compose_config, hydra_tree
 from imgrec.config.instantiate import instantiate, parameter_types
+from imgrec.config.load import load_config
 from imgrec.config.options import conf_dir, group_names, option_names
 from imgrec.config.ranges import RANGES, Range, check_range
 from imgrec.config.schema import run_config

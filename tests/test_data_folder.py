@@ -25,7 +25,15 @@ from imgrec.data.splits import split_by_name
 from imgrec.errors import ConfigError, DataError
 
 PREPROCESSING = Preprocessing(
-    image_size=24, channels=3, mean=[0.5] * 3, std=[0.25] * 3, resize="squash", crop_share=1.0, max_pixels=10**8, scale=None
+    image_size=24,
+    channels=3,
+    mean=[0.5] * 3,
+    std=[0.25] * 3,
+    resize="squash",
+    crop_share=1.0,
+    interpolation="bilinear",
+    max_pixels=10**8,
+    scale=None,
 )
 
 

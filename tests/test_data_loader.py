@@ -32,6 +32,7 @@ COMMON = {
     "std": [0.25],
     "resize": "squash",
     "crop_share": 1.0,
+    "interpolation": "bilinear",
     "max_pixels": 10**8,
     "scale": None,
     "split_seed": 0,

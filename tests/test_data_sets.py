@@ -25,6 +25,7 @@ COMMON = {
     "num_classes": None,
     "resize": "squash",
     "crop_share": 1.0,
+    "interpolation": "bilinear",
     "max_pixels": 10**8,
     "scale": None,
     "val_share": 0.2,

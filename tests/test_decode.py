@@ -36,7 +36,15 @@ from imgrec.errors import DataError
 from imgrec.files import IMAGE_EXTENSIONS, IMAGE_FORMATS
 
 COLOUR = Preprocessing(
-    image_size=24, channels=3, mean=[0.5] * 3, std=[0.25] * 3, resize="squash", crop_share=1.0, max_pixels=10**8, scale=None
+    image_size=24,
+    channels=3,
+    mean=[0.5] * 3,
+    std=[0.25] * 3,
+    resize="squash",
+    crop_share=1.0,
+    interpolation="bilinear",
+    max_pixels=10**8,
+    scale=None,
 )
 GRAY = Preprocessing(**{**COLOUR, "channels": 1, "mean": [0.5], "std": [0.25]})
 

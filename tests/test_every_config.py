@@ -11,9 +11,10 @@ from test_data_sets import write_cifar, write_mnist
 from torchvision import datasets
 
 import imgrec
-from imgrec.config.compose import compose_config, load_config
+from imgrec.config.compose import compose_config
 from imgrec.config.help import documented, option_keys
 from imgrec.config.instantiate import EXTRA_PARAMETERS, locate, parameter_types
+from imgrec.config.load import load_config
 from imgrec.config.options import conf_dir, group_names, option_names
 from imgrec.config.schema import target_nodes
 from imgrec.data.datasets import ImageFolder

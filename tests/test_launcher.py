@@ -21,7 +21,7 @@ from small_run import SMALL
 from torch import distributed
 
 from imgrec import cli
-from imgrec.config.compose import load_config
+from imgrec.config.load import load_config
 from imgrec.config.schema import RunConfig
 from imgrec.data.datasets import Fake
 from imgrec.data.image_data import Splits

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imgrec import cli
-from imgrec.config.compose import load_config
 from imgrec.config.instantiate import instantiate
+from imgrec.config.load import load_config
 from imgrec.config.schema import RunConfig
 from imgrec.lr_find import Curve, has_diverged, next_command, range_test, smooth_losses, suggest_rate
 
@@ -84,7 +84,9 @@ def plain_losses(run: RunConfig, rates: np.ndarray, share: Callable[[str], float
     data = instantiate(run.data.to_node())
     loaders = DataModule(replace(run, max_device_batch=10**6, num_workers=0), data, None, devices=1)
     net = instantiate(run.model, num_classes=len(data.classes))
-    preprocess = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)
+    preprocess = Preprocess(
+        image_size=run.data.image_size, mean=run.data.mean, std=run.data.std, interpolation=run.data.interpolation
+    )
     losses: list[float] = []
     epoch = 0
     while len(losses) < len(rates):

@@ -15,8 +15,8 @@ from marks import slow_but
 from torch import nn
 
 from imgrec import cli
-from imgrec.config.compose import load_config
 from imgrec.config.instantiate import instantiate
+from imgrec.config.load import load_config
 from imgrec.config.options import option_names
 from imgrec.errors import ConfigError
 from imgrec.models.alexnet import alexnet

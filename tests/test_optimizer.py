@@ -18,7 +18,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 import imgrec
-from imgrec.config.compose import load_config
+from imgrec.config.load import load_config
 from imgrec.config.options import conf_dir
 from imgrec.config.schema import RunConfig
 from imgrec.errors import ConfigError

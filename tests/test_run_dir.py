@@ -16,7 +16,7 @@ from small_run import SMALL
 
 import imgrec
 from imgrec import cli
-from imgrec.config.compose import load_config
+from imgrec.config.load import load_config
 from imgrec.config.schema import run_config
 from imgrec.errors import ConfigError, DataError
 from imgrec.training.run_dir import RunDir, choose_run_dir, differing_keys

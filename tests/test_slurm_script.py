@@ -17,8 +17,8 @@ from small_run import SMALL
 
 from imgrec import slurm
 from imgrec.cli import main
-from imgrec.config.compose import load_config
 from imgrec.config.help import EXAMPLES
+from imgrec.config.load import load_config
 from imgrec.config.options import shipped_file
 from imgrec.config.schema import RunConfig
 from imgrec.errors import ConfigError

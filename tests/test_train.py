@@ -62,7 +62,9 @@ def start(run):
     net = instantiate(run.model, num_classes=len(data.classes))
     split = data.split("train")
     images, labels = split.images, torch.as_tensor(split.labels)
-    pixels = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)(images)
+    pixels = Preprocess(
+        image_size=run.data.image_size, mean=run.data.mean, std=run.data.std, interpolation=run.data.interpolation
+    )(images)
     return net, pixels, labels
 
 

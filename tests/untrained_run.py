@@ -23,7 +23,7 @@ def save_untrained_run(
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
     state = {f"net.{key}": value for key, value in net.state_dict().items()}
-    keys = ("image_size", "channels", "mean", "std", "resize", "crop_share", "max_pixels", "scale")
+    keys = ("image_size", "channels", "mean", "std", "resize", "crop_share", "interpolation", "max_pixels", "scale")
     writer = CheckpointWriter(checkpoint_metadata(run, classes, {key: getattr(run.data, key) for key in keys}))
     writer.save_checkpoint({"state_dict": state, "epoch": 0}, folder / "checkpoints" / "best.ckpt")
     writer.wait()

@@ -5,7 +5,6 @@ Hydra composes. What it accepts, but should not, is refused here: a misspelt key
 reference: it has all keys, and its values show their types.
 """
 
-import os
 import re
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,8 @@ from imgrec.config.checks import all_keys, check_keys, check_options, check_toge
 from imgrec.config.options import conf_dir, conf_dirs, group_names
 from imgrec.config.overrides import FLAGS, Override, parse_value, read_words
 from imgrec.config.plain_data import read_plain
-from imgrec.config.python_settings import Settings, read_settings
-from imgrec.config.schema import Node, RunConfig, run_config, run_types
-from imgrec.errors import ConfigError, did_you_mean, first_line
+from imgrec.config.schema import Node, run_types
+from imgrec.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from hydra.plugins.config_source import ConfigSource
@@ -30,29 +28,18 @@ if TYPE_CHECKING:
 SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
 
 
-def load_config(
-    command: str, settings: Settings = None, /, config_dir: str | os.PathLike[str] | None = None, **keys: Any
-) -> RunConfig:
-    """Compose conf/train.yaml with overrides into a checked RunConfig: load("train", ["data=mnist"], epochs=3, optim={"lr": 0.1}).
-
-    settings: the words of a command line, or a dictionary; keys: more of them, as keywords. command: "train", as other
-    commands have no RunConfig. Raises ConfigError for all that can be checked by the yaml alone; `check_signatures` does
-    the rest after the import of torch.
-    """
-    if command != "train":
-        raise ConfigError(
-            f"{command!r}: only a training has a RunConfig.{did_you_mean(command, ['train'])} Type imgrec.config.load('train', ...)."
-        )
-    folder = None if config_dir is None else os.fspath(config_dir)
-    return run_config(compose_config(command, read_settings(settings, keys), folder))
-
-
 def compose_config(
-    command: str, argv: Sequence[str | Override], config_dir: str | None = None, *, types: Mapping[str, Any] | None = None
+    command: str,
+    argv: Sequence[str | Override],
+    config_dir: str | None = None,
+    *,
+    types: Mapping[str, Any] | None = None,
+    of_weights: Node | None = None,
 ) -> Node:
     """The checked, resolved tree of conf/COMMAND.yaml with overrides, as plain data.
 
-    `types`: annotations of the keys of a command that is no training, by their dotted names.
+    `types`: annotations of the keys of a command that is no training, by their dotted names. `of_weights`: the values of
+    ${of_weights:KEY,DEFAULT}, where they are not the defaults.
     """
     if flag := next((word for word in argv if word in FLAGS), None):
         raise ConfigError(f"{flag}: {command} runs no sweep here. Type imgrec train {flag} ..., or remove {flag}.")
@@ -68,7 +55,7 @@ def compose_config(
     values = [
         (key.key, parse_value(command, key, key_type(key.key, defaults.get(key.key), hints)), bool(key.mark)) for key in keys
     ]
-    tree = hydra_tree(command, _chosen(options), config_dir, values)[0]
+    tree = hydra_tree(command, _chosen(options), config_dir, values, of_weights)[0]
     for group, option in choices.items():
         if group != "experiment" and not isinstance(tree.get(group), dict):
             raise ConfigError(f"{group}={option} gives no keys of {group}. Write them into its yaml, without a line # @package.")
@@ -102,7 +89,11 @@ def _chosen(options: Sequence[Override]) -> list[str]:
 
 
 def hydra_tree(
-    command: str, options: Sequence[str], config_dir: str | None, keys: Sequence[tuple[str, Any, bool]] = ()
+    command: str,
+    options: Sequence[str],
+    config_dir: str | None,
+    keys: Sequence[tuple[str, Any, bool]] = (),
+    of_weights: Node | None = None,
 ) -> tuple[Node, dict[str, str]]:
     """(resolved tree, choice made in each group) of the options of config groups and of (key, value, whether to add it), unchecked.
 
@@ -114,6 +105,7 @@ def hydra_tree(
     from yaml import YAMLError
 
     OmegaConf.register_new_resolver("by_size", by_size, replace=True)
+    OmegaConf.register_new_resolver("of_weights", (of_weights or {}).get, replace=True)
     # What the user's own yaml composes to depends on files that change and on the environment.
     compose_options = _compose_options if config_dir else _shipped_options
     try:

@@ -79,6 +79,7 @@ class DataConfig:
     std: list[float]
     resize: Literal["squash", "crop"]
     crop_share: float
+    interpolation: Literal["bilinear", "bicubic"]
     max_pixels: int
     scale: list[float] | None
     val_share: float

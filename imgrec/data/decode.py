@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from imgrec.errors import DataError, first_line
@@ -37,6 +38,7 @@ class Preprocessing(TypedDict):
     std: list[float]
     resize: Literal["squash", "crop"]
     crop_share: float
+    interpolation: Literal["bilinear", "bicubic"]
     max_pixels: int
     scale: list[float] | None
 
@@ -182,16 +184,16 @@ def is_constant(image: Tensor) -> bool:
 def fit_to_size(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 [C, H, W] -> [C, S, S]: squashed, or the shorter side resized to S / crop_share, then a center crop.
 
-    Bilinear with antialiasing, within two gray levels of PIL.
+    With antialiasing; bilinear within two gray levels of PIL.
     """
-    size = preprocessing["image_size"]
+    size, interpolation = preprocessing["image_size"], InterpolationMode(preprocessing["interpolation"])
     if preprocessing["resize"] == "squash":
-        squashed: Tensor = F.resize(image, [size, size])
+        squashed: Tensor = F.resize(image, [size, size], interpolation)
         return squashed
     # Only the middle is kept, so the rest of a strip is not resized: 1x20000 pixels would become 4 GB.
     longest = MAX_ASPECT * min(image.shape[-2:])
     if max(image.shape[-2:]) > longest:
         image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
-    image = F.resize(image, [max(size, round(size / preprocessing["crop_share"]))])
+    image = F.resize(image, [max(size, round(size / preprocessing["crop_share"]))], interpolation)
     top, left = (round((side - size) / 2) for side in image.shape[-2:])  # as F.center_crop, which takes 10 us more
     return image[:, top : top + size, left : left + size]

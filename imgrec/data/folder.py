@@ -11,6 +11,7 @@ from typing import Literal, Self, TypedDict, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from imgrec.data.augment import Augment
@@ -74,7 +75,7 @@ class ImageFiles:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
     def __getitem__(self, request: Request) -> Batch:
-        size = self.preprocessing["image_size"]
+        size, interpolation = self.preprocessing["image_size"], InterpolationMode(self.preprocessing["interpolation"])
         shape = (len(request.indices), self.preprocessing["channels"], size, size)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as decoders and fast convolutions
         rows: list[int] = []  # of the request, that could be read
@@ -98,7 +99,11 @@ class ImageFiles:
                 constant.append(path)
             draw = {"seed": self.seed, "epoch": request.epoch, "index": index}
             box = None if self.augment is None else self.augment.crop_box(*image.shape[-2:], **draw)
-            image = fit_to_size(image, self.preprocessing) if box is None else F.resized_crop(image, *box, [size, size])
+            image = (
+                fit_to_size(image, self.preprocessing)
+                if box is None
+                else F.resized_crop(image, *box, [size, size], interpolation)
+            )
             images[len(rows)] = image if self.augment is None else self.augment.sample(image, **draw)
             rows.append(row)
         read = np.array(rows, dtype=np.int64)

@@ -59,6 +59,7 @@ class ImageData:
         std: list[float],
         resize: Literal["squash", "crop"],
         crop_share: float,
+        interpolation: Literal["bilinear", "bicubic"],
         max_pixels: int,
         scale: list[float] | None,
         val_share: float,
@@ -83,6 +84,7 @@ class ImageData:
             std=list(std),
             resize=resize,
             crop_share=crop_share,
+            interpolation=interpolation,
             max_pixels=max_pixels,
             scale=scale and list(scale),
         )

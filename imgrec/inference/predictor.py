@@ -74,7 +74,9 @@ class Predictor:
             self.precision = "bf16-mixed"
         self.memory_format = torch.channels_last if checkpoint.run.trainer.channels_last else torch.contiguous_format
         steps = self.preprocessing
-        self.preprocess = Preprocess(image_size=steps["image_size"], mean=steps["mean"], std=steps["std"]).to(self.device)
+        self.preprocess = Preprocess(
+            image_size=steps["image_size"], mean=steps["mean"], std=steps["std"], interpolation=steps["interpolation"]
+        ).to(self.device)
         # In this process alone: the caller's random numbers stay as they are.
         with torch.random.fork_rng(devices=[]):
             self.model = checkpoint.network().to(memory_format=self.memory_format).to(self.device).eval()

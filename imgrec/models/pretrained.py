@@ -1,5 +1,6 @@
 """Pretrained weights, of torchvision or timm, and their transfer to a network with other classes or other channels."""
 
+import math
 import os
 import re
 from collections import Counter
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 from imgrec.errors import CheckpointError, first_line, first_names
 from imgrec.models.channels import first_conv, input_kernels
@@ -91,9 +93,52 @@ def library_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights
     weights: torchvision's name for them (DEFAULT, IMAGENET1K_V1, ...); for timm DEFAULT only. CheckpointError for
     another name, and where they cannot be loaded.
     """
-    family = str(model["_target_"]).split(".")[-2]
-    if family == "timm" and weights == "DEFAULT":
+    if _is_timm(model) and weights == "DEFAULT":
         return _timm_weights(model)
+    name, chosen = _torchvision_choice(weights, model)
+    return _torchvision_weights(weights, name, chosen, model)
+
+
+def expected_input(weights: str, model: Mapping[str, Any]) -> dict[str, Any]:
+    """The preprocessing of `library_weights`, as keys of `data`; nothing is downloaded. CheckpointError for another name."""
+    if _is_timm(model) and weights == "DEFAULT":
+        known = timm_library().get_pretrained_cfg(str(model["name"]))
+        if known is None:
+            return {}
+        size = int(known.input_size[-1])
+        resized, crop = math.floor(size / known.crop_pct), known.crop_mode != "squash"
+        return _data_keys(size, resized, known.mean, known.std, bicubic=known.interpolation == "bicubic", crop=crop)
+    steps = _torchvision_choice(weights, model)[1].transforms()
+    (size,), (resized,) = steps.crop_size, steps.resize_size
+    return _data_keys(size, resized, steps.mean, steps.std, bicubic=steps.interpolation.value == "bicubic", crop=True)
+
+
+def _data_keys(
+    size: int, resized: int, mean: Sequence[float], std: Sequence[float], *, bicubic: bool, crop: bool
+) -> dict[str, Any]:
+    """resized: the shorter side of an image before the crop; without one it is squashed."""
+    return {
+        "image_size": size,
+        "mean": list(mean),
+        "std": list(std),
+        "resize": "crop" if crop else "squash",
+        "crop_share": size / resized if crop else 1.0,
+        "interpolation": "bicubic" if bicubic else "bilinear",
+    }
+
+
+def _is_timm(model: Mapping[str, Any]) -> bool:
+    return _family(model) == "timm"
+
+
+def _family(model: Mapping[str, Any]) -> str:
+    """The module of the network: 'resnet' of imgrec.models.resnet.resnet."""
+    return str(model["_target_"]).rpartition(".")[0].rpartition(".")[2]
+
+
+def _torchvision_choice(weights: str, model: Mapping[str, Any]) -> tuple[str, WeightsEnum]:
+    """torchvision's name of the network of a `model` node, and its weights of a name; CheckpointError where it has none."""
+    family = _family(model)
     own = f"{family}{model.get('depth', '')}{'_bn' if model.get('batch_norm') else ''}"
     name = str(model["name"]) if family == "torchvision" else own
     if name not in torchvision_names():
@@ -102,10 +147,6 @@ def library_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights
             f"weights={weights}: there is no such file or folder, and {known}. "
             "Set weights=PATH to an imgrec checkpoint or run directory, or weights=null."
         )
-    return _torchvision_weights(weights, name, model)
-
-
-def _torchvision_weights(weights: str, name: str, model: Mapping[str, Any]) -> PretrainedWeights:
     enum = torchvision.models.get_model_weights(name)
     member = weights.removeprefix(f"{enum.__name__}.")
     # Members without categories are backbones without a trained head (vgg16's IMAGENET1K_FEATURES).
@@ -115,7 +156,10 @@ def _torchvision_weights(weights: str, name: str, model: Mapping[str, Any]) -> P
             f"weights={weights}: there is no such file or folder, and for {name} torchvision has {', '.join(usable)}. "
             f"Set weights={usable[-1]}."
         )
-    chosen = enum[member]
+    return name, enum[member]
+
+
+def _torchvision_weights(weights: str, name: str, chosen: WeightsEnum, model: Mapping[str, Any]) -> PretrainedWeights:
     file = os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(chosen.url))
     try:
         net = torchvision.models.get_model(name, weights=chosen, progress=False)  # renames the keys of old files

@@ -10,7 +10,7 @@ import sys
 from contextlib import closing
 from typing import Any, Protocol
 
-from imgrec.config.compose import load_config
+from imgrec.config.load import load_config
 from imgrec.config.schema import RunConfig
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError

@@ -77,7 +77,10 @@ class Classifier(pl.LightningModule):
         self.net = net.to(memory_format=torch.channels_last) if run.trainer.channels_last else net
         self.loss = build("loss", run.loss, Loss)
         self.loss.set_class_counts(torch.from_numpy(data.counts("train")))
-        self.preprocess = Preprocess(image_size=run.data.image_size, mean=run.data.mean, std=run.data.std)
+        steps = run.data
+        self.preprocess = Preprocess(
+            image_size=steps.image_size, mean=steps.mean, std=steps.std, interpolation=steps.interpolation
+        )
         self.classes, self.augment, self.seed, self.decay_on = data.classes, augment, run.seed, run.decay_on
         self.scheduler = run.scheduler if with_schedule else None
         self.train_loss = MeanMetric(nan_strategy="disable")

@@ -25,6 +25,7 @@ from imgrec.training.checkpoint import BEST, LAST, ResumePoint, Tested
 from imgrec.training.module import Classifier
 from imgrec.training.optimizer import rate_sentence
 from imgrec.training.run_dir import RunDir
+from imgrec.training.transfer import input_sentence
 
 WORST = 3  # classes printed at the end
 
@@ -64,6 +65,8 @@ def start_screen(
         )
     if transferred:
         rows["weights"] = transferred
+    if expected := input_sentence(run):
+        rows["input"] = expected
     for name, text in rows.items():
         table.add_row(name, text)
     return table

@@ -6,16 +6,31 @@ from typing import Any
 
 from torch import nn
 
+from imgrec.config.annotations import format_value
 from imgrec.config.instantiate import build
-from imgrec.config.schema import Node
+from imgrec.config.schema import Node, RunConfig
 from imgrec.inference.checkpoint import network_state, read_checkpoint
-from imgrec.models.pretrained import PretrainedWeights, library_weights, transfer_weights
+from imgrec.models.pretrained import PretrainedWeights, expected_input, library_weights, transfer_weights
 
 
 def initial_network(model: Node, weights: str | None, classes: Sequence[str]) -> tuple[nn.Module, str | None]:
     """The network of a run before its first step, and a sentence that says what was copied from `weights`."""
     net = build("model", model, nn.Module, num_classes=len(classes))
     return net, transfer_weights(net, pretrained_weights(weights, model), classes) if weights else None
+
+
+def input_sentence(run: RunConfig) -> str | None:
+    """What a library's weights expect of the images, and where the data has another value; None without such weights."""
+    if run.weights is None or Path(run.weights).exists():
+        return None
+    expected = expected_input(run.weights, run.model)
+    if run.data.resize == "squash":
+        expected.pop("crop_share", None)  # it has no effect
+    shown = {key: format_value(value) for key, value in expected.items()}
+    own = {key: format_value(getattr(run.data, key)) for key in expected}
+    same = ", ".join(f"{key}={value}" for key, value in own.items() if value == shown[key])
+    other = [f"data.{key}={value} is not their {shown[key]}" for key, value in own.items() if value != shown[key]]
+    return "; ".join([f"as these weights expect: {same or 'nothing'}", *other])
 
 
 def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights:
