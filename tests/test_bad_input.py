@@ -127,6 +127,8 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "train data=table data.file=trian.csv": ("data.file=trian.csv", "train.csv", "data.file=TABLE.csv"),
     "train data=table data.file=train.xls": ("data.file=train.xls", ".csv", ".parquet", "Save", "data.file=train.csv"),
     "train data=table data.file=train.csv data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER", "paths start"),
+    "train photos data.label_from=[a-z": ("data.label_from=[a-z", "unterminated", "data.label_from='^[a-z]+'"),
+    "train photos data.group_from=(?<p": ("data.group_from=(?<p", "data.group_from="),
     "train data=mnist data.root=nowhere": ("data.root=nowhere", "data.root=FOLDER", "data.download=true"),
     "lr_find data=imagefolder data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER"),
     # weights

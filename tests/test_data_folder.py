@@ -47,9 +47,8 @@ def make(root: Path, counts: dict[str, int], suffix: str = ".jpg") -> Path:
 
 def folder(root: Path, **change) -> ImageFolder:
     settings = {**PREPROCESSING, "num_classes": None, "val_share": 0.25, "split_seed": 0, "changed": "refuse", "test_share": 0.25}
-    return ImageFolder(
-        root=str(root), **{**settings, "check": "auto", "on_bad_image": "refuse", "on_bad_image_eval": "refuse", **change}
-    )
+    settings |= {"label_from": None, "group_from": None, "check": "auto"}
+    return ImageFolder(root=str(root), **{**settings, "on_bad_image": "refuse", "on_bad_image_eval": "refuse", **change})
 
 
 def whole(split: ImageFiles, epoch: int = 0):

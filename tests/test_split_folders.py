@@ -21,7 +21,7 @@ from imgrec.files import SYSTEM_FOLDERS, find_images
 def fill(root: Path, *names: str, count: int = 5) -> Path:
     """ROOT/NAME/0.png and so on."""
     for name in names:
-        (root / name).mkdir(parents=True)
+        (root / name).mkdir(parents=True, exist_ok=True)
         for k in range(count):
             Image.new("L", (8, 8), 9 * k).save(root / name / f"{k}.png")
     return root
@@ -87,7 +87,17 @@ REFUSED = {
     "a test folder beside classes": (("test", "bus", "plane"), ("{root}", "test", "bus, plane", "{root}/train", "class_test")),
     "images without classes": (
         ("train_images", "test_images"),
-        ("{root}/train_images", "no class folders", "{root}/train_images/CLASS/*.jpg"),
+        (
+            "{root}/train_images",
+            "no class folders",
+            "data=table data.file=TABLE.csv data.root={root}/train_images",
+            "data.label_from='^[a-zA-Z]+'",
+            "{root}/train_images/CLASS/",
+        ),
+    ),
+    "one folder of images": (
+        (".",),
+        ("{root}", "no class folders", "data=table data.file=TABLE.csv data.root={root}", "data.label_from="),
     ),
     "only a test": (("test/a", "test/b"), ("{root}", "test", "no folder train", "Add")),
     "two for one split": (

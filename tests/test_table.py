@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 import unicodedata
 from collections import defaultdict
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torchvision
 from error_parts import raises_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,6 +55,7 @@ def labels_by_name(data: ImageTable) -> dict[str, str]:
     }
 
 
+DATA_PAGE = Path(__file__).parents[1] / "docs/data.md"
 IDS = [f"{k:03}" for k in range(24)]
 LABELS = [("cat", "dog", "eel")[k % 3] for k in range(24)]
 
@@ -360,3 +364,21 @@ def test_a_label_that_was_changed_is_noticed(kaggle):
     changes = find_changes(then, table_of(kaggle / "train.csv", kaggle / "images").following(then).record())
     assert changes.counts == {"of another class": 1}
     assert "of another class 000.png in" in str(changes)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_about_data_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"^```\n(imgrec train data=table .*?)^```$", DATA_PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    pictures(Path("dogs/images"), [f"{name}.jpg" for name in IDS])
+    pictures(Path("dogs/test"), ["900.jpg", "901.jpg"])
+    write(Path("dogs/train.csv"), [["id", "breed"], *zip(IDS, LABELS, strict=True)])
+    weights = torchvision.models.resnet18().state_dict()
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *args, **kwargs: weights)
+    small = {"train": ["epochs=1", "data.image_size=64", "trainer.accelerator=cpu", "trainer.devices=1", "num_workers=0"]}
+    for _, name, *words in map(shlex.split, block.splitlines()):
+        assert imgrec(name, *words, *small.get(name, ["device=cpu", "num_workers=0"])) == 0
+    with open("answers.csv", newline="") as text:
+        assert {row["path"]: row["class"] in LABELS for row in csv.DictReader(text)} == {
+            f"dogs/test/90{k}.jpg": True for k in (0, 1)
+        }

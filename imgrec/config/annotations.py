@@ -1,13 +1,14 @@
 """Type annotations of keys: whether a value of plain data matches one, and the error where it does not."""
 
 import inspect
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any, Literal
 
-from imgrec.errors import ConfigError, did_you_mean
+from imgrec.errors import ConfigError, did_you_mean, first_line
 
 LONGEST_SHOWN = 200  # letters of a value that does not match
 TYPE_NAMES: dict[Any, str] = {
@@ -50,6 +51,16 @@ def matches_type(value: Any, hint: Any) -> bool:
     if isinstance(origin, type) and issubclass(origin, Sequence):
         return isinstance(value, list | tuple) and all(matches_type(v, args[0]) for v in value)
     return isinstance(value, dict) and isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def read_pattern(path: str, value: str) -> re.Pattern[str]:
+    """The regular expression that a key holds; ConfigError where it is none."""
+    try:
+        return re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(
+            f"{path}={value}: no regular expression: {first_line(error)}. Set {path}='^[a-z]+', say, with the quotes for the shell."
+        ) from error
 
 
 def describe_type(hint: Any) -> str:

@@ -8,6 +8,7 @@ from glob import escape, glob
 from importlib.util import find_spec
 from pathlib import Path
 
+from imgrec.config.annotations import read_pattern
 from imgrec.config.compose import SMALL_IMAGE
 from imgrec.config.instantiate import EXTRAS
 from imgrec.config.options import shipped_targets
@@ -24,8 +25,12 @@ TABLES = (".csv", ".tsv", ".txt", ".parquet")  # what data=table reads
 
 def check_start(run: RunConfig) -> None:
     """An ImgrecError for a folder, weights, a package or a GPU that a training needs and does not find."""
-    _check_table(run.data)
-    _check_root(run.data)
+    if run.data.own.get("_target_") in shipped_targets():
+        _check_table(run.data)
+        _check_root(run.data)
+        for key in ("label_from", "group_from"):
+            if (pattern := run.data.own.get(key)) is not None:
+                read_pattern(f"data.{key}", pattern)
     for path, node in target_nodes(run.to_dict()):
         _check_package(path, node)
     if run.weights is not None and not os.path.exists(run.weights):
@@ -41,7 +46,7 @@ def check_gpu(key: str, value: str) -> None:
 
 def _check_root(data: DataConfig) -> None:
     root = data.own.get("root")
-    if data.own.get("_target_") not in shipped_targets() or root is None or data.own.get("download") or os.path.isdir(root):
+    if root is None or data.own.get("download") or os.path.isdir(root):
         return
     beside = [Path(folder).name for folder in glob(f"{escape(str(Path(root).absolute().parent))}/*/")]
     what = (
@@ -55,7 +60,7 @@ def _check_root(data: DataConfig) -> None:
 
 
 def _check_table(data: DataConfig) -> None:
-    if data.own.get("_target_") not in shipped_targets() or "file" not in data.own:
+    if "file" not in data.own:
         return
     file = data.own["file"]
     if file is None:

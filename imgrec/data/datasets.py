@@ -2,6 +2,8 @@
 
 import fcntl
 import pickle
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -10,13 +12,16 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
+from imgrec.config.annotations import read_pattern
+from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
-from imgrec.data.folder import BadImage, OnBadImage, folder_split
+from imgrec.data.file_names import find_in_names
+from imgrec.data.folder import BadImage, ImageFiles, OnBadImage, folder_split, named_split
 from imgrec.data.image_data import Check, Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.split_folders import LAYOUTS, class_folders, find_split_folders
 from imgrec.errors import ConfigError, DataError, first_line
-from imgrec.files import composed
+from imgrec.files import composed, find_images
 
 
 class Digits(ImageData):
@@ -142,7 +147,10 @@ class Fake(ImageData):
 
 
 class ImageFolder(ImageData):
-    """Any folder of images: ROOT/train|val|test/CLASS/*, or ROOT/CLASS/*, which is split by class."""
+    """Any folder of images: ROOT/train|val|test/CLASS/*, or ROOT/CLASS/*, which is split by class.
+
+    label_from: no class folders, but the classes in the paths below these folders, where the expression finds them.
+    """
 
     in_memory = False
 
@@ -150,6 +158,8 @@ class ImageFolder(ImageData):
         self,
         *,
         root: str,
+        label_from: str | None,
+        group_from: str | None,
         test_share: float,
         on_bad_image: BadImage,
         on_bad_image_eval: BadImage,
@@ -158,25 +168,66 @@ class ImageFolder(ImageData):
     ) -> None:
         super().__init__(**common)
         self.root, self.test_share, self.check = root, test_share, check
+        self.label_from = None if label_from is None else read_pattern("data.label_from", label_from)
+        self.group_from = None if group_from is None else read_pattern("data.group_from", group_from)
         self.on_bad_image = OnBadImage(on_bad_image=on_bad_image, on_bad_image_eval=on_bad_image_eval)
 
     def describe_classes(self, count: int) -> str:
-        return f"{self.root} has {count} class folders"
+        return f"{self.root} has {count} class{'es in its file names' if self.label_from else ' folders'}"
 
     def read(self) -> Splits:
-        folders, unlabelled = find_split_folders(self.root)
-        classes = tuple(sorted(set(map(composed, class_folders(folders["train"])))))
-        if len(classes) < 2:
-            number = f"only the class folder {classes[0]}" if classes else "no class folders"
-            raise DataError(f"{folders['train']} has {number}. {LAYOUTS}")
-        splits = {
-            name: folder_split(
-                folder, classes, self.preprocessing(), whole=name == "train", ignored=self.ignored, **self.on_bad_image
-            )
-            for name, folder in folders.items()
-        }
+        folders, unlabelled = find_split_folders(self.root, by_name=self.label_from is not None)
+        if self.label_from is not None:
+            classes, splits = self._read_names(folders, self.label_from)
+            unlabelled = None if "test" in splits else folders.get("test")
+        else:
+            classes, splits = self._read_folders(folders)
         if folders["train"] == self.root:
             # No split folders: the test split is taken from all images, the validation split from the rest later.
             train, test = self.cut(splits["train"], classes, "test", self.test_share)
             return Splits(classes, train=train, val=None, test=test)
         return Splits(classes, splits["train"], splits.get("val"), splits.get("test"), unlabelled)
+
+    def _read_folders(self, folders: Mapping[Split, str]) -> tuple[tuple[str, ...], dict[Split, ImageFiles]]:
+        classes = tuple(sorted(set(map(composed, class_folders(folders["train"])))))
+        if len(classes) < 2:
+            number = f"only the class folder {classes[0]}" if classes else "no class folders"
+            raise DataError(f"{folders['train']} has {number}. {LAYOUTS}")
+        return classes, {
+            split: folder_split(
+                folder,
+                classes,
+                self.preprocessing(),
+                whole=split == "train",
+                ignored=self.ignored,
+                group_from=self.group_from,
+                **self.on_bad_image,
+            )
+            for split, folder in folders.items()
+        }
+
+    def _read_names(
+        self, folders: Mapping[Split, str], label_from: re.Pattern[str]
+    ) -> tuple[tuple[str, ...], dict[Split, ImageFiles]]:
+        """A test folder in none of whose names a class is found is left out: it is one to predict."""
+        names = {split: find_images(folder, ignored=self.ignored) for split, folder in folders.items()}
+        if "test" in names and not any(map(label_from.search, names["test"])):
+            del names["test"]
+        classes = tuple(sorted(set(find_in_names("label_from", label_from, folders["train"], names["train"]))))
+        if len(classes) < 2:
+            found = f"finds only the class {classes[0]} in {folders['train']}" if classes else f"{folders['train']} has no images"
+            raise DataError(
+                f"data.label_from={label_from.pattern}: {found}. Set data.label_from='([a-z]+)_', say, or add images."
+            )
+        return classes, {
+            split: named_split(
+                folders[split],
+                files,
+                classes,
+                self.preprocessing(),
+                label_from=label_from,
+                group_from=self.group_from,
+                **self.on_bad_image,
+            )
+            for split, files in names.items()
+        }

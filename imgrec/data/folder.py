@@ -1,6 +1,7 @@
 """Folders of image files, ROOT/train|val|test/CLASS/* or ROOT/CLASS/*; decoded in the workers of the data loader."""
 
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, ScaleError, decode, fit_to_size, is_constant
+from imgrec.data.file_names import find_in_names
 from imgrec.data.mixup import partners
 from imgrec.data.split_folders import class_folders
 from imgrec.errors import DataError, did_you_mean, first_names
@@ -185,6 +187,7 @@ def folder_split(
     *,
     whole: bool = False,
     ignored: Counter[str] | None = None,
+    group_from: re.Pattern[str] | None = None,
     **on_bad_image: Unpack[OnBadImage],
 ) -> ImageFiles:
     """The split ROOT/CLASS/*, its class folders mapped to `classes` by name, in whichever form of Unicode it is written.
@@ -214,10 +217,29 @@ def folder_split(
     if whole and 0 in counts:
         empty = os.path.join(root, classes[counts.index(0)])
         raise DataError(f"the class folder {empty} has no images. Add some, or remove it.")
-    return ImageFiles(
-        root,
-        pack_names(chain.from_iterable(names)),
-        np.repeat(np.arange(len(classes), dtype=np.int64), counts),
-        preprocessing=preprocessing,
-        **on_bad_image,
-    )
+    files = list(chain.from_iterable(names))
+    labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
+    groups = None if group_from is None else pack_names(find_in_names("group_from", group_from, root, files))
+    return ImageFiles(root, pack_names(files), labels, preprocessing=preprocessing, groups=groups, **on_bad_image)
+
+
+def named_split(
+    root: str,
+    names: Sequence[str],
+    classes: Sequence[str],
+    preprocessing: Preprocessing,
+    *,
+    label_from: re.Pattern[str],
+    group_from: re.Pattern[str] | None = None,
+    **on_bad_image: Unpack[OnBadImage],
+) -> ImageFiles:
+    """The split of these images below ROOT, which `find_images` gives, their classes found in their names and mapped to `classes`.
+
+    DataError for a name in which none is found, or another class.
+    """
+    if not names:
+        raise DataError(f"{root} has no images (files that end in {EXTENSIONS_TEXT}). Add some, or name another folder.")
+    labels = find_in_names("label_from", label_from, root, names)
+    indices = label_indices(labels, classes, lambda row: os.path.join(root, names[row]))
+    groups = None if group_from is None else pack_names(find_in_names("group_from", group_from, root, names))
+    return ImageFiles(root, pack_names(names), indices, preprocessing=preprocessing, groups=groups, **on_bad_image)

@@ -25,8 +25,8 @@ class SplitFolders(NamedTuple):
     unlabelled: str | None = None
 
 
-def find_split_folders(root: str) -> SplitFolders:
-    """{"train": root} where `root` has class folders only.
+def find_split_folders(root: str, *, by_name: bool = False) -> SplitFolders:
+    """{"train": root} where `root` has class folders only; by_name: classes stand in the names of files, and need no folders.
 
     DataError where a root is none, where it can be read in both ways, or its folders for training have no classes.
     """
@@ -35,10 +35,11 @@ def find_split_folders(root: str) -> SplitFolders:
     names = class_folders(root)
     splits = {split: [name for name in names if split_meant(name) == split] for split in _PATTERNS}
     if not (named := [name for several in splits.values() for name in several]):
+        _check_labelled(root, by_name or names)
         return SplitFolders({"train": root})
     beside = [name for name in names if name not in named and has_images(os.path.join(root, name))]
     folders = {split: os.path.join(root, several[0]) for split, several in splits.items() if several}
-    labelled = "train" in folders and class_folders(folders["train"])
+    labelled = by_name or ("train" in folders and class_folders(folders["train"]))
     if len(beside) > bool(labelled):  # classes are two or more; one folder of images beside train/CLASS/* is none
         raise DataError(
             f"{root} has {_listed(named)} beside {_listed(beside)}: splits or classes? If {_listed(named)} are splits, "
@@ -50,15 +51,20 @@ def find_split_folders(root: str) -> SplitFolders:
             raise DataError(f"{root} has more than one folder for {split}: {_listed(several)}. Remove or rename one of them.")
     if "train" not in folders:
         raise DataError(f"{root} has {_listed(named)}, but no folder train. Add it, with train/CLASS/*.jpg.")
-    if not labelled and has_images(folders["train"]):
-        raise DataError(
-            f"{folders['train']} has images, but no class folders. Move each image into the folder of its class, "
-            f"{folders['train']}/CLASS/*.jpg; where a table has the classes, type data=table data.file=TABLE.csv data.root={folders['train']}."
-        )
+    _check_labelled(folders["train"], labelled)
     test = folders.get("test")
-    if test is not None and not class_folders(test) and has_images(test):
+    if test is not None and not by_name and not class_folders(test) and has_images(test):
         return SplitFolders({split: folder for split, folder in folders.items() if split != "test"}, test)
     return SplitFolders(folders)
+
+
+def _check_labelled(folder: str, labelled: object) -> None:
+    if not labelled and has_images(folder):
+        raise DataError(
+            f"{folder} has images, but no class folders. Where a table has the classes type data=table data.file=TABLE.csv "
+            f"data.root={folder}; where the files are called CLASS_1.jpg and so on, data.label_from='^[a-zA-Z]+'; "
+            f"or move each image into {folder}/CLASS/."
+        )
 
 
 def split_meant(name: str) -> Split | None:

@@ -6,15 +6,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imgrec.config.annotations import check_type, format_value
+from imgrec.config.annotations import check_type, format_value, read_pattern
 from imgrec.config.instantiate import locate, parameter_types
+from imgrec.config.options import shipped_targets
 from imgrec.config.schema import Node, Split
 from imgrec.data.datasets import ImageFolder
-from imgrec.data.folder import BadImage, folder_split
+from imgrec.data.folder import BadImage, OnBadImage, folder_split, named_split
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.split_record import Changes, composed_names, find_changes, other_classes
 from imgrec.errors import ConfigError, DataError
+from imgrec.files import find_images
 from imgrec.inference.checkpoint import Checkpoint
 from imgrec.inference.stored_code import build_stored
 
@@ -40,7 +42,13 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
     _check_changes(changes, node, folder)
     if folder is not None:
         bad = cast(BadImage, ({"on_bad_image_eval": "refuse"} | node | changes)["on_bad_image_eval"])
-        images = folder_split(folder, checkpoint.classes, checkpoint.preprocessing, on_bad_image=bad, on_bad_image_eval=bad)
+        skip = OnBadImage(on_bad_image=bad, on_bad_image_eval=bad)
+        if node["_target_"] in shipped_targets("data") and (label_from := node.get("label_from")) is not None:
+            pattern = read_pattern("data.label_from", label_from)
+            files = find_images(folder)
+            images = named_split(folder, files, checkpoint.classes, checkpoint.preprocessing, label_from=pattern, **skip)
+        else:
+            images = folder_split(folder, checkpoint.classes, checkpoint.preprocessing, **skip)
         return EvaluationImages(images, None, None)
     # The root comes from the file: nothing is written there unless the user says so.
     data: ImageData = build_stored("data", node | {key: False for key in ("download",) if key in node} | changes)
