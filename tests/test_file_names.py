@@ -13,8 +13,7 @@ from small_run import SMALL
 from test_data_folder import folder
 from test_table import pictures
 
-from imgrec import cli
-from imgrec.config.compose import load_config
+from imgrec import cli, config
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.file_names import find_in_names
 from imgrec.errors import DataError
@@ -130,9 +129,9 @@ def test_a_file_without_a_group_is_named(tmp_path):
 
 @pytest.mark.parametrize("pattern", ["^[a-z]+", "[a-z]", "(cat|dog)", r"^(\w+?),", "null$|^.", "007", "a=b", "{1}"])
 def test_an_expression_is_taken_as_it_is_typed(pattern):
-    run = load_config("train", ["data=imagefolder", f"data.label_from={pattern}", f"data.group_from={pattern}"])
+    run = config.load("train", ["data=imagefolder", f"data.label_from={pattern}", f"data.group_from={pattern}"])
     assert (run.data.own["label_from"], run.data.own["group_from"]) == (pattern, pattern)
-    assert load_config("train", ["data=imagefolder", "data.label_from=null"]).data.own["label_from"] is None
+    assert config.load("train", ["data=imagefolder", "data.label_from=null"]).data.own["label_from"] is None
 
 
 def test_named_files_are_trained_on_and_another_such_folder_is_evaluated(tmp_path, monkeypatch):
