@@ -2,7 +2,11 @@
 
 import os
 import re
+import time
 import typing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +21,7 @@ from omegaconf import OmegaConf
 
 from imgrec.config.annotations import describe_type, format_value, matches_type
 from imgrec.config.checks import NEEDS, all_keys
-from imgrec.config.compose import compose_config, hydra_tree
+from imgrec.config.compose import _shipped_options, compose_config, hydra_tree
 from imgrec.config.instantiate import instantiate, parameter_types
 from imgrec.config.load import load_config
 from imgrec.config.options import conf_dir, group_names, option_names
@@ -395,3 +399,26 @@ def test_did_you_mean_names_the_word_that_lacks_a_letter(word, drop):
 )
 def test_did_you_mean(word, meant):
     assert did_you_mean(word, option_names("model")) == ("" if meant is None else f" Did you mean {meant}?")
+
+
+def test_threads_compose_one_after_the_other_what_they_compose_at_once(monkeypatch):
+    inside, most = [], []
+
+    @contextmanager
+    def counted(*words, **options):
+        with initialize_config_dir(*words, **options):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)  # without a lock others come in meanwhile
+            yield
+            inside.pop()
+
+    models = ("lenet", "vgg", "simple_cnn", "alexnet")
+    cases = [[f"model={model}", f"optim.lr={lr}.5"] for model in models for lr in (1, 2)]
+    expected = [load_config("train", case) for case in cases]
+    _shipped_options.cache_clear()
+    monkeypatch.setattr("hydra.initialize_config_dir", counted)
+    with ThreadPoolExecutor(len(cases)) as pool:
+        assert list(pool.map(partial(load_config, "train"), cases)) == expected
+    assert len(most) >= len(models)
+    assert set(most) == {1}

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from imgrec.config.annotations import format_value
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from hydra.plugins.config_source import ConfigSource
     from omegaconf import DictConfig
 
+COMPOSING = Lock()  # Hydra's state and the resolvers are the process', which threads share
 SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
 
 
@@ -104,16 +106,17 @@ def hydra_tree(
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    OmegaConf.register_new_resolver("by_size", by_size, replace=True)
-    OmegaConf.register_new_resolver("of_weights", (of_weights or {}).get, replace=True)
     # What the user's own yaml composes to depends on files that change and on the environment.
     compose_options = _compose_options if config_dir else _shipped_options
     try:
-        composed, choices = compose_options(command, tuple(options), config_dir)
-        config = deepcopy(composed)
-        for key, value, add in keys:
-            OmegaConf.update(config, key, value, force_add=add)
-        tree = OmegaConf.to_container(config, resolve=True)
+        with COMPOSING:
+            OmegaConf.register_new_resolver("by_size", by_size, replace=True)
+            OmegaConf.register_new_resolver("of_weights", (of_weights or {}).get, replace=True)
+            composed, choices = compose_options(command, tuple(options), config_dir)
+            config = deepcopy(composed)
+            for key, value, add in keys:
+                OmegaConf.update(config, key, value, force_add=add)
+            tree = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:  # of a yaml of the user's
         if text := next((f"{key}={value}" for key, value, _ in keys if "${" in str(value)), None):
             raise ConfigError(
