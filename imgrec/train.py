@@ -29,13 +29,15 @@ from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.run import sweep
 from imgrec.terminal import Terminal
 from imgrec.training.result import Result
-from imgrec.training.run_dir import RunDir, join_run_dir
+from imgrec.training.run_dir import RunDir, check_extended, join_run_dir, shorter_run
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from torch import nn
 
     from imgrec.data.datamodule import DataModule
     from imgrec.training.callbacks.history import History
+    from imgrec.training.checkpoint import ResumePoint
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
 
@@ -87,10 +89,15 @@ def fit(
     if run_dir.state == "finished":
         result = run_dir.result()
         Terminal(quiet=quiet or world.rank > 0).say(
-            f"{run_dir.path} is finished: {result['summary']}. To train again set another id, or id=null."
+            f"{run_dir.path} is finished: {result['summary']}. "
+            f"To train it longer set extend={run_dir.path} and another id, to train again another id, or id=null."
         )
         return Result(result, run_dir.path)
     on_first_rank(lambda: check_start(run))
+    if run.extend is not None and run_dir.state == "new":
+        on_first_rank(lambda: check_extended(run))
+    if run_dir.state == "new" and world.rank == 0 and (longer := shorter_run(run, run_dir.path)):
+        Terminal(quiet=quiet).say(f"{longer}.")
     command = list(sys.argv if command is None else command)
     with run_dir.opened(run), signals.request_cleared():
         if world.started_by == "alone" and (ranks := wanted_processes(run.trainer)) > 1:
@@ -141,7 +148,6 @@ def _train(
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.threads import chosen_threads
     from imgrec.training.trainer import build_trainer, opened_logger, run_callbacks
-    from imgrec.training.transfer import initial_network
 
     check_signatures(run)
     check_accelerator(run.trainer)
@@ -161,7 +167,7 @@ def _train(
     start, left_out = (resume.start, resume.left_out) if resume else ((0, 0), set())
     loaders = DataModule(run, data, augment, devices=world.size, start=start, left_out=left_out)
 
-    net, transferred = initial_network(run.model, run.weights, data.classes)
+    net, transferred, extended = _initial_network(run, data.classes, resume)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
     classifier = Classifier(run, net, data, augment, loaders.plan)
     history = History(run_dir.path / "metrics.csv", run.monitor, lost_best=resume is not None and resume.lost_best)
@@ -176,7 +182,7 @@ def _train(
             run.trainer,
             loaders.plan,
             world,
-            callbacks=run_callbacks(run, run_dir, terminal, history, boundary, callbacks),
+            callbacks=run_callbacks(run, run_dir, terminal, history, boundary, [*extended, *callbacks]),
             logger=logger,
             checkpoint_io=writer,
             max_epochs=run.epochs,
@@ -202,6 +208,19 @@ def _stop_if_requested(world: World) -> None:
     """Between the parts of a start. A process of several waits for the first step boundary, where all can agree."""
     if world.size == 1 and (reason := signals.stop_reason()) is not None:
         raise Stopped(f"stopped by {reason} while starting. Start the same command again to resume.")
+
+
+def _initial_network(
+    run: RunConfig, classes: Sequence[str], resume: "ResumePoint | None"
+) -> "tuple[nn.Module, str | None, list[pl.Callback]]":
+    """The network, a sentence that says where its weights are from, and of a run that extends another what restores the rest."""
+    from imgrec.training.extend import read_extended
+    from imgrec.training.transfer import initial_network
+
+    if run.extend is None or resume is not None:
+        return *initial_network(run.model, run.weights, classes), []
+    extended, (net, _) = read_extended(run.extend, classes), initial_network(run.model, None, classes)
+    return net, extended.restore_network(net), [extended]
 
 
 def _fit(

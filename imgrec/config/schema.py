@@ -122,6 +122,7 @@ class RunConfig:
     sampling: Sampling
     class_weights: dict[str, float] | None
     weights: str | None
+    extend: str | None
     finetune: FinetuneConfig
     decay_on: Literal["weights", "all"]
     monitor: Monitor

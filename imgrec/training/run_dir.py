@@ -159,9 +159,11 @@ def choose_run_dir(run: RunConfig) -> RunDir:
         if state != "new" and not run.resume:
             raise ConfigError(f"id={run_id} resume=false: {path} holds a run already. Set another id, or resume=true.")
         if state != "new" and (differ := differing_keys(run, _config(path))):
-            shown = [f"{key}={new} here, {old} there" for key, (new, old) in sorted(differ.items())]
-            listed = "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
-            raise ConfigError(f"{path} holds a run of another config: {listed}. Set another id, or the values of that run.")
+            if state == "finished" and (longer := _longer(run, path)):
+                raise ConfigError(f"{longer} and another id.")
+            raise ConfigError(
+                f"{path} holds a run of another config: {_listed(differ)}. Set another id, or the values of that run."
+            )
         return RunDir(path, state)
     numbered = sorted((int(path.name), path) for path in parent.glob("*") if path.name.isdecimal())
     for _, path in reversed(numbered if run.resume else []):
@@ -194,6 +196,47 @@ def differing_keys(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
 def _without_slashes(value: Any) -> Any:
     """A path in the one form of those that mean the same: `set/` and `./set` become `set`."""
     return str(Path(value)) if isinstance(value, str) and "/" in value else value
+
+
+# Of these, keys that `check_extended` compares: what the weights and the state of the optimizer belong to, and the splits.
+EXTENDED = ("model.", "data.", "optim._target_")
+MOVABLE = ("data.root", "data.download")
+
+
+def check_extended(run: RunConfig) -> None:
+    """ConfigError unless `extend` is a finished run with the same network, data and optimizer."""
+    assert run.extend is not None
+    path, given = Path(run.extend), f"extend={run.extend}"
+    if _state(path) != "finished":
+        what = "is not finished. Start its command again first" if _state(path) == "unfinished" else "is no run directory"
+        raise ConfigError(f"{given} {what}. Set extend=RUNS_DIR/NAME/ID of a finished run.")
+    differ = differing_keys(run, _config(path))
+    differ = {key: differ[key] for key in differ if key.startswith(EXTENDED) and key not in MOVABLE}
+    if differ:
+        raise ConfigError(f"{given}: that run differs: {_listed(differ)}. Set the values of that run.")
+
+
+def shorter_run(run: RunConfig, path: Path) -> str | None:
+    """What to type where the newest run beside `path` is finished, and `run` is that one with more epochs."""
+    numbered = sorted((int(other.name), other) for other in path.parent.glob("*") if other.name.isdecimal() and other != path)
+    if run.extend is not None or not numbered or _state(newest := numbered[-1][1]) != "finished":
+        return None
+    return _longer(run, newest)
+
+
+def _longer(run: RunConfig, path: Path) -> str | None:
+    """'epochs=30 extend=runs/n/1 trains it for 30 more', where the finished run in `path` is `run` with fewer epochs."""
+    differ = differing_keys(run, _config(path))
+    if differ.keys() != {"epochs"} or not isinstance(before := differ["epochs"][1], int) or run.epochs <= before:
+        return None
+    more = run.epochs - before
+    return f"{path} is this training with epochs={before}. To train that for {more} more, set epochs={more} extend={path}"
+
+
+def _listed(differ: dict[str, tuple[Any, Any]]) -> str:
+    """The first of the keys that differ, with both values."""
+    shown = [f"{key}={new} here, {old} there" for key, (new, old) in sorted(differ.items())]
+    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
 
 
 def lock_folder(path: Path) -> IO[str] | None:

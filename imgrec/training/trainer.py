@@ -106,7 +106,7 @@ def run_callbacks(
     configured = configured_callbacks(run.callbacks, arguments)
     measuring = [callback for callback in configured if isinstance(callback, Throughput)]
     callbacks = [boundary, FiniteLoss(run_dir.checkpoints), *measuring, history, LogRun(run.to_dict())]
-    if run.finetune.freeze_epochs:
+    if run.finetune.freeze_epochs and run.extend is None:
         callbacks.append(FreezeBackbone(run.finetune.freeze_epochs))
     callbacks += [callback for callback in configured if callback not in measuring]
     if run.trainer.pruning_thresholds:

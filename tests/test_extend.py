@@ -1,0 +1,125 @@
+"""extend=RUN: a finished run that is trained longer, and the sentence that says how."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from error_parts import assert_error, assert_refused, raises_error
+from marks import slow_but
+from processes import exit_codes
+from resumed_runs import assert_same, kill_this_process, patch_call
+from small_run import SMALL
+
+from imgrec import cli, config
+from imgrec.config.schema import RunConfig
+from imgrec.errors import ConfigError
+from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.train import fit
+from imgrec.training.module import Classifier
+from imgrec.training.run_dir import choose_run_dir
+
+# One step an epoch, over all images, so that their order decides nothing.
+FULL = (
+    *(word for word in SMALL if not word.startswith(("batch_size", "trainer.limit", "epochs"))),
+    "batch_size=full",
+    "augment=none",
+    "scheduler=constant",
+    "callbacks.ema.decay=0.5",
+    "name=r",
+)
+
+
+def load(folder: Path, *words: str) -> RunConfig:
+    return config.load("train", [*FULL, f"runs_dir={folder}", *words])
+
+
+def last(run: RunConfig) -> dict[str, Any]:
+    return read_checkpoint(Path(run.runs_dir) / f"r/{run.id}/checkpoints/last.ckpt")
+
+
+def trained(run: RunConfig) -> dict[str, Any]:
+    fit(run, quiet=True)
+    return last(run)
+
+
+@pytest.mark.parametrize("optim", slow_but("adam", among=["adam", "momentum", "muon"]))
+def test_it_ends_where_one_longer_run_does(tmp_path: Path, optim: str) -> None:
+    """At a constant rate: with the trained weights, their average, and the state of the optimizer."""
+    words = (f"optim={optim}", "optim.lr=0.01")
+    whole = trained(load(tmp_path, *words, "epochs=4", "id=whole"))
+    trained(load(tmp_path, *words, "epochs=2", "id=part"))
+    longer = trained(load(tmp_path, *words, "epochs=2", "id=longer", f"extend={tmp_path}/r/part"))
+    for part in ("state_dict", "current_model_state"):
+        torch.testing.assert_close(longer[part], whole[part])
+    for key, state in whole["optimizer_states"][0]["state"].items():
+        torch.testing.assert_close(longer["optimizer_states"][0]["state"][key], state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_extend_it_as_one_does(tmp_path: Path, strategy: str) -> None:
+    words = ("optim=adam", "optim.lr=0.01")
+    trained(load(tmp_path, *words, "epochs=2", "id=part"))
+    words = (*words, f"extend={tmp_path}/r/part", "epochs=2")
+    alone = trained(load(tmp_path, *words, "id=alone"))
+    two = load(tmp_path, *words, "id=two", f"trainer.strategy={strategy}", "trainer.devices=auto")
+    assert exit_codes(2, lambda rank: fit(two, quiet=True)) == [0, 0]
+    for part in ("state_dict", "current_model_state"):
+        torch.testing.assert_close(last(two)[part], alone[part])
+
+
+def test_its_schedule_is_that_of_a_new_run_and_it_resumes_bit_for_bit(tmp_path: Path) -> None:
+    words = ("scheduler=cosine", "batch_size=8", "optim=adam", "epochs=3", "augment=light", "trainer.save_every_steps=1")
+    trained(load(tmp_path, *words, "id=part"))
+    longer = load(tmp_path, *words, "id=longer", f"extend={tmp_path}/r/part", "optim.lr=0.002")
+    outcome, alone = trained(longer), load(tmp_path, *words, "id=alone", "optim.lr=0.002")
+    fit(alone, quiet=True)
+    rates = [
+        [line.split(",")[2] for line in (tmp_path / f"r/{id}/metrics.csv").read_text().splitlines()] for id in ("longer", "alone")
+    ]
+    assert rates[0] == rates[1]
+    again = load(tmp_path, *words, "id=again", f"extend={tmp_path}/r/part", "optim.lr=0.002")
+
+    def work(rank: int) -> None:
+        patch_call(5, Classifier, "training_step", kill_this_process)
+        fit(again, quiet=True)
+
+    assert exit_codes(1, work) == [-9]
+    resumed = trained(again)
+    assert_same(
+        [resumed[key] for key in ("state_dict", "optimizer_states")], [outcome[key] for key in ("state_dict", "optimizer_states")]
+    )
+
+
+def test_more_epochs_of_a_finished_run_say_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", *FULL, f"runs_dir={tmp_path}"]
+    assert cli.main([*words, "epochs=1"]) == 0
+    assert cli.main([*words, "epochs=3"]) == 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if "extend=" in line)
+    assert_error(said, f"{tmp_path}/r/1", "epochs=1", "2 more", "epochs=2", f"extend={tmp_path}/r/1")
+    assert cli.main([*words, "epochs=5", "id=2"]) == 2
+    assert_refused(
+        capsys.readouterr().err, f"{tmp_path}/r/2", "epochs=3", "2 more", "epochs=2", f"extend={tmp_path}/r/2", "another id"
+    )
+    assert cli.main([*words, "epochs=2", f"extend={tmp_path}/r/2"]) == 0
+    assert f"{tmp_path}/r/2 is extended" in capsys.readouterr().out
+    with raises_error(ConfigError, f"{tmp_path}/r/2", "epochs=2", 3):  # fewer
+        choose_run_dir(load(tmp_path, "epochs=2", "id=2"))
+
+
+def test_what_cannot_be_extended(tmp_path: Path) -> None:
+    trained(load(tmp_path, "epochs=1", "id=a", "optim=adam"))
+    for words, parts in (
+        ((f"extend={tmp_path}/r/b",), ("is no run directory", "extend=RUNS_DIR/NAME/ID")),
+        ((f"extend={tmp_path}/r/a", "optim=momentum"), ("optim._target_=torch.optim.SGD", "torch.optim.Adam", "values")),
+        ((f"extend={tmp_path}/r/a", "optim=adam", "model=simple_cnn"), ("model._target_", "values")),
+        ((f"extend={tmp_path}/r/a", "optim=adam", "data.split_seed=1"), ("data.split_seed=1", 0, "values")),
+        ((f"extend={tmp_path}/r/a", "optim=adam", "optim.weight_decay=0.1"), ("groups", "optim.weight_decay")),
+    ):
+        with raises_error(ConfigError, words[0], *parts):
+            fit(load(tmp_path, "epochs=1", "id=c", *words), quiet=True)
+        assert not (tmp_path / "r/c/checkpoints").exists()
+    (tmp_path / "r/a/result.json").unlink()
+    with raises_error(ConfigError, f"extend={tmp_path}/r/a", "not finished", "its command"):
+        fit(load(tmp_path, "epochs=1", "id=c", "optim=adam", f"extend={tmp_path}/r/a"), quiet=True)
