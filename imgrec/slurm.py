@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from imgrec.config.annotations import MOST_DIGITS, whole_number
 from imgrec.config.checks import check_batch_divides
 from imgrec.config.compose import compose_config
 from imgrec.config.load import load_config
@@ -253,7 +254,7 @@ def _print_next_steps(job: JobConfig, training: Training, number: str, record: P
 def parse_time(text: str) -> int:
     """'1d12h', '90m', '8:00:00' and '1-12:00:00' in seconds; ConfigError for anything else."""
     for pattern in (r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)"):
-        if text and (match := re.fullmatch(pattern, text)):
+        if 0 < len(text) <= MOST_DIGITS and (match := re.fullmatch(pattern, text)):
             return sum(int(part or 0) * size for part, size in zip(match.groups(), SECONDS, strict=False))
     example = f"time={text}m for minutes or time={text}h for hours" if text.isdecimal() else "time=90m, 8h, 1d12h or 8:00:00"
     raise ConfigError(f"time={text}: expected a number with its unit. Type {example}.")
@@ -270,12 +271,12 @@ def array_tasks(text: str | None, jobs: int | None) -> str | None:
     if jobs is None:
         return None
     which, percent, most = (text or "").partition("%")
-    numbers = [int(number) for number in re.findall(r"\d+", which)]
+    numbers = [whole_number(number) for number in re.findall(r"\d+", which)]
     if not re.fullmatch(r"(\d+(-\d+)?(,\d+(-\d+)?)*)?(%[1-9]\d*)?", text or ""):
         raise ConfigError(
             f"array={text}: expected numbers of jobs and how many run at once. Type array=0-7, 0,3,5 or 0-{jobs - 1}%4."
         )
-    if any(number >= jobs for number in numbers):
+    if any(number is None or number >= jobs for number in numbers):
         raise ConfigError(f"array={text}, but the sweep has {plural(jobs, 'job')}. Type array=0-{jobs - 1} or less.")
     return (which or f"0-{jobs - 1}") + percent + most
 

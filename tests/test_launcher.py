@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,8 +28,9 @@ from imgrec.data.datasets import Fake
 from imgrec.data.image_data import Splits
 from imgrec.distributed import process_group, signals
 from imgrec.distributed.device_checks import check_world, wanted_processes
+from imgrec.distributed.ports import check_gloo_interface
 from imgrec.distributed.process_group import connect, on_first_rank
-from imgrec.distributed.world import World, read_world
+from imgrec.distributed.world import World, main_address, read_world
 from imgrec.errors import ConfigError, DataError, Stopped
 from imgrec.training.run_dir import choose_run_dir
 from imgrec.training.trainer import build_trainer
@@ -82,9 +84,18 @@ def test_the_world_is_that_of_whoever_started_the_process(
     ("variables", "words", "parts"),
     [
         ({}, "trainer.num_nodes=2", ["trainer.num_nodes=2", "NODES=2", "launch/torchrun.sh"]),
-        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, "", ["LOCAL_WORLD_SIZE=0", "1 or more", "Unset it"]),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "0"}, "", ["LOCAL_WORLD_SIZE=0", "1 to 1000000", "Unset it"]),
         ({"RANK": "one", "WORLD_SIZE": "2"}, "", ["RANK=one", "integer", "0 or more", "Unset it"]),
         (TORCHRUN | {"RANK": "7", "WORLD_SIZE": "6"}, "", ["RANK=7 WORLD_SIZE=6", "0 to 5", "torchrun"]),
+        (TORCHRUN | {"WORLD_SIZE": "9" * 5000}, "", [f"WORLD_SIZE={'9' * 200}", "1 to 1000000", "Unset it"]),
+        (TORCHRUN | {"LOCAL_RANK": "abc"}, "", ["LOCAL_RANK=abc", "integer", "Unset it"]),
+        (TORCHRUN | {"LOCAL_RANK": "3"}, "", ["LOCAL_RANK=3 LOCAL_WORLD_SIZE=3", "0 to 2", "torchrun"]),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}, "", ["WORLD_SIZE=6 LOCAL_WORLD_SIZE=4", "torchrun --nproc-per-node=N"]),
+        (STEP | {"SLURM_PROCID": "4"}, "", ["SLURM_PROCID=4 SLURM_STEP_NUM_TASKS=4", "0 to 3", "srun"]),
+        (STEP | {"SLURM_LOCALID": "2"}, "", ["SLURM_LOCALID=2", "0 to 1", "srun"]),
+        (STEP | {"SLURM_NTASKS": "four"}, "", ["SLURM_NTASKS=four", "integer", "srun"]),
+        (STEP | {"SLURM_NTASKS_PER_NODE": "-1"}, "", ["SLURM_NTASKS_PER_NODE=-1", "integer", "srun"]),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "1(x99999999999)"}, "", ["SLURM_STEP_TASKS_PER_NODE=1(x99999999999)", "4(x2),3", "Unset it"]),
         (BATCH | {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_STEP_TASKS_PER_NODE": "2x"}, "", ["SLURM_STEP_TASKS_PER_NODE=2x", "4(x2),3", "Unset it"]),
         (BATCH, "", ["SLURM_NTASKS=4 SLURM_NNODES=2", "srun before python", "#SBATCH --nodes=1 --ntasks=1"]),
         (TORCHRUN, "trainer.devices=4", ["trainer.devices=4", "3 processes", "Leave trainer.devices out", "torchrun --nproc-per-node=4"]),
@@ -103,6 +114,73 @@ def test_a_contradiction_is_one_line_that_says_what_to_write(
     within(variables)
     with raises_error(ConfigError, *parts):
         check_world(run.trainer, read_world())
+
+
+ADDRESS = ("the name of a host", "MASTER_ADDR")
+
+
+@pytest.mark.parametrize(
+    ("variables", "parts"),
+    [
+        *((TORCHRUN | {"MASTER_PORT": port}, [f"MASTER_PORT={port[:200]}", "1 to 65535"]) for port in ("abc", "", "0", "65536", "²", "9" * 5000)),
+        *((TORCHRUN | {"MASTER_ADDR": name}, [f"MASTER_ADDR={name[:200]}", *ADDRESS]) for name in ("", " n1", "x" * 300, "a..b")),
+        (STEP | {"SLURM_NODELIST": ""}, ["SLURM_NODELIST=", *ADDRESS]),
+        (STEP | {"SLURM_JOB_ID": "abc"}, ["SLURM_JOB_ID=abc", "integer"]),
+    ],
+)  # fmt: skip
+def test_no_address_is_one_line(variables: dict[str, str], parts: list[str], within: Callable[..., None]) -> None:
+    within(variables)
+    with raises_error(ConfigError, *parts):
+        main_address(read_world())
+
+
+def test_a_host_that_is_not_known_is_one_line(within: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **more: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    within(TORCHRUN, RANK="0", LOCAL_RANK="0", MASTER_ADDR="n7")
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    for rank in (0, 5):
+        with raises_error(ConfigError, "MASTER_ADDR=n7", f"rank {rank}", "not known", "address"):
+            process_group._connect_store(dataclasses.replace(read_world(), rank=rank), 0.01)
+
+
+def test_a_port_that_is_taken_is_one_line(within: Callable[..., None]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        within(TORCHRUN, RANK="0", LOCAL_RANK="0", MASTER_PORT=str(port))
+        with raises_error(ConfigError, "rank 0", f"127.0.0.1:{port}", "in use", "MASTER_PORT"):
+            process_group._connect_store(read_world(), 30)
+
+
+def test_a_rank_that_reaches_another_server_ends_with_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+
+        def work(rank: int) -> None:
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            process_group.ANSWER_S = 0.2  # type: ignore[misc]
+            connect(World(rank=1, size=2, started_by="torchrun"), timeout_s=1)
+
+        assert exit_codes(1, work) == [2]
+    assert_refused(capfd.readouterr().err, "rank 1", f"127.0.0.1:{port}", "1 s", "trainer.timeout_s=2")
+
+
+def test_a_network_interface_that_is_not_there_is_one_line(within: Callable[..., None]) -> None:
+    within({"GLOO_SOCKET_IFNAME": "lo,nope0"})
+    with raises_error(ConfigError, "GLOO_SOCKET_IFNAME=lo,nope0", "nope0", "lo", "Unset GLOO_SOCKET_IFNAME"):
+        check_gloo_interface(World(0, 2, 0, 2))
+
+
+def test_gloo_that_cannot_connect_is_one_line(within: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **more: object) -> None:
+        raise RuntimeError("[enforce fail at device.cc:84] rv != -1\nframe #0")
+
+    within(TORCHRUN)
+    monkeypatch.setattr(process_group, "_connect_store", lambda world, timeout_s: None)
+    monkeypatch.setattr(distributed, "init_process_group", fail)
+    with raises_error(ConfigError, "rank 5", "rv != -1", "GLOO_SOCKET_IFNAME"):
+        connect(read_world(), timeout_s=30)
 
 
 @pytest.mark.parametrize(

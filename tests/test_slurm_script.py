@@ -24,6 +24,7 @@ from imgrec.config.schema import RunConfig
 from imgrec.errors import ConfigError
 from imgrec.training.restart_count import count_start, saved_step
 
+MANY = "9" * 5000  # more digits than int() reads
 SCRIPT = shipped_file(slurm.SCRIPT)
 
 
@@ -153,6 +154,8 @@ def test_a_worker_of_a_search_is_a_job_of_its_own(tmp_path, monkeypatch, capsys)
         ("array=0-2 -- -m seed=1,2", "array=0-2, but the sweep has 2 jobs", "array=0-1"),
         ("array=1 -- -m seed=1", "-m: no key has several values", "leave -m out"),
         ("array=x -- -m seed=1,2", "array=x", "array=0-7, 0,3,5 or 0-1%4"),
+        (f"array={MANY} -- -m seed=1,2", "but the sweep has 2 jobs", "array=0-1"),
+        (f"time={MANY}h -- seed=1", "time=9", "time=90m, 8h"),
         ("-- -m job=1 seed=1,2", "job=1", "array=1"),
         ("nodes=2 -- --search seed=1,2 trials=3", "nodes=2", "once for each worker"),
         ("gpus_per_node=2 -- --search seed=1,2 trials=3", "tasks_per_node=2", "once for each worker"),

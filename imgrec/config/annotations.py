@@ -11,6 +11,7 @@ from typing import Any, Literal
 from imgrec.errors import ConfigError, did_you_mean, first_line
 
 LONGEST_SHOWN = 200  # letters of a value that does not match
+MOST_DIGITS = 18  # of an integer that is read from a text: it fits into 64 bits; from 4,301 on int() raises an error of its own
 TYPE_NAMES: dict[Any, str] = {
     bool: "true or false",
     int: "an integer",
@@ -77,6 +78,11 @@ def describe_type(hint: Any) -> str:
         noun = TYPE_NAMES.get(args[0], "").removeprefix("an ").removeprefix("a ")
         return f"a list of {noun}s" if noun else TYPE_NAMES[list]
     return TYPE_NAMES[dict] if origin is dict or is_dataclass(hint) else getattr(hint, "__name__", str(hint))
+
+
+def whole_number(text: str) -> int | None:
+    """The integer, 0 or more, that a text is; None where it is none, or far too large."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else None
 
 
 def is_number(value: Any) -> bool:

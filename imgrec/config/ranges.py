@@ -40,9 +40,10 @@ _KEYS: dict[Range, str] = {
     Range(1, 8192): "data.image_size",  # 8192 are 0.8 GB for one picture in colour
     Range(1, 178_956_970): "data.max_pixels",  # from there on PIL refuses to open it
     Range(-inf): "data.scale",
+    Range(1, 604_800): "trainer.timeout_s",  # a week; torch counts it in 32 bits of milliseconds
     POSITIVE: """
         lr_min lr_max data.std augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
-        scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.timeout_s trainer.grace_s trainer.max_minutes
+        scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.grace_s trainer.max_minutes
         trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches""",
     Range(0, 1): """
         data.mean augment.flip augment.crop_padding augment.shift augment.erase scheduler.floor scheduler.start scheduler.end""",

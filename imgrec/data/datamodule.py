@@ -1,6 +1,5 @@
 """The loaders of a run: how its batches are cut from the splits of a data set, behind Lightning's data module."""
 
-import os
 from collections.abc import Collection
 
 import numpy as np
@@ -15,6 +14,7 @@ from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches, split_epoch
+from imgrec.distributed.world import env_number
 
 
 def build_data(run: RunConfig) -> tuple[ImageData, Augment]:
@@ -51,7 +51,7 @@ class DataModule(pl.LightningDataModule):
         ).limited(run.trainer.limit_train_batches)
         self._limits: dict[Split, Limit] = {"val": run.trainer.limit_val_batches, "test": run.trainer.limit_test_batches}
         # torchrun says how many processes share the machine; else it is one machine with all of them.
-        processes_here = int(os.environ.get("LOCAL_WORLD_SIZE", devices))
+        processes_here = env_number("LOCAL_WORLD_SIZE", devices, least=1)
         self.workers = worker_count(run.num_workers, in_memory=data.in_memory, processes_here=processes_here)
         self._order = training_order(run.sampling, run.class_weights or {}, train.labels, data.classes, seed=run.seed)
         self._training = train.for_training(augment, run.seed)

@@ -13,6 +13,7 @@ from imgrec.data.batch import Batch, Request
 from imgrec.data.image_set import ImageSet
 from imgrec.data.sampler import EpochBatches
 from imgrec.distributed.signals import end_with_parent, stop_reason
+from imgrec.distributed.world import env_number
 from imgrec.errors import DataError, Stopped
 
 MOST_WORKERS = 16  # more seldom help: the device waits no longer, and each holds prefetched batches
@@ -143,6 +144,5 @@ def worker_count(num_workers: int | Literal["auto"], *, in_memory: bool, process
         return num_workers
     if in_memory:
         return 0
-    slurm = os.environ.get("SLURM_CPUS_PER_TASK")
-    share = int(slurm) if slurm else len(os.sched_getaffinity(0)) // processes_here
+    share = env_number("SLURM_CPUS_PER_TASK", len(os.sched_getaffinity(0)) // processes_here)
     return max(1, min(share, MOST_WORKERS))

@@ -73,6 +73,8 @@ def _check_count(key: str, value: int | str | list[int], actual: int, started: s
 
 
 def _check_slurm(config: TrainerConfig, world: World) -> None:
+    for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_NTASKS_PER_NODE"):  # Lightning reads them
+        env_number(name, 1)
     tasks, nodes = plural(world.local_size, "task"), plural(world.nodes, "node")
     if world.local_size * world.nodes != world.size:
         spread = os.environ.get("SLURM_STEP_TASKS_PER_NODE")
@@ -80,6 +82,7 @@ def _check_slurm(config: TrainerConfig, world: World) -> None:
             f"SLURM_STEP_TASKS_PER_NODE={spread}: expected as many tasks on each node. "
             f"Write #SBATCH --nodes={world.nodes} --ntasks-per-node={-(-world.size // world.nodes)}."
         )
+    env_number("SLURM_LOCALID", 0, most=world.local_size - 1)
     started = f"SLURM started {tasks} on this node"
     _check_count("devices", config.devices, world.local_size, started, "write #SBATCH --ntasks-per-node")
     _check_count("num_nodes", config.num_nodes, world.nodes, f"SLURM started this job on {nodes}", "write #SBATCH --nodes")

@@ -11,6 +11,7 @@ import sys
 from ipaddress import ip_address
 
 from imgrec.distributed.world import World
+from imgrec.errors import ConfigError, first_names
 
 LOCAL = "127.0.0.1"
 SOCKET_VARIABLE = "IMGREC_SOCKET"  # set by imgrec.distributed.launcher: rank 0's file descriptor of the socket at MASTER_PORT
@@ -35,10 +36,16 @@ def open_port(host: str, port: int, world: World) -> socket.socket:
     return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=backlog)
 
 
-def store_socket(host: str, port: int, world: World) -> int:
-    """The file descriptor of a socket for torch's store on rank 0, whose own would be at all addresses."""
+def store_socket(host: str, port: int, world: World) -> socket.socket:
+    """The socket of torch's store on rank 0, whose own would be at all addresses."""
     inherited = os.environ.pop(SOCKET_VARIABLE, None)
-    return open_port(host, port, world).detach() if inherited is None else int(inherited)
+    return open_port(host, port, world) if inherited is None else socket.socket(fileno=int(inherited))
+
+
+def address_here(listener: socket.socket) -> str:
+    """The address at which this machine reaches a listening socket."""
+    address: str = listener.getsockname()[0]
+    return LOCAL if ip_address(address).is_unspecified else address
 
 
 def heartbeat_host(world: World) -> str:
@@ -46,7 +53,17 @@ def heartbeat_host(world: World) -> str:
     return LOCAL if world.on_one_machine else os.environ.get("MASTER_ADDR") or socket.gethostname()
 
 
-def keep_gloo_local(world: World) -> None:
-    """On one machine gloo listens at 127.0.0.1, unless the user says otherwise; its default is the host's name, which may not resolve."""
+def check_gloo_interface(world: World) -> None:
+    """ConfigError where GLOO_SOCKET_IFNAME is none of this machine.
+
+    Where all ranks are on one machine and it is not set, gloo gets 127.0.0.1: by default it is at the address of the
+    host's name, which may not resolve.
+    """
     if world.on_one_machine and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    names, here = os.environ.get("GLOO_SOCKET_IFNAME", ""), [name for _, name in socket.if_nameindex()]
+    if unknown := [name for name in names.split(",") if name and name not in here]:
+        raise ConfigError(
+            f"GLOO_SOCKET_IFNAME={names} in the environment: this machine has no network interface {unknown[0]}. "
+            f"It has {first_names(here, 8)}. Unset GLOO_SOCKET_IFNAME, or set it to one of them."
+        )

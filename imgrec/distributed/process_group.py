@@ -2,17 +2,20 @@
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from imgrec.config.schema import TrainerConfig
 from imgrec.distributed import signals
 from imgrec.distributed.device_checks import check_world
-from imgrec.distributed.ports import keep_gloo_local, store_socket
-from imgrec.distributed.world import World, cluster_environment, read_world
-from imgrec.errors import ConfigError, ImgrecError, Stopped, first_names
+from imgrec.distributed.ports import address_here, check_gloo_interface, store_socket
+from imgrec.distributed.watchdog import end_process
+from imgrec.distributed.world import World, main_address, read_world
+from imgrec.errors import ConfigError, ExitCode, ImgrecError, Stopped, first_line, first_names
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 CONNECTED = "connected"
 STOP_GRACE_S = 1.0  # a rank that was stopped waits this long for the others to read it
 ERROR_GRACE_S = 2.0  # a rank that failed waits this long for the others to report whether they failed too
+ANSWER_S = 2.0  # torch's own limit has this long to come first
 LATER_S = 30.0  # the heartbeat ends a hanging collective before its timeout, with a line; nccl would abort without one
 
 _T = TypeVar("_T")
@@ -41,41 +45,51 @@ def connect(world: World, *, timeout_s: float) -> None:
     """
     if world.size == 1:
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warnings of lost connections are C++ stacks
     from torch import cuda, distributed
 
     if distributed.is_initialized():
         return
-    keep_gloo_local(world)
+    check_gloo_interface(world)
     _stores[:] = [_connect_store(world, timeout_s)]
     backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
     limit = timedelta(seconds=timeout_s + LATER_S)
-    distributed.init_process_group(backend, store=_stores[0], rank=world.rank, world_size=world.size, timeout=limit)
+    try:
+        distributed.init_process_group(backend, store=_stores[0], rank=world.rank, world_size=world.size, timeout=limit)
+    except RuntimeError as error:  # gloo's and DistError
+        raise ConfigError(
+            f"rank {world.rank} on {socket.gethostname()} cannot connect to the others: {first_line(error)}. "
+            "Read what they printed, or set GLOO_SOCKET_IFNAME to the network interface between the machines."
+        ) from error
 
 
 def _connect_store(world: World, timeout_s: float) -> "Store":
     """The store that all ranks share, once all have connected."""
-    from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import DistError, PrefixStore  # type: ignore[attr-defined]
 
-    lightning = cluster_environment(world)
-    host, port = lightning.main_address, lightning.main_port
-    listens = world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    host, port = main_address(world)
     me = f"rank {world.rank} on {socket.gethostname()}"
     advice = (
         f"Read what the other ranks printed, open port {port} of {host} in the firewall, "
         f"or, if they only start slowly, set trainer.timeout_s={2 * timeout_s:g}."
     )
-    end, limit = time.monotonic() + timeout_s, timedelta(seconds=timeout_s)
+    where = f"{host}:{port}, where the {world.size} ranks connect"
+    end, listens = time.monotonic() + timeout_s, world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:
-        if not listens:
-            _wait_for(host, port, end)
-        listener = store_socket(host, port, world) if listens else None
-        store = PrefixStore(
-            f"imgrec/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}",
-            TCPStore(host, port, world.size, listens, limit, wait_for_workers=False, master_listen_fd=listener),
-        )
-    except (DistError, OSError) as error:
-        failed = f"cannot listen on {host}:{port}" if listens else f"got no answer from {host}:{port} within {timeout_s:g} s"
-        raise ConfigError(f"{me} {failed}, where the {world.size} ranks connect. {advice}") from error
+        if listens:
+            tcp = _host_store(host, port, world, timeout_s)
+        else:
+            no_answer = ConfigError(f"{me} got no answer from {where}, within {timeout_s:g} s. {advice}")
+            tcp = _reach_store(host, port, world, timeout_s, no_answer)
+    except socket.gaierror as error:
+        raise ConfigError(
+            f"MASTER_ADDR={host} in the environment of {me}: that host is not known there. "
+            "Set it to the name of rank 0's machine, or to its address."
+        ) from error
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(f"{me} cannot listen on {where}: {reason}. Set MASTER_PORT on all of them to a free port.") from error
+    store = PrefixStore(f"imgrec/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
     try:
         store.set(f"host/{world.rank}", "")
         own = CONNECTED if store.add("connected", 1) == world.size else ""
@@ -96,6 +110,30 @@ def _connect_store(world: World, timeout_s: float) -> "Store":
     return store
 
 
+def _host_store(host: str, port: int, world: World, timeout_s: float) -> "Store":
+    """The store, in this process. OSError where it cannot listen."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    listener = store_socket(host, port, world)
+    address, limit = address_here(listener), timedelta(seconds=timeout_s)
+    return TCPStore(address, port, world.size, True, limit, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+def _reach_store(host: str, port: int, world: World, timeout_s: float, no_answer: ConfigError) -> "Store":
+    """The store of another process. socket.gaierror where the host is not known, else `no_answer` after `timeout_s`."""
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+    end = time.monotonic() + timeout_s
+    try:
+        _wait_for(host, port, end)
+        with _ended_at(end, no_answer):
+            return TCPStore(host, port, world.size, False, timedelta(seconds=timeout_s), wait_for_workers=False)
+    except socket.gaierror:
+        raise
+    except (DistError, OSError) as error:
+        raise no_answer from error
+
+
 def _wait_for(host: str, port: int, end: float) -> None:
     """Wait until the port is open, as signals do not end the store's own wait. OSError at time.monotonic() `end`."""
     while True:
@@ -108,6 +146,22 @@ def _wait_for(host: str, port: int, end: float) -> None:
             if time.monotonic() >= end:
                 raise
             time.sleep(0.1)
+
+
+@contextmanager
+def _ended_at(end: float, error: ImgrecError) -> Iterator[None]:
+    """End this process, with the error, if the block goes on after time.monotonic() `end`.
+
+    For the store's wait, which no signal interrupts: torch waits for ever for an answer of another server at the port.
+    """
+    limit_s = max(0.0, end - time.monotonic()) + ANSWER_S
+    timer = threading.Timer(limit_s, lambda: end_process(error_line(error), ExitCode.REFUSED))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _stopped(reason: str) -> Stopped:

@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from imgrec.config.annotations import whole_number
 from imgrec.config.overrides import literal_text, read_words
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
@@ -56,9 +57,10 @@ def parse_query(argv: Sequence[str]) -> CatalogQuery:
             raise ConfigError(f"{override.text}: unknown key.{did_you_mean(key, list(known))} The keys are {', '.join(known)}.")
         if key in ("image_size", "num_classes"):
             least = 1 if key == "image_size" else 2
-            if not value.isdecimal() or int(value) < least:
+            number = whole_number(value)
+            if number is None or number < least:
                 raise ConfigError(f"{override.text}: expected an integer of {least} or more. The default is the network's own.")
-            values[key] = int(value)
+            values[key] = number
         elif key == "overwrite":
             if value not in ("true", "false"):
                 raise ConfigError(f"{override.text}: expected true or false. The default is false.")

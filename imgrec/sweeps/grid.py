@@ -6,8 +6,10 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal, cast
 
+from imgrec.config.annotations import whole_number
 from imgrec.config.checks import all_keys, check_options, conform, key_type
 from imgrec.config.compose import compose_config, hydra_tree, read_overrides, reference_tree
 from imgrec.config.options import group_names, option_names
@@ -29,6 +31,7 @@ from imgrec.errors import ConfigError
 SINGLE = ("name", "id", "runs_dir", "resume", "monitor")
 # Keys of the sweep itself; all others are those of a run.
 JOB, TRIALS, PRUNE = "job", "trials", "prune"
+MOST_JOBS = 10_000  # each of them writes the whole table; a job array of SLURM has 1,001 tasks by default
 INTERVAL = re.compile(r"(uniform|log|int|interval)\((.*)\)")
 # An interval of each kind, for messages.
 INTERVALS = {"uniform": "uniform(0.1,0.9)", "log": "log(1e-4,1e-1)", "int": "int(1,5)"}
@@ -108,12 +111,14 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
     if not any(argument.is_swept for argument in arguments):
         example = f"'optim.lr={INTERVALS['log']}'" if search else "optim.lr=0.1,0.01, or leave -m out"
         raise ConfigError(f"{SEARCH if search else '-m'}: no key has several values. Type for example {example}.")
+    if not search and (jobs := math.prod(len(argument.values) for argument in arguments)) > MOST_JOBS:
+        raise _too_many_jobs(f"-m: {jobs:,} combinations")
     base = _check_values(arguments, types, config_dir)
     return SweepPlan(
         arguments,
         base,
         job=None if job is None else _value(job),
-        trials=None if trials is None else int(_value(trials)),
+        trials=None if trials is None else whole_number(_value(trials)),
         prune=prune == f"{PRUNE}=true",
     )
 
@@ -128,7 +133,7 @@ def _check_own_keys(search: bool, job: str | None, trials: str | None, prune: st
         raise ConfigError(f"{job}: the values of a trial depend on the results before it. Leave {JOB} or {SEARCH} out.")
     if not search and (own := trials or prune) is not None:
         raise ConfigError(f"{own}: a grid runs every combination to its end. Leave {own.partition('=')[0]} out, or add {SEARCH}.")
-    if search and not (trials is not None and _value(trials).isdecimal() and int(_value(trials))):
+    if search and not (trials is not None and whole_number(_value(trials))):
         raise ConfigError(f"{trials or SEARCH}: expected {TRIALS}=NUMBER, 1 or more. Type for example {TRIALS}=30.")
     if prune is not None and _value(prune) not in ("true", "false"):
         raise ConfigError(f"{prune}: expected true or false. Type {PRUNE}=true to end trials that are worse than the median.")
@@ -179,7 +184,8 @@ def parse_interval(text: str) -> Argument | None:
 
 def _listed_values(override: Override, hint: Any, config_dir: str | None) -> list[str]:
     """The values of KEY=A,B, choice, range or glob, in their order; one value, also a path that has a comma in it, is the only one."""
-    from hydra.core.override_parser.types import Glob, IntervalSweep
+    from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, RangeSweep, Sweep
+    from hydra.errors import HydraException
 
     key, text = override.key, override.value
     if is_text(hint) and os.path.lexists(os.path.expanduser(text)):
@@ -190,11 +196,32 @@ def _listed_values(override: Override, hint: Any, config_dir: str | None) -> lis
     value = parsed.value()
     if isinstance(value, IntervalSweep):  # tag(log,interval(a,b)), as for Hydra's plugins
         raise ConfigError(f"{override.text}: there is no interval. Type '{key}=uniform(LOW,HIGH)', or log(LOW,HIGH).")
-    is_glob = isinstance(value, Glob)
-    values = value.filter(option_names(key, config_dir)) if is_glob else list(map(str, parsed.sweep_string_iterator()))
+    if isinstance(value, Glob):
+        values = value.filter(option_names(key, config_dir))
+    else:
+        try:
+            if isinstance(value, ChoiceSweep) and any(isinstance(part, Sweep) for part in value.list):
+                raise ValueError("a range in a list")
+            # Counted before they are listed, as shuffle(range(...)) lists all of them.
+            numbers = value.range() if isinstance(value, RangeSweep) else ()
+            too_many = sum(1 for _ in islice(numbers, MOST_JOBS + 1)) > MOST_JOBS
+            values = [] if too_many else list(parsed.sweep_string_iterator())
+        except (HydraException, ValueError, ArithmeticError) as error:
+            raise ConfigError(
+                f"{override.text}: expected values, or one range with a step other than 0. Type {key}=A,B or {key}=range(0,10,2)."
+            ) from error
+        if too_many:
+            raise _too_many_jobs(f"{override.text}: more than {MOST_JOBS:,} values")
     if not values:
         raise ConfigError(f"{override.text}: expected one value or more, found none. Type {key}=A,B.")
     return values
+
+
+def _too_many_jobs(found: str) -> ConfigError:
+    return ConfigError(
+        f"{found}; a sweep has at most {MOST_JOBS:,} jobs. List fewer, or search: "
+        f"{SEARCH} 'optim.lr={INTERVALS['log']}' {TRIALS}=100."
+    )
 
 
 def _check_values(arguments: Sequence[Argument], types: Mapping[str, Any], config_dir: str | None) -> Node:

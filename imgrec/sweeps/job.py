@@ -10,6 +10,7 @@ import sys
 from contextlib import closing
 from typing import Any, Protocol
 
+from imgrec.config.annotations import whole_number
 from imgrec.config.load import load_config
 from imgrec.config.schema import RunConfig
 from imgrec.distributed.world import read_world
@@ -41,18 +42,19 @@ def run_one(plan: SweepPlan, config_dir: str | None, fit: Fit) -> int:
         with closing(choose_sweep_folder(plan, id)) as folder:
             _show(folder)
         return 0
-    if which is None or not which.isdecimal() or int(which) > last:
+    number = None if which is None else whole_number(which)
+    if number is None or number > last:
         raise ConfigError(f"{JOB}={which}: expected a number from 0 to {last}, count or none. Set {JOB}={last} for the last job.")
     world = read_world()
     if id is None and world.size > 1:
         raise ConfigError(f"{JOB}={which} on {world.size} processes: they must agree on the sweep. Set id=sweep_1.")
     if world.rank:  # the first process keeps the table
         folder = choose_sweep_folder(plan, id)
-        train_job(folder, Job(int(which), jobs[int(which)], ""), config_dir, fit, quiet=False)
+        train_job(folder, Job(number, jobs[number], ""), config_dir, fit, quiet=False)
         return 0
     with closing(open_sweep_folder(plan, id)) as folder:
         with folder.updating():
-            job = [folder.add(overrides) for overrides in jobs][int(which)]
+            job = [folder.add(overrides) for overrides in jobs][number]
             folder.claim(job)
             job.status = "started"
         Terminal().say(f"job {which} of 0 to {last} in {folder.path}: {job_overrides(job, plan)}")

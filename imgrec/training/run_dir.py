@@ -143,7 +143,8 @@ def choose_run_dir(run: RunConfig) -> RunDir:
     With `id`, or in a SLURM job, that one; otherwise the newest unfinished run of the same config that no process uses,
     also where newer ones are finished or have another config, or the next free number. Raises ConfigError where it holds a run of another config.
     """
-    for key, value in (("name", run.name), ("id", run.id)):
+    job = os.environ.get("SLURM_JOB_ID") or None
+    for key, value in (("name", run.name), ("id", run.id), ("SLURM_JOB_ID", job)):
         if value is not None and not is_directory_name(value):
             raise ConfigError(
                 f"{key}={value}: expected a name for a directory, without a slash. Set {key}=NAME, or runs_dir=FOLDER."
@@ -152,7 +153,7 @@ def choose_run_dir(run: RunConfig) -> RunDir:
         if value is not None and not is_utf8(value):
             raise ConfigError(f"{key}={value}: expected UTF-8, as TensorBoard opens no other path. Set another {key}.")
     parent = Path(run.runs_dir) / run.name
-    run_id = run.id or os.environ.get("SLURM_JOB_ID")
+    run_id = run.id or job
     if run_id:
         path = parent / run_id
         state = _state(path)
