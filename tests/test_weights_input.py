@@ -17,9 +17,8 @@ from imgrec.config.schema import RunConfig
 from imgrec.data.decode import Preprocessing, load_image
 from imgrec.data.preprocess import Preprocess
 from imgrec.inference.predictor import load
-from imgrec.models.pretrained import expected_input
 from imgrec.models.torchvision import torchvision_names
-from imgrec.training.transfer import input_sentence
+from imgrec.training.transfer import expected_input, input_sentence
 
 TORCHVISION = "imgrec.models.torchvision.torchvision_net"
 TIMM = "imgrec.models.timm.timm_net"
@@ -135,16 +134,27 @@ def test_what_the_user_says_stays_and_is_told(configured, tmp_path):
     assert (recipe.data.mean, recipe.data.std) == ([0.5] * 3, [0.229, 0.224, 0.225])
 
 
-def test_without_weights_of_a_library_the_yaml_holds(configured, tmp_path):
+def test_without_weights_the_yaml_holds_and_for_sets_in_memory_with_them(configured):
     plain = configured().data
     assert (plain.image_size, plain.mean, plain.crop_share) == (224, [0.485, 0.456, 0.406], 0.875)
-    own = configured("model=timm", "model.name=vit_base_patch16_224", f"weights={save_untrained_run(tmp_path / 'run')}")
-    assert own.data == plain
-    assert input_sentence(own) is None
+    assert input_sentence(configured()) is None
     # Images of a set in memory keep their size; the start screen says that these weights expect another.
     digits = load_config("train", ["data=digits", "data.channels=3", "data.mean=[0.1,0.1,0.1]", "data.std=[1,1,1]", "model=timm", "weights=DEFAULT"])  # fmt: skip
     assert digits.data.image_size == 8
     assert "data.image_size=8 is not their" in input_sentence(digits)
+
+
+def test_weights_of_a_run_bring_what_it_recorded(configured, tmp_path):
+    own = ("data.mean=[0.1,0.2,0.3]", "data.std=[1,1,1]", "data.image_size=48", "data.interpolation=bicubic")
+    run = save_untrained_run(tmp_path / "run", "data.channels=3", *own)
+    found = configured("model=simple_cnn", f"weights={run}")
+    assert (found.data.mean, found.data.image_size, found.data.resize) == ([0.1, 0.2, 0.3], 48, "squash")
+    assert found.model["image_size"] == 48
+    assert ";" not in input_sentence(found)
+    other = configured("model=simple_cnn", f"weights={run}", "data.std=[2,2,2]")
+    assert input_sentence(other).endswith("; data.std=[2.0,2.0,2.0] is not their [1.0,1.0,1.0]")
+    gray = save_untrained_run(tmp_path / "gray")  # whose mean is that of one channel
+    assert configured("model=simple_cnn", f"weights={gray}").data.mean == [0.485, 0.456, 0.406]
 
 
 def test_a_start_that_is_refused_imports_no_torch():

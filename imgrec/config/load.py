@@ -1,4 +1,4 @@
-"""The config of a training, in which the data has the preprocessing that a library's pretrained weights expect."""
+"""The config of a training, in which the data has the preprocessing that the pretrained weights expect."""
 
 import os
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from imgrec.config.schema import Node, RunConfig, run_config
 from imgrec.config.start_checks import check_start
 from imgrec.errors import ConfigError, ImgrecError, did_you_mean
 
-# (weights, model) -> the keys of data, with the values that a library's weights expect. It takes the seconds of importing torch.
-EXPECTED_INPUT = "imgrec.models.pretrained.expected_input"
+# (weights, model) -> the keys of data, with the values that the weights expect. It takes the seconds of importing torch.
+EXPECTED_INPUT = "imgrec.training.transfer.expected_input"
 
 
 def load_config(
@@ -35,16 +35,17 @@ def load_config(
 
 
 def compose_run(command: str, words: Sequence[str | Override], config_dir: str | None = None) -> Node:
-    """The tree of a command that trains. With weights of a library ${of_weights:KEY,DEFAULT} in it are theirs.
+    """The tree of a command that trains. With weights ${of_weights:KEY,DEFAULT} in it are theirs, where the channels are.
 
-    The library is not asked about a start that is refused anyway, which `check_start` says before torch is imported.
+    They are not looked at for a start that is refused anyway, which `check_start` says before torch is imported.
     """
     tree = compose_config(command, words, config_dir)
     run = run_config(tree)
-    if run.weights is None or os.path.exists(run.weights):
+    if run.weights is None:
         return tree
     expected: Node = {}
     with suppress(ImgrecError):  # raised again where the run starts
         check_start(run)
         expected = locate(EXPECTED_INPUT)(run.weights, run.model)
+    expected = {key: value for key, value in expected.items() if not isinstance(value, list) or len(value) == run.data.channels}
     return compose_config(command, words, config_dir, of_weights=expected) if expected else tree

@@ -99,7 +99,7 @@ def library_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeights
     return _torchvision_weights(weights, name, chosen, model)
 
 
-def expected_input(weights: str, model: Mapping[str, Any]) -> dict[str, Any]:
+def library_input(weights: str, model: Mapping[str, Any]) -> dict[str, Any]:
     """The preprocessing of `library_weights`, as keys of `data`; nothing is downloaded. CheckpointError for another name."""
     if _is_timm(model) and weights == "DEFAULT":
         known = timm_library().get_pretrained_cfg(str(model["name"]))

@@ -9,8 +9,8 @@ from torch import nn
 from imgrec.config.annotations import format_value
 from imgrec.config.instantiate import build
 from imgrec.config.schema import Node, RunConfig
-from imgrec.inference.checkpoint import network_state, read_checkpoint
-from imgrec.models.pretrained import PretrainedWeights, expected_input, library_weights, transfer_weights
+from imgrec.inference.checkpoint import load_checkpoint, network_state, read_checkpoint
+from imgrec.models.pretrained import PretrainedWeights, library_input, library_weights, transfer_weights
 
 
 def initial_network(model: Node, weights: str | None, classes: Sequence[str]) -> tuple[nn.Module, str | None]:
@@ -19,9 +19,17 @@ def initial_network(model: Node, weights: str | None, classes: Sequence[str]) ->
     return net, transfer_weights(net, pretrained_weights(weights, model), classes) if weights else None
 
 
+def expected_input(weights: str, model: Mapping[str, Any]) -> Node:
+    """The preprocessing that pretrained weights were trained with, as keys of `data`; raises what `pretrained_weights` raises."""
+    if not Path(weights).exists():
+        return library_input(weights, model)
+    stored: Mapping[str, Any] = load_checkpoint(weights).preprocessing
+    return {key: stored[key] for key in ("image_size", "mean", "std", "resize", "crop_share", "interpolation")}
+
+
 def input_sentence(run: RunConfig) -> str | None:
-    """What a library's weights expect of the images, and where the data has another value; None without such weights."""
-    if run.weights is None or Path(run.weights).exists():
+    """What the pretrained weights expect of the images, and where the data has another value; None without weights."""
+    if run.weights is None:
         return None
     expected = expected_input(run.weights, run.model)
     if run.data.resize == "squash":
