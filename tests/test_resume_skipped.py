@@ -54,7 +54,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", slow_but("in the test", among=MOMENTS))
+@pytest.mark.parametrize("moment", slow_but("in the second epoch", among=MOMENTS))
 def test_a_killed_run_has_the_curves_and_the_list_of_the_unbroken_one(tmp_path: Path, root: Path, unbroken: dict, moment: str):
     run = load(tmp_path, root, "trainer.save_every_steps=1")
     kill_run(run, *MOMENTS[moment])

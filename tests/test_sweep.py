@@ -75,7 +75,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def write_result(run: config.RunConfig, accuracy: float, curve: Sequence[float] = ()) -> dict[str, Any]:
     """What a training leaves that had this accuracy, and those of `curve` after each epoch."""
     best, last = {"val/accuracy": accuracy}, {"epoch": len(curve)}
-    result = {"best": best, "last": last, "test": {"accuracy": accuracy / 2}, "train_seconds": 61.0}
+    result = {"best": best, "last": last, "test": {"accuracy": accuracy / 2}, "train_seconds": 61.0, "summary": f"{accuracy:.2%}"}
     assert run.id is not None
     folder = Path(run.runs_dir) / run.name / run.id
     folder.mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import shlex
@@ -16,6 +17,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from error_parts import assert_refused, raises_error
+from hypothesis import example, given
+from hypothesis import strategies as st
 from processes import exit_codes, run_command
 from small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,6 +32,7 @@ from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.terminal import Terminal
 from imgrec.train import fit
+from imgrec.training.callbacks.ema import average
 from imgrec.training.summary import print_result
 from imgrec.training.trainer import configured_callbacks
 
@@ -133,6 +137,14 @@ def test_averaged_weights_are_the_closed_form_of_the_steps(small):
     for weights in steps[1:]:
         expected = {name: 0.75 * expected[name] + 0.25 * weights[name] for name in expected}
     assert_close(averaged, expected, rtol=1e-4, atol=1e-6)
+
+
+@example(-math.inf, 0, 0.9)
+@given(st.floats(width=32, allow_nan=False), st.integers(-(2**31), 2**31), st.floats(0, 1, exclude_max=True))
+def test_the_average_of_a_constant_is_the_constant(number: float, whole: int, decay: float):
+    """The mean and std of the images, and index buffers such as those of Swin, are averaged along with the weights."""
+    for value in (torch.tensor([number]), torch.tensor([whole])):
+        assert torch.equal(average(value, value.clone(), 1, decay=decay), value)
 
 
 @pytest.mark.slow
