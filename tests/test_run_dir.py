@@ -12,6 +12,7 @@ import yaml
 from error_parts import assert_error, assert_refused, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import exit_codes
 from small_run import SMALL
 
 import imgrec
@@ -188,6 +189,19 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
     tmp_path.chmod(0o555)
     assert cli.main(["train", *SMALL, f"runs_dir={tmp_path}/runs"]) == 2
     assert_refused(capsys.readouterr().err, f"{tmp_path}/runs", "Permission denied")
+
+
+@pytest.mark.parametrize(("code", "size"), [(errno.EROFS, 2), (errno.ENOENT, 1), (errno.ESTALE, 1)])
+def test_a_run_directory_that_cannot_be_made_is_one_line_on_all_ranks(code, size, tmp_path, monkeypatch, capfd):
+    """ENOENT: of /proc and the like. ESTALE: of a network disk."""
+
+    def fail(path, *args):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(os, "mkdir", fail)
+    words = [word for word in SMALL if not word.startswith("trainer.devices")]
+    assert exit_codes(size, lambda rank: cli.main(["train", *words, f"runs_dir={tmp_path}/r"])) == [2] * size
+    assert_refused(capfd.readouterr().err, f"{tmp_path}/r", os.strerror(code), "Set runs_dir=FOLDER")
 
 
 @given(key=st.sampled_from(["seed", "epochs", "max_device_batch"]), value=st.integers(1, 10**6))

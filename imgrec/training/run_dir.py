@@ -117,6 +117,14 @@ class RunDir:
         self.previous.unlink(missing_ok=True)
 
     def _start(self, run: RunConfig) -> None:
+        try:
+            self._lock_and_write(run)
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename or self.path} cannot be written: {error.strerror}. Set runs_dir=FOLDER in which you can write."
+            ) from error
+
+    def _lock_and_write(self, run: RunConfig) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         # A job that is requeued after its node was lost: on a network file system the node's lock may outlive it.
         end = time.monotonic() + (LOST_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
