@@ -17,6 +17,7 @@ from untrained_run import TINY, save_untrained_run
 
 from imgrec import cli, config
 from imgrec.config.instantiate import instantiate
+from imgrec.data.folder import ImageFiles, pack_names
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.inference import answers as module
@@ -153,6 +154,16 @@ def some_answers(predicted, probability, *, indices=None):
     return Answers(indices, np.array(predicted), chances, chances, np.zeros((len(chances), 0), np.float32))
 
 
+def test_a_path_is_that_of_the_file_also_outside_the_root(tmp_path):
+    names = pack_names(["cat/1.png", "/elsewhere/2.png", "b\udcff.png"])
+    images = ImageFiles("photos", names, np.array([0, 0, 0]), preprocessing={}, on_bad_image="refuse", on_bad_image_eval="refuse")
+    files = AnswerFiles(tmp_path / "e.csv", None, tmp_path / "p.parquet")
+    write_answers(files, some_answers([0, 1, 1], [0.5, 0.6, 0.7]), images, ("cat", "dog"))
+    assert [row["path"] for row in read_parquet(files.predictions)] == ["photos/cat/1.png", "/elsewhere/2.png", "photos/b?.png"]
+    lines = files.errors.read_bytes().splitlines()[1:]
+    assert [line.split(b",")[0] for line in lines] == [b"photos/b\xff.png", b"/elsewhere/2.png"]
+
+
 def test_where_nothing_is_wrong_there_is_no_picture_of_an_earlier_test(tmp_path):
     files = AnswerFiles(tmp_path / "e.csv", tmp_path / "e.png", tmp_path / "p.parquet")
     images = InMemoryImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), np.array([0, 1]))
@@ -163,12 +174,18 @@ def test_where_nothing_is_wrong_there_is_no_picture_of_an_earlier_test(tmp_path)
     assert files.errors.read_text() == "index,true,predicted,probability,true_probability\n"
 
 
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.sampled_from([0.2, 0.5, 0.9])), min_size=1, max_size=30))
-def test_errors_are_sorted_by_the_probability_that_was_wrong(cases):
-    labels, predicted, chances = zip(*cases, strict=True)
+CHANCES = st.sampled_from([0.25, 0.5, 1.0])
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), CHANCES, CHANCES), min_size=1, max_size=30))
+def test_errors_are_sorted_by_the_probability_that_was_wrong_and_then_by_the_one_that_was_right(cases):
+    labels, predicted, chances, right = zip(*cases, strict=True)
     images = InMemoryImages(torch.zeros(len(cases), 1, 1, 1, dtype=torch.uint8), np.array(labels))
-    expected = sorted((row for row in range(len(cases)) if labels[row] != predicted[row]), key=lambda row: -chances[row])
-    assert worst_errors(some_answers(predicted, chances), images).tolist() == expected
+    expected = sorted(
+        (row for row in range(len(cases)) if labels[row] != predicted[row]), key=lambda row: (-chances[row], right[row])
+    )
+    found = some_answers(predicted, chances)._replace(true_probability=np.array(right))
+    assert worst_errors(found, images).tolist() == expected
 
 
 @pytest.mark.parametrize(("most", "kept"), [(12, 3), (11, 0)])

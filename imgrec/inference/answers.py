@@ -62,9 +62,9 @@ class AnswerCollector:
 
 
 def worst_errors(answers: Answers, images: ImageSet) -> Indices:
-    """Rows of the answers that are wrong, the most probable first."""
+    """Rows of the answers that are wrong: the most probable first, of equal ones the one whose class is the least probable."""
     wrong = np.flatnonzero(answers.predicted != images.labels[answers.indices])
-    return wrong[np.argsort(-answers.probability[wrong], kind="stable")]
+    return wrong[np.lexsort((answers.true_probability[wrong], -answers.probability[wrong]))]
 
 
 def write_answers(files: AnswerFiles, answers: Answers, images: ImageSet, classes: Sequence[str]) -> str:
@@ -126,5 +126,5 @@ def _image_column(images: ImageSet, rows: Indices) -> dict[str, Any]:
     """By what an image is found: its path, or where images have no names its index in the split."""
     if images.names is None:
         return {"index": rows}
-    folder = os.path.join(images.root, "") if isinstance(images, ImageFiles) else ""
-    return {"path": [folder + os.fsdecode(name) for name in images.names[rows].tolist()]}
+    root = images.root if isinstance(images, ImageFiles) else ""  # a table's names may be absolute
+    return {"path": [os.path.join(root, os.fsdecode(name)) for name in images.names[rows].tolist()]}
