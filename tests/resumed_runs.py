@@ -152,3 +152,16 @@ def hang_over_sample(run: RunConfig, position: int, trained: int) -> None:
     index = int(shuffled_order(SAMPLES, seed=run.seed)(0)[position])
     InMemoryImages.__getitem__ = hang
     patch_call(trained, Classifier, "training_step", lambda *_: begun.set())
+
+
+def kill_worker_at_sample(run: config.RunConfig, position: int) -> None:
+    """In a fork: the loader process that reads this sample of the first epoch's order is killed, as when memory runs out."""
+    read_images, parent = InMemoryImages.__getitem__, os.getpid()
+    index = int(shuffled_order(SAMPLES, seed=run.seed)(0)[position])
+
+    def die(self: InMemoryImages, request: Any) -> Any:
+        if len(self) == SAMPLES and index in request.indices and os.getpid() != parent:
+            kill_this_process()
+        return read_images(self, request)
+
+    InMemoryImages.__getitem__ = die

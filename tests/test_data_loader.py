@@ -1,19 +1,26 @@
 """Batches from this process and from workers, through Lightning, and what signals do to them."""
 
+import errno
 import inspect
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import closing
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from error_parts import raises_error
-from processes import LIMIT_S
+from error_parts import assert_error, raises_error
+from marks import slow_but
+from processes import LIMIT_S, run_command
+from small_run import SMALL
 
 from imgrec.data import loader as loader_module
 from imgrec.data.batch import Batch, Request
@@ -21,9 +28,9 @@ from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import Fake
 from imgrec.data.image_data import ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages
-from imgrec.data.loader import Loader, worker_count
+from imgrec.data.loader import Loader, _in_memfd, worker_count
 from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
-from imgrec.errors import ConfigError, DataError
+from imgrec.errors import ConfigError, DataError, Died
 
 COMMON = {
     "image_size": 8,
@@ -39,7 +46,7 @@ COMMON = {
     "changed": "refuse",
 }
 RUN = {"seed": 3, "batch_size": 16, "max_device_batch": 8, "num_workers": "auto", "sampling": "shuffle", "class_weights": None}
-LIMITS = SimpleNamespace(limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0)
+LIMITS = SimpleNamespace(limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0, timeout_s=300.0)
 
 
 def data_module(data: ImageData, *, augment=None, devices: int = 1, start=(0, 0), **change) -> DataModule:
@@ -120,13 +127,13 @@ def test_closing_ends_the_thread_that_pins_memory_before_the_workers():
         _pin_memory_thread_done_event=SimpleNamespace(set=noted("told")),
         _worker_result_queue=SimpleNamespace(put=noted("woken")),
         _pin_memory_thread=SimpleNamespace(join=noted("joined")),
-        _workers=[SimpleNamespace(terminate=noted("terminated"))],
+        _workers=[SimpleNamespace(terminate=noted("terminated"), kill=noted("killed"))],
         _shutdown_workers=noted("shut down"),
     )
     source = inspect.getsource(torch.utils.data.dataloader._MultiProcessingDataLoaderIter)
     assert all(f"self.{name}" in source for name in vars(loader._loader._iterator) if name != "_shutdown_workers")
     loader.close()
-    assert events == ["told", "woken", "joined", "terminated", "shut down"]
+    assert events == ["told", "woken", "joined", "terminated", "shut down", "killed"]
 
 
 @pytest.mark.parametrize("taken", [1, 2])
@@ -145,6 +152,147 @@ def test_closing_ends_the_workers_and_iterating_again_starts_new_ones(taken):
                 os.kill(int(*seen), 0)
 
 
+class Mortal(InMemoryImages):
+    """Kills its worker at the third request of an epoch."""
+
+    def __getitem__(self, request: Request) -> Batch:
+        if 4 in request.indices and os.getpid() != PARENT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(request)
+
+
+PARENT = os.getpid()
+
+
+def in_order(samples: int, size: int) -> EpochBatches:
+    return EpochBatches(split_epoch(samples, size, devices=1), lambda epoch: np.arange(samples), epoch=lambda: 0, rank=0)
+
+
+@pytest.mark.parametrize("timeout_s", slow_but(300.0, among=[None, 300.0]))
+def test_a_worker_that_is_killed_is_named_and_the_batches_go_on_in_this_process(timeout_s):
+    images = stored(np.arange(12) % 2)
+    split, said = Mortal(images.images, images.labels), []
+    with closing(Loader(split, in_order(12, 2), num_workers=2, timeout_s=timeout_s, lost=said.append)) as loader:
+        assert torch.cat([batch.indices for batch in loader]).tolist() == list(range(12))
+        (line,) = said
+        assert_error(line, "the loss of loader worker", "killed by SIGKILL", "num_workers")
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    with (
+        closing(Loader(split, in_order(12, 2), num_workers=2, timeout_s=300.0)) as loader,
+        raises_error(Died, "the loss", "SIGKILL"),
+    ):
+        list(loader)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_container_with_a_small_dev_shm(tmp_path):
+    small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or run_command(*small, "true").returncode:
+        pytest.skip("needs root, to mount one")
+    words = ["data.image_size=128", "batch_size=8", "num_workers=2", f"runs_dir={tmp_path}", "trainer.timeout_s=60.0"]
+    done = run_command(*small, sys.executable, "-m", "imgrec.cli", "train", *SMALL, *words)  # 0.4 MB a batch
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+class Hanging(InMemoryImages):
+    def __getitem__(self, request: Request) -> Batch:
+        if 4 in request.indices:
+            time.sleep(LIMIT_S)
+        return super().__getitem__(request)
+
+
+def test_a_loader_that_delivers_nothing_ends_with_a_sentence(monkeypatch):
+    monkeypatch.setattr(loader_module, "POLL_SECONDS", 0.1)
+    split = Hanging(torch.zeros(12, 1, 2, 2, dtype=torch.uint8), np.zeros(12))
+    with closing(Loader(split, in_order(12, 2), num_workers=1, timeout_s=0.5)) as loader:
+        batches = iter(loader)
+        next(batches)
+        (worker,) = loader._workers()
+        with raises_error(Died, "trainer.timeout_s=0.5", worker.pid, "trainer.timeout_s=1"):
+            list(batches)
+    assert not worker.is_alive()
+
+
+def test_workers_that_do_not_begin_an_epoch_are_started_anew(monkeypatch):
+    monkeypatch.setattr(loader_module, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)  # that torch waits for one to end
+    with closing(Loader(stored(np.arange(12) % 2), in_order(12, 2), num_workers=1, timeout_s=60.0)) as loader:
+        assert len(list(loader)) == 6
+        (worker,) = loader._workers()
+        os.kill(worker.pid, signal.SIGSTOP)
+        assert len(list(loader)) == 6
+        assert not worker.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux")
+def test_batches_need_no_room_in_dev_shm(monkeypatch):
+    """Of a container it has 64 MB. In the fork of the worker torch finds none."""
+    share = torch.UntypedStorage._share_fd_cpu_
+
+    def share_without_room(storage):
+        if not storage.is_shared():
+            raise RuntimeError("unable to write to file </torch_1>: No space left on device (28)")
+        return share(storage)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", share_without_room)
+    split = InMemoryImages(torch.randint(0, 255, (40, 3, 32, 32), dtype=torch.uint8), np.arange(40) % 2)
+    with closing(Loader(split, in_order(40, 16), num_workers=1, timeout_s=60.0)) as loader:
+        files = len(os.listdir("/proc/self/fd"))
+        images = torch.cat([batch.images for batch in loader])
+        assert torch.equal(images, split.images)
+        assert len(os.listdir("/proc/self/fd")) <= files + 10  # of the queues
+    del images
+    sizes = [torch.empty(0, 3, dtype=torch.uint8), torch.arange(6).view(2, 3).t(), torch.tensor(1.5)]
+    assert all(torch.equal(_in_memfd(tensor), tensor) for tensor in sizes)
+
+
+@pytest.mark.parametrize("name", ["imgrec.data.loader.get_temp_dir", "torch.utils.data.dataloader.DataLoader.__iter__"])
+def test_no_room_for_workers(name, monkeypatch):
+    """Their semaphores are in /dev/shm, their sockets in the temporary folder."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(name, full)
+    with raises_error(ConfigError, "num_workers=2", "No space left", "/dev/shm", "num_workers=0"):
+        next(iter(Loader(stored([0, 1]), in_order(2, 2), num_workers=2)))
+
+
+class Placed(InMemoryImages):
+    def __getitem__(self, request: Request) -> Batch:
+        return super().__getitem__(request)._replace(bad=(get_temp_dir(),))
+
+
+def test_workers_have_the_temporary_folder_of_this_process():
+    """Which removes it at its end; they are killed."""
+    with closing(
+        Loader(Placed(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), np.zeros(2)), in_order(2, 2), num_workers=1)
+    ) as loader:
+        assert [batch.bad for batch in loader] == [(get_temp_dir(),)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ended", ["at the end", "killed"])
+def test_workers_leave_nothing_in_the_temporary_folder(ended, tmp_path):
+    lines = [
+        "import os, signal, sys, numpy as np, torch",
+        "from imgrec.data.loader import Loader, Died",
+        "from imgrec.data.in_memory import InMemoryImages",
+        "from test_data_loader import in_order",
+        "split = InMemoryImages(torch.zeros(64, 1, 8, 8, dtype=torch.uint8), np.zeros(64))",
+        "loader = Loader(split, in_order(64, 2), num_workers=2)",
+        "batches = iter(loader)",
+        "print(next(batches).images.shape)",
+        "if sys.argv[1] == 'killed': [os.kill(worker.pid, signal.SIGKILL) for worker in loader._workers()]",
+        "loader.close()",
+    ]
+    path = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": path}
+    done = run_command(sys.executable, "-c", "\n".join(lines), ended, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "torch.Size([2, 1, 8, 8])\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_workers_ignore_signals_unless_their_parent_ends_them():
     split = Slow(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), np.zeros(40))
@@ -152,7 +300,7 @@ def test_workers_ignore_signals_unless_their_parent_ends_them():
     batches = iter(loader)
     worker = int(next(batches).bad[0])
     assert worker != os.getpid()
-    for name in ("INT", "USR1", "USR2", "TERM", "TERM"):  # from another process, as SLURM and a terminal send them
+    for name in ("INT", "USR1", "USR2", "HUP", "TERM", "TERM"):  # from another process, as SLURM and a terminal send them
         subprocess.run(["kill", f"-{name}", str(worker)], check=True)
     assert [batch.bad for batch in batches] == [(str(worker),)] * 19
     os.kill(worker, signal.SIGTERM)  # from the parent, as DataLoader and multiprocessing send it

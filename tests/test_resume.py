@@ -19,6 +19,7 @@ from resumed_runs import (
     hang_over_sample,
     kill_run,
     kill_this_process,
+    kill_worker_at_sample,
     load_run,
     patch_call,
     read_curves,
@@ -303,6 +304,20 @@ def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unb
 
     assert exit_codes(1, work) == [0]
     assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] == 1
+    assert_same(finish_run(run), unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("position", [0, 11, 22])
+def test_a_loader_process_that_is_killed_ends_the_run_with_a_save(tmp_path, unbroken, position):
+    run = load_run(tmp_path, "num_workers=2")
+
+    def work(rank: int) -> None:
+        kill_worker_at_sample(run, position)
+        with raises_error(Stopped, "stopped by the loss of loader worker", "killed by SIGKILL", "saved", "same command"):
+            fit(run, quiet=True)
+
+    assert exit_codes(1, work) == [0]
     assert_same(finish_run(run), unbroken)
 
 

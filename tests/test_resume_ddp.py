@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from error_parts import assert_refused
+from error_parts import assert_error, assert_refused
 from marks import slow_but
 from processes import exit_codes, run_ranks, wait_until
-from resumed_runs import assert_same, finish_run, hang_over_sample, kill_run, load_run, patch_call, read_outcome
+from resumed_runs import (
+    assert_same,
+    finish_run,
+    hang_over_sample,
+    kill_run,
+    kill_worker_at_sample,
+    load_run,
+    patch_call,
+    read_outcome,
+)
 
 from imgrec.config.schema import RunConfig
 from imgrec.distributed.flag_reduction import FlagReduction
@@ -92,6 +101,23 @@ def test_a_stop_while_a_loader_process_of_one_rank_hangs_ends_all_as_they_were_s
 
     assert exit_codes(2, work) == [75, 75]
     assert_refused(capfd.readouterr().err, "stopped by SIGTERM", "1 s", "since step 1", "same command")
+    assert_same(finish_run(run, size=2), unbroken)
+
+
+@pytest.mark.slow
+def test_a_loader_process_of_one_rank_that_is_killed_ends_all_with_a_save(tmp_path, unbroken):
+    run = together(tmp_path, "num_workers=1")
+
+    def work(rank: int) -> None:
+        kill_worker_at_sample(run, 17)
+        with pytest.raises(Stopped) as stop:
+            fit(run, quiet=True)
+        (tmp_path / f"said{rank}").write_text(str(stop.value))
+
+    assert exit_codes(2, work) == [0, 0]
+    said = (tmp_path / "said0").read_text()
+    assert_error(said, "stopped by the loss of loader worker", "killed by SIGKILL", "on rank", "saved", "same command")
+    assert read_checkpoint(tmp_path / "r/a/checkpoints/last.ckpt")["global_step"] >= 2
     assert_same(finish_run(run, size=2), unbroken)
 
 

@@ -133,6 +133,18 @@ def test_two_processes_never_share_a_folder(run, tmp_path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_what_a_crash_left_of_a_checkpoint_is_removed_by_the_next_start_alone(run, tmp_path):
+    left = tmp_path / "n/a/checkpoints/best.ckpt.unfinished"
+    with choose_run_dir(run(id="a")).opened(run(id="a")):
+        left.parent.mkdir()
+        left.touch()
+        with raises_error(ConfigError, f"{tmp_path}/n/a", "in use", "id=ID"):
+            begin(run(id="a"))
+        assert left.exists()
+    begin(run(id="a"))
+    assert not left.exists()
+
+
 def test_a_finished_run_is_read_and_not_trained_again(tmp_path, capsys):
     words = [*SMALL, f"runs_dir={tmp_path}", "name=n", "id=a"]
     result = imgrec.fit(load_config("train", words), quiet=True)

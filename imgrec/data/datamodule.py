@@ -14,6 +14,7 @@ from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches, split_epoch
+from imgrec.distributed.signals import request_stop
 from imgrec.distributed.world import env_number
 
 
@@ -56,29 +57,31 @@ class DataModule(pl.LightningDataModule):
         self._order = training_order(run.sampling, run.class_weights or {}, train.labels, data.classes, seed=run.seed)
         self._training = train.for_training(augment, run.seed)
         self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
+        self._timeout_s = run.trainer.timeout_s
         self._bad = set(left_out)
         self._constant: set[str] = set()
-        self._loaders: list[Loader] = []
+        self._loaders: list[Loader[Batch]] = []
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> Loader[Batch]:
         requests = EpochBatches(self.plan, self._order, epoch=self._epoch, rank=self._rank(), start=self.start)
         return self._loader(self._training, requests)
 
-    def val_dataloader(self) -> Loader:
+    def val_dataloader(self) -> Loader[Batch]:
         return self._evaluation_loader("val")
 
-    def test_dataloader(self) -> Loader:
+    def test_dataloader(self) -> Loader[Batch]:
         return self._evaluation_loader("test")
 
-    def _evaluation_loader(self, split: Split) -> Loader:
+    def _evaluation_loader(self, split: Split) -> Loader[Batch]:
         """Every image once over all ranks, in order; a rank may get an empty last batch, so that all have equally many."""
         images, devices = self.data.split(split), self.plan.devices
         plan = split_epoch(len(images), self._evaluation_batch * devices, devices=devices).limited(self._limits[split])
         requests = EpochBatches(plan, lambda epoch: np.arange(len(images)), epoch=lambda: 0, rank=self._rank())
         return self._loader(images, requests)
 
-    def _loader(self, images: ImageSet, requests: EpochBatches) -> Loader:
-        self._loaders.append(Loader(images, requests, num_workers=self.workers, stoppable=self.plan.devices == 1))
+    def _loader(self, images: ImageSet, requests: EpochBatches) -> Loader[Batch]:
+        timeout_s = self._timeout_s if self.plan.devices == 1 else None
+        self._loaders.append(Loader(images, requests, num_workers=self.workers, timeout_s=timeout_s, lost=request_stop))
         return self._loaders[-1]
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ get torchrun's variables, and report in files how they ended, so that a run ends
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -189,6 +190,8 @@ def run_rank(argv: Sequence[str], work: Callable[[Node], object]) -> None:
     argv: the arguments that `launch` added: the file with the task, the file for the report, the parent's process id.
     """
     task_file, report_file, parent = argv
+    # Its loader workers' sockets are where the parent removes them, however this process ends.
+    multiprocessing.current_process()._config["tempdir"] = tempfile.mkdtemp(dir=Path(task_file).parent)  # type: ignore[attr-defined]
     signals.end_with_parent()  # which would forward signals, and kill a rank that hangs
     if os.getppid() != int(parent):
         os._exit(ExitCode.FAILED)

@@ -6,13 +6,17 @@ Imports no torch, which takes seconds: a signal before the handlers are installe
 import atexit
 import ctypes
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing import parent_process
+from multiprocessing.util import get_temp_dir
 from types import FrameType
+from typing import NoReturn
 
 from imgrec.errors import ExitCode
 
@@ -83,8 +87,15 @@ def _note_signal(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT and _request.reason == signal.SIGINT.name:
         with suppress(OSError):
             os.write(2, b"\nimgrec: interrupted at once. Start the same command again to resume from the last checkpoint.\n")
-        os._exit(ExitCode.INTERRUPTED)
+        exit_now(ExitCode.INTERRUPTED)
     request_stop(signal.Signals(number).name)
+
+
+def exit_now(code: int) -> NoReturn:
+    """os._exit, and no temporary folder of loader workers is left, which Python would remove at its exit."""
+    if parent_process() is None:  # else the folder is that of the parent
+        shutil.rmtree(get_temp_dir(), ignore_errors=True)
+    os._exit(code)
 
 
 @contextmanager

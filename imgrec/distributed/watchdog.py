@@ -42,7 +42,7 @@ def end_process(line: str | None, code: int, note: Callable[[str], None] | None 
     last = threading.Thread(target=flush, daemon=True)
     last.start()
     last.join(FLUSH_S)
-    os._exit(code)
+    signals.exit_now(code)
 
 
 class Watchdog:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, distributed
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
 
 from imgrec.config.schema import Device, Node, Precision, Split
 from imgrec.data.batch import Request
@@ -21,7 +20,7 @@ from imgrec.data.decode import Preprocessing, fit_to_size, from_pil, load_image
 from imgrec.data.folder import ImageFiles, pack_names
 from imgrec.data.image_set import ImageSet
 from imgrec.data.in_memory import to_channels
-from imgrec.data.loader import Loader, start_worker, worker_count
+from imgrec.data.loader import Loader, worker_count
 from imgrec.data.preprocess import Preprocess
 from imgrec.data.sampler import EVALUATION_BATCH
 from imgrec.data.split_record import DataRecord
@@ -173,18 +172,11 @@ class Predictor:
         few = len(paths) <= FEW_FILES
         num_workers = worker_count(num_workers, in_memory=few, processes_here=read_world().local_size)
         batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
-        loader: DataLoader[_FileBatch] = DataLoader(
-            _Files(pack_names(paths), self.preprocessing),
-            batch_size=None,
-            sampler=batches,
-            num_workers=num_workers,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=start_worker if num_workers else None,
-        )
-        for batch in loader:
-            predictions = iter(self.ranked(self.probabilities(batch.images), top_k))
-            for error in batch.errors:
-                yield next(predictions) if error is None else DataError(error)
+        with closing(Loader(_Files(pack_names(paths), self.preprocessing), batches, num_workers=num_workers)) as loader:
+            for batch in loader:
+                predictions = iter(self.ranked(self.probabilities(batch.images), top_k))
+                for error in batch.errors:
+                    yield next(predictions) if error is None else DataError(error)
 
     def ranked(self, probabilities: Tensor, top_k: int) -> list[Prediction]:
         """float [B, K] -> the top_k classes of each row; of equal ones the first in the class list, as argmax chooses."""
@@ -344,7 +336,7 @@ class _FileBatch(NamedTuple):
     errors: list[str | None]  # of every file
 
 
-class _Files(Dataset[_FileBatch]):
+class _Files:
     def __init__(self, paths: NDArray[np.bytes_], preprocessing: Preprocessing) -> None:
         self.paths, self.preprocessing = paths, preprocessing
 

@@ -133,6 +133,8 @@ class RunDir:
                 raise ConfigError(f"{self.path} is in use by another process. Wait until it ends, or set another id=ID.")
             time.sleep(1)
         self.lock = lock
+        for unfinished in self.checkpoints.glob("*.unfinished"):  # of a start that was killed while it wrote
+            unfinished.unlink()
         if self.state == "new":
             atomic_write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
 

@@ -205,7 +205,7 @@ class StepBoundary(pl.Callback):
         self._save_s = self._saved_at - began
 
     def _stop(self, trainer: pl.Trainer, now: LoopPosition) -> NoReturn:
-        reason = signals.stop_reason() or "a signal to another rank"
+        reason = self._stop_reason(trainer)
         signals.request_stop(reason)
         step = f"at step {now.step} (epoch {trainer.current_epoch + 1} of {trainer.max_epochs})"
         if trainer.testing:
@@ -215,6 +215,14 @@ class StepBoundary(pl.Callback):
             self._save(trainer, now)
             self.writer.wait()
         raise Stopped(f"stopped by {reason} {step}; saved. Start the same command again to resume.")
+
+    def _stop_reason(self, trainer: pl.Trainer) -> str:
+        """The same on all ranks. A collective."""
+        reasons: list[str | None] = [signals.stop_reason()] * trainer.world_size
+        if trainer.world_size > 1:
+            distributed.all_gather_object(reasons, signals.stop_reason())
+        rank, reason = next((rank, reason) for rank, reason in enumerate(reasons) if reason is not None)
+        return reason if rank == 0 or " on rank " in reason else f"{reason} on rank {rank}"
 
     def _rescue(self, trainer: pl.Trainer, snapshot: StepSnapshot) -> None:
         """Save as of the last step boundary, except after an exception in an optimizer step or in an epoch's hooks."""
