@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from imgrec.config.annotations import MOST_DIGITS, whole_number
+from imgrec.config.annotations import whole_number
 from imgrec.config.checks import check_batch_divides
 from imgrec.config.compose import compose_config
+from imgrec.config.durations import SECONDS, parse_time
 from imgrec.config.load import load_config
 from imgrec.config.options import group_names, shipped_file
 from imgrec.config.schema import RunConfig, dotted_types, parse_settings, run_config
@@ -29,7 +30,6 @@ from imgrec.training.run_dir import choose_run_dir
 
 ENDED = "--ended"  # launch/slurm.sbatch calls `imgrec slurm --ended CODE ARGUMENTS` where a start of the job has ended
 SCRIPT = "launch/slurm.sbatch"
-SECONDS = (86400, 3600, 60, 1)  # of a day, an hour, a minute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,15 +249,6 @@ def _print_next_steps(job: JobConfig, training: Training, number: str, record: P
     print(f"cancel  scancel {number}")
     if array:
         print(f"table   imgrec train {shlex.join([*training.arguments, f'id={run_id}', 'job=none'])}")
-
-
-def parse_time(text: str) -> int:
-    """'1d12h', '90m', '8:00:00' and '1-12:00:00' in seconds; ConfigError for anything else."""
-    for pattern in (r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?", r"(?:(\d+)-)?(\d+):(\d\d):(\d\d)"):
-        if 0 < len(text) <= MOST_DIGITS and (match := re.fullmatch(pattern, text)):
-            return sum(int(part or 0) * size for part, size in zip(match.groups(), SECONDS, strict=False))
-    example = f"time={text}m for minutes or time={text}h for hours" if text.isdecimal() else "time=90m, 8h, 1d12h or 8:00:00"
-    raise ConfigError(f"time={text}: expected a number with its unit. Type {example}.")
 
 
 def sbatch_time(text: str) -> str:

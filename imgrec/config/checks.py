@@ -8,6 +8,7 @@ from operator import getitem
 from typing import Any
 
 from imgrec.config.annotations import check_type, format_value, is_number, matches_type
+from imgrec.config.durations import parse_time
 from imgrec.config.options import conf_dir, option_names, shipped_targets
 from imgrec.config.ranges import NOT_NEGATIVE, check_range
 from imgrec.config.schema import Node
@@ -52,7 +53,7 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
     "optim.dampening": (lambda t: t["optim"].get("momentum"), "optim.momentum=0.9"),
     "optim.nesterov": (lambda t: not t["optim"].get("nesterov") or t["optim"].get("momentum"), "optim.momentum=0.9"),
     "callbacks.early_stopping.patience": (
-        lambda t: t["callbacks"]["early_stopping"]["patience"] < t["epochs"],
+        lambda t: t["time"] or t["callbacks"]["early_stopping"]["patience"] < t["epochs"],
         "epochs to more than the patience",
     ),
     "finetune.freeze_epochs": (
@@ -98,6 +99,8 @@ def check_together(keys: Collection[str], tree: Tree, choices: Mapping[str, str]
         if key in NEEDS and not NEEDS[key][0](tree):
             value = format_value(reduce(getitem, key.split("."), tree))
             raise ConfigError(f"{key}={value} has no effect in this config. Set {NEEDS[key][1]}, or remove {key}.")
+    if "epochs" in tree and tree["time"] is not None and parse_time(tree["time"]) == 0:
+        raise ConfigError(f"time={tree['time']}: expected more than 0. Set time=30m, or time=null.")
     _check_sampling(tree, choices)
     _check_model(tree.get("model", {}), tree.get("data", {}))
     if choices.get("optim") == "nesterov" and tree["optim"]["nesterov"] and not tree["optim"]["momentum"]:

@@ -116,6 +116,7 @@ class RunConfig:
     resume: bool
     seed: int
     epochs: int
+    time: str | None
     batch_size: int | Literal["full"]
     max_device_batch: int
     num_workers: int | Literal["auto"]

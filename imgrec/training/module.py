@@ -28,7 +28,7 @@ from imgrec.models.layers import layers
 from imgrec.models.losses import Loss
 from imgrec.models.summary import trains_on_one
 from imgrec.training.optimizer import build_optimizer, decayed, optimizer_node
-from imgrec.training.scheduler import lightning_schedulers
+from imgrec.training.scheduler import lightning_schedulers, stretch
 
 
 class Classifier(pl.LightningModule):
@@ -205,10 +205,18 @@ class Classifier(pl.LightningModule):
         optimizer = self.make_optimizer(self.net)
         if self.scheduler is None:
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        per_epoch = max(1, total // max(1, self.trainer.max_epochs or 1))
-        schedulers = lightning_schedulers(self.scheduler, optimizer, total_steps=total, steps_per_epoch=per_epoch)
+        schedulers = lightning_schedulers(self.scheduler, optimizer, **self._schedule_steps())
         return [optimizer], schedulers  # type: ignore[return-value]
+
+    def _schedule_steps(self) -> dict[str, int]:
+        total = int(self.trainer.estimated_stepping_batches)
+        return {"total_steps": total, "steps_per_epoch": max(1, total // max(1, self.trainer.max_epochs or 1))}
+
+    def stretch_schedule(self) -> None:
+        """Let the schedule of the rate, from the next step on, be that of the trainer's number of epochs."""
+        assert self.scheduler is not None
+        for config in self.trainer.lr_scheduler_configs:
+            stretch(self.scheduler, config.scheduler, **self._schedule_steps())
 
 
 def _one_at_once(run: RunConfig, plan: BatchPlan) -> str:

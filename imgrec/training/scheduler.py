@@ -173,3 +173,12 @@ def lightning_schedulers(
     )
     schedulers.append({"scheduler": reduce, "interval": "epoch", "frequency": 1, "monitor": schedule.monitor})
     return schedulers
+
+
+def stretch(node: dict[str, Any], scheduler: object, *, total_steps: int, steps_per_epoch: int) -> None:
+    """Let one of `lightning_schedulers` go on as the schedule of another number of steps. A plateau has none, its warm-up stays."""
+    if isinstance(scheduler, LambdaLR):
+        schedule = instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+        scheduler.lr_lambdas = [schedule] * len(scheduler.lr_lambdas)
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = rate * schedule(scheduler.last_epoch)

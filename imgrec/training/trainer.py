@@ -13,6 +13,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers.logger import DummyLogger, Logger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from imgrec.config.durations import parse_time
 from imgrec.config.instantiate import build, instantiate, node_target, parameter_types
 from imgrec.config.schema import Node, RunConfig, TrainerConfig
 from imgrec.data.sampler import BatchPlan
@@ -25,6 +26,7 @@ from imgrec.training.callbacks.freeze import FreezeBackbone
 from imgrec.training.callbacks.history import BestCheckpoint, History
 from imgrec.training.callbacks.logger import LogRun
 from imgrec.training.callbacks.throughput import Throughput
+from imgrec.training.callbacks.time_budget import TimeBudget
 from imgrec.training.lightning_compat import prepare_trainer
 from imgrec.training.run_dir import RunDir
 from imgrec.training.step_boundary import StepBoundary
@@ -106,6 +108,8 @@ def run_callbacks(
     configured = configured_callbacks(run.callbacks, arguments)
     measuring = [callback for callback in configured if isinstance(callback, Throughput)]
     callbacks = [boundary, FiniteLoss(run_dir.checkpoints), *measuring, history, LogRun(run.to_dict())]
+    if run.time is not None:
+        callbacks.append(TimeBudget(parse_time(run.time), run.time, terminal.say))
     if run.finetune.freeze_epochs and run.extend is None:
         callbacks.append(FreezeBackbone(run.finetune.freeze_epochs))
     callbacks += [callback for callback in configured if callback not in measuring]
