@@ -1,6 +1,7 @@
 """Class names in pictures: in a font that has their letters, else as numbers with a legend; matplotlib's warning of a box is an error here."""
 
 import re
+from functools import cache
 
 import numpy as np
 import pytest
@@ -103,12 +104,15 @@ def test_a_font_with_a_box_for_every_letter_is_none(machine, tmp_path):
     assert class_labels([CAT], width=24, line=80).labels == ["#0"]
 
 
+@cache
+def letters_of(family):
+    return set(TTFont(font_manager.findfont(family), fontNumber=0).getBestCmap())
+
+
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=5), st.integers(6, 30))
 def test_every_letter_of_a_label_is_in_a_font_and_every_name_that_has_none_is_in_the_legend(names, width):
     labels, legend, fonts = class_labels(names, width=width, line=60)
-    have = set()
-    for family in fonts:
-        have |= set(TTFont(font_manager.findfont(family), fontNumber=0).getBestCmap())
+    have = set().union(*map(letters_of, fonts))
     assert {ord(letter) for label in labels for letter in label} <= have
     assert legend.isascii()
     numbered = [number for number, (label, name) in enumerate(zip(labels, names, strict=True)) if label == f"#{number}" != name]

@@ -106,8 +106,10 @@ def _parquet(file: BinaryIO, parts: Iterable[Columns]) -> None:
             return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         if name.startswith("probability"):
             return pa.array(values, pa.float64())
-        # Parquet's strings are UTF-8 by definition; other bytes in a file name become '?'.
-        return pa.array([value and value.encode(errors="replace").decode() for value in values], pa.string())
+        try:
+            return pa.array(values, pa.string())
+        except UnicodeEncodeError:  # Parquet's strings are UTF-8 by definition; other bytes in a file name become '?'
+            return pa.array([value and value.encode(errors="replace").decode() for value in values], pa.string())
 
     writer = None
     for part in parts:
