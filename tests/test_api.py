@@ -217,7 +217,7 @@ def test_16_bit_precision_answers_much_the_same(gray):
     ],
 )
 def test_what_is_no_picture_is_refused(gray, image, found):
-    taken = ("uint8", "[H, W], [H, W, 1] or [H, W, 3]", "[1, H, W] or [3, H, W]", "0 to 255", "paths", "PIL")
+    taken = ("uint8", "[H, W], [H, W, 1] or [H, W, 3]", "[1, H, W] or [3, H, W]", "0 to 255", "PIL")
     with raises_error(DataError, "an image", found, *taken):
         gray.predict(image)
 

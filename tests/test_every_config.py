@@ -19,6 +19,7 @@ from imgrec.config.options import conf_dir, group_names, option_names
 from imgrec.config.schema import target_nodes
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.table import ImageTable
+from imgrec.data.torch_dataset import TorchDataset
 from imgrec.errors import DataError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.training.optimizer import rate
@@ -89,6 +90,9 @@ def words_for(tmp_path, monkeypatch):
 
     def settle(data):
         target = locate(data["_target_"])
+        if target is TorchDataset:
+            fake = "_target_: torchvision.datasets.FakeData, num_classes: 3, image_size: [3, 40, 32]"
+            return [f"data.{split}={{{fake}, size: {size}}}" for split, size in (("train", 60), ("val", 9), ("test", 12))]
         if "root" not in data:
             return [f"data.{key}=60" for key in ("train_samples", "test_samples") if key in data]
         root = tmp_path / "data"

@@ -125,6 +125,25 @@ def test_the_script_trains_a_package_of_the_working_folder(beside, tmp_path):
     assert beside("evaluate", str(tmp_path / "runs/shapes/1")) == [0]
 
 
+def test_a_torch_dataset_of_the_package_trains_and_is_evaluated(command, tmp_path):
+    words = (
+        "data=rings",
+        "data.train.count=60",
+        "data.test.count=20",
+        "model=separable",
+        "epochs=1",
+        "batch_size=16",
+        "num_workers=0",
+    )
+    here = ("logger=none", "augment=none", "trainer.accelerator=cpu", "trainer.devices=1", "id=1")
+    assert command(1, "train", "--config-dir", str(EXAMPLE / "conf"), *words, *here) == [0]
+    run = tmp_path / "runs/rings_separable/1"
+    assert command(1, "evaluate", str(run)) == [0]
+    figures = json.loads((run / "evaluate_test.json").read_text())["figures"]
+    assert figures == json.loads((run / "result.json").read_text())["test"]
+    assert [row["name"] for row in figures["per_class"]] == ["right", "top", "left", "bottom"]
+
+
 @pytest.mark.slow
 def test_two_processes_train_the_package_too(command, tmp_path):
     assert command(2, *train("id=1", "epochs=1", "trainer.devices=2")) == [0, 0]

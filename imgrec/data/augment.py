@@ -13,8 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 from imgrec.data import counter_rng, geometry, mixup
+from imgrec.data.decode import Preprocessing, fit_to_size
 from imgrec.errors import ConfigError
 
 # Columns of a sample's geometry draws; fixed, so that switching a key on does not change the draws of the others.
@@ -177,6 +180,19 @@ class Augment:
         y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         rows, columns = (y >= top) & (y < top + h) & selected, (x >= left) & (x < left + w)
         return torch.where((rows[:, :, None] & columns[:, None])[:, None], images.mean((2, 3), keepdim=True), images)
+
+
+def augment_to_size(
+    image: Tensor, preprocessing: Preprocessing, augment: Augment | None, *, seed: int, epoch: int, index: int
+) -> Tensor:
+    """uint8 [C, H, W] -> [C, S, S]: as in evaluation, or as the augmentation of single samples draws it."""
+    if augment is None:
+        return fit_to_size(image, preprocessing)
+    box = augment.crop_box(*image.shape[-2:], seed=seed, epoch=epoch, index=index)
+    size = [preprocessing["image_size"]] * 2
+    interpolation = InterpolationMode(preprocessing["interpolation"])
+    image = fit_to_size(image, preprocessing) if box is None else F.resized_crop(image, *box, size, interpolation)
+    return augment.sample(image, seed=seed, epoch=epoch, index=index)
 
 
 def _corners(u: Tensor, distortion: float, height: int, width: int) -> Tensor:

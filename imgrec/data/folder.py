@@ -12,12 +12,10 @@ from typing import Literal, Self, TypedDict, Unpack
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
-from imgrec.data.augment import Augment
+from imgrec.data.augment import Augment, augment_to_size
 from imgrec.data.batch import Batch, Indices, Request
-from imgrec.data.decode import Preprocessing, ScaleError, decode, fit_to_size, is_constant
+from imgrec.data.decode import Preprocessing, ScaleError, decode, is_constant
 from imgrec.data.file_names import find_in_names
 from imgrec.data.mixup import partners
 from imgrec.data.split_folders import class_folders
@@ -77,7 +75,7 @@ class ImageFiles:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
     def __getitem__(self, request: Request) -> Batch:
-        size, interpolation = self.preprocessing["image_size"], InterpolationMode(self.preprocessing["interpolation"])
+        size = self.preprocessing["image_size"]
         shape = (len(request.indices), self.preprocessing["channels"], size, size)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as decoders and fast convolutions
         rows: list[int] = []  # of the request, that could be read
@@ -100,13 +98,7 @@ class ImageFiles:
             if is_constant(image):
                 constant.append(path)
             draw = {"seed": self.seed, "epoch": request.epoch, "index": index}
-            box = None if self.augment is None else self.augment.crop_box(*image.shape[-2:], **draw)
-            image = (
-                fit_to_size(image, self.preprocessing)
-                if box is None
-                else F.resized_crop(image, *box, [size, size], interpolation)
-            )
-            images[len(rows)] = image if self.augment is None else self.augment.sample(image, **draw)
+            images[len(rows)] = augment_to_size(image, self.preprocessing, self.augment, **draw)
             rows.append(row)
         read = np.array(rows, dtype=np.int64)
         indices = request.indices[read]

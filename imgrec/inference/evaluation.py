@@ -1,6 +1,6 @@
 """The labelled images that a checkpoint is measured on: a split of its data set, or a folder."""
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -51,7 +51,8 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
             images = folder_split(folder, checkpoint.classes, checkpoint.preprocessing, **skip)
         return EvaluationImages(images, None, None)
     # The root comes from the file: nothing is written there unless the user says so.
-    data: ImageData = build_stored("data", node | {key: False for key in ("download",) if key in node} | changes)
+    node = {key: _without_download(value) for key, value in _without_download(node).items()}
+    data: ImageData = build_stored("data", node | changes)
     if (then := checkpoint.record()) is not None:
         data = data.following(then)
     where = str(next(filter(None, map((node | changes).get, ("root", "file"))), _set_name(node)))
@@ -70,6 +71,10 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
         )
     counts = torch.from_numpy(np.bincount(then.splits["train"].labels, minlength=len(data.classes)))
     return EvaluationImages(found, counts, find_changes(then, data.record(content=(split,))))
+
+
+def _without_download(value: Any) -> Any:
+    return value | {"download": False} if isinstance(value, dict) and "download" in value else value
 
 
 def _check_changes(changes: Node, node: Node, folder: str | None) -> None:

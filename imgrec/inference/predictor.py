@@ -16,11 +16,12 @@ from torch.nn import functional
 
 from imgrec.config.schema import Device, Node, Precision, Split
 from imgrec.data.batch import Request
-from imgrec.data.decode import Preprocessing, fit_to_size, from_pil, load_image
-from imgrec.data.folder import ImageFiles, pack_names
+from imgrec.data.decode import Preprocessing, fit_to_size, load_image
+from imgrec.data.folder import pack_names
 from imgrec.data.image_set import ImageSet
-from imgrec.data.in_memory import to_channels
+from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, worker_count
+from imgrec.data.picture import describe_picture, picture_pixels
 from imgrec.data.preprocess import Preprocess
 from imgrec.data.sampler import EVALUATION_BATCH
 from imgrec.data.split_record import DataRecord
@@ -111,7 +112,7 @@ class Predictor:
         channels = self.preprocessing["channels"]
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
             raise DataError(
-                f"images are {_describe(images)}; probabilities takes uint8 [B, {channels}, H, W]. "
+                f"images are {describe_picture(images)}; probabilities takes uint8 [B, {channels}, H, W]. "
                 "`predict` takes single images too, and converts channels."
             )
         if not len(images):
@@ -230,7 +231,7 @@ class Predictor:
         share = contiguous_shares(len(images), size, group.size)[group.rank]
         parts = [np.arange(start, min(start + size, share.stop)) for start in share[::size]]
         requests = [Request(0, indices, len(indices)) for indices in parts]
-        workers = worker_count(num_workers, in_memory=not isinstance(images, ImageFiles), processes_here=read_world().local_size)
+        workers = worker_count(num_workers, in_memory=isinstance(images, InMemoryImages), processes_here=read_world().local_size)
         loss = self.checkpoint.loss(counts).to(self.device)
         tally = ConfusionTally(num_classes=classes).to(self.device)
         collector = AnswerCollector(images=len(images), classes=classes)
@@ -289,19 +290,7 @@ class Predictor:
         """uint8 [C, S, S] of any picture."""
         if isinstance(picture, str | os.PathLike):
             return load_image(os.fspath(picture), self.preprocessing)
-        channels = self.preprocessing["channels"]
-        if isinstance(picture, Image.Image):
-            try:
-                return fit_to_size(from_pil(picture, self.preprocessing), self.preprocessing)
-            except Exception as error:  # PIL reads lazily and raises any exception of its parsers, see decode
-                raise DataError(f"a PIL image cannot be read: {first_line(error)}.") from error
-        pixels = _planes(picture)
-        if pixels is None or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.numel():
-            raise DataError(
-                f"an image is {_describe(picture)}; predict takes uint8 arrays [H, W], [H, W, 1] or [H, W, 3], "
-                "uint8 tensors [1, H, W] or [3, H, W], with values from 0 to 255, batches of them, and paths and PIL images."
-            )
-        return fit_to_size(to_channels(pixels[None].cpu(), channels)[0], self.preprocessing)
+        return fit_to_size(picture_pixels(picture, self.preprocessing), self.preprocessing)
 
 
 def _pictures(images: object) -> Sequence[Picture]:
@@ -309,7 +298,9 @@ def _pictures(images: object) -> Sequence[Picture]:
     if isinstance(images, str | os.PathLike | Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim != 4):
         return cast(Sequence[Picture], [images])
     if not isinstance(images, Iterable):
-        raise DataError(f"images are {_describe(images)}; expected a path, a PIL image, an array or a tensor, or a list of them.")
+        raise DataError(
+            f"images are {describe_picture(images)}; expected a path, a PIL image, an array or a tensor, or a list of them."
+        )
     return cast(Sequence[Picture], images if isinstance(images, Sequence | np.ndarray | Tensor) else list(images))
 
 
@@ -321,14 +312,6 @@ def _check_count(name: str, value: object) -> None:
 def _is_out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of the CPU, for which torch has no exception of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _planes(picture: object) -> Tensor | None:
-    """uint8 [C, H, W] of an array or a tensor, where it is uint8."""
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8:
-        array = torch.from_numpy(np.ascontiguousarray(picture))
-        return array[None] if array.ndim == 2 else array.movedim(-1, 0)
-    return picture if isinstance(picture, Tensor) and picture.dtype == torch.uint8 else None
 
 
 class _FileBatch(NamedTuple):
@@ -361,12 +344,6 @@ def _available(device: Device) -> str:
     if device not in available:
         raise ConfigError(f"device={device} is not available; torch finds {' and '.join(available)} here. Set device=auto.")
     return device
-
-
-def _describe(image: object) -> str:
-    if isinstance(image, np.ndarray | Tensor):
-        return f"{str(image.dtype).removeprefix('torch.')} {list(image.shape)}"
-    return f"of type {type(image).__name__}"
 
 
 def load(path: str | os.PathLike[str], *, device: Device = "auto") -> Predictor:

@@ -10,6 +10,7 @@ from typing import Any
 import torchvision
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.data import Dataset
 
 from imgrec.config.annotations import format_value
 from imgrec.config.instantiate import (
@@ -59,10 +60,13 @@ def build_stored(group: str, node: Node, **extra: Any) -> Any:
     if node.get("_partial_"):
         raise ConfigError(f"{group}._partial_=true: expected a {kind.__name__}. Leave _partial_ out of its yaml.")
     if target not in shipped_targets(group):
-        if in_your_packages(target):
-            _check_yours(group, target)
+        if in_your_packages(target) and not _is_in_library(group, target):
+            _check_yours(group, target, kind)
         else:
             _check_library_arguments(group, node)
+    elif group == "data":
+        for name, inner in target_nodes(node):  # of torch_dataset
+            _check_yours(f"data.{name}", inner["_target_"], Dataset)
     # Libraries take the number of classes among keywords without a name.
     check_signature(group, {key: value for key, value in node.items() if key != "num_classes"})
     try:
@@ -116,14 +120,19 @@ def _check_library_arguments(group: str, node: Node) -> None:
             )
 
 
-def _check_yours(group: str, target: str) -> None:
+def _check_yours(group: str, target: str, kind: type) -> None:
     """ConfigError unless the class or function is defined in one of your packages, and is one for this group."""
+    if not isinstance(target, str) or not in_your_packages(target):
+        package = str(target).partition(".")[0]
+        raise ConfigError(
+            f"{group}._target_={target}: a stored config calls no data set but yours. If you trust it, type: export {ALLOW}={package}"
+        )
     found = locate(target)
-    fits = issubclass(found, BUILT[group]) if isclass(found) else isfunction(found) and group == "model"
+    fits = issubclass(found, kind) if isclass(found) else isfunction(found) and group == "model"
     if group == "model":
         fits = fits and "num_classes" in parameter_types(found)
     if not fits:
-        wanted = f"a {BUILT[group].__name__}" + " or a function, of num_classes," * (group == "model")
+        wanted = f"a {kind.__name__}" + " or a function, of num_classes," * (group == "model")
         raise ConfigError(f"{group}._target_={target}: a stored config may call {wanted} here. Do not use this file.")
     if not in_your_packages(found.__module__):
         package = found.__module__.partition(".")[0]

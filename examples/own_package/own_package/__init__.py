@@ -1,1 +1,1 @@
-"""A network, a data set, a loss and a callback for imgrec."""
+"""A network, two data sets, a loss and a callback for imgrec."""
