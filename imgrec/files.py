@@ -43,6 +43,8 @@ IMAGE_EXTENSIONS = frozenset(" ".join(IMAGE_FORMATS.values()).split())
 EXTENSIONS_TEXT = f".jpg, .png, .tif, .webp and {len(IMAGE_EXTENSIONS) - 4} others that PIL reads"  # for errors
 
 
+TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".parquet")  # what data=table reads
+
 # Folders that systems leave, beside those whose names begin with a dot, in lower case: archives and servers of macOS,
 # Windows, Linux, Android, Python, and network disks of Synology, QNAP and NetApp (github.com/github/gitignore, Global/*).
 SYSTEM_FOLDERS = {

@@ -123,6 +123,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     # directories and files
     "train photo": ("'photo'", "no such key, option or folder", "imgrec train FOLDER"),
     "train data=imagefolder data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER", "train/CLASS/*.jpg"),
+    "train train.csv": ("'train.csv'", "imgrec train data=table data.file=train.csv"),
     "train data=table data.root=photos": ("data.file=null", "data.file=TABLE.csv"),
     "train data=table data.file=trian.csv": ("data.file=trian.csv", "train.csv", "data.file=TABLE.csv"),
     "train data=table data.file=train.xls": ("data.file=train.xls", ".csv", ".parquet", "Save", "data.file=train.csv"),

@@ -134,13 +134,15 @@ def test_an_expression_is_taken_as_it_is_typed(pattern):
     assert config.load("train", ["data=imagefolder", "data.label_from=null"]).data.own["label_from"] is None
 
 
-def test_named_files_are_trained_on_and_another_such_folder_is_evaluated(tmp_path, monkeypatch):
+def test_named_files_are_trained_on_and_another_such_folder_is_evaluated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pictures(Path("photos"), PETS)
     pictures(Path("more"), ["pug_90.png", "Abyssinian_91.png"])
     model = [word for word in SMALL if not word.startswith("data")]
     words = [r"data.label_from=^(.+)_\d+", "data.image_size=16", "trainer.limit_test_batches=1.0", "name=t", "id=1"]
-    assert cli.main(["train", "photos", *model, *words]) == 0
+    assert cli.main(["train", "photos", *model, *words, r"data.group_from=_(\d)\d?\."]) == 0
+    screen = re.search(r"groups +test (\d), val (\d), train (\d)", capsys.readouterr().out)
+    assert sum(map(int, screen.groups())) == 10
     test = json.loads(Path("runs/t/1/result.json").read_text())["test"]
     for more, count in (([], test["count"]), (["folder=more"], 2)):
         assert cli.main(["evaluate", "runs/t/1", "device=cpu", "num_workers=0", "out=e.json", *more]) == 0

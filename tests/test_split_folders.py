@@ -115,6 +115,15 @@ def test_what_can_be_read_in_two_ways_is_refused(tmp_path, kind):
         _ = folder(tmp_path).splits
 
 
+@pytest.mark.parametrize("names", [("train", "test"), ("images",)])
+def test_a_table_beside_images_is_named(tmp_path, names):
+    """As in Kaggle's downloads."""
+    fill(tmp_path, *names)
+    (tmp_path / "labels.csv").write_text("id,breed\n")
+    with raises_error(DataError, tmp_path, f"data=table data.file={tmp_path}/labels.csv"):
+        _ = folder(tmp_path).splits
+
+
 def test_a_folder_of_images_beside_splits_is_passed_over(tmp_path):
     fill(tmp_path, "training_set/a", "training_set/b", "test_set/a", "test_set/b", "single_prediction")
     assert folder(tmp_path).counts("test").tolist() == [5, 5]

@@ -215,8 +215,14 @@ def test_paths_that_begin_with_the_name_of_the_root_say_which_root_is_meant(kagg
     write(
         kaggle / "train.csv", [["id", "breed"], *[(f"images/{name}.png", label) for name, label in zip(IDS, LABELS, strict=True)]]
     )
-    with raises_error(DataError, "train.csv, line 2", "images/images/000.png", "24 of 24", f"Set data.root={kaggle}"):
+    with raises_error(DataError, "train.csv, line 2", "images/images/000.png", "24 of 24", "Set data.root=., or"):
         _ = table_of(Path("train.csv"), Path("images")).splits
+    write(kaggle / "train.csv", [["id", "breed"], *zip(IDS, LABELS, strict=True)])
+    with raises_error(DataError, "train.csv, line 2", "000", "24 of 24", "Set data.root=./images, or"):
+        _ = table_of(Path("train.csv"), Path(".")).splits
+    write(
+        kaggle / "train.csv", [["id", "breed"], *[(f"images/{name}.png", label) for name, label in zip(IDS, LABELS, strict=True)]]
+    )
     assert len(labels_by_name(table_of(Path("train.csv"), None))) == 24
 
 

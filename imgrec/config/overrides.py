@@ -14,6 +14,7 @@ from imgrec.config.checks import nearest_key
 from imgrec.config.options import group_names, option_names
 from imgrec.config.plain_data import DEEPEST
 from imgrec.errors import ConfigError, nearest
+from imgrec.files import TABLE_EXTENSIONS
 
 OVERRIDE = re.compile(r"(\+{0,2}|~)([^\W\d][\w.@:$-]*)=(.*)", re.DOTALL)
 DELETION = re.compile(r"(~)([^\W\d][\w.]*)()")  # of a key or a group, which is refused in its own words
@@ -232,6 +233,10 @@ def _unreadable(command: str, words: Sequence[str], keys: Callable[[], Defaults]
         word = left.pop(0)
         if _match(word, keys) or word in FLAGS or _is_path(command, word, keys):
             typed.append(word)
+            continue
+        if POSITIONAL.get(command) == ("data.root",) and word.endswith(TABLE_EXTENSIONS) and os.path.isfile(word):
+            wrong.append(word)
+            typed += ["data=table", f"data.file={word}"]
             continue
         name, equals, value = word.lstrip("-").partition("=")
         rest: list[str] = [] if equals else _value_words(left)

@@ -14,13 +14,12 @@ from imgrec.config.instantiate import EXTRAS
 from imgrec.config.options import shipped_targets
 from imgrec.config.schema import DataConfig, Node, RunConfig, target_nodes
 from imgrec.errors import CheckpointError, ConfigError, DataError, did_you_mean
+from imgrec.files import TABLE_EXTENSIONS
 
 # How torchvision and timm call their weights.
 LIBRARY_WEIGHTS = re.compile(r"(\w+_Weights\.)?(DEFAULT|IMAGENET1K_\w+)")
 # Our networks that are torchvision's with the first layers (or the head) for large images, and the least image that these accept.
 LEAST_SIZE = {"resnet": 1, "densenet": 32, "vgg": 32, "googlenet": 16, "alexnet": 63}
-
-TABLES = (".csv", ".tsv", ".txt", ".parquet")  # what data=table reads
 
 
 def check_start(run: RunConfig) -> None:
@@ -66,13 +65,13 @@ def _check_table(data: DataConfig) -> None:
     if file is None:
         raise ConfigError("data.file=null: data=table reads its classes from a table. Set data.file=TABLE.csv.")
     path = Path(file)
-    if path.suffix.lower() not in TABLES:
+    if path.suffix.lower() not in TABLE_EXTENSIONS:
         csv = f"{os.path.splitext(file)[0]}.csv"
         raise ConfigError(
-            f"data.file={file}: the name must end in {', '.join(TABLES)}. Save the table as CSV, and set data.file={csv}."
+            f"data.file={file}: the name must end in {', '.join(TABLE_EXTENSIONS)}. Save the table as CSV, and set data.file={csv}."
         )
     if not os.path.isfile(file):
-        beside = [found.name for found in path.absolute().parent.glob("*") if found.suffix.lower() in TABLES]
+        beside = [found.name for found in path.absolute().parent.glob("*") if found.suffix.lower() in TABLE_EXTENSIONS]
         raise DataError(f"data.file={file} is not a file.{did_you_mean(path.name, beside)} Set data.file=TABLE.csv.")
 
 

@@ -123,10 +123,10 @@ class ImageFiles:
 
     def content(self) -> Indices:
         content = np.full((2, len(self)), -1, dtype=np.int64)
-        root = os.fsencode(self.root)
+        root = os.path.join(os.fsencode(self.root), b"")
         for row, (most, look) in enumerate(((MOST_SIZES, _size), (MOST_CHECKSUMS, _checksum))):
             step = max(1, -(-len(self) // most))
-            content[row, ::step] = [look(os.path.join(root, name)) for name in self.names[::step].tolist()]
+            content[row, ::step] = [look(name if name.startswith(b"/") else root + name) for name in self.names[::step].tolist()]
         return content.T
 
     def for_training(self, augment: Augment | None, seed: int) -> Self:

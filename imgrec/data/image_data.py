@@ -163,6 +163,15 @@ class ImageData:
             raise DataError(f"{type(self).__name__} has no {name} split, only {', '.join(present)}. Set split={present[-1]}.")
         return images
 
+    def group_counts(self) -> dict[Split, int]:
+        """Groups of each split; nothing where images belong to none."""
+        splits: dict[Split, ImageSet | None] = {name: getattr(self.splits, name) for name in get_args(Split)}
+        return {
+            name: len(set(images.groups.tolist()))
+            for name, images in splits.items()
+            if images is not None and images.groups is not None
+        }
+
     def counts(self, name: Split) -> NDArray[np.int64]:
         """Images per class, int64 [K]; zeros where there is no such split."""
         images: ImageSet | None = getattr(self.splits, name)

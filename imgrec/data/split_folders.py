@@ -60,9 +60,10 @@ def find_split_folders(root: str, *, by_name: bool = False) -> SplitFolders:
 
 def _check_labelled(folder: str, labelled: object) -> None:
     if not labelled and has_images(folder):
+        tables = [name for beside in (folder, os.path.dirname(folder)) for name in tables_in(beside)]
         raise DataError(
-            f"{folder} has images, but no class folders. Where a table has the classes type data=table data.file=TABLE.csv "
-            f"data.root={folder}; where the files are called CLASS_1.jpg and so on, data.label_from='^[a-zA-Z]+'; "
+            f"{folder} has images, but no class folders. Where a table has the classes type data=table "
+            f"data.file={next(iter(tables), 'TABLE.csv')} data.root={folder}; where the files are called CLASS_1.jpg and so on, data.label_from='^[a-zA-Z]+'; "
             f"or move each image into {folder}/CLASS/."
         )
 
@@ -85,6 +86,13 @@ def has_images(folder: str) -> bool:
     """Whether it holds an image file itself, not in a subfolder. DataError where it cannot be listed."""
     with readable_folder(folder), os.scandir(folder) as entries:
         return any(file_extension(entry.name) in IMAGE_EXTENSIONS and not is_hidden(entry.name) for entry in entries)
+
+
+def tables_in(folder: str) -> list[str]:
+    """Paths of the files in a folder that may have the classes of images, sorted."""
+    with os.scandir(folder or ".") as entries:
+        names = sorted(entry.name for entry in entries if not is_hidden(entry.name))
+    return [os.path.join(folder, name) for name in names if file_extension(name) in (".csv", ".parquet")]
 
 
 def _listed(names: list[str]) -> str:

@@ -12,7 +12,7 @@ from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.folder import BadImage, ImageFiles, OnBadImage, label_indices, pack_names
 from imgrec.data.image_data import Check, Common, ImageData, Splits
-from imgrec.data.split_folders import split_meant
+from imgrec.data.split_folders import class_folders, split_meant
 from imgrec.data.table_file import Table, read_columns
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_EXTENSIONS, composed, file_extension
@@ -155,13 +155,17 @@ def _find_files(table: Table, root: str) -> list[str]:
 
 
 def _missing(table: Table, root: str, rows: Sequence[int]) -> str:
+    """The error for rows without an image, with the folder near the root from which the first of their paths starts."""
     path = table.columns["path"][rows[0]].strip()
+    parent, _, name = path.rpartition("/")
     near = [
-        folder or "."
-        for folder in (os.path.dirname(os.path.abspath(root)), os.path.dirname(table.file), "")
-        if os.path.exists(os.path.join(folder, path))
+        os.path.dirname(root),
+        os.path.dirname(table.file),
+        "",
+        *(os.path.join(root, inner) for inner in class_folders(root)[:100]),
     ]
+    found = (folder or "." for folder in near if _Folder(folder, parent or ".").find(composed(name)))
     return (
         f"{table.row(rows[0])}: there is no image {os.path.join(root, path)}, as for {len(rows):,} of {len(table.lines):,} rows in all. "
-        f"Set data.root={near[0] if near else 'FOLDER that the paths start from'}, or remove the rows."
+        f"Set data.root={next(found, 'FOLDER that the paths start from')}, or remove the rows."
     )

@@ -60,6 +60,8 @@ def start_screen(
         "rate": f"{_name(run.optim)} {rate_sentence(run.optim, plan.global_size)}, {_name(run.scheduler)} with {warmup}",
         "loader": f"{loaders.workers} worker processes" if loaders.workers else "in this process",
     }
+    if groups := loaders.data.group_counts():
+        rows["groups"] = ", ".join(f"{split} {count:,}" for split, count in groups.items()) + ": none is in two splits"
     if ignored := loaders.data.ignored:
         rows["ignored"] = (
             ", ".join(f"{count:,} {extension}" for extension, count in ignored.most_common()) + ": files that are no images"
