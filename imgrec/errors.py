@@ -7,8 +7,9 @@ from difflib import get_close_matches
 from enum import IntEnum
 
 # What an OSError says where the disk, not imgrec, is at fault: full, over quota, not ours, read-only; or the path: no folder or a folder, too long, a loop of links.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    *NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
 

@@ -143,7 +143,7 @@ def _train(
     from imgrec.training.callbacks.tensorboard import truncate_event_files
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
     from imgrec.training.data_check import checked_data
-    from imgrec.training.lightning_compat import silence_known_warnings
+    from imgrec.training.lightning_compat import compiling, silence_known_warnings
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.threads import chosen_threads
@@ -177,7 +177,7 @@ def _train(
         step_operations=3 * size.flops * loaders.plan.per_device * loaders.plan.accumulate,  # backward: twice the forward pass
         saved=resume.threads(world.rank, world.size) if resume else None,
     )
-    with threads, opened_logger(run.logger, run_dir.path, rank=world.rank) as logger, closing(loaders):
+    with threads, opened_logger(run.logger, run_dir.path, rank=world.rank) as logger, closing(loaders), compiling():
         trainer = build_trainer(
             run.trainer,
             loaders.plan,

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from error_parts import raises_error
 from processes import run_ranks
+from torch._dynamo.exc import BackendCompilerFailed
 
 import imgrec
 from imgrec.config import RunConfig
+from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.train import fit
 
@@ -48,3 +51,25 @@ def test_a_compiled_network_trains_the_same_and_its_checkpoint_loads(small: Call
     images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = [imgrec.load(folder, device="cpu").probabilities(images) for folder in folders]
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+def test_without_a_compiler_the_start_is_refused(accelerator: str, small: Callable[..., RunConfig], monkeypatch: Any) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("imgrec.config.start_checks.may_have_gpu", lambda: False)
+    run = small("trainer.compile=true", f"trainer.accelerator={accelerator}")
+    with raises_error(ConfigError, "trainer.compile=true", COMPILER, "g++", "trainer.compile=false"):
+        fit(run, quiet=True)
+    assert not Path(run.runs_dir).exists()
+
+
+def test_a_network_that_cannot_be_compiled_is_one_line(small: Callable[..., RunConfig], monkeypatch: Any) -> None:
+    """As with a GPU, where torch looks for the compiler at the first step."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise BackendCompilerFailed(str, RuntimeError("no compiler\nset more"), None)
+
+    monkeypatch.setattr("imgrec.config.start_checks.may_have_gpu", lambda: True)
+    monkeypatch.setattr("imgrec.training.module.Classifier.training_step", fail)
+    with raises_error(ConfigError, "trainer.compile=true", "no compiler", "trainer.compile=false"):
+        fit(small(), quiet=True)

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import shutil
 import sys
 from glob import escape, glob
 from importlib.util import find_spec
@@ -35,6 +36,18 @@ def check_start(run: RunConfig) -> None:
     if run.weights is not None and not os.path.exists(run.weights):
         _check_library_weights(run.weights, run.model, run.data.image_size)
     check_gpu("trainer.accelerator", run.trainer.accelerator)
+    if run.trainer.compile:
+        _check_compiler(run.trainer.accelerator)
+
+
+def _check_compiler(accelerator: str) -> None:
+    """ConfigError where a network would be compiled on the CPU, and there is no compiler."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as torch chooses it
+    if (accelerator == "cpu" or not may_have_gpu()) and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"trainer.compile=true needs a C++ compiler, and there is no {compiler}. Type: apt install g++, "
+            "or set CXX=COMPILER, or trainer.compile=false."
+        )
 
 
 def check_gpu(key: str, value: str) -> None:

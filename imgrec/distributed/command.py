@@ -9,7 +9,7 @@ from imgrec.config.options import conf_dir
 from imgrec.distributed import signals
 from imgrec.distributed.process_group import error_line
 from imgrec.distributed.world import read_world
-from imgrec.errors import UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped, printable
+from imgrec.errors import NO_ROOM, UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped, printable
 from imgrec.terminal import lenient_streams
 
 Command = Callable[[list[str], str | None], int]  # (overrides, --config-dir) -> exit code
@@ -32,7 +32,8 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
             raise
         if isinstance(error, OSError):
             file = error.filename or "a file"
-            _print(printable(f"{file} cannot be written: {error.strerror}. Fix that and start the same command again."))
+            written = "written" if error.errno in NO_ROOM else "used"
+            _print(printable(f"{file} cannot be {written}: {error.strerror}. Fix that and start the same command again."))
         elif (line := error_line(error)) is not None:
             _print(line)
         return ExitCode.REFUSED

@@ -12,6 +12,7 @@ on_train_batch_end, and a validation runs after that and before on_train_epoch_e
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from operator import attrgetter
@@ -21,9 +22,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.parallel import DistributedDataParallel
 
-from imgrec.errors import ImgrecError
+from imgrec.errors import ConfigError, ImgrecError, first_line
 
 SUPPORTED = "pytorch-lightning>=2.6.4,<2.7"
 
@@ -95,6 +97,18 @@ def silence_known_warnings() -> None:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", f"(?s).*{message}")
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """ConfigError for a network, or a machine, with which torch.compile fails in the block. Its errors have no public base."""
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = first_line(getattr(error, "inner_exception", error))
+        raise ConfigError(
+            f"trainer.compile=true: the network cannot be compiled here: {reason}. Set trainer.compile=false."
+        ) from error
 
 
 # The position in the run
