@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,14 @@ from small_run import SMALL
 
 import imgrec
 from imgrec import config
-from imgrec.errors import ConfigError
+from imgrec.config.checks import all_keys
+from imgrec.config.compose import compose_config
+from imgrec.config.options import group_names
+from imgrec.distributed import signals
+from imgrec.errors import ConfigError, ImgrecError, Stopped
 from imgrec.training.callbacks.history import BestCheckpoint
 
+KEYS = [key for key, _ in all_keys(compose_config("train", []))]
 WORDS = ("data=mnist", "optim=sgd", "optim.lr=0.5", "epochs=3", "name=a,b", "sampling=weighted", "class_weights={cat: 2}")
 DICTIONARY = {
     "data": "mnist",
@@ -50,6 +56,21 @@ def test_every_form_is_the_same_run(words, keys):
 @settings(max_examples=10)
 def test_a_text_of_python_is_read_as_it_is_typed(text):
     assert config.load("train", runs_dir=text) == config.load("train", [f"runs_dir={text}"])
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.binary(max_size=2)
+VALUES = st.recursive(
+    PLAIN | st.sampled_from([object(), np.float32(0.5), np.arange(2), torch.zeros(2), Path("a"), {1, 2}, range(2), 1j, int]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3) | st.sampled_from(KEYS), inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*KEYS, *group_names()]) | st.text(max_size=3), VALUES, min_size=1, max_size=2))
+@settings(max_examples=40)
+def test_any_value_of_python_is_taken_or_refused_in_a_sentence(keys):
+    with suppress(ImgrecError):
+        config.load("train", keys)
 
 
 def test_values_that_are_python_s_own(tmp_path):
@@ -136,6 +157,35 @@ def test_a_run_from_keywords_its_callbacks_and_its_result(tmp_path):
     assert all(part in repr(predictor) for part in (f"{tmp_path}/r/1", "LeNet", "3 classes", "16x16x3", "cpu"))
     again = imgrec.fit(SMALL, quiet=True, **keys, id="1")
     assert (again, again.folder) == (result, result.folder)
+
+
+class Losses(pl.Callback):
+    """Keeps the sum of all losses; asks for a stop at a step."""
+
+    def __init__(self, stop=None):
+        self.sum, self.steps, self.stop = 0.0, 0, stop
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.sum, self.steps = self.sum + float(outputs["loss"]), self.steps + 1
+        if self.steps == self.stop:
+            signals.request_stop("SIGTERM")
+
+    def state_dict(self):
+        return {"sum": self.sum, "steps": self.steps}
+
+    def load_state_dict(self, state_dict):
+        self.sum, self.steps = state_dict["sum"], state_dict["steps"]
+
+
+def test_what_a_callback_keeps_is_restored_by_a_resumed_run(small):
+    words = ("epochs=3", "trainer.limit_train_batches=4")
+    whole, stopped, resumed = Losses(), Losses(stop=6), Losses()
+    imgrec.fit(small("id=whole", *words), callbacks=whole, quiet=True)
+    with pytest.raises(Stopped):
+        imgrec.fit(small("id=a", *words), callbacks=stopped, quiet=True)
+    imgrec.fit(small("id=a", *words), callbacks=resumed, quiet=True)
+    assert 6 <= stopped.steps < resumed.steps == whole.steps == 12
+    assert resumed.sum == whole.sum
 
 
 @pytest.mark.parametrize(
