@@ -17,6 +17,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from statistics import median
@@ -33,6 +34,7 @@ from imgrec.data.class_balance import weighted_order
 from imgrec.data.folder import pack_names
 from imgrec.data.sampler import shuffled_order
 from imgrec.data.splits import split_by_name
+from imgrec.data.table_file import read_columns
 from imgrec.inference.metrics import ConfusionTally
 from imgrec.training.callbacks.history import COLUMNS, History
 
@@ -76,6 +78,16 @@ def images(counts: Sequence[int], rounds: int) -> None:
     row(f"file names, {IMAGENET:,} of {len(words[-1])} characters", lambda: pack_names(words), rounds)
     names = pack_names(words)
     row(f"validation cut by the names of {IMAGENET:,} files", lambda: split_by_name(names, labels, 0.1, seed=0, stream=0), rounds)
+    groups = pack_names(f"patient {k // 20}" for k in range(IMAGENET))
+    cut = partial(split_by_name, names, labels, 0.1, seed=0, stream=0, groups=groups)
+    row(f"the same by {IMAGENET // 20:,} groups", cut, rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "t.csv"
+        file.write_text(
+            "path,label,patient\n" + "".join(f"{word},class {k % CLASSES},p{k // 20}\n" for k, word in enumerate(words))
+        )
+        columns = {"path": "path", "label": "label", "group": "patient"}
+        row(f"a CSV of {IMAGENET:,} rows, read", lambda: read_columns(str(file), columns), rounds)
 
 
 def classes(counts: Sequence[int], rounds: int) -> None:
