@@ -16,7 +16,7 @@ from imgrec.data import decode
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.inference.predictor import Predictor
-from imgrec.models.layers import head_name
+from imgrec.models.layers import head_names
 
 RGB = ("data.channels=3", "data.mean=[0.3,0.4,0.5]", "data.std=[0.2,0.3,0.4]")
 
@@ -75,7 +75,7 @@ def test_every_form_of_a_picture_has_the_same_answer(colour, tmp_path):
 def test_embeddings_are_what_the_head_gets(gray, colour):
     images = [picture(9, 7, seed=seed) for seed in range(5)]
     features = gray.embed(images, batch_size=2)
-    head = gray.model.get_submodule(head_name(gray.model, len(CLASSES)))
+    head = gray.model.get_submodule(head_names(gray.model, len(CLASSES))[-1])
     assert features.shape == (5, head.in_features)
     chances = torch.stack(
         [torch.tensor([dict(answer.top)[name] for name in CLASSES]) for answer in gray.predict(images, top_k=10)]

@@ -12,13 +12,14 @@ import torchvision
 from error_parts import raises_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_but
 from torch import nn
 
 from imgrec.errors import CheckpointError, ConfigError
 from imgrec.inference.checkpoint import FORMAT_VERSION
 from imgrec.models.densenet import densenet
 from imgrec.models.googlenet import googlenet
-from imgrec.models.layers import head_name, layers
+from imgrec.models.layers import head_names, layers
 from imgrec.models.pretrained import PretrainedWeights, _common_rows, _fold_input_transform, transfer_weights
 from imgrec.models.resnet import resnet
 from imgrec.models.simple_cnn import SimpleCNN
@@ -282,6 +283,32 @@ def from_timm():
     return timm_net(name="vit_tiny_patch16_224", num_classes=10, channels=3, image_size=32)
 
 
+def from_timm_deit():
+    return timm_net(name="deit_tiny_distilled_patch16_224", num_classes=10, channels=3, image_size=224)
+
+
+def from_timm_levit():
+    return timm_net(name="levit_128s", num_classes=10, channels=3, image_size=224)
+
+
+@pytest.mark.parametrize("build", slow_but(from_timm_deit, among=[from_timm_deit, from_timm_levit]))
+def test_of_two_heads_the_rows_of_both_are_copied(build):
+    """Distilled networks average two heads: the logits of classes that both networks have are the same."""
+    pytest.importorskip("timm")
+    theirs, ours = build().eval(), build().eval()
+    classes = [f"c{i}" for i in range(10)]
+    for head in head_names(theirs, 10):
+        nn.init.normal_(theirs.get_submodule(head).weight)
+    weights = PretrainedWeights("theirs", theirs.state_dict(), tuple(classes), "")
+    few = timm_net(name=theirs.pretrained_cfg["architecture"], num_classes=4, channels=3, image_size=224).eval()
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    expected = theirs(images)
+    assert "10 of 10 class rows" in transfer_weights(ours, weights, classes[::-1])
+    torch.testing.assert_close(ours(images), expected.flip(1))
+    assert "2 of 4 class rows copied (c7, c2)" in transfer_weights(few, weights, ["x", "c7", "y", "c2"])
+    torch.testing.assert_close(few(images)[:, [1, 3]], expected[:, [7, 2]])
+
+
 FAMILIES = {  # network, its head, number of groups
     "resnet18": (lambda: build_resnet(10), "fc", 1 + 8 + 1),
     "resnet20": (lambda: build_resnet(10, depth=20, stem="small"), "fc", 1 + 9 + 1),
@@ -292,6 +319,8 @@ FAMILIES = {  # network, its head, number of groups
     "convnext": (lambda: from_torchvision("convnext_tiny", 10, 32), "classifier.2", 1 + 18 + 3 + 1),
     "squeezenet": (lambda: from_torchvision("squeezenet1_1", 10, 64), "classifier.1", 1 + 8 + 1),
     "timm vit": (from_timm, "head", 1 + 12 + 1),
+    "timm deit": (from_timm_deit, "head head_dist", 1 + 12 + 1),
+    "timm levit": (from_timm_levit, "head.linear head_dist.linear", 9),
 }
 
 
@@ -307,8 +336,8 @@ def test_layers_are_a_partition_from_input_to_head(family):
     assert len(names) == len(set(names))
     assert set(names) == {name for name, _ in net.named_parameters()}
     assert len(groups) == count
-    assert head_name(net, 10) == head
-    assert groups[-1] == [name for name, _ in net.named_parameters() if name.startswith(head + ".")]
+    assert head_names(net, 10) == head.split()
+    assert groups[-1] == [name for name, _ in net.named_parameters() if name.rpartition(".")[0] in head.split()]
     first = next(name for name, module in net.named_modules() if isinstance(module, nn.Conv2d))
     assert f"{first}.weight" in groups[0]
 
@@ -325,7 +354,7 @@ def test_layers_of_a_transformer_follow_its_blocks():
 
 def test_a_network_without_a_head_is_refused():
     with pytest.raises(ConfigError, match=r"ResNet .* 11 outputs.* Set weights=null"):
-        head_name(build_resnet(10), 11)
+        head_names(build_resnet(10), 11)
 
 
 def train_step(net):

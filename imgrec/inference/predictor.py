@@ -33,7 +33,7 @@ from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.inference.rank_data import compare_ranks
-from imgrec.models.layers import head_name
+from imgrec.models.layers import head_names
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 BATCH_SIZE = 64  # images
@@ -140,7 +140,7 @@ class Predictor:
         Of a map, as before a convolution, the mean over its pixels. CheckpointError for a network without a head.
         """
         try:
-            head = self.model.get_submodule(head_name(self.model, len(self.classes)))
+            head = self.model.get_submodule(head_names(self.model, len(self.classes))[-1])
         except ConfigError as error:
             raise CheckpointError(f"{self.checkpoint.file}: {first_line(error).partition('.')[0]}. Name another.") from error
         kept: list[Tensor] = []

@@ -1,14 +1,18 @@
 """The head of a network, and its parameters in groups from input to head."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
 from imgrec.errors import ConfigError
 
 
-def head_name(net: nn.Module, num_classes: int) -> str:
-    """Dotted name of the last Linear or Conv2d with `num_classes` outputs: the layer that gives the logits."""
+def head_names(net: nn.Module, num_classes: int) -> list[str]:
+    """Dotted names of the layers that give the logits: the last Linear or Conv2d with `num_classes` outputs.
+
+    Those in what timm calls the classifier, where it says that: distilled networks (DeiT, LeViT) average two heads.
+    """
     names: list[str] = [
         name
         for name, module in net.named_modules()
@@ -20,7 +24,11 @@ def head_name(net: nn.Module, num_classes: int) -> str:
             f"model {type(net).__name__} has no head: no linear layer or convolution with {num_classes} outputs. "
             "Set weights=null finetune.freeze_epochs=0 finetune.layer_decay=1."
         )
-    return names[-1]
+    get_classifier: Any = getattr(net, "get_classifier", None)
+    classifier = get_classifier() if callable(get_classifier) else ()
+    parts = classifier if isinstance(classifier, list | tuple) else [classifier]
+    known = {layer for part in parts if isinstance(part, nn.Module) for layer in part.modules()}
+    return [name for name in names if net.get_submodule(name) in known] or names[-1:]
 
 
 def layers(net: nn.Module, num_classes: int) -> list[list[str]]:
@@ -30,11 +38,11 @@ def layers(net: nn.Module, num_classes: int) -> list[list[str]]:
     more than half of all parameters (the encoder of a vision transformer). Modules without a matrix (norms, position
     embeddings) join the group before them; the network's own tensors (class token) join the first group.
     """
-    head = head_name(net, num_classes)
+    heads = head_names(net, num_classes)
     total = sum(p.numel() for p in net.parameters())
     groups: list[list[str]] = [[]]
     first = {name for name, _ in net.named_parameters(recurse=False)}
-    last = {f"{head}.{name}" for name, _ in net.get_submodule(head).named_parameters()}
+    last = {f"{head}.{name}" for head in heads for name, _ in net.get_submodule(head).named_parameters()}
     seen: set[str] = set()
     unique = dict(net.named_parameters())  # a tensor that is used twice is named once
     for block, is_layer in _blocks("", net, total):

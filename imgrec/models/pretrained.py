@@ -14,7 +14,7 @@ from torchvision.models import WeightsEnum
 
 from imgrec.errors import CheckpointError, first_line, first_names
 from imgrec.models.channels import first_conv, input_kernels
-from imgrec.models.layers import head_name
+from imgrec.models.layers import head_names
 from imgrec.models.timm import size_arguments, timm_library
 from imgrec.models.torchvision import torchvision_names
 
@@ -34,14 +34,14 @@ def transfer_weights(net: nn.Module, pretrained: PretrainedWeights, classes: Seq
     classes: names of the head's rows; torchvision's ImageNet categories are names too. The first convolution is adapted
     to the channels. Returns a sentence about what was copied. Raises CheckpointError for tensors that do not fit.
     """
-    head = head_name(net, len(classes))
+    heads = head_names(net, len(classes))
     target = net.state_dict()
     state = dict(pretrained.state_dict)
     stem = next((f"{name}.weight" for name, module in net.named_modules() if isinstance(module, nn.Conv2d)), None)
     if stem in state and state[stem].ndim == 4:
         state[stem] = input_kernels(state[stem], target[stem].shape[1])
 
-    head_keys = {f"{head}.weight", f"{head}.bias"} & target.keys()
+    head_keys = {f"{head}.{name}" for head in heads for name in ("weight", "bias")} & target.keys()
     old_rows = len(pretrained.classes)
     shapes = {key: (old_rows, *tensor.shape[1:]) if key in head_keys else tensor.shape for key, tensor in target.items()}
     _check_shapes(pretrained, state, shapes)

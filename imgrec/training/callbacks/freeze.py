@@ -4,7 +4,7 @@ import pytorch_lightning as pl
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from imgrec.models.layers import head_name
+from imgrec.models.layers import head_names
 from imgrec.training.module import Classifier
 from imgrec.training.strategies import DDP
 
@@ -38,14 +38,14 @@ def freeze(net: nn.Module, num_classes: int) -> None:
     `net.train()` would end the latter, but Lightning restores the mode of each module after a validation. Dropout stays
     active. Freezing twice is allowed.
     """
-    head = head_name(net, num_classes)
+    heads = tuple(f"{head}." for head in head_names(net, num_classes))
     frozen = net.__dict__.setdefault(_FROZEN, [])
     for name, parameter in net.named_parameters():
-        if not name.startswith(head + ".") and parameter.requires_grad:
+        if not name.startswith(heads) and parameter.requires_grad:
             parameter.requires_grad_(False)
             frozen.append(name)
     for name, module in net.named_modules():
-        if isinstance(module, _NormBase) and module.track_running_stats and not name.startswith(head + "."):
+        if isinstance(module, _NormBase) and module.track_running_stats and not name.startswith(heads):
             module.eval()
 
 
