@@ -235,6 +235,20 @@ def test_other_refusals(gray, tmp_path):
                 call(picture(8, 8), batch_size=size)
     with raises_error(ConfigError, "batch_size=0", "1 or more"):
         gray.evaluate(batch_size=0)
+    for count in (-1, "many", None, 0.5, True):
+        for call in (gray.evaluate, lambda **keys: list(gray.predict_files(["none.png"], **keys))):
+            with raises_error(ConfigError, f"num_workers={count}", "0 or more", "num_workers='auto'"):
+                call(num_workers=count)
+    with raises_error(ConfigError, "data=5", "a group of keys"):
+        gray.evaluate(data=5)
+    with raises_error(DataError, "images", "of type int", "a path"):
+        list(gray.predict_files(5))
+    assert len(list(gray.predict_files("none.png"))) == 1
+    with raises_error(DataError, "images", "of type list", "uint8 [B, 1, H, W]"):
+        gray.probabilities([picture(8, 8)])
+    with raises_error(ConfigError, "precision=fp16", "32, bf16-mixed or 16-mixed"):
+        Predictor(gray.checkpoint, device="cpu", precision="fp16")
+    assert Predictor(gray.checkpoint, device=torch.device("cpu")).device == gray.device
     with raises_error(DataError, "images", "of type int", "a path"):
         gray.predict(5)
     with raises_error(ConfigError, "path=5", "imgrec.load('runs/NAME/ID')"):

@@ -113,6 +113,13 @@ def test_only_a_training_has_a_run_config(command, hint):
         config.load(command, [])
 
 
+def test_a_folder_of_yaml_is_a_path():
+    with raises_error(ConfigError, "config_dir=5", "config_dir='FOLDER'"):
+        config.load("train", config_dir=5)
+    with raises_error(ConfigError, "--config-dir none", "no such folder"):
+        config.load("train", config_dir=Path("none"))
+
+
 def test_names_are_listed_and_a_wrong_one_is_a_sentence():
     assert {"config", "errors", "fit", "load"} < set(dir(imgrec))
     with pytest.raises(AttributeError, match=r"^imgrec has no laod\. Did you mean load\? .*fit"):

@@ -30,6 +30,8 @@ def load_config(
         raise ConfigError(
             f"{command!r}: only a training has a RunConfig.{did_you_mean(command, ['train'])} Type imgrec.config.load('train', ...)."
         )
+    if not isinstance(config_dir, str | os.PathLike | None):
+        raise ConfigError(f"config_dir={config_dir}: expected the path of a folder. Type config_dir='FOLDER'.")
     folder = None if config_dir is None else os.fspath(config_dir)
     return run_config(compose_run(command, read_settings(settings, keys), folder))
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, distributed
 from torch.nn import functional
 
+from imgrec.config.annotations import check_type, is_number
 from imgrec.config.schema import Device, Node, Precision, Split
 from imgrec.data.batch import Request
 from imgrec.data.decode import Preprocessing, fit_to_size, load_image
@@ -68,7 +69,8 @@ class Predictor:
         self.checkpoint = checkpoint
         self.classes = checkpoint.classes
         self.preprocessing = checkpoint.preprocessing
-        self.device = torch.device(_available(device))
+        self.device = torch.device(_available(str(device)))
+        check_type("precision", precision, Precision | None)
         self.precision: Precision = precision or checkpoint.run.trainer.precision
         if self.precision == "16-mixed" and self.device.type != "cuda":
             self.precision = "bf16-mixed"
@@ -110,7 +112,7 @@ class Predictor:
     def probabilities(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W], C as the network was trained on, any H and W (squashed) -> float32 [B, K] on the CPU."""
         channels = self.preprocessing["channels"]
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
+        if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
             raise DataError(
                 f"images are {describe_picture(images)}; probabilities takes uint8 [B, {channels}, H, W]. "
                 "`predict` takes single images too, and converts channels."
@@ -168,7 +170,9 @@ class Predictor:
         self, paths: Sequence[str], *, top_k: int = 1, batch_size: int = BATCH_SIZE, num_workers: int | Literal["auto"] = "auto"
     ) -> Iterator[Prediction | DataError]:
         """Like `predict`, with worker processes that read the files; a file that cannot be read gives a DataError instead of a Prediction."""
+        paths = cast(Sequence[str], _pictures(paths))
         _check_count("batch_size", batch_size)
+        _check_workers(num_workers)
         self._check_memory(min(batch_size, len(paths)))
         few = len(paths) <= FEW_FILES
         num_workers = worker_count(num_workers, in_memory=few, processes_here=read_world().local_size)
@@ -204,6 +208,8 @@ class Predictor:
         """
         if batch_size is not None:
             _check_count("batch_size", batch_size)
+        _check_workers(num_workers)
+        check_type("data", data, dict | None)
         images, counts, _ = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
         connected = distributed.is_available() and distributed.is_initialized()
         group = WorkerGroup(distributed.get_rank(), distributed.get_world_size()) if connected else WorkerGroup()
@@ -309,6 +315,11 @@ def _check_count(name: str, value: object) -> None:
         raise ConfigError(f"{name}={value}: expected an integer, 1 or more. Set {name}={1 if name == 'top_k' else BATCH_SIZE}.")
 
 
+def _check_workers(num_workers: object) -> None:
+    if num_workers != "auto" and (not is_number(num_workers) or not isinstance(num_workers, int) or num_workers < 0):
+        raise ConfigError(f"num_workers={num_workers}: expected an integer, 0 or more, or auto. Set num_workers='auto'.")
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of the CPU, for which torch has no exception of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -336,7 +347,7 @@ class _Files:
         return _FileBatch(images[: errors.count(None)], errors)
 
 
-def _available(device: Device) -> str:
+def _available(device: str) -> str:
     devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     available = [name for name, is_there in devices.items() if is_there]
     if device == "auto":
