@@ -8,6 +8,7 @@ import re
 import shlex
 import unicodedata
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,37 @@ def test_a_null_of_parquet_names_its_row(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"PAR1 and no more", GOOD], ids=["empty", "cut", "CSV"])
 def test_what_is_no_parquet_is_refused(tmp_path, content):
     (tmp_path / "t.parquet").write_bytes(content)
+    with raises_error(DataError, f"data.file={tmp_path}/t.parquet", "cannot be read"):
+        _ = table_of(tmp_path / "t.parquet", None).splits
+
+
+@settings(max_examples=60)
+@given(
+    kind=st.sampled_from(["csv", "parquet"]),
+    edits=st.lists(
+        st.tuples(
+            st.integers(0, 2000), st.integers(0, 9), st.binary(max_size=6) | st.sampled_from([b'"', b"\xff", b",;", b"\r"])
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_a_damaged_table_is_read_or_refused_in_one_line(tmp_path_factory, kind, edits):
+    file = tmp_path_factory.mktemp("damaged") / f"t.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"id": IDS, "breed": LABELS}), file)
+    content = bytearray(GOOD if kind == "csv" else file.read_bytes())
+    for place, removed, added in edits:
+        content[place % len(content) : place % len(content) + removed] = added
+    file.write_bytes(content)
+    with suppress(DataError, ConfigError):
+        table = read_columns(str(file), {"path": "id", "label": "breed"})
+        assert len(table.columns["path"]) == len(table.columns["label"]) == len(table.lines) > 0
+
+
+def test_texts_of_parquet_that_are_not_utf8_are_refused(tmp_path):
+    raw = pa.array([b"b\xe4r", b"cat"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"id": ["a", "b"], "breed": raw}), tmp_path / "t.parquet")
     with raises_error(DataError, f"data.file={tmp_path}/t.parquet", "cannot be read"):
         _ = table_of(tmp_path / "t.parquet", None).splits
 

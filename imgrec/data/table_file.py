@@ -110,7 +110,7 @@ def _read_parquet(file: str, wanted: Mapping[str, str]) -> Table:
         _places(file, wanted, pq.read_schema(file).names)
         found = pq.read_table(file, columns=list(dict.fromkeys(wanted.values())))
         columns = {key: found.column(name).cast(pa.string()).to_pylist() for key, name in wanted.items()}
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeError) as error:  # UnicodeError: texts of a damaged file
         raise DataError(
             f"data.file={file} cannot be read: {first_line(error)}. Its columns have to be texts or numbers."
         ) from error
