@@ -126,12 +126,12 @@ def test_columns_of_numbers_are_text(tmp_path):
 
 def test_paths_in_every_form_mean_the_file_below_the_root(tmp_path):
     apart, composed = (unicodedata.normalize(form, "caf\u00e9.png") for form in ("NFD", "NFC"))
-    pictures(tmp_path / "images", ["a.png", "b/c.PNG", "b/d.tar.png", f"e/{apart}", "1.5.png", "f.txt"[:1] + ".png"])
-    typed = ["./a.png", "b/c", str(tmp_path / "images/b/d.tar"), f"e/{composed}", "1.5", "b/../f.png"]
+    pictures(tmp_path / "images", ["a.png", "b/c.PNG", "b/d.tar.png", f"e/{apart}", "1.5.png", "f.png", "b/g.png"])
+    typed = ["./a.png", "b/c", str(tmp_path / "images/b/d.tar"), f"e/{composed}", "1.5", "b/../f.png", "b\\g.png"]
     write(tmp_path / "t.csv", [["id", "breed"], *[[name, "xy"[k % 2]] for k, name in enumerate(typed)]])
     data = table_of(tmp_path / "t.csv", tmp_path / "images", test_share=0.1)
     found = {os.path.normpath(name) for name in labels_by_name(data)}
-    assert found == {"a.png", "b/c.PNG", "b/d.tar.png", f"e/{apart}", "1.5.png", "f.png"}
+    assert found == {"a.png", "b/c.PNG", "b/d.tar.png", f"e/{apart}", "1.5.png", "f.png", "b/g.png"}
     for split in ("train", "val", "test"):
         assert all(os.path.isfile(data.split(split).path(k)) for k in range(len(data.split(split))))
 
@@ -160,6 +160,7 @@ REFUSED = {
     "an empty label": (GOOD + b"008,\n", {}, (DataError, "train.csv, line 10", "label", "empty", "Fill it")),
     "an empty path": (GOOD + b" ,cat\n", {}, (DataError, "train.csv, line 10", "path", "empty")),
     "no such image": (GOOD + b"nine,cat\nten,dog\n", {}, (DataError, "train.csv, line 10", "images/nine", "2 of 10 rows", "Set data.root=")),
+    "another extension": (GOOD.replace(b"000", b"000.JPG"), {}, (DataError, "train.csv, line 2", "images/000.JPG", "1 of 8", "There is 000.png", "set data.root=")),
     "one image twice": (GOOD + b"007.png,dog\n", {}, (DataError, "train.csv, line 10", "007.png", "train.csv, line 9", "Remove")),
     "two files of a stem": (GOOD + b"008,dog\n", {}, (DataError, "train.csv, line 10", "008", "008.gif or 008.png", "extension")),
     "too few values": (GOOD + b"008\n", {}, (DataError, "train.csv, line 10", "1 values", "2 columns")),

@@ -132,17 +132,23 @@ def _find_files(table: Table, root: str) -> list[str]:
     folders: dict[str, _Folder] = {}
     names: list[str] = []
     missing: list[int] = []
-    for row, path in enumerate(table.filled("path")):
+
+    def find(path: str) -> tuple[str, str | None]:
         parent, _, name = path.rpartition("/")
         if (folder := folders.get(parent)) is None:
             folder = folders[parent] = _Folder(root, parent or ("/" if path.startswith("/") else ""))
-        found = folder.find(composed(name))
+        return folder.prefix, folder.find(composed(name))
+
+    for row, path in enumerate(table.filled("path")):
+        prefix, found = find(path)
+        if found is None and "\\" in path:  # as Windows writes them
+            prefix, found = find(path.replace("\\", "/"))
         if found is None:
             missing.append(row)
         elif "/" in found:
             several = " or ".join(sorted(found.split("/")))
             raise DataError(f"{table.row(row)}: {path} may be {several}. Write its extension into the table.")
-        names.append(folder.prefix + (found or name))
+        names.append(f"{prefix}{found}")
     if missing:
         raise DataError(_missing(table, root, missing))
     if len(set(names)) < len(names):
@@ -164,8 +170,10 @@ def _missing(table: Table, root: str, rows: Sequence[int]) -> str:
         "",
         *(os.path.join(root, inner) for inner in class_folders(root)[:100]),
     ]
+    other = _Folder(root, parent).find(composed(name[: len(name) - len(file_extension(name))]))
+    hint = f"There is {other}: extensions may be left out of the table. Or set" if other else "Set"
     found = (folder or "." for folder in near if _Folder(folder, parent or ".").find(composed(name)))
     return (
         f"{table.row(rows[0])}: there is no image {os.path.join(root, path)}, as for {len(rows):,} of {len(table.lines):,} rows in all. "
-        f"Set data.root={next(found, 'FOLDER that the paths start from')}, or remove the rows."
+        f"{hint} data.root={next(found, 'FOLDER that the paths start from')}, or remove the rows."
     )
