@@ -401,6 +401,8 @@ def test_folders_that_cannot_be_used(refuses, tmp_path):
     make(root / "more", {"cat": 4})
     for file in (root / "more/cat").iterdir():
         file.rename(root / "train/cat" / file.name)
+    refuses(words, f"{root}/train", "only the class folder cat", *LAYOUTS)
+    (root / "train/dog/a.heic").write_bytes(b"no format that is read")
     refuses(words, "the class folder", f"{root}/train/dog", "remove")
     assert not list(tmp_path.glob("runs/*")), "a refused run leaves no folder that holds the next start to its config"
 

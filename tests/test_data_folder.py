@@ -56,7 +56,7 @@ def whole(split: ImageFiles, epoch: int = 0):
 
 
 RUN = {"seed": 5, "batch_size": 4, "max_device_batch": 64, "num_workers": 0, "sampling": "shuffle", "class_weights": None}
-LIMITS = SimpleNamespace(limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0)
+LIMITS = SimpleNamespace(timeout_s=60.0, limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0)
 
 
 @pytest.fixture
@@ -228,6 +228,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "a").mkdir()
     assert_error(refusal(tmp_path), tmp_path, "only", "a", *layouts)
     (tmp_path / "b").mkdir()
+    (tmp_path / "a/readme.txt").write_text("none")
     (tmp_path / "b/readme.txt").write_text("none")
     assert_error(refusal(tmp_path), tmp_path, "no images", ".jpg", f"{tmp_path}/CLASS/")
     picture(0).save(tmp_path / "b/a.jpg")

@@ -9,7 +9,7 @@ from error_parts import raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from test_data_folder import folder
+from test_data_folder import folder, make
 from torchvision import datasets
 
 from imgrec.data.class_balance import class_shares
@@ -179,3 +179,23 @@ def test_a_copy_with_names_of_the_other_form_has_the_same_splits(tmp_path):
         fill(root, name, "bar", count=12)
     assert names(tmp_path / "one") == names(tmp_path / "two")
     assert folder(tmp_path / "one").record(content=()).digest() == folder(tmp_path / "two").record(content=()).digest()
+
+
+@pytest.mark.parametrize("leaves", ["nothing", "Thumbs.db", ".DS_Store", "deeper/still"])
+def test_folders_that_hold_nothing_are_passed_over_and_counted(tmp_path, leaves):
+    for split in ("train", "val"):
+        make(tmp_path / split, {"a": 3, "b": 3})
+    expected = folder(tmp_path)
+    assert expected.classes == ("a", "b")
+    for empty in ("train/new folder", "train/Untitled", "val/other"):
+        (tmp_path / empty).mkdir()
+        if leaves == "deeper/still":
+            (tmp_path / empty / leaves).mkdir(parents=True)
+        elif leaves != "nothing":
+            (tmp_path / empty / leaves).write_bytes(b"")
+    found = folder(tmp_path)
+    assert found.record().digest() == expected.record().digest()
+    assert {kind: count for kind, count in found.ignored.items() if kind == "empty folder"} == {"empty folder": 3}
+    (tmp_path / "train/Untitled/a.heic").write_bytes(b"")  # of a class, maybe
+    with raises_error(DataError, "the class folder", tmp_path / "train/Untitled", "no images", "remove"):
+        folder(tmp_path).record()

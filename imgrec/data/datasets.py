@@ -19,7 +19,7 @@ from imgrec.data.file_names import find_in_names
 from imgrec.data.folder import BadImage, ImageFiles, OnBadImage, folder_split, named_split
 from imgrec.data.image_data import Check, Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
-from imgrec.data.split_folders import LAYOUTS, class_folders, find_split_folders, tables_in
+from imgrec.data.split_folders import LAYOUTS, filled_class_folders, find_split_folders, tables_in
 from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.files import composed, find_images
 
@@ -189,7 +189,7 @@ class ImageFolder(ImageData):
         return Splits(classes, splits["train"], splits.get("val"), splits.get("test"), unlabelled)
 
     def _read_folders(self, folders: Mapping[Split, str]) -> tuple[tuple[str, ...], dict[Split, ImageFiles]]:
-        classes = tuple(sorted(set(map(composed, class_folders(folders["train"])))))
+        classes = tuple(sorted(set(map(composed, filled_class_folders(folders["train"])))))
         if len(classes) < 2:
             number = f"only the class folder {classes[0]}" if classes else "no class folders"
             tables = [f" Or type data=table data.file={table} for classes in a table." for table in tables_in(self.root)]

@@ -18,7 +18,7 @@ from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, ScaleError, decode, is_constant
 from imgrec.data.file_names import find_in_names
 from imgrec.data.mixup import partners
-from imgrec.data.split_folders import class_folders
+from imgrec.data.split_folders import filled_class_folders
 from imgrec.errors import DataError, did_you_mean, first_names
 from imgrec.files import EXTENSIONS_TEXT, composed, find_images
 
@@ -191,7 +191,7 @@ def folder_split(
     if not os.path.isdir(root):
         raise DataError(f"{root} is not a folder. Name a folder with CLASS/*.jpg.")
     folders: dict[str, list[str]] = {}
-    for folder in class_folders(root):
+    for folder in filled_class_folders(root, ignored=ignored):
         folders.setdefault(composed(folder), []).append(folder)
     if unknown := sorted(folders.keys() - set(classes)):
         raise DataError(

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from typing import NamedTuple
 
 from imgrec.config.schema import Split
@@ -15,6 +16,8 @@ _PATTERNS: dict[Split, re.Pattern[str]] = {
     split: re.compile(rf"(?:{_CONTENT}[ _.-]*)?{name}[ _.-]*{_CONTENT}?[ _.-]*\d*", re.IGNORECASE)
     for split, name in _NAMES.items()
 }
+EMPTY_FOLDER = "empty folder"
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # of file managers, in lower case
 LAYOUTS = "Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg."
 
 
@@ -80,6 +83,25 @@ def class_folders(root: str) -> list[str]:
     """
     with readable_folder(root), os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+
+
+def filled_class_folders(root: str, *, ignored: Counter[str] | None = None) -> list[str]:
+    """`class_folders` without the empty ones, which `ignored` counts; all of them where there is no other."""
+    names = class_folders(root)
+    filled = [name for name in names if has_files(os.path.join(root, name))] or names
+    if ignored is not None and len(filled) < len(names):
+        ignored[EMPTY_FOLDER] += len(names) - len(filled)
+    return filled
+
+
+def has_files(folder: str) -> bool:
+    """Whether it, or a folder in it, holds a file or a link that no system left. The first one found is the answer."""
+    with readable_folder(folder), os.scandir(folder) as entries:
+        return any(
+            not entry.is_dir(follow_symlinks=False) or has_files(entry.path)
+            for entry in entries
+            if not is_hidden(entry.name) and entry.name.lower() not in SYSTEM_FILES
+        )
 
 
 def has_images(folder: str) -> bool:

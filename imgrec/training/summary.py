@@ -13,6 +13,7 @@ from rich.table import Table
 from imgrec.config.schema import DataConfig, Node, Precision, RunConfig, Split
 from imgrec.data.datamodule import DataModule
 from imgrec.data.image_data import ImageData
+from imgrec.data.split_folders import EMPTY_FOLDER
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import plural
 from imgrec.inference.answers import Answers, write_answers
@@ -64,7 +65,10 @@ def start_screen(
         rows["groups"] = ", ".join(f"{split} {count:,}" for split, count in groups.items()) + ": none is in two splits"
     if ignored := loaders.data.ignored:
         rows["ignored"] = (
-            ", ".join(f"{count:,} {extension}" for extension, count in ignored.most_common()) + ": files that are no images"
+            ", ".join(
+                plural(count, kind) if kind == EMPTY_FOLDER else f"{count:,} {kind}" for kind, count in ignored.most_common()
+            )
+            + ": no images"
         )
     if transferred:
         rows["weights"] = transferred
