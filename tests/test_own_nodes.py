@@ -78,6 +78,11 @@ RATE = {"lr": 0.1, "base_batch": None, "batch_rule": "none"}
 NET = {"num_classes": "${data.num_classes}", "channels": "${data.channels}"}
 
 
+def slow_cases(fast, cases):
+    """The cases, all slow but those of these numbers."""
+    return [pytest.param(*case, marks=() if number in fast else pytest.mark.slow) for number, case in enumerate(cases)]
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """own("loss", {...}) trains with FOLDER/loss/own.yaml of this content, which may name own_nodes.NAME."""
@@ -102,17 +107,20 @@ def own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("group", "node", "parts"),
-    [
-        ("data", {"_target_": "own_nodes.NoSet", **COMMON}, ("ImageData of imgrec.data.image_data", "NoSet")),
-        ("model", {"_target_": "own_nodes.pair", **NET}, ("Module of torch.nn.modules.module", "dict")),
-        ("augment", {"_target_": "own_nodes.thing"}, ("Augment of imgrec.data.augment", "dict")),
-        ("loss", {"_target_": "torch.nn.CrossEntropyLoss"}, ("Loss of imgrec.models.losses", "CrossEntropyLoss")),
-        ("optim", {"_target_": "own_nodes.steps", "_partial_": True, **RATE}, ("torch.optim.Optimizer", "dict")),
-        ("scheduler", {"_target_": "own_nodes.nothing", "_partial_": True}, ("factor", "dict")),
-        ("scheduler", {"_target_": "own_nodes.schedule", "_partial_": True}, ("factor", "function")),
-        ("logger", {"_target_": "own_nodes.thing"}, ("Logger of pytorch_lightning.loggers.logger", "dict")),
-        ("callbacks", {"x": {"_target_": "own_nodes.thing"}}, ("pytorch_lightning.Callback", "dict")),
-    ],
+    slow_cases(
+        (3,),
+        [
+            ("data", {"_target_": "own_nodes.NoSet", **COMMON}, ("ImageData of imgrec.data.image_data", "NoSet")),
+            ("model", {"_target_": "own_nodes.pair", **NET}, ("Module of torch.nn.modules.module", "dict")),
+            ("augment", {"_target_": "own_nodes.thing"}, ("Augment of imgrec.data.augment", "dict")),
+            ("loss", {"_target_": "torch.nn.CrossEntropyLoss"}, ("Loss of imgrec.models.losses", "CrossEntropyLoss")),
+            ("optim", {"_target_": "own_nodes.steps", "_partial_": True, **RATE}, ("torch.optim.Optimizer", "dict")),
+            ("scheduler", {"_target_": "own_nodes.nothing", "_partial_": True}, ("factor", "dict")),
+            ("scheduler", {"_target_": "own_nodes.schedule", "_partial_": True}, ("factor", "function")),
+            ("logger", {"_target_": "own_nodes.thing"}, ("Logger of pytorch_lightning.loggers.logger", "dict")),
+            ("callbacks", {"x": {"_target_": "own_nodes.thing"}}, ("pytorch_lightning.Callback", "dict")),
+        ],
+    ),
 )
 def test_code_of_another_kind_is_refused(own, group, node, parts):
     path = f"{group}.x" if group == "callbacks" else group
@@ -123,27 +131,30 @@ def test_code_of_another_kind_is_refused(own, group, node, parts):
 
 @pytest.mark.parametrize(
     ("group", "node", "error", "parts"),
-    [
-        ("model", {"_target_": "own_nodes.Needy", **NET}, ConfigError, ("_target_=own_nodes.Needy", "'width'", "yaml")),
-        (
-            "model",
-            {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 3},
-            ConfigError,
-            ("_target_=torch.nn.Linear",),
-        ),
-        ("model", {"_target_": "own_nodes.Net", **NET, "answer": "pair"}, ConfigError, ("model Net", "tuple", "[1, 3]")),
-        ("model", {"_target_": "own_nodes.Net", **NET, "answer": "short"}, ConfigError, ("model Net", "[1, 2]", "[1, 3]")),
-        ("loss", {"_target_": "own_nodes.Mean", **LOSS}, ConfigError, ("loss Mean", "4", "[]", "[4]", "per_sample")),
-        ("data", {"_target_": "own_nodes.Set", **COMMON}, ConfigError, ("Set.read", "NoneType", "Splits")),
-        ("data", {"_target_": "own_nodes.Set", "gives": "list", **COMMON}, ConfigError, ("Set.read", "list", "Splits")),
-        (
-            "data",
-            {"_target_": "own_nodes.Set", "gives": "floats", **COMMON},
-            DataError,
-            ("a split", "float32 [9, 3, 16, 16]", "uint8"),
-        ),
-        ("data", {"_target_": "own_nodes.Set", "gives": "labels", **COMMON}, DataError, ("a split", "4 labels", "N labels")),
-    ],
+    slow_cases(
+        (2, 4, 7),
+        [
+            ("model", {"_target_": "own_nodes.Needy", **NET}, ConfigError, ("_target_=own_nodes.Needy", "'width'", "yaml")),
+            (
+                "model",
+                {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 3},
+                ConfigError,
+                ("_target_=torch.nn.Linear",),
+            ),
+            ("model", {"_target_": "own_nodes.Net", **NET, "answer": "pair"}, ConfigError, ("model Net", "tuple", "[1, 3]")),
+            ("model", {"_target_": "own_nodes.Net", **NET, "answer": "short"}, ConfigError, ("model Net", "[1, 2]", "[1, 3]")),
+            ("loss", {"_target_": "own_nodes.Mean", **LOSS}, ConfigError, ("loss Mean", "4", "[]", "[4]", "per_sample")),
+            ("data", {"_target_": "own_nodes.Set", **COMMON}, ConfigError, ("Set.read", "NoneType", "Splits")),
+            ("data", {"_target_": "own_nodes.Set", "gives": "list", **COMMON}, ConfigError, ("Set.read", "list", "Splits")),
+            (
+                "data",
+                {"_target_": "own_nodes.Set", "gives": "floats", **COMMON},
+                DataError,
+                ("a split", "float32 [9, 3, 16, 16]", "uint8"),
+            ),
+            ("data", {"_target_": "own_nodes.Set", "gives": "labels", **COMMON}, DataError, ("a split", "4 labels", "N labels")),
+        ],
+    ),
 )
 def test_code_that_breaks_its_contract_is_refused(own, group, node, error, parts):
     with raises_error(error, *parts):

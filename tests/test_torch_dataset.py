@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from error_parts import raises_error
+from marks import slow_but
 from small_run import SMALL
 from test_data_folder import make
 from test_data_sets import write_mnist
@@ -90,7 +91,7 @@ def whole(images, epoch=3):
     return batch.images, batch.labels
 
 
-@pytest.mark.parametrize("augment", ["none", "randaug", "basic"])
+@pytest.mark.parametrize("augment", slow_but("basic", among=["none", "randaug", "basic"]))
 def test_the_images_are_those_of_the_same_folder(tmp_path, augment):
     root = tmp_path / "images"
     for split in ("train", "test"):
