@@ -500,6 +500,16 @@ FAMILIES = [name for name in option_names("model") if "_target_: " in (conf_dir(
 NETWORKS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAMILIES]
 
 
+def test_no_temporary_folder(monkeypatch, capsys, tmp_path):
+    """As where /tmp is full, and the current folder read-only."""
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    monkeypatch.setenv("TMPDIR", "/full")
+    for command in ("train", "evaluate", "predict"):
+        assert cli.main([command]) == 2
+        assert_refused(capsys.readouterr().err, "TMPDIR=/full", "/tmp", "TMPDIR=FOLDER")
+
+
 @pytest.mark.parametrize("model", NETWORKS)
 def test_a_network_takes_images_of_2_pixels_or_says_which_it_takes(capsys, model):
     words = ["train", *SMALL, f"model={model}"]

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from glob import escape, glob
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,6 +49,17 @@ def _check_compiler(accelerator: str) -> None:
             f"trainer.compile=true needs a C++ compiler, and there is no {compiler}. Type: apt install g++, "
             "or set CXX=COMPILER, or trainer.compile=false."
         )
+
+
+def check_temporary_folder() -> None:
+    """ConfigError where Python finds no folder for temporary files: torch makes one at its import, loader workers another."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        where = os.environ.get("TMPDIR", "/tmp")
+        raise ConfigError(
+            f"TMPDIR={where}: no file can be written there, in /tmp or in this folder. Make room there, or set TMPDIR=FOLDER."
+        ) from error
 
 
 def check_gpu(key: str, value: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from imgrec.config.help import help_text
 from imgrec.config.options import conf_dir
+from imgrec.config.start_checks import check_temporary_folder
 from imgrec.distributed import signals
 from imgrec.distributed.process_group import error_line
 from imgrec.distributed.world import read_world
@@ -24,6 +25,7 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
         if {"-h", "--help"} & set(own) and (conf_dir() / f"{name}.yaml").is_file():
             print(help_text(name, own, config_dir))
             return ExitCode.OK
+        check_temporary_folder()
         with signals.request_cleared():
             return command(overrides, config_dir)
     except (ImgrecError, OSError) as error:
