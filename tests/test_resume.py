@@ -190,6 +190,19 @@ def test_without_a_whole_checkpoint_nothing_is_trained_over_what_is_there(tmp_pa
 
 
 @pytest.mark.slow
+def test_a_run_that_lost_both_starts_again_and_says_so(tmp_path, unbroken, capfd):
+    run = load_run(tmp_path, "trainer.save_every_steps=1")
+    assert "at step 6 " in stopped(run, STEPS_PER_EPOCH + 2, StepBoundary, "on_before_optimizer_step")
+    checkpoints = tmp_path / "r/a/checkpoints"
+    for name in ("last.ckpt", "previous.ckpt"):
+        (checkpoints / name).unlink()
+    assert exit_codes(1, lambda rank: fit(run)) == [0]
+    said = next(line for line in capfd.readouterr().out.splitlines() if line.startswith(str(checkpoints)))
+    assert_error(said, checkpoints, "last.ckpt", "previous.ckpt", "first epoch")
+    assert_same(read_outcome(tmp_path / "r/a"), unbroken)
+
+
+@pytest.mark.slow
 def test_early_stopping_counts_on(tmp_path):
     """At this rate no epoch is better than the first: the run ends after the third of six, also where it was killed in the third, or after it."""
     words = ("epochs=6", "optim.lr=1e-12", "model.norm=none", "callbacks.ema.decay=0.0", "monitor=val/accuracy")

@@ -166,6 +166,8 @@ def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint |
 def latest_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint in the folder; see `find_resume_point`."""
     files = [file for file in (folder / LAST, folder / PREVIOUS) if file.is_file()]
+    if not files and (folder / BEST).is_file():
+        say(f"{folder} has neither {LAST} nor {PREVIOUS}: the run starts again with its first epoch.")
     for file in files:
         weights = f"weights={folder / BEST} " if (folder / BEST).is_file() else ""
         none_left = f"It was the last that can be resumed. Set resume=false {weights}to start a new run."
