@@ -46,14 +46,25 @@ def child(process: Process, rank: int) -> int:
     raise AssertionError(f"no rank {rank}")
 
 
-@pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (0, signal.SIGSTOP), (1, signal.SIGSTOP)])
-def test_child_is_lost(start: Start, tmp_path: Path, rank: int, number: signal.Signals) -> None:
-    run = start("-m", "imgrec.train", overrides=(*LONG, "trainer.devices=2"))
+@pytest.mark.parametrize(
+    ("strategy", "rank", "number"),
+    [
+        ("ddp", 0, signal.SIGKILL),
+        ("ddp", 1, signal.SIGKILL),
+        ("ddp", 0, signal.SIGSTOP),
+        ("ddp", 1, signal.SIGSTOP),
+        ("fsdp", 0, signal.SIGKILL),
+        ("fsdp", 1, signal.SIGKILL),
+    ],
+)
+def test_child_is_lost(start: Start, tmp_path: Path, strategy: str, rank: int, number: signal.Signals) -> None:
+    run = start("-m", "imgrec.train", overrides=(*LONG, "trainer.devices=2", f"trainer.strategy={strategy}"))
     wait_for(tmp_path, " 1/500")
     pid = child(run, rank)
     os.kill(pid, number)
     ended = finish_command(run)
     assert ended.returncode == 1
+    assert "frame #" not in ended.stderr  # of C++
     last, what = ended.stderr.splitlines()[-1], "SIGKILL" if number == signal.SIGKILL else "8 s"
     assert_error(last, f"imgrec: rank {rank}", HOST, f"pid {pid}", what, "same command", "last checkpoint")
     assert " step " in last or " batch " in last or "saving" in last

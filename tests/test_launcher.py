@@ -21,7 +21,7 @@ from processes import LIMIT_S, exit_codes, finish_command, run_ranks, torchrun_v
 from small_run import SMALL
 from torch import distributed
 
-from imgrec import cli
+from imgrec import cli, train
 from imgrec.config.load import load_config
 from imgrec.config.schema import RunConfig
 from imgrec.data.datasets import Fake
@@ -31,7 +31,7 @@ from imgrec.distributed.device_checks import check_world, wanted_processes
 from imgrec.distributed.ports import check_gloo_interface
 from imgrec.distributed.process_group import connect, on_first_rank
 from imgrec.distributed.world import World, main_address, read_world
-from imgrec.errors import ConfigError, DataError, Stopped
+from imgrec.errors import ConfigError, DataError, Died, Stopped
 from imgrec.training.run_dir import choose_run_dir
 from imgrec.training.trainer import build_trainer
 
@@ -179,7 +179,7 @@ def test_gloo_that_cannot_connect_is_one_line(within: Callable[..., None], monke
     within(TORCHRUN)
     monkeypatch.setattr(process_group, "_connect_store", lambda world, timeout_s: None)
     monkeypatch.setattr(distributed, "init_process_group", fail)
-    with raises_error(ConfigError, "rank 5", "rv != -1", "GLOO_SOCKET_IFNAME"):
+    with raises_error(Died, "lost the connection to another rank", "rv != -1", "same command", "GLOO_SOCKET_IFNAME"):
         connect(read_world(), timeout_s=30)
 
 
@@ -227,6 +227,26 @@ def test_lightning_gets_the_devices_of_this_node(
     with pytest.raises(Seen) as caught:
         build_trainer(config, plan, world, callbacks=(), logger=False)
     assert caught.value.args == expected
+
+
+@pytest.mark.parametrize("killed", slow_but(1, among=[1, 0]))
+@pytest.mark.parametrize("where", slow_but("join_run_dir", among=["join_run_dir", "Heartbeat"]))
+def test_a_rank_that_dies_before_the_heartbeat_is_one_line(
+    where: str, killed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(process_group, "ERROR_GRACE_S", 0.3)
+
+    def work(rank: int) -> int:
+        if rank == killed:
+            train.__dict__[where] = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+        words = [word for word in SMALL if not word.startswith("trainer.devices")]
+        return cli.main(["train", *words, f"runs_dir={tmp_path}"])
+
+    assert exit_codes(2, work) == [-signal.SIGKILL if rank == killed else 1 for rank in (0, 1)]
+    other = ("rank 1", os.uname().nodename) if killed == 0 else ()
+    # Torch's warning of its store is left out where torch is imported after the rank knows that it is one: not in a fork.
+    (line,) = [line for line in capfd.readouterr().err.splitlines(keepends=True) if line.startswith("imgrec: ")]
+    assert_refused(line, "lost the connection to another rank", "same command", *other)
 
 
 def test_one_process_a_device() -> None:

@@ -44,7 +44,8 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
             _print(str(stopped))
         return ExitCode.STOPPED
     except Died as died:
-        _print(str(died))
+        if (line := error_line(died)) is not None:
+            _print(line)
         return ExitCode.FAILED
     except KeyboardInterrupt:
         if read_world().rank == 0:

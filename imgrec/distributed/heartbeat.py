@@ -29,7 +29,7 @@ from collections.abc import Callable
 
 from imgrec.distributed import signals
 from imgrec.distributed.diagnosis import AGAIN, BY_ITSELF, GAVE_UP, REFUSED_ELSEWHERE, Message, RankStatus, find_dead, find_hang
-from imgrec.distributed.process_group import on_first_rank
+from imgrec.distributed.process_group import collective, on_first_rank
 from imgrec.distributed.transport import Transport
 from imgrec.distributed.watchdog import end_process
 from imgrec.errors import ExitCode, ImgrecError, Stopped
@@ -85,7 +85,8 @@ class Heartbeat:
         if self.rank:
             self._connections.connect(*address, {"rank": self.rank, **self._who}, self.timeout_s)
         self._thread.start()
-        distributed.all_reduce(torch.zeros(1))  # no rank may fail before all have connected
+        with collective():
+            distributed.all_reduce(torch.zeros(1))  # no rank may fail before all have connected
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

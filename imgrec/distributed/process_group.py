@@ -15,7 +15,7 @@ from imgrec.distributed.device_checks import check_world
 from imgrec.distributed.ports import address_here, check_gloo_interface, store_socket
 from imgrec.distributed.watchdog import end_process
 from imgrec.distributed.world import World, main_address, read_world
-from imgrec.errors import ConfigError, ExitCode, ImgrecError, Stopped, first_line, first_names
+from imgrec.errors import ConfigError, Died, ExitCode, ImgrecError, Stopped, first_line, first_names
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -54,13 +54,8 @@ def connect(world: World, *, timeout_s: float) -> None:
     _stores[:] = [_connect_store(world, timeout_s)]
     backend = "cpu:gloo,cuda:nccl" if cuda.is_available() else "gloo"
     limit = timedelta(seconds=timeout_s + LATER_S)
-    try:
+    with collective():
         distributed.init_process_group(backend, store=_stores[0], rank=world.rank, world_size=world.size, timeout=limit)
-    except RuntimeError as error:  # gloo's and DistError
-        raise ConfigError(
-            f"rank {world.rank} on {socket.gethostname()} cannot connect to the others: {first_line(error)}. "
-            "Read what they printed, or set GLOO_SOCKET_IFNAME to the network interface between the machines."
-        ) from error
 
 
 def _connect_store(world: World, timeout_s: float) -> "Store":
@@ -168,6 +163,18 @@ def _stopped(reason: str) -> Stopped:
     return Stopped(f"stopped by {reason} before all ranks had connected. Start the same command again.")
 
 
+@contextmanager
+def collective() -> Iterator[None]:
+    """Around what all ranks do together while there is no heartbeat, which says more: Died where one of them is gone."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's, NCCL's, DistError
+        raise Died(
+            f"lost the connection to another rank: {first_line(error)}. Read what the others printed, then start the same command "
+            "again. If it never connects, set GLOO_SOCKET_IFNAME to the network interface between the machines."
+        ) from error
+
+
 def on_first_rank(function: Callable[[], _T]) -> _T:
     """Call `function` on rank 0; returns its result, or raises its ImgrecError, on all ranks. Needs `connect`."""
     world = read_world()
@@ -181,7 +188,8 @@ def on_first_rank(function: Callable[[], _T]) -> _T:
             message = [function()]
         except ImgrecError as error:
             message = [error]
-    distributed.broadcast_object_list(message)
+    with collective():
+        distributed.broadcast_object_list(message)
     if isinstance(message[0], ImgrecError):
         raise message[0]
     result: _T = message[0]
@@ -194,11 +202,12 @@ def all_gather(value: _T) -> list[_T]:
     if size > 1:
         from torch import distributed
 
-        distributed.all_gather_object(values, value)
+        with collective():
+            distributed.all_gather_object(values, value)
     return values
 
 
-def error_line(error: ImgrecError) -> str | None:
+def error_line(error: ImgrecError | Died) -> str | None:
     """The line that this rank prints for an error. Of the ranks that fail one prints, if it can rank 0; others get None.
 
     Ranks other than 0 add their number. The heartbeat ends those that did not fail.
