@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torchvision
-from error_parts import raises_error
+from error_parts import assert_refused, raises_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -116,6 +116,16 @@ def test_parquet_gives_the_same_splits_as_csv(kaggle):
     of_csv, of_parquet = (table_of(kaggle / f"train.{suffix}", kaggle / "images") for suffix in ("csv", "parquet"))
     assert of_csv.record().digest() == of_parquet.record().digest()
     assert (of_parquet.counts("test") > 0).all()
+
+
+@pytest.mark.parametrize("split", [None, "fold"])
+def test_the_order_of_the_rows_changes_nothing(kaggle, split):
+    rows = list(zip(IDS, LABELS, ["train"] * 16 + ["val"] * 4 + ["test"] * 4, strict=True))
+    digests = set()
+    for order in (rows, rows[::-1], rows[1::2] + rows[::2]):
+        write(kaggle / "train.csv", [["id", "breed", "fold"], *order])
+        digests.add(table_of(kaggle / "train.csv", kaggle / "images", split=split).record().digest())
+    assert len(digests) == 1
 
 
 def test_columns_of_numbers_are_text(tmp_path):
@@ -387,6 +397,10 @@ def test_a_table_is_trained_on_evaluated_and_predicted(kaggle, monkeypatch, caps
     assert imgrec("evaluate", "runs/t/1", "device=cpu", "num_workers=0", "data.root=pictures", "data.file=moved.csv") == 0
     figures = json.loads(Path("runs/t/1/evaluate_test.json").read_text())
     assert (figures["figures"], figures["changed_images"]) == (test, {})
+    for word, lost in (("data.root=images", "images"), ("data.file=no.csv", "no.csv")):
+        capsys.readouterr()
+        assert imgrec("evaluate", "runs/t/1", "device=cpu", "data.root=pictures", "data.file=moved.csv", word) == 2
+        assert_refused(capsys.readouterr().err, f"{word.partition('=')[0]}={lost}", "Set", word.partition("=")[0])
     for name, label in zip(IDS, LABELS, strict=True):
         (kaggle / "other" / label).mkdir(parents=True, exist_ok=True)
         os.link(f"pictures/{name}.png", f"other/{label}/{name}.png")

@@ -51,6 +51,8 @@ class ImageTable(ImageData):
 
     def read(self) -> Splits:
         table = read_columns(self.file, self.columns)
+        if not os.path.isdir(self.root):
+            raise DataError(f"data.root={self.root} is not a folder. Set data.root=FOLDER that the paths start from.")
         labels = list(map(composed, table.filled("label")))
         rows = _split_rows(table) if "split" in self.columns else {"train": np.arange(len(labels))}
         classes = tuple(sorted({labels[row] for row in rows["train"].tolist()}))
@@ -67,10 +69,11 @@ class ImageTable(ImageData):
             groups=pack_names(table.filled("group")) if "group" in self.columns else None,
             **self.on_bad_image,
         )
+        # By name, so that a table whose rows come in another order is the same data.
+        splits = {split: images.take(chosen[np.argsort(images.names[chosen])]) for split, chosen in rows.items()}
         if "split" not in self.columns:
-            train, test = self.cut(images, classes, "test", self.test_share)
+            train, test = self.cut(splits["train"], classes, "test", self.test_share)
             return Splits(classes, train=train, val=None, test=test)
-        splits = {split: images.take(chosen) for split, chosen in rows.items()}
         return Splits(classes, splits["train"], splits.get("val"), splits.get("test"))
 
 
