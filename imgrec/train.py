@@ -177,7 +177,13 @@ def _train(
         step_operations=3 * size.flops * loaders.plan.per_device * loaders.plan.accumulate,  # backward: twice the forward pass
         saved=resume.threads(world.rank, world.size) if resume else None,
     )
-    with threads, opened_logger(run.logger, run_dir.path, rank=world.rank) as logger, closing(loaders), compiling():
+    with (
+        threads,
+        opened_logger(run.logger, run_dir.path, rank=world.rank) as logger,
+        closing(loaders),
+        closing(writer),
+        compiling(),
+    ):
         trainer = build_trainer(
             run.trainer,
             loaders.plan,

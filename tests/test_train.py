@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -243,6 +244,13 @@ def test_the_best_checkpoint_has_the_weights_alone_and_a_finished_run_two_checkp
     assert not all(map(torch.equal, last["state_dict"].values(), last["current_model_state"].values()))
     weights = sum(tensor.nbytes for tensor in best["state_dict"].values())
     assert (folder / "best.ckpt").stat().st_size < weights + 20_000  # and the metadata
+
+
+def test_no_thread_of_a_run_outlives_it(small):
+    before = set(threading.enumerate())
+    fit(small(), quiet=True)
+    left = {thread for thread in set(threading.enumerate()) - before if thread.name != "imgrec watchdog"}  # it looks every 0.25 s
+    assert left == set()
 
 
 def test_what_a_run_leaves(small, tmp_path):

@@ -78,7 +78,11 @@ class CheckpointWriter(TorchCheckpointIO):
             writing, self._writing = self._writing, None
             writing.result()
 
-    teardown = wait  # Lightning's hook at the end
+    teardown = wait  # Lightning's hook at the end of the training, after which the test may follow
+
+    def close(self) -> None:
+        """End the thread, after what it writes."""
+        self._thread.shutdown()
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """A checkpoint, checked, with its tensors in CPU memory."""
