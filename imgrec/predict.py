@@ -80,7 +80,9 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
     rows: list[prediction_table.PredictionRow] = []
     with terminal.bar() as bar:
         task = bar.add_task("images", total=len(files), note="")
-        answers = predictor.predict_files(mine, top_k=top_k, batch_size=config.batch_size, num_workers=config.num_workers)
+        answers = predictor.predict_files(
+            mine, top_k=top_k, batch_size=config.batch_size, num_workers=config.num_workers, timeout_s=group.alone_timeout_s
+        )
         each = zip(mine, answers, strict=True)
         for part in parts:
             own: list[prediction_table.PredictionRow] = []

@@ -1,6 +1,9 @@
 """evaluate gives the figures of the training's own test, scikit-learn's for the same predictions, and the same from files as from memory."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 import torch
 from error_parts import assert_refused
 from PIL import Image
+from processes import LIMIT_S
 from rich.console import Console
 from sklearn.metrics import classification_report, confusion_matrix
 from untrained_run import save_untrained_run
@@ -15,10 +19,11 @@ from untrained_run import save_untrained_run
 import imgrec
 from imgrec import cli, config
 from imgrec.config.instantiate import instantiate
+from imgrec.data.folder import ImageFiles
 from imgrec.files import find_images
 from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
 from imgrec.inference.metrics import make_report
-from imgrec.inference.predictor import load
+from imgrec.inference.predictor import _Files, load
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +256,25 @@ def test_pictures_of_few_and_many_classes_can_be_drawn(classes):
     names = [f"$a_{k}^" for k in range(classes)]  # no formula, whatever the class is called
     found = make_report(np.eye(classes, dtype=np.int64), top5_hits=classes, loss=0.0, classes=names)
     assert draw_confusion_matrix(found, title="100% of $ right").startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "files"),
+    [("evaluate", "folder", ImageFiles), pytest.param("predict", "files", _Files, marks=pytest.mark.slow)],
+)
+def test_loader_processes_that_hang_or_are_killed_end_it_with_a_line(
+    command, key, files, run, pngs, tmp_path, capsys, monkeypatch
+):
+    parent, read = os.getpid(), files.__getitem__
+
+    def in_workers(then):
+        monkeypatch.setattr(files, "__getitem__", lambda *given: then() if os.getpid() != parent else read(*given))
+
+    out = f"out={tmp_path}/out.{'csv' if command == 'predict' else 'json'}"
+    words = [command, f"ckpt={run}", f"{key}={pngs}", out, "num_workers=1", "device=cpu"]
+    in_workers(lambda: time.sleep(LIMIT_S))
+    assert cli.main([*words, "trainer.timeout_s=1.0"]) == 1
+    assert_refused(capsys.readouterr().err, "trainer.timeout_s=1", "same command", "trainer.timeout_s=2")
+    in_workers(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert cli.main(words) == 1
+    assert_refused(capsys.readouterr().err, "the loss of loader worker", "killed by SIGKILL", "num_workers", "same command")

@@ -139,7 +139,7 @@ class Loader(Generic[_Batch_co]):
             pids = ", ".join(str(worker.pid) for worker in self._workers())
             raise Died(
                 f"trainer.timeout_s={self._timeout_s:g}: the loader workers ({pids}) have delivered nothing for that long. "
-                f"Start the same command again to resume; if reading is only slow, set trainer.timeout_s={2 * self._timeout_s:g}."
+                f"Start the same command again, with trainer.timeout_s={2 * self._timeout_s:g} if reading is only slow."
             )
 
     def _workers(self) -> list[Any]:

@@ -34,6 +34,11 @@ class WorkerGroup:
     ) -> None:
         self.rank, self.size, self.process_group, self.heartbeat = rank, size, process_group, heartbeat
 
+    @property
+    def alone_timeout_s(self) -> float | None:
+        """How long one process waits for its files; of several the heartbeat ends one that hangs."""
+        return self.heartbeat.timeout_s if self.heartbeat is not None and self.size == 1 else None
+
     def set_status(self, doing: str) -> None:
         """Set what the heartbeat reports of this rank."""
         if self.heartbeat is not None:

@@ -167,9 +167,18 @@ class Predictor:
             yield torch.stack([self._fitted(pictures[row]) for row in range(start, min(start + batch_size, len(pictures)))])
 
     def predict_files(
-        self, paths: Sequence[str], *, top_k: int = 1, batch_size: int = BATCH_SIZE, num_workers: int | Literal["auto"] = "auto"
+        self,
+        paths: Sequence[str],
+        *,
+        top_k: int = 1,
+        batch_size: int = BATCH_SIZE,
+        num_workers: int | Literal["auto"] = "auto",
+        timeout_s: float | None = None,
     ) -> Iterator[Prediction | DataError]:
-        """Like `predict`, with worker processes that read the files; a file that cannot be read gives a DataError instead of a Prediction."""
+        """Like `predict`, with worker processes that read the files; a file that cannot be read gives a DataError instead of a Prediction.
+
+        timeout_s: raise Died when they deliver nothing for that long.
+        """
         paths = cast(Sequence[str], _pictures(paths))
         _check_count("batch_size", batch_size)
         _check_workers(num_workers)
@@ -177,7 +186,9 @@ class Predictor:
         few = len(paths) <= FEW_FILES
         num_workers = worker_count(num_workers, in_memory=few, processes_here=read_world().local_size)
         batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
-        with closing(Loader(_Files(pack_names(paths), self.preprocessing), batches, num_workers=num_workers)) as loader:
+        with closing(
+            Loader(_Files(pack_names(paths), self.preprocessing), batches, num_workers=num_workers, timeout_s=timeout_s)
+        ) as loader:
             for batch in loader:
                 predictions = iter(self.ranked(self.probabilities(batch.images), top_k))
                 for error in batch.errors:
@@ -247,7 +258,7 @@ class Predictor:
         collector.update(empty, empty, none, none)
         bad: list[str] = []
         done = 0
-        with closing(Loader(images, requests, num_workers=workers)) as batches:
+        with closing(Loader(images, requests, num_workers=workers, timeout_s=group.alone_timeout_s)) as batches:
             for number, batch in enumerate(batches, 1):
                 group.set_status(f"measuring batch {number} of {len(requests)}")
                 bad += batch.bad
