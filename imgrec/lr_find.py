@@ -115,6 +115,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     from imgrec.training.callbacks.lr_range import LRRange
     from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import Classifier
+    from imgrec.training.optimizer import written_rate
     from imgrec.training.threads import chosen_threads
     from imgrec.training.trainer import build_trainer
     from imgrec.training.transfer import initial_network
@@ -129,7 +130,9 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     devices = run.trainer.devices
     if world.size == 1:
         devices = devices[:1] if isinstance(devices, list) else 1
-    lr_range = LRRange(rates, lr=run.optim["lr"], diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance)
+    lr_range = LRRange(
+        rates, lr=written_rate(run.optim), diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance
+    )
     trainer = build_trainer(
         replace(run.trainer, devices=devices),
         loaders.plan,

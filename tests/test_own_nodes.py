@@ -132,7 +132,7 @@ def test_code_of_another_kind_is_refused(own, group, node, parts):
 @pytest.mark.parametrize(
     ("group", "node", "error", "parts"),
     slow_cases(
-        (2, 4, 7),
+        (2, 4, 11),
         [
             ("model", {"_target_": "own_nodes.Needy", **NET}, ConfigError, ("_target_=own_nodes.Needy", "'width'", "yaml")),
             (
@@ -144,6 +144,15 @@ def test_code_of_another_kind_is_refused(own, group, node, parts):
             ("model", {"_target_": "own_nodes.Net", **NET, "answer": "pair"}, ConfigError, ("model Net", "tuple", "[1, 3]")),
             ("model", {"_target_": "own_nodes.Net", **NET, "answer": "short"}, ConfigError, ("model Net", "[1, 2]", "[1, 3]")),
             ("loss", {"_target_": "own_nodes.Mean", **LOSS}, ConfigError, ("loss Mean", "4", "[]", "[4]", "per_sample")),
+            ("logger", {"_target_": "torch.zeros"}, ConfigError, ("_target_=zeros", "arguments", "a function of yours")),
+            ("optim", {"_partial_": True, **RATE}, ConfigError, ("a config group", "_target_", "lr, base_batch")),
+            ("callbacks", {"x": 1}, ConfigError, ("a config group", "_target_", "1")),
+            (
+                "optim",
+                {"_target_": "torch.optim.SGD", "_partial_": True},
+                ConfigError,
+                ("optim.lr", "torch.optim.SGD", "lr: 0.001"),
+            ),
             ("data", {"_target_": "own_nodes.Set", **COMMON}, ConfigError, ("Set.read", "NoneType", "Splits")),
             ("data", {"_target_": "own_nodes.Set", "gives": "list", **COMMON}, ConfigError, ("Set.read", "list", "Splits")),
             (

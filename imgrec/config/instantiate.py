@@ -18,6 +18,7 @@ Kind = TypeVar("Kind")
 ALLOWED_PACKAGES = ("imgrec", "torch", "torchvision", "torchmetrics", "timm", "pytorch_lightning")
 # Keys of a group that are passed to a function of imgrec instead of its `_target_`.
 EXTRA_PARAMETERS = {"optim": "imgrec.training.optimizer.batch_factor"}
+GROUPS = ("data", "model", "augment", "optim", "scheduler", "loss", "logger")  # that are one node each
 EXTRAS = ("timm", "wandb", "mlflow")  # packages that imgrec installs by an extra of their name
 ALLOW = "IMGREC_ALLOW"  # your own packages, separated by commas
 
@@ -71,9 +72,10 @@ def locate(target: str) -> Callable[..., Any]:
 
 def node_target(node: Node) -> Callable[..., Any]:
     """`locate` of a node's `_target_`; ConfigError also for a node without one."""
-    if "_target_" not in node:
+    if not isinstance(node, dict) or "_target_" not in node:
+        keys = ", ".join(map(str, node)) if isinstance(node, dict) else format_value(node)
         raise ConfigError(
-            f"a config group without _target_ ({', '.join(map(str, node)) or 'empty'}). Write _target_: PACKAGE.MODULE.NAME into its yaml."
+            f"a config group without _target_ ({keys or 'empty'}). Write _target_: PACKAGE.MODULE.NAME into its yaml."
         )
     return locate(node["_target_"])
 
@@ -88,7 +90,7 @@ def instantiate(node: Node, **extra: Any) -> Any:
     if node.get("_partial_", False):
         return partial(target, **settings)
     try:
-        inspect.signature(target).bind(**settings)
+        _signature(target).bind(**settings)
     except TypeError as error:
         raise ConfigError(f"_target_={node['_target_']}: {error}. Write the arguments that it takes into its yaml.") from error
     return target(**settings)
@@ -105,6 +107,15 @@ def build(name: str, node: Node, kind: type[Kind], **extra: Any) -> Kind:
     return built
 
 
+def _signature(target: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(target)
+    except ValueError as error:  # of a function or class that is written in C
+        raise ConfigError(
+            f"_target_={target.__name__}: Python does not know its arguments. Name a function of yours that calls it."
+        ) from error
+
+
 @cache
 def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
     """The parameters of a target that have a name, with their types; those of its parents too where it has **keywords."""
@@ -113,7 +124,7 @@ def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
     if inspect.isclass(target):
         constructors = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
     for function in constructors or [target]:
-        signature = inspect.signature(function)
+        signature = _signature(function)
         try:
             hints = typing.get_type_hints(function)
         except (NameError, TypeError):  # an annotation of a library that exists for type checkers only
@@ -128,7 +139,10 @@ def parameter_types(target: Callable[..., Any]) -> dict[str, Any]:
 
 def check_signatures(run: RunConfig) -> None:
     """Every node's keys and value types against the signature of its `_target_`; ConfigError names the first that does not fit."""
-    for name, node in target_nodes(run.to_dict()):
+    tree = run.to_dict()
+    for node in (*(tree[group] for group in GROUPS), *(node for node in run.callbacks.values() if node is not None)):
+        node_target(node)
+    for name, node in target_nodes(tree):
         check_signature(name, node)
 
 

@@ -28,21 +28,26 @@ def batch_factor(batch: int, /, *, base_batch: int | None, batch_rule: BatchRule
     return batch / base_batch if batch_rule == "linear" else math.sqrt(batch / base_batch)
 
 
+def written_rate(node: dict[str, Any]) -> float:
+    """The learning rate of a conf/optim node, as it is written there; ConfigError where it is not."""
+    if "lr" not in node:
+        raise ConfigError(f"optim.lr is missing: {node['_target_']} needs it. Write lr: 0.001 into its yaml.")
+    return float(node["lr"])
+
+
 def rate(node: dict[str, Any], batch: int) -> float:
     """The learning rate of a conf/optim node for a global batch.
 
     ConfigError: no lr, or one of base_batch and batch_rule without the other.
     """
-    if "lr" not in node:
-        raise ConfigError(f"optim.lr is missing: {node['_target_']} needs it. Write lr: 0.001 into its yaml.")
-    return float(node["lr"] * batch_factor(batch, **_batch_keys(node)))
+    return float(written_rate(node) * batch_factor(batch, **_batch_keys(node)))
 
 
 def rate_sentence(node: dict[str, Any], batch: int) -> str:
     """'lr 0.4 = 0.1 x 1024/256 (linear in the global batch)', or 'lr 0.1' where it does not depend on the batch."""
     keys = _batch_keys(node)
     if keys["base_batch"] is None or keys["batch_rule"] == "none":
-        return f"lr {node['lr']:g}"
+        return f"lr {written_rate(node):g}"
     factor, rule = f"{batch}/{keys['base_batch']}", "linear in the global batch"
     if keys["batch_rule"] == "sqrt":
         factor, rule = f"sqrt({factor})", "square root of the global batch"
