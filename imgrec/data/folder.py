@@ -164,7 +164,7 @@ def label_indices(labels: Sequence[str], classes: Sequence[str], place: Callable
     """The labels as indices in the class list; DataError, with the place of the image, for one that is not in it."""
     index = {name: k for k, name in enumerate(classes)}
     if unknown := set(labels) - index.keys():
-        row = min(map(labels.index, unknown))
+        row = next(row for row, label in enumerate(labels) if label in unknown)
         raise DataError(
             f"{place(row)}: the class {labels[row]}, but train does not have it ({first_names(classes, 10)})."
             f"{did_you_mean(labels[row], classes)} Correct it, or add such an image to train."

@@ -81,8 +81,8 @@ def _split_rows(table: Table) -> dict[Split, Indices]:
     """The rows of each split; DataError for a text that is no split, or no rows of train."""
     texts = table.filled("split")
     meant = {text: split_meant(text) for text in set(texts)}
-    if unknown := [text for text, split in meant.items() if split is None]:
-        row = min(map(texts.index, unknown))
+    if None in meant.values():
+        row = next(row for row, text in enumerate(texts) if meant[text] is None)
         raise DataError(
             f"{table.row(row)}: {texts[row]} is no split. Write train, val or test, or set data.split=null to cut them by share."
         )

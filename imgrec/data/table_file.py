@@ -61,7 +61,6 @@ def _read_csv(file: str, wanted: Mapping[str, str]) -> Table:
     texts: list[str] = []  # of all rows, one after another: a million tuples would cost the garbage collector seconds
     try:
         with open(file, newline="", encoding="utf-16" if utf16 else "utf-8-sig") as text:
-            headers = {}
             for delimiter in DELIMITERS:
                 text.seek(0)
                 reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
