@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import imgrec.training.checkpoint
-from imgrec.config.compose import load_config
+from imgrec.config.load import load_config
 from imgrec.train import fit
 from imgrec.training.step_boundary import StepBoundary
 

@@ -26,8 +26,8 @@ from input import processor
 from projection import FORMULA, Links, Row, Work, bends, efficiency, project
 from steps import EVALUATED, Sizes, Times, classes, measure
 
-from imgrec.config.compose import load_config
 from imgrec.config.instantiate import instantiate
+from imgrec.config.load import load_config
 from imgrec.config.schema import RunConfig
 from imgrec.data.sampler import shuffled_order
 from imgrec.errors import ImgrecError

@@ -368,7 +368,7 @@ def test_the_api_trains_under_its_own_name(small):
 
 
 def test_a_callback_that_is_null_is_off_and_one_without_a_target_is_refused():
-    names = ("throughput", "steps", "console", "tensorboard", "ema", "early_stopping")
+    names = ("throughput", "steps", "console", "tensorboard", "ema", "batch_norm", "early_stopping")
     run = config.load("train", ["model=simple_cnn", *(f"callbacks.{name}=null" for name in names)])
     assert run.callbacks == dict.fromkeys(names)
     assert configured_callbacks(run.callbacks, {}) == []

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from imgrec.config.instantiate import build
 from imgrec.config.schema import Limit, RunConfig, Split
 from imgrec.data.augment import Augment
-from imgrec.data.batch import Batch
+from imgrec.data.batch import Batch, Request
 from imgrec.data.class_balance import training_order
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
@@ -58,6 +58,7 @@ class DataModule(pl.LightningDataModule):
         self._training = train.for_training(augment, run.seed)
         self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
         self._timeout_s = run.trainer.timeout_s
+        self._statistics_batch = max(2, min(self.plan.global_size, run.max_device_batch, EVALUATION_BATCH))
         self._bad = set(left_out)
         self._constant: set[str] = set()
         self._loaders: list[Loader[Batch]] = []
@@ -65,6 +66,12 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> Loader[Batch]:
         requests = EpochBatches(self.plan, self._order, epoch=self._epoch, rank=self._rank(), start=self.start)
         return self._loader(self._training, requests)
+
+    def first_training_batches(self, images: int) -> list[Batch]:
+        """About `images` of the first epoch, fewer where there are not so many; the same on each rank and any number of them."""
+        order = self._order(0)[:images]
+        parts = np.array_split(order, -(-len(order) // self._statistics_batch))
+        return [self._training[Request(epoch=0, indices=rows, whole=len(rows))] for rows in parts]
 
     def val_dataloader(self) -> Loader[Batch]:
         return self._evaluation_loader("val")

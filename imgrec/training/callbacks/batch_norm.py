@@ -1,0 +1,69 @@
+"""The statistics of batch norm in the first steps, when its running averages are those of other weights."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from imgrec.data.batch import Batch
+from imgrec.data.datamodule import DataModule
+from imgrec.training.module import Classifier
+
+
+class BatchNormStatistics(pl.Callback):
+    """Measures them for the current weights before each validation of the first steps (Wu and Johnson 2021, arXiv 2105.07576).
+
+    A running average remembers about ten steps. In the first ones the weights change so much meanwhile that the errors of
+    the layers add up: a ResNet-18 had a validation loss of 72 where that of the training was 1.4.
+    In the last of several epochs the rate of most schedules ends near 0, and an average over more images is better.
+    Where the weights are averaged it stands behind that callback, and so measures for the average.
+    """
+
+    def __init__(self, *, images: int, until_step: int) -> None:
+        """images: of train to measure with, as they are trained on; 0: never. until_step: validations after it keep the averages."""
+        self.images, self.until_step = images, until_step
+        self._batches: list[Batch] = []
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        norms = trained_norms(pl_module.net)
+        last = 1 < (trainer.max_epochs or 0) == trainer.current_epoch + 1
+        if not norms or not self.images or trainer.global_step > self.until_step or last:
+            self._batches = []
+            return
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        # Each rank takes the same images, so all get the same statistics.
+        self._batches = self._batches or data.first_training_batches(self.images)
+        inputs = (pl_module.augmented(trainer.strategy.batch_to_device(batch))[0] for batch in self._batches)
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            measure_statistics(norms, pl_module.net, inputs)
+
+
+def trained_norms(net: nn.Module) -> list[_BatchNorm]:
+    """The batch norms that average their statistics, without frozen ones."""
+    return [
+        module
+        for module in net.modules()
+        if isinstance(module, _BatchNorm)
+        and module.momentum is not None  # without a momentum it is a mean already
+        and module.track_running_stats
+        and all(parameter.requires_grad for parameter in module.parameters(recurse=False))
+    ]
+
+
+def measure_statistics(norms: Sequence[_BatchNorm], net: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) -> None:
+    """Sets the running mean and variance to the mean of those of `inputs`, each float [B, C, H, W]."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+    try:
+        for count, images in enumerate(inputs, 1):
+            for norm in norms:
+                norm.momentum = 1 / count
+            net(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval()
+            norm.momentum = momentum
