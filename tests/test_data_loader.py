@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from multiprocessing.connection import wait
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,6 +185,26 @@ def test_a_worker_that_is_killed_is_named_and_the_batches_go_on_in_this_process(
         list(loader)
 
 
+class ClosingFirst(InMemoryImages):
+    """Its worker closes its files a while before it ends, as a process that is killed on a busy machine."""
+
+    def __getitem__(self, request: Request) -> Batch:
+        if 4 in request.indices:
+            os.closerange(3, 1000)
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(request)
+
+
+def test_a_worker_that_is_about_to_end_is_named():
+    images = stored(np.arange(12) % 2)
+    with closing(Loader(ClosingFirst(images.images, images.labels), in_order(12, 2), num_workers=1)) as loader:
+        next(iter(loader))
+        (worker,) = loader._workers()
+        wait([worker.sentinel])
+        assert_error(str(loader._loss(ConnectionResetError())), "the loss of loader worker", worker.pid, "SIGKILL")
+
+
 @pytest.mark.slow
 def test_a_run_in_a_container_with_a_small_dev_shm(tmp_path):
     small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
@@ -242,8 +263,11 @@ def test_batches_need_no_room_in_dev_shm(monkeypatch):
         assert torch.equal(images, split.images)
         assert len(os.listdir("/proc/self/fd")) <= files + 10  # of the queues
     del images
-    sizes = [torch.empty(0, 3, dtype=torch.uint8), torch.arange(6).view(2, 3).t(), torch.tensor(1.5)]
-    assert all(torch.equal(_in_memfd(tensor), tensor) for tensor in sizes)
+    pictures = torch.randint(0, 255, (4, 3, 5, 6), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    for tensor in (torch.empty(0, 3), torch.arange(6).view(2, 3).t(), torch.tensor(1.5), pictures, pictures[:2], pictures[:0]):
+        handed_over = _in_memfd(tensor)
+        assert torch.equal(handed_over, tensor)
+        assert handed_over.stride() == tensor.stride()  # or the network would compute in another order than without workers
 
 
 @pytest.mark.parametrize("name", ["imgrec.data.loader.get_temp_dir", "torch.utils.data.dataloader.DataLoader.__iter__"])

@@ -127,7 +127,11 @@ class Loader(Generic[_Batch_co]):
 
     def _loss(self, error: Exception) -> str | None:
         """What became of workers that have ended, if any has."""
-        wait([worker.sentinel for worker in self._workers()], timeout=0 if isinstance(error, RuntimeError) else END_SECONDS)
+        timeout = 0 if isinstance(error, RuntimeError) else END_SECONDS
+        closed = wait([worker.sentinel for worker in self._workers()], timeout=timeout)
+        for worker in self._workers():
+            if worker.sentinel in closed:
+                worker.join()  # a process that is killed closes its files first, and then has an exit code
         codes = {worker.pid: worker.exitcode for worker in self._workers() if worker.exitcode is not None}
         ends = [f"{pid}, {_describe_end(code)}" for pid, code in codes.items()]
         return f"the loss of loader worker {'; '.join(ends)}" if ends else None
@@ -195,7 +199,7 @@ def _share(batch: Any) -> Any:
 def _in_memfd(tensor: Tensor) -> Tensor:
     if not tensor.nbytes:
         return tensor
-    tensor = tensor.contiguous()
+    strides = torch.empty_like(tensor, device="meta").stride()  # images are channels_last, and stay it
     file = os.memfd_create("imgrec")
     try:
         os.ftruncate(file, tensor.nbytes)
@@ -203,7 +207,7 @@ def _in_memfd(tensor: Tensor) -> Tensor:
         storage: UntypedStorage = UntypedStorage._new_shared_fd_cpu(file, tensor.nbytes)  # type: ignore[attr-defined]
     finally:
         os.close(file)
-    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, tensor.stride()).copy_(tensor)
+    return torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape, strides).copy_(tensor)
 
 
 def _describe_end(code: int) -> str:
