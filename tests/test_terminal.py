@@ -148,6 +148,7 @@ def test_a_terminal_that_closes(before, devices, code, tmp_path):
     words = ["epochs=40", f"runs_dir={tmp_path}", "id=a", "trainer.strategy=ddp", f"trainer.devices={devices}"]
     with subprocess.Popen(
         [*before, *TRAIN, *words],
+        cwd=tmp_path,  # nohup writes nohup.out there
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
