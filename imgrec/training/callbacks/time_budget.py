@@ -46,15 +46,16 @@ class TimeBudget(pl.Callback):
             trainer.fit_loop.max_epochs = state["epochs"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._began = self.clock()
+        self._began, self._step = self.clock(), trainer.global_step
 
     def _elapsed_s(self) -> float:
         return self._before_s + self.clock() - self._began
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         steps = trainer.global_step
-        if trainer.current_epoch or steps not in (WARM_UP, ESTIMATED_AT) or self._decided["epochs"] is not None:
-            return
+        if trainer.current_epoch or steps not in (WARM_UP, ESTIMATED_AT) or steps == self._step:
+            return  # the last: a micro-batch of the next step
+        self._step = steps
         per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
         _synchronize(pl_module)
         if steps == WARM_UP:
