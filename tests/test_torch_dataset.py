@@ -20,6 +20,7 @@ from imgrec.errors import ConfigError, DataError
 from imgrec.inference.stored_code import build_stored
 
 MODULE = """
+import fcntl
 import numpy as np, torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
@@ -54,6 +55,16 @@ class Other(Squares):
 
 class Twice(Squares):
     classes = [("crane", "bird"), ("crane", "bird"), ("cat",)]
+
+class Downloaded(Squares):
+    def __init__(self, root, download=False):
+        super().__init__()
+        with open(f"{root}/.own_squares.Downloaded.lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            raise OSError("another rank can download too")
 
 class Stream(IterableDataset):
     def __iter__(self):
@@ -182,6 +193,11 @@ def test_without_a_data_set_and_with_other_classes():
         _ = built(node("Named"), test=node("Other"))[0].splits
     data, _ = built(node("Twice"), "data.classes=[a,b,c]", test=node("Twice"))
     assert data.classes == ("a", "b", "c")
+
+
+def test_one_rank_downloads_at_a_time(tmp_path):
+    data, _ = built(node("Downloaded", root=str(tmp_path / "new"), download=True))
+    assert len(data.splits.train) + len(data.splits.val) == 12
 
 
 def test_a_run_is_trained_and_evaluated_from_its_checkpoint_where_the_package_is_allowed(tmp_path, monkeypatch):

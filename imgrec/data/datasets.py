@@ -3,7 +3,8 @@
 import fcntl
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
@@ -43,6 +44,15 @@ class Digits(ImageData):
         return Splits(classes, train=train, val=None, test=test)
 
 
+@contextmanager
+def download_lock(root: str, kind: str) -> Iterator[None]:
+    """One process of those that share the folder downloads the files of a data set, the others wait for it."""
+    Path(root).mkdir(parents=True, exist_ok=True)
+    with open(Path(root) / f".{kind}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class _Torchvision(ImageData):
     """A data set that torchvision reads, and whose files it checks, below `root`."""
 
@@ -72,10 +82,7 @@ class _Torchvision(ImageData):
             if download or not self.download:
                 problem = f"could not be downloaded ({first_line(error)})" if download else "are missing or damaged"
                 raise self._missing_files(problem) from error
-        Path(self.root).mkdir(parents=True, exist_ok=True)
-        # One process of those that share the folder downloads the files, the others wait for it.
-        with open(Path(self.root) / f".{self.kind}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with download_lock(self.root, self.kind):
             return self._open(train=train, download=True)
 
     def _missing_files(self, problem: str) -> DataError:

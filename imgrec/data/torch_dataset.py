@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import copy
 from typing import Any, Self, Unpack
 
@@ -14,6 +15,7 @@ from imgrec.config.instantiate import check_signature, instantiate
 from imgrec.config.schema import Node
 from imgrec.data.augment import Augment, augment_to_size
 from imgrec.data.batch import Batch, Indices, Request
+from imgrec.data.datasets import download_lock
 from imgrec.data.decode import Preprocessing, is_constant
 from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.mixup import partners
@@ -173,8 +175,11 @@ def _opened(where: str, node: Node) -> Any:
     if "_target_" not in node:
         raise ConfigError(f"{where} has no _target_. Write _target_: PACKAGE.MODULE.NAME of a data set into it.")
     check_signature(where, node)
+    # torchvision's data sets download into their root, all ranks into the same.
+    downloads = node.get("download") and "root" in node
     try:
-        dataset = instantiate(node)
+        with download_lock(str(node["root"]), str(node["_target_"])) if downloads else nullcontext():
+            dataset = instantiate(node)
     except ImgrecError:
         raise
     except Exception as error:  # files that are missing or damaged, a download that failed: each data set raises its own
