@@ -41,9 +41,9 @@ class _Output:
         except ValueError:  # it was closed
             pass
         except OSError:  # a terminal or a pipe that was closed, a full disk
-            with suppress(OSError):
+            with suppress(OSError), open(os.devnull, "w") as nowhere:
                 if self._stream.fileno() in (1, 2):  # else Python fails to flush it at its exit, with exit code 120
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+                    os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -66,7 +66,7 @@ class ImageTable(ImageData):
             pack_names(_find_files(table, self.root)),
             label_indices(labels, classes, table.row),
             preprocessing=self.preprocessing(),
-            groups=pack_names(table.filled("group")) if "group" in self.columns else None,
+            groups=pack_names(map(composed, table.filled("group"))) if "group" in self.columns else None,
             **self.on_bad_image,
         )
         # By name, so that a table whose rows come in another order is the same data.

@@ -82,8 +82,10 @@ class BestCheckpoint(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.history.rows[-1]["best"]:
             self._saving = True
-            trainer.save_checkpoint(self.file)
-            self._saving = False
+            try:
+                trainer.save_checkpoint(self.file)
+            finally:
+                self._saving = False
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         # Not weights_only=True of save_checkpoint: the average of the weights, which EMA puts in their place here, would be missing.
