@@ -89,6 +89,7 @@ def test_values_that_are_python_s_own(tmp_path):
         (None, {"epoch": 3}, ("'epoch=3'", "epochs")),
         (None, {"epochs": "three"}, ("epochs=three", "an integer", "30")),
         (None, {"epochs": [3]}, ("epochs=[3]", "an integer", "30")),
+        (None, {"epochs": 16**5000}, (f"epochs=0x1{'0' * 197}", "less than 2^63")),  # str() refuses to write it
         (None, {"optim": {"lrr": 3}}, ("'optim.lrr=3'", "optim.lr")),
         (None, {"optim": {"lr": -1}}, ("optim.lr=-1.0", "more than 0")),
         (None, {"data": "mnst"}, ("data=mnst", "mnist")),

@@ -290,6 +290,7 @@ def test_our_own_fault_ends_with_one_and_its_traceback(
         (["seed=range(0,3,0)"], "seed=range(0,3,0): ", "seed=range(0,10,2)"),
         (["seed=range(0,nan)"], "seed=range(0,nan): ", "seed=range(0,10,2)"),
         (["seed=1,2", f"job={'9' * 5000}"], "job=9", "Set job=1"),
+        ([f"seed=1,{'9' * 5000}"], "seed=9", "expected an integer"),
         (["--search", "seed=1,2", f"trials={'9' * 5000}"], "trials=9", "trials=30"),
         (["seed=1,abc"], "seed=abc: ", "integer"),
         (["model=lenet,lenett"], "model=lenett: ", "Did you mean lenet?"),

@@ -96,4 +96,6 @@ def format_value(value: Any) -> str:
         return "null"
     if isinstance(value, list):
         return f"[{','.join(map(format_value, value))}]"
+    if isinstance(value, int) and value.bit_length() > 14_000:  # str() takes no more than 4,300 digits
+        return hex(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -3,7 +3,7 @@
 from math import inf
 from typing import Any, NamedTuple
 
-from imgrec.config.annotations import format_value, is_number
+from imgrec.config.annotations import LONGEST_SHOWN, format_value, is_number
 from imgrec.errors import ConfigError
 
 
@@ -76,6 +76,8 @@ def check_range(path: str, value: Any, default: Any) -> None:
         if not limits.holds(number):
             example = "" if default is None or default == value else f" The default is {format_value(default)}."
             raise ConfigError(f"{path}={format_value(value)}: {key} must be {limits}.{example}")
+        if isinstance(number, int) and number >= 2**63:
+            raise ConfigError(f"{path}={format_value(number)[:LONGEST_SHOWN]}: {key} must be less than 2^63.")
         if path in SHARES_OR_COUNTS and isinstance(number, float) and number > 1:
             raise ConfigError(
                 f"{path}={format_value(value)}: expected a share up to 1.0, or a number of batches. Set {path}={round(number)}."

@@ -192,7 +192,8 @@ def _listed_values(override: Override, hint: Any, config_dir: str | None) -> lis
         return [text]
     parsed = hydra_value(text)
     if parsed is None or not parsed.is_sweep_override():
-        return split_texts(text) if parsed is None and is_text(hint) else [text]
+        # No list of Hydra's, such as 1,999... with more digits than it reads: each value is checked alone.
+        return split_texts(text) if parsed is None and (is_text(hint) or not set(text) & set("[{(")) else [text]
     value = parsed.value()
     if isinstance(value, IntervalSweep):  # tag(log,interval(a,b)), as for Hydra's plugins
         raise ConfigError(f"{override.text}: there is no interval. Type '{key}=uniform(LOW,HIGH)', or log(LOW,HIGH).")
