@@ -100,6 +100,14 @@ def test_nothing_saved_ever() -> None:
     assert_refused(done.stderr, "stopped by SIGTERM", "1 s", "nothing was saved", "same command")
 
 
+def test_a_disk_without_room_for_a_temporary_folder() -> None:
+    done = run_watchdog(
+        "signals.get_temp_dir = lambda: os.mkdir('/dev/full/none'); ask_to_stop(); now[0] += 0.2; time.sleep(1000)"
+    )
+    assert done.returncode == 75
+    assert_refused(done.stderr, "stopped by SIGTERM", "1 s", "since step 12", "same command")
+
+
 @pytest.mark.parametrize("save", ["watched.saving = True", "watched.save_ended = now[0]"])
 def test_a_save_that_began_in_time_may_take_longer(save: str) -> None:
     done = run_watchdog(f"ask_to_stop(); {save}; turn_clock(0); turn_clock(4.9)")

@@ -93,9 +93,11 @@ def _note_signal(number: int, frame: FrameType | None) -> None:
 
 def exit_now(code: int) -> NoReturn:
     """os._exit, and no temporary folder of loader workers is left, which Python would remove at its exit."""
-    if parent_process() is None:  # else the folder is that of the parent
-        shutil.rmtree(get_temp_dir(), ignore_errors=True)
-    os._exit(code)
+    try:
+        if parent_process() is None:  # else the folder is that of the parent
+            shutil.rmtree(get_temp_dir(), ignore_errors=True)
+    finally:  # where there is none yet, it is made, for which a full disk has no room
+        os._exit(code)
 
 
 @contextmanager
