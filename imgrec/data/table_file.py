@@ -41,7 +41,7 @@ def read_columns(file: str, wanted: Mapping[str, str]) -> Table:
     ConfigError for a column that the table does not have, DataError for a file that cannot be read.
     """
     if not os.path.isfile(file):
-        raise DataError(f"data.file={file}: there is no such file. Set data.file=TABLE, a .csv or .parquet file.")
+        raise DataError(f"data.file={file}: there is no such file. Set data.file=TABLE.csv.")
     try:
         table = (_read_parquet if file.lower().endswith(".parquet") else _read_csv)(file, wanted)
     except OSError as error:
