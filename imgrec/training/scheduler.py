@@ -176,7 +176,7 @@ def lightning_schedulers(
 
 
 def stretch(node: dict[str, Any], scheduler: object, *, total_steps: int, steps_per_epoch: int) -> None:
-    """Let one of `lightning_schedulers` go on as the schedule of another number of steps. A plateau has none, its warm-up stays."""
+    """Make one of `lightning_schedulers` the schedule of another number of steps. A plateau has none, its warm-up stays."""
     if isinstance(scheduler, LambdaLR):
         schedule = instantiate(node)(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
         scheduler.lr_lambdas = [schedule] * len(scheduler.lr_lambdas)
