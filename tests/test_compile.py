@@ -53,6 +53,27 @@ def test_a_compiled_network_trains_the_same_and_its_checkpoint_loads(small: Call
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"trainer.compile=true is refused without {COMPILER}")
+def test_measuring_statistics_of_batch_norm_compiles_nothing(small: Callable[..., RunConfig]) -> None:
+    def train(rank: int) -> list[int]:
+        from torch._dynamo.utils import counters
+
+        compile_with = torch.nn.Module.compile
+        torch.nn.Module.compile = lambda net: compile_with(net, backend="eager")  # type: ignore[method-assign]
+        graphs = []
+        for images in (0, 12):
+            torch._dynamo.reset()
+            counters.clear()
+            words = ("model=simple_cnn", "model.widths=[4]", "trainer.compile=true", f"id={images}")
+            fit(small(*words, f"callbacks.batch_norm.images={images}"), quiet=True)
+            graphs.append(counters["stats"]["unique_graphs"])
+        return graphs
+
+    ((without, measured),) = run_ranks(1, train)
+    assert 0 < measured == without
+
+
 @pytest.mark.parametrize("accelerator", ["cpu", "auto"])
 def test_without_a_compiler_the_start_is_refused(accelerator: str, small: Callable[..., RunConfig], monkeypatch: Any) -> None:
     monkeypatch.setenv("PATH", "/nowhere")

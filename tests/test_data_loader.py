@@ -478,6 +478,13 @@ def test_a_split_that_is_not_there():
         data.split("test")
 
 
+def test_statistics_of_batch_norm_are_measured_with_no_single_image():
+    loaders = data_module(fake(), batch_size=2)  # 45 images to train with
+    batches = loaders.first_training_batches(512)
+    assert [len(batch.labels) for batch in batches] == [2] * 22
+    assert torch.cat([batch.indices for batch in batches]).tolist() == shuffled_order(45, seed=3)(0)[:44].tolist()
+
+
 def test_a_resumed_epoch_goes_on_where_it_stopped():
     data = fake()
     loaders = data_module(data)

@@ -68,10 +68,14 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self._training, requests)
 
     def first_training_batches(self, images: int) -> list[Batch]:
-        """About `images` of the first epoch, fewer where there are not so many; the same on each rank and any number of them."""
+        """About `images` of the first epoch, fewer where there are not so many; the same on each rank and any number of them.
+
+        Batches of two images at least: batch norm cannot measure one, which is left where the other was skipped.
+        """
         order = self._order(0)[:images]
         parts = np.array_split(order, -(-len(order) // self._statistics_batch))
-        return [self._training[Request(epoch=0, indices=rows, whole=len(rows))] for rows in parts]
+        batches = (self._training[Request(epoch=0, indices=rows, whole=len(rows))] for rows in parts)
+        return [batch for batch in batches if len(batch.labels) > 1]
 
     def val_dataloader(self) -> Loader[Batch]:
         return self._evaluation_loader("val")

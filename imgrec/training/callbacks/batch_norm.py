@@ -37,7 +37,8 @@ class BatchNormStatistics(pl.Callback):
         # Each rank takes the same images, so all get the same statistics.
         self._batches = self._batches or data.first_training_batches(self.images)
         inputs = (pl_module.augmented(trainer.strategy.batch_to_device(batch))[0] for batch in self._batches)
-        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+        # Uncompiled: with each other momentum a compiled network would be compiled anew.
+        with torch.no_grad(), trainer.precision_plugin.val_step_context(), torch.compiler.set_stance("force_eager"):
             measure_statistics(norms, pl_module.net, inputs)
 
 
