@@ -213,7 +213,7 @@ def _train(
 def _stop_if_requested(world: World) -> None:
     """Between the parts of a start. A process of several waits for the first step boundary, where all can agree."""
     if world.size == 1 and (reason := signals.stop_reason()) is not None:
-        raise Stopped(f"stopped by {reason} while starting. Start the same command again to resume.")
+        raise Stopped(f"stopped by {reason} while starting; this start trained no step. Start the same command again.")
 
 
 def _initial_network(

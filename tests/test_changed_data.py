@@ -283,6 +283,23 @@ def test_accepted_changes_keep_what_is_left_in_its_split(unfinished):
     assert fit(run_config(unfinished), quiet=True)["status"] == "finished"  # what was accepted once is asked no more
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_images_that_were_trained_on_are_not_accepted_in_a_split_that_measures(unfinished, split):
+    root = unfinished / "photos"
+    names = [
+        os.fsdecode(name)
+        for name in load_checkpoint(unfinished / "runs/r/a/checkpoints/last.ckpt").record().splits["train"].names
+    ]
+    root.rename(root.with_name("all"))
+    root.mkdir()
+    root.with_name("all").rename(root / "train")
+    for name in names[::3]:  # of each class
+        (root / split / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "train" / name).rename(root / split / name)
+    with raises_error(DataError, f"{len(names[::3])} images of {split}", *names[:9:3], "...", "resume=false"):
+        fit(run_config(unfinished, "data.changed=accept"), quiet=True)
+
+
 def test_a_run_resumes_within_an_epoch_that_has_become_shorter(unfinished):
     root, last = unfinished / "photos", unfinished / "runs/r/a/checkpoints/last.ckpt"
     done = read_checkpoint(last)["resume"]["position"]["done"]

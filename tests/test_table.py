@@ -435,3 +435,11 @@ def test_the_commands_of_the_page_about_data_run(tmp_path, monkeypatch):
         assert {row["path"]: row["class"] in LABELS for row in csv.DictReader(text)} == {
             f"dogs/test/90{k}.jpg": True for k in (0, 1)
         }
+
+
+@pytest.mark.parametrize("path", ["ant\0/000.png", "ant/00\0.png"])
+def test_a_path_with_a_zero_byte_names_its_row(tmp_path, path):
+    pictures(tmp_path, ["ant/000.png", "bee/001.png"])
+    pq.write_table(pa.table({"id": ["ant/000.png", path, "bee/001.png"], "breed": ["ant", "ant", "bee"]}), tmp_path / "t.parquet")
+    with raises_error(DataError, str(tmp_path / "t.parquet"), "row 2", "no image", "data.root=FOLDER"):
+        table_of(tmp_path / "t.parquet", tmp_path).splits  # noqa: B018

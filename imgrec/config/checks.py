@@ -160,6 +160,10 @@ def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: 
             continue
         if key not in known:
             keys = _siblings(key, known) or f" `imgrec {command} --help` lists the keys."
+            if key == "data.root":
+                raise ConfigError(
+                    f"{text}: this data set has no key {key}. For a folder of images type data={override.value or 'FOLDER'}."
+                )
             near = nearest_key(key, known, groups)
             raise ConfigError(f"{text}: there is no key {key}.{f' Did you mean {near}?' if near else ''}{keys}")
         if override.mark:

@@ -118,6 +118,20 @@ def find_changes(then: DataRecord, now: DataRecord) -> Changes:
     return Changes(counts, first)
 
 
+def trained_on(then: DataRecord, now: DataRecord, split: Split) -> list[bytes]:
+    """Names of images that went from train to `split`: files of the same name, and of the same size where it is known."""
+    was, held = then.splits["train"], now.splits.get(split)
+    if was.names is None or held is None or held.names is None:
+        return []
+    _, old, new = np.intersect1d(was.names, held.names, assume_unique=True, return_indices=True)
+    names = held.names[new]
+    moved = ~_replaced(_rows(was.content, old), _rows(held.content, new))
+    for others in (now.splits["train"], then.splits.get(split)):
+        if others is not None and others.names is not None:
+            moved &= ~np.isin(names, others.names)
+    return list(names[moved].tolist())
+
+
 def other_classes(then: Sequence[str], now: Sequence[str]) -> str:
     """'4 classes, not the 3 of the run (new: wolf)', or nothing where the class lists are the same."""
     if tuple(then) == tuple(now):

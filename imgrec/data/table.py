@@ -101,7 +101,7 @@ class _Folder:
         try:
             with os.scandir(os.path.join(root, folder)) as entries:
                 names = [entry.name for entry in entries if entry.is_file()]
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
             names = []
         except OSError as error:
             raise DataError(

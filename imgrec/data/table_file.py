@@ -8,7 +8,7 @@ from contextlib import suppress
 from operator import itemgetter
 from typing import NamedTuple
 
-from imgrec.errors import ConfigError, DataError, did_you_mean, first_line, first_names
+from imgrec.errors import ConfigError, DataError, did_you_mean, first_line, first_names, plural
 
 DELIMITERS = ",;\t"
 
@@ -30,7 +30,7 @@ class Table(NamedTuple):
         if "" in texts:
             empty = texts.index("")
             raise DataError(
-                f"{self.row(empty)}: {key} is empty, as in {texts.count('')} rows in all. Fill it, or remove the row."
+                f"{self.row(empty)}: {key} is empty, as in {plural(texts.count(''), 'row')} in all. Fill it, or remove the row."
             )
         return texts
 

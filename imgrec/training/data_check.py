@@ -1,6 +1,7 @@
 """Whether all ranks of a run, and a resumed run, have the same images."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar, get_args
 
 from torch import Tensor
@@ -8,11 +9,11 @@ from torch import Tensor
 from imgrec.config.schema import Split
 from imgrec.data.image_data import ImageData
 from imgrec.data.readable import Unreadable, check_readable, find_unreadable
-from imgrec.data.split_record import DataRecord, find_changes, other_classes
+from imgrec.data.split_record import SHOWN, DataRecord, find_changes, other_classes, show_name, trained_on
 from imgrec.distributed import signals
 from imgrec.distributed.process_group import all_gather, on_first_rank
 from imgrec.distributed.world import World
-from imgrec.errors import DataError, Stopped, plural
+from imgrec.errors import DataError, Stopped, first_names, plural
 from imgrec.inference.checkpoint import read_record
 from imgrec.inference.rank_data import compare_ranks
 from imgrec.training.checkpoint import ResumePoint
@@ -26,7 +27,8 @@ def checked_data(data: Data, resume: ResumePoint | None, say: Callable[[str], No
     With data.changed=accept what is left of each split of a resumed run stays in it.
 
     DataError where ranks have other images than rank 0, where a resumed run has other classes, or with data.changed=refuse
-    other images than it was saved with, for images that cannot be read, and for what `check_readable` refuses.
+    other images than it was saved with, where val or test have images that it was trained on, for images that cannot be
+    read, and for what `check_readable` refuses.
     """
     content = get_args(Split) if world.rank == 0 else ()
     record = data.record(content=content)
@@ -35,6 +37,7 @@ def checked_data(data: Data, resume: ResumePoint | None, say: Callable[[str], No
     if resume is not None and (then := on_first_rank(lambda: _changed_record(data, record, resume, say))) is not None:
         data = data.following(then)
         record = data.record(content=content)
+        on_first_rank(partial(_refuse_trained_on, then, record))
     if resume is None or then is not None:
         _refuse_unreadable(data, say, world)
     check_readable(data)
@@ -59,6 +62,18 @@ def _refuse_unreadable(data: ImageData, say: Callable[[str], None], world: World
         f"{found[0].reason}{others} Remove or replace {'them' if others else 'it'}, "
         f"or leave unreadable images out with data.{key}=skip."
     )
+
+
+def _refuse_trained_on(then: DataRecord, now: DataRecord) -> None:
+    """DataError where images that the run was trained on are now in a split that measures it."""
+    splits: tuple[Split, ...] = ("val", "test")
+    for split in splits:
+        if moved := [show_name(name) for name in trained_on(then, now, split)]:
+            raise DataError(
+                f"{plural(len(moved), 'image')} of {split} were in train when the run was saved "
+                f"({first_names(moved, SHOWN)}), so its figures would be too good. "
+                "Move them back to resume the run, or set resume=false to start a new one."
+            )
 
 
 def _changed_record(data: ImageData, now: DataRecord, resume: ResumePoint, say: Callable[[str], None]) -> DataRecord | None:
