@@ -1,10 +1,12 @@
 """extend=RUN: a finished run that is trained longer, and the sentence that says how."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from damaged_content import DAMAGES
 from error_parts import assert_error, assert_refused, raises_error
 from marks import slow_but
 from processes import exit_codes
@@ -13,7 +15,7 @@ from small_run import SMALL
 
 from imgrec import cli, config
 from imgrec.config.schema import RunConfig
-from imgrec.errors import ConfigError
+from imgrec.errors import CheckpointError, ConfigError
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.train import fit
 from imgrec.training.module import Classifier
@@ -106,6 +108,26 @@ def test_more_epochs_of_a_finished_run_say_how(tmp_path: Path, capsys: pytest.Ca
     assert f"{tmp_path}/r/2 is extended" in capsys.readouterr().out
     with raises_error(ConfigError, f"{tmp_path}/r/2", "epochs=2", 3):  # fewer
         choose_run_dir(load(tmp_path, "epochs=2", "id=2"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    trained(load(folder, "epochs=2", "id=a", "optim=momentum"))
+    return folder / "r/a"
+
+
+@pytest.mark.parametrize("damage", slow_but("momentum small", among=DAMAGES))
+def test_a_run_whose_checkpoint_does_not_fit_is_refused(finished: Path, tmp_path: Path, damage: str) -> None:
+    shutil.copytree(finished, tmp_path / "r/a")
+    file = tmp_path / "r/a/checkpoints/last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    DAMAGES[damage](checkpoint)
+    torch.save(checkpoint, file)
+    with pytest.raises(CheckpointError) as error:
+        fit(load(tmp_path, "epochs=1", "id=b", "optim=momentum", f"extend={tmp_path}/r/a"), quiet=True)
+    assert "\n" not in str(error.value)
+    assert str(tmp_path / "r/a") in str(error.value)
 
 
 def test_what_cannot_be_extended(tmp_path: Path) -> None:

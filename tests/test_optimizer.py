@@ -24,6 +24,7 @@ from imgrec.config.schema import RunConfig
 from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.training.optimizer import BatchRule, batch_factor, build_optimizer, decayed, parameter_groups, rate, rate_sentence
+from imgrec.training.optimizer_state import check_on_load
 
 CONF = Path(conf_dir()) / "optim"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -67,6 +68,37 @@ def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_state_is_loaded_and_one_of_another_shape_is_not(tmp_path: Path, name: str) -> None:
+    """A fused kernel would write beyond it. Those that a step changes and those of a run before its first step are loaded."""
+    net = Small()
+    optimizer = build(name, net)
+    build(name, net).load_state_dict(optimizer.state_dict())
+    net.stem.requires_grad_(False)
+    train(net, optimizer, 2)
+    torch.save(optimizer.state_dict(), tmp_path / "state")
+    saved = torch.load(tmp_path / "state", weights_only=True)
+    build(name, net).load_state_dict(saved)
+    for index, state in saved["state"].items():
+        for key, value in state.items():
+            for other in (None, "x", torch.zeros(7)) if isinstance(value, torch.Tensor) else (None, "x"):
+                states = {**saved["state"], index: {**state, key: other}}
+                with pytest.raises(ValueError, match=f"{key} of its state of parameter {index}"):
+                    build(name, net).load_state_dict({**saved, "state": states})
+        if state:
+            with pytest.raises(ValueError, match=f"its state of parameter {index} is a dict without"):
+                build(name, net).load_state_dict({**saved, "state": {**saved["state"], index: {"other": 1}}})
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.ASGD])
+def test_the_state_of_an_optimizer_whose_step_looks_at_values_is_loaded(kind: type[torch.optim.Optimizer]) -> None:
+    net = Small()
+    train(net, optimizer := kind(net.parameters()), 2)
+    check_on_load(other := kind(net.parameters()))
+    other.load_state_dict(optimizer.state_dict())
+    assert other.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
 
 
 # The rate of a global batch

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damaged_content import DAMAGES
 from error_parts import assert_error, assert_refused, raises_error
 from marks import slow_but
 from processes import exit_codes
@@ -163,6 +164,17 @@ def test_a_checkpoint_with_a_part_of_another_type_is_refused(unfinished, tmp_pat
         torch.save(checkpoint, file)
         with raises_error(CheckpointError, file, "cannot be resumed", "resume=false"):
             fit(load_run(tmp_path / "copy", "trainer.save_every_steps=1"), quiet=True)
+
+
+@pytest.mark.parametrize("damage", slow_but("momentum small", among=DAMAGES))
+def test_a_checkpoint_whose_content_does_not_fit_is_refused(unfinished, tmp_path, damage):
+    shutil.copytree(unfinished, tmp_path / "copy")
+    file = tmp_path / "copy/r/a/checkpoints/last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    DAMAGES[damage](checkpoint)
+    torch.save(checkpoint, file)
+    with raises_error(CheckpointError, file):
+        fit(load_run(tmp_path / "copy", "trainer.save_every_steps=1"), quiet=True)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from imgrec.data.image_data import ImageData
 from imgrec.errors import ConfigError
 from imgrec.inference.stored_code import BUILT
 
+TRAINED = "current_model_state"  # Lightning's name for the trained weights where the average stands in their place
 WRITTEN: dict[str, Any] = {"config": dict, "classes": list[str], "preprocessing": dict, "versions": dict}
 
 
@@ -28,25 +29,30 @@ def check_content(checkpoint: dict[Any, Any], file_size: int) -> None:
         check_type(f"'{key}'", info[key], kind)
     if not isinstance(record := info.get("data", ""), Tensor | None):
         raise ConfigError("it lacks 'data' in its 'imgrec' entry.")
-    if record is not None and not (_is_plain(record) and record.dtype == torch.uint8 and record.numel() < file_size):
+    if record is not None and not (is_plain(record) and record.dtype == torch.uint8 and record.numel() < file_size):
         raise ConfigError("'data' in its 'imgrec' entry is no record of images.")
     metadata = {key: value for key, value in info.items() if key not in ("classes", "data")}
     check_size(metadata)
     _check_plain(metadata)
-    weights = checkpoint["state_dict"]
-    check_type("'state_dict'", weights, dict)
+    for key in ("state_dict", TRAINED):
+        if key in checkpoint:
+            _check_weights(key, checkpoint[key], file_size)
+
+
+def _check_weights(key: str, weights: Any, file_size: int) -> None:
+    check_type(f"'{key}'", weights, dict)
     for name, tensor in weights.items():
-        if not isinstance(name, str) or not _is_plain(tensor):
-            raise ConfigError(f"'state_dict' has no plain tensor of numbers as {name}.")
+        if not isinstance(name, str) or not is_plain(tensor):
+            raise ConfigError(f"'{key}' has no plain tensor of numbers as {name}.")
     if sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) > file_size:
         raise ConfigError("its tensors are larger than the file.")
 
 
-def _is_plain(tensor: object) -> bool:
+def is_plain(tensor: object) -> bool:
     """Whether it is a tensor of numbers in memory."""
     if not isinstance(tensor, Tensor) or tensor.is_quantized or tensor.is_complex():
         return False
-    return tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return tensor.layout == torch.strided and not tensor.is_meta
 
 
 def check_metadata(checkpoint: dict[str, Any]) -> tuple[RunConfig, Preprocessing]:

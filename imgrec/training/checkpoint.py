@@ -19,6 +19,7 @@ from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.files import atomic_file
 from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint, weights_hash
+from imgrec.inference.metadata import TRAINED
 from imgrec.training.lightning_compat import LoopPosition
 
 # Lightning's part of a checkpoint, without which it would resume as if nothing had been there.
@@ -191,8 +192,7 @@ def _check_resumable(checkpoint: dict[str, Any], file: Path) -> None:
     """CheckpointError where a checkpoint lacks what is read of it before Lightning restores the rest, see `restoring`."""
     resume: Node = checkpoint.get("resume", {})
     try:
-        for key, kind in LIGHTNING_PARTS.items():
-            check_type(f"'{key}'", checkpoint.get(key), kind)
+        check_lightning_parts(checkpoint)
         check_type("'resume'", resume, dict)
         for key, kind in {"position": dict, "ranks": list[Node], "events": dict, "best": str | None}.items():
             check_type(f"resume.{key}", resume.get(key), kind)
@@ -205,17 +205,42 @@ def _check_resumable(checkpoint: dict[str, Any], file: Path) -> None:
         raise CheckpointError(f"{file} cannot be resumed: {error} Set resume=false to start a new run.") from error
 
 
+def check_lightning_parts(checkpoint: dict[str, Any]) -> None:
+    """ConfigError for a part that is missing or of another type; what the optimizer's state holds is checked when it is loaded."""
+    for key, kind in LIGHTNING_PARTS.items():
+        check_type(f"'{key}'", checkpoint.get(key), kind)
+    if (number := len(checkpoint["optimizer_states"])) != 1:
+        raise ConfigError(f"'optimizer_states' has {number} entries, expected 1.")
+    (optimizer,) = checkpoint["optimizer_states"]
+    check_type("optimizer_states[0]", optimizer, dict)
+    for key, kind in {"state": dict, "param_groups": list[Node]}.items():
+        check_type(f"optimizer_states[0].{key}", optimizer.get(key), kind)
+    for group in optimizer["param_groups"]:
+        for key, kind in {"params": list, "lr": float}.items():
+            check_type(f"optimizer_states[0].param_groups.{key}", group.get(key), kind)
+    if (TRAINED in checkpoint) != ("averaging_state" in checkpoint):
+        raise ConfigError(f"it has one of '{TRAINED}' and 'averaging_state', and lacks the other.")
+
+
 @contextmanager
 def restoring(resume: ResumePoint | None, is_restored: Callable[[], bool]) -> Iterator[None]:
     """CheckpointError for what is raised before the state of a checkpoint is restored: torch and Lightning check no types."""
+    if resume is None:
+        yield
+        return
+    with refusing(f"{resume.file} cannot be resumed", "Set resume=false to start a new run.", is_restored):
+        yield
+
+
+@contextmanager
+def refusing(problem: str, fix: str, is_restored: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """CheckpointError with these words for what torch and Lightning raise; see `restoring`."""
     try:
         yield
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if resume is None or is_restored() or isinstance(error, torch.OutOfMemoryError):
+        if is_restored() or isinstance(error, torch.OutOfMemoryError):
             raise
-        raise CheckpointError(
-            f"{resume.file} cannot be resumed: {type(error).__name__}: {first_line(error)}. Set resume=false to start a new run."
-        ) from error
+        raise CheckpointError(f"{problem}: {type(error).__name__}: {first_line(error)}. {fix}") from error
 
 
 def _has_lost_best(folder: Path, latest: dict[str, Any], say: Callable[[str], None]) -> bool:

@@ -1,6 +1,7 @@
 """extend=RUN: a run that starts where a finished one ended, with a schedule of its own."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,29 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import nn
 
 from imgrec.data.split_record import other_classes
-from imgrec.errors import ConfigError, DataError
+from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import network_state, read_checkpoint
+from imgrec.inference.metadata import TRAINED
+from imgrec.training.checkpoint import check_lightning_parts, refusing
 
-AVERAGED = "current_model_state"  # Lightning's name for the trained weights where the average stands in their place
+FIX = "Set weights=RUN_DIRECTORY to start from the best weights alone."
 
 
 def read_extended(run_directory: str, classes: Sequence[str]) -> "ExtendedRun":
     """The end of a run; DataError where the data has other classes, CheckpointError where its last checkpoint cannot be read."""
     file = Path(run_directory) / "checkpoints/last.ckpt"
-    checkpoint = read_checkpoint(file, fix="Set weights=RUN_DIRECTORY to start from the best weights alone.")
+    checkpoint = read_checkpoint(file, fix=FIX)
+    try:
+        check_lightning_parts(checkpoint)
+    except ConfigError as error:
+        raise CheckpointError(f"{_problem(run_directory)}: {error} {FIX}") from error
     if other := other_classes(checkpoint["imgrec"]["classes"], classes):
         raise DataError(f"extend={run_directory}: the data has {other}. Set data.root=FOLDER as it was.")
     return ExtendedRun(run_directory, checkpoint)
+
+
+def _problem(run_directory: str) -> str:
+    return f"extend={run_directory}: its checkpoints/last.ckpt cannot be extended"
 
 
 class ExtendedRun(pl.Callback):
@@ -35,13 +46,15 @@ class ExtendedRun(pl.Callback):
 
     def restore_network(self, net: nn.Module) -> str:
         """Give a network the trained weights; says what was taken."""
-        net.load_state_dict(network_state({"state_dict": self._checkpoint.get(AVERAGED, self._checkpoint["state_dict"])}))
+        with self._refusing():
+            net.load_state_dict(network_state({"state_dict": self._checkpoint.get(TRAINED, self._checkpoint["state_dict"])}))
         return f"{self.run_directory} is extended: its weights and the state of its optimizer after {self._checkpoint['epoch']} epochs"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if stage == "fit" and isinstance(callback, WeightAveraging) and AVERAGED in self._checkpoint:
-                callback.on_load_checkpoint(trainer, pl_module, self._checkpoint)
+            if stage == "fit" and isinstance(callback, WeightAveraging) and TRAINED in self._checkpoint:
+                with self._refusing():
+                    callback.on_load_checkpoint(trainer, pl_module, self._checkpoint)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         (new,), (old,) = (optimizer.state_dict() for optimizer in trainer.optimizers), self._checkpoint["optimizer_states"]
@@ -51,5 +64,9 @@ class ExtendedRun(pl.Callback):
                 f"extend={self.run_directory}: its optimizer has groups of {others} parameters, this run's of {sizes}. "
                 "Set optim.weight_decay, decay_on and finetune.layer_decay as in that run."
             )
-        trainer.strategy.load_optimizer_state_dict({"optimizer_states": [{**new, "state": old["state"]}]})
+        with self._refusing():
+            trainer.strategy.load_optimizer_state_dict({"optimizer_states": [{**new, "state": old["state"]}]})
         self._checkpoint = {}  # training does not hold it in memory
+
+    def _refusing(self) -> AbstractContextManager[None]:
+        return refusing(_problem(self.run_directory), FIX)

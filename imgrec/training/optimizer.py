@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from imgrec.config.instantiate import instantiate
 from imgrec.config.schema import FinetuneConfig, Node, TrainerConfig
 from imgrec.errors import ConfigError
+from imgrec.training.optimizer_state import check_on_load
 
 DecayOn = Literal["weights", "all"]
 BatchRule = Literal["linear", "sqrt", "none"]
@@ -149,4 +150,5 @@ def build_optimizer(
             f"optim._target_={node['_target_']}: expected a torch.optim.Optimizer, and it returns a {type(optimizer).__name__}. "
             "Name another class."
         )
+    check_on_load(optimizer)
     return optimizer
