@@ -28,15 +28,15 @@ def _check_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     for group, new in zip(saved["param_groups"], optimizer.param_groups, strict=False):  # torch compares their numbers
         for key, value in new.items():
             if key != "params":
-                _check_like(group.get(key, value), value, f"its {key}")
+                _check_like(group.get(key, value), value, f"the optimizer's {key}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if [name for group in saved["param_groups"] for name in group["params"]] != list(range(len(parameters))):
-        raise ValueError(f"it has not the {len(parameters)} parameters of the network in their order")
+        raise ValueError(f"the optimizer's parameters are not the {len(parameters)} of the network in their order")
     expected = _state_after_a_step(optimizer)
     for name, parameter in enumerate(parameters):
         state = saved["state"].get(name, {})
         if state != {} or parameter in optimizer.state:
-            _check_like(state, {} if expected is None else expected[name], f"its state of parameter {name}")
+            _check_like(state, {} if expected is None else expected[name], f"the optimizer's state of parameter {name}")
 
 
 def _state_after_a_step(optimizer: Optimizer) -> list[dict[str, Any]] | None:
