@@ -39,6 +39,9 @@ OPTIMIZER: dict[str, Change] = {
     "momentum transposed": lambda c: _state(c).update(momentum_buffer=_state(c)["momentum_buffer"].transpose(0, 1)),
     "momentum large": lambda c: _state(c).update(momentum_buffer=torch.zeros(10_000)),
     "momentum expanded": lambda c: _state(c).update(momentum_buffer=torch.zeros(()).expand(_state(c)["momentum_buffer"].shape)),
+    "momentum expanded at the end of memory": lambda c: _state(c).update(
+        momentum_buffer=torch.zeros(10_000)[-1].expand(_state(c)["momentum_buffer"].shape)
+    ),
     "momentum integers": lambda c: _state(c).update(momentum_buffer=_state(c)["momentum_buffer"].long()),
     "momentum sparse": lambda c: _state(c).update(momentum_buffer=_state(c)["momentum_buffer"].to_sparse()),
 }
