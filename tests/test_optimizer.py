@@ -102,6 +102,13 @@ def test_the_state_of_an_optimizer_whose_step_looks_at_values_is_loaded(kind: ty
     assert other.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
 
 
+def test_a_frozen_parameter_of_integers_is_no_hindrance() -> None:
+    net = Small()
+    net.index = nn.Parameter(torch.arange(3), requires_grad=False)
+    train(net, optimizer := build("adam", net, fused=False), 1)
+    build("adam", net, fused=False).load_state_dict(optimizer.state_dict())
+
+
 # The rate of a global batch
 
 BATCHES = st.integers(1, 2**20)

@@ -45,7 +45,7 @@ def _state_after_a_step(optimizer: Optimizer) -> list[dict[str, Any]] | None:
     trial.state = defaultdict(dict)
     trial.param_groups = []
     for group in optimizer.param_groups:
-        like = [torch.empty(p.shape, dtype=p.dtype, device="meta", requires_grad=True) for p in group["params"]]
+        like = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in group["params"]]
         for parameter in like:
             parameter.grad = torch.empty_like(parameter)
         trial.param_groups.append({key: PLAIN_KERNELS.get(key, value) for key, value in group.items()} | {"params": like})
