@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import slow_but
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -39,7 +40,7 @@ def test_frozen_ones_and_exact_means_are_left_alone() -> None:
     assert trained_norms(net) == [net[3]]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", slow_but(1, among=[1, 2]))
 def test_the_loss_after_the_first_steps_is_that_of_the_training(seed: int) -> None:
     torch.manual_seed(seed)
     net = resnet(num_classes=4, channels=3, depth=18, stem="imagenet", zero_init_residual=False)
@@ -65,7 +66,7 @@ def test_the_loss_after_the_first_steps_is_that_of_the_training(seed: int) -> No
     assert measured < training + 0.5
 
 
-@pytest.mark.parametrize(("epochs", "decay"), [(1, 0.0), (1, 0.9), (3, 0.9)])
+@pytest.mark.parametrize(("epochs", "decay"), slow_but((1, 0.9), among=[(1, 0.0), (1, 0.9), (3, 0.9)]))
 def test_the_best_checkpoint_has_the_ones_that_it_was_validated_with(
     small: Callable[..., RunConfig], epochs: int, decay: float
 ) -> None:

@@ -401,6 +401,7 @@ def test_did_you_mean(word, meant):
     assert did_you_mean(word, option_names("model")) == ("" if meant is None else f" Did you mean {meant}?")
 
 
+@pytest.mark.slow
 def test_threads_compose_one_after_the_other_what_they_compose_at_once(monkeypatch):
     inside, most = [], []
 

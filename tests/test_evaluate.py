@@ -260,7 +260,10 @@ def test_pictures_of_few_and_many_classes_can_be_drawn(classes):
 
 @pytest.mark.parametrize(
     ("command", "key", "files"),
-    [("evaluate", "folder", ImageFiles), pytest.param("predict", "files", _Files, marks=pytest.mark.slow)],
+    [
+        pytest.param("evaluate", "folder", ImageFiles, marks=pytest.mark.slow),
+        pytest.param("predict", "files", _Files, marks=pytest.mark.slow),
+    ],
 )
 def test_loader_processes_that_hang_or_are_killed_end_it_with_a_line(
     command, key, files, run, pngs, tmp_path, capsys, monkeypatch

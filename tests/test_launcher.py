@@ -153,6 +153,7 @@ def test_a_port_that_is_taken_is_one_line(within: Callable[..., None]) -> None:
             process_group._connect_store(read_world(), 30)
 
 
+@pytest.mark.slow
 def test_a_rank_that_reaches_another_server_ends_with_a_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

@@ -254,7 +254,7 @@ def test_measure_size_does_not_change_the_network():
     [
         ("alexnet", lambda: from_torchvision("alexnet", 28), 28, 64),
         ("vgg", lambda: build_vgg(11, head="imagenet"), 8, 32),
-        ("densenet", lambda: build_densenet(121, "imagenet"), 8, 32),
+        pytest.param("densenet", lambda: build_densenet(121, "imagenet"), 8, 32, marks=pytest.mark.slow),
     ],
 )
 def test_too_small_images_name_the_size_that_is_enough(name, build, size, enough):
@@ -363,6 +363,7 @@ def test_a_list_of_ones_own_is_replaced_and_another_file_is_not(tmp_path, capsys
         assert (tmp_path / name).read_bytes() == written
 
 
+@pytest.mark.slow
 def test_listing_counts_what_is_built(tmp_path, capsys):
     assert cli.main(["models", "filter=resnet[1-3][0-9]", f"out={tmp_path / 'm.json'}"]) == 0
     out = capsys.readouterr().out

@@ -125,6 +125,7 @@ def test_the_script_trains_a_package_of_the_working_folder(beside, tmp_path):
     assert beside("evaluate", str(tmp_path / "runs/shapes/1")) == [0]
 
 
+@pytest.mark.slow
 def test_a_torch_dataset_of_the_package_trains_and_is_evaluated(command, tmp_path):
     words = (
         "data=rings",

@@ -23,6 +23,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow_but
 from processes import wait_until
 from small_run import SMALL
 
@@ -637,7 +638,7 @@ def pruned_search(path: Path, monitor: str, curves: Sequence[Sequence[float]]) -
 
 
 @optuna_installed
-@pytest.mark.parametrize("monitor", ["val/accuracy", "val/loss"])
+@pytest.mark.parametrize("monitor", slow_but("val/loss", among=["val/accuracy", "val/loss"]))
 def test_trials_are_pruned_as_by_optunas_median_pruner(monitor: str, tmp_path: Path) -> None:
     import optuna
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from error_parts import assert_refused
+from marks import slow_but
 from processes import run_command
 
 from imgrec.distributed import watchdog
@@ -69,7 +70,9 @@ def boundaries(*seconds: float) -> str:
     return "; ".join(["watched.pass_boundary()", *passed])
 
 
-@pytest.mark.parametrize(("seconds", "grace"), [((), 1), ((0.1, 0.2), 1), ((4.0, 0.1, 0.3), 12), ((0.5,), 1.5)])
+@pytest.mark.parametrize(
+    ("seconds", "grace"), slow_but(((4.0, 0.1, 0.3), 12), among=[((), 1), ((0.1, 0.2), 1), ((4.0, 0.1, 0.3), 12), ((0.5,), 1.5)])
+)
 def test_long_steps_are_waited_for(seconds: tuple[float, ...], grace: float) -> None:
     """Three times the longest so far, GRACE_S (1 here) at least."""
     asked = f"{boundaries(*seconds)}; ask_to_stop(); turn_clock({grace} - 1); print_now('waits')"
