@@ -174,6 +174,7 @@ def test_loading_leaves_the_random_numbers_alone(gray):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.slow
 def test_weights_that_the_run_began_with_are_not_fetched_again(tmp_path, monkeypatch):
     def fetch(*args, **keywords):
         raise AssertionError("a download was tried")

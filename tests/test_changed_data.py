@@ -300,6 +300,7 @@ def test_images_that_were_trained_on_are_not_accepted_in_a_split_that_measures(u
         fit(run_config(unfinished, "data.changed=accept"), quiet=True)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_within_an_epoch_that_has_become_shorter(unfinished):
     root, last = unfinished / "photos", unfinished / "runs/r/a/checkpoints/last.ckpt"
     done = read_checkpoint(last)["resume"]["position"]["done"]

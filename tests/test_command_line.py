@@ -114,6 +114,7 @@ def test_quotes_around_a_value_null_and_interpolation_keep_their_meaning(tmp_pat
     assert load_config("train", ["runs_dir='a'"]).runs_dir == "'a'"
 
 
+@pytest.mark.slow
 def test_the_comma_of_a_sweep_parts_texts_as_it_parts_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for typed, values in (("a b,ü", ["a b", "ü"]), ("a,b", ["a", "b"]), ("'a,b',c", ["a,b", "c"]), ("choice(a,b)", ["a", "b"])):

@@ -84,6 +84,7 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
     assert NEEDS.keys() <= known
 
 
+@pytest.mark.slow
 def test_a_range_is_that_of_the_shipped_code_and_not_of_a_key_of_the_same_name(tmp_path):
     """widths and dropout have ranges in conf/model/simple_cnn.yaml; what they mean to a network of one's own, only that one knows."""
     (tmp_path / "model").mkdir()
@@ -103,6 +104,7 @@ def test_a_share_is_no_number_of_batches():
     assert [(value, type(value)) for value in given] == [(1, int), (1.0, float), (0.5, float)]
 
 
+@pytest.mark.slow
 def test_needs_are_met_by_what_the_sentence_says():
     load_config("train", ["augment=randaug", "augment.randaug_ops=3"])
     load_config("train", ["augment.policy=autoaug", "augment.autoaug_policy=svhn"])

@@ -234,6 +234,7 @@ def test_a_loader_that_delivers_nothing_ends_with_a_sentence(monkeypatch):
     assert not worker.is_alive()
 
 
+@pytest.mark.slow
 def test_workers_that_do_not_begin_an_epoch_are_started_anew(monkeypatch):
     monkeypatch.setattr(loader_module, "POLL_SECONDS", 0.1)
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)  # that torch waits for one to end

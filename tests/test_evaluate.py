@@ -189,6 +189,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys, words, parts):
     assert (tmp_path / "notes.json").read_text() == '{"mine": 1}'
 
 
+@pytest.mark.slow
 def test_a_data_folder_with_other_classes_is_refused(tmp_path, capsys):
     for name in ("train/cat/1.png", "train/dog/1.png", "test/cat/1.png", "val/dog/1.png"):
         (tmp_path / "data" / name).parent.mkdir(parents=True)

@@ -71,6 +71,7 @@ def test_two_processes_extend_it_as_one_does(tmp_path: Path, strategy: str) -> N
         torch.testing.assert_close(last(two)[part], alone[part])
 
 
+@pytest.mark.slow
 def test_its_schedule_is_that_of_a_new_run_and_it_resumes_bit_for_bit(tmp_path: Path) -> None:
     words = ("scheduler=cosine", "batch_size=8", "optim=adam", "epochs=3", "augment=light", "trainer.save_every_steps=1")
     trained(load(tmp_path, *words, "id=part"))

@@ -483,6 +483,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert (tmp_path / name / "1" / "config.yaml").exists() == kept
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_stopped_alone_stops_the_others(start_run: Callable[[str], Process]) -> None:
     assert end(start_run("early")) == (75, "imgrec: stopped by SIGTERM before all ranks had connected.\n")
 

@@ -133,6 +133,7 @@ def test_rates_are_written_ones_and_the_steps_have_those_of_their_batch() -> Non
     np.testing.assert_array_equal(range_test(scaled, np.geomspace(1e-3, 0.1, 8))[0].losses, expected)
 
 
+@pytest.mark.slow
 def test_command_says_the_rate_and_writes_nothing_but_the_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

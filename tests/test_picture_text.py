@@ -82,6 +82,7 @@ def test_without_a_font_names_are_numbers_with_a_legend_in_ascii(machine, tmp_pa
     assert all(picture.startswith(b"\x89PNG") for picture in draw_all(tmp_path))
 
 
+@pytest.mark.slow
 def test_fonts_of_the_machine_are_found_though_matplotlib_has_not_listed_them(machine, tmp_path):
     (tmp_path / "damaged.ttf").write_bytes(b"no font")
     files = [

@@ -142,6 +142,7 @@ def test_a_class_name_that_stands_twice_in_the_pretrained_list_copies_no_row():
     assert _common_rows(["crane", "crane", "cat"], ["crane", "crane", "cat"]) == {0: 0, 1: 1, 2: 2}
 
 
+@pytest.mark.slow
 def test_one_channel_gets_the_sum_of_the_colours(published):
     net, rgb = build_resnet(channels=1).eval(), build_resnet().eval()
     for each in (net, rgb):

@@ -224,6 +224,7 @@ def test_an_error_of_sbatch_is_passed_on(tmp_path, monkeypatch, capsys):
     assert not list((tmp_path / "runs" / "slurm").iterdir())
 
 
+@pytest.mark.slow
 def test_neither_submitting_nor_counting_imports_torch(tmp_path):
     lines = [
         "import sys; from imgrec.cli import main",

@@ -181,6 +181,7 @@ def test_an_interrupted_sweep_is_resumed_where_it_ended(
     assert [row["optim.lr"] for row in rows("runs/fake_lenet/sweep_1")] == ["0.1", str(INTERRUPTED)]
 
 
+@pytest.mark.slow
 def test_a_stopped_job_stops_the_sweep_and_the_same_command_resumes_it(
     sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -540,6 +541,7 @@ def test_jobs_are_in_the_folder_of_the_sweep_whatever_its_name(sweep: Sweep, tra
         assert len(trained) == 2 * (number + 1)
 
 
+@pytest.mark.slow
 @optuna_installed
 def test_a_search_of_one_trial_is_one_job(sweep: Sweep, trained: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(*SEARCH, "optim=sgd", "trials=1") == 0

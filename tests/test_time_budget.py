@@ -86,6 +86,7 @@ def test_the_schedule_ends_with_the_epochs_that_fit(tmp_path: Path, scheduler: s
     assert found[0] != expected[0]  # until the first epoch was measured, `epochs` was the guess
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_the_unbroken_one(tmp_path: Path) -> None:
     words = (*WORDS, "time=4m", "epochs=30")
     train(load_run(tmp_path / "whole", *words))

@@ -242,6 +242,7 @@ def test_one_process_that_fails_ends_all(
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_named(
     run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

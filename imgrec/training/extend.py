@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import nn
 
 from imgrec.data.split_record import other_classes
-from imgrec.errors import CheckpointError, ConfigError, DataError
+from imgrec.errors import CheckpointError, ConfigError, DataError, plural
 from imgrec.inference.checkpoint import network_state, read_checkpoint
 from imgrec.inference.metadata import TRAINED
 from imgrec.training.checkpoint import check_lightning_parts, refusing
@@ -48,7 +48,7 @@ class ExtendedRun(pl.Callback):
         """Give a network the trained weights; says what was taken."""
         with self._refusing():
             net.load_state_dict(network_state({"state_dict": self._checkpoint.get(TRAINED, self._checkpoint["state_dict"])}))
-        return f"{self.run_directory} is extended: its weights and the state of its optimizer after {self._checkpoint['epoch']} epochs"
+        return f"{self.run_directory} is extended: its weights and the state of its optimizer after {plural(self._checkpoint['epoch'], 'epoch')}"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

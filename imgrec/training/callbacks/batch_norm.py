@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgrec.data.batch import Batch
 from imgrec.data.datamodule import DataModule
+from imgrec.distributed.sync_batchnorm import has_sync_batchnorm
 from imgrec.training.module import Classifier
 
 
@@ -34,9 +35,10 @@ class BatchNormStatistics(pl.Callback):
             self._batches = []
             return
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-        # Each rank takes the same images, so all get the same statistics.
         self._batches = self._batches or data.first_training_batches(self.images)
-        inputs = (pl_module.augmented(trainer.strategy.batch_to_device(batch))[0] for batch in self._batches)
+        # Each rank has the same images: all of them, or its part where the norms add those of all ranks up.
+        part = slice(trainer.global_rank, None, trainer.world_size) if has_sync_batchnorm(pl_module.net) else slice(None)
+        inputs = (pl_module.augmented(trainer.strategy.batch_to_device(batch))[0][part] for batch in self._batches)
         # Uncompiled: with each other momentum a compiled network would be compiled anew.
         with torch.no_grad(), trainer.precision_plugin.val_step_context(), torch.compiler.set_stance("force_eager"):
             measure_statistics(norms, pl_module.net, inputs)
