@@ -26,7 +26,7 @@ test: $(VENV)/installed-dev
 	$(PYTEST)
 
 test-all: $(VENV)/installed-dev
-	$(PYTEST) -m "not slurm"
+	$(PYTEST) -m "not slurm" --hypothesis-profile=all
 
 # Last run: 2026-11-26, Python 3.11.7, 2,262 passed and 4 skipped with torch 2.11.0, torchvision 0.26.0, Lightning 2.6.4, numpy 2.2.0,
 # scikit-learn 1.7.0, pillow 11.3.0, matplotlib 3.11.0, rich 14.3.0, timm 1.0.25, optuna 5.0.0 and the other floors of that day.

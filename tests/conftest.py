@@ -14,7 +14,8 @@ from small_run import SMALL
 from imgrec import config
 
 # A busy machine is no fault of the code: pytest's --durations shows what is slow.
-settings.register_profile("imgrec", deadline=None)
+settings.register_profile("imgrec", deadline=None, max_examples=30)
+settings.register_profile("all", deadline=None)  # make test-all
 settings.load_profile("imgrec")
 
 

@@ -30,6 +30,7 @@ def test_they_are_the_means_of_those_of_the_batches() -> None:
     assert_close(net[3].running_var, torch.stack([batch.var((0, 2, 3)) for batch in inner]).mean(0))
     assert not any(module.training for module in net.modules())
     assert [net[0].momentum, net[3].momentum] == [0.1, 0.3]
+    assert [net[0].num_batches_tracked.item(), net[3].num_batches_tracked.item()] == [0, 0]
 
 
 def test_frozen_ones_and_exact_means_are_left_alone() -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import io
 import os
+import signal
 import subprocess
 import sys
 import termios
@@ -169,7 +170,8 @@ def test_a_terminal_that_closes(before, devices, code, tmp_path):
 
 
 def own_terminal() -> None:
-    """In a session of its own: stdin is its terminal."""
+    """In a session of its own: stdin is its terminal, and SIGHUP is not ignored, also where the tests were started by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

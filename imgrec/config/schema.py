@@ -165,6 +165,8 @@ def dotted_types(cls: type) -> dict[str, Any]:
 def run_config(tree: Node) -> RunConfig:
     """RunConfig from a composed or stored tree; keys that are not a run's are left out. ConfigError for a value of another type."""
     run = {field.name: tree[field.name] for field in fields(RunConfig)}
+    if not isinstance(run["data"], dict):
+        raise ConfigError(f"data={format_value(run['data'])}: expected a group of keys.")
     return parse_settings(RunConfig, {**run, "data": DataConfig.from_node(run["data"])})
 
 

@@ -58,15 +58,18 @@ def trained_norms(net: nn.Module) -> list[_BatchNorm]:
 
 def measure_statistics(norms: Sequence[_BatchNorm], net: Callable[[Tensor], Tensor], inputs: Iterable[Tensor]) -> None:
     """Sets the running mean and variance to the mean of those of `inputs`, each float [B, C, H, W]."""
-    momenta = [norm.momentum for norm in norms]
+    before = [
+        (norm.momentum, norm.get_buffer("num_batches_tracked").clone()) for norm in norms
+    ]  # which counts the batches of the training
     for norm in norms:
         norm.train()
     try:
-        for count, images in enumerate(inputs, 1):
+        for number, images in enumerate(inputs, 1):
             for norm in norms:
-                norm.momentum = 1 / count
+                norm.momentum = 1 / number
             net(images)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, (momentum, count) in zip(norms, before, strict=True):
             norm.eval()
             norm.momentum = momentum
+            norm.get_buffer("num_batches_tracked").copy_(count)
