@@ -80,7 +80,7 @@ def test_a_text_is_taken_as_it_is_typed(command: str, text: str) -> None:
     assert {key: value(tree, key) for key in keys} == dict.fromkeys(keys, text)
 
 
-@pytest.mark.parametrize("name", slow_but(*list(ODD)[::5], among=ODD))
+@pytest.mark.parametrize("name", slow_but(*list(ODD)[::12], among=ODD))
 def test_a_folder_of_any_name_is_found_in_every_form(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(name).mkdir()

@@ -40,9 +40,9 @@ DICTIONARY = {
     ("words", "keys"),
     [
         (None, DICTIONARY),
-        (DICTIONARY, {}),
+        pytest.param(DICTIONARY, {}, marks=pytest.mark.slow),
         (WORDS[:3], {key: value for key, value in DICTIONARY.items() if not key.startswith(("data", "optim"))}),
-        (list(WORDS[:2]), DICTIONARY | {"optim": {"lr": np.float64(0.5)}}),
+        pytest.param(list(WORDS[:2]), DICTIONARY | {"optim": {"lr": np.float64(0.5)}}, marks=pytest.mark.slow),
         ({key: DICTIONARY[key] for key in ("optim", "data")}, {**DICTIONARY, "optim": {"lr": "0.5"}, "epochs": "3"}),
     ],
 )
