@@ -17,8 +17,8 @@ from imgrec.config.annotations import read_pattern
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.file_names import find_in_names
-from imgrec.data.folder import BadImage, ImageFiles, OnBadImage, folder_split, named_split
-from imgrec.data.image_data import Check, Common, ImageData, Splits
+from imgrec.data.folder import FileData, FileKeys, ImageFiles, folder_split, named_split
+from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.split_folders import LAYOUTS, filled_class_folders, find_split_folders, tables_in
 from imgrec.errors import ConfigError, DataError, first_line
@@ -153,13 +153,11 @@ class Fake(ImageData):
         return Splits(names, train=images(self.train_samples), val=None, test=images(self.test_samples))
 
 
-class ImageFolder(ImageData):
+class ImageFolder(FileData):
     """Any folder of images: ROOT/train|val|test/CLASS/*, or ROOT/CLASS/*, which is split by class.
 
     label_from: no class folders, but the classes in the paths below these folders, where the expression finds them.
     """
-
-    in_memory = False
 
     def __init__(
         self,
@@ -167,17 +165,12 @@ class ImageFolder(ImageData):
         root: str,
         label_from: str | None,
         group_from: str | None,
-        test_share: float,
-        on_bad_image: BadImage,
-        on_bad_image_eval: BadImage,
-        check: Check,
-        **common: Unpack[Common],
+        **keys: Unpack[FileKeys],
     ) -> None:
-        super().__init__(**common)
-        self.root, self.test_share, self.check = root, test_share, check
+        super().__init__(**keys)
+        self.root = root
         self.label_from = None if label_from is None else read_pattern("data.label_from", label_from)
         self.group_from = None if group_from is None else read_pattern("data.group_from", group_from)
-        self.on_bad_image = OnBadImage(on_bad_image=on_bad_image, on_bad_image_eval=on_bad_image_eval)
 
     def describe_classes(self, count: int) -> str:
         return f"{self.root} has {count} class{'es in its file names' if self.label_from else ' folders'}"
@@ -190,9 +183,7 @@ class ImageFolder(ImageData):
         else:
             classes, splits = self._read_folders(folders)
         if folders["train"] == self.root:
-            # No split folders: the test split is taken from all images, the validation split from the rest later.
-            train, test = self.cut(splits["train"], classes, "test", self.test_share)
-            return Splits(classes, train=train, val=None, test=test)
+            return self.cut_test(splits["train"], classes)  # there are no split folders
         return Splits(classes, splits["train"], splits.get("val"), splits.get("test"), unlabelled)
 
     def _read_folders(self, folders: Mapping[Split, str]) -> tuple[tuple[str, ...], dict[Split, ImageFiles]]:

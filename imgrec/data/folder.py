@@ -17,6 +17,7 @@ from imgrec.data.augment import Augment, augment_to_size
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, ScaleError, decode, is_constant
 from imgrec.data.file_names import find_in_names
+from imgrec.data.image_data import Check, Common, ImageData, Splits
 from imgrec.data.mixup import partners
 from imgrec.data.split_folders import filled_class_folders
 from imgrec.errors import DataError, did_you_mean, first_names
@@ -33,6 +34,33 @@ class OnBadImage(TypedDict):
 
     on_bad_image: BadImage
     on_bad_image_eval: BadImage
+
+
+class FileKeys(Common):
+    """The keys that every data yaml of image files has."""
+
+    test_share: float
+    on_bad_image: BadImage
+    on_bad_image_eval: BadImage
+    check: Check
+
+
+class FileData(ImageData):
+    """Base of the data sets of image files. on_bad_image: what its splits are made with."""
+
+    in_memory = False
+
+    def __init__(
+        self, *, test_share: float, on_bad_image: BadImage, on_bad_image_eval: BadImage, check: Check, **common: Unpack[Common]
+    ) -> None:
+        super().__init__(**common)
+        self.test_share, self.check = test_share, check
+        self.on_bad_image = OnBadImage(on_bad_image=on_bad_image, on_bad_image_eval=on_bad_image_eval)
+
+    def cut_test(self, images: "ImageFiles", classes: tuple[str, ...]) -> Splits:
+        """The test split is taken from all images, the validation split from the rest later."""
+        train, test = self.cut(images, classes, "test", self.test_share)
+        return Splits(classes, train=train, val=None, test=test)
 
 
 class ImageFiles:

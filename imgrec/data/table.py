@@ -10,18 +10,16 @@ import numpy as np
 
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
-from imgrec.data.folder import BadImage, ImageFiles, OnBadImage, label_indices, pack_names
-from imgrec.data.image_data import Check, Common, ImageData, Splits
+from imgrec.data.folder import FileData, FileKeys, ImageFiles, label_indices, pack_names
+from imgrec.data.image_data import Splits
 from imgrec.data.split_folders import class_folders, split_meant
 from imgrec.data.table_file import Table, read_columns
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_EXTENSIONS, composed, file_extension
 
 
-class ImageTable(ImageData):
+class ImageTable(FileData):
     """The rows of a table: the path of an image below `root`, its class, and where there are such columns its split and group."""
-
-    in_memory = False
 
     def __init__(
         self,
@@ -32,19 +30,12 @@ class ImageTable(ImageData):
         label: str,
         split: str | None,
         group: str | None,
-        test_share: float,
-        on_bad_image: BadImage,
-        on_bad_image_eval: BadImage,
-        check: Check,
-        **common: Unpack[Common],
+        **keys: Unpack[FileKeys],
     ) -> None:
-        super().__init__(**common)
+        super().__init__(**keys)
         self.file, self.root = file, (os.path.dirname(file) or ".") if root is None else root
         columns = {"path": path, "label": label, "split": split, "group": group}
         self.columns = {key: name for key, name in columns.items() if name is not None}
-        self.test_share = test_share
-        self.check = check
-        self.on_bad_image = OnBadImage(on_bad_image=on_bad_image, on_bad_image_eval=on_bad_image_eval)
 
     def describe_classes(self, count: int) -> str:
         return f"{self.file} has {count} classes"
@@ -72,8 +63,7 @@ class ImageTable(ImageData):
         # By name, so that a table whose rows come in another order is the same data.
         splits = {split: images.take(chosen[np.argsort(images.names[chosen])]) for split, chosen in rows.items()}
         if "split" not in self.columns:
-            train, test = self.cut(splits["train"], classes, "test", self.test_share)
-            return Splits(classes, train=train, val=None, test=test)
+            return self.cut_test(splits["train"], classes)
         return Splits(classes, splits["train"], splits.get("val"), splits.get("test"))
 
 

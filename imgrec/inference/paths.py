@@ -8,6 +8,10 @@ from pathlib import Path
 from imgrec.errors import CheckpointError, DataError
 from imgrec.files import EXTENSIONS_TEXT, find_images
 
+CHECKPOINTS = "checkpoints"  # their folder in a run directory
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
+BEST = "best.ckpt"  # the checkpoint that is tested; without the state of an optimizer, so nothing is resumed from it
+
 
 def expand_files(paths: str | Sequence[str]) -> list[str]:
     """The files of paths, folders and patterns in their order, each once; the image files of a folder and the matches of a pattern are sorted.
@@ -53,10 +57,10 @@ def find_checkpoint(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID."
         )
-    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "best.ckpt", "last.ckpt"):
+    for name in (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", BEST, LAST):
         if (path / name).is_file():
             return path / name
     raise CheckpointError(
-        f"{path}: no checkpoints/best.ckpt or checkpoints/last.ckpt in this folder. "
+        f"{path}: no {CHECKPOINTS}/{BEST} or {CHECKPOINTS}/{LAST} in this folder. "
         "Name a run directory such as runs/NAME/ID, or a .ckpt file."
     )

@@ -20,6 +20,7 @@ from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.files import atomic_file
 from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint, weights_hash
 from imgrec.inference.metadata import TRAINED
+from imgrec.inference.paths import BEST, LAST, PREVIOUS
 from imgrec.training.lightning_compat import LoopPosition
 
 # Lightning's part of a checkpoint, without which it would resume as if nothing had been there.
@@ -27,8 +28,6 @@ LIGHTNING_PARTS: dict[str, Any] = {
     "global_step": int, "epoch": int, "pytorch-lightning_version": str, "loops": dict, "callbacks": dict,
     "optimizer_states": list, "lr_schedulers": list,
 }  # fmt: skip
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
-BEST = "best.ckpt"  # the checkpoint that is tested; without the state of an optimizer, so nothing is resumed from it
 
 
 def checkpoint_metadata(

@@ -13,6 +13,7 @@ from imgrec.data.split_record import other_classes
 from imgrec.errors import CheckpointError, ConfigError, DataError, plural
 from imgrec.inference.checkpoint import network_state, read_checkpoint
 from imgrec.inference.metadata import TRAINED
+from imgrec.inference.paths import CHECKPOINTS, LAST
 from imgrec.training.checkpoint import check_lightning_parts, refusing
 
 FIX = "Set weights=RUN_DIRECTORY to start from the best weights alone."
@@ -20,7 +21,7 @@ FIX = "Set weights=RUN_DIRECTORY to start from the best weights alone."
 
 def read_extended(run_directory: str, classes: Sequence[str]) -> "ExtendedRun":
     """The end of a run; DataError where the data has other classes, CheckpointError where its last checkpoint cannot be read."""
-    file = Path(run_directory) / "checkpoints/last.ckpt"
+    file = Path(run_directory) / CHECKPOINTS / LAST
     checkpoint = read_checkpoint(file, fix=FIX)
     try:
         check_lightning_parts(checkpoint)
@@ -32,7 +33,7 @@ def read_extended(run_directory: str, classes: Sequence[str]) -> "ExtendedRun":
 
 
 def _problem(run_directory: str) -> str:
-    return f"extend={run_directory}: its checkpoints/last.ckpt cannot be extended"
+    return f"extend={run_directory}: its {CHECKPOINTS}/{LAST} cannot be extended"
 
 
 class ExtendedRun(pl.Callback):

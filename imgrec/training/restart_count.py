@@ -10,6 +10,7 @@ from pathlib import Path
 
 from imgrec.errors import ExitCode
 from imgrec.files import atomic_write
+from imgrec.inference.paths import CHECKPOINTS, LAST
 
 INTEGERS = ("BININT1", "BININT2", "BININT", "LONG1")  # opcodes of pickle protocol 2, which torch.save writes
 
@@ -21,7 +22,7 @@ def count_start(run_dir: Path, job: str, code: int) -> int:
     """
     file, stopped = run_dir / f"slurm-{job}.json", code == ExitCode.STOPPED
     count: dict[str, int] = json.loads(file.read_text()) if file.exists() else {"step": 0, "idle": 0, "failures": 0}
-    checkpoints = [*run_dir.glob("checkpoints/last.ckpt"), *run_dir.glob("*/checkpoints/last.ckpt")]
+    checkpoints = [*run_dir.glob(f"{CHECKPOINTS}/{LAST}"), *run_dir.glob(f"*/{CHECKPOINTS}/{LAST}")]
     step = sum(map(saved_step, checkpoints))
     if step > count["step"]:
         count |= {"step": step, "idle": 0}

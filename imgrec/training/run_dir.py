@@ -19,6 +19,7 @@ from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, ImgrecError
 from imgrec.files import atomic_write, is_directory_name, is_utf8
+from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS
 from imgrec.inference.prediction_table import AnswerFiles
 
 # Keys that may differ when a run is resumed: they say where and how fast it is computed, not what.
@@ -61,22 +62,22 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints; it exists from the first save on."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def last(self) -> Path:
         """The newest checkpoint, from which the run is resumed; there is none before the first save."""
-        return self.checkpoints / "last.ckpt"
+        return self.checkpoints / LAST
 
     @property
     def previous(self) -> Path:
         """The one before, for the case that the newest is damaged; there is none of a finished run."""
-        return self.checkpoints / "previous.ckpt"
+        return self.checkpoints / PREVIOUS
 
     @property
     def best(self) -> Path:
         """The checkpoint of the best epoch by `monitor`; there is none before the first epoch has ended."""
-        return self.checkpoints / "best.ckpt"
+        return self.checkpoints / BEST
 
     @property
     def answer_files(self) -> AnswerFiles:

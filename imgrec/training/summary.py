@@ -19,10 +19,11 @@ from imgrec.errors import plural
 from imgrec.inference.answers import Answers, write_answers
 from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report, worst_classes
+from imgrec.inference.paths import BEST, LAST
 from imgrec.models.summary import ModelSize
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
-from imgrec.training.checkpoint import BEST, LAST, ResumePoint, Tested
+from imgrec.training.checkpoint import ResumePoint, Tested
 from imgrec.training.module import Classifier
 from imgrec.training.optimizer import rate_sentence
 from imgrec.training.run_dir import RunDir
