@@ -22,6 +22,7 @@ from error_parts import assert_error, raises_error
 from marks import slow_but
 from processes import LIMIT_S, run_command
 from small_run import SMALL
+from test_changed_data import GRAY
 
 from imgrec.data import loader as loader_module
 from imgrec.data.batch import Batch, Request
@@ -33,19 +34,7 @@ from imgrec.data.loader import Loader, _in_memfd, worker_count
 from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
 from imgrec.errors import ConfigError, DataError, Died
 
-COMMON = {
-    "image_size": 8,
-    "channels": 1,
-    "mean": [0.5],
-    "std": [0.25],
-    "resize": "squash",
-    "crop_share": 1.0,
-    "interpolation": "bilinear",
-    "max_pixels": 10**8,
-    "scale": None,
-    "split_seed": 0,
-    "changed": "refuse",
-}
+COMMON = {**GRAY, "split_seed": 0, "changed": "refuse"}
 RUN = {"seed": 3, "batch_size": 16, "max_device_batch": 8, "num_workers": "auto", "sampling": "shuffle", "class_weights": None}
 LIMITS = SimpleNamespace(limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0, timeout_s=300.0)
 

@@ -25,6 +25,7 @@ from image_files import (
 )
 from PIL import Image, ImageOps
 from processes import run_ranks
+from test_data_folder import PREPROCESSING as COLOUR
 from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.transforms.v2 import functional as F
@@ -35,17 +36,6 @@ from imgrec.data.folder import folder_split
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_EXTENSIONS, IMAGE_FORMATS
 
-COLOUR = Preprocessing(
-    image_size=24,
-    channels=3,
-    mean=[0.5] * 3,
-    std=[0.25] * 3,
-    resize="squash",
-    crop_share=1.0,
-    interpolation="bilinear",
-    max_pixels=10**8,
-    scale=None,
-)
 GRAY = Preprocessing(**{**COLOUR, "channels": 1, "mean": [0.5], "std": [0.25]})
 
 
