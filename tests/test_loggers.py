@@ -1,11 +1,14 @@
 """logger=csv, wandb and mlflow: the points of TensorBoard's curves, each once also after a kill, and one run in W&B and MLflow."""
 
 import csv
+import errno
 import json
 import os
+import resource
 import signal
 import struct
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from imgrec.errors import ConfigError, Stopped
 from imgrec.train import fit
 from imgrec.training.loggers.csv import ResumableCSVLogger, read_rows
 from imgrec.training.module import Classifier
+from imgrec.training.trainer import opened_logger
 
 Points = dict[str, list[tuple[int, float]]]
 
@@ -198,3 +202,38 @@ def test_wandb_without_a_key_is_one_line(load, monkeypatch):
             fit(run, quiet=True)
 
     assert exit_codes(1, refused) == [0]
+
+
+def test_event_files_that_cannot_be_written_are_one_error(tmp_path, monkeypatch):
+    """It is raised where the next point is logged; the thread that met it does not print it too."""
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    node, before = load_run(tmp_path).logger | {"flush_secs": 0.01}, set(threading.enumerate())
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def log_points() -> None:
+        with opened_logger(node, tmp_path, rank=0) as logger:
+            logger.log_metrics({"x": 1.0}, 0)
+            logger.experiment.flush()
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))  # as on a full disk
+            logger.log_metrics({"x": 1.0}, 1)
+            for thread in set(threading.enumerate()) - before:
+                thread.join()
+            logger.log_metrics({"x": 1.0}, 2)
+
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            log_points()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    assert not printed
+
+
+def test_errors_of_other_threads_are_printed(tmp_path, monkeypatch):
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    with opened_logger(load_run(tmp_path).logger, tmp_path, rank=0):
+        thread = threading.Thread(target=divmod, args=(1, 0))
+        thread.start()
+        thread.join()
+    assert [failed.exc_type for failed in printed] == [ZeroDivisionError]

@@ -97,9 +97,10 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     try:
         with atomic_file(path, previous=path.with_name(PREVIOUS) if path.name == LAST else None) as file:
             torch.save(checkpoint, file)
-    except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
-        kept = f" The checkpoint before it, {path}, is whole." if path.exists() else ""
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    except (OSError, RuntimeError) as error:  # after a short write torch fails to close its archive too
+        kept = f" The checkpoint before it, {path}, is whole." if path.is_file() else ""
+        short = error.__context__ if isinstance(error, RuntimeError) else error
+        reason = short.strerror if isinstance(short, OSError) and short.strerror else first_line(error)
         raise CheckpointError(
             f"{path} cannot be written: {reason}.{kept} Free disk space, then start the same command again to resume."
         ) from error

@@ -25,6 +25,7 @@ from imgrec.training.callbacks.finite import FiniteLoss
 from imgrec.training.callbacks.freeze import FreezeBackbone
 from imgrec.training.callbacks.history import BestCheckpoint, History
 from imgrec.training.callbacks.logger import LogRun
+from imgrec.training.callbacks.tensorboard import event_errors
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.callbacks.time_budget import TimeBudget
 from imgrec.training.lightning_compat import prepare_trainer
@@ -170,5 +171,5 @@ def opened_logger(node: Node, folder: Path, *, rank: int) -> Iterator[Logger]:
     parameters = parameter_types(node_target(node))
     place = {"save_dir": str(folder)} if "save_dir" in parameters else {}
     logger = build("logger", node, Logger, **place)  # type: ignore[type-abstract]
-    with closing(logger) if hasattr(logger, "close") else nullcontext():
+    with event_errors(), closing(logger) if hasattr(logger, "close") else nullcontext():
         yield logger

@@ -1,6 +1,9 @@
 """What TensorBoard shows beside the curves: a batch as the network sees it, hyper-parameters with their result."""
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,24 @@ class TensorBoardExtras(pl.Callback):
             "final/val accuracy": best["val/accuracy"],
         }
         logger.log_hyperparams(flat_config(self.config), metrics)
+
+
+@contextmanager
+def event_errors() -> Iterator[None]:
+    """A failed write of events is one OSError in the block, where the next event is written.
+
+    The thread that meets it would print its traceback besides, and Lightning turns it into a ValueError about the point.
+    """
+    report = threading.excepthook
+    threading.excepthook = lambda failed: None if type(failed.thread).__module__.startswith("tensorboard.") else report(failed)
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
+    finally:
+        threading.excepthook = report
 
 
 def event_file_sizes(trainer: pl.Trainer) -> dict[str, int]:
