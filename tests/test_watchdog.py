@@ -66,18 +66,38 @@ def test_no_step_boundary(busy: str) -> None:
     assert done.stdout == f"in time\nleft: {line}\n{done.stderr.replace('imgrec', 'log', 1)}"
 
 
-def boundaries(*seconds: float) -> str:
-    """Steps of these lengths."""
-    passed = [f"now[0] += {length}; watched.pass_boundary()" for length in seconds]
-    return "; ".join(["watched.pass_boundary()", *passed])
+def boundaries(*steps: tuple[str, float], then: str = "t") -> str:
+    """Steps of these kinds and lengths, and the start of one more."""
+    begun = [(kind, before) for kind, before in zip([kind for kind, _ in steps] + [then], [0.0, *(s for _, s in steps)], strict=True)]
+    return "; ".join(f"now[0] += {before}; watched.pass_boundary({kind!r})" for kind, before in begun)
+
+
+# Training steps and batches of an evaluation, the first of which compile.
+T, V = (("t", 30.0), ("t", 0.1), ("t", 0.3)), (("v", 20.0), ("v", 0.2))
 
 
 @pytest.mark.parametrize(
-    ("seconds", "grace"), slow_but(((4.0, 0.1, 0.3), 12), among=[((), 1), ((0.1, 0.2), 1), ((4.0, 0.1, 0.3), 12), ((0.5,), 1.5)])
+    ("steps", "then", "grace"),
+    slow_but(
+        ((("t", 30.0), ("t", 4.0), ("t", 0.1)), "t", 12),
+        (T, "v", 90),
+        among=[
+            ((), "t", 1),
+            ((("t", 0.1), ("t", 0.2)), "t", 1),
+            ((("t", 30.0), ("t", 4.0), ("t", 0.1)), "t", 12),
+            ((("t", 30.0),), "t", 90),  # optim=gd: each epoch has one step
+            (T, "t", 1),
+            (T, "v", 90),
+            ((*T, *V), "t", 1),
+            ((*T, *V), "v", 1),
+            ((*T, *V), "another shape", 90),
+            ((*T, ("v", 20.0), ("t", 0.1)), "v", 60),
+        ],
+    ),
 )
-def test_long_steps_are_waited_for(seconds: tuple[float, ...], grace: float) -> None:
-    """Three times the longest so far, GRACE_S (1 here) at least."""
-    asked = f"{boundaries(*seconds)}; ask_to_stop(); turn_clock({grace} - 1); print_now('waits')"
+def test_long_steps_are_waited_for(steps: tuple[tuple[str, float], ...], then: str, grace: float) -> None:
+    """Three times the longest of this kind but the first, which compiles; a kind that is new may take as long as any so far."""
+    asked = f"{boundaries(*steps, then=then)}; ask_to_stop(); turn_clock({grace} - 1); print_now('waits')"
     done = run_watchdog(f"{asked}; turn_clock(0.2)")
     assert (done.returncode, done.stdout.split("\n")[:2]) == (75, ["in time", "waits"])
     assert_refused(done.stderr, "stopped by SIGTERM", f"{grace:g} s (trainer.grace_s)", "since step 12")
@@ -85,18 +105,27 @@ def test_long_steps_are_waited_for(seconds: tuple[float, ...], grace: float) -> 
     assert (saved.returncode, saved.stdout, saved.stderr) == (0, "in time\nwaits\nout of the block\n", "")
 
 
+def test_a_step_of_another_kind_does_not_shorten_the_grace_of_a_request() -> None:
+    """Several ranks stop after up to two steps: the second may be a short one of training after a long batch of validation."""
+    steps = (*T, ("v", 20.0), ("v", 20.0))
+    stopped = f"{boundaries(*steps, then='v')}; ask_to_stop(); turn_clock(20); watched.pass_boundary('t'); turn_clock(30)"
+    done = run_watchdog(stopped)
+    assert (done.returncode, done.stdout) == (0, "in time\nout of the block\n")
+
+
 def test_the_key_decides_whatever_was_measured() -> None:
-    done = run_watchdog(f"{boundaries(4.0)}; ask_to_stop(); turn_clock(0.2)", grace=1.0)
+    done = run_watchdog(f"{boundaries(('t', 4.0))}; ask_to_stop(); turn_clock(0.2)", grace=1.0)
     assert (done.returncode, done.stdout.split("\n")[0]) == (75, "in time")
     done = run_watchdog("ask_to_stop(); turn_clock(6.0)", grace=7)
     assert (done.returncode, done.stdout) == (0, "in time\nout of the block\n")
 
 
 def test_a_run_passes_a_boundary_before_each_step_and_each_batch_of_an_evaluation(small, monkeypatch) -> None:
+    """Of a kind are those that a compiled network runs without being compiled again: of one shape, with gradients or without."""
     passed = []
-    monkeypatch.setattr(watchdog.Watchdog, "pass_boundary", lambda *watchdog: passed.append(watchdog))
-    fit(small(), quiet=True)  # two steps, a batch of validation, one of the test
-    assert len(passed) == 4
+    monkeypatch.setattr(watchdog.Watchdog, "pass_boundary", lambda watchdog, kind: passed.append(kind))
+    fit(small("trainer.limit_train_batches=1.0", "data.train_samples=12", "batch_size=5"), quiet=True)
+    assert passed == [(True, (5, 3, 16, 16)), (True, (4, 3, 16, 16)), (False, (3, 3, 16, 16)), (False, (6, 3, 16, 16))]
 
 
 def test_nothing_saved_ever() -> None:

@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
@@ -49,8 +49,9 @@ class Watchdog:
     """A thread that ends this process with code 75 if no save begins within `grace_s` of a request to stop.
 
     The main thread is then where Python runs no code of ours: in a compile, or a read from a file system that is down.
-    "auto": GRACE_STEPS times the longest time between two step boundaries so far, GRACE_S at least. Before the first step
-    is over that is enough, as all that could be saved is. A save that begins in time, with the exit after it, may take
+    "auto": GRACE_STEPS times the longest step of the present kind so far, GRACE_S at least. The first of a kind may compile:
+    it counts until the second is over, and one under way may take as long as any before. Before the first step of all
+    is over GRACE_S is enough, as all that could be saved is. A save that begins in time, with the exit after it, may take
     SAVING_S. A context manager around a run. `leave` tells the other ranks that this one has not died; `note` writes to
     the log; `prints`: this process prints the line.
     """
@@ -65,7 +66,9 @@ class Watchdog:
     ) -> None:
         self._grace_s = grace_s
         self._boundary_at: float | None = None  # time.monotonic() of the last step boundary
-        self._longest_s = 0.0  # between two of them
+        self._kind: Hashable = None  # of the step after it
+        self._steps: dict[Hashable, tuple[int, float]] = {}  # of each kind: how many, the seconds of the longest that counts
+        self._longest_s = 0.0  # of all steps
         self.saving = False
         self.save_ended = -math.inf  # time.monotonic()
         self.saved_step: int | None = None  # the last one, or that of the checkpoint that the run resumed from
@@ -82,14 +85,19 @@ class Watchdog:
 
     @property
     def grace_s(self) -> float:
-        return max(GRACE_S, GRACE_STEPS * self._longest_s) if self._grace_s == "auto" else self._grace_s
+        if self._grace_s != "auto":
+            return self._grace_s
+        _, longest_s = self._steps.get(self._kind, (0, self._longest_s))
+        return max(GRACE_S, GRACE_STEPS * longest_s)
 
-    def pass_boundary(self) -> None:
-        """At each step boundary."""
+    def pass_boundary(self, kind: Hashable) -> None:
+        """At each step boundary. kind: the same for steps that run the same compiled code."""
         now = time.monotonic()
         if self._boundary_at is not None:
-            self._longest_s = max(self._longest_s, now - self._boundary_at)
-        self._boundary_at = now
+            seconds, (count, longest_s) = now - self._boundary_at, self._steps.get(self._kind, (0, 0.0))
+            self._steps[self._kind] = count + 1, seconds if count == 1 else max(longest_s, seconds)
+            self._longest_s = max(self._longest_s, seconds)
+        self._boundary_at, self._kind = now, kind
 
     @contextmanager
     def save(self, step: int) -> Iterator[None]:
@@ -103,15 +111,18 @@ class Watchdog:
 
     def _watch(self) -> None:
         began: float | None = None  # when a save after the request was seen
+        grace_s = 0.0  # of the steps since the request: the next ones may be shorter
         while not self._over.wait(min(0.25, GRACE_S / 10)):
             reason, waited, now = signals.stop_reason(), signals.seconds_since_request(), time.monotonic()
             if reason is None:
+                grace_s = 0.0
                 continue
+            grace_s = max(grace_s, self.grace_s)
             if began is None and (self.saving or now - self.save_ended < waited):
                 began = now
-            if began is None and waited > self.grace_s:
+            if began is None and waited > grace_s:
                 since = "" if self.saved_step is None else f" since step {self.saved_step}"
-                within = f"no step boundary came within {self.grace_s:g} s (trainer.grace_s)"
+                within = f"no step boundary came within {grace_s:g} s (trainer.grace_s)"
                 self._end(f"stopped by {reason}; {within}: nothing was saved{since}")
             if began is not None and now - began > SAVING_S:
                 self._end(f"stopped by {reason}; the save that began then did not end within {SAVING_S:g} s")

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 from torch import distributed
 
 from imgrec.config.schema import TrainerConfig
+from imgrec.data.batch import Batch
 from imgrec.data.loader import StoppedWaiting
 from imgrec.distributed import signals
 from imgrec.distributed.flag_reduction import FlagReduction
@@ -97,7 +98,7 @@ class StepBoundary(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._pass_boundary(trainer)
+            self._pass_boundary(trainer, batch)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         self._updating = True
@@ -120,8 +121,8 @@ class StepBoundary(pl.Callback):
     # After each of them the next batch is waited for.
     on_validation_batch_end = on_test_batch_end = on_test_start  # type: ignore[assignment]
 
-    def on_test_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._pass_boundary(trainer)
+    def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, *args: Any) -> None:
+        self._pass_boundary(trainer, batch)
 
     on_validation_batch_start = on_test_batch_start  # type: ignore[assignment]
 
@@ -144,9 +145,9 @@ class StepBoundary(pl.Callback):
 
     # The boundary
 
-    def _pass_boundary(self, trainer: pl.Trainer) -> None:
+    def _pass_boundary(self, trainer: pl.Trainer, batch: Batch) -> None:
         """All ranks continue, save first, or stop, which raises Stopped on all of them."""
-        self.watchdog.pass_boundary()
+        self.watchdog.pass_boundary((trainer.training, batch.images.shape))
         minutes, every = self.config.max_minutes, self.config.save_every_steps
         if minutes is not None and time.monotonic() - self._began > 60 * minutes:
             signals.request_stop(f"the time budget of {minutes:g} minutes")
