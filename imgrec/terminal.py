@@ -17,7 +17,10 @@ LOG_WIDTH = 120  # characters; a file has no width of its own
 
 
 class _Output:
-    """A text stream that raises nothing: letters that its encoding lacks are escaped, what cannot be written is dropped."""
+    """A text stream that raises nothing: letters that its encoding lacks are escaped, what cannot be written is dropped.
+
+    A pipe that does not block, and is full, may have room for the next line; after another error all is dropped.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -38,12 +41,24 @@ class _Output:
     def _dropping(self) -> Iterator[None]:
         try:
             yield
-        except ValueError:  # it was closed
+        except (ValueError, BlockingIOError):  # ValueError: it was closed
             pass
         except OSError:  # a terminal or a pipe that was closed, a full disk
-            with suppress(OSError), open(os.devnull, "w") as nowhere:
-                if self._stream.fileno() in (1, 2):  # else Python fails to flush it at its exit, with exit code 120
-                    os.dup2(nowhere.fileno(), self._stream.fileno())
+            self._drop_all()
+
+    def _drop_all(self) -> None:
+        with suppress(OSError), open(os.devnull, "w") as nowhere:
+            if self._stream.fileno() in (1, 2):  # else Python fails to flush it at its exit, with exit code 120
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def end(self) -> None:
+        """Before Python flushes it the last time."""
+        try:
+            self._stream.flush()
+        except ValueError:
+            pass
+        except OSError:
+            self._drop_all()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -56,9 +71,15 @@ def lenient_output(stream: TextIO | None) -> TextIO | None:
 
 @contextmanager
 def lenient_streams() -> Iterator[None]:
-    """Nothing that is printed in the block raises an error."""
-    with redirect_stdout(lenient_output(sys.stdout)), redirect_stderr(lenient_output(sys.stderr)):
-        yield
+    """Nothing that is printed in the block, or flushed at the exit of Python after it, raises an error."""
+    outputs = lenient_output(sys.stdout), lenient_output(sys.stderr)
+    try:
+        with redirect_stdout(outputs[0]), redirect_stderr(outputs[1]):
+            yield
+    finally:
+        for output in outputs:
+            if isinstance(output, _Output):
+                output.end()
 
 
 class PlainConsole(Console):

@@ -138,6 +138,39 @@ def test_a_command_into_a_pipe_that_nobody_reads(words):
     assert (done.returncode, done.stderr or b"") == (2 if refused else 0, b"")
 
 
+PRINT = """
+import os, sys
+from imgrec.terminal import Terminal, lenient_streams
+os.set_blocking(1, False)
+with lenient_streams():
+    terminal = Terminal()
+    for number in range(3000):  # three times what pipe and buffer hold
+        terminal.say(f"{number:>70}")
+    print("full", file=sys.stderr, flush=True)
+    if sys.stdin.readline():
+        terminal.say("the last")
+"""
+
+
+@pytest.mark.parametrize("drained", [True, False])
+def test_a_pipe_that_is_full_loses_lines_until_it_is_read(drained):
+    """Some programs give a pipe that does not block. What is still full at the exit is no failure."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, "-c", PRINT], text=True, env=buffered, **pipes) as process:
+        assert process.stderr.readline() == "full\n"
+        printed = process.stdout.read(60_000) if drained else ""
+        process.stdin.write("go on\n" if drained else "")
+        process.stdin.close()
+        if not drained:
+            assert (process.wait(LIMIT_S), process.stderr.read()) == (0, "")
+        printed += process.stdout.read()
+        assert (process.wait(LIMIT_S), process.stderr.read()) == (0, "")
+    assert printed.startswith(f"{0:>70}\n{1:>70}\n")
+    assert printed.endswith("the last\n") == drained
+    assert f"{2999:>70}" not in printed
+
+
 IGNORED = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")  # as nohup does, which writes to another file besides
 
 

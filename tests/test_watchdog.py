@@ -68,8 +68,8 @@ def test_no_step_boundary(busy: str) -> None:
 
 def boundaries(*steps: tuple[str, float], then: str = "t") -> str:
     """Steps of these kinds and lengths, and the start of one more."""
-    begun = [(kind, before) for kind, before in zip([kind for kind, _ in steps] + [then], [0.0, *(s for _, s in steps)], strict=True)]
-    return "; ".join(f"now[0] += {before}; watched.pass_boundary({kind!r})" for kind, before in begun)
+    passed = [f"watched.pass_boundary({kind!r}); now[0] += {length}" for kind, length in steps]
+    return "; ".join([*passed, f"watched.pass_boundary({then!r})"])
 
 
 # Training steps and batches of an evaluation, the first of which compile.
