@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 import torch
 from error_parts import assert_error, raises_error
 from marks import slow_but
-from processes import LIMIT_S, run_command
+from processes import LIMIT_S, run_command, wait_until
 from small_run import SMALL
 from test_changed_data import GRAY
 
@@ -32,6 +32,7 @@ from imgrec.data.image_data import ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, _in_memfd, worker_count
 from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
+from imgrec.distributed.launcher import _raise_reported
 from imgrec.errors import ConfigError, DataError, Died
 
 COMMON = {**GRAY, "split_seed": 0, "changed": "refuse"}
@@ -99,9 +100,10 @@ def test_an_error_in_a_worker_keeps_its_sentence(num_workers):
     assert str(error.value) == "one sentence."
 
 
-class Slow(InMemoryImages):
+class Signed(InMemoryImages):
+    """Its batches name the process that made them."""
+
     def __getitem__(self, request: Request) -> Batch:
-        time.sleep(0.05)
         return super().__getitem__(request)._replace(bad=(str(os.getpid()),))
 
 
@@ -128,7 +130,7 @@ def test_closing_ends_the_thread_that_pins_memory_before_the_workers():
 
 @pytest.mark.parametrize("taken", [1, 2])
 def test_closing_ends_the_workers_and_iterating_again_starts_new_ones(taken):
-    split = Slow(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), np.zeros(4))
+    split = Signed(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), np.zeros(4))
     ended = set()
     with closing(Loader(split, requests(4, 2), num_workers=1)) as loader:
         for _ in range(2):
@@ -140,6 +142,16 @@ def test_closing_ends_the_workers_and_iterating_again_starts_new_ones(taken):
             ended |= seen
             with pytest.raises(ProcessLookupError):
                 os.kill(int(*seen), 0)
+
+
+def test_every_signal_that_kills_a_process_has_a_name():
+    """Of the real-time ones only the first and the last are in signal.Signals."""
+    for number in range(1, 65):
+        name = f"signal {number}" if number in (32, 33, *range(35, 64)) else signal.Signals(number).name
+        assert f"{loader_module._describe_end(-number)} ".startswith(f"killed by {name} ")
+        rank = SimpleNamespace(rank=1, code=-number, report=dict)
+        with pytest.raises(Died, match=f"was killed by {name}. "):
+            _raise_reported([rank])
 
 
 class Mortal(InMemoryImages):
@@ -307,15 +319,21 @@ def test_workers_leave_nothing_in_the_temporary_folder(ended, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def has_pending_signals(pid: int) -> bool:
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(lines["SigPnd"], 16) | int(lines["ShdPnd"], 16))
+
+
 @pytest.mark.slow
 def test_workers_ignore_signals_unless_their_parent_ends_them():
-    split = Slow(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), np.zeros(40))
+    split = Signed(torch.zeros(40, 1, 2, 2, dtype=torch.uint8), np.zeros(40))
     loader = Loader(split, requests(40, 2), num_workers=1)
     batches = iter(loader)
     worker = int(next(batches).bad[0])
     assert worker != os.getpid()
     for name in ("INT", "USR1", "USR2", "HUP", "TERM", "TERM"):  # from another process, as SLURM and a terminal send them
         subprocess.run(["kill", f"-{name}", str(worker)], check=True)
+    wait_until(lambda: not has_pending_signals(worker))  # 17 batches are not begun: a worker is two ahead
     assert [batch.bad for batch in batches] == [(str(worker),)] * 19
     os.kill(worker, signal.SIGTERM)  # from the parent, as DataLoader and multiprocessing send it
     process = loader._loader._iterator._workers[0]

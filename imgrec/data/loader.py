@@ -16,7 +16,7 @@ from torch import Tensor, UntypedStorage
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from imgrec.data.sampler import EpochBatches
-from imgrec.distributed.signals import end_with_parent, stop_reason
+from imgrec.distributed.signals import end_with_parent, signal_name, stop_reason
 from imgrec.distributed.world import env_number
 from imgrec.errors import ConfigError, DataError, Died, Stopped
 
@@ -214,7 +214,7 @@ def _describe_end(code: int) -> str:
     if code >= 0:
         return f"which ended with exit code {code}"
     memory = " (out of memory? set a lower num_workers)" if code == -signal.SIGKILL else ""
-    return f"killed by {signal.Signals(-code).name}{memory}"
+    return f"killed by {signal_name(-code)}{memory}"
 
 
 def start_worker(worker: int) -> None:

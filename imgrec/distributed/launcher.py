@@ -163,7 +163,7 @@ def _raise_reported(ranks: Sequence[RankProcess]) -> None:
             raise OSError(report["errno"], report["strerror"], report["filename"])
         kind = getattr(errors, report["error"], ImgrecError)
         raise kind(report["text"] if rank.rank == 0 else f"{report['text'].rstrip('.')} (rank {rank.rank}).")
-    killed = [(rank, signal.Signals(-rank.code).name) for rank in ranks if rank.code is not None and rank.code < 0]
+    killed = [(rank, signals.signal_name(-rank.code)) for rank in ranks if rank.code is not None and rank.code < 0]
     failed = [rank for rank in ranks if rank.code == ExitCode.FAILED and "traceback" in rank.report()]
     diagnosed = [rank for rank in ranks if rank.report().get("error") == "Died"]
     if diagnosed and not failed:  # the heartbeat's line says what a rank was doing; only its parent knows the signal

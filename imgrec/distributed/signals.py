@@ -91,6 +91,11 @@ def _note_signal(number: int, frame: FrameType | None) -> None:
     request_stop(signal.Signals(number).name)
 
 
+def signal_name(number: int) -> str:
+    """'SIGKILL' of 9; most real-time signals have no name in Python."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
 def exit_now(code: int) -> NoReturn:
     """os._exit, and no temporary folder of loader workers is left, which Python would remove at its exit."""
     try:
