@@ -315,6 +315,8 @@ def test_many_at_once() -> None:
     assert find_dead(statuses, 50.1, 100.0) is None  # there may be more
     named = [part for rank in (2, 3, 4) for part in (f"rank {rank}", "n1", f"pid {10 + rank}", "died", "step 5")]
     assert_error(find_dead(statuses, 51.0, 100.0) or "", *named, "5 other ranks", *AGAIN)
+    early = find_dead([RankStatus(0, 49.0, 49.0, disconnected_at=50.0), status(1)], 51.0, 100.0) or ""
+    assert early.startswith("rank 0 died while starting"), early  # before it said its host and pid
     assert find_dead([status(0, disconnected_at=50.0, left="finished"), status(1)], 60.0, 100.0) is None
     assert find_dead([status(0, left="finished"), status(1, left="stopped")], 1e6, 100.0) is None
 

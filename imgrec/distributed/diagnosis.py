@@ -31,8 +31,8 @@ class RankStatus:
     rank: int
     last_message_at: float
     progress_at: float  # when it last set `doing`
-    host: str = "an unknown host"
-    pid: int = 0
+    host: str = ""
+    pid: int = 0  # 0 before its first message
     doing: str = "starting"
     progress_count: int = -1  # how often it has set `doing`
     at: str = ""  # file:line of its main thread, once `doing` was not set for a while
@@ -50,7 +50,7 @@ class RankStatus:
 
     @property
     def name(self) -> str:
-        return f"rank {self.rank} on {self.host} (pid {self.pid})"
+        return f"rank {self.rank} on {self.host} (pid {self.pid})" if self.pid else f"rank {self.rank}"
 
     @property
     def waits(self) -> bool:
