@@ -41,8 +41,7 @@ IMAGE_FORMATS = {
 }
 IMAGE_EXTENSIONS = frozenset(" ".join(IMAGE_FORMATS.values()).split())
 EXTENSIONS_TEXT = f".jpg, .png, .tif, .webp and {len(IMAGE_EXTENSIONS) - 4} others that PIL reads"  # for errors
-
-
+LAYOUTS = "Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg."  # for errors
 TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".parquet")  # what data=table reads
 
 # Folders that systems leave, beside those whose names begin with a dot, in lower case: archives and servers of macOS,

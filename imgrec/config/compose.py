@@ -165,6 +165,7 @@ def _own_yaml() -> "type[ConfigSource]":
 
         def load_config(self, config_path: str) -> ConfigResult:
             file = Path(self.path) / self._normalize_file_name(config_path)
+            # Parsed once more below, as Hydra reads 1e-3 as a number; but it expands aliases, of which there may be millions.
             content = read_plain(file, fix="Fix this file, or choose another option.")
             if not isinstance(content, dict | None):
                 raise ConfigError(f"{file} is no group of keys. Write _target_: PACKAGE.MODULE.NAME and its keys into it.")

@@ -100,11 +100,16 @@ def build(name: str, node: Node, kind: type[Kind], **extra: Any) -> Kind:
     """`instantiate` of the node `name`; ConfigError where that is no `kind`."""
     built = instantiate(node, **extra)
     if not isinstance(built, kind):
-        raise ConfigError(
-            f"{name}._target_={node['_target_']}: expected a {kind.__name__} of {kind.__module__}, and it returns a "
-            f"{type(built).__name__}. Name another class or function."
-        )
+        raise wrong_result(name, node, f"a {kind.__name__} of {kind.__module__}", built)
     return built
+
+
+def wrong_result(name: str, node: Node, expected: str, built: object) -> ConfigError:
+    """The error for a node `name` whose target returned something else."""
+    returned = f"it returns a {type(built).__name__}"
+    return ConfigError(
+        f"{name}._target_={node['_target_']}: expected {expected}, and {returned}. Name another class or function."
+    )
 
 
 def _signature(target: Callable[..., Any]) -> inspect.Signature:

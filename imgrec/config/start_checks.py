@@ -16,7 +16,7 @@ from imgrec.config.instantiate import EXTRAS
 from imgrec.config.options import shipped_targets
 from imgrec.config.schema import DataConfig, Node, RunConfig, target_nodes
 from imgrec.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from imgrec.files import TABLE_EXTENSIONS
+from imgrec.files import LAYOUTS, TABLE_EXTENSIONS
 
 # How torchvision and timm call their weights.
 LIBRARY_WEIGHTS = re.compile(r"(\w+_Weights\.)?(DEFAULT|IMAGENET1K_\w+)")
@@ -73,14 +73,12 @@ def _check_root(data: DataConfig) -> None:
     if root is None or data.own.get("download") or os.path.isdir(root):
         return
     beside = [Path(folder).name for folder in glob(f"{escape(str(Path(root).absolute().parent))}/*/")]
-    what = (
-        "that holds its files, or data.download=true"
-        if "download" in data.own
-        else "that its paths start from"
-        if "file" in data.own
-        else "with train/CLASS/*.jpg, or with CLASS/*.jpg"
-    )
-    raise DataError(f"data.root={root} is not a folder.{did_you_mean(Path(root).name, beside)} Set data.root=FOLDER {what}.")
+    fix = LAYOUTS
+    if "download" in data.own:
+        fix = "Set data.root=FOLDER that holds its files, or data.download=true."
+    elif "file" in data.own:
+        fix = "Set data.root=FOLDER that its paths start from."
+    raise DataError(f"data.root={root} is not a folder.{did_you_mean(Path(root).name, beside)} {fix}")
 
 
 def _check_table(data: DataConfig) -> None:

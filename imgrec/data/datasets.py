@@ -20,9 +20,9 @@ from imgrec.data.file_names import find_in_names
 from imgrec.data.folder import FileData, FileKeys, ImageFiles, folder_split, named_split
 from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
-from imgrec.data.split_folders import LAYOUTS, filled_class_folders, find_split_folders, tables_in
+from imgrec.data.split_folders import filled_class_folders, find_split_folders, tables_in
 from imgrec.errors import ConfigError, DataError, first_line
-from imgrec.files import composed, find_images
+from imgrec.files import LAYOUTS, composed, find_images
 
 
 class Digits(ImageData):

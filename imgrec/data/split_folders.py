@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from imgrec.config.schema import Split
 from imgrec.errors import DataError
-from imgrec.files import IMAGE_EXTENSIONS, file_extension, is_hidden, readable_folder
+from imgrec.files import IMAGE_EXTENSIONS, LAYOUTS, file_extension, is_hidden, readable_folder
 
 # train, Training, test_set, train_images, images-val, train2017: any case, with or without a word for what it holds.
 _CONTENT = r"(?:data|(?:data)?sets?|images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|files?|folder|split)"
@@ -18,7 +18,6 @@ _PATTERNS: dict[Split, re.Pattern[str]] = {
 }
 EMPTY_FOLDER = "empty folder"
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # of file managers, in lower case
-LAYOUTS = "Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg."
 
 
 class SplitFolders(NamedTuple):

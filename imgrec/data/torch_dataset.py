@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from imgrec.config.instantiate import check_signature, instantiate
+from imgrec.config.instantiate import check_signature, instantiate, wrong_result
 from imgrec.config.schema import Node
 from imgrec.data.augment import Augment, augment_to_size
 from imgrec.data.batch import Batch, Indices, Request
@@ -187,8 +187,5 @@ def _opened(where: str, node: Node) -> Any:
             f"{where}: {node['_target_']} cannot be opened: {first_line(error)}. Set its keys, {where}.KEY=VALUE."
         ) from error
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise ConfigError(
-            f"{where}._target_={node['_target_']}: expected a data set with __len__ and __getitem__, and it returns a "
-            f"{type(dataset).__name__}. Name another."
-        )
+        raise wrong_result(where, node, "a data set with __len__ and __getitem__", dataset)
     return dataset

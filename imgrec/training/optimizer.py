@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from imgrec.config.instantiate import instantiate
+from imgrec.config.instantiate import instantiate, wrong_result
 from imgrec.config.schema import FinetuneConfig, Node, TrainerConfig
 from imgrec.errors import ConfigError
 from imgrec.training.optimizer_state import check_on_load
@@ -146,9 +146,6 @@ def build_optimizer(
     own = {key: value for key, value in node.items() if key not in _batch_keys(node)}
     optimizer = instantiate({**own, "lr": lr, "_partial_": True})(groups)
     if not isinstance(optimizer, Optimizer):
-        raise ConfigError(
-            f"optim._target_={node['_target_']}: expected a torch.optim.Optimizer, and it returns a {type(optimizer).__name__}. "
-            "Name another class."
-        )
+        raise wrong_result("optim", node, "a torch.optim.Optimizer", optimizer)
     check_on_load(optimizer)
     return optimizer

@@ -14,9 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 from imgrec.config.annotations import is_number
-from imgrec.config.instantiate import instantiate
+from imgrec.config.instantiate import instantiate, wrong_result
 from imgrec.config.schema import Monitor, monitor_mode
-from imgrec.errors import ConfigError
 
 Factor = Callable[[int], float]
 
@@ -148,10 +147,7 @@ def lightning_schedulers(
     """
     schedule = instantiate(node | {"_partial_": False}, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     if not isinstance(schedule, Plateau) and not (callable(schedule) and is_number(schedule(0))):
-        raise ConfigError(
-            f"scheduler._target_={node['_target_']}: expected a function that returns the factor on optim.lr at a step, and it "
-            f"returns a {type(schedule).__name__}. Name another function."
-        )
+        raise wrong_result("scheduler", node, "a function that returns the factor on optim.lr at a step", schedule)
     if not isinstance(schedule, Plateau):
         return [{"scheduler": LambdaLR(optimizer, schedule), "interval": "step", "frequency": 1}]
 

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers.logger import DummyLogger, Logger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from imgrec.config.durations import parse_time
-from imgrec.config.instantiate import build, instantiate, node_target, parameter_types
+from imgrec.config.instantiate import build, instantiate, node_target, parameter_types, wrong_result
 from imgrec.config.schema import Node, RunConfig, TrainerConfig
 from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.world import World, cluster_environment
@@ -99,16 +99,17 @@ def run_callbacks(
     Of those of conf/callbacks, Throughput comes before History, which collects what it measured; the others after it.
     given: objects from Python, after these.
     """
+    config = run.to_dict()
     arguments = {
         "monitor": run.monitor,
-        "config": run.to_dict(),
+        "config": config,
         "history": history,
         "run_dir": run_dir.path,
         "terminal": terminal,
     }
     configured = configured_callbacks(run.callbacks, arguments)
     measuring = [callback for callback in configured if isinstance(callback, Throughput)]
-    callbacks = [boundary, FiniteLoss(run_dir.checkpoints), *measuring, history, LogRun(run.to_dict())]
+    callbacks = [boundary, FiniteLoss(run_dir.checkpoints), *measuring, history, LogRun(config)]
     if run.time is not None:
         callbacks.append(TimeBudget(parse_time(run.time), run.time, terminal.say))
     if run.finetune.freeze_epochs and run.extend is None:
@@ -155,10 +156,7 @@ def configured_callbacks(nodes: Mapping[str, Node | None], given: Mapping[str, A
         if isinstance(callback, pl.Callback):
             callbacks.append(callback)
         elif callback is not None:
-            raise ConfigError(
-                f"callbacks.{name}._target_={node['_target_']}: expected a pytorch_lightning.Callback, and it returns a "
-                f"{type(callback).__name__}. Name another function or class."
-            )
+            raise wrong_result(f"callbacks.{name}", node, "a pytorch_lightning.Callback", callback)
     return callbacks
 
 
