@@ -71,8 +71,13 @@ def lenient_output(stream: TextIO | None) -> TextIO | None:
 
 @contextmanager
 def lenient_streams() -> Iterator[None]:
-    """Nothing that is printed in the block, or flushed at the exit of Python after it, raises an error."""
-    outputs = lenient_output(sys.stdout), lenient_output(sys.stderr)
+    """Nothing that is printed in the block, or flushed at the exit of Python after it, raises an error.
+
+    A process that was started without streams has them in the block.
+    """
+    _open_missing_streams()
+    streams = [stream or open(number, "w", closefd=False) for number, stream in ((1, sys.stdout), (2, sys.stderr))]
+    outputs = [lenient_output(stream) for stream in streams]
     try:
         with redirect_stdout(outputs[0]), redirect_stderr(outputs[1]):
             yield
@@ -80,6 +85,13 @@ def lenient_streams() -> Iterator[None]:
         for output in outputs:
             if isinstance(output, _Output):
                 output.end()
+
+
+def _open_missing_streams() -> None:
+    """/dev/null where stdin, stdout or stderr is closed: the next file would get their number, and with it what C libraries print."""
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(free, True)
+    os.close(free)
 
 
 class PlainConsole(Console):

@@ -201,15 +201,21 @@ VALUES = st.text(max_size=12) | st.sampled_from(
         "[[[[1]]]]",
         "9" * 5000,
         "{" * 900,
+        "???",
+        "[1]",
+        "{a: 1}",
     ]
 )
 PARSERS = re.compile(
     r"Exception|Error\b|Lexer|Parser|Token|BRACE|BRACKET|Hydra|OmegaConf|antlr|Alt\b|<EOF>|mismatched input|extraneous"
+    r"|DictConfig|ListConfig|Missing|cannot be composed"
 )
 
 
 @settings(max_examples=40)  # a twentieth of a second each
 @example(command="train", mark="~", key="name", equals="=", text="\0")
+@example(command="train", mark="", key="finetune", equals="=", text="[1]")
+@example(command="train", mark="", key="data.image_size", equals="=", text="???")
 @given(
     command=st.sampled_from(["train", "lr_find", "evaluate", "predict", "slurm"]),
     mark=st.sampled_from(["", "", "", "+", "++", "~", "-", "--"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from error_parts import raises_error
@@ -97,6 +98,11 @@ def test_the_code_takes_what_the_range_allows(group: str, option: str) -> None:
             value = format_value([edge] * len(values) if isinstance(default, list) else edge)
             if run := loaded(f"{group}={option}", f"{group}.{key}={value}"):
                 USES[group](run)
+
+
+def test_the_code_takes_every_seed() -> None:
+    for seed in edges("seed", 0):
+        pl.seed_everything(config.load("train", [f"seed={seed}"]).seed, verbose=False)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,24 @@ def test_a_pipe_that_is_full_loses_lines_until_it_is_read(drained):
     assert f"{2999:>70}" not in printed
 
 
+PRINTS = """
+import sys
+from imgrec.terminal import lenient_streams
+with lenient_streams(), open("file", "w") as file:
+    print(sys.stdout.isatty(), file=sys.stderr)
+    print(sys.stderr.isatty())
+    file.write(str(file.fileno()))
+"""
+
+
+@pytest.mark.parametrize("closed", slow_but("<&- >&- 2>&-", among=["<&- >&- 2>&-", "<&-", ">&-", "2>&-"]))
+def test_a_process_that_is_started_without_streams(closed, tmp_path):
+    """It has streams all the same, and no file gets the number of one, at which C libraries print."""
+    done = run_command("sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", PRINTS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert int((tmp_path / "file").read_text()) > 2
+
+
 IGNORED = ("sh", "-c", 'trap "" HUP; exec "$@"', "sh")  # as nohup does, which writes to another file besides
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
@@ -138,7 +139,7 @@ def check_options(command: str, overrides: Sequence[Any], config_dir: str | None
         if option in names:
             continue
         if re.search(r"[,(]", option):
-            raise ConfigError(f"{text} has several values. Type imgrec train -m {override.text} for a job of each.")
+            raise ConfigError(f"{text} has several values. Type imgrec train -m {shlex.quote(override.text)} for a job of each.")
         other = OTHER_OPTIONS.get(group, "").format(option)
         raise ConfigError(
             f"{group}={option}: there is no such {group}{' and no such folder' * (group == 'data')}.{did_you_mean(option, names)} "
@@ -167,7 +168,7 @@ def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: 
             near = nearest_key(key, known, groups)
             raise ConfigError(f"{text}: there is no key {key}.{f' Did you mean {near}?' if near else ''}{keys}")
         if override.mark:
-            raise ConfigError(f"{text}: {key} exists already. Type {override.text.lstrip('+')}.")
+            raise ConfigError(f"{text}: {key} exists already. Type {shlex.quote(override.text.lstrip('+'))}.")
 
 
 def nearest_key(key: str, known: Collection[str], groups: Sequence[str]) -> str | None:

@@ -57,6 +57,10 @@ def compose_config(
     values = [
         (key.key, parse_value(command, key, key_type(key.key, defaults.get(key.key), hints)), bool(key.mark)) for key in keys
     ]
+    # Before they are composed, as OmegaConf merges no list into a group of keys, and ??? is no value to it.
+    for key, value, _ in values:
+        if key in defaults and "${" not in format_value(value):
+            conform(value, defaults[key], key, types=hints, ranges=False)
     tree = hydra_tree(command, _chosen(options), config_dir, values, of_weights)[0]
     for group, option in choices.items():
         if group != "experiment" and not isinstance(tree.get(group), dict):

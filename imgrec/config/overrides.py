@@ -204,7 +204,8 @@ def _several_values(command: str, override: Override, hint: Any) -> ConfigError:
     text, key = override.text, override.key
     if is_decimal_comma(override.value, hint):
         return decimal_comma(key, override.value)
-    advice = f"imgrec train -m {text} for a job of each, or {key}=[...] for a list" if command == "train" else f"{key}=VALUE"
+    sweep = f"imgrec train -m {shlex.quote(text)} for a job of each, or {key}=[...] for a list"
+    advice = sweep if command == "train" else f"{key}=VALUE"
     return ConfigError(f"{text!r} has several values. Type {advice}.")
 
 

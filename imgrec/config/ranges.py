@@ -22,15 +22,14 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         above = f"more than {self.low:g}" if self.open_low else f"{self.low:g} or more"
-        below = "" if self.high in (inf, 2**63) else f" and {'less than' if self.open_high else 'at most'} {self.high:g}"
+        below = "" if self.high == inf else f" and {'less than' if self.open_high else 'at most'} {format_value(self.high)}"
         return above + below
 
 
 NOT_NEGATIVE, POSITIVE = Range(0), Range(0, open_low=True)
 # Numbers that are not listed have to be 0 or more. Each value of a list has to be in the range.
 _KEYS: dict[Range, str] = {
-    Range(0, 2**63, open_high=True): "seed",
-    Range(0, 2**32, open_high=True): "data.split_seed",
+    Range(0, 2**32, open_high=True): "seed data.split_seed",
     Range(1): """
         epochs batch_size max_device_batch top_k data.train_samples data.test_samples
         model.depth model.kernel model.widths optim.base_batch optim.ns_steps scheduler.every_epochs scheduler.milestones_epochs
