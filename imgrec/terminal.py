@@ -76,7 +76,7 @@ def lenient_streams() -> Iterator[None]:
     A process that was started without streams has them in the block.
     """
     _open_missing_streams()
-    streams = [stream or open(number, "w", closefd=False) for number, stream in ((1, sys.stdout), (2, sys.stderr))]
+    streams = (sys.stdout or os.fdopen(1, "w", closefd=False), sys.stderr or os.fdopen(2, "w", closefd=False))
     outputs = [lenient_output(stream) for stream in streams]
     try:
         with redirect_stdout(outputs[0]), redirect_stderr(outputs[1]):
