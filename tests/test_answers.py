@@ -1,6 +1,7 @@
 """Which images are wrong: the tables and the picture of a test hold what the network says of each image, on any number of ranks."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from imgrec.data.in_memory import InMemoryImages
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.inference import answers as module
 from imgrec.inference.answers import AnswerCollector, Answers, worst_errors, write_answers
-from imgrec.inference.contact_sheet import CAPTION_HEIGHT, MARGIN, MOST_TILES, TILE, TILES_IN_A_ROW, TITLE_HEIGHT
+from imgrec.inference.contact_sheet import CAPTION_HEIGHT, MARGIN, MOST_TILES, TILE, TITLE_HEIGHT, draw_contact_sheet
 from imgrec.inference.prediction_table import AnswerFiles
 from imgrec.inference.predictor import load
 from imgrec.train import fit
@@ -91,14 +92,33 @@ def test_the_contact_sheet_shows_the_worst_errors_in_their_order(run, pngs, tmp_
         assert picture.info["Software"] == "imgrec"
     for number, row in enumerate(errors):
         left, top = (
-            MARGIN + number % TILES_IN_A_ROW * (TILE + MARGIN),
-            TITLE_HEIGHT + number // TILES_IN_A_ROW * (TILE + CAPTION_HEIGHT + MARGIN),
+            MARGIN + number % 8 * (TILE + MARGIN),
+            TITLE_HEIGHT + number // 8 * (TILE + CAPTION_HEIGHT + MARGIN),
         )
         with Image.open(row["path"]) as image:
             tile = ImageOps.pad(image.convert("RGB"), (TILE, TILE), Image.Resampling.NEAREST)
         assert sheet.crop((left, top, left + TILE, top + TILE)).tobytes() == tile.tobytes()
         caption = np.array(sheet.crop((left, top + TILE, left + TILE, top + TILE + CAPTION_HEIGHT)))
         assert (caption.min() < 100, caption.max()) == (True, 255)  # black on white
+
+
+@pytest.mark.parametrize(("images", "in_a_row"), [(1, 4), (3, 4), (5, 5), (8, 8), (9, 8)])
+def test_a_contact_sheet_is_as_wide_as_its_images_and_its_title(images, in_a_row):
+    title = "true \u2192 predicted: the first 40 of 99999 errors, the most probable first"
+    content = draw_contact_sheet(
+        torch.zeros(images, 1, 9, 9, dtype=torch.uint8), ["a"] * images, title=title, legend="", fonts=[]
+    )
+    with Image.open(io.BytesIO(content)) as sheet:
+        rows = -(-images // in_a_row)
+        assert sheet.size == (
+            MARGIN + in_a_row * (TILE + MARGIN),
+            TITLE_HEIGHT + rows * (TILE + CAPTION_HEIGHT + MARGIN),
+        )
+        tiles = np.array(sheet.convert("L"))[TITLE_HEIGHT : TITLE_HEIGHT + TILE]
+        assert (tiles == 0).all(axis=0).sum() >= min(images, in_a_row) * (TILE - 2)
+        head = np.array(sheet.convert("L"))[:TITLE_HEIGHT]
+        assert head.min() < 100
+        assert head[:, -MARGIN:].min() == 255, "the title is cut"
 
 
 def test_a_training_writes_those_of_its_test_with_an_index_for_images_in_memory(tmp_path, capsys):

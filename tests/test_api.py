@@ -82,7 +82,10 @@ def test_embeddings_are_what_the_head_gets(gray, colour):
     )
     with torch.no_grad():
         torch.testing.assert_close(head(features).softmax(1), chances, rtol=1e-5, atol=1e-6)
-    assert torch.equal(gray.embed(np.stack(images)[..., None]), gray.embed(images))
+    batch = np.stack(images)
+    assert torch.equal(gray.embed(batch[..., None]), gray.embed(images))
+    assert torch.equal(gray.embed(batch), gray.embed(images))
+    assert [gray.predict(batch[:count]) == gray.predict(images[:count]) for count in (1, 2, 4, 5)] == [True] * 4
     assert colour.embed(Image.fromarray(images[0])).shape == colour.embed(images[0]).shape == (1, head.in_features)
     assert gray.embed([]).shape[0] == 0
     assert not head._forward_pre_hooks
@@ -208,17 +211,25 @@ def test_16_bit_precision_answers_much_the_same(gray):
     ("image", "found"),
     [
         (np.zeros((8, 8)), "float64 [8, 8]"),
-        (np.zeros((1, 8, 8), np.uint8), "uint8 [1, 8, 8]"),
         (np.zeros((0, 8), np.uint8), "uint8 [0, 8]"),
         (torch.zeros(1, 8, 8), "float32 [1, 8, 8]"),
         (torch.zeros(8, 8, dtype=torch.uint8), "uint8 [8, 8]"),
         (torch.zeros(4, 8, 8, dtype=torch.uint8), "uint8 [4, 8, 8]"),
         ([3], "of type int"),
         (np.zeros((2, 1, 8, 8), np.uint8), "uint8 [1, 8, 8]"),
+        (np.zeros((3, 8, 8), np.uint8), "uint8 [3, 8, 8]"),  # three in gray, or one in colour
     ],
 )
 def test_what_is_no_picture_is_refused(gray, image, found):
-    taken = ("uint8", "[H, W], [H, W, 1] or [H, W, 3]", "[1, H, W] or [3, H, W]", "0 to 255", "PIL")
+    taken = (
+        "uint8",
+        "[H, W], [H, W, 1] or [H, W, 3]",
+        "[1, H, W] or [3, H, W]",
+        "0 to 255",
+        "PIL",
+        "[B, H, W, C]",
+        "[B, C, H, W]",
+    )
     with raises_error(DataError, "an image", found, *taken):
         gray.predict(image)
 

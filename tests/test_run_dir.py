@@ -21,7 +21,7 @@ from imgrec import cli
 from imgrec.config.load import load_config
 from imgrec.config.schema import run_config
 from imgrec.errors import ConfigError, DataError
-from imgrec.training.run_dir import RunDir, choose_run_dir, differing_keys
+from imgrec.training.run_dir import RunDir, choose_run_dir, differing_keys, shorter_run
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +41,13 @@ def run(plain, tmp_path):
     return lambda **change: run_config({**plain.to_dict(), "runs_dir": str(tmp_path), **change})
 
 
-def begin(run) -> Path:
+def begin(run, *, saved: bool = True) -> Path:
+    """A run that was killed after its first save, or before."""
     folder = choose_run_dir(run)
     with folder.opened(run):
+        if saved:
+            folder.checkpoints.mkdir(exist_ok=True)
+            folder.last.touch()
         return folder.path
 
 
@@ -113,6 +117,19 @@ def test_a_folder_with_another_config_names_the_keys(run, tmp_path):
     assert choose_run_dir(run(id="a")).state == "unfinished"
 
 
+def test_a_start_that_saved_nothing_binds_no_later_one(run, tmp_path):
+    folder = begin(run(id="a", seed=1), saved=False)
+    assert choose_run_dir(run(id="a", seed=1)).state == "unfinished"
+    assert choose_run_dir(run(id="a", seed=1, resume=False)).state == "new"
+    with choose_run_dir(run(id="a", seed=1)).opened(run(id="a", seed=1)):  # by another process, in its first epoch
+        assert_error(refusal(run(id="a")), folder, "seed=0", 1, "another id")
+    assert begin(run(id="a"), saved=False) == folder
+    assert run_config(yaml.safe_load((folder / "config.yaml").read_text())) == run(id="a")
+    (folder / "config.yaml").write_bytes(b"")
+    assert begin(run(id="a", seed=2)) == folder
+    assert_error(refusal(run(id="a")), folder, "seed=0", 2, "another id")
+
+
 @pytest.mark.parametrize("key", ["name", "id"])
 @pytest.mark.parametrize("value", ["a/b", "..", "."])
 def test_a_name_is_one_folder(run, key, value):
@@ -179,16 +196,32 @@ def spoil(file: Path, how: str) -> None:
 def test_a_file_of_a_run_that_is_cut_is_one_line(run, tmp_path, how):
     folder = begin(run())
     spoil(folder / "config.yaml", how)
+    found = choose_run_dir(run())
+    assert found.path == tmp_path / "n/2"
     if how == "other":
-        assert choose_run_dir(run()).path == tmp_path / "n/2"
+        assert not found.passed_over
     else:
-        for given in (run(), run(id="1")):
-            with raises_error(DataError, folder / "config.yaml", f"Remove {folder}", "another id", "resume=false"):
-                choose_run_dir(given)
+        (said,) = found.passed_over
+        assert_error(said, folder / "config.yaml", f"Remove {folder}", "another id")
+        with raises_error(DataError, folder / "config.yaml", f"Remove {folder}", "another id"):
+            choose_run_dir(run(id="1"))
     assert choose_run_dir(run(resume=False)).path == tmp_path / "n/2"
     spoil(folder / "result.json", how)
     with raises_error(DataError, folder / "result.json", "Remove it", "finishes the run"):
         RunDir(folder, "finished").result()
+
+
+def test_runs_that_are_damaged_refuse_no_start(run, tmp_path, capsys):
+    """An unfinished one is passed over with a line, and of a finished one nothing is said."""
+    words = ["train", *SMALL, f"runs_dir={tmp_path}", "name=n", "logger=none"]
+    folder = begin(run())
+    spoil(folder / "config.yaml", "empty")
+    assert cli.main(words) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert_error(first, "passed over", folder / "config.yaml", f"Remove {folder}")
+    assert (tmp_path / "n/2/result.json").exists()
+    spoil(tmp_path / "n/2/config.yaml", "empty")
+    assert shorter_run(run(epochs=5), tmp_path / "n/3") is None
 
 
 def test_a_lock_that_is_a_folder_is_one_line(tmp_path, capsys):

@@ -23,8 +23,15 @@ def picture_pixels(picture: object, preprocessing: Preprocessing) -> Tensor:
             raise DataError(f"a PIL image cannot be read: {first_line(error)}.") from error
     pixels = _planes(picture)
     if pixels is None or pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.numel():
-        raise DataError(f"an image is {describe_picture(picture)}; expected {TAKEN}.")
+        raise DataError(
+            f"an image is {describe_picture(picture)}; expected {TAKEN}. A batch is an array [B, H, W, C] or a tensor [B, C, H, W]."
+        )
     return to_channels(pixels[None].cpu(), preprocessing["channels"])[0]
+
+
+def is_gray_batch(images: object) -> bool:
+    """Whether it is an array [B, H, W]. One of three images might be [C, H, W], and any tensor; these are refused or taken as a picture."""
+    return isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[0] != 3 and images.shape[2] not in (1, 3)
 
 
 def describe_picture(picture: object) -> str:

@@ -15,7 +15,7 @@ from imgrec.data.image_set import ImageSet
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import plural
 from imgrec.files import atomic_write
-from imgrec.inference.contact_sheet import MOST_TILES, draw_contact_sheet
+from imgrec.inference.contact_sheet import MOST_TILES, draw_contact_sheet, tiles_in_a_row
 from imgrec.inference.picture_text import class_labels
 from imgrec.inference.prediction_table import AnswerFiles, Columns, six_digits, write_table
 from imgrec.terminal import percent
@@ -86,7 +86,7 @@ def _draw(answers: Answers, images: ImageSet, classes: Sequence[str], errors: In
     rows = answers.indices[shown]
     pairs = np.stack([images.labels[rows], answers.predicted[shown]], axis=1)
     named = np.unique(pairs).tolist()
-    labels, legend, fonts = class_labels(classes, named, width=20, line=160)
+    labels, legend, fonts = class_labels(classes, named, width=20, line=20 * tiles_in_a_row(len(shown)))
     names = dict(zip(named, labels, strict=True))
     captions = [
         f"{names[true]}\n\u2192 {names[predicted]}\n{percent(probability)}"

@@ -8,10 +8,15 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
-TILES_IN_A_ROW = 8
+LEAST_IN_A_ROW, MOST_IN_A_ROW = 4, 8  # so that the title has room; so that a screen shows it
 MOST_TILES = 40  # 5 rows, which a screen shows
 TILE, MARGIN = 144, 6  # pixels: side of an image, around it
 CAPTION_HEIGHT, TITLE_HEIGHT, LEGEND_LINE = 47, 30, 16  # pixels
+
+
+def tiles_in_a_row(images: int) -> int:
+    """How many of so many images stand beside each other."""
+    return min(max(images, LEAST_IN_A_ROW), MOST_IN_A_ROW)
 
 
 def draw_contact_sheet(images: Tensor, captions: Sequence[str], *, title: str, legend: str, fonts: list[str]) -> bytes:
@@ -23,14 +28,15 @@ def draw_contact_sheet(images: Tensor, captions: Sequence[str], *, title: str, l
     from matplotlib.figure import Figure
 
     dpi = 100  # as text has a size in points
-    width = TILES_IN_A_ROW * (TILE + MARGIN) + MARGIN
-    bottom = TITLE_HEIGHT + -(-len(images) // TILES_IN_A_ROW) * (TILE + CAPTION_HEIGHT + MARGIN)
+    in_a_row = tiles_in_a_row(len(images))
+    width = in_a_row * (TILE + MARGIN) + MARGIN
+    bottom = TITLE_HEIGHT + -(-len(images) // in_a_row) * (TILE + CAPTION_HEIGHT + MARGIN)
     height = bottom + LEGEND_LINE * len(legend.splitlines())
     sheet = Image.new("RGB", (width, height), "white")
     figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="none")
     figure.text(MARGIN / width, 1 - TITLE_HEIGHT / 2 / height, title, fontsize=10, va="center", parse_math=False)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        row, column = divmod(number, TILES_IN_A_ROW)
+        row, column = divmod(number, in_a_row)
         left, top = MARGIN + column * (TILE + MARGIN), TITLE_HEIGHT + row * (TILE + CAPTION_HEIGHT + MARGIN)
         sheet.paste(_tile(image), (left, top))
         figure.text(left / width, 1 - (top + TILE + 2) / height, caption, fontsize=8, va="top", family=fonts, parse_math=False)

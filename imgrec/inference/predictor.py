@@ -22,7 +22,7 @@ from imgrec.data.folder import pack_names
 from imgrec.data.image_set import ImageSet
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, worker_count
-from imgrec.data.picture import describe_picture, picture_pixels
+from imgrec.data.picture import describe_picture, is_gray_batch, picture_pixels
 from imgrec.data.preprocess import Preprocess
 from imgrec.data.sampler import EVALUATION_BATCH
 from imgrec.data.split_record import DataRecord
@@ -130,7 +130,7 @@ class Predictor:
         """One Prediction an image, in the order of `images`.
 
         images: one or a sequence of paths, PIL images, uint8 arrays [H, W] or [H, W, C], uint8 tensors [C, H, W]; or one uint8
-        array [B, H, W, C] or tensor [B, C, H, W]. Gray and colour are converted, sizes fitted as in evaluation. DataError for
+        array [B, H, W, C] or [B, H, W], or tensor [B, C, H, W]. Gray and colour are converted, sizes fitted as in evaluation. DataError for
         what cannot be read.
         """
         batches = self._batches(images, batch_size)
@@ -312,7 +312,8 @@ class Predictor:
 
 def _pictures(images: object) -> Sequence[Picture]:
     """A sequence of one picture or several; DataError for what is neither."""
-    if isinstance(images, str | os.PathLike | Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim != 4):
+    single = isinstance(images, np.ndarray | Tensor) and images.ndim != 4 and not is_gray_batch(images)
+    if single or isinstance(images, str | os.PathLike | Image.Image):
         return cast(Sequence[Picture], [images])
     if not isinstance(images, Iterable):
         raise DataError(

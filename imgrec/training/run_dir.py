@@ -17,7 +17,7 @@ from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
-from imgrec.errors import ConfigError, ImgrecError
+from imgrec.errors import ConfigError, DataError, ImgrecError
 from imgrec.files import atomic_write, is_directory_name, is_utf8
 from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS
 from imgrec.inference.prediction_table import AnswerFiles
@@ -58,6 +58,7 @@ class RunDir:
     path: Path
     state: Literal["new", "unfinished", "finished"]
     lock: IO[str] | None = None
+    passed_over: tuple[str, ...] = ()  # sentences about unfinished runs of which it is not known what they are
 
     @property
     def checkpoints(self) -> Path:
@@ -152,7 +153,8 @@ def choose_run_dir(run: RunConfig) -> RunDir:
     """The directory that the run belongs in. Nothing is written.
 
     With `id`, or in a SLURM job, that one; otherwise the newest unfinished run of the same config that no process uses,
-    also where newer ones are finished or have another config, or the next free number. Raises ConfigError where it holds a run of another config.
+    also where newer ones are finished or have another config, or the next free number. Raises ConfigError where it holds a run
+    of another config, unless that was not trained up to its first save.
     """
     job = os.environ.get("SLURM_JOB_ID") or None
     for key, value in (("name", run.name), ("id", run.id), ("SLURM_JOB_ID", job)):
@@ -168,6 +170,13 @@ def choose_run_dir(run: RunConfig) -> RunDir:
     if run_id:
         path = parent / run_id
         state = _state(path)
+        if (
+            state == "unfinished"
+            and not _has_checkpoint(path)
+            and (not run.resume or not _is_of(run, path))
+            and not _is_locked(path)
+        ):
+            return RunDir(path, "new")
         if state != "new" and not run.resume:
             raise ConfigError(f"id={run_id} resume=false: {path} holds a run already. Set another id, or resume=true.")
         if state != "new" and (differ := differing_keys(run, _config(path))):
@@ -178,10 +187,25 @@ def choose_run_dir(run: RunConfig) -> RunDir:
             )
         return RunDir(path, state)
     numbered = sorted((int(path.name), path) for path in parent.glob("*") if path.name.isdecimal())
+    passed_over: list[str] = []
     for _, path in reversed(numbered if run.resume else []):
-        if _state(path) == "unfinished" and not differing_keys(run, _config(path)) and not _is_locked(path):
-            return RunDir(path, "unfinished")
-    return RunDir(parent / str(numbered[-1][0] + 1 if numbered else 1), "new")
+        if _state(path) == "unfinished" and _is_of(run, path, passed_over) and not _is_locked(path):
+            return RunDir(path, "unfinished", passed_over=tuple(passed_over))
+    return RunDir(parent / str(numbered[-1][0] + 1 if numbered else 1), "new", passed_over=tuple(passed_over))
+
+
+def _is_of(run: RunConfig, path: Path, damaged: list[str] | None = None) -> bool:
+    """Whether a directory is one of `run`; not where its config cannot be read, of which `damaged` gets the sentence."""
+    try:
+        return not differing_keys(run, _config(path))
+    except DataError as error:
+        if damaged is not None:
+            damaged.append(str(error))
+        return False
+
+
+def _has_checkpoint(path: Path) -> bool:
+    return any((path / CHECKPOINTS).glob("*.ckpt"))
 
 
 def _state(path: Path) -> Literal["new", "unfinished", "finished"]:
@@ -191,7 +215,7 @@ def _state(path: Path) -> Literal["new", "unfinished", "finished"]:
 
 
 def _config(path: Path) -> Node:
-    fix = f"Remove {path} if its run is not needed, or set another id, or resume=false."
+    fix = f"Remove {path} if its run is not needed, or set another id."
     return read_mapping(path / "config.yaml", {}, fix=fix)
 
 
@@ -233,7 +257,10 @@ def shorter_run(run: RunConfig, path: Path) -> str | None:
     numbered = sorted((int(other.name), other) for other in path.parent.glob("*") if other.name.isdecimal() and other != path)
     if run.extend is not None or not numbered or _state(newest := numbered[-1][1]) != "finished":
         return None
-    return _longer(run, newest)
+    try:
+        return _longer(run, newest)
+    except DataError:  # its config is damaged, and it is another run
+        return None
 
 
 def _longer(run: RunConfig, path: Path) -> str | None:

@@ -196,14 +196,13 @@ def finish_run(
 def print_result(
     terminal: Terminal, run_dir: Path, result: dict[str, Any], report: Report | None, files: str | None, unlabelled: str | None
 ) -> None:
-    """Print the result, the classes with the lowest F1, the files of the test, and the next commands; unlabelled: a folder to predict."""
+    """Print the result, the classes with the lowest F1 of those with errors, the files of the test, and the next commands; unlabelled: a folder to predict."""
     terminal.say()
     terminal.say(result["summary"], style="bold green")
     if report is not None:
-        for row in worst_classes(report, WORST):
-            if row["f1"] < 1:
-                metrics = f"recall {percent(row['recall'])}, precision {percent(row['precision'])}"
-                terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}")
+        for row in [row for row in worst_classes(report, len(report.per_class)) if row["recall"] < 1][:WORST]:
+            metrics = f"recall {percent(row['recall'])}, precision {percent(row['precision'])}"
+            terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}")
     if files:
         terminal.say(files)
     terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
@@ -218,4 +217,4 @@ def _confused(report: Report, name: str) -> str:
     names = [row["name"] for row in report.per_class]
     counts = list(report.confusion[names.index(name)])
     counts[names.index(name)] = 0
-    return f", most often predicted as {names[counts.index(max(counts))]}" if max(counts) else ""
+    return f", most often predicted as {names[counts.index(max(counts))]}"

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
+from torch.optim import Optimizer
 
 from imgrec.config.schema import monitor_mode
 from imgrec.files import atomic_write
-from imgrec.training.callbacks.steps import learning_rate
 from imgrec.training.module import Classifier
 
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1", "val/top5")
@@ -30,12 +30,17 @@ class History(pl.Callback):
     def __init__(self, path: Path, monitor: str, *, lost_best: bool = False) -> None:
         self.path, self.monitor, self.lost_best = path, monitor, lost_best
         self.rows: list[dict[str, Any]] = []
+        self.rate = 0.0  # of the last step; the optimizer has that of the next one when a step is complete
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows}
+        return {"rows": self.rows, "rate": self.rate}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rate = state_dict["rate"]
         self.rows = [row | {"best": row["best"] and not self.lost_best} for row in state_dict["rows"]]
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        self.rate = float(optimizer.param_groups[-1]["lr"])  # the head's
 
     def best(self) -> dict[str, Any] | None:
         """The row of the best epoch."""
@@ -54,7 +59,7 @@ class History(pl.Callback):
             {
                 "epoch": trainer.current_epoch + 1,
                 "step": trainer.global_step,
-                "lr": learning_rate(trainer),
+                "lr": self.rate,
                 **metrics,
                 "best": value is not None and (before is None or self.is_as_good(value, before[self.monitor])),
             }

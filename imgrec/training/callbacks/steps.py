@@ -6,6 +6,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers.logger import DummyLogger
 from torch import Tensor
 
+from imgrec.training.callbacks.history import History
 from imgrec.training.module import Classifier
 
 
@@ -16,6 +17,9 @@ class StepMetrics(pl.Callback):
     """
 
     loss: Tensor | None = None
+
+    def __init__(self, *, history: History) -> None:
+        self.history = history
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
@@ -30,13 +34,8 @@ class StepMetrics(pl.Callback):
             self.loss = pl_module.step_loss()
         if due and trainer.logger is not None and not isinstance(trainer.logger, DummyLogger):
             assert self.loss is not None
-            trainer.logger.log_metrics({"step/loss": float(self.loss), "step/lr": learning_rate(trainer)}, step)
+            trainer.logger.log_metrics({"step/loss": float(self.loss), "step/lr": self.history.rate}, step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.logger is not None:
-            trainer.logger.log_metrics({"lr": learning_rate(trainer)}, trainer.global_step)
-
-
-def learning_rate(trainer: pl.Trainer) -> float:
-    """The current rate of the last parameter group, the head's."""
-    return float(trainer.optimizers[0].param_groups[-1]["lr"])
+            trainer.logger.log_metrics({"lr": self.history.rate}, trainer.global_step)
