@@ -73,7 +73,13 @@ def plural(count: int, noun: str, ending: str = "s") -> str:
 
 def first_names(names: Sequence[object], most: int) -> str:
     """'a, b, c', or 'a, b, c, ...' where there are more than `most`."""
-    return ", ".join(map(str, names[:most])) + (", ..." if len(names) > most else "")
+    return ", ".join(map(shorten, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def shorten(value: object, most: int = 100) -> str:
+    """A user's text as it is quoted in a sentence: the beginning and the end of one that is longer."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 2) :]}"
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

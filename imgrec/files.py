@@ -43,6 +43,8 @@ IMAGE_EXTENSIONS = frozenset(" ".join(IMAGE_FORMATS.values()).split())
 EXTENSIONS_TEXT = f".jpg, .png, .tif, .webp and {len(IMAGE_EXTENSIONS) - 4} others that PIL reads"  # for errors
 LAYOUTS = "Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg."  # for errors
 TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".parquet")  # what data=table reads
+# How tables of predictions begin: of `predict`, and of a test, whose images may have an index in the split instead of a path.
+LEADING_COLUMNS = (["path", "class", "probability"], ["path", "true", "predicted"], ["index", "true", "predicted"])
 
 # Folders that systems leave, beside those whose names begin with a dot, in lower case: archives and servers of macOS,
 # Windows, Linux, Android, Python, and network disks of Synology, QNAP and NetApp (github.com/github/gitignore, Global/*).
@@ -189,3 +191,18 @@ def first_bytes(path: Path) -> bytes:
 def is_our_png(path: Path) -> bool:
     """Whether a PNG names imgrec as the software that wrote it."""
     return b"Software\0imgrec" in first_bytes(path)
+
+
+def is_our_table(path: Path) -> bool:
+    """Whether a .csv, .json or .parquet begins as a table of predictions does."""
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            names: list[str] = pq.read_schema(path).names
+        except (pa.ArrowInvalid, OSError):
+            return False
+        return names[:3] in LEADING_COLUMNS
+    starts = [",".join(names) + "," if path.suffix == ".csv" else f'[\n{{"{names[0]}": ' for names in LEADING_COLUMNS]
+    return first_bytes(path).startswith(tuple(start.encode() for start in starts))

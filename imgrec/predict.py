@@ -16,7 +16,7 @@ from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
-from imgrec.files import check_output
+from imgrec.files import check_output, is_our_table
 from imgrec.inference import prediction_table
 from imgrec.inference.paths import expand_files, find_checkpoint
 from imgrec.terminal import Terminal
@@ -62,7 +62,7 @@ def _check_files(config: PredictConfig, files: list[str]) -> Path:
     out, ckpt = Path(config.out), find_checkpoint(config.ckpt)
     check_gpu("device", config.device)
     files += expand_files(config.files)
-    check_output("out", out, prediction_table.SUFFIXES, ours=prediction_table.written_by_us, overwrite=config.overwrite)
+    check_output("out", out, prediction_table.SUFFIXES, ours=is_our_table, overwrite=config.overwrite)
     return ckpt
 
 

@@ -13,9 +13,10 @@ from test_data_folder import folder, make
 from torchvision import datasets
 
 from imgrec.data.class_balance import class_shares
-from imgrec.data.split_folders import find_split_folders
+from imgrec.data.split_folders import find_split_folders, tables_in
 from imgrec.errors import DataError
 from imgrec.files import SYSTEM_FOLDERS, find_images
+from imgrec.inference.prediction_table import prediction_row, write_table
 
 
 def fill(root: Path, *names: str, count: int = 5) -> Path:
@@ -122,6 +123,27 @@ def test_a_table_beside_images_is_named(tmp_path, names):
     (tmp_path / "labels.csv").write_text("id,breed\n")
     with raises_error(DataError, tmp_path, f"data=table data.file={tmp_path}/labels.csv"):
         _ = folder(tmp_path).splits
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_of_our_predictions_is_not_named(tmp_path, suffix):
+    """As `imgrec predict RUN FOLDER out=FOLDER/answers.csv` and the test of a training leave them."""
+    fill(tmp_path, "train", "test")
+    row = prediction_row("a.png", [("cat", 0.5)], top_k=1)
+    write_table(tmp_path / f"answers.{suffix}", [{name: [value] for name, value in row.items()}])
+    write_table(tmp_path / f"errors.{suffix}", [{"path": ["a"], "true": ["b"], "predicted": ["c"], "probability": [0.5]}])
+    assert tables_in(str(tmp_path)) == []
+    (tmp_path / "labels.tsv").write_text("path\tclass\n")
+    (tmp_path / "labels.csv").mkdir()
+    assert tables_in(str(tmp_path)) == [f"{tmp_path}/labels.tsv"]
+
+
+def test_a_folder_above_that_may_not_be_listed_changes_no_error(tmp_path, monkeypatch):
+    fill(tmp_path / "images", "train", "test")
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path / "images") and allowed(path, mode))
+    with raises_error(DataError, tmp_path, "no class folders", "data.file=TABLE.csv"):
+        _ = folder(tmp_path / "images").splits
 
 
 def test_a_folder_of_images_beside_splits_is_passed_over(tmp_path):

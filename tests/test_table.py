@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torchvision
-from error_parts import assert_refused, raises_error
+from error_parts import assert_error, assert_refused, raises_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -183,7 +183,8 @@ REFUSED = {
     "Latin-1": (GOOD + "008,b\u00e4r\n".encode("latin-1"), {}, (DataError, "train.csv, line 10", "0xe4", "UTF-8", "iconv")),
     "half of UTF-16": (b"\xff\xfei\0d\0x", {}, (DataError, "train.csv", "UTF-8", "iconv")),
     "no rows": (b"id,breed\n", {}, (DataError, "train.csv", "no rows")),
-    "nothing": (b"", {}, (ConfigError, "data.path=id", "train.csv", "no column", "Set data.path=")),
+    "nothing": (b"", {}, (DataError, "train.csv", "empty", "first line", "columns")),
+    "empty lines": (b"\n\r\n", {}, (DataError, "train.csv", "empty")),
     "another column": (GOOD, {"label": "bred"}, (ConfigError, "data.label=bred", "Did you mean breed?", "id, breed", "Set data.label=COLUMN")),
     "a column twice": (b"id,breed,breed\n1,2,3\n", {}, (ConfigError, "data.label=breed", "2 columns")),
     "one class": (b"id,breed\n000,cat\n001,cat\n", {}, (DataError, "data.label=breed", "only the class cat", "Set data.label=")),
@@ -220,6 +221,52 @@ def test_a_table_that_cannot_be_used_names_the_row(kaggle, monkeypatch, kind):
     (kaggle / "train.csv").write_bytes(content)
     with raises_error(error, *parts):
         _ = table_of(Path("train.csv"), Path("images"), **change).splits
+
+
+LONG = "n" * 40_000
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (f"id,breed,fold\n000,cat,{LONG}\n", "line 2"),
+        (f"id,breed,fold\n{LONG},cat,train\n001,dog,train\n", "line 2"),
+        (f"id,breed,fold\n000,cat,train\n001,dog,train\n002,{LONG},test\n", "line 4"),
+        (f"id,breed,fold\n000,{LONG},train\n", "data.label=breed"),
+        (f"id,breed,{LONG}\n000,cat,train\n", "data.split=fold"),
+        (f"id,breed,fold,who\n000,cat,train,{LONG}\n001,dog,train,2\n003,cat,test,{LONG}\n004,dog,val,3\n", "the group"),
+    ],
+)
+def test_long_values_are_quoted_by_their_ends(kaggle, content, place):
+    (kaggle / "train.csv").write_text(content)
+    group = "who" if "who" in content else None
+    with pytest.raises((DataError, ConfigError)) as caught:
+        _ = table_of(kaggle / "train.csv", kaggle / "images", split="fold", group=group).splits
+    assert place in str(caught.value)
+    assert "nnn..." in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_lines_before_the_header_may_be_empty(kaggle):
+    whole = labels_by_name(table_of(kaggle / "train.csv", kaggle / "images"))
+    (kaggle / "train.csv").write_bytes(b"\r\n\n" + (kaggle / "train.csv").read_bytes())
+    assert labels_by_name(table_of(kaggle / "train.csv", kaggle / "images")) == whole
+
+
+@pytest.mark.parametrize(("large", "said"), [(3, False), (60, True)])
+def test_a_share_of_groups_that_ends_far_from_the_wanted_one_is_said(tmp_path, monkeypatch, capsys, large, said):
+    """A group of many images, which lies in one of the splits whole."""
+    monkeypatch.chdir(tmp_path)
+    rows = [(f"{kind}{k}_{n}", kind, f"{kind}{k}") for kind in "ab" for k in range(30) for n in range(large if k == 0 else 3)]
+    pictures(tmp_path, [f"{name}.png" for name, _, _ in rows])
+    write(tmp_path / "t.csv", [["id", "breed", "who"], *rows])
+    model = [word for word in SMALL if not word.startswith("data")]
+    words = ["data=table", "data.file=t.csv", "data.path=id", "data.label=breed", "data.group=who", "data.image_size=16"]
+    assert cli.main(["train", *model, *words, "data.split_seed=3", "data.test_share=0.3", "data.val_share=0.3"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("shares")]
+    assert bool(lines) == said
+    for line in lines:
+        assert_error(line, "shares", "of the images", "data.split_seed")
 
 
 def test_paths_that_begin_with_the_name_of_the_root_say_which_root_is_meant(kaggle, monkeypatch):

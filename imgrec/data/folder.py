@@ -20,7 +20,7 @@ from imgrec.data.file_names import find_in_names
 from imgrec.data.image_data import Check, Common, ImageData, Splits
 from imgrec.data.mixup import partners
 from imgrec.data.split_folders import filled_class_folders
-from imgrec.errors import DataError, did_you_mean, first_names
+from imgrec.errors import DataError, did_you_mean, first_names, shorten
 from imgrec.files import EXTENSIONS_TEXT, composed, find_images
 
 # Files of a split whose sizes, and 4 KB from the middle, are compared when a run is resumed. Each is a system call and
@@ -194,7 +194,7 @@ def label_indices(labels: Sequence[str], classes: Sequence[str], place: Callable
     if unknown := set(labels) - index.keys():
         row = next(row for row, label in enumerate(labels) if label in unknown)
         raise DataError(
-            f"{place(row)}: the class {labels[row]}, but train does not have it ({first_names(classes, 10)})."
+            f"{place(row)}: the class {shorten(labels[row])}, but train does not have it ({first_names(classes, 10)})."
             f"{did_you_mean(labels[row], classes)} Correct it, or add such an image to train."
         )
     return np.fromiter(map(index.__getitem__, labels), dtype=np.int64, count=len(labels))

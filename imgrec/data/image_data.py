@@ -76,6 +76,7 @@ class ImageData:
             )
         self.num_classes, self.val_share, self.split_seed, self.changed = num_classes, val_share, split_seed, changed
         self._record: DataRecord | None = None
+        self.group_shares: dict[Split, tuple[float, float]] = {}  # where groups were cut off: as wanted, and of the images
         self.ignored: Counter[str] = Counter()  # files that were passed over by `read`, by their extension
         self._preprocessing = Preprocessing(
             image_size=image_size,
@@ -110,7 +111,10 @@ class ImageData:
 
     def cut(self, images: Images, classes: tuple[str, ...], into: Literal["val", "test"], share: float) -> tuple[Images, Images]:
         """The rest of the images, and `share` of them for another split, by class; DataError where a class is too small."""
-        return split_off(images, into, share, classes=classes, seed=self.split_seed, record=self._record)
+        rest, part = split_off(images, into, share, classes=classes, seed=self.split_seed, record=self._record)
+        if images.groups is not None:
+            self.group_shares[into] = share, len(part) / len(images)
+        return rest, part
 
     @cached_property
     def _as_read(self) -> Splits:

@@ -3,11 +3,12 @@
 import os
 import re
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 from imgrec.config.schema import Split
 from imgrec.errors import DataError
-from imgrec.files import IMAGE_EXTENSIONS, LAYOUTS, file_extension, is_hidden, readable_folder
+from imgrec.files import IMAGE_EXTENSIONS, LAYOUTS, TABLE_EXTENSIONS, file_extension, is_hidden, is_our_table, readable_folder
 
 # train, Training, test_set, train_images, images-val, train2017: any case, with or without a word for what it holds.
 _CONTENT = r"(?:data|(?:data)?sets?|images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|files?|folder|split)"
@@ -110,10 +111,17 @@ def has_images(folder: str) -> bool:
 
 
 def tables_in(folder: str) -> list[str]:
-    """Paths of the files in a folder that may have the classes of images, sorted."""
-    with os.scandir(folder or ".") as entries:
-        names = sorted(entry.name for entry in entries if not is_hidden(entry.name))
-    return [os.path.join(folder, name) for name in names if file_extension(name) in (".csv", ".parquet")]
+    """Paths of the files in a folder that may have the classes of images, sorted; none where it may not be listed.
+
+    Not of texts, which are seldom tables, nor of those that imgrec wrote.
+    """
+    if not os.access(folder or ".", os.R_OK):
+        return []
+    with readable_folder(folder), os.scandir(folder or ".") as entries:
+        names = sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_file())
+    extensions = set(TABLE_EXTENSIONS) - {".txt"}
+    paths = [os.path.join(folder, name) for name in names if file_extension(name) in extensions]
+    return [path for path in paths if os.access(path, os.R_OK) and not is_our_table(Path(path))]
 
 
 def _listed(names: list[str]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.image_set import ImageSet
-from imgrec.errors import first_names, printable
+from imgrec.errors import first_names, printable, shorten
 from imgrec.files import composed
 
 SHOWN = 3  # changes that a sentence names
@@ -182,4 +182,4 @@ def composed_names(names: NDArray[np.bytes_] | None) -> NDArray[np.bytes_] | Non
 
 
 def show_name(name: bytes) -> str:
-    return printable(os.fsdecode(name))
+    return shorten(printable(os.fsdecode(name)))

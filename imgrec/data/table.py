@@ -14,7 +14,7 @@ from imgrec.data.folder import FileData, FileKeys, ImageFiles, label_indices, pa
 from imgrec.data.image_data import Splits
 from imgrec.data.split_folders import class_folders, split_meant
 from imgrec.data.table_file import Table, read_columns
-from imgrec.errors import DataError
+from imgrec.errors import DataError, shorten
 from imgrec.files import IMAGE_EXTENSIONS, composed, file_extension
 
 
@@ -49,7 +49,7 @@ class ImageTable(FileData):
         classes = tuple(sorted({labels[row] for row in rows["train"].tolist()}))
         if len(classes) < 2:
             raise DataError(
-                f"data.label={self.columns['label']}: {self.file} has only the class {classes[0]} for training. "
+                f"data.label={self.columns['label']}: {self.file} has only the class {shorten(classes[0])} for training. "
                 "Set data.label=COLUMN of the classes, or add rows of another."
             )
         images = ImageFiles(
@@ -74,7 +74,7 @@ def _split_rows(table: Table) -> dict[Split, Indices]:
     if None in meant.values():
         row = next(row for row, text in enumerate(texts) if meant[text] is None)
         raise DataError(
-            f"{table.row(row)}: {texts[row]} is no split. Write train, val or test, or set data.split=null to cut them by share."
+            f"{table.row(row)}: {shorten(texts[row])} is no split. Write train, val or test, or set data.split=null to cut them by share."
         )
     rows: dict[Split, list[int]] = defaultdict(list)
     for row, text in enumerate(texts):
@@ -167,6 +167,6 @@ def _missing(table: Table, root: str, rows: Sequence[int]) -> str:
     hint = f"There is {other}: extensions may be left out of the table. Or set" if other else "Set"
     found = (folder or "." for folder in near if _Folder(folder, parent or ".").find(composed(name)))
     return (
-        f"{table.row(rows[0])}: there is no image {os.path.join(root, path)}, as for {len(rows):,} of {len(table.lines):,} rows in all. "
+        f"{table.row(rows[0])}: there is no image {shorten(os.path.join(root, path), 300)}, as for {len(rows):,} of {len(table.lines):,} rows in all. "
         f"{hint} data.root={next(found, 'FOLDER that the paths start from')}, or remove the rows."
     )

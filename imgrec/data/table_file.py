@@ -65,11 +65,11 @@ def _read_csv(file: str, wanted: Mapping[str, str]) -> Table:
                 text.seek(0)
                 reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
                 with suppress(csv.Error):  # quotes that another delimiter follows
-                    headers[delimiter] = list(map(str.strip, next(reader, [])))
+                    headers[delimiter] = list(map(str.strip, next(filter(None, reader), [])))
             delimiter = max(headers, key=lambda d: (set(wanted.values()) <= set(headers[d]), len(headers[d])), default=",")
             text.seek(0)
             reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
-            header = list(map(str.strip, next(reader, [])))
+            header = list(map(str.strip, next(filter(None, reader), [])))
             chosen = itemgetter(*_places(file, wanted, header), 0)  # 0: of a single place it would return no tuple
             for row in reader:
                 if len(row) != len(header):
@@ -117,6 +117,8 @@ def _read_parquet(file: str, wanted: Mapping[str, str]) -> Table:
 
 
 def _places(file: str, wanted: Mapping[str, str], header: Sequence[str]) -> list[int]:
+    if not header:
+        raise DataError(f"{file} is empty. Its first line names the columns, and each other line is an image.")
     for key, name in wanted.items():
         if header.count(name) != 1:
             what = f"{header.count(name)} columns" if name in header else "no column"

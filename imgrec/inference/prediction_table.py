@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from imgrec.files import atomic_output, check_output, first_bytes, is_our_png
+from imgrec.files import LEADING_COLUMNS, atomic_output, check_output, is_our_png, is_our_table
 
 SUFFIXES = (".csv", ".json", ".parquet")
-# How the tables begin: of `predict`, and of a test, whose images may have an index in the split instead of a path.
-LEADING_COLUMNS = (["path", "class", "probability"], ["path", "true", "predicted"], ["index", "true", "predicted"])
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +31,7 @@ def check_answer_files(start: Path, *, sheet: bool, overwrite: bool) -> AnswerFi
     names = ("errors.csv", "errors.png", "predictions.parquet")
     errors, picture, predictions = (start.with_name(f"{start.name}_{name}") for name in names)
     for table in (errors, predictions):
-        check_output("out", table, (table.suffix,), ours=written_by_us, overwrite=overwrite)
+        check_output("out", table, (table.suffix,), ours=is_our_table, overwrite=overwrite)
     if sheet:
         check_output("out", picture, (picture.suffix,), ours=is_our_png, overwrite=overwrite)
     return AnswerFiles(errors, picture if sheet else None, predictions)
@@ -61,21 +59,6 @@ def write_table(path: Path, parts: Iterable[Columns]) -> None:
     """Write a table, one part of its rows after the other, in the format of the suffix; DataError where it cannot be written."""
     with atomic_output(path) as file:
         {".csv": _csv, ".json": _json, ".parquet": _parquet}[path.suffix](file, parts)
-
-
-def written_by_us(path: Path) -> bool:
-    """Whether the file begins as `write_table` begins it."""
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            names: list[str] = pq.read_schema(path).names
-        except (pa.ArrowInvalid, OSError):
-            return False
-        return names[:3] in LEADING_COLUMNS
-    starts = [",".join(names) + "," if path.suffix == ".csv" else f'[\n{{"{names[0]}": ' for names in LEADING_COLUMNS]
-    return first_bytes(path).startswith(tuple(start.encode() for start in starts))
 
 
 def _csv(file: BinaryIO, parts: Iterable[Columns]) -> None:

@@ -30,6 +30,7 @@ from imgrec.training.run_dir import RunDir
 from imgrec.training.transfer import input_sentence
 
 WORST = 3  # classes printed at the end
+FAR_SHARE = 1.5  # factor on the wanted share of a split above which the start screen says it
 
 
 def start_screen(
@@ -64,6 +65,8 @@ def start_screen(
     }
     if groups := loaders.data.group_counts():
         rows["groups"] = ", ".join(f"{split} {count:,}" for split, count in groups.items()) + ": none is in two splits"
+    if shares := _far_shares(loaders.data):
+        rows["shares"] = shares
     if ignored := loaders.data.ignored:
         rows["ignored"] = (
             ", ".join(
@@ -78,6 +81,16 @@ def start_screen(
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _far_shares(data: ImageData) -> str:
+    """A sentence about splits that have much more or fewer images than wanted, as they are cut off by whole groups."""
+    far = [
+        f"{split} has {percent(found)} of the images, not data.{split}_share={wanted}"
+        for split, (wanted, found) in data.group_shares.items()
+        if not wanted / FAR_SHARE <= found <= wanted * FAR_SHARE
+    ]
+    return f"{', '.join(far)}: groups stay whole. Try another data.split_seed" if far else ""
 
 
 def _resumed(run_dir: Path, resume: ResumePoint) -> str:
