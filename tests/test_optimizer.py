@@ -94,12 +94,39 @@ def test_a_saved_state_is_loaded_and_one_of_another_shape_is_not(tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.ASGD])
-def test_the_state_of_an_optimizer_whose_step_looks_at_values_is_loaded(kind: type[torch.optim.Optimizer]) -> None:
+def test_the_state_of_an_optimizer_whose_step_looks_at_values_is_compared_too(kind: type[torch.optim.Optimizer]) -> None:
     net = Small()
     train(net, optimizer := kind(net.parameters()), 2)
     check_on_load(other := kind(net.parameters()))
-    other.load_state_dict(optimizer.state_dict())
-    assert other.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
+    saved = optimizer.state_dict()
+    other.load_state_dict(saved)
+    assert other.state_dict()["state"].keys() == saved["state"].keys()
+    for key, value in saved["state"][0].items():
+        states = {**saved["state"], 0: {**saved["state"][0], key: value.new_zeros(7)}}
+        with pytest.raises(ValueError, match=f"{key} of the optimizer's state of parameter 0 has the shape"):
+            other.load_state_dict({**saved, "state": states})
+
+
+def test_the_history_of_lbfgs_is_that_of_as_many_parameters() -> None:
+    net, images, labels = Small(), torch.rand(6, 1, 8, 8), torch.arange(6) % 3
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=4)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(images), labels)
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)  # type: ignore[arg-type]
+    saved = optimizer.state_dict()
+    assert saved["state"][0]["old_dirs"]
+    check_on_load(other := torch.optim.LBFGS(net.parameters()))
+    other.load_state_dict(saved)
+    for key in ("d", "prev_flat_grad", "old_dirs", "old_stps"):
+        value = [torch.zeros(7)] if key.startswith("old") else torch.zeros(7)
+        with pytest.raises(ValueError, match=f"{key} of the optimizer's state has the shape"):
+            other.load_state_dict({**saved, "state": {0: {**saved["state"][0], key: value}}})
 
 
 def test_a_frozen_parameter_of_integers_is_no_hindrance() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from imgrec.config.annotations import is_number
 from imgrec.inference.metadata import is_plain
@@ -37,17 +37,32 @@ def _check_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
         state = saved["state"].get(name, {})
         if state != {} or parameter in optimizer.state:
             _check_like(state, {} if expected is None else expected[name], f"the optimizer's state of parameter {name}")
+    if isinstance(optimizer, LBFGS):
+        _check_history(saved["state"].get(0, {}), sum(parameter.numel() for parameter in parameters))
+
+
+def _check_history(state: dict[str, Any], parameters: int) -> None:
+    """LBFGS has one state, of all parameters in one vector: gradients, directions and lists of earlier ones."""
+    for key, value in state.items():
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, Tensor):
+                shape = each.shape if each.numel() == 1 else (parameters,)
+                _check_tensor(each, each.new_empty(shape, device="meta"), f"{key} of the optimizer's state")
 
 
 def _state_after_a_step(optimizer: Optimizer) -> list[dict[str, Any]] | None:
-    """The state of each parameter after a step, without memory; None for an optimizer whose step looks at values, as LBFGS."""
+    """The state of each parameter after a step: without memory, but where the step looks at values. None where it needs more."""
+    return next((state for device in ("meta", "cpu") if (state := _state_after_a_step_on(device, optimizer)) is not None), None)
+
+
+def _state_after_a_step_on(device: str, optimizer: Optimizer) -> list[dict[str, Any]] | None:
     trial = copy(optimizer)  # without its hooks, and without the scheduler's counter of steps
     trial.state = defaultdict(dict)
     trial.param_groups = []
     for group in optimizer.param_groups:
-        like = [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in group["params"]]
+        like = [torch.zeros(p.shape, dtype=p.dtype, device=device) for p in group["params"]]
         for parameter in like:
-            parameter.grad = torch.empty_like(parameter)
+            parameter.grad = torch.zeros_like(parameter)
         trial.param_groups.append({key: PLAIN_KERNELS.get(key, value) for key, value in group.items()} | {"params": like})
     try:
         trial.step()
