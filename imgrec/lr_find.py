@@ -144,7 +144,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
         enable_checkpointing=False,
         limit_val_batches=0,
     )
-    net, _ = initial_network(run.model, run.weights, data.classes)
+    net, _ = initial_network(run, data.classes)
     classifier = Classifier(run, net, data, augment, loaders.plan, with_schedule=False)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
     step_operations = 3 * size.flops * loaders.plan.per_device * loaders.plan.accumulate

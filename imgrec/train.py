@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from imgrec.config.instantiate import check_signatures
@@ -169,7 +170,7 @@ def _train(
     start, left_out = (resume.start, resume.left_out) if resume else ((0, 0), set())
     loaders = DataModule(run, data, augment, devices=world.size, start=start, left_out=left_out)
 
-    net, transferred, extended = _initial_network(run, data.classes, resume)
+    net, of_weights, extended = _initial_network(run, data.classes, resume)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
     classifier = Classifier(run, net, data, augment, loaders.plan)
     history = History(run_dir.path / "metrics.csv", run.monitor, lost_best=resume is not None and resume.lost_best)
@@ -199,7 +200,7 @@ def _train(
         if world.rank == 0:
             truncate_event_files(run_dir.path / "tensorboard", resume.state["events"] if resume else {})
         device = summary.describe_device(trainer.strategy.root_device, world.size, run.trainer.precision)
-        terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, transferred, resume))
+        terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, of_weights, resume))
 
         _fit(trainer, classifier, loaders, history, boundary)
         tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
@@ -220,15 +221,15 @@ def _stop_if_requested(world: World) -> None:
 
 def _initial_network(
     run: RunConfig, classes: Sequence[str], resume: "ResumePoint | None"
-) -> "tuple[nn.Module, str | None, list[pl.Callback]]":
-    """The network, a sentence that says where its weights are from, and of a run that extends another what restores the rest."""
+) -> "tuple[nn.Module, dict[str, str], list[pl.Callback]]":
+    """The network, what the start screen says of its weights, and of a run that extends another what restores the rest."""
     from imgrec.training.extend import read_extended
     from imgrec.training.transfer import initial_network
 
     if run.extend is None or resume is not None:
-        return *initial_network(run.model, run.weights, classes), []
-    extended, (net, _) = read_extended(run.extend, classes), initial_network(run.model, None, classes)
-    return net, extended.restore_network(net), [extended]
+        return *initial_network(run, classes), []
+    extended, (net, _) = read_extended(run.extend, classes), initial_network(replace(run, weights=None), classes)
+    return net, {"weights": extended.restore_network(net)}, [extended]
 
 
 def _fit(

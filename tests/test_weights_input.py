@@ -1,6 +1,7 @@
 """Pretrained weights bring their preprocessing: the pixels are those of the library's own transforms, unless the user says otherwise."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from imgrec.data.decode import Preprocessing, load_image
 from imgrec.data.preprocess import Preprocess
 from imgrec.inference.predictor import load
 from imgrec.models.torchvision import torchvision_names
+from imgrec.train import fit
 from imgrec.training.transfer import expected_input, input_sentence
 
 TORCHVISION = "imgrec.models.torchvision.torchvision_net"
@@ -137,7 +139,7 @@ def test_what_the_user_says_stays_and_is_told(configured, tmp_path):
 def test_without_weights_the_yaml_holds_and_for_sets_in_memory_with_them(configured):
     plain = configured().data
     assert (plain.image_size, plain.mean, plain.crop_share) == (224, [0.485, 0.456, 0.406], 0.875)
-    assert input_sentence(configured()) is None
+    assert configured().weights is None
     # Images of a set in memory keep their size; the start screen says that these weights expect another.
     digits = load_config("train", ["data=digits", "data.channels=3", "data.mean=[0.1,0.1,0.1]", "data.std=[1,1,1]", "model=timm", "weights=DEFAULT"])  # fmt: skip
     assert digits.data.image_size == 8
@@ -155,6 +157,20 @@ def test_weights_of_a_run_bring_what_it_recorded(configured, tmp_path):
     assert input_sentence(other).endswith("; data.std=[2.0,2.0,2.0] is not their [1.0,1.0,1.0]")
     gray = save_untrained_run(tmp_path / "gray")  # whose mean is that of one channel
     assert configured("model=simple_cnn", f"weights={gray}").data.mean == [0.485, 0.456, 0.406]
+
+
+def test_the_weights_of_a_run_are_read_once(small, tmp_path, monkeypatch):
+    """For the keys of the data, the network and the start screen; and again where the file was written anew."""
+    own = ("data.mean=[0.5,0.5,0.5]", "data.std=[1,1,1]")
+    run, read, torch_load = save_untrained_run(tmp_path / "run", "data.channels=3", "data.image_size=16", *own), [], torch.load
+    monkeypatch.setattr(torch, "load", lambda file, **keys: read.append(Path(file)) or torch_load(file, **keys))
+    words = ("model=simple_cnn", "model.widths=[4,8]", "model.dense=16", f"weights={run}")
+    for name in ("a", "b"):
+        read.clear()
+        result = fit(small(*words, f"id={name}"), quiet=True)
+        assert read.count(run / "checkpoints/best.ckpt") == 1
+        rows = [line.partition(" ")[0] for line in (Path(result.folder) / "log.txt").read_text().splitlines()]
+        assert (rows.count("weights"), rows.count("input")) == (1, 1)
 
 
 def test_a_start_that_is_refused_imports_no_torch():

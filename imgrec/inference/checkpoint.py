@@ -169,10 +169,13 @@ def weights_hash(content: Mapping[str, Any]) -> str:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint file or run directory; enough to evaluate, predict or export without `model=` or `data=`."""
     file = find_checkpoint(path)
-    checkpoint = read_checkpoint(file)
-    info = checkpoint["imgrec"]
+    return parse_checkpoint(file, read_checkpoint(file))
+
+
+def parse_checkpoint(file: Path, content: dict[str, Any]) -> Checkpoint:
+    """`load_checkpoint` of what was read already."""
     try:
-        run, preprocessing = check_metadata(checkpoint)
+        run, preprocessing = check_metadata(content)
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error} Name a checkpoint that imgrec wrote.") from error
-    return Checkpoint(file, run, tuple(info["classes"]), preprocessing, checkpoint)
+    return Checkpoint(file, run, tuple(content["imgrec"]["classes"]), preprocessing, content)

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,7 +27,6 @@ from imgrec.training.checkpoint import ResumePoint, Tested
 from imgrec.training.module import Classifier
 from imgrec.training.optimizer import rate_sentence
 from imgrec.training.run_dir import RunDir
-from imgrec.training.transfer import input_sentence
 
 WORST = 3  # classes printed at the end
 FAR_SHARE = 1.5  # factor on the wanted share of a split above which the start screen says it
@@ -39,10 +38,10 @@ def start_screen(
     device: str,
     loaders: DataModule,
     size: ModelSize,
-    transferred: str | None,
+    of_weights: Mapping[str, str],
     resume: ResumePoint | None,
 ) -> Table:
-    """The start screen: run directory, device, data, network, batch and learning rate."""
+    """The start screen: run directory, device, data, network, batch and learning rate; of_weights: of `initial_network`."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -74,11 +73,7 @@ def start_screen(
             )
             + ": no images"
         )
-    if transferred:
-        rows["weights"] = transferred
-    if expected := input_sentence(run):
-        rows["input"] = expected
-    for name, text in rows.items():
+    for name, text in (rows | dict(of_weights)).items():
         table.add_row(name, text)
     return table
 

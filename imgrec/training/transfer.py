@@ -1,6 +1,7 @@
 """The initial weights of a run: random, from a checkpoint of imgrec, or a library's pretrained ones."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +10,33 @@ from torch import nn
 from imgrec.config.annotations import format_value
 from imgrec.config.instantiate import build
 from imgrec.config.schema import Node, RunConfig
-from imgrec.inference.checkpoint import load_checkpoint, network_state, read_checkpoint
+from imgrec.inference.checkpoint import network_state, parse_checkpoint, read_checkpoint
+from imgrec.inference.paths import find_checkpoint
 from imgrec.models.pretrained import PretrainedWeights, library_input, library_weights, transfer_weights
 
 
-def initial_network(model: Node, weights: str | None, classes: Sequence[str]) -> tuple[nn.Module, str | None]:
-    """The network of a run before its first step, and a sentence that says what was copied from `weights`."""
-    net = build("model", model, nn.Module, num_classes=len(classes))
-    return net, transfer_weights(net, pretrained_weights(weights, model), classes) if weights else None
+def initial_network(run: RunConfig, classes: Sequence[str]) -> tuple[nn.Module, dict[str, str]]:
+    """The network of a run before its first step, and what the start screen says of its `weights`."""
+    net = build("model", run.model, nn.Module, num_classes=len(classes))
+    if not run.weights:
+        return net, {}
+    copied = transfer_weights(net, pretrained_weights(run.weights, run.model), classes)
+    expected = input_sentence(run)
+    _read_checkpoint.cache_clear()  # training does not hold it in memory
+    return net, {"weights": copied, "input": expected}
 
 
 def expected_input(weights: str, model: Mapping[str, Any]) -> Node:
     """The preprocessing that pretrained weights were trained with, as keys of `data`; raises what `pretrained_weights` raises."""
     if not Path(weights).exists():
         return library_input(weights, model)
-    stored: Mapping[str, Any] = load_checkpoint(weights).preprocessing
+    stored: Mapping[str, Any] = parse_checkpoint(*_read(weights)).preprocessing
     return {key: stored[key] for key in ("image_size", "mean", "std", "resize", "crop_share", "interpolation")}
 
 
-def input_sentence(run: RunConfig) -> str | None:
-    """What the pretrained weights expect of the images, and where the data has another value; None without weights."""
-    if run.weights is None:
-        return None
+def input_sentence(run: RunConfig) -> str:
+    """What the pretrained weights expect of the images, and where the data has another value."""
+    assert run.weights is not None
     expected = expected_input(run.weights, run.model)
     if run.data.resize == "squash":
         expected.pop("crop_share", None)  # it has no effect
@@ -48,9 +54,19 @@ def pretrained_weights(weights: str, model: Mapping[str, Any]) -> PretrainedWeig
     """
     if not Path(weights).exists():
         return library_weights(weights, model)
-    checkpoint = read_checkpoint(Path(weights))
+    _, checkpoint = _read(weights)
     metadata, hint = checkpoint["imgrec"], _overrides_hint(checkpoint["imgrec"]["config"]["model"], model)
     return PretrainedWeights(weights, network_state(checkpoint), tuple(metadata["classes"]), hint)
+
+
+def _read(weights: str) -> tuple[Path, dict[str, Any]]:
+    file = find_checkpoint(weights)
+    return file, _read_checkpoint(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # for the config of a run, its network and its start screen
+def _read_checkpoint(file: Path, changed_ns: int) -> dict[str, Any]:
+    return read_checkpoint(file)
 
 
 def _overrides_hint(stored: Mapping[str, Any], model: Mapping[str, Any]) -> str:
