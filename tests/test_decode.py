@@ -348,6 +348,26 @@ def test_no_damaged_file_of_any_format_ends_the_process(tmp_path, suffix):
 # Names
 
 
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
+def test_libtiff_prints_nothing(tmp_path, capfd, compression):
+    """Where it meets a damaged file while a bar or a table is on the screen."""
+    whole, file, rng = io.BytesIO(), tmp_path / "a.tif", random.Random(0)
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(whole, "TIFF", compression=compression)
+    refused = 0
+    for _ in range(20):
+        content = bytearray(whole.getvalue())
+        for _ in range(5):
+            content[rng.randrange(8, len(content))] ^= 0xFF
+        file.write_bytes(content)
+        try:
+            decode(str(file), COLOUR)
+        except DataError:
+            refused += 1
+    assert refused
+    assert capfd.readouterr().err == ""
+
+
 def test_extensions_are_those_of_every_format_that_is_decoded():
     Image.init()
     names = {name for name, form in Image.registered_extensions().items() if form in {*IMAGE_FORMATS, "MPO"}}

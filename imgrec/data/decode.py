@@ -1,8 +1,10 @@
 """From an image file to uint8 [C, S, S]: the same code for training, evaluation and prediction."""
 
+import ctypes
 import os
 import stat
 import warnings
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict
 
 import numpy as np
@@ -27,6 +29,19 @@ METADATA_BYTES = 2**26  # an image file may have besides its pixels; a JPEG is r
 MIRRORED_AXES: dict[Any, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
 # Suggested for data.scale: the first that holds a picture's values.
 USUAL_SCALES = ((0, 1), (-1, 1), (0, 255), (0, 4095), (0, 65535))
+
+
+def _silence_libtiff() -> None:
+    """libtiff prints what is wrong with a file on stderr, into the bar or a table, and PIL raises an error besides."""
+    folder = Path(Image.__file__).parent
+    for library in (
+        *folder.parent.glob("pillow.libs/libtiff*"),
+        *folder.glob(".dylibs/libtiff*"),
+    ):  # of wheels for Linux and macOS
+        ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
+
+
+_silence_libtiff()
 
 
 class Preprocessing(TypedDict):
