@@ -2,7 +2,7 @@
 
     import imgrec
     result = imgrec.fit(data="mnist", epochs=3)
-    answers = result.load().predict(images)  # or imgrec.load("runs/mnist_resnet/1")
+    predictions = result.load().predict(images)  # or imgrec.load("runs/mnist_resnet/1")
 
 Importing it imports neither torch nor Lightning.
 """

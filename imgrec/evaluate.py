@@ -17,7 +17,7 @@ from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError, first_names
 from imgrec.files import atomic_write, check_output, first_bytes, is_our_png
 from imgrec.inference.paths import find_checkpoint
-from imgrec.inference.prediction_table import AnswerFiles, check_answer_files
+from imgrec.inference.prediction_table import PredictionFiles, check_prediction_files
 from imgrec.terminal import Terminal
 
 MOST_CLASSES = 20  # lines of the table per class, and of the confusion matrix on a terminal
@@ -59,8 +59,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         return _evaluate(config, *on_first_rank(lambda: _check_files(config)), group)
 
 
-def _check_files(config: EvaluateConfig) -> tuple[Path, Path, Path | None, AnswerFiles]:
-    """The checkpoint file, and the files to write: figures, confusion matrix and answers, each checked."""
+def _check_files(config: EvaluateConfig) -> tuple[Path, Path, Path | None, PredictionFiles]:
+    """The checkpoint file, and the files to write: figures, confusion matrix and predictions, each checked."""
     if config.ckpt is None:
         raise ConfigError("ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
     file = find_checkpoint(config.ckpt)
@@ -76,16 +76,18 @@ def _check_files(config: EvaluateConfig) -> tuple[Path, Path, Path | None, Answe
     check_output("out", out, (".json",), ours=lambda path: first_bytes(path).startswith(MARK), overwrite=config.overwrite)
     if plot is not None:
         check_output("plot", plot, (".png",), ours=is_our_png, overwrite=config.overwrite)
-    return file, out, plot, check_answer_files(out.with_suffix(""), sheet=plot is not None, overwrite=config.overwrite)
+    return file, out, plot, check_prediction_files(out.with_suffix(""), sheet=plot is not None, overwrite=config.overwrite)
 
 
-def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, files: AnswerFiles, group: WorkerGroup) -> int:
-    from imgrec.inference.answers import write_answers
+def _evaluate(
+    config: EvaluateConfig, file: Path, out: Path, plot: Path | None, files: PredictionFiles, group: WorkerGroup
+) -> int:
     from imgrec.inference.checkpoint import load_checkpoint, package_versions, weights_hash
     from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
     from imgrec.inference.evaluation import evaluation_images
     from imgrec.inference.metrics import print_report
     from imgrec.inference.predictor import Predictor
+    from imgrec.inference.split_predictions import write_predictions
 
     terminal = Terminal(quiet=group.rank > 0)
     group.set_status("reading the checkpoint and the data")
@@ -105,7 +107,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
     start = time.perf_counter()
     with terminal.bar() as bar:
         task = bar.add_task("images", total=None, note="")
-        report, answers, bad = predictor.measure(
+        report, predictions, bad = predictor.measure(
             images,
             counts,
             batch_size=config.batch_size,
@@ -113,7 +115,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
             group=group,
             watch=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if answers is None:
+    if predictions is None:
         return 0
     group.set_status("writing the figures")
     seconds = time.perf_counter() - start
@@ -149,7 +151,7 @@ def _evaluate(config: EvaluateConfig, file: Path, out: Path, plot: Path | None, 
         title = f"{checkpoint.run.name}, {what}: {report.accuracy:.2%} of {report.count:,} images right"
         atomic_write(plot, draw_confusion_matrix(report, title=title))
     terminal.say(f"figures in {out}" + ("" if plot is None else f", confusion matrix in {plot}"))
-    terminal.say(write_answers(files, answers, images, checkpoint.classes))
+    terminal.say(write_predictions(files, predictions, images, checkpoint.classes))
     return 0
 
 

@@ -80,17 +80,19 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
     rows: list[prediction_table.PredictionRow] = []
     with terminal.bar() as bar:
         task = bar.add_task("images", total=len(files), note="")
-        answers = predictor.predict_files(
+        predictions = predictor.predict_files(
             mine, top_k=top_k, batch_size=config.batch_size, num_workers=config.num_workers, timeout_s=group.alone_timeout_s
         )
-        each = zip(mine, answers, strict=True)
+        each = zip(mine, predictions, strict=True)
         for part in parts:
             own: list[prediction_table.PredictionRow] = []
-            for path, answer in islice(each, part):
-                if isinstance(answer, DataError):
-                    own.append(prediction_table.prediction_row(path, [], top_k=top_k, error=str(answer).removeprefix(f"{path} ")))
+            for path, prediction in islice(each, part):
+                if isinstance(prediction, DataError):
+                    own.append(
+                        prediction_table.prediction_row(path, [], top_k=top_k, error=str(prediction).removeprefix(f"{path} "))
+                    )
                 else:
-                    own.append(prediction_table.prediction_row(path, answer.top, top_k=top_k))
+                    own.append(prediction_table.prediction_row(path, prediction.top, top_k=top_k))
                 group.set_status(f"predicting, {len(own)} of {part} files done")
                 bar.advance(task)
             rows += group.gather(own)

@@ -205,11 +205,11 @@ def _train(
         _fit(trainer, classifier, loaders, history, boundary)
         tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
         group = WorkerGroup(world.rank, world.size, heartbeat=heartbeat)
-        report, answers = summary.test_network(trainer, classifier, loaders, tested, group)
+        report, predictions = summary.test_network(trainer, classifier, loaders, tested, group)
         bad_images = sorted({path for paths in group.all_gather(loaders.bad_images()) for path in paths})
         result = summary.run_result(run, history, tested, report, bad_images, device, size, command)
         if world.rank == 0:
-            summary.finish_run(run_dir, terminal, result, report, answers, data)
+            summary.finish_run(run_dir, terminal, result, report, predictions, data)
         return result
 
 

@@ -321,7 +321,7 @@ def test_many_at_once() -> None:
     assert find_dead([status(0, left="finished"), status(1, left="stopped")], 1e6, 100.0) is None
 
 
-def test_strangers_do_not_reach_the_status_of_a_rank(tmp_path: Path) -> None:
+def test_other_connections_do_not_reach_the_status_of_a_rank(tmp_path: Path) -> None:
     heartbeat = Heartbeat(0, 2, 10.0, (tmp_path / "log").write_text)
     _, port, secret = heartbeat._connections.listen()
     heartbeat._statuses = {rank: RankStatus(rank, 0.0, 0.0) for rank in (0, 1)}

@@ -15,11 +15,11 @@ from matplotlib import font_manager
 
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.inference import picture_text
-from imgrec.inference.answers import Answers, write_answers
 from imgrec.inference.confusion_matrix import draw_confusion_matrix
 from imgrec.inference.metrics import make_report
 from imgrec.inference.picture_text import class_labels, drawn_text
-from imgrec.inference.prediction_table import AnswerFiles
+from imgrec.inference.prediction_table import PredictionFiles
+from imgrec.inference.split_predictions import SplitPredictions, write_predictions
 
 CAT, DOG, PARROT = "\u732b", "\u72ac", "\u9e66\u9e49"
 NAMES = ("cat", CAT, "\u041a\u043e\u0442", DOG, "a_1^$x$", f"{PARROT} \u0645\u0631\u062d\u0628\u0627", "bad\udcff\x1b[31m")
@@ -65,10 +65,10 @@ def draw_all(tmp_path):
     count = len(NAMES)
     report = make_report(np.eye(count, dtype=np.int64), top5_hits=0, loss=0.0, classes=NAMES)
     chances = np.full(count, 0.5, np.float32)
-    wrong = Answers(np.arange(count), np.roll(np.arange(count), 1), chances, chances, np.zeros((count, 0), np.float32))
+    wrong = SplitPredictions(np.arange(count), np.roll(np.arange(count), 1), chances, chances, np.zeros((count, 0), np.float32))
     images = InMemoryImages(torch.zeros(count, 1, 4, 4, dtype=torch.uint8), np.arange(count))
-    files = AnswerFiles(tmp_path / "e.csv", tmp_path / "e.png", tmp_path / "p.parquet")
-    write_answers(files, wrong, images, NAMES)
+    files = PredictionFiles(tmp_path / "e.csv", tmp_path / "e.png", tmp_path / "p.parquet")
+    write_predictions(files, wrong, images, NAMES)
     return draw_confusion_matrix(report, title=f"{CAT}: $100% of $ right"), files.sheet.read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""The ports of a run: at which address they are, and what bytes of strangers do there."""
+"""The ports of a run: at which address they are, and what the bytes of other programs do there."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from imgrec.distributed import launcher, ports
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.launcher import RankProcess
 from imgrec.distributed.process_group import connect
-from imgrec.distributed.transport import LINE_LIMIT, STRANGERS, Transport
+from imgrec.distributed.transport import LINE_LIMIT, MOST_UNKNOWN, Transport
 from imgrec.distributed.world import World, read_world
 
 Attack = list[bytes]
@@ -35,11 +35,11 @@ def read_all(transport: Transport) -> list[tuple[int, object]]:
     return [item for _ in range(4) for item in transport.read(0)]
 
 
-def dropped(stranger: socket.socket) -> bool:
+def dropped(other: socket.socket) -> bool:
     """Whether the other end has closed the connection."""
-    stranger.setblocking(False)
+    other.setblocking(False)
     try:
-        return stranger.recv(1) == b""
+        return other.recv(1) == b""
     except BlockingIOError:
         return False
     except ConnectionError:
@@ -51,14 +51,14 @@ def dropped(stranger: socket.socket) -> bool:
 @example([[b"[" * 60_000 + b"\n"]])  # deeper than Python's stack
 @example([[b'{"rank": 1, "host": "n2", "pid": 7}\n'], [b'{"rank": 1} {"rank": 1}\n'], [b"0" * 64 + b' {"rank": 1}\n']])
 @example([[b"\n" * 1000], [b"GET / HTTP/1.1\r\n\r\n"], [b"7\n"], [b"\xff\xfe\n"], ['{"rank": "é"}\n'.encode()]])
-def test_strangers_are_dropped_with_one_line_and_the_ranks_come_through(attacks: list[Attack]) -> None:
+def test_unknown_connections_are_dropped_with_one_line_and_the_ranks_come_through(attacks: list[Attack]) -> None:
     with transports() as (first, notes, hosts, port, secret), ExitStack() as stack:
-        strangers = [stack.enter_context(socket.create_connection((hosts[0], port))) for _ in attacks]
-        for stranger, attack in zip(strangers, attacks, strict=True):
+        others = [stack.enter_context(socket.create_connection((hosts[0], port))) for _ in attacks]
+        for other, attack in zip(others, attacks, strict=True):
             for part in attack:
                 assert read_all(first) == []
                 try:
-                    stranger.sendall(part)
+                    other.sendall(part)
                 except ConnectionError:  # it has been dropped
                     break
         assert read_all(first) == []
@@ -74,7 +74,7 @@ def test_strangers_are_dropped_with_one_line_and_the_ranks_come_through(attacks:
                     {"doing": "é" * 1000},
                 ]
             assert read_all(first) == []
-            assert all(map(dropped, strangers))
+            assert all(map(dropped, others))
             assert len(notes) == bool(attacks)
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((hosts[0], port))
@@ -83,28 +83,28 @@ def test_strangers_are_dropped_with_one_line_and_the_ranks_come_through(attacks:
 
 
 def test_a_line_without_an_end_is_dropped_at_the_limit() -> None:
-    with transports() as (first, notes, hosts, port, _), socket.create_connection((hosts[0], port)) as stranger:
-        stranger.setblocking(False)
+    with transports() as (first, notes, hosts, port, _), socket.create_connection((hosts[0], port)) as other:
+        other.setblocking(False)
         read = 0
         while not notes:
             try:
                 while True:
-                    stranger.send(b"x" * LINE_LIMIT)
+                    other.send(b"x" * LINE_LIMIT)
             except BlockingIOError:
                 pass
             read += 1
             assert read_all(first) == []
         assert read <= 2  # of up to 4 times LINE_LIMIT bytes
-        assert dropped(stranger)
+        assert dropped(other)
 
 
 def test_idle_connections_are_bounded_and_keep_no_rank_out() -> None:
     with transports(2) as (first, notes, hosts, port, secret), closing(Transport(1, 2, print)) as one, ExitStack() as stack:
         idle = []
-        for _ in range(3 * STRANGERS):
+        for _ in range(3 * MOST_UNKNOWN):
             idle.append(stack.enter_context(socket.create_connection((hosts[0], port))))
             assert list(first.read(0)) == []
-        assert sum(not dropped(stranger) for stranger in idle) == STRANGERS + 1
+        assert sum(not dropped(other) for other in idle) == MOST_UNKNOWN + 1
         one.connect(hosts, port, secret, {}, 10)
         seen: list[tuple[int, object]] = []
         wait_until(lambda: seen.extend(first.read(0)) or seen)

@@ -70,4 +70,4 @@ def test_the_python_runs(photos: None, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, Any] = {}
     exec(code, names)
     assert 0 < names["result"]["test"]["count"] < 40
-    assert [answer.class_name in ("cat", "dog") for answer in names["answers"]] == [True, True]
+    assert [answer.class_name in ("cat", "dog") for answer in names["predictions"]] == [True, True]

@@ -33,7 +33,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "predict": (
         "runs/digits_resnet/1 FOLDER",
-        "runs/digits_resnet/1 a.png b.png out=answers.json top_k=5",
+        "runs/digits_resnet/1 a.png b.png out=predictions.json top_k=5",
     ),
     "lr_find": ("model=vgg data=mnist", "optim=sgd lr_min=1e-4 lr_max=10"),
     "slurm": (

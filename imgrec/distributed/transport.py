@@ -1,8 +1,8 @@
 """The connections of imgrec.distributed.heartbeat: one from each rank to rank 0, with a JSON object on each line.
 
 Only the ranks know the secret of the run, which rank 0 gives them through the process group. Their first line is signed
-with it (HMAC, RFC 2104). What has no such line is dropped and never parsed, whoever sent it: a port scan, another run,
-a stranger. The port is closed once all ranks have connected.
+with it (HMAC, RFC 2104). What has no such line is dropped and never parsed, whoever sent it, such as a port
+scan or another run. The port is closed once all ranks have connected.
 """
 
 import hmac
@@ -22,7 +22,7 @@ from imgrec.distributed.world import read_world
 
 READ_DELAY_S = 0.2  # at most: rank 0 reads many messages at once, as each read takes the interpreter from the training
 LINE_LIMIT = 1 << 16  # bytes; ours are shorter than 2,000
-STRANGERS = 64  # connections without a first line that rank 0 holds, beside one for each rank
+MOST_UNKNOWN = 64  # connections without a first line that rank 0 holds, beside one for each rank
 
 
 class LineConnection:
@@ -78,7 +78,7 @@ class Transport:
         self.rank, self.world_size, self._note = rank, world_size, note
         self.lines: dict[int, LineConnection] = {}
         self._missing = set(range(1, world_size))  # ranks that rank 0 has not heard yet
-        self._strangers: dict[socket.socket, str] = {}  # connections without a first line, the oldest first; their address
+        self._unknown: dict[socket.socket, str] = {}  # connections without a first line, the oldest first; their address
         self._any_dropped = False
         self._listener: socket.socket | None = None
         self._secret = b""
@@ -92,7 +92,7 @@ class Transport:
         """Open the port; returns the hosts to try, the port, and the secret that signs the first line of a rank."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != resource.RLIM_INFINITY:  # often 1024, and each connection is an open file
-            more = soft + self.world_size + STRANGERS
+            more = soft + self.world_size + MOST_UNKNOWN
             resource.setrlimit(resource.RLIMIT_NOFILE, (more if hard == resource.RLIM_INFINITY else min(more, hard), hard))
         world = read_world()
         host = heartbeat_host(world)
@@ -132,7 +132,7 @@ class Transport:
             if key.fileobj is self._woken:
                 self._woken.recv(4096)
             elif key.fileobj is self._listener:
-                accepts = True  # after the lines that have come, so that no flood of strangers displaces a rank
+                accepts = True  # after the lines that have come, so that no flood of other connections displaces a rank
             else:
                 yield from self._receive(key.data)
         if self._listener is not None and not self._missing:
@@ -142,21 +142,21 @@ class Transport:
 
     def _accept(self) -> None:
         assert self._listener is not None
-        for _ in range(self.world_size + STRANGERS):
+        for _ in range(self.world_size + MOST_UNKNOWN):
             try:
                 connection, address = self._listener.accept()
             except OSError:  # no more of them, or one that is gone again, or no more open files
                 return
             self._selector.register(connection, selectors.EVENT_READ, LineConnection(connection))
-            self._strangers[connection] = address[0]
-            if len(self._strangers) > len(self._missing) + STRANGERS:
-                self._drop(next(iter(self._strangers)))
+            self._unknown[connection] = address[0]
+            if len(self._unknown) > len(self._missing) + MOST_UNKNOWN:
+                self._drop(next(iter(self._unknown)))
 
     def _stop_listening(self, listener: socket.socket) -> None:
         self._listener = None
         self._close(listener)
-        for stranger in list(self._strangers):
-            self._drop(stranger)
+        for connection in list(self._unknown):
+            self._drop(connection)
 
     def _receive(self, line: LineConnection) -> Iterator[tuple[int, Message | None]]:
         lines, is_open = line.receive()
@@ -169,7 +169,7 @@ class Transport:
             lines[0], line.rank = first, rank
             self.lines[rank] = line
             self._missing.remove(rank)
-            del self._strangers[line.socket]
+            del self._unknown[line.socket]
         if line.rank is None:
             return
         for text in lines:
@@ -179,10 +179,10 @@ class Transport:
             del self.lines[line.rank]
             yield line.rank, None
 
-    def _drop(self, stranger: socket.socket) -> None:
+    def _drop(self, connection: socket.socket) -> None:
         """Close a connection that is of no rank; the first one is worth a line in the log."""
-        address = self._strangers.pop(stranger)
-        self._close(stranger)
+        address = self._unknown.pop(connection)
+        self._close(connection)
         if not self._any_dropped:
             self._any_dropped = True
             self._note(f"dropped a connection from {address}, which is no rank of this run; others will be without a line")

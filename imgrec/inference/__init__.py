@@ -1,1 +1,1 @@
-"""A trained network that answers: prediction, evaluation, their tables and pictures. No Lightning, nothing of training."""
+"""A trained network: prediction, evaluation, their tables and pictures. No Lightning, nothing of training."""

@@ -18,15 +18,15 @@ PredictionRow = dict[str, Any]
 Columns = Mapping[str, "Sequence[Any] | NDArray[Any]"]  # equally long
 
 
-class AnswerFiles(NamedTuple):
-    """The files that show what a network answers for each image of a test; sheet None: no picture."""
+class PredictionFiles(NamedTuple):
+    """The files that show what a network predicts for each image of a test; sheet None: no picture."""
 
     errors: Path  # a table of those with another class than theirs
     sheet: Path | None  # a picture of the first of them
     predictions: Path  # a table of all images
 
 
-def check_answer_files(start: Path, *, sheet: bool, overwrite: bool) -> AnswerFiles:
+def check_prediction_files(start: Path, *, sheet: bool, overwrite: bool) -> PredictionFiles:
     """START_errors.csv and so on, each checked."""
     names = ("errors.csv", "errors.png", "predictions.parquet")
     errors, picture, predictions = (start.with_name(f"{start.name}_{name}") for name in names)
@@ -34,7 +34,7 @@ def check_answer_files(start: Path, *, sheet: bool, overwrite: bool) -> AnswerFi
         check_output("out", table, (table.suffix,), ours=is_our_table, overwrite=overwrite)
     if sheet:
         check_output("out", picture, (picture.suffix,), ours=is_our_png, overwrite=overwrite)
-    return AnswerFiles(errors, picture if sheet else None, predictions)
+    return PredictionFiles(errors, picture if sheet else None, predictions)
 
 
 def column_names(top_k: int) -> list[str]:

@@ -29,11 +29,11 @@ from imgrec.data.split_record import DataRecord
 from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares
 from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, DataError, first_line, first_names
-from imgrec.inference.answers import AnswerCollector, Answers
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.inference.rank_data import compare_ranks
+from imgrec.inference.split_predictions import PredictionCollector, SplitPredictions
 from imgrec.models.layers import head_names
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
@@ -51,10 +51,10 @@ class Prediction:
 
 
 class Measured(NamedTuple):
-    """The report on labelled images, the answers on the first rank, paths of what could not be read (on_bad_image_eval: skip)."""
+    """The report on labelled images, the predictions on the first rank, paths of what could not be read (on_bad_image_eval: skip)."""
 
     report: Report
-    answers: Answers | None
+    predictions: SplitPredictions | None
     bad: list[str]
 
 
@@ -239,7 +239,7 @@ class Predictor:
         """What the network says of `evaluation_images`.
 
         The same computation as the test at the end of training, so the same figures. Each process of the group measures its
-        share, all must call it, and all get the whole, but the answers. `watch` is called after each batch, with how many of this process'
+        share, all must call it, and all get the whole, but the predictions. `watch` is called after each batch, with how many of this process'
         images are done and how many there are.
         """
         compare_ranks(DataRecord.of(self.classes, {"test": images}, content=()), group.all_gather)
@@ -251,7 +251,7 @@ class Predictor:
         workers = worker_count(num_workers, in_memory=isinstance(images, InMemoryImages), processes_here=read_world().local_size)
         loss = self.checkpoint.loss(counts).to(self.device)
         tally = ConfusionTally(num_classes=classes).to(self.device)
-        collector = AnswerCollector(images=len(images), classes=classes)
+        collector = PredictionCollector(images=len(images), classes=classes)
         empty, none = torch.zeros(0, classes, device=self.device), torch.zeros(0, dtype=torch.int64, device=self.device)
         # A process may have no images, and torchmetrics warns of a metric that was never updated.
         tally.update(empty, none, empty.sum(1))

@@ -22,8 +22,8 @@ from imgrec.distributed.device_checks import trains_on_cuda
 from imgrec.distributed.sharding import is_sharded
 from imgrec.distributed.sync_batchnorm import convert_sync_batchnorm, has_sync_batchnorm
 from imgrec.errors import ConfigError, DataError
-from imgrec.inference.answers import AnswerCollector
 from imgrec.inference.metrics import ConfusionTally, Report
+from imgrec.inference.split_predictions import PredictionCollector
 from imgrec.models.layers import layers
 from imgrec.models.losses import Loss
 from imgrec.models.summary import trains_on_one
@@ -86,7 +86,7 @@ class Classifier(pl.LightningModule):
         self.train_loss = MeanMetric(nan_strategy="disable")
         self.train_accuracy = MeanMetric(nan_strategy="disable")
         self.tally = ConfusionTally(num_classes=len(self.classes))
-        self.answers = AnswerCollector(images=int(data.counts("test").sum()), classes=len(self.classes))
+        self.predictions = PredictionCollector(images=int(data.counts("test").sum()), classes=len(self.classes))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._skips_forward(batch):
@@ -173,7 +173,7 @@ class Classifier(pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self._measure(batch)
-        self.answers.update(logits, self.loss.probabilities(logits), batch.labels, batch.indices)
+        self.predictions.update(logits, self.loss.probabilities(logits), batch.labels, batch.indices)
 
     def _measure(self, batch: Batch) -> Tensor:
         """Adds a batch to the tally; its logits, float [B, K]."""

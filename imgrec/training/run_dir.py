@@ -20,7 +20,7 @@ from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, DataError, ImgrecError
 from imgrec.files import atomic_write, is_directory_name, is_utf8
 from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS
-from imgrec.inference.prediction_table import AnswerFiles
+from imgrec.inference.prediction_table import PredictionFiles
 
 # Keys that may differ when a run is resumed: they say where and how fast it is computed, not what.
 RESUMABLE_KEYS = (
@@ -81,9 +81,9 @@ class RunDir:
         return self.checkpoints / BEST
 
     @property
-    def answer_files(self) -> AnswerFiles:
+    def prediction_files(self) -> PredictionFiles:
         """What shows the test at the end."""
-        return AnswerFiles(self.path / "errors.csv", self.path / "errors.png", self.path / "predictions.parquet")
+        return PredictionFiles(self.path / "errors.csv", self.path / "errors.png", self.path / "predictions.parquet")
 
     def result(self) -> dict[str, Any]:
         """result.json of a finished run; DataError where that was cut or changed."""

@@ -16,10 +16,10 @@ from imgrec.data.image_data import ImageData
 from imgrec.data.split_folders import EMPTY_FOLDER
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import plural
-from imgrec.inference.answers import Answers, write_answers
 from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report, worst_classes
 from imgrec.inference.paths import BEST, LAST
+from imgrec.inference.split_predictions import SplitPredictions, write_predictions
 from imgrec.models.summary import ModelSize
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
@@ -122,13 +122,13 @@ def _name(node: dict[str, Any]) -> str:
 
 def test_network(
     trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, tested: Tested, group: WorkerGroup
-) -> tuple[Report | None, Answers | None]:
-    """The report of a checkpoint on the test split, and on rank 0 the answers. Loads its weights into `classifier`."""
+) -> tuple[Report | None, SplitPredictions | None]:
+    """The report of a checkpoint on the test split, and on rank 0 the predictions. Loads its weights into `classifier`."""
     classifier.load_state_dict(tested.content["state_dict"])
     if not loaders.data.counts("test").any():
         return None, None
     trainer.test(classifier, datamodule=loaders, verbose=False)
-    return classifier.test_report, classifier.answers.gather(group)
+    return classifier.test_report, classifier.predictions.gather(group)
 
 
 def run_result(
@@ -193,10 +193,15 @@ def result_sentence(report: Report | None, row: dict[str, Any], best: dict[str, 
 
 
 def finish_run(
-    run_dir: RunDir, terminal: Terminal, result: dict[str, Any], report: Report | None, answers: Answers | None, data: ImageData
+    run_dir: RunDir,
+    terminal: Terminal,
+    result: dict[str, Any],
+    report: Report | None,
+    predictions: SplitPredictions | None,
+    data: ImageData,
 ) -> None:
     """Write the files of the test, and then result.json, with which the run is finished; print the result."""
-    files = answers and write_answers(run_dir.answer_files, answers, data.split("test"), data.classes)
+    files = predictions and write_predictions(run_dir.prediction_files, predictions, data.split("test"), data.classes)
     run_dir.record(result)
     print_result(terminal, run_dir.path, result, report, files, data.splits.unlabelled)
 

@@ -21,11 +21,11 @@ from imgrec.config.instantiate import instantiate
 from imgrec.data.folder import ImageFiles, pack_names
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.distributed.worker_group import WorkerGroup
-from imgrec.inference import answers as module
-from imgrec.inference.answers import AnswerCollector, Answers, worst_errors, write_answers
+from imgrec.inference import split_predictions as module
 from imgrec.inference.contact_sheet import CAPTION_HEIGHT, MARGIN, MOST_TILES, TILE, TITLE_HEIGHT, draw_contact_sheet
-from imgrec.inference.prediction_table import AnswerFiles
+from imgrec.inference.prediction_table import PredictionFiles
 from imgrec.inference.predictor import load
+from imgrec.inference.split_predictions import PredictionCollector, SplitPredictions, worst_errors, write_predictions
 from imgrec.train import fit
 
 
@@ -168,28 +168,28 @@ def test_a_file_of_someone_else_is_not_replaced(run, pngs, tmp_path, capsys, nam
     assert (tmp_path / f"x_{name}").read_text() == "mine"
 
 
-def some_answers(predicted, probability, *, indices=None):
+def some_predictions(predicted, probability, *, indices=None):
     chances = np.array(probability, dtype=np.float32)
     indices = np.arange(len(chances)) if indices is None else indices
-    return Answers(indices, np.array(predicted), chances, chances, np.zeros((len(chances), 0), np.float32))
+    return SplitPredictions(indices, np.array(predicted), chances, chances, np.zeros((len(chances), 0), np.float32))
 
 
 def test_a_path_is_that_of_the_file_also_outside_the_root(tmp_path):
     names = pack_names(["cat/1.png", "/elsewhere/2.png", "b\udcff.png"])
     images = ImageFiles("photos", names, np.array([0, 0, 0]), preprocessing={}, on_bad_image="refuse", on_bad_image_eval="refuse")
-    files = AnswerFiles(tmp_path / "e.csv", None, tmp_path / "p.parquet")
-    write_answers(files, some_answers([0, 1, 1], [0.5, 0.6, 0.7]), images, ("cat", "dog"))
+    files = PredictionFiles(tmp_path / "e.csv", None, tmp_path / "p.parquet")
+    write_predictions(files, some_predictions([0, 1, 1], [0.5, 0.6, 0.7]), images, ("cat", "dog"))
     assert [row["path"] for row in read_parquet(files.predictions)] == ["photos/cat/1.png", "/elsewhere/2.png", "photos/b?.png"]
     lines = files.errors.read_bytes().splitlines()[1:]
     assert [line.split(b",")[0] for line in lines] == [b"photos/b\xff.png", b"/elsewhere/2.png"]
 
 
 def test_where_nothing_is_wrong_there_is_no_picture_of_an_earlier_test(tmp_path):
-    files = AnswerFiles(tmp_path / "e.csv", tmp_path / "e.png", tmp_path / "p.parquet")
+    files = PredictionFiles(tmp_path / "e.csv", tmp_path / "e.png", tmp_path / "p.parquet")
     images = InMemoryImages(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), np.array([0, 1]))
-    write_answers(files, some_answers([1, 1], [0.5, 0.6]), images, ("cat", "dog"))
+    write_predictions(files, some_predictions([1, 1], [0.5, 0.6]), images, ("cat", "dog"))
     assert files.sheet.exists()
-    assert write_answers(files, some_answers([0, 1], [0.5, 0.6]), images, ("cat", "dog")).startswith("0 errors in ")
+    assert write_predictions(files, some_predictions([0, 1], [0.5, 0.6]), images, ("cat", "dog")).startswith("0 errors in ")
     assert not files.sheet.exists()
     assert files.errors.read_text() == "index,true,predicted,probability,true_probability\n"
 
@@ -204,7 +204,7 @@ def test_errors_are_sorted_by_the_probability_that_was_wrong_and_then_by_the_one
     expected = sorted(
         (row for row in range(len(cases)) if labels[row] != predicted[row]), key=lambda row: (-chances[row], right[row])
     )
-    found = some_answers(predicted, chances)._replace(true_probability=np.array(right))
+    found = some_predictions(predicted, chances)._replace(true_probability=np.array(right))
     assert worst_errors(found, images).tolist() == expected
 
 
@@ -212,7 +212,7 @@ def test_errors_are_sorted_by_the_probability_that_was_wrong_and_then_by_the_one
 def test_many_images_times_classes_keep_two_probabilities_each(monkeypatch, tmp_path, most, kept):
     monkeypatch.setattr(module, "MOST_PROBABILITIES", most)
     monkeypatch.setattr(module, "ROWS", 3)
-    collector = AnswerCollector(images=4, classes=3)
+    collector = PredictionCollector(images=4, classes=3)
     logits = torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 3], [4, 0, 0]])
     labels = torch.tensor([0, 1, 2, 1])
     for rows in ([2, 0], [3, 1]):  # as ranks may have them
@@ -221,7 +221,7 @@ def test_many_images_times_classes_keep_two_probabilities_each(monkeypatch, tmp_
     found = collector.gather(WorkerGroup())
     assert found.probabilities.shape == (4, kept)
     images = InMemoryImages(torch.zeros(4, 1, 4, 4, dtype=torch.uint8), labels.numpy())
-    write_answers(AnswerFiles(tmp_path / "e.csv", None, tmp_path / "p.parquet"), found, images, ("a", "b", "c"))
+    write_predictions(PredictionFiles(tmp_path / "e.csv", None, tmp_path / "p.parquet"), found, images, ("a", "b", "c"))
     rows = read_parquet(tmp_path / "p.parquet")
     assert [row["predicted"] for row in rows] == ["a", "b", "c", "a"]
     chances = logits.softmax(1)

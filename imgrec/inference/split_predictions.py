@@ -1,4 +1,4 @@
-"""What a network answers for each image of a split, and the files that show it: the errors, and a table of all images."""
+"""What a network predicts for each image of a split, and the files that show it: the errors, and a table of all images."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,15 +17,15 @@ from imgrec.errors import plural
 from imgrec.files import atomic_write
 from imgrec.inference.contact_sheet import MOST_TILES, draw_contact_sheet, tiles_in_a_row
 from imgrec.inference.picture_text import class_labels
-from imgrec.inference.prediction_table import AnswerFiles, Columns, six_digits, write_table
+from imgrec.inference.prediction_table import Columns, PredictionFiles, six_digits, write_table
 from imgrec.terminal import percent
 
 MOST_PROBABILITIES = 20_000_000  # images times classes up to which the probability of every class is kept: 80 MB
 ROWS = 65_536  # of a table that are written at once
 
 
-class Answers(NamedTuple):
-    """The answers for the images of a split that could be read, in its order."""
+class SplitPredictions(NamedTuple):
+    """What was predicted for the images of a split that could be read, in its order."""
 
     indices: Indices  # [N], in the split
     predicted: Indices  # [N]
@@ -34,8 +34,8 @@ class Answers(NamedTuple):
     probabilities: NDArray[np.float32]  # [N, K]; [N, 0] above MOST_PROBABILITIES
 
 
-class AnswerCollector:
-    """The answers of this rank so far; they stay on the device, so that no batch waits for it. 24 bytes an image, and MOST_PROBABILITIES."""
+class PredictionCollector:
+    """The predictions of this rank so far; they stay on the device, so that no batch waits for it. 24 bytes an image, and MOST_PROBABILITIES."""
 
     def __init__(self, *, images: int, classes: int) -> None:
         """images: how many the split has, over all ranks."""
@@ -49,8 +49,8 @@ class AnswerCollector:
         whole = probabilities if self.kept else probabilities.new_empty(len(labels), 0)  # a slice would keep all of it
         self._batches.append((indices, predicted, both[:, 0], both[:, 1], whole.float()))
 
-    def gather(self, group: WorkerGroup) -> Answers | None:
-        """The answers of all ranks on rank 0, None on the others; all must call it. Then it is empty."""
+    def gather(self, group: WorkerGroup) -> SplitPredictions | None:
+        """The predictions of all ranks on rank 0, None on the others; all must call it. Then it is empty."""
         columns = tuple(torch.cat(column).cpu().numpy() for column in zip(*self._batches, strict=True))
         self._batches.clear()
         shares = [share for share in group.gather([columns]) if share]
@@ -58,67 +58,67 @@ class AnswerCollector:
             return None
         whole = [np.concatenate(column) for column in zip(*shares, strict=True)]
         order = whole[0].argsort()
-        return Answers(*(column[order] for column in whole))
+        return SplitPredictions(*(column[order] for column in whole))
 
 
-def worst_errors(answers: Answers, images: ImageSet) -> Indices:
-    """Rows of the answers that are wrong: the most probable first, of equal ones the one whose class is the least probable."""
-    wrong = np.flatnonzero(answers.predicted != images.labels[answers.indices])
-    return wrong[np.lexsort((answers.true_probability[wrong], -answers.probability[wrong]))]
+def worst_errors(predictions: SplitPredictions, images: ImageSet) -> Indices:
+    """Rows of the predictions that are wrong: the most probable first, of equal ones the one whose class is the least probable."""
+    wrong = np.flatnonzero(predictions.predicted != images.labels[predictions.indices])
+    return wrong[np.lexsort((predictions.true_probability[wrong], -predictions.probability[wrong]))]
 
 
-def write_answers(files: AnswerFiles, answers: Answers, images: ImageSet, classes: Sequence[str]) -> str:
+def write_predictions(files: PredictionFiles, predictions: SplitPredictions, images: ImageSet, classes: Sequence[str]) -> str:
     """Writes the files, and gives a sentence that names them. DataError where one cannot be written."""
-    errors = worst_errors(answers, images)
-    write_table(files.errors, _error_rows(answers, images, classes, errors))
-    write_table(files.predictions, _all_rows(answers, images, classes))
+    errors = worst_errors(predictions, images)
+    write_table(files.errors, _error_rows(predictions, images, classes, errors))
+    write_table(files.predictions, _all_rows(predictions, images, classes))
     said = f"{plural(len(errors), 'error')} in {files.errors}"
     if files.sheet is not None and len(errors):
-        atomic_write(files.sheet, _draw(answers, images, classes, errors))
+        atomic_write(files.sheet, _draw(predictions, images, classes, errors))
         said += f", the worst in {files.sheet.name}"
     elif files.sheet is not None:
         files.sheet.unlink(missing_ok=True)  # of an earlier test, which had errors
     return f"{said}; every prediction in {files.predictions.name}"
 
 
-def _draw(answers: Answers, images: ImageSet, classes: Sequence[str], errors: Indices) -> bytes:
+def _draw(predictions: SplitPredictions, images: ImageSet, classes: Sequence[str], errors: Indices) -> bytes:
     shown = errors[:MOST_TILES]
-    rows = answers.indices[shown]
-    pairs = np.stack([images.labels[rows], answers.predicted[shown]], axis=1)
+    rows = predictions.indices[shown]
+    pairs = np.stack([images.labels[rows], predictions.predicted[shown]], axis=1)
     named = np.unique(pairs).tolist()
     labels, legend, fonts = class_labels(classes, named, width=20, line=20 * tiles_in_a_row(len(shown)))
     names = dict(zip(named, labels, strict=True))
     captions = [
         f"{names[true]}\n\u2192 {names[predicted]}\n{percent(probability)}"
-        for (true, predicted), probability in zip(pairs.tolist(), answers.probability[shown], strict=True)
+        for (true, predicted), probability in zip(pairs.tolist(), predictions.probability[shown], strict=True)
     ]
     title = f"true \u2192 predicted: the first {len(shown)} of {plural(len(errors), 'error')}, the most probable first"
     return draw_contact_sheet(images[Request(0, rows, len(rows))].images, captions, title=title, legend=legend, fonts=fonts)
 
 
-def _error_rows(answers: Answers, images: ImageSet, classes: Sequence[str], errors: Indices) -> Iterator[Columns]:
+def _error_rows(predictions: SplitPredictions, images: ImageSet, classes: Sequence[str], errors: Indices) -> Iterator[Columns]:
     for start in range(0, max(1, len(errors)), ROWS):
-        columns = _columns(answers, images, classes, errors[start : start + ROWS])
+        columns = _columns(predictions, images, classes, errors[start : start + ROWS])
         chances = {name: list(map(six_digits, values.tolist())) for name, values in columns.items() if "probability" in name}
         yield columns | chances
 
 
-def _all_rows(answers: Answers, images: ImageSet, classes: Sequence[str]) -> Iterator[Columns]:
-    for start in range(0, len(answers.indices), ROWS):
-        rows = np.arange(start, min(start + ROWS, len(answers.indices)))
-        whole = {"probabilities": answers.probabilities[rows]} if answers.probabilities.shape[1] else {}
-        yield _columns(answers, images, classes, rows) | whole
+def _all_rows(predictions: SplitPredictions, images: ImageSet, classes: Sequence[str]) -> Iterator[Columns]:
+    for start in range(0, len(predictions.indices), ROWS):
+        rows = np.arange(start, min(start + ROWS, len(predictions.indices)))
+        whole = {"probabilities": predictions.probabilities[rows]} if predictions.probabilities.shape[1] else {}
+        yield _columns(predictions, images, classes, rows) | whole
 
 
-def _columns(answers: Answers, images: ImageSet, classes: Sequence[str], rows: Indices) -> dict[str, Any]:
+def _columns(predictions: SplitPredictions, images: ImageSet, classes: Sequence[str], rows: Indices) -> dict[str, Any]:
     """The image, its class and the predicted one as lists, the probabilities of both as arrays."""
-    found, names = answers.indices[rows], np.array(classes, dtype=object)
+    found, names = predictions.indices[rows], np.array(classes, dtype=object)
     return {
         **_image_column(images, found),
         "true": names[images.labels[found]].tolist(),
-        "predicted": names[answers.predicted[rows]].tolist(),
-        "probability": answers.probability[rows],
-        "true_probability": answers.true_probability[rows],
+        "predicted": names[predictions.predicted[rows]].tolist(),
+        "probability": predictions.probability[rows],
+        "true_probability": predictions.true_probability[rows],
     }
 
 
