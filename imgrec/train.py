@@ -168,7 +168,7 @@ def _train(
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing(), record), resume)
     boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
     start, left_out = (resume.start, resume.left_out) if resume else ((0, 0), set())
-    loaders = DataModule(run, data, augment, devices=world.size, start=start, left_out=left_out)
+    loaders = DataModule(run, data, augment, devices=world.size, start=start, left_out=left_out, doing=lambda: heartbeat.doing)
 
     net, of_weights, extended = _initial_network(run, data.classes, resume)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))

@@ -324,7 +324,7 @@ def test_a_stop_while_a_loader_process_hangs_saves_the_step_before(tmp_path, unb
 
     def work(rank: int) -> None:
         hang_over_sample(run, sample, trained)
-        with raises_error(Stopped, "stopped by SIGTERM", "waiting for data"):
+        with raises_error(Stopped, "stopped by SIGTERM", "waiting for data of step 2 (epoch 1)", "same command"):
             fit(run, quiet=True)
 
     assert exit_codes(1, work) == [0]

@@ -1,6 +1,6 @@
 """The loaders of a run: how its batches are cut from the splits of a data set, behind Lightning's data module."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pytorch_lightning as pl
@@ -27,7 +27,7 @@ class DataModule(pl.LightningDataModule):
     """The batches of a run on `devices` processes; `plan` says how its global batch comes about.
 
     start: (epoch, global batches of it already done), where a resumed run continues; left_out: the unreadable images that
-    it had met. Raises ConfigError for a global batch that the devices do not divide, and what `data` raises.
+    it had met; doing: what the run does when a loader waits, for errors. Raises ConfigError for a global batch that the devices do not divide, and what `data` raises.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class DataModule(pl.LightningDataModule):
         devices: int,
         start: tuple[int, int] = (0, 0),
         left_out: Collection[str] = (),
+        doing: Callable[[], str] = lambda: "waiting for data",
     ) -> None:
         super().__init__()
-        self.data, self.start = data, start
+        self.data, self.start, self._doing = data, start, doing
         train = data.splits.train
         self.plan = plan_batches(
             batch_size=run.batch_size,
@@ -92,7 +93,9 @@ class DataModule(pl.LightningDataModule):
 
     def _loader(self, images: ImageSet, requests: EpochBatches) -> Loader[Batch]:
         timeout_s = self._timeout_s if self.plan.devices == 1 else None
-        self._loaders.append(Loader(images, requests, num_workers=self.workers, timeout_s=timeout_s, lost=request_stop))
+        self._loaders.append(
+            Loader(images, requests, num_workers=self.workers, timeout_s=timeout_s, lost=request_stop, doing=self._doing)
+        )
         return self._loaders[-1]
 
     def close(self) -> None:

@@ -48,7 +48,7 @@ class Loader(Generic[_Batch_co]):
     timeout_s: raise StoppedWaiting when the run is asked to stop and a worker does not deliver, and Died when none
     delivers for that long. Only for a single rank: several stop at a step boundary, by the watchdog or the heartbeat, as
     the others are in a collective that this one has to join. lost: called with a sentence about a worker that was killed;
-    if it returns, this process reads the batches from there on.
+    if it returns, this process reads the batches from there on. doing: of which batch the data is waited for, for errors.
 
     It holds a DataLoader but is none: Lightning would replace the sampler (overfit_batches) and warn about few workers,
     which sets in memory do not need. A DataError in a worker arrives as it was raised, not in the worker's traceback.
@@ -62,9 +62,10 @@ class Loader(Generic[_Batch_co]):
         num_workers: int,
         timeout_s: float | None = None,
         lost: Callable[[str], None] = raise_died,
+        doing: Callable[[], str] = lambda: "waiting for data",
     ) -> None:
         self.dataset, self.requests, self.num_workers = dataset, requests, num_workers
-        self._timeout_s, self._lost = timeout_s or inf, lost
+        self._timeout_s, self._lost, self._doing = timeout_s or inf, lost, doing
         self._loader: DataLoader[_Batch_co | DataError] = DataLoader(
             _Guarded(dataset),
             batch_size=None,
@@ -138,7 +139,7 @@ class Loader(Generic[_Batch_co]):
 
     def _check_wait(self, waited: float) -> None:
         if (reason := stop_reason()) is not None:
-            raise StoppedWaiting(f"stopped by {reason} while waiting for data. Start the same command again to resume.")
+            raise StoppedWaiting(f"stopped by {reason} while {self._doing()}. Start the same command again to resume.")
         if waited > self._timeout_s:
             pids = ", ".join(str(worker.pid) for worker in self._workers())
             raise Died(

@@ -96,16 +96,20 @@ class StepBoundary(pl.Callback):
         self._save_s = 3 * weights / COPY_RATE  # with Adam's states
         self._report(trainer, "waiting for data of")
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._report(trainer, "waiting for data of")
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._pass_boundary(trainer, batch)
+        else:
+            self._report(trainer, "training")
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         self._updating = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self._report(trainer, "waiting for data of")
+        self._report(trainer, "waiting for data of")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         forget_restart(trainer)
