@@ -10,15 +10,19 @@ import pytest
 import torch
 from error_parts import raises_error
 from processes import run_ranks
+from resumed_runs import assert_same, finish_run, kill_run
 from torch._dynamo.exc import BackendCompilerFailed
 
 import imgrec
+from imgrec import config
 from imgrec.config import RunConfig
 from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.train import fit
+from imgrec.training.step_boundary import StepBoundary
 
 COMPILER = os.environ.get("CXX", "g++")  # as torch chooses it
+SINGLE = ["trainer.accelerator=cpu", "trainer.devices=1", "epochs=2", "name=r", "id=a", "trainer.log_every_steps=1"]
 
 
 @pytest.mark.slow
@@ -53,6 +57,42 @@ def test_a_compiled_network_trains_the_same_and_its_checkpoint_loads(small: Call
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"trainer.compile=true is refused without {COMPILER}")
+def test_the_code_of_a_batch_depends_on_its_size_alone(small: Callable[..., RunConfig]) -> None:
+    """Not on the sizes before it, of which a resumed run has others: its weights would differ by roundings."""
+
+    def train(rank: int) -> list[tuple[Any, ...]]:
+        compiled: list[tuple[Any, ...]] = []
+
+        def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+            assert not [value for value in inputs if isinstance(value, torch.SymInt)], "code for any size"
+            compiled.extend(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor) and value.dim() == 4)
+            return graph.forward
+
+        compile_with = torch.nn.Module.compile
+        torch.nn.Module.compile = lambda net, **how: compile_with(net, backend=backend, **how)  # type: ignore[method-assign]
+        fit(small("model=simple_cnn", "model.widths=[4]", "trainer.compile=true", "batch_size=5"), quiet=True)
+        return compiled
+
+    (shapes,) = run_ranks(1, train)
+    assert len({shape[0] for shape in shapes}) > 1, "a short batch"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"trainer.compile=true is refused without {COMPILER}")
+def test_a_compiled_run_that_is_resumed_after_an_epoch_equals_the_unbroken_one(tmp_path: Path) -> None:
+    words = ["data=digits", "data.test_share=0.8", "model=simple_cnn", "model.widths=[8,16]", "model.dense=16", "batch_size=50"]
+    runs = [
+        config.load(
+            "train", [*words, *SINGLE, f"runs_dir={tmp_path / name}", "trainer.compile=true", "trainer.save_every_steps=2"]
+        )
+        for name in ("unbroken", "killed")
+    ]
+    unbroken = finish_run(runs[0])
+    kill_run(runs[1], 10, StepBoundary, "on_before_optimizer_step")  # the second step after the short batch of the first epoch
+    assert_same(finish_run(runs[1]), unbroken)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"trainer.compile=true is refused without {COMPILER}")
 def test_measuring_statistics_of_batch_norm_compiles_nothing(small: Callable[..., RunConfig]) -> None:
@@ -60,7 +100,7 @@ def test_measuring_statistics_of_batch_norm_compiles_nothing(small: Callable[...
         from torch._dynamo.utils import counters
 
         compile_with = torch.nn.Module.compile
-        torch.nn.Module.compile = lambda net: compile_with(net, backend="eager")  # type: ignore[method-assign]
+        torch.nn.Module.compile = lambda net, **how: compile_with(net, backend="eager", **how)  # type: ignore[method-assign]
         graphs = []
         for images in (0, 12):
             torch._dynamo.reset()

@@ -64,7 +64,9 @@ class Classifier(pl.LightningModule):
         if run.trainer.sync_batchnorm:
             net = convert_sync_batchnorm(net, on_cuda=trains_on_cuda(run.trainer))
         if run.trainer.compile:
-            net.compile()  # in place: torch.compile(net) would rename every key of the state dict
+            # In place: torch.compile(net) would rename every key of the state dict. Code for each batch size: that for any size,
+            # which torch compiles at the second one, rounds otherwise, and a resumed run would go over to it at another step.
+            net.compile(dynamic=None if getattr(data.splits.train, "skips", False) else False)
         self.make_optimizer = partial(
             build_optimizer,
             optimizer_node(run.optim, run.trainer, run.finetune),
