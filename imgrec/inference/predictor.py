@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, distributed
 from torch.nn import functional
@@ -17,7 +16,7 @@ from torch.nn import functional
 from imgrec.config.annotations import check_type, is_number
 from imgrec.config.schema import Device, Node, Precision, Split
 from imgrec.data.batch import Request
-from imgrec.data.decode import Preprocessing, fit_to_size, load_image
+from imgrec.data.decode import fit_to_size, load_image
 from imgrec.data.folder import pack_names
 from imgrec.data.image_set import ImageSet
 from imgrec.data.in_memory import InMemoryImages
@@ -30,7 +29,9 @@ from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares
 from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, DataError, first_line, first_names
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
+from imgrec.inference.device import check_memory, choose_device, inference, is_out_of_memory
 from imgrec.inference.evaluation import evaluation_images
+from imgrec.inference.file_batches import FileBatches
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.inference.rank_data import compare_ranks
 from imgrec.inference.split_predictions import PredictionCollector, SplitPredictions
@@ -69,7 +70,7 @@ class Predictor:
         self.checkpoint = checkpoint
         self.classes = checkpoint.classes
         self.preprocessing = checkpoint.preprocessing
-        self.device = torch.device(_available(str(device)))
+        self.device = choose_device(str(device))
         check_type("precision", precision, Precision | None)
         self.precision: Precision = precision or checkpoint.run.trainer.precision
         if self.precision == "16-mixed" and self.device.type != "cuda":
@@ -97,7 +98,7 @@ class Predictor:
         try:
             logits: Tensor = self.model(pixels)
         except (RuntimeError, ValueError, AssertionError) as error:
-            if _is_out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise CheckpointError(
                 f"{self.checkpoint.file}: its network takes no images {list(pixels.shape)}: {first_line(error)}. Name another."
@@ -119,7 +120,7 @@ class Predictor:
             )
         if not len(images):
             return torch.empty(0, len(self.classes))
-        with self.inference(len(images)):
+        with inference(self.device, self.precision, len(images)):
             answer = self.loss.probabilities(self.logits(images)).float().cpu()
         if answer.isnan().any():
             hint = "Train again" if self.precision == "32" else "Set precision=32, or train again"
@@ -150,7 +151,7 @@ class Predictor:
         parts: list[Tensor] = []
         try:
             for batch in self._batches(images, batch_size):
-                with self.inference(len(batch)):
+                with inference(self.device, self.precision, len(batch)):
                     self.logits(batch)
                     features = kept.pop()
                     parts.append((features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)).float().cpu())
@@ -162,7 +163,7 @@ class Predictor:
         """uint8 [B, C, S, S] of up to `batch_size` pictures."""
         pictures = _pictures(images)
         _check_count("batch_size", batch_size)
-        self._check_memory(min(batch_size, len(pictures)))
+        check_memory(min(batch_size, len(pictures)), self.preprocessing)
         for start in range(0, len(pictures), batch_size):
             yield torch.stack([self._fitted(pictures[row]) for row in range(start, min(start + batch_size, len(pictures)))])
 
@@ -182,12 +183,12 @@ class Predictor:
         paths = cast(Sequence[str], _pictures(paths))
         _check_count("batch_size", batch_size)
         _check_workers(num_workers)
-        self._check_memory(min(batch_size, len(paths)))
+        check_memory(min(batch_size, len(paths)), self.preprocessing)
         few = len(paths) <= FEW_FILES
         num_workers = worker_count(num_workers, in_memory=few, processes_here=read_world().local_size)
         batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
         with closing(
-            Loader(_Files(pack_names(paths), self.preprocessing), batches, num_workers=num_workers, timeout_s=timeout_s)
+            Loader(FileBatches(pack_names(paths), self.preprocessing), batches, num_workers=num_workers, timeout_s=timeout_s)
         ) as loader:
             for batch in loader:
                 predictions = iter(self.ranked(self.probabilities(batch.images), top_k))
@@ -244,7 +245,7 @@ class Predictor:
         """
         compare_ranks(DataRecord.of(self.classes, {"test": images}, content=()), group.all_gather)
         size, classes = batch_size or min(EVALUATION_BATCH, self.checkpoint.run.max_device_batch), len(self.classes)
-        self._check_memory(min(size, len(images)))
+        check_memory(min(size, len(images)), self.preprocessing)
         share = contiguous_shares(len(images), size, group.size)[group.rank]
         parts = [np.arange(start, min(start + size, share.stop)) for start in share[::size]]
         requests = [Request(0, indices, len(indices)) for indices in parts]
@@ -264,7 +265,7 @@ class Predictor:
                 bad += batch.bad
                 if len(batch.labels):
                     labels = batch.labels.to(self.device)
-                    with self.inference(size):
+                    with inference(self.device, self.precision, size):
                         logits = self.logits(batch.images)
                         targets = functional.one_hot(labels, classes).to(logits.dtype)
                         tally.update(logits, labels, loss(logits, targets))
@@ -277,31 +278,6 @@ class Predictor:
         if group.process_group is not None:
             tally.cpu()  # its process group is gloo's
         return Measured(tally.report(self.classes), collector.gather(group), bad)
-
-    @contextmanager
-    def inference(self, batch_size: int) -> Iterator[None]:
-        """No gradients, and the chosen precision; ConfigError where the device's memory does not hold `batch_size` images."""
-        try:
-            half = torch.float16 if self.precision == "16-mixed" else torch.bfloat16
-            with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=self.precision != "32"):
-                yield
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            hint = f"Set batch_size={batch_size // 2}." if batch_size > 1 else "Set device=cpu."
-            raise ConfigError(
-                f"batch_size={batch_size}: so many images do not fit in the memory of {self.device}. {hint}"
-            ) from error
-
-    def _check_memory(self, batch_size: int) -> None:
-        """ConfigError for a batch that would take more than half of the machine's memory: the system may end other processes first."""
-        image = 4 * self.preprocessing["channels"] * self.preprocessing["image_size"] ** 2
-        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-        if batch_size * image > most:
-            raise ConfigError(
-                f"batch_size={batch_size}: so many images do not fit in the memory of this machine. "
-                f"Set batch_size={max(1, most // image // 4)}."
-            )
 
     def _fitted(self, picture: Picture) -> Tensor:
         """uint8 [C, S, S] of any picture."""
@@ -330,43 +306,6 @@ def _check_count(name: str, value: object) -> None:
 def _check_workers(num_workers: object) -> None:
     if num_workers != "auto" and (not is_number(num_workers) or not isinstance(num_workers, int) or num_workers < 0):
         raise ConfigError(f"num_workers={num_workers}: expected an integer, 0 or more, or auto. Set num_workers='auto'.")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the CPU, for which torch has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-class _FileBatch(NamedTuple):
-    images: Tensor  # uint8 [n, C, S, S] of the files that could be read
-    errors: list[str | None]  # of every file
-
-
-class _Files:
-    def __init__(self, paths: NDArray[np.bytes_], preprocessing: Preprocessing) -> None:
-        self.paths, self.preprocessing = paths, preprocessing
-
-    def __getitem__(self, indices: range) -> _FileBatch:
-        size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
-        images = torch.empty((len(indices), channels, size, size), dtype=torch.uint8)
-        errors: list[str | None] = []
-        for index in indices:
-            try:
-                images[errors.count(None)] = load_image(os.fsdecode(self.paths[index]), self.preprocessing)
-                errors.append(None)
-            except DataError as error:
-                errors.append(str(error))
-        return _FileBatch(images[: errors.count(None)], errors)
-
-
-def _available(device: str) -> str:
-    devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    available = [name for name, is_there in devices.items() if is_there]
-    if device == "auto":
-        return available[0]
-    if device not in available:
-        raise ConfigError(f"device={device} is not available; torch finds {' and '.join(available)} here. Set device=auto.")
-    return device
 
 
 def load(path: str | os.PathLike[str], *, device: Device = "auto") -> Predictor:
