@@ -500,3 +500,13 @@ def test_a_resumed_epoch_goes_on_where_it_stopped():
     loaders = data_module(data, start=(0, 2))
     assert [batch.indices.tolist() for batch in loaders.train_dataloader()] == whole[4:]
     assert len(loaders.train_dataloader()) == len(whole)  # Lightning adds what is done itself
+
+
+@pytest.mark.parametrize("limit", [1.0, 0.4, 1, 2, 50])
+@pytest.mark.parametrize("batch_size", [7, 20, 61])
+def test_it_is_known_how_many_images_a_loader_reads(limit, batch_size):
+    limits = {name: limit if name.startswith("limit") else value for name, value in vars(LIMITS).items()}
+    module = data_module(fake(), batch_size=batch_size, trainer=SimpleNamespace(**limits))
+    for split in ("train", "val", "test"):
+        batches = getattr(module, f"{split}_dataloader")()
+        assert module.images_read(split) == sum(len(batch.labels) for batch in batches)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 from error_parts import assert_error, assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,6 +97,43 @@ def test_a_killed_run_ends_as_the_unbroken_one(tmp_path: Path) -> None:
     outcome, whole = (read_outcome(tmp_path / part / "r/a") for part in ("parts", "whole"))
     assert whole["global_step"] == 6 * STEPS_PER_EPOCH
     assert_same(outcome, whole)
+
+
+class SeenAtValidation(pl.Callback):
+    def __init__(self) -> None:
+        self.epochs: list[tuple[int, int | None]] = []
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.epochs.append((trainer.current_epoch + 1, trainer.max_epochs))
+
+
+def test_the_last_epoch_is_known_before_its_validation(tmp_path: Path) -> None:
+    """Epochs of 40 s, 80 s, 120 s and 160 s: after the third of them a fifth seems to fit."""
+    run = load_run(tmp_path, *WORDS, "epochs=3", "time=0:08:20")
+
+    def work(rank: int) -> None:
+        passed, whole, seen = [0.0], Classifier.training_step, SeenAtValidation()
+
+        def timed(self: Classifier, *args: Any) -> Any:
+            passed[0] += 10.0 * (1 + self.current_epoch)
+            return whole(self, *args)
+
+        Classifier.training_step = timed  # type: ignore[method-assign]
+        TimeBudget.clock = staticmethod(lambda: passed[0])  # type: ignore[method-assign]
+        fit(run, quiet=True, callbacks=[seen])
+        assert seen.epochs[-1] == (4, 4)
+        assert all(epoch < epochs for epoch, epochs in seen.epochs[:-1] if epochs is not None)
+
+    assert exit_codes(1, work) == [0]
+    assert len(rates(tmp_path / "r/a")) == 4
+
+
+@pytest.mark.parametrize(("limit", "epochs"), [("1.0", 5), ("1", 6)])
+def test_a_test_of_fewer_batches_takes_less_of_the_time(tmp_path: Path, limit: str, epochs: int) -> None:
+    """Epochs of 40 s and a validation of one batch of 6 images in 10 s; the test has 12, so 20 s, or a batch of them."""
+    words = (*WORDS, "data.test_samples=12", f"trainer.limit_test_batches={limit}", "time=0:05:12", "scheduler=cosine")
+    train(load_run(tmp_path, *words), validation_s=10.0)
+    assert len(rates(tmp_path / "r/a")) == epochs
 
 
 @pytest.mark.slow

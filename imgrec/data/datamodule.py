@@ -13,7 +13,7 @@ from imgrec.data.class_balance import training_order
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
-from imgrec.data.sampler import EVALUATION_BATCH, EpochBatches, plan_batches, split_epoch
+from imgrec.data.sampler import EVALUATION_BATCH, BatchPlan, EpochBatches, plan_batches, split_epoch
 from imgrec.distributed.signals import request_stop
 from imgrec.distributed.world import env_number
 
@@ -86,10 +86,22 @@ class DataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, split: Split) -> Loader[Batch]:
         """Every image once over all ranks, in order; a rank may get an empty last batch, so that all have equally many."""
-        images, devices = self.data.split(split), self.plan.devices
-        plan = split_epoch(len(images), self._evaluation_batch * devices, devices=devices).limited(self._limits[split])
+        images = self.data.split(split)
+        plan = self._evaluation_plan(split)
         requests = EpochBatches(plan, lambda epoch: np.arange(len(images)), epoch=lambda: 0, rank=self._rank())
         return self._loader(images, requests)
+
+    def _evaluation_plan(self, split: Split) -> BatchPlan:
+        images, devices = len(self.data.split(split)), self.plan.devices
+        return split_epoch(images, self._evaluation_batch * devices, devices=devices).limited(self._limits[split])
+
+    def images_read(self, split: Split) -> int:
+        """How many images of a split an epoch, a validation or the test reads, with trainer.limit_*_batches; 0 where there is none."""
+        images = int(self.data.counts(split).sum())
+        if not images:
+            return 0
+        plan = self.plan if split == "train" else self._evaluation_plan(split)
+        return min(images, plan.steps_per_epoch * plan.global_size)
 
     def _loader(self, images: ImageSet, requests: EpochBatches) -> Loader[Batch]:
         timeout_s = self._timeout_s if self.plan.devices == 1 else None

@@ -7,6 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from imgrec.config.schema import Split
+from imgrec.data.datamodule import DataModule
 from imgrec.terminal import duration
 from imgrec.training.module import Classifier
 
@@ -64,7 +66,8 @@ class TimeBudget(pl.Callback):
             step_s = (self._elapsed_s() - self._decided["began_s"]) / (ESTIMATED_AT - WARM_UP)
             # A validation batch passes forward only, which is a third of a training step.
             whole_s = step_s * per_epoch * (1 + self._share(trainer, "val", "train") / 3)
-            epochs = self._decide(trainer, pl_module, epoch_s=whole_s, rest=1 - ESTIMATED_AT / per_epoch, done=0)
+            end_s = self._elapsed_s() + (1 - ESTIMATED_AT / per_epoch) * whole_s
+            epochs = self._decide(trainer, pl_module, epoch_s=whole_s, elapsed_s=end_s, done=1)
             if epochs == 1 and whole_s > self.budget_s:
                 self.say(
                     f"An epoch takes about {duration(whole_s)}, more than time={self.given}: the run ends after one. "
@@ -72,34 +75,43 @@ class TimeBudget(pl.Callback):
                 )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Decides here whether this epoch is the last, as what is done in the last validation may differ (BatchNormStatistics)."""
+        _synchronize(pl_module)
         self._validation_began = self.clock()
+        if trainer.current_epoch == 0:  # a validation batch passes forward only
+            self._decided["validation_s"] = self._elapsed_s() * self._share(trainer, "val", "train") / 3
+        self._end_epoch(trainer, pl_module, self._elapsed_s() + self._decided["validation_s"])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._decided["validation_s"] = self.clock() - self._validation_began
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         _synchronize(pl_module)
-        done, elapsed_s = trainer.current_epoch + 1, self._elapsed_s()
+        if self._decided["epochs"] != trainer.current_epoch + 1:  # else the last, as was decided before its validation
+            self._end_epoch(trainer, pl_module, self._elapsed_s())
+
+    def _end_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, elapsed_s: float) -> None:
+        """Decide as of the end of the present epoch, which is after `elapsed_s`."""
+        done = trainer.current_epoch + 1
         if done == 1:
             self._decided["first_s"] = elapsed_s
         # The first epoch is slower: workers start, files come from the disk, a compiler works.
         epoch_s = elapsed_s if done == 1 else (elapsed_s - self._decided["first_s"]) / (done - 1)
-        self._decide(trainer, pl_module, epoch_s=epoch_s, rest=0, done=done)
+        self._decide(trainer, pl_module, epoch_s=epoch_s, elapsed_s=elapsed_s, done=done)
 
-    def _decide(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch_s: float, rest: float, done: int) -> int:
-        """Set the number of epochs; rest: the share of the present one that is left."""
+    def _decide(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epoch_s: float, elapsed_s: float, done: int) -> int:
+        """Set the number of epochs, of which `done` are complete after `elapsed_s`."""
         assert isinstance(pl_module, Classifier)
         test_s = self._decided["validation_s"] * self._share(trainer, "test", "val")
-        elapsed_s = self._elapsed_s() + rest * epoch_s
-        done += rest > 0
         epochs = epochs_that_fit(self.budget_s, elapsed_s=elapsed_s, done=done, epoch_s=max(epoch_s, 1e-6), test_s=test_s)
         self._decided["epochs"] = trainer.fit_loop.max_epochs = trainer.strategy.broadcast(epochs)
         pl_module.stretch_schedule()
         return int(self._decided["epochs"])
 
-    def _share(self, trainer: pl.Trainer, split: str, of: str) -> float:
-        counts = trainer.datamodule.data.counts  # type: ignore[attr-defined]
-        return float(counts(split).sum() / counts(of).sum())
+    def _share(self, trainer: pl.Trainer, split: Split, of: Split) -> float:
+        """Images of a split that are read for each image of another; 0 where none of that is."""
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        return data.images_read(split) / images if (images := data.images_read(of)) else 0.0
 
 
 def _synchronize(pl_module: pl.LightningModule) -> None:
