@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from imgrec.errors import ConfigError, DataError
+from imgrec.errors import NO_ROOM, ConfigError, DataError
 
 # What is decoded, as PIL calls it, the usual ones first; and by which names it is known to be an image. Not here are formats for
 # which PIL would start Ghostscript (EPS) or only knows the header (HDF5, MPEG, WMF), and films.
@@ -125,6 +125,17 @@ def readable_folder(folder: str) -> Iterator[None]:
 def _contains_any(folder: str, others: tuple[str, ...]) -> bool:
     top = os.path.join(os.path.realpath(folder), "")
     return any(os.path.join(os.path.realpath(other), "").startswith(top) for other in others)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """The error of a disk that is full in the block, which names no file where it is of a write, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            error.filename = error.filename or str(path)
+        raise
 
 
 @contextmanager

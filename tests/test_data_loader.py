@@ -1,6 +1,7 @@
 """Batches from this process and from workers, through Lightning, and what signals do to them."""
 
 import errno
+import gc
 import inspect
 import os
 import shutil
@@ -8,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import closing
 from multiprocessing.connection import wait
+from multiprocessing.synchronize import SemLock
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from types import SimpleNamespace
@@ -282,6 +285,26 @@ def test_no_room_for_workers(name, monkeypatch):
     monkeypatch.setattr(name, full)
     with raises_error(ConfigError, "num_workers=2", "No space left", "/dev/shm", "num_workers=0"):
         next(iter(Loader(stored([0, 1]), in_order(2, 2), num_workers=2)))
+
+
+@pytest.mark.parametrize("room", slow_but(4, among=range(14)))
+def test_no_room_for_one_more_semaphore(room, monkeypatch):
+    """Whichever of them it is, nothing is printed besides: pytest fails for an exception in a __del__."""
+    make, left = SemLock.__init__, [None] * room
+
+    def limited(lock: SemLock, *arguments: object, **options: object) -> None:
+        if not left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        make(lock, *arguments, **options)
+        weakref.finalize(lock, left.append, left.pop())
+
+    monkeypatch.setattr(SemLock, "__init__", limited)
+    with (
+        closing(Loader(stored([0, 1]), in_order(2, 2), num_workers=2)) as loader,
+        raises_error(ConfigError, "num_workers=2", "No space left", "/dev/shm", "num_workers=0"),
+    ):
+        next(iter(loader))
+    gc.collect()
 
 
 class Placed(InMemoryImages):

@@ -205,7 +205,7 @@ def test_wandb_without_a_key_is_one_line(load, monkeypatch):
 
 
 def test_event_files_that_cannot_be_written_are_one_error(tmp_path, monkeypatch):
-    """It is raised where the next point is logged; the thread that met it does not print it too."""
+    """It is raised where the next point is logged, with a name; the thread that met it does not print it too."""
     printed: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", printed.append)
     node, before = load_run(tmp_path).logger | {"flush_secs": 0.01}, set(threading.enumerate())
@@ -222,8 +222,9 @@ def test_event_files_that_cannot_be_written_are_one_error(tmp_path, monkeypatch)
             logger.log_metrics({"x": 1.0}, 2)
 
     try:
-        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
             log_points()
+        assert caught.value.filename == str(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
     assert not printed

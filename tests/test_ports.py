@@ -2,16 +2,20 @@
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
+from error_parts import assert_refused
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from processes import run_ranks, wait_until
+from marks import slow_but
+from processes import exit_codes, run_ranks, torchrun_variables, wait_until
 from torch import distributed
 
+from imgrec.cli import main
 from imgrec.distributed import launcher, ports
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.launcher import RankProcess
@@ -190,6 +194,32 @@ def test_rank_0_listens_at_the_address_that_the_others_use(world: World, host: s
         )
         if host != "192.0.2.1":
             socket.create_connection((host, port)).close()
+
+
+@pytest.mark.parametrize("banner", slow_but(b"SSH-2.0-OpenSSH_10\r\n", among=[b"SSH-2.0-OpenSSH_10\r\n", bytes(9), b""]))
+def test_another_server_at_the_port_of_rank_0_is_one_line(banner: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    """torch reads what it says as an answer, and prints C++ frames."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer() -> None:
+            while True:
+                try:
+                    with server.accept()[0] as stranger:
+                        stranger.sendall(banner)
+                        stranger.recv(100)
+                except OSError:
+                    return
+
+        def work(rank: int) -> int:
+            os.environ |= torchrun_variables(1, 2, port=port, nodes=2)
+            os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+            return main(["train", "data=digits", "trainer.accelerator=cpu", "trainer.timeout_s=1"])
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert exit_codes(1, work) == [2]
+        server.shutdown(socket.SHUT_RDWR)
+    assert_refused(capfd.readouterr().err, "rank 1", f"127.0.0.1:{port}", "MASTER_PORT", "trainer.timeout_s=2")
 
 
 def bind(port: int) -> None:

@@ -1,5 +1,6 @@
 """From a split and an order to batches, in this process or in worker processes that no signal disturbs."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -114,6 +115,8 @@ class Loader(Generic[_Batch_co]):
         try:
             if self.num_workers:
                 get_temp_dir()  # workers inherit it: they are often killed, and would leave theirs in /tmp
+                if self._loader._iterator is None:
+                    _check_room(self.num_workers)
             return iter(self._loader)
         except OSError as error:
             raise ConfigError(
@@ -171,6 +174,11 @@ class Loader(Generic[_Batch_co]):
 
     def __len__(self) -> int:
         return len(self.requests)
+
+
+def _check_room(workers: int) -> None:
+    """OSError where there is no room for what torch's iterator makes; without some of it, its __del__ prints a traceback."""
+    _ = [multiprocessing.Event(), *(multiprocessing.Queue() for _ in range(workers + 1))]
 
 
 class _Guarded(Dataset["_Batch_co | DataError"]):

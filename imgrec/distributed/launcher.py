@@ -27,7 +27,7 @@ from imgrec.distributed.diagnosis import AGAIN
 from imgrec.distributed.ports import LOCAL, SOCKET_VARIABLE
 from imgrec.distributed.world import RUN_DIR_VARIABLE
 from imgrec.errors import UNWRITABLE, Died, ExitCode, ImgrecError, Stopped
-from imgrec.files import atomic_write
+from imgrec.files import atomic_write, naming
 from imgrec.terminal import lenient_streams
 
 RANK_POLL_S = 0.05
@@ -65,7 +65,8 @@ def launch(command: Sequence[str], task: Node, count: int, *, run_dir: Path, loc
     """
     with tempfile.TemporaryDirectory(prefix="imgrec_") as folder:
         task_file = Path(folder, "task.json")
-        task_file.write_text(json.dumps({"task": task, "lock": lock}))
+        with naming(task_file):
+            task_file.write_text(json.dumps({"task": task, "lock": lock}))
         ranks: list[RankProcess] = []
         try:
             with signals.handlers_installed(_forward_to(ranks)):

@@ -74,7 +74,10 @@ def _connect_store(world: World, timeout_s: float) -> "Store":
         if listens:
             tcp = _host_store(host, port, world, timeout_s)
         else:
-            no_answer = ConfigError(f"{me} got no answer from {where}, within {timeout_s:g} s. {advice}")
+            no_answer = ConfigError(
+                f"{me} got no answer of rank 0 from {where}, within {timeout_s:g} s. "
+                f"If another server listens there, set MASTER_PORT on all of them to a free port. {advice}"
+            )
             tcp = _reach_store(host, port, world, timeout_s, no_answer)
     except socket.gaierror as error:
         raise ConfigError(
@@ -145,18 +148,29 @@ def _wait_for(host: str, port: int, end: float) -> None:
 
 @contextmanager
 def _ended_at(end: float, error: ImgrecError) -> Iterator[None]:
-    """End this process, with the error, if the block goes on after time.monotonic() `end`.
+    """End this process, with the error, if the block goes on after time.monotonic() `end`. stderr is /dev/null in the block.
 
-    For the store's wait, which no signal interrupts: torch waits for ever for an answer of another server at the port.
+    For the store's wait, which no signal interrupts: torch waits for ever for an answer of another server at the port,
+    and of one that answers it prints C++ frames.
     """
-    limit_s = max(0.0, end - time.monotonic()) + ANSWER_S
-    timer = threading.Timer(limit_s, lambda: end_process(error_line(error), ExitCode.REFUSED))
+    stderr = os.dup(2)
+
+    def give_up() -> None:
+        os.dup2(stderr, 2)
+        end_process(error_line(error), ExitCode.REFUSED)
+
+    timer = threading.Timer(max(0.0, end - time.monotonic()) + ANSWER_S, give_up)
     timer.daemon = True
     timer.start()
     try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
         timer.cancel()
+        timer.join()
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _stopped(reason: str) -> Stopped:

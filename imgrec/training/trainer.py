@@ -19,6 +19,7 @@ from imgrec.config.schema import Node, RunConfig, TrainerConfig
 from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.world import World, cluster_environment
 from imgrec.errors import ConfigError, first_line
+from imgrec.files import naming
 from imgrec.terminal import Terminal
 from imgrec.training.callbacks.early_stopping import Pruning
 from imgrec.training.callbacks.finite import FiniteLoss
@@ -169,5 +170,5 @@ def opened_logger(node: Node, folder: Path, *, rank: int) -> Iterator[Logger]:
     parameters = parameter_types(node_target(node))
     place = {"save_dir": str(folder)} if "save_dir" in parameters else {}
     logger = build("logger", node, Logger, **place)  # type: ignore[type-abstract]
-    with event_errors(), closing(logger) if hasattr(logger, "close") else nullcontext():
+    with naming(folder), event_errors(), closing(logger) if hasattr(logger, "close") else nullcontext():
         yield logger
