@@ -23,7 +23,7 @@ import pytorch_lightning as pl
 import torch
 from error_parts import assert_error, raises_error
 from marks import slow_but
-from processes import LIMIT_S, run_command, wait_until
+from processes import LIMIT_S, run_command, run_ranks, wait_until
 from small_run import SMALL
 from test_changed_data import GRAY
 
@@ -37,6 +37,7 @@ from imgrec.data.loader import Loader, _in_memfd, worker_count
 from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
 from imgrec.distributed.launcher import _raise_reported
 from imgrec.errors import ConfigError, DataError, Died
+from imgrec.training.callbacks.batch_norm import first_batches
 
 COMMON = {**GRAY, "split_seed": 0, "changed": "refuse"}
 RUN = {"seed": 3, "batch_size": 16, "max_device_batch": 8, "num_workers": "auto", "sampling": "shuffle", "class_weights": None}
@@ -509,11 +510,34 @@ def test_a_split_that_is_not_there():
         data.split("test")
 
 
-def test_statistics_of_batch_norm_are_measured_with_no_single_image():
-    loaders = data_module(fake(), batch_size=2)  # 45 images to train with
-    batches = loaders.first_training_batches(512)
-    assert [len(batch.labels) for batch in batches] == [2] * 22
-    assert torch.cat([batch.indices for batch in batches]).tolist() == shuffled_order(45, seed=3)(0)[:44].tolist()
+class OneUnreadable(InMemoryImages):
+    """Skips the third image of train, and counts the batches that were read."""
+
+    read = 0
+
+    def __getitem__(self, request: Request) -> Batch:
+        self.read += 1
+        return super().__getitem__(request._replace(indices=request.indices[request.indices != 2]))
+
+
+@pytest.mark.parametrize("ranks", slow_but(2, among=[1, 2, 3]))
+def test_statistics_of_batch_norm_are_measured_with_the_same_images_on_all_ranks(ranks):
+    """Each batch is read once; of 45 images one is left over, and one is alone as the other was skipped."""
+    order = shuffled_order(45, seed=3)(0)[:44].reshape(22, 2)
+
+    def work(rank: int) -> tuple[list[list[int]], list[torch.Tensor], int]:
+        loaders = data_module(fake(), batch_size=2)
+        whole = loaders._training
+        loaders._training = OneUnreadable(whole.images, whole.labels)
+        batches = first_batches(loaders, 512, rank, ranks)
+        return [batch.indices.tolist() for batch in batches], [batch.images for batch in batches], loaders._training.read
+
+    found = run_ranks(ranks, work, group=True)
+    images = data_module(fake(), batch_size=2)._training.images
+    assert sum(read for _, _, read in found) == 23
+    for indices, pixels, _ in found:
+        assert indices == [pair.tolist() for pair in order if 2 not in pair]
+        assert torch.equal(torch.cat(pixels), images[np.concatenate(indices)])
 
 
 def test_a_resumed_epoch_goes_on_where_it_stopped():

@@ -68,15 +68,11 @@ class DataModule(pl.LightningDataModule):
         requests = EpochBatches(self.plan, self._order, epoch=self._epoch, rank=self._rank(), start=self.start)
         return self._loader(self._training, requests)
 
-    def first_training_batches(self, images: int) -> list[Batch]:
-        """About `images` of the first epoch, fewer where there are not so many; the same on each rank and any number of them.
-
-        Batches of two images at least: batch norm cannot measure one, which is left where the other was skipped.
-        """
+    def first_training_batches(self, images: int, share: slice) -> list[Batch]:
+        """A share of the batches with the first `images` of the first epoch, the same on any number of ranks; fewer images where there are no more."""
         order = self._order(0)[:images]
         parts = np.array_split(order, -(-len(order) // self._statistics_batch))
-        batches = (self._training[Request(epoch=0, indices=rows, whole=len(rows))] for rows in parts)
-        return [batch for batch in batches if len(batch.labels) > 1]
+        return [self._training[Request(epoch=0, indices=rows, whole=len(rows))] for rows in parts[share]]
 
     def val_dataloader(self) -> Loader[Batch]:
         return self._evaluation_loader("val")

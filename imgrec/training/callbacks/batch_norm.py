@@ -1,10 +1,11 @@
 """The statistics of batch norm in the first steps, when its running averages are those of other weights."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imgrec.data.batch import Batch
@@ -35,13 +36,25 @@ class BatchNormStatistics(pl.Callback):
             self._batches = []
             return
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-        self._batches = self._batches or data.first_training_batches(self.images)
+        self._batches = self._batches or first_batches(data, self.images, trainer.global_rank, trainer.world_size)
         # Each rank has the same images: all of them, or its part where the norms add those of all ranks up.
         part = slice(trainer.global_rank, None, trainer.world_size) if has_sync_batchnorm(pl_module.net) else slice(None)
         inputs = (pl_module.augmented(trainer.strategy.batch_to_device(batch))[0][part] for batch in self._batches)
         # Uncompiled: with each other momentum a compiled network would be compiled anew.
         with torch.no_grad(), trainer.precision_plugin.val_step_context(), torch.compiler.set_stance("force_eager"):
             measure_statistics(norms, pl_module.net, inputs)
+
+
+def first_batches(data: DataModule, images: int, rank: int, ranks: int) -> list[Batch]:
+    """The first training batches on every rank, each read by one of them. A collective.
+
+    Of two images at least: batch norm cannot measure one, which is left where the other was skipped.
+    """
+    shares = [data.first_training_batches(images, slice(rank, None, ranks))] * ranks
+    if ranks > 1:
+        distributed.all_gather_object(shares, shares[rank])
+    in_order = (batch for nth in zip_longest(*shares) for batch in nth)
+    return [batch for batch in in_order if batch is not None and len(batch.labels) > 1]
 
 
 def trained_norms(net: nn.Module) -> list[_BatchNorm]:
