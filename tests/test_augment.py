@@ -55,7 +55,7 @@ def number(low: float, high: float) -> st.SearchStrategy[float]:
 def test_affine_equals_torchvision(angle: float, dx: float, dy: float, scale: float, shear: float) -> None:
     images = pictures(1)
     maps = geometry.affine(*(torch.tensor([value]) for value in (angle, dx, dy, scale, shear)))
-    ours = geometry.resample(images, maps[:, :2], None, fill="zeros", exact=False)
+    ours = geometry.resample(images, maps[:, :2], None, fill="zeros")
     theirs = F.affine(images, angle=angle, translate=[dx, dy], scale=scale, shear=[shear, 0.0], interpolation=BILINEAR)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)
 
@@ -67,9 +67,7 @@ def test_perspective_equals_torchvision(moves: list[tuple[int, int]]) -> None:
     images, (height, width) = pictures(1), (20, 26)
     (a, b), (c, d), (e, f), (g, h) = moves
     corners = [[a, b], [width - 1 - c, d], [width - 1 - e, height - 1 - f], [g, height - 1 - h]]
-    ours = geometry.resample(
-        images, geometry.perspective(torch.tensor([corners]).float(), height, width), None, fill="zeros", exact=False
-    )
+    ours = geometry.resample(images, geometry.perspective(torch.tensor([corners]).float(), height, width), None, fill="zeros")
     start = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
     theirs = F.perspective(images, start, corners, interpolation=BILINEAR)
     assert ours.isfinite().all()
@@ -77,11 +75,10 @@ def test_perspective_equals_torchvision(moves: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("fill", ["zeros", "nearest"])
-@pytest.mark.parametrize("exact", [False, True])
-def test_pixels_on_the_horizon_are_outside_the_image(fill: geometry.Fill, exact: bool) -> None:
+def test_pixels_on_the_horizon_are_outside_the_image(fill: geometry.Fill) -> None:
     maps = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.4, 0.0, 1.0]]])  # divides by 0 where x is 2.5 left of the centre
     images = pictures(1)
-    moved = geometry.resample(images, maps, None, fill=fill, exact=exact)
+    moved = geometry.resample(images, maps, None, fill=fill)
     assert moved.isfinite().all()
     if fill == "zeros":
         assert (moved[..., 10] == 0).all()
@@ -99,7 +96,7 @@ def test_elastic_equals_torchvision(alpha: float, sigma: float, monkeypatch: pyt
         field = theirs.make_params([images])["displacement"]
     ours = geometry.displacement(noise, alpha, sigma)
     torch.testing.assert_close(ours.permute(0, 2, 3, 1), field, rtol=1e-4, atol=1e-6)
-    moved = geometry.resample(images, torch.eye(3)[None, :2], ours, fill="zeros", exact=False)
+    moved = geometry.resample(images, torch.eye(3)[None, :2], ours, fill="zeros")
     torch.testing.assert_close(moved, F.elastic(images, field, interpolation=BILINEAR), rtol=0, atol=2e-4)
 
 
@@ -122,7 +119,7 @@ def test_nearest_fill_equals_scipy(seed: int) -> None:
     values = (torch.rand(5, 1, generator=generator) - 0.5) * torch.tensor([[90.0], [16.0], [16.0], [0.8], [60.0]])
     values[3] += 1
     maps = geometry.affine(*values)
-    ours = geometry.resample(images, maps[:, :2], None, fill="nearest", exact=False)
+    ours = geometry.resample(images, maps[:, :2], None, fill="nearest")
     # scipy's positions are (row, column) from the top left corner.
     swapped = maps[0].double().numpy()[[1, 0]][:, [1, 0, 2]]
     centre = np.array([9.5, 12.5])
@@ -145,6 +142,40 @@ def test_crop_and_flip_copy_pixels_as_torchvision(channels: int, fill: str, mode
         padded = F.pad(image, [4, 3], padding_mode=mode)  # 0.15 of 26 and of 20
         expected = F.crop(padded, int(y * 7), int(x * 9), 20, 26)
         assert torch.equal(result, F.hflip(expected) if flip < 0.5 else expected)
+
+
+@settings(deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    reach=st.integers(0, 12),
+    fill=st.sampled_from(["nearest", "zeros"]),
+    dtype=st.sampled_from([torch.uint8, torch.float32]),
+    memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]),
+    large=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_pixels_are_moved_alike_on_every_device_and_in_every_memory_format(shape, reach, fill, dtype, memory_format, large, seed):
+    rng = np.random.default_rng(seed)
+    images = torch.from_numpy(rng.integers(0, 256, shape)).to(dtype).to(memory_format=memory_format)
+    flip = torch.from_numpy(rng.random(len(images)) < 0.5)
+    dx, dy = (torch.from_numpy(rng.integers(-reach, reach + 1, len(images))) for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geometry, "LARGE_IMAGE", 0 if large else 10**6)
+        moved = geometry.flip_and_crop(images, flip, dx, dy, fill=fill)
+    assert moved.dtype == dtype
+    assert torch.equal(moved, geometry._gather(images, flip, dx, dy, fill))
+    for image, result, mirrored, x, y in zip(images, moved, flip.tolist(), dx.tolist(), dy.tolist(), strict=True):
+        padded = F.pad(image, [reach], padding_mode="edge" if fill == "nearest" else "constant")
+        expected = F.crop(padded, y + reach, x + reach, *image.shape[1:])
+        assert torch.equal(result, F.hflip(expected) if mirrored else expected)
+
+
+def test_flips_and_crops_keep_bytes() -> None:
+    images, draw = (pictures() * 255).to(torch.uint8), {"seed": 0, "epoch": 0, "indices": torch.arange(5)}
+    moved, floats = (augment(flip=0.5, crop_padding=0.1).batch(x, **draw) for x in (images, images / 255))
+    assert moved.dtype == torch.uint8
+    assert torch.equal(moved / 255, floats)
+    assert torch.equal(augment(rotation=9.0).batch(images, **draw), augment(rotation=9.0).batch(images / 255, **draw))
 
 
 def test_flip_alone_equals_torchvision() -> None:

@@ -13,11 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from imgrec.data import counter_rng, geometry, mixup
-from imgrec.data.decode import Preprocessing, fit_to_size
+from imgrec.data.decode import Preprocessing, fit_to_size, resize
 from imgrec.errors import ConfigError
 
 # Columns of a sample's geometry draws; fixed, so that switching a key on does not change the draws of the others.
@@ -109,16 +107,18 @@ class Augment:
         return augmented
 
     def batch(self, images: Tensor, *, seed: int, epoch: int, indices: Tensor) -> Tensor:
-        """Geometry and erasing of float images [B, C, H, W] in [0, 1] on their device; indices: int64 [B], as in `Batch`."""
-        assert images.dtype == torch.float32
-        assert len(images) == len(indices)
+        """Geometry and erasing of images [B, C, H, W] on their device; indices: int64 [B], as in `Batch`.
+
+        Images are uint8, or float in [0, 1]. Flips and crops of whole pixels alone leave them uint8, all else makes floats.
+        """
         indices = indices.to(images.device)
         # Pixel positions need more digits than bf16 has, and the images of a run should not depend on its precision.
         with torch.autocast(images.device.type, enabled=False):
             if self._interpolates or self.flip > 0 or self.crop_padding > 0:
                 images = self._move(images, seed, epoch, indices)
             if self.erase > 0:
-                images = self._erase(images, counter_rng.uniform(seed, epoch, indices, counter_rng.ERASE, 3 + 2 * ATTEMPTS))
+                u = counter_rng.uniform(seed, epoch, indices, counter_rng.ERASE, 3 + 2 * ATTEMPTS)
+                images = self._erase(_to_float(images), u)
         return images
 
     def mix(self, images: Tensor, targets: Tensor, partners: Tensor, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -142,7 +142,10 @@ class Augment:
             reach_x, reach_y = (math.floor(self.crop_padding * side + 0.5) for side in (width, height))
             dx = (u[:, CROP_X] * (2 * reach_x + 1)).floor() - reach_x
             dy = (u[:, CROP_Y] * (2 * reach_y + 1)).floor() - reach_y
-            changes.append(geometry.flip_and_crop(u[:, FLIP] < self.flip, dx, dy))
+            flip = u[:, FLIP] < self.flip
+            if not self._interpolates:
+                return geometry.flip_and_crop(images, flip, dx.long(), dy.long(), fill=self.fill)
+            changes.append(geometry.flip_and_crop_map(flip, dx, dy))
         if self.rotation or self.shift or self.shear or self.zoom:
             affine = geometry.affine(
                 spread[:, ANGLE] * self.rotation,
@@ -161,9 +164,7 @@ class Augment:
         if self.elastic_alpha:
             noise = counter_rng.uniform(seed, epoch, indices, counter_rng.ELASTIC, 2 * height * width).view(-1, 2, height, width)
             field = geometry.displacement(noise, self.elastic_alpha, self.elastic_sigma)
-        return geometry.resample(
-            images, maps if self.perspective else maps[:, :2], field, fill=self.fill, exact=not self._interpolates
-        )
+        return geometry.resample(_to_float(images), maps if self.perspective else maps[:, :2], field, fill=self.fill)
 
     def _erase(self, images: Tensor, u: Tensor) -> Tensor:
         # Filled with the image's mean colour, close to the paper's variant "mean"; "noise" costs a draw for each pixel.
@@ -189,10 +190,18 @@ def augment_to_size(
     if augment is None:
         return fit_to_size(image, preprocessing)
     box = augment.crop_box(*image.shape[-2:], seed=seed, epoch=epoch, index=index)
-    size = [preprocessing["image_size"]] * 2
-    interpolation = InterpolationMode(preprocessing["interpolation"])
-    image = fit_to_size(image, preprocessing) if box is None else F.resized_crop(image, *box, size, interpolation)
+    if box is None:
+        image = fit_to_size(image, preprocessing)
+    else:
+        top, left, height, width = box
+        size = preprocessing["image_size"]
+        image = resize(image[:, top : top + height, left : left + width], size, size, preprocessing["interpolation"])
     return augment.sample(image, seed=seed, epoch=epoch, index=index)
+
+
+def _to_float(images: Tensor) -> Tensor:
+    """Float in [0, 1] of uint8 images, or of these floats."""
+    return images if images.dtype != torch.uint8 else images.to(torch.float32).div_(255)
 
 
 def _corners(u: Tensor, distortion: float, height: int, width: int) -> Tensor:

@@ -4,26 +4,25 @@ import ctypes
 import os
 import stat
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypedDict
 
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
+from imgrec.data import jpeg
 from imgrec.errors import DataError, first_line
 from imgrec.files import IMAGE_FORMATS
 
 MOST_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 0)  # above twice its limit PIL opens no file
 FORMATS = tuple(IMAGE_FORMATS)
 MAX_ASPECT = 32  # of the sides; images with a larger ratio are cropped before they are resized
-# How libjpeg's warnings begin where data is lost, which decoders fill with gray; it also warns of odd metadata.
-LOST_DATA = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression")
 METADATA_BYTES = 2**26  # an image file may have besides its pixels; a JPEG is read in one piece
 # By EXIF's orientation; from 5 on the picture is transposed first.
 MIRRORED_AXES: dict[Any, tuple[int, ...]] = {2: (1,), 3: (0, 1), 4: (0,), 5: (), 6: (1,), 7: (0, 1), 8: (0,)}
@@ -67,20 +66,20 @@ def load_image(path: str, preprocessing: Preprocessing) -> Tensor:
     return fit_to_size(decode(path, preprocessing), preprocessing)
 
 
-def decode(path: str, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [C, H, W] of an image file, as `from_pil` makes it of the opened file; DataError with the path of a file without."""
+def decode(path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "auto") -> Tensor:
+    """uint8 [C, H, W] of an image file, as `from_pil` makes it of the opened file; DataError with the path of a file without.
+
+    decoder: of JPEG data, all with the same pixels.
+    """
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise DataError("it is no file")
         if not status.st_size:
             raise DataError("the file is empty")
-        with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's, about unusual metadata
-            with Image.open(file, formats=FORMATS) as image:
-                _check_size(image, preprocessing["max_pixels"])
-                pixels = _jpeg_pixels(image, file, preprocessing["channels"]) if image.format in ("JPEG", "MPO") else None
-                return from_pil(image, preprocessing) if pixels is None else _upright(pixels, image)
+        with open(path, "rb") as file:
+            pixels = _jpeg_pixels(file, status.st_size, preprocessing, decoder)
+            return _decode_by_pil(file, preprocessing) if pixels is None else pixels
     except UnidentifiedImageError as error:
         reason = "it is damaged from its start on, or of a format that PIL does not know"
         raise DataError(f"{path} cannot be read: {reason}.") from error
@@ -94,12 +93,41 @@ def decode(path: str, preprocessing: Preprocessing) -> Tensor:
         raise DataError(f"{path} cannot be read: {reason}.") from error
 
 
+def _decode_by_pil(file: BinaryIO, preprocessing: Preprocessing) -> Tensor:
+    file.seek(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, about unusual metadata
+        with Image.open(file, formats=FORMATS) as image:
+            return from_pil(image, preprocessing)
+
+
+def _jpeg_pixels(file: BinaryIO, size: int, preprocessing: Preprocessing, decoder: jpeg.Decoder) -> Tensor | None:
+    """The pixels of a JPEG in about half of PIL's time; None for other formats and for the rare kinds that only PIL reads."""
+    if file.read(3) != jpeg.SIGNATURE:
+        return None
+    file.seek(0)
+    content = file.read(min(size, METADATA_BYTES))  # `read` allocates what it is asked for
+    header = jpeg.read_header(content)
+    if header is None:
+        return None
+    _check_size(header.width, header.height, preprocessing["max_pixels"])
+    if size > METADATA_BYTES:
+        content += file.read(min(size - METADATA_BYTES, 8 * header.width * header.height))
+    pixels = jpeg.decode(content, header, preprocessing["channels"], decoder)
+    if pixels is None or not header.has_metadata:
+        return pixels if pixels is None else _as_tensor(pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(BytesIO(content), formats=("JPEG", "MPO")) as image:
+            return _upright(pixels, image)
+
+
 def from_pil(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """uint8 [C, H, W] of a PIL image, upright, 1 gray or 3 RGB, channels last in memory.
 
     Values of more than 8 bits become gray levels by data.scale, see `to_bytes`. Raises what PIL raises for damaged pixels.
     """
-    _check_size(image, preprocessing["max_pixels"])
+    _check_size(*image.size, preprocessing["max_pixels"])
     original = image
     sixteen_bits = ";16" in repr(getattr(image, "tile", None))  # PIL forgets it when it loads the pixels
     image.load()  # before the orientation is read, as that may stand behind the pixels, and PIL turns a TIFF itself
@@ -114,12 +142,12 @@ def from_pil(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     return _upright(pixels, original)
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     """DataError for more than `max_pixels`, by the header, so that nothing of that size was allocated."""
-    count = image.width * image.height
+    count = width * height
     if count > max_pixels:
         raise DataError(
-            f"it has {image.width:,}x{image.height:,} pixels, more than data.max_pixels={max_pixels}. "
+            f"it has {width:,}x{height:,} pixels, more than data.max_pixels={max_pixels}. "
             f"Make it smaller, or set data.max_pixels={count}"
         )
 
@@ -154,31 +182,8 @@ def _check_upper_bytes(high: int, scale: list[float] | None) -> None:
         )
 
 
-def _jpeg_pixels(image: Image.Image, file: BinaryIO, channels: int) -> NDArray[np.uint8] | None:
-    """uint8 [H, W] or [H, W, 3], equal to PIL's in about half the time; None for the rare kinds that only PIL reads.
-
-    DataError where data is missing: PIL does not tell what libjpeg warns of.
-    """
-    colorspace = {"L": "GRAY" if channels == 1 else "RGB", "RGB": "RGB", "CMYK": "CMYK"}[image.mode]
-    file.seek(0)
-    # `read` allocates what it is asked for.
-    content = file.read(min(os.fstat(file.fileno()).st_size, 8 * image.width * image.height + METADATA_BYTES))
-    try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, colorspace)
-    except ValueError as error:
-        if str(error).startswith(LOST_DATA):
-            raise DataError(f"it is truncated or damaged ({first_line(error)})") from error
-        return None
-    if colorspace == "CMYK":
-        return None
-    if channels == 1 and colorspace == "RGB":  # not the JPEG's own luma: a PIL image has only its colours
-        return np.array(Image.fromarray(pixels).convert("L"))
-    return pixels
-
-
 def _upright(pixels: NDArray[np.uint8], image: Image.Image) -> Tensor:
     """uint8 [H, W] or [H, W, C] -> [C, H, W], turned by the orientation in the image's EXIF or XMP data."""
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # of PIL's parsers; metadata that cannot be read says nothing of the pixels
@@ -186,7 +191,12 @@ def _upright(pixels: NDArray[np.uint8], image: Image.Image) -> Tensor:
     if orientation in MIRRORED_AXES:
         pixels = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
         pixels = np.ascontiguousarray(np.flip(pixels, MIRRORED_AXES[orientation]))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return _as_tensor(pixels)
+
+
+def _as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """uint8 [H, W] or [H, W, C] -> [C, H, W]."""
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
 def is_constant(image: Tensor) -> bool:
@@ -196,19 +206,26 @@ def is_constant(image: Tensor) -> bool:
     return bool((middle == middle[:, :1]).all()) and bool((pixels == pixels[:, :1, :1]).all())
 
 
-def fit_to_size(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """uint8 [C, H, W] -> [C, S, S]: squashed, or the shorter side resized to S / crop_share, then a center crop.
+def resize(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """uint8 [C, H, W] -> [C, height, width], with antialiasing, as torchvision's v2.functional.resize; bilinear within two gray levels of PIL."""
+    if image.shape[1:] == (height, width):
+        return image
+    # Not image[None]: torch takes an image for channels-last by the stride of the batch too, and needs twice the time otherwise.
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    return interpolate(batch, (height, width), mode=interpolation, antialias=True)[0]
 
-    With antialiasing; bilinear within two gray levels of PIL.
-    """
-    size, interpolation = preprocessing["image_size"], InterpolationMode(preprocessing["interpolation"])
+
+def fit_to_size(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [C, H, W] -> [C, S, S]: squashed, or the shorter side resized to S / crop_share, then a center crop."""
+    size, interpolation = preprocessing["image_size"], preprocessing["interpolation"]
     if preprocessing["resize"] == "squash":
-        squashed: Tensor = F.resize(image, [size, size], interpolation)
-        return squashed
+        return resize(image, size, size, interpolation)
     # Only the middle is kept, so the rest of a strip is not resized: 1x20000 pixels would become 4 GB.
     longest = MAX_ASPECT * min(image.shape[-2:])
     if max(image.shape[-2:]) > longest:
         image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
-    image = F.resize(image, [max(size, round(size / preprocessing["crop_share"]))], interpolation)
+    shortest = max(size, round(size / preprocessing["crop_share"]))
+    height, width = (int(shortest * side / min(image.shape[-2:])) for side in image.shape[-2:])
+    image = resize(image, height, width, interpolation)
     top, left = (round((side - size) / 2) for side in image.shape[-2:])  # as F.center_crop, which takes 10 us more
     return image[:, top : top + size, left : left + size]

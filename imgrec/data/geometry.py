@@ -8,12 +8,15 @@ to input positions, so the inverse of the change of the image.
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 Fill = Literal["nearest", "zeros"]
 FAR = 1e6  # a position outside any image, in grid units
+LARGE_IMAGE = 2**14  # values, from which an operation for each image takes less time than indexing
 
 
 @lru_cache(maxsize=64)
@@ -35,9 +38,71 @@ def _rows(*rows: tuple[Tensor | float, ...]) -> Tensor:
     return torch.stack(entries, -1).view(-1, 3, 3)
 
 
-def flip_and_crop(flip: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
-    """Crop at (dx, dy) pixels [B], then mirror left to right where `flip` (bool [B])."""
+def flip_and_crop_map(flip: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+    """The map of `flip_and_crop`."""
     return _rows((1.0 - 2.0 * flip, 0.0, dx), (0.0, 1.0, dy), (0.0, 0.0, 1.0))
+
+
+def flip_and_crop(images: Tensor, flip: Tensor, dx: Tensor, dy: Tensor, *, fill: Fill) -> Tensor:
+    """Crop images [B, C, H, W] of any type at (dx, dy) pixels (int64 [B]), then mirror left to right where `flip` (bool [B])."""
+    if images.device.type != "cpu":
+        return _gather(images, flip, dx, dy, fill)
+    if bool((dx != 0).any() | (dy != 0).any()):
+        images = _crop(images, dx.numpy(), dy.numpy(), fill)
+    return _flip(images, flip)
+
+
+def _gather(images: Tensor, flip: Tensor, dx: Tensor, dy: Tensor, fill: Fill) -> Tensor:
+    """`flip_and_crop` as one indexing operation: nothing waits for the device."""
+    height, width = images.shape[-2:]
+    x = torch.arange(width, device=images.device)
+    x = torch.where(flip[:, None], width - 1 - x, x) + dx[:, None]
+    y = torch.arange(height, device=images.device) + dy[:, None]
+    rows = torch.arange(len(images), device=images.device)
+    moved = images[rows[:, None, None], :, y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None]].permute(0, 3, 1, 2)
+    if fill == "nearest":
+        return moved
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None]
+    return moved * inside[:, None]
+
+
+def _crop(images: Tensor, dx: NDArray[np.int64], dy: NDArray[np.int64], fill: Fill) -> Tensor:
+    """Each image is copied row by row out of the padded one: 1 us for 32x32, where an index for each pixel takes 10 us."""
+    count, channels, height, width = images.shape
+    reach = int(max(abs(dx).max(), abs(dy).max()))
+    padded = _pad(images, reach, fill)
+    image, channel, row, pixel = padded.stride()
+    # The rows of [C, H, W], or, if the channels come last, of [1, H, W * C].
+    planes, values = (1, width * channels) if pixel == channels else (channels, width)
+    offsets = 2 * reach + 1
+    windows = padded.as_strided((count, offsets, offsets, planes, height, values), (image, row, pixel, channel, row, 1)).numpy()
+    cropped = torch.from_numpy(windows[np.arange(count), dy + reach, dx + reach])
+    if planes == channels:
+        return cropped
+    return cropped.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _pad(images: Tensor, reach: int, fill: Fill) -> Tensor:
+    """Padded by `reach` pixels on all sides, in the memory format of `images`."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, [reach] * 4)
+    if fill == "nearest":
+        padded[:, :, :reach, reach : reach + width] = images[:, :, :1]
+        padded[:, :, reach + height :, reach : reach + width] = images[:, :, -1:]
+        padded[..., :reach] = padded[..., reach : reach + 1]
+        padded[..., reach + width :] = padded[..., reach + width - 1 : reach + width]
+    return padded
+
+
+def _flip(images: Tensor, flip: Tensor) -> Tensor:
+    flipped = images.clone()
+    rows = flip.nonzero().flatten()
+    if images[:1].numel() > LARGE_IMAGE:
+        for row in rows.tolist():
+            flipped[row] = images[row].flip(-1)
+    else:
+        flipped[rows] = images[rows].flip(-1)
+    return flipped
 
 
 def affine(angle: Tensor, dx: Tensor, dy: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
@@ -95,17 +160,16 @@ def displacement(noise: Tensor, alpha: float, sigma: float) -> Tensor:
     return field * constant_tensor((2 * alpha / width, 2 * alpha / height), field.device)[:, None, None]
 
 
-def resample(images: Tensor, maps: Tensor, field: Tensor | None, *, fill: Fill, exact: bool) -> Tensor:
+def resample(images: Tensor, maps: Tensor, field: Tensor | None, *, fill: Fill) -> Tensor:
     """Sample float images [B, C, H, W] at the positions of `maps` ([B, 3, 3], or [B, 2, 3] if affine) plus `field`.
 
-    field: [B, 2, H, W] in grid units. fill: pixels outside the image: its nearest edge pixel, or zero. exact: all positions
-    are whole pixels, which are copied, not interpolated.
+    field: [B, 2, H, W] in grid units. fill: pixels outside the image: its nearest edge pixel, or zero.
     """
     grid = _positions(maps, *images.shape[-2:])
     if field is not None:
         grid = grid + field
-    mode, padding = "nearest" if exact else "bilinear", "border" if fill == "nearest" else "zeros"
-    return F.grid_sample(images, grid.permute(0, 2, 3, 1), mode=mode, padding_mode=padding, align_corners=False)
+    padding = "border" if fill == "nearest" else "zeros"
+    return F.grid_sample(images, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode=padding, align_corners=False)
 
 
 @lru_cache(maxsize=16)

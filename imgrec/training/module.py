@@ -136,8 +136,8 @@ class Classifier(pl.LightningModule):
 
     def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Network input [B, C, H, W] and soft targets [B, K] of a training batch."""
-        images = self.preprocess.to_float(batch.images)
-        targets = F.one_hot(batch.labels, len(self.classes)).to(images.dtype)
+        images = self.preprocess.resize(batch.images)
+        targets = F.one_hot(batch.labels, len(self.classes)).to(self.preprocess.mean.dtype)
         images = self.augment.batch(images, seed=self.seed, epoch=batch.epoch, indices=batch.indices)
         images = self.preprocess.normalize(images)
         step = self.trainer.global_step  # optimizer steps, so the same for all parts of a global batch
