@@ -51,7 +51,7 @@ def main() -> None:
         max_pixels=10**8,
         scale=None,
     )
-    files = folder_split(root, class_folders(root), prep, on_bad_image="refuse", on_bad_image_eval="refuse")
+    files = folder_split(root, class_folders(root), prep, on_bad_image="refuse", on_bad_image_eval="refuse", decoder="auto")
     chosen = np.random.default_rng(0).permutation(len(files))[:images]
     cuts = [chosen[k : k + BATCH] for k in range(0, len(chosen), BATCH)]
 

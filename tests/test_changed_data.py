@@ -94,7 +94,13 @@ class Named(ImageData):
         classes = ("a", "b")
         labels = np.array([classes.index(name[0]) for name in self.files])
         images = ImageFiles(
-            "", pack_names(self.files), labels, preprocessing=GRAY, on_bad_image="refuse", on_bad_image_eval="refuse"
+            "",
+            pack_names(self.files),
+            labels,
+            preprocessing=GRAY,
+            on_bad_image="refuse",
+            on_bad_image_eval="refuse",
+            decoder="auto",
         )
         train, test = self.cut(images, classes, "test", 0.3)
         return Splits(classes, train=train, val=None, test=test)

@@ -47,7 +47,7 @@ def make(root: Path, counts: dict[str, int], suffix: str = ".jpg") -> Path:
 
 def folder(root: Path, **change) -> ImageFolder:
     settings = {**PREPROCESSING, "num_classes": None, "val_share": 0.25, "split_seed": 0, "changed": "refuse", "test_share": 0.25}
-    settings |= {"label_from": None, "group_from": None, "check": "auto"}
+    settings |= {"label_from": None, "group_from": None, "check": "auto", "decoder": "auto"}
     return ImageFolder(root=str(root), **{**settings, "on_bad_image": "refuse", "on_bad_image_eval": "refuse", **change})
 
 
@@ -132,7 +132,7 @@ def test_names_of_any_bytes_come_back(tmp_path):
     assert [os.fsdecode(name) for name in pack_names(names)] == names
     (tmp_path / "c/d").mkdir(parents=True)
     picture(0).save(tmp_path / "c/d/E.PNG")
-    files = folder_split(str(tmp_path), ["c"], PREPROCESSING, on_bad_image="refuse", on_bad_image_eval="refuse")
+    files = folder_split(str(tmp_path), ["c"], PREPROCESSING, on_bad_image="refuse", on_bad_image_eval="refuse", decoder="auto")
     assert files.path(0) == f"{tmp_path}/c/d/E.PNG"
 
 
@@ -251,6 +251,8 @@ def test_num_classes_against_the_folders(tmp_path):
 
 def test_another_folder_is_evaluated_by_class_name(tmp_path):
     make(tmp_path / "other", {"b": 2})
-    files = folder_split(str(tmp_path / "other"), ["a", "b"], PREPROCESSING, on_bad_image="refuse", on_bad_image_eval="refuse")
+    files = folder_split(
+        str(tmp_path / "other"), ["a", "b"], PREPROCESSING, on_bad_image="refuse", on_bad_image_eval="refuse", decoder="auto"
+    )
     assert files.labels.tolist() == [1, 1]
     assert whole(files).images.shape == (2, 3, 24, 24)

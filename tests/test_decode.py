@@ -5,6 +5,7 @@ import random
 import resource
 import struct
 import zlib
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ from torchvision.transforms.v2 import functional as F
 from imgrec.data.batch import Request
 from imgrec.data.decode import Preprocessing, ScaleError, decode, fit_to_size, from_pil, load_image
 from imgrec.data.folder import folder_split
-from imgrec.errors import DataError
+from imgrec.data.jpeg import Decoder, check_decoder
+from imgrec.errors import ConfigError, DataError
 from imgrec.files import IMAGE_EXTENSIONS, IMAGE_FORMATS
 
 GRAY = Preprocessing(**{**COLOUR, "channels": 1, "mean": [0.5], "std": [0.25]})
@@ -71,7 +73,9 @@ def test_training_and_prediction_by_path_or_from_a_picture_see_pils_pixels(tmp_p
     (tmp_path / "class").mkdir()
     for name, content in CASES.items():
         (tmp_path / "class" / name).write_bytes(content)
-    files = folder_split(str(tmp_path), ["class"], preprocessing, on_bad_image="refuse", on_bad_image_eval="refuse")
+    files = folder_split(
+        str(tmp_path), ["class"], preprocessing, on_bad_image="refuse", on_bad_image_eval="refuse", decoder="auto"
+    )
     assert len(files) == len(CASES)
     trained = files[Request(0, np.arange(len(files)), len(files))].images
     for row, image in enumerate(trained):
@@ -82,6 +86,23 @@ def test_training_and_prediction_by_path_or_from_a_picture_see_pils_pixels(tmp_p
         with Image.open(path) as opened:
             assert torch.equal(from_pil(opened, preprocessing), reference), path  # opened, not loaded
             assert torch.equal(from_pil(opened, preprocessing), reference), path  # loaded
+
+
+@pytest.mark.parametrize("preprocessing", [COLOUR, GRAY], ids=["colour", "gray"])
+@pytest.mark.parametrize("decoder", [name for name in get_args(Decoder) if name != "auto"])
+def test_every_decoder_sees_pils_pixels(tmp_path, preprocessing, decoder):
+    if decoder == "torchcodec":
+        pytest.importorskip(decoder, reason="torchcodec is not installed")
+    for name, content in CASES.items():
+        (tmp_path / name).write_bytes(content)
+        pixels = decode(str(tmp_path / name), preprocessing, decoder).int()
+        assert (pixels - by_pil(content, preprocessing)).abs().max() <= 1, name
+
+
+def test_a_decoder_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr("imgrec.data.jpeg.find_spec", lambda name: None)
+    with raises_error(ConfigError, "data.decoder=torchcodec", "pip install torchcodec", "data.decoder=auto"):
+        check_decoder("torchcodec")
 
 
 def test_turned_files_are_upright():
@@ -182,7 +203,7 @@ def test_values_whose_white_is_not_known_are_refused_also_where_bad_files_are_sk
     (tmp_path / "class").mkdir()
     path = tmp_path / "class" / "a.tif"
     Image.fromarray(values.reshape(3, 4)).save(path)
-    files = folder_split(str(tmp_path), ["class"], GRAY, on_bad_image="skip", on_bad_image_eval="skip")
+    files = folder_split(str(tmp_path), ["class"], GRAY, on_bad_image="skip", on_bad_image_eval="skip", decoder="auto")
     with raises_error(ScaleError, path, f"{values.min():g}", f"{values.max():g}", "data.scale=[BLACK,WHITE]", suggestion):
         _ = files[Request(0, np.arange(1), 1)]
     black, white = map(float, suggestion.partition("[")[2][:-1].split(","))

@@ -176,7 +176,9 @@ def some_predictions(predicted, probability, *, indices=None):
 
 def test_a_path_is_that_of_the_file_also_outside_the_root(tmp_path):
     names = pack_names(["cat/1.png", "/elsewhere/2.png", "b\udcff.png"])
-    images = ImageFiles("photos", names, np.array([0, 0, 0]), preprocessing={}, on_bad_image="refuse", on_bad_image_eval="refuse")
+    images = ImageFiles(
+        "photos", names, np.array([0, 0, 0]), preprocessing={}, on_bad_image="refuse", on_bad_image_eval="refuse", decoder="auto"
+    )
     files = PredictionFiles(tmp_path / "e.csv", None, tmp_path / "p.parquet")
     write_predictions(files, some_predictions([0, 1, 1], [0.5, 0.6, 0.7]), images, ("cat", "dog"))
     assert [row["path"] for row in read_parquet(files.predictions)] == ["photos/cat/1.png", "/elsewhere/2.png", "photos/b?.png"]

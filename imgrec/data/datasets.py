@@ -200,7 +200,7 @@ class ImageFolder(FileData):
                 whole=split == "train",
                 ignored=self.ignored,
                 group_from=self.group_from,
-                **self.on_bad_image,
+                **self.reading,
             )
             for split, folder in folders.items()
         }
@@ -226,7 +226,7 @@ class ImageFolder(FileData):
                 self.preprocessing(),
                 label_from=label_from,
                 group_from=self.group_from,
-                **self.on_bad_image,
+                **self.reading,
             )
             for split, files in names.items()
         }

@@ -113,7 +113,7 @@ def _jpeg_pixels(file: BinaryIO, size: int, preprocessing: Preprocessing, decode
     _check_size(header.width, header.height, preprocessing["max_pixels"])
     if size > METADATA_BYTES:
         content += file.read(min(size - METADATA_BYTES, 8 * header.width * header.height))
-    pixels = jpeg.decode(content, header, preprocessing["channels"], decoder)
+    pixels = jpeg.decode_jpeg(content, header, preprocessing["channels"], decoder)
     if pixels is None or not header.has_metadata:
         return pixels if pixels is None else _as_tensor(pixels)
     with warnings.catch_warnings():

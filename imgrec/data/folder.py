@@ -18,6 +18,7 @@ from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, ScaleError, decode, is_constant
 from imgrec.data.file_names import find_in_names
 from imgrec.data.image_data import Check, Common, ImageData, Splits
+from imgrec.data.jpeg import Decoder, check_decoder
 from imgrec.data.mixup import partners
 from imgrec.data.split_folders import filled_class_folders
 from imgrec.errors import DataError, did_you_mean, first_names, shorten
@@ -29,11 +30,12 @@ MOST_SIZES, MOST_CHECKSUMS = 100_000, 1000
 BadImage = Literal["refuse", "skip"]
 
 
-class OnBadImage(TypedDict):
-    """What happens to a file that cannot be read, by config key: in training, and in the other splits."""
+class Reading(TypedDict):
+    """How image files are read, by config key; what happens to one that cannot be: in training, and in the other splits."""
 
     on_bad_image: BadImage
     on_bad_image_eval: BadImage
+    decoder: Decoder
 
 
 class FileKeys(Common):
@@ -42,20 +44,29 @@ class FileKeys(Common):
     test_share: float
     on_bad_image: BadImage
     on_bad_image_eval: BadImage
+    decoder: Decoder
     check: Check
 
 
 class FileData(ImageData):
-    """Base of the data sets of image files. on_bad_image: what its splits are made with."""
+    """Base of the data sets of image files. reading: what its splits are made with."""
 
     in_memory = False
 
     def __init__(
-        self, *, test_share: float, on_bad_image: BadImage, on_bad_image_eval: BadImage, check: Check, **common: Unpack[Common]
+        self,
+        *,
+        test_share: float,
+        on_bad_image: BadImage,
+        on_bad_image_eval: BadImage,
+        decoder: Decoder,
+        check: Check,
+        **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
         self.test_share, self.check = test_share, check
-        self.on_bad_image = OnBadImage(on_bad_image=on_bad_image, on_bad_image_eval=on_bad_image_eval)
+        check_decoder(decoder)
+        self.reading = Reading(on_bad_image=on_bad_image, on_bad_image_eval=on_bad_image_eval, decoder=decoder)
 
     def cut_test(self, images: "ImageFiles", classes: tuple[str, ...]) -> Splits:
         """The test split is taken from all images, the validation split from the rest later."""
@@ -78,11 +89,11 @@ class ImageFiles:
         *,
         preprocessing: Preprocessing,
         groups: NDArray[np.bytes_] | None = None,
-        **on_bad_image: Unpack[OnBadImage],
+        **reading: Unpack[Reading],
     ) -> None:
         assert len(names) == len(labels)
         self.root, self.names, self.labels, self.groups, self.preprocessing = root, names, labels, groups, preprocessing
-        self.on_bad_image = on_bad_image
+        self.reading = reading
         self.training, self.seed = False, 0
         self.augment: Augment | None = None
 
@@ -97,7 +108,7 @@ class ImageFiles:
     @property
     def skips(self) -> bool:
         """Whether unreadable images are left out."""
-        return self.on_bad_image[self.bad_image_key] == "skip"
+        return self.reading[self.bad_image_key] == "skip"
 
     def path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
@@ -112,7 +123,7 @@ class ImageFiles:
         for row, index in enumerate(request.indices.tolist()):
             path = self.path(index % len(self))
             try:
-                image = decode(path, self.preprocessing)
+                image = decode(path, self.preprocessing, self.reading["decoder"])
             except ScaleError:  # of a setting that is missing, which leaving a file out would hide
                 raise
             except DataError as error:
@@ -208,7 +219,7 @@ def folder_split(
     whole: bool = False,
     ignored: Counter[str] | None = None,
     group_from: re.Pattern[str] | None = None,
-    **on_bad_image: Unpack[OnBadImage],
+    **reading: Unpack[Reading],
 ) -> ImageFiles:
     """The split ROOT/CLASS/*, its class folders mapped to `classes` by name, in whichever form of Unicode it is written.
 
@@ -240,7 +251,7 @@ def folder_split(
     files = list(chain.from_iterable(names))
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
     groups = None if group_from is None else pack_names(find_in_names("group_from", group_from, root, files))
-    return ImageFiles(root, pack_names(files), labels, preprocessing=preprocessing, groups=groups, **on_bad_image)
+    return ImageFiles(root, pack_names(files), labels, preprocessing=preprocessing, groups=groups, **reading)
 
 
 def named_split(
@@ -251,7 +262,7 @@ def named_split(
     *,
     label_from: re.Pattern[str],
     group_from: re.Pattern[str] | None = None,
-    **on_bad_image: Unpack[OnBadImage],
+    **reading: Unpack[Reading],
 ) -> ImageFiles:
     """The split of these images below ROOT, which `find_images` gives, their classes found in their names and mapped to `classes`.
 
@@ -262,4 +273,4 @@ def named_split(
     labels = find_in_names("label_from", label_from, root, names)
     indices = label_indices(labels, classes, lambda row: os.path.join(root, names[row]))
     groups = None if group_from is None else pack_names(find_in_names("group_from", group_from, root, names))
-    return ImageFiles(root, pack_names(names), indices, preprocessing=preprocessing, groups=groups, **on_bad_image)
+    return ImageFiles(root, pack_names(names), indices, preprocessing=preprocessing, groups=groups, **reading)

@@ -1,19 +1,27 @@
-"""JPEG data to pixels, equal to PIL's, in about half of its time."""
+"""JPEG data to pixels, equal to PIL's, in less of its time."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from imgrec.errors import DataError, first_line
+from imgrec.errors import ConfigError, DataError, first_line
 
 SIGNATURE = b"\xff\xd8\xff"
 # How libjpeg's warnings begin where data is lost, which decoders fill with gray; it also warns of odd metadata.
 LOST_DATA = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression")
 START_OF_SCAN, APP1 = 0xDA, 0xE1  # markers; EXIF and XMP data are in APP1
+# In the order of their speed: 1.00, 1.11, 1.19 and 1.32 times the time for photographs of 91 KB (2-core EPYC, torchvision 0.29.1,
+# torchcodec 0.17, Pillow 13, medians of 5). The first is always installed.
+FASTEST = "simplejpeg"
 Decoder = Literal["auto", "simplejpeg", "torchvision", "torchcodec", "pil"]
+Decode = Callable[[bytes, Literal["RGB", "GRAY"]], Any]  # to uint8 [C, H, W]
 
 
 class Header(NamedTuple):
@@ -47,20 +55,53 @@ def _has_segment(content: bytes, wanted: int) -> bool:
     return True
 
 
-def decode(content: bytes, header: Header, channels: int, decoder: Decoder) -> NDArray[np.uint8] | None:
-    """uint8 [H, W] or [H, W, 3] of 1 or 3 channels; None for the rare kinds that only PIL reads.
+def check_decoder(decoder: Decoder) -> None:
+    """ConfigError for one that is not installed."""
+    if decoder == "torchcodec" and find_spec(decoder) is None:
+        raise ConfigError(f"data.decoder={decoder}: it is not installed. Type: pip install {decoder}, or set data.decoder=auto.")
 
-    DataError where data is missing: PIL does not tell what libjpeg warns of.
+
+def decode_jpeg(content: bytes, header: Header, channels: int, decoder: Decoder = "auto") -> NDArray[np.uint8] | None:
+    """uint8 [H, W] or [H, W, 3] of 1 or 3 channels; None for the rare kinds that only PIL reads, and decoder="pil".
+
+    DataError where data is missing: libjpeg warns of it, which simplejpeg alone passes on.
     """
-    colorspace = {"Gray": "GRAY" if channels == 1 else "RGB", "CMYK": "CMYK", "YCCK": "CMYK"}.get(header.colorspace, "RGB")
+    if decoder == "pil":
+        return None
+    if header.colorspace in ("CMYK", "YCCK"):
+        _decode_by_simplejpeg(content, "CMYK")  # for its warnings; the colours are PIL's
+        return None
+    colorspace: Literal["RGB", "GRAY"] = "GRAY" if channels == 1 and header.colorspace == "Gray" else "RGB"
+    # The others turn a picture by its EXIF data, as a part of which PIL has another view.
+    if decoder in ("auto", FASTEST) or header.has_metadata:
+        pixels = _decode_by_simplejpeg(content, colorspace)
+    else:
+        pixels = _other_decoder(decoder)(content, colorspace).permute(1, 2, 0).numpy()
+    if pixels is not None and channels == 1 and colorspace == "RGB":  # not the JPEG's own luma: a PIL image has only its colours
+        return np.array(Image.fromarray(pixels).convert("L"))
+    return pixels
+
+
+def _decode_by_simplejpeg(content: bytes, colorspace: str) -> NDArray[np.uint8] | None:
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, colorspace)
     except ValueError as error:
         if str(error).startswith(LOST_DATA):
             raise DataError(f"it is truncated or damaged ({first_line(error)})") from error
         return None
-    if colorspace == "CMYK":
-        return None
-    if channels == 1 and colorspace == "RGB":  # not the JPEG's own luma: a PIL image has only its colours
-        return np.array(Image.fromarray(pixels).convert("L"))
     return pixels
+
+
+@cache
+def _other_decoder(decoder: Literal["torchvision", "torchcodec"]) -> Decode:
+    if decoder == "torchcodec":
+        from torchcodec.decoders import decode_jpeg as decode_by_torchcodec
+
+        return lambda content, colorspace: decode_by_torchcodec(content, mode=colorspace)
+    from torchvision.io import image
+
+    # Not image.decode_jpeg, which warns each time that it will go.
+    modes = {"RGB": image.ImageReadMode.RGB.value, "GRAY": image.ImageReadMode.GRAY.value}
+    return lambda content, colorspace: torch.ops.image.decode_jpeg(
+        torch.frombuffer(bytearray(content), dtype=torch.uint8), modes[colorspace], False
+    )

@@ -58,7 +58,7 @@ class ImageTable(FileData):
             label_indices(labels, classes, table.row),
             preprocessing=self.preprocessing(),
             groups=pack_names(map(composed, table.filled("group"))) if "group" in self.columns else None,
-            **self.on_bad_image,
+            **self.reading,
         )
         # By name, so that a table whose rows come in another order is the same data.
         splits = {split: images.take(chosen[np.argsort(images.names[chosen])]) for split, chosen in rows.items()}

@@ -23,7 +23,7 @@ from imgrec.inference.stored_code import build_stored, check_targets
 from imgrec.models.catalog import weightless
 from imgrec.models.losses import Loss
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 
 def package_versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from imgrec.config.instantiate import locate, parameter_types
 from imgrec.config.options import shipped_targets
 from imgrec.config.schema import Node, Split
 from imgrec.data.datasets import ImageFolder
-from imgrec.data.folder import BadImage, OnBadImage, folder_split, named_split
+from imgrec.data.folder import BadImage, Reading, folder_split, named_split
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.split_record import Changes, composed_names, find_changes, other_classes
@@ -42,13 +42,13 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
     _check_changes(changes, node, folder)
     if folder is not None:
         bad = cast(BadImage, ({"on_bad_image_eval": "refuse"} | node | changes)["on_bad_image_eval"])
-        skip = OnBadImage(on_bad_image=bad, on_bad_image_eval=bad)
+        reading = Reading(on_bad_image=bad, on_bad_image_eval=bad, decoder="auto")
         if node["_target_"] in shipped_targets("data") and (label_from := node.get("label_from")) is not None:
             pattern = read_pattern("data.label_from", label_from)
             files = find_images(folder)
-            images = named_split(folder, files, checkpoint.classes, checkpoint.preprocessing, label_from=pattern, **skip)
+            images = named_split(folder, files, checkpoint.classes, checkpoint.preprocessing, label_from=pattern, **reading)
         else:
-            images = folder_split(folder, checkpoint.classes, checkpoint.preprocessing, **skip)
+            images = folder_split(folder, checkpoint.classes, checkpoint.preprocessing, **reading)
         return EvaluationImages(images, None, None)
     # The root comes from the file: nothing is written there unless the user says so.
     node = {key: _without_download(value) for key, value in _without_download(node).items()}

@@ -13,6 +13,7 @@ from rich.table import Table
 from imgrec.config.schema import DataConfig, Node, Precision, RunConfig, Split
 from imgrec.data.datamodule import DataModule
 from imgrec.data.image_data import ImageData
+from imgrec.data.jpeg import FASTEST
 from imgrec.data.split_folders import EMPTY_FOLDER
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import plural
@@ -60,7 +61,7 @@ def start_screen(
         "network": f"{network}: {size.parameters:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image",
         "batch": f"{plan}; {steps}",
         "rate": f"{_name(run.optim)} {rate_sentence(run.optim, plan.global_size)}, {_name(run.scheduler)} with {warmup}",
-        "loader": f"{loaders.workers} worker processes" if loaders.workers else "in this process",
+        "loader": (f"{loaders.workers} worker processes" if loaders.workers else "in this process") + _decoded(run.data),
     }
     if groups := loaders.data.group_counts():
         rows["groups"] = ", ".join(f"{split} {count:,}" for split, count in groups.items()) + ": none is in two splits"
@@ -104,6 +105,12 @@ def _data_row(config: DataConfig, loaders: DataModule) -> str:
     per_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
     shape = f"{config.image_size}x{config.image_size}x{config.channels}"
     return f"{_name(config.own)}: {splits} images of {shape}, {len(data.classes)} classes with {per_class} in train"
+
+
+def _decoded(config: DataConfig) -> str:
+    """', JPEG by simplejpeg', of data that is read from files."""
+    decoder = config.own.get("decoder")
+    return "" if decoder is None else f", JPEG by {FASTEST if decoder == 'auto' else decoder}"
 
 
 def describe_device(device: torch.device, processes: int, precision: Precision) -> str:
