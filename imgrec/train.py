@@ -139,6 +139,7 @@ def _train(
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
 
+    from imgrec.data.allocator import keep_freed_memory
     from imgrec.data.datamodule import DataModule, build_data
     from imgrec.models.summary import measure_size
     from imgrec.training import summary
@@ -155,6 +156,7 @@ def _train(
     check_signatures(run)
     check_accelerator(run.trainer)
     silence_known_warnings()
+    keep_freed_memory()
     pl.seed_everything(run.seed, workers=True, verbose=False)
     resume = find_resume_point(run_dir.checkpoints, terminal.say)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from imgrec.data.allocator import keep_freed_memory
 from imgrec.data.sampler import EpochBatches
 from imgrec.distributed.signals import end_with_parent, signal_name, stop_reason
 from imgrec.distributed.world import env_number
@@ -233,6 +234,7 @@ def start_worker(worker: int) -> None:
     how DataLoader and multiprocessing end a worker; so a thread receives the SIGTERMs and checks the sender.
     """
     end_with_parent()
+    keep_freed_memory()
     torch.set_num_threads(1)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
