@@ -16,6 +16,7 @@ from imgrec.config.load import load_config
 from imgrec.config.python_settings import Settings
 from imgrec.config.schema import Node, RunConfig, run_config
 from imgrec.config.start_checks import check_start
+from imgrec.data.allocator import keep_freed_memory
 from imgrec.distributed import signals
 from imgrec.distributed.command import run_command
 from imgrec.distributed.device_checks import check_accelerator, wanted_processes
@@ -139,7 +140,6 @@ def _train(
 ) -> dict[str, Any]:
     import pytorch_lightning as pl
 
-    from imgrec.data.allocator import keep_freed_memory
     from imgrec.data.datamodule import DataModule, build_data
     from imgrec.models.summary import measure_size
     from imgrec.training import summary

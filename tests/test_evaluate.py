@@ -22,8 +22,9 @@ from imgrec.config.instantiate import instantiate
 from imgrec.data.folder import ImageFiles
 from imgrec.files import find_images
 from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
+from imgrec.inference.file_batches import FileBatches
 from imgrec.inference.metrics import make_report
-from imgrec.inference.predictor import _Files, load
+from imgrec.inference.predictor import load
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +264,7 @@ def test_pictures_of_few_and_many_classes_can_be_drawn(classes):
     ("command", "key", "files"),
     [
         pytest.param("evaluate", "folder", ImageFiles, marks=pytest.mark.slow),
-        pytest.param("predict", "files", _Files, marks=pytest.mark.slow),
+        pytest.param("predict", "files", FileBatches, marks=pytest.mark.slow),
     ],
 )
 def test_loader_processes_that_hang_or_are_killed_end_it_with_a_line(
