@@ -16,6 +16,7 @@ from multiprocessing.synchronize import SemLock
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -33,8 +34,9 @@ from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import Fake
 from imgrec.data.image_data import ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages
-from imgrec.data.loader import Loader, _in_memfd, worker_count
+from imgrec.data.loader import Loader, worker_count
 from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
+from imgrec.data.shared_batches import MOST_BLOCKS, SharedBatches
 from imgrec.distributed.launcher import _raise_reported
 from imgrec.errors import ConfigError, DataError, Died
 from imgrec.training.callbacks.batch_norm import first_batches
@@ -268,12 +270,63 @@ def test_batches_need_no_room_in_dev_shm(monkeypatch):
         images = torch.cat([batch.images for batch in loader])
         assert torch.equal(images, split.images)
         assert len(os.listdir("/proc/self/fd")) <= files + 10  # of the queues
-    del images
+
+
+class Kinds(NamedTuple):
+    """Tensors of many kinds, and what is none."""
+
+    empty: torch.Tensor
+    turned: torch.Tensor
+    single: torch.Tensor
+    pictures: torch.Tensor
+    none: torch.Tensor
+    words: tuple[str, ...]
+
+
+def test_a_batch_is_handed_over_as_it_is(monkeypatch):
+    monkeypatch.setattr("imgrec.data.shared_batches.get_worker_info", lambda: SimpleNamespace(id=1))
     pictures = torch.randint(0, 255, (4, 3, 5, 6), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-    for tensor in (torch.empty(0, 3), torch.arange(6).view(2, 3).t(), torch.tensor(1.5), pictures, pictures[:2], pictures[:0]):
-        handed_over = _in_memfd(tensor)
-        assert torch.equal(handed_over, tensor)
-        assert handed_over.stride() == tensor.stride()  # or the network would compute in another order than without workers
+    batch = Kinds(torch.empty(0, 3), torch.arange(6).view(2, 3).t(), torch.tensor(1.5), pictures[:3], pictures[:0], ("a", "b"))
+    batches = SharedBatches(2)
+    received = batches.receive(batches.share(batch))
+    for sent, got in zip(batch[:-1], received[:-1], strict=True):
+        assert torch.equal(sent, got)
+        assert sent.dtype == got.dtype
+        assert sent.stride() == got.stride()  # or the network would compute in another order than without workers
+    assert received.words == batch.words
+
+
+def memory_files(loader: Loader[Batch]) -> int:
+    (worker,) = loader._workers()
+    folder = Path(f"/proc/{worker.pid}/fd")
+    return sum("memfd:imgrec" in os.readlink(file) for file in folder.iterdir())
+
+
+def test_memory_is_used_again_once_no_tensor_is_left_in_it():
+    images = torch.randint(0, 255, (300, 3, 8, 8), dtype=torch.uint8)
+    rng = np.random.default_rng(0)
+    with closing(Loader(InMemoryImages(images, np.arange(300) % 2), in_order(300, 3), num_workers=1, timeout_s=60.0)) as loader:
+        for longest, files in ((0, 12), (3, 16), (9, 24)):
+            held: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+            for number, batch in enumerate(loader):
+                expected = images[3 * number : 3 * number + 3]
+                kept = (
+                    (batch.images, expected) if number % 2 else (batch.images[1, :, 2:], expected[1, :, 2:])
+                )  # a view keeps all
+                held.append((number + int(rng.integers(0, longest + 1)), *kept))
+                del batch, kept
+                held = [(until, *pair) for until, *pair in held if until > number]
+                assert all(torch.equal(*pair) for _, *pair in held)
+            assert memory_files(loader) <= files  # not one for each of 100 batches
+
+
+def test_batches_that_are_all_kept_are_not_overwritten():
+    split = InMemoryImages(torch.randint(0, 255, (90, 3, 8, 8), dtype=torch.uint8), np.arange(90) % 2)
+    with closing(Loader(split, in_order(90, 3), num_workers=1, timeout_s=60.0)) as loader:
+        batches = list(loader)
+        assert len(batches) > MOST_BLOCKS
+        assert torch.equal(torch.cat([batch.images for batch in batches]), split.images)
+        assert memory_files(loader) <= MOST_BLOCKS + 10
 
 
 @pytest.mark.parametrize("name", ["imgrec.data.loader.get_temp_dir", "torch.utils.data.dataloader.DataLoader.__iter__"])

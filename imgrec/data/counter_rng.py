@@ -6,6 +6,8 @@ and a resumed run draws what the uninterrupted run would have. `word` defines it
 a worker of the data loader; `uniform` gives the same bits for a batch on its device.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,7 @@ def unit(seed: int, epoch: int, index: int, stream: int, k: int) -> float:
     return (word(seed, epoch, index, stream, k // 2) >> (8 + 32 * (k % 2)) & 0xFFFFFF) * 2.0**-24
 
 
+@lru_cache(maxsize=64)
 def _shared(seed: int, epoch: int, stream: int) -> int:
     return splitmix64(splitmix64(splitmix64(seed, 0) + epoch, 0) + stream, 0)
 
