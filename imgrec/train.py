@@ -88,8 +88,8 @@ def fit(
         check_callbacks(given)
     world = connected_world(run.trainer)
     run_dir = join_run_dir(run)
-    for damaged in run_dir.passed_over:
-        Terminal(quiet=quiet or world.rank > 0).say(f"passed over: {damaged}", style="yellow")
+    for error in run_dir.damaged:
+        Terminal(quiet=quiet or world.rank > 0).say(f"passed over: {error}", style="yellow")
     if run_dir.state == "finished":
         result = run_dir.result()
         Terminal(quiet=quiet or world.rank > 0).say(

@@ -199,9 +199,9 @@ def test_a_file_of_a_run_that_is_cut_is_one_line(run, tmp_path, how):
     found = choose_run_dir(run())
     assert found.path == tmp_path / "n/2"
     if how == "other":
-        assert not found.passed_over
+        assert not found.damaged
     else:
-        (said,) = found.passed_over
+        (said,) = found.damaged
         assert_error(said, folder / "config.yaml", f"Remove {folder}", "another id")
         with raises_error(DataError, folder / "config.yaml", f"Remove {folder}", "another id"):
             choose_run_dir(run(id="1"))

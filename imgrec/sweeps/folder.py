@@ -18,7 +18,8 @@ from imgrec.config.schema import monitor_mode, parse_settings
 from imgrec.errors import ConfigError, DataError, Died, ImgrecError, Stopped, first_line
 from imgrec.files import atomic_write
 from imgrec.sweeps.grid import PRUNE, SweepPlan
-from imgrec.training.run_dir import NO_LOCKS, RESUMABLE_KEYS, RunDir, lock_file
+from imgrec.training.locks import NO_LOCKS, lock_file
+from imgrec.training.run_dir import RESUMABLE_KEYS, RunDir
 
 HAVE_RESULT = ("finished", "pruned")
 DONE = (*HAVE_RESULT, "failed")

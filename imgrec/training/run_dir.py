@@ -1,12 +1,10 @@
-"""The run directory RUNS_DIR/NAME/ID: which one a command uses, its lock, and the state of the run in it."""
+"""The run directory RUNS_DIR/NAME/ID: which one a command uses, and the state of the run in it."""
 
-import errno
-import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -21,6 +19,7 @@ from imgrec.errors import ConfigError, DataError, ImgrecError
 from imgrec.files import atomic_write, is_directory_name, is_utf8
 from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS
 from imgrec.inference.prediction_table import PredictionFiles
+from imgrec.training.locks import is_locked, lock_folder
 
 # Keys that may differ when a run is resumed: they say where and how fast it is computed, not what.
 RESUMABLE_KEYS = (
@@ -49,7 +48,6 @@ RESUMABLE_KEYS = (
 LOST_LOCK_S = 120.0  # an NFSv4 server releases the locks of a lost machine after 90 s
 # What is read of a result.json.
 RESULT = {"summary": str, "best": dict | None, "last": dict, "test": dict | None, "train_seconds": float}
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, NFSv3 without lock service
 
 
 @dataclass
@@ -59,7 +57,7 @@ class RunDir:
     path: Path
     state: Literal["new", "unfinished", "finished"]
     lock: IO[str] | None = None
-    passed_over: tuple[str, ...] = ()  # sentences about unfinished runs of which it is not known what they are
+    damaged: tuple[str, ...] = ()  # errors of unfinished runs beside it whose config.yaml cannot be read
 
     @property
     def checkpoints(self) -> Path:
@@ -171,12 +169,8 @@ def choose_run_dir(run: RunConfig) -> RunDir:
     if run_id:
         path = parent / run_id
         state = _state(path)
-        if (
-            state == "unfinished"
-            and not _has_checkpoint(path)
-            and (not run.resume or not _is_of(run, path))
-            and not _is_locked(path)
-        ):
+        is_saved = state != "unfinished" or any((path / CHECKPOINTS).glob("*.ckpt"))
+        if not is_saved and not (run.resume and _is_of(run, path)) and not is_locked(path):
             return RunDir(path, "new")
         if state != "new" and not run.resume:
             raise ConfigError(f"id={run_id} resume=false: {path} holds a run already. Set another id, or resume=true.")
@@ -187,26 +181,32 @@ def choose_run_dir(run: RunConfig) -> RunDir:
                 f"{path} holds a run of another config: {_listed(differ)}. Set another id, or the values of that run."
             )
         return RunDir(path, state)
+    return _choose_number(run, parent)
+
+
+def _choose_number(run: RunConfig, parent: Path) -> RunDir:
+    """`choose_run_dir` without an id."""
     numbered = sorted((int(path.name), path) for path in parent.glob("*") if path.name.isdecimal())
-    passed_over: list[str] = []
+    damaged: list[str] = []
     for _, path in reversed(numbered if run.resume else []):
-        if _state(path) == "unfinished" and _is_of(run, path, passed_over) and not _is_locked(path):
-            return RunDir(path, "unfinished", passed_over=tuple(passed_over))
-    return RunDir(parent / str(numbered[-1][0] + 1 if numbered else 1), "new", passed_over=tuple(passed_over))
+        if _state(path) != "unfinished":
+            continue
+        try:
+            is_same = not differing_keys(run, _config(path))
+        except DataError as error:
+            damaged.append(str(error))
+            continue
+        if is_same and not is_locked(path):
+            return RunDir(path, "unfinished", damaged=tuple(damaged))
+    return RunDir(parent / str(numbered[-1][0] + 1 if numbered else 1), "new", damaged=tuple(damaged))
 
 
-def _is_of(run: RunConfig, path: Path, damaged: list[str] | None = None) -> bool:
-    """Whether a directory is one of `run`; not where its config cannot be read, of which `damaged` gets the sentence."""
+def _is_of(run: RunConfig, path: Path) -> bool:
+    """Whether a directory is one of `run`; not where its config cannot be read."""
     try:
         return not differing_keys(run, _config(path))
-    except DataError as error:
-        if damaged is not None:
-            damaged.append(str(error))
+    except DataError:
         return False
-
-
-def _has_checkpoint(path: Path) -> bool:
-    return any((path / CHECKPOINTS).glob("*.ckpt"))
 
 
 def _state(path: Path) -> Literal["new", "unfinished", "finished"]:
@@ -277,32 +277,3 @@ def _listed(differ: dict[str, tuple[Any, Any]]) -> str:
     """The first of the keys that differ, with both values."""
     shown = [f"{key}={new} here, {old} there" for key, (new, old) in sorted(differ.items())]
     return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
-
-
-def lock_folder(path: Path) -> IO[str] | None:
-    """The open lock file of a directory, None where another process has locked it."""
-    file = (path / ".lock").open("w")
-    try:
-        lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    # A forked loader worker holds the lock too, and outlives a killed run by some seconds: the next start would fail.
-    os.register_at_fork(after_in_child=file.close)
-    return file
-
-
-def lock_file(file: IO[str], operation: int) -> None:
-    """fcntl.flock; does nothing on a file system that has no locks."""
-    try:
-        fcntl.flock(file, operation)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-
-
-def _is_locked(path: Path) -> bool:
-    if not (path / ".lock").exists():
-        return False
-    with lock_folder(path) or nullcontext() as file:
-        return file is None

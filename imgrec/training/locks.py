@@ -1,0 +1,40 @@
+"""File locks: of a run directory, which one process at a time uses, and of other files; none where the file system has none."""
+
+import errno
+import fcntl
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, NFSv3 without lock service
+
+
+def lock_folder(path: Path) -> IO[str] | None:
+    """The open lock file of a directory, None where another process has locked it."""
+    file = (path / ".lock").open("w")
+    try:
+        lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    # A forked loader worker holds the lock too, and outlives a killed run by some seconds: the next start would fail.
+    os.register_at_fork(after_in_child=file.close)
+    return file
+
+
+def lock_file(file: IO[str], operation: int) -> None:
+    """fcntl.flock; does nothing on a file system that has no locks."""
+    try:
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process has locked a directory."""
+    if not (path / ".lock").exists():
+        return False
+    with lock_folder(path) or nullcontext() as file:
+        return file is None
