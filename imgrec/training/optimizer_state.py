@@ -4,6 +4,7 @@ A fused kernel would read and write beyond a tensor of another shape.
 """
 
 from collections import defaultdict
+from contextlib import suppress
 from copy import copy
 from typing import Any
 
@@ -51,11 +52,17 @@ def _check_history(state: dict[str, Any], parameters: int) -> None:
 
 
 def _state_after_a_step(optimizer: Optimizer) -> list[dict[str, Any]] | None:
-    """The state of each parameter after a step: without memory, but where the step looks at values. None where it needs more."""
-    return next((state for device in ("meta", "cpu") if (state := _state_after_a_step_on(device, optimizer)) is not None), None)
+    """The state of each parameter after a step; None for an optimizer whose step needs a closure, as LBFGS.
+
+    On the meta device, which takes no memory; where the step looks at values, on the CPU.
+    """
+    for device in ("meta", "cpu"):
+        with suppress(Exception):  # of any class, as the optimizer may be the user's
+            return _take_step(optimizer, device)
+    return None
 
 
-def _state_after_a_step_on(device: str, optimizer: Optimizer) -> list[dict[str, Any]] | None:
+def _take_step(optimizer: Optimizer, device: str) -> list[dict[str, Any]]:
     trial = copy(optimizer)  # without its hooks, and without the scheduler's counter of steps
     trial.state = defaultdict(dict)
     trial.param_groups = []
@@ -64,10 +71,7 @@ def _state_after_a_step_on(device: str, optimizer: Optimizer) -> list[dict[str, 
         for parameter in like:
             parameter.grad = torch.zeros_like(parameter)
         trial.param_groups.append({key: PLAIN_KERNELS.get(key, value) for key, value in group.items()} | {"params": like})
-    try:
-        trial.step()
-    except Exception:  # of any class, as the optimizer may be the user's
-        return None
+    trial.step()
     return [trial.state[parameter] for group in trial.param_groups for parameter in group["params"]]
 
 
