@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 SMOOTH = 0.03  # standard deviation of the smoothing, as a share of all steps
 DIVERGED = 4.0  # times the lowest smoothed loss, as in fastai and Lightning
 RANGE_TEST_KEYS = ("lr_min", "lr_max", "steps", "plot", "overwrite")
-NEAR_LOWEST = 0.1  # share of the fall, below which noise looks like one
+NEAR_LOWEST = 0.1  # share of the fall that is still to come, below which noise looks like a descent
 FURTHER = 1000  # factor on the range that an error suggests
 
 
@@ -109,8 +109,6 @@ def _noise(curve: Curve) -> float:
 
 def _slope_noise(curve: Curve) -> float:
     """Standard deviation of the difference of two slopes of the smoothed loss, from second differences, which a trend hardly changes."""
-    if len(curve.losses) < 3:
-        return 0.0
     deviation = 1.4826 * float(np.median(np.abs(np.diff(curve.losses, 2)))) / math.sqrt(6)
     width = SMOOTH * len(curve.rates)
     return deviation * math.sqrt(2 / (4 * math.sqrt(math.pi) * max(width, 1.0) ** 3))  # of the derivative of a Gaussian
