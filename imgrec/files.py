@@ -129,7 +129,7 @@ def _contains_any(folder: str, others: tuple[str, ...]) -> bool:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """The error of a disk that is full in the block, which names no file where it is of a write, names `path`."""
+    """An OSError of a full disk in the block names `path` where it names no file, as that of a write does not."""
     try:
         yield
     except OSError as error:

@@ -52,7 +52,7 @@ class _Output:
                 os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def end(self) -> None:
-        """Before Python flushes it the last time."""
+        """Flush it before Python does at its exit, which would fail for what a full pipe still holds."""
         try:
             self._stream.flush()
         except ValueError:

@@ -205,9 +205,9 @@ def test_another_server_at_the_port_of_rank_0_is_one_line(banner: bytes, capfd: 
         def answer() -> None:
             while True:
                 try:
-                    with server.accept()[0] as stranger:
-                        stranger.sendall(banner)
-                        stranger.recv(100)
+                    with server.accept()[0] as other:
+                        other.sendall(banner)
+                        other.recv(100)
                 except OSError:
                     return
 

@@ -1,5 +1,6 @@
 """Pretrained weights bring their preprocessing: the pixels are those of the library's own transforms, unless the user says otherwise."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -165,10 +166,14 @@ def test_the_weights_of_a_run_are_read_once(small, tmp_path, monkeypatch):
     run, read, torch_load = save_untrained_run(tmp_path / "run", "data.channels=3", "data.image_size=16", *own), [], torch.load
     monkeypatch.setattr(torch, "load", lambda file, **keys: read.append(Path(file)) or torch_load(file, **keys))
     words = ("model=simple_cnn", "model.widths=[4,8]", "model.dense=16", f"weights={run}")
-    for name in ("a", "b"):
+    best = run / "checkpoints/best.ckpt"
+    for name, is_new in (("a", False), ("b", True)):
         read.clear()
-        result = fit(small(*words, f"id={name}"), quiet=True)
-        assert read.count(run / "checkpoints/best.ckpt") == 1
+        settings = small(*words, f"id={name}")
+        if is_new:
+            os.utime(best, ns=(0, 0))
+        result = fit(settings, quiet=True)
+        assert read.count(best) == 1 + is_new
         rows = [line.partition(" ")[0] for line in (Path(result.folder) / "log.txt").read_text().splitlines()]
         assert (rows.count("weights"), rows.count("input")) == (1, 1)
 

@@ -106,9 +106,9 @@ def build(name: str, node: Node, kind: type[Kind], **extra: Any) -> Kind:
 
 def wrong_result(name: str, node: Node, expected: str, built: object) -> ConfigError:
     """The error for a node `name` whose target returned something else."""
-    returned = f"it returns a {type(built).__name__}"
     return ConfigError(
-        f"{name}._target_={node['_target_']}: expected {expected}, and {returned}. Name another class or function."
+        f"{name}._target_={node['_target_']}: expected {expected}, and it returns a {type(built).__name__}. "
+        "Name another class or function."
     )
 
 

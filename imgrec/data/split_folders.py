@@ -113,7 +113,7 @@ def has_images(folder: str) -> bool:
 def tables_in(folder: str) -> list[str]:
     """Paths of the files in a folder that may have the classes of images, sorted; none where it may not be listed.
 
-    Not of texts, which are seldom tables, nor of those that imgrec wrote.
+    Without .txt, which seldom is a table, and without tables that imgrec wrote.
     """
     if not os.access(folder or ".", os.R_OK):
         return []

@@ -18,7 +18,7 @@ from imgrec.models.pretrained import PretrainedWeights, library_input, library_w
 def initial_network(run: RunConfig, classes: Sequence[str]) -> tuple[nn.Module, dict[str, str]]:
     """The network of a run before its first step, and what the start screen says of its `weights`."""
     net = build("model", run.model, nn.Module, num_classes=len(classes))
-    if not run.weights:
+    if run.weights is None:
         return net, {}
     copied = transfer_weights(net, pretrained_weights(run.weights, run.model), classes)
     expected = input_sentence(run)

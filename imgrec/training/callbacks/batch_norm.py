@@ -50,9 +50,10 @@ def first_batches(data: DataModule, images: int, rank: int, ranks: int) -> list[
 
     Of two images at least: batch norm cannot measure one, which is left where the other was skipped.
     """
-    shares = [data.first_training_batches(images, slice(rank, None, ranks))] * ranks
+    own = data.first_training_batches(images, slice(rank, None, ranks))
+    shares = [own] * ranks
     if ranks > 1:
-        distributed.all_gather_object(shares, shares[rank])
+        distributed.all_gather_object(shares, own)
     in_order = (batch for nth in zip_longest(*shares) for batch in nth)
     return [batch for batch in in_order if batch is not None and len(batch.labels) > 1]
 
