@@ -232,9 +232,10 @@ class Hanging(InMemoryImages):
 def test_a_loader_that_delivers_nothing_ends_with_a_sentence(monkeypatch):
     monkeypatch.setattr(loader_module, "POLL_SECONDS", 0.1)
     split = Hanging(torch.zeros(12, 1, 2, 2, dtype=torch.uint8), np.zeros(12))
-    with closing(Loader(split, in_order(12, 2), num_workers=1, timeout_s=0.5)) as loader:
+    with closing(Loader(split, in_order(12, 2), num_workers=1, timeout_s=LIMIT_S)) as loader:
         batches = iter(loader)
         next(batches)
+        loader._timeout_s = 0.5  # not before: the worker may take longer to start
         (worker,) = loader._workers()
         with raises_error(Died, "trainer.timeout_s=0.5", worker.pid, "trainer.timeout_s=1"):
             list(batches)

@@ -2,9 +2,8 @@
 
 import os
 import socket
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -200,26 +199,25 @@ def test_rank_0_listens_at_the_address_that_the_others_use(world: World, host: s
 def test_another_server_at_the_port_of_rank_0_is_one_line(banner: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     """torch reads what it says as an answer, and prints C++ frames."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+        address = server.getsockname()
 
-        def answer() -> None:
+        def answer() -> int:
             while True:
-                try:
-                    with server.accept()[0] as other:
-                        other.sendall(banner)
-                        other.recv(100)
-                except OSError:
-                    return
+                with server.accept()[0] as other, suppress(ConnectionError):
+                    other.sendall(banner)
+                    if other.recv(100) == b"end":
+                        return 0
 
-        def work(rank: int) -> int:
-            os.environ |= torchrun_variables(1, 2, port=port, nodes=2)
+        def train() -> int:
+            os.environ |= torchrun_variables(1, 2, port=address[1], nodes=2)
             os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-            return main(["train", "data=digits", "trainer.accelerator=cpu", "trainer.timeout_s=1"])
+            code = main(["train", "data=digits", "trainer.accelerator=cpu", "trainer.timeout_s=1"])
+            with socket.create_connection(address) as other:
+                other.sendall(b"end")
+            return code
 
-        threading.Thread(target=answer, daemon=True).start()
-        assert exit_codes(1, work) == [2]
-        server.shutdown(socket.SHUT_RDWR)
-    assert_refused(capfd.readouterr().err, "rank 1", f"127.0.0.1:{port}", "MASTER_PORT", "trainer.timeout_s=2")
+        assert exit_codes(2, lambda rank: train() if rank else answer()) == [0, 2]
+    assert_refused(capfd.readouterr().err, "rank 1", f"127.0.0.1:{address[1]}", "MASTER_PORT", "trainer.timeout_s=2")
 
 
 def bind(port: int) -> None:
