@@ -27,7 +27,8 @@ class DataModule(pl.LightningDataModule):
     """The batches of a run on `devices` processes; `plan` says how its global batch comes about.
 
     start: (epoch, global batches of it already done), where a resumed run continues; left_out: the unreadable images that
-    it had met; doing: what the run does when a loader waits, for errors. Raises ConfigError for a global batch that the devices do not divide, and what `data` raises.
+    it had met; doing: what the run does when a loader waits, for errors. Raises ConfigError for a global batch that the
+    devices do not divide, and what `data` raises.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class DataModule(pl.LightningDataModule):
         return self._loader(self._training, requests)
 
     def first_training_batches(self, images: int, share: slice) -> list[Batch]:
-        """A share of the batches with the first `images` of the first epoch, the same on any number of ranks; fewer images where there are no more."""
+        """A share of the batches of the first `images` of the first epoch, or of all where it has fewer; the same on any number of ranks."""
         order = self._order(0)[:images]
         parts = np.array_split(order, -(-len(order) // self._statistics_batch))
         return [self._training[Request(epoch=0, indices=rows, whole=len(rows))] for rows in parts[share]]
@@ -92,7 +93,7 @@ class DataModule(pl.LightningDataModule):
         return split_epoch(images, self._evaluation_batch * devices, devices=devices).limited(self._limits[split])
 
     def images_read(self, split: Split) -> int:
-        """How many images of a split an epoch, a validation or the test reads, with trainer.limit_*_batches; 0 where there is none."""
+        """Images of a split that an epoch, a validation or the test reads, within trainer.limit_*_batches; 0 without the split."""
         images = int(self.data.counts(split).sum())
         if not images:
             return 0

@@ -30,7 +30,7 @@ def picture_pixels(picture: object, preprocessing: Preprocessing) -> Tensor:
 
 
 def is_gray_batch(images: object) -> bool:
-    """Whether it is an array [B, H, W]. One of three images might be [C, H, W], and any tensor; these are refused or taken as a picture."""
+    """Whether it is an array [B, H, W]. With B=3, and as a tensor, it may be one image [C, H, W], and is no batch."""
     return isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[0] != 3 and images.shape[2] not in (1, 3)
 
 

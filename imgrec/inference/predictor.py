@@ -131,8 +131,8 @@ class Predictor:
         """One Prediction an image, in the order of `images`.
 
         images: one or a sequence of paths, PIL images, uint8 arrays [H, W] or [H, W, C], uint8 tensors [C, H, W]; or one uint8
-        array [B, H, W, C] or [B, H, W], or tensor [B, C, H, W]. Gray and colour are converted, sizes fitted as in evaluation. DataError for
-        what cannot be read.
+        array [B, H, W, C] or [B, H, W], or tensor [B, C, H, W]. Gray and colour are converted, sizes fitted as in evaluation.
+        DataError for what cannot be read.
         """
         batches = self._batches(images, batch_size)
         return [prediction for batch in batches for prediction in self.ranked(self.probabilities(batch), top_k)]
@@ -240,8 +240,8 @@ class Predictor:
         """What the network says of `evaluation_images`.
 
         The same computation as the test at the end of training, so the same figures. Each process of the group measures its
-        share, all must call it, and all get the whole, but the predictions. `watch` is called after each batch, with how many of this process'
-        images are done and how many there are.
+        share, all must call it, and all get the whole report, but only the first one the predictions. `watch` is called
+        after each batch, with how many of this process' images are done and how many there are.
         """
         compare_ranks(DataRecord.of(self.classes, {"test": images}, content=()), group.all_gather)
         size, classes = batch_size or min(EVALUATION_BATCH, self.checkpoint.run.max_device_batch), len(self.classes)

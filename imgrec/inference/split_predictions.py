@@ -35,7 +35,7 @@ class SplitPredictions(NamedTuple):
 
 
 class PredictionCollector:
-    """The predictions of this rank so far; they stay on the device, so that no batch waits for it. 24 bytes an image, and MOST_PROBABILITIES."""
+    """The predictions of this rank so far, on the device, so that no batch waits for it: 24 bytes an image, and MOST_PROBABILITIES."""
 
     def __init__(self, *, images: int, classes: int) -> None:
         """images: how many the split has, over all ranks."""

@@ -216,7 +216,10 @@ def finish_run(
 def print_result(
     terminal: Terminal, run_dir: Path, result: dict[str, Any], report: Report | None, files: str | None, unlabelled: str | None
 ) -> None:
-    """Print the result, the classes with the lowest F1 of those with errors, the files of the test, and the next commands; unlabelled: a folder to predict."""
+    """Print the result, of the classes with errors those with the lowest F1, the files of the test, and the next commands.
+
+    unlabelled: a folder to predict.
+    """
     terminal.say()
     terminal.say(result["summary"], style="bold green")
     if report is not None:
