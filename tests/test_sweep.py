@@ -79,7 +79,7 @@ def write_result(run: config.RunConfig, accuracy: float, curve: Sequence[float] 
     result = {"best": best, "last": last, "test": {"accuracy": accuracy / 2}, "train_seconds": 61.0, "summary": f"{accuracy:.2%}"}
     assert run.id is not None
     folder = Path(run.runs_dir) / run.name / run.id
-    folder.mkdir(exist_ok=True)
+    (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result))
     lines = ["epoch,val/accuracy", *(f"{epoch},{value!r}" for epoch, value in enumerate(curve, 1))]
     (folder / "metrics.csv").write_text("\n".join(lines))

@@ -346,15 +346,18 @@ def test_a_class_without_errors_is_not_among_the_weakest(capsys):
     assert [(line[1], line[-1]) for line in said] == [("a", "b"), ("b", "d")]
 
 
-def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("has_events", [True, False])
+def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsys, has_events):
     monkeypatch.chdir(tmp_path)
     run_dir = Path("my runs/it's (1)/1")
+    if has_events:
+        (run_dir / "tensorboard").mkdir(parents=True)
     print_result(Terminal(), run_dir, {"summary": "", "train_seconds": 1.0}, None, None, "my photos")
     typed = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]
     assert typed == [
         ["imgrec", "evaluate", str(run_dir), "split=val"],
         ["imgrec", "predict", str(run_dir), "my photos"],
-        ["tensorboard", "--logdir", "my runs"],
+        *[["tensorboard", "--logdir", "my runs"]] * has_events,
     ]
     assert compose_config("evaluate", typed[0][2:])["ckpt"] == str(run_dir)
 

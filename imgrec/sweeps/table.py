@@ -91,4 +91,5 @@ def print_ranking(terminal: Terminal, folder: SweepFolder) -> None:
     terminal.say("next:")
     if (best := folder.ranked()[0]).status == "finished":
         terminal.say(f"  imgrec evaluate {shlex.quote(best.folder)}")
-    terminal.say(f"  tensorboard --logdir {shlex.quote(str(folder.path))}")
+    if any(folder.path.glob("*/tensorboard")):
+        terminal.say(f"  tensorboard --logdir {shlex.quote(str(folder.path))}")

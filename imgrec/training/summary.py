@@ -233,7 +233,8 @@ def print_result(
     path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
     terminal.say(f"  imgrec evaluate {path}{split}")
     terminal.say(f"  imgrec predict {path} {shlex.quote(unlabelled or 'FOLDER_OR_IMAGES')}")
-    terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}")
+    if (run_dir / "tensorboard").is_dir():
+        terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}")
 
 
 def _confused(report: Report, name: str) -> str:
