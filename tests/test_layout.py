@@ -17,10 +17,11 @@ LAYERS = (
     ("config",),
     ("distributed",),
     ("data", "models"),
+    ("storage",),
     ("inference",),
     ("training",),
     ("sweeps",),
-    ("cli", "train", "evaluate", "predict", "lr_find", "slurm"),
+    ("cli", "train", "evaluate", "predict", "lr_find", "pack", "slurm"),
 )
 # What takes long to import, so that an import inside a function keeps it out of the first second.
 SLOW = {

@@ -36,6 +36,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "runs/digits_resnet/1 a.png b.png out=predictions.json top_k=5",
     ),
     "lr_find": ("model=vgg data=mnist", "optim=sgd lr_min=1e-4 lr_max=10"),
+    "pack": (
+        "FOLDER out=packed",
+        "data=table data.file=train.csv data.root=FOLDER out=packed format=keep",
+        "verify=packed",
+    ),
     "slurm": (
         "nodes=2 gpus_per_node=4 time=8h -- data=imagenet data.root=FOLDER",
         "gpus_per_node=0 tasks_per_node=4 dry_run=true -- model=vgg",
@@ -63,7 +68,7 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     entries = [entry for root in roots for entry in _defaults(root) if isinstance(entry, dict)]
     groups: dict[str, str | None] = {group: option for entry in entries for group, option in entry.items()}
     if groups:
-        example = f"{command} model=vgg --help"
+        example = f"{command} {'model=vgg' if 'model' in groups else 'data=table'} --help"
         lines += [f"Config groups: GROUP=OPTION, *OPTION is the default. The keys of an option: imgrec {example}"]
         for group, default in groups.items():
             names = [f"*{name}" if name == chosen.get(group, default) else name for name in option_names(group, config_dir)]

@@ -31,13 +31,14 @@ NOT_NEGATIVE, POSITIVE = Range(0), Range(0, open_low=True)
 _KEYS: dict[Range, str] = {
     Range(0, 2**32, open_high=True): "seed data.split_seed",
     Range(1): """
-        epochs batch_size max_device_batch top_k data.train_samples data.test_samples
+        epochs batch_size max_device_batch top_k size shard_images data.train_samples data.test_samples
         model.depth model.kernel model.widths optim.base_batch optim.ns_steps scheduler.every_epochs scheduler.milestones_epochs
         callbacks.ema.every_steps trainer.num_nodes trainer.threads trainer.save_every_steps trainer.log_every_steps
         nodes tasks_per_node cpus_per_task signal_s""",
     Range(2): "steps data.num_classes",
     Range(1, 8192): "data.image_size",  # 8192 are 0.8 GB for one picture in colour
     Range(1, 178_956_970): "data.max_pixels",  # from there on PIL refuses to open it
+    Range(1, 100): "quality",
     Range(-inf): "data.scale",
     Range(1, 604_800): "trainer.timeout_s",  # a week; torch counts it in 32 bits of milliseconds
     POSITIVE: """

@@ -26,12 +26,7 @@ LEAST_SIZE = {"resnet": 1, "densenet": 32, "vgg": 32, "googlenet": 16, "alexnet"
 
 def check_start(run: RunConfig) -> None:
     """An ImgrecError for a folder, weights, a package or a GPU that a training needs and does not find."""
-    if run.data.own.get("_target_") in shipped_targets():
-        _check_table(run.data)
-        _check_root(run.data)
-        for key in ("label_from", "group_from"):
-            if (pattern := run.data.own.get(key)) is not None:
-                read_pattern(f"data.{key}", pattern)
+    check_data(run.data)
     for path, node in target_nodes(run.to_dict()):
         _check_package(path, node)
     if run.weights is not None and not os.path.exists(run.weights):
@@ -39,6 +34,16 @@ def check_start(run: RunConfig) -> None:
     check_gpu("trainer.accelerator", run.trainer.accelerator)
     if run.trainer.compile:
         _check_compiler(run.trainer.accelerator)
+
+
+def check_data(data: DataConfig) -> None:
+    """An ImgrecError for a folder, a table or a pattern that a shipped data set needs."""
+    if data.own.get("_target_") in shipped_targets():
+        _check_table(data)
+        _check_root(data)
+        for key in ("label_from", "group_from"):
+            if (pattern := data.own.get(key)) is not None:
+                read_pattern(f"data.{key}", pattern)
 
 
 def _check_compiler(accelerator: str) -> None:

@@ -4,7 +4,9 @@ import ctypes
 import os
 import stat
 import warnings
-from io import BytesIO, FileIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -71,20 +73,30 @@ def decode(path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "aut
 
     decoder: of JPEG data, all with the same pixels.
     """
-    try:
+    with _naming_image(path, preprocessing["max_pixels"]):
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise DataError("it is no file")
-        if not status.st_size:
-            raise DataError("the file is empty")
         with open(path, "rb", buffering=0) as file:
-            pixels = _jpeg_pixels(file, status.st_size, preprocessing, decoder)
-        return _decode_by_pil(path, preprocessing) if pixels is None else pixels
+            return _decode_file(file, status.st_size, preprocessing, decoder)
+
+
+def decode_bytes(content: bytes, path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "auto") -> Tensor:
+    """`decode` of the content of an image file; path: what errors call it."""
+    with _naming_image(path, preprocessing["max_pixels"]):
+        return _decode_file(BytesIO(content), len(content), preprocessing, decoder)
+
+
+@contextmanager
+def _naming_image(path: str, max_pixels: int) -> Iterator[None]:
+    """A DataError with the path of an image for whatever is raised while it is read."""
+    try:
+        yield
     except UnidentifiedImageError as error:
         reason = "it is damaged from its start on, or of a format that PIL does not know"
         raise DataError(f"{path} cannot be read: {reason}.") from error
     except Image.DecompressionBombError as error:
-        limit = f"data.max_pixels={preprocessing['max_pixels']}, and than the {MOST_PIXELS:,} that PIL opens"
+        limit = f"data.max_pixels={max_pixels}, and than the {MOST_PIXELS:,} that PIL opens"
         raise DataError(f"{path} cannot be read: it has more pixels than {limit}. Make it smaller.") from error
     except ScaleError as error:
         raise ScaleError(f"{path}: {error}") from error
@@ -93,14 +105,23 @@ def decode(path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "aut
         raise DataError(f"{path} cannot be read: {reason}.") from error
 
 
-def _decode_by_pil(path: str, preprocessing: Preprocessing) -> Tensor:
-    with warnings.catch_warnings(), open(path, "rb") as file:
+def _decode_file(file: FileIO | BytesIO, size: int, preprocessing: Preprocessing, decoder: jpeg.Decoder) -> Tensor:
+    if not size:
+        raise DataError("the file is empty")
+    pixels = _jpeg_pixels(file, size, preprocessing, decoder)
+    return _decode_by_pil(file, preprocessing) if pixels is None else pixels
+
+
+def _decode_by_pil(file: FileIO | BytesIO, preprocessing: Preprocessing) -> Tensor:
+    file.seek(0)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, about unusual metadata
-        with Image.open(file, formats=FORMATS) as image:
+        # PIL reads a few bytes at once.
+        with Image.open(BufferedReader(file) if isinstance(file, FileIO) else file, formats=FORMATS) as image:
             return from_pil(image, preprocessing)
 
 
-def _jpeg_pixels(file: FileIO, size: int, preprocessing: Preprocessing, decoder: jpeg.Decoder) -> Tensor | None:
+def _jpeg_pixels(file: FileIO | BytesIO, size: int, preprocessing: Preprocessing, decoder: jpeg.Decoder) -> Tensor | None:
     """The pixels of a JPEG in about half of PIL's time; None for other formats and for the rare kinds that only PIL reads."""
     if file.read(3) != jpeg.SIGNATURE:
         return None
@@ -218,12 +239,16 @@ def fit_to_size(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     size, interpolation = preprocessing["image_size"], preprocessing["interpolation"]
     if preprocessing["resize"] == "squash":
         return resize(image, size, size, interpolation)
-    # Only the middle is kept, so the rest of a strip is not resized: 1x20000 pixels would become 4 GB.
+    image = resize_shorter_side(image, max(size, round(size / preprocessing["crop_share"])), interpolation)
+    top, left = (round((side - size) / 2) for side in image.shape[-2:])  # as F.center_crop, which takes 10 us more
+    return image[:, top : top + size, left : left + size]
+
+
+def resize_shorter_side(image: Tensor, shortest: int, interpolation: str) -> Tensor:
+    """uint8 [C, H, W] resized to `shortest` pixels of its shorter side; of a strip only the middle."""
+    # As only the middle is kept later, the rest of a strip is not resized: 1x20000 pixels would become 4 GB.
     longest = MAX_ASPECT * min(image.shape[-2:])
     if max(image.shape[-2:]) > longest:
         image = F.center_crop(image, [min(side, longest) for side in image.shape[-2:]])
-    shortest = max(size, round(size / preprocessing["crop_share"]))
     height, width = (int(shortest * side / min(image.shape[-2:])) for side in image.shape[-2:])
-    image = resize(image, height, width, interpolation)
-    top, left = (round((side - size) / 2) for side in image.shape[-2:])  # as F.center_crop, which takes 10 us more
-    return image[:, top : top + size, left : left + size]
+    return resize(image, height, width, interpolation)

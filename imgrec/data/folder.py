@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from itertools import chain
-from typing import Literal, Self, TypedDict, Unpack
+from typing import BinaryIO, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from imgrec.data.augment import Augment, augment_to_size
 from imgrec.data.batch import Batch, Indices, Request
@@ -113,6 +114,14 @@ class ImageFiles:
     def path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
+    def open(self, index: int) -> BinaryIO:
+        """The image file as it is stored."""
+        return open(self.path(index), "rb", buffering=0)  # PIL and `decode` read large pieces
+
+    def decode(self, index: int) -> Tensor:
+        """uint8 [C, H, W] of one image; DataError with its path."""
+        return decode(self.path(index), self.preprocessing, self.reading["decoder"])
+
     def __getitem__(self, request: Request) -> Batch:
         size = self.preprocessing["image_size"]
         shape = (len(request.indices), self.preprocessing["channels"], size, size)
@@ -121,9 +130,8 @@ class ImageFiles:
         bad: list[str] = []
         constant: list[str] = []
         for row, index in enumerate(request.indices.tolist()):
-            path = self.path(index % len(self))
             try:
-                image = decode(path, self.preprocessing, self.reading["decoder"])
+                image = self.decode(index % len(self))
             except ScaleError:  # of a setting that is missing, which leaving a file out would hide
                 raise
             except DataError as error:
@@ -132,10 +140,10 @@ class ImageFiles:
                     raise DataError(
                         f"{error} Remove or replace it, or leave unreadable images out with data.{self.bad_image_key}=skip.{others}"
                     ) from error
-                bad.append(path)
+                bad.append(self.path(index % len(self)))
                 continue
             if is_constant(image):
-                constant.append(path)
+                constant.append(self.path(index % len(self)))
             draw = {"seed": self.seed, "epoch": request.epoch, "index": index}
             images[len(rows)] = augment_to_size(image, self.preprocessing, self.augment, **draw)
             rows.append(row)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from imgrec.config.schema import Split
 from imgrec.data.batch import Request
-from imgrec.data.decode import FORMATS, Preprocessing, ScaleError, decode
+from imgrec.data.decode import FORMATS, ScaleError
 from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData
 from imgrec.errors import DataError
@@ -46,36 +46,36 @@ def find_unreadable(data: ImageData, *, rank: int, size: int) -> Iterator[list[U
         if images.skips:
             continue
         whole = data.check == "all" or (split == "test" and len(images) <= MOST_DECODED)
-        error = partial(_error, preprocessing=images.preprocessing, whole=whole)
+        error = partial(_error, images, whole=whole)
         step = 1 if whole else -(-len(images) // MOST_ENDS)
-        paths = [images.path(row) for row in range(rank * step, len(images), size * step)]
+        rows = range(rank * step, len(images), size * step)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "imgrec-readable") as pool:
-            for part in range(0, len(paths), 64 * AT_ONCE):
+            for part in range(0, len(rows), 64 * AT_ONCE):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # `decode` does that too, but threads share their filters
-                    errors = list(pool.map(error, paths[part : part + 64 * AT_ONCE]))
+                    errors = list(pool.map(error, rows[part : part + 64 * AT_ONCE]))
                 yield [Unreadable(split, *found) for found in errors if found is not None]
 
 
-def _error(path: str, *, preprocessing: Preprocessing, whole: bool) -> tuple[str, str] | None:
+def _error(images: ImageFiles, row: int, *, whole: bool) -> tuple[str, str] | None:
     """The path and what `decode` says, where the image cannot be read; whole: its pixels are decoded in any case."""
-    if not whole and _has_both_ends(path):
+    if not whole and _has_both_ends(images, row):
         return None
     try:
-        decode(path, preprocessing)
+        images.decode(row)
     except ScaleError:
         raise
     except DataError as error:
-        return path, str(error)
+        return images.path(row), str(error)
     return None
 
 
-def _has_both_ends(path: str) -> bool:
+def _has_both_ends(images: ImageFiles, row: int) -> bool:
     """Whether a file begins and ends as its format does; of other formats than the usual ones, whether PIL reads the header."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        with images.open(row) as file:
             first = file.read(12)
-            file.seek(max(0, os.fstat(file.fileno()).st_size - END_BYTES))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - END_BYTES))
             last = file.read(END_BYTES)
             if first.startswith(b"\xff\xd8\xff"):
                 return b"\xff\xd9" in last  # in compressed data a zero byte follows each 0xff

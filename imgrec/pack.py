@@ -1,0 +1,103 @@
+"""Images into tar shards: python -m imgrec.pack FOLDER out=DIR, then python -m imgrec.train data=shards data.root=DIR"""
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from imgrec.config.compose import compose_config
+from imgrec.config.instantiate import build, check_signature
+from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, dotted_types, parse_settings
+from imgrec.config.start_checks import check_data
+from imgrec.distributed.command import run_command
+from imgrec.errors import ConfigError, DataError, first_names, plural
+from imgrec.terminal import Terminal
+
+MOST_NAMED = 20  # damaged or unreadable images that are named
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """The keys of conf/pack.yaml."""
+
+    data: Node
+    out: str | None
+    verify: str | None
+    format: Literal["jpeg", "raw", "keep"]
+    size: int
+    quality: int
+    shard_images: int
+    num_workers: int | Literal["auto"]
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Pack a data set, or verify a pack; `verify DIR` is `verify=DIR`."""
+    words = list(argv)
+    if words[:1] == ["verify"] and len(words) > 1:
+        words[:2] = [f"verify={words[1]}"]
+    types = dotted_types(PackConfig) | {f"data.{key}": str | None for key in OWN_TEXTS}
+    config = parse_settings(PackConfig, compose_config("pack", words, config_dir, types=types))
+    terminal = Terminal()
+    if config.verify is not None:
+        return _verify(Path(config.verify), terminal)
+    if config.out is None:
+        raise ConfigError("out=null: pack needs a folder for the shards. Set out=DIR.")
+    check_data(DataConfig.from_node(config.data))
+    return _pack(config, Path(config.out), terminal)
+
+
+def _pack(config: PackConfig, out: Path, terminal: Terminal) -> int:
+    from imgrec.data.folder import FileData
+    from imgrec.data.image_data import ImageData
+    from imgrec.data.loader import worker_count
+    from imgrec.storage.pack import Packing, pack_images
+
+    check_signature("data", config.data)
+    data = build("data", config.data, ImageData)
+    if not isinstance(data, FileData):
+        raise ConfigError(
+            f"data._target_={config.data['_target_']}: it is in memory, and needs no shards. Set data=imagefolder data.root=FOLDER."
+        )
+    packing = Packing(config.format, config.size, config.quality, config.shard_images)
+    start = time.perf_counter()
+    with terminal.bar() as bar:
+        task = bar.add_task("images", total=sum(int(data.counts(split).sum()) for split in ("train", "val", "test")), note="")
+        workers = worker_count(config.num_workers, in_memory=False, processes_here=1)
+        index, bad = pack_images(data, out, packing, num_workers=workers, advance=lambda done: bar.advance(task, done))
+    images = ", ".join(f"{name} {len(split.labels):,}" for name, split in index.splits.items())
+    terminal.say(
+        f"{out}: {images} images of {len(index.classes)} classes in {plural(len(index.shards), 'shard')}, "
+        f"{index.sizes.sum() / 1e6:,.1f} MB, {time.perf_counter() - start:,.1f} s"
+    )
+    if bad:
+        terminal.say(f"{plural(len(bad), 'image')} left out, which could not be read: {first_names(bad, MOST_NAMED)}", "yellow")
+    terminal.say(f"imgrec train data=shards {shlex.quote(f'data.root={out}')}")
+    return 0
+
+
+def _verify(folder: Path, terminal: Terminal) -> int:
+    from imgrec.storage.index import INDEX, ShardIndex
+    from imgrec.storage.verify import find_damage
+
+    if not (folder / INDEX).is_file():
+        raise DataError(f"verify={folder}: there is no {INDEX}. Set verify=DIR that imgrec pack FOLDER out=DIR has made.")
+    index = ShardIndex.read(folder)
+    with terminal.bar() as bar:
+        task = bar.add_task("shards", total=len(index.shards), note="")
+        damage = find_damage(folder, advance=lambda done: bar.advance(task, done))
+    if damage:
+        shown = "; ".join(damage[:MOST_NAMED]) + "; ..." * (len(damage) > MOST_NAMED)
+        raise DataError(
+            f"verify={folder}: {len(damage):,} damaged: {shown}. "
+            f"Copy these shards again, or remove {folder} and pack the images again."
+        )
+    images = sum(len(split.labels) for split in index.splits.values())
+    terminal.say(f"{folder}: {plural(images, 'image')} in {plural(len(index.shards), 'shard')}, all as they were packed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("pack", main, sys.argv[1:]))

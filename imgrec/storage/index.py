@@ -1,0 +1,100 @@
+"""The index of a folder of tar shards: where each image stands, its label, its name and its checksum."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgrec.config.schema import Split
+from imgrec.data.batch import Indices
+from imgrec.errors import DataError
+from imgrec.files import atomic_write, composed
+
+INDEX = "index.npz"  # in the folder of the shards
+VERSION = 1
+# The place of an image: row of the shard in the index, bytes from its start, bytes, and CRC-32 of these (-1: not known).
+PLACE = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "<i8")])
+Places = NDArray[np.void]
+
+
+class PackedSplit(NamedTuple):
+    """The images of a split in their order, which is not that in the shards."""
+
+    labels: Indices
+    names: NDArray[np.bytes_]
+    places: Places
+
+    def take(self, rows: NDArray[np.generic]) -> "PackedSplit":
+        return PackedSplit(*(column[rows] for column in self))
+
+
+class ShardIndex(NamedTuple):
+    """What a folder of shards holds; plain arrays in the file, 50 bytes an image and its name."""
+
+    classes: tuple[str, ...]
+    shards: tuple[str, ...]  # paths relative to the folder
+    sizes: Indices  # bytes of each shard
+    checksums: Indices  # CRC-32 of each shard (-1: not known)
+    splits: dict[Split, PackedSplit]
+    source: str  # a hash of the images and settings that it was packed from
+
+    def write(self, folder: Path) -> None:
+        header = {"version": VERSION, "classes": self.classes, "shards": self.shards, "source": self.source}
+        arrays: dict[str, NDArray[np.generic]] = {
+            "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
+            "sizes": self.sizes,
+            "checksums": self.checksums,
+        }
+        for name, split in self.splits.items():
+            arrays |= {f"{name}_labels": split.labels, f"{name}_names": split.names, f"{name}_places": split.places}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        atomic_write(folder / INDEX, buffer.getvalue())
+
+    @classmethod
+    def read(cls, folder: Path) -> "ShardIndex":
+        """DataError for a file that `write` did not make."""
+        path = folder / INDEX
+        try:
+            arrays = dict(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False))  # the archive has a checksum of each
+            header = json.loads(arrays["header"].tobytes())
+            if header["version"] != VERSION:
+                raise DataError(f"{path} has version {header['version']}, not {VERSION}. Read it with the imgrec that wrote it.")
+            splits: dict[Split, PackedSplit] = {
+                name: PackedSplit(*(arrays[f"{name}_{column}"] for column in PackedSplit._fields))
+                for name in get_args(Split)
+                if f"{name}_labels" in arrays
+            }
+            index = cls(
+                tuple(map(composed, header["classes"])),
+                tuple(header["shards"]),
+                arrays["sizes"],
+                arrays["checksums"],
+                splits,
+                header["source"],
+            )
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} is damaged or no index of shards. Remove it, and pack the images again.") from error
+        index.check(path)
+        return index
+
+    def check(self, path: Path) -> None:
+        """DataError where the arrays do not fit to one another: an image outside its shard, say."""
+        fits = len(self.shards) == len(self.sizes) == len(self.checksums)
+        for labels, names, places in self.splits.values():
+            fits &= places.dtype == PLACE and names.dtype.kind == "S" and len(labels) == len(names) == len(places) > 0
+            fits = bool(fits) and bool(
+                (
+                    (places["shard"] >= 0)
+                    & (places["shard"] < len(self.sizes))
+                    & (places["offset"] >= 0)
+                    & (places["length"] >= 0)
+                ).all()
+            )
+            fits = fits and bool((places["offset"] + places["length"] <= self.sizes[places["shard"]]).all())
+        if not fits:
+            raise DataError(f"{path} does not fit to itself. Remove it, and pack the images again.")

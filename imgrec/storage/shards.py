@@ -1,0 +1,169 @@
+"""Images in tar shards, ROOT/train|val|test/*.tar, read in any order by an index; decoded in the workers of the data loader."""
+
+import io
+import mmap
+import os
+import re
+import sys
+import zlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, Self, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from imgrec.data.batch import Indices
+from imgrec.data.decode import Preprocessing, ScaleError, decode_bytes
+from imgrec.data.folder import FileData, FileKeys, ImageFiles, Reading
+from imgrec.data.image_data import Splits
+from imgrec.errors import DataError
+from imgrec.storage.index import INDEX, PackedSplit, ShardIndex
+
+MOST_OPEN = 512  # shards of a process, as each takes a file descriptor, of which a process usually may have 1,024
+RAW_HEADER = re.compile(rb"P([56])\n(\d+) (\d+)\n255\n")  # of a PPM or PGM file, as `imgrec pack format=raw` writes it
+MOST_HEADER = 32  # bytes
+# Pages are shared with the page cache as long as nobody writes to them. torch wants memory that may be written, and Linux
+# would reserve memory for that. (Python 3.13 knows the name.)
+MAP_FLAGS = mmap.MAP_PRIVATE | (0x4000 if sys.platform == "linux" else 0)  # MAP_NORESERVE
+
+
+class ShardFiles:
+    """The shards of a folder, mapped into memory when they are first read."""
+
+    def __init__(self, folder: str, shards: tuple[str, ...], sizes: Indices) -> None:
+        self.folder, self.shards, self.sizes = folder, shards, sizes
+        self.map = lru_cache(MOST_OPEN)(self._map)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardFiles, (self.folder, self.shards, self.sizes)
+
+    def path(self, shard: int) -> str:
+        return os.path.join(self.folder, self.shards[shard])
+
+    def check(self) -> None:
+        """DataError for a shard that is missing or not as long as the index says."""
+        for shard in range(len(self.shards)):
+            with _readable(self.path(shard)):
+                self._check_size(shard, os.stat(self.path(shard)).st_size)
+
+    def _map(self, shard: int) -> NDArray[np.uint8]:
+        path = self.path(shard)
+        with _readable(path), open(path, "rb") as file:
+            self._check_size(shard, os.fstat(file.fileno()).st_size)
+            return np.frombuffer(
+                mmap.mmap(file.fileno(), 0, flags=MAP_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE), dtype=np.uint8
+            )
+
+    def _check_size(self, shard: int, found: int) -> None:
+        if found != self.sizes[shard]:
+            raise DataError(
+                f"{self.path(shard)} has {found:,} bytes, and by the index {self.sizes[shard]:,}. "
+                f"Copy it again, or remove {self.folder} and pack the images again."
+            )
+
+
+class _readable:
+    """DataError for a shard that cannot be opened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise DataError(f"{self.path} cannot be read: {error.strerror}. Copy it again, or pack the images again.") from error
+
+
+class ImageShards(ImageFiles):
+    """`ImageFiles` whose files are parts of shards; names are those of the files that were packed."""
+
+    def __init__(
+        self, files: ShardFiles, packed: PackedSplit, *, preprocessing: Preprocessing, **reading: Unpack[Reading]
+    ) -> None:
+        super().__init__("", packed.names, packed.labels.astype(np.int64), preprocessing=preprocessing, **reading)
+        self.files, self.places = files, packed.places
+
+    def path(self, index: int) -> str:
+        return f"{self.files.path(self.places[index]['shard'])}: {os.fsdecode(self.names[index])}"
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        """The bytes of an image, which must not be changed."""
+        shard, offset, length, _ = self.places[index].item()
+        return self.files.map(shard)[offset : offset + length]
+
+    def open(self, index: int) -> BinaryIO:
+        return io.BytesIO(self.read(index).tobytes())
+
+    def decode(self, index: int) -> Tensor:
+        content = self.read(index)
+        if (pixels := raw_pixels(content, self.preprocessing)) is not None:
+            return pixels
+        try:
+            return decode_bytes(content.tobytes(), self.path(index), self.preprocessing, self.reading["decoder"])
+        except ScaleError:
+            raise
+        except DataError as error:
+            if is_intact(content, self.places[index]["checksum"]):
+                raise
+            raise DataError(
+                f"{self.path(index)} cannot be read: the shard is damaged there, its checksum is another. "
+                f"Type imgrec pack verify={self.files.folder} to find all such images."
+            ) from error
+
+    def take(self, rows: Indices) -> Self:
+        part = super().take(rows)
+        part.places = self.places[rows]
+        return part
+
+    def content(self) -> Indices:
+        return np.stack([self.places["length"], self.places["checksum"]], axis=1)
+
+
+def is_intact(content: NDArray[np.uint8], checksum: int) -> bool:
+    """Whether bytes have the checksum that was stored, where it was."""
+    return checksum < 0 or zlib.crc32(content.data) == checksum
+
+
+def raw_pixels(content: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor | None:
+    """uint8 [C, H, W] of an uncompressed image, not copied; None for other files."""
+    header = RAW_HEADER.match(content[:MOST_HEADER].tobytes())
+    if header is None:
+        return None
+    channels, width, height = 3 if header[1] == b"6" else 1, int(header[2]), int(header[3])
+    fits = channels == preprocessing["channels"] and 0 < width * height <= preprocessing["max_pixels"]
+    if not fits or len(content) != header.end() + width * height * channels:
+        return None
+    return torch.from_numpy(content[header.end() :].reshape(height, width, channels)).permute(2, 0, 1)
+
+
+class Shards(FileData):
+    """Tar shards that `imgrec pack` wrote: ROOT/index.npz and ROOT/train|val|test/*.tar."""
+
+    def __init__(self, *, root: str, **keys: Unpack[FileKeys]) -> None:
+        super().__init__(**keys)
+        self.root = root
+
+    def describe_classes(self, count: int) -> str:
+        return f"{self.root} has {count} classes"
+
+    def read(self) -> Splits:
+        if not (Path(self.root) / INDEX).is_file():
+            raise DataError(
+                f"data.root={self.root}: there is no {INDEX}. Set data.root=DIR that imgrec pack FOLDER out=DIR has made."
+            )
+        index = ShardIndex.read(Path(self.root))
+        files = ShardFiles(self.root, index.shards, index.sizes)
+        files.check()
+        splits = {
+            name: ImageShards(files, packed, preprocessing=self.preprocessing(), **self.reading)
+            for name, packed in index.splits.items()
+        }
+        if "train" not in splits:
+            raise DataError(f"data.root={self.root} has no train split. Pack the images of one too.")
+        if len(splits) == 1:
+            return self.cut_test(splits["train"], index.classes)
+        return Splits(index.classes, splits["train"], splits.get("val"), splits.get("test"))
