@@ -143,7 +143,9 @@ def results(root: str, *, size: int = 256, images: int = 512, rounds: int = 5) -
         for name, packed in folders.items():
             data = folder_data(root) if packed is None else packed_data(packed)
             files = data.split("train")
-            stored = [files.content()[:, 0]] if packed else [np.array([os.path.getsize(files.path(k)) for k in range(len(files))])]
+            stored = (
+                [files.content()[:, 0]] if packed else [np.array([os.path.getsize(files.path(k)) for k in range(len(files))])]
+            )
             rows.append(
                 {
                     "name": "jpeg_folder_here" if packed is None else f"packed_{name}",

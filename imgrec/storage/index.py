@@ -43,6 +43,19 @@ class ShardIndex(NamedTuple):
     source: str  # a hash of the images and settings that it was packed from
 
     def write(self, folder: Path) -> None:
+        atomic_write(folder / INDEX, self.pack())
+
+    @classmethod
+    def read(cls, folder: Path) -> "ShardIndex":
+        """DataError for a file that `write` did not make."""
+        path = folder / INDEX
+        try:
+            return cls.unpack(path.read_bytes(), path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}. Fix it, or pack the images again.") from error
+
+    def pack(self) -> bytes:
+        """The content of the file."""
         header = {"version": VERSION, "classes": self.classes, "shards": self.shards, "source": self.source}
         arrays: dict[str, NDArray[np.generic]] = {
             "header": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
@@ -53,14 +66,13 @@ class ShardIndex(NamedTuple):
             arrays |= {f"{name}_labels": split.labels, f"{name}_names": split.names, f"{name}_places": split.places}
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        atomic_write(folder / INDEX, buffer.getvalue())
+        return buffer.getvalue()
 
     @classmethod
-    def read(cls, folder: Path) -> "ShardIndex":
-        """DataError for a file that `write` did not make."""
-        path = folder / INDEX
+    def unpack(cls, content: bytes, path: Path) -> "ShardIndex":
+        """DataError, with the path, for what `pack` did not make."""
         try:
-            arrays = dict(np.load(io.BytesIO(path.read_bytes()), allow_pickle=False))  # the archive has a checksum of each
+            arrays = dict(np.load(io.BytesIO(content), allow_pickle=False))  # the archive has a checksum of each
             header = json.loads(arrays["header"].tobytes())
             if header["version"] != VERSION:
                 raise DataError(f"{path} has version {header['version']}, not {VERSION}. Read it with the imgrec that wrote it.")
@@ -77,7 +89,7 @@ class ShardIndex(NamedTuple):
                 splits,
                 header["source"],
             )
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{path} is damaged or no index of shards. Remove it, and pack the images again.") from error
         index.check(path)
         return index
