@@ -6,9 +6,9 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader, BytesIO, FileIO
+from io import BytesIO, FileIO
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, BinaryIO, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -77,14 +77,23 @@ def decode(path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "aut
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
             raise DataError("it is no file")
+        if not status.st_size:
+            raise DataError("the file is empty")
         with open(path, "rb", buffering=0) as file:
-            return _decode_file(file, status.st_size, preprocessing, decoder)
+            pixels = _jpeg_pixels(file, status.st_size, preprocessing, decoder)
+        if pixels is not None:
+            return pixels
+        with open(path, "rb") as buffered:
+            return _decode_by_pil(buffered, preprocessing)
 
 
 def decode_bytes(content: bytes, path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "auto") -> Tensor:
     """`decode` of the content of an image file; path: what errors call it."""
     with _naming_image(path, preprocessing["max_pixels"]):
-        return _decode_file(BytesIO(content), len(content), preprocessing, decoder)
+        if not content:
+            raise DataError("the file is empty")
+        pixels = _jpeg_pixels(BytesIO(content), len(content), preprocessing, decoder)
+        return _decode_by_pil(BytesIO(content), preprocessing) if pixels is None else pixels
 
 
 @contextmanager
@@ -105,19 +114,10 @@ def _naming_image(path: str, max_pixels: int) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {reason}.") from error
 
 
-def _decode_file(file: FileIO | BytesIO, size: int, preprocessing: Preprocessing, decoder: jpeg.Decoder) -> Tensor:
-    if not size:
-        raise DataError("the file is empty")
-    pixels = _jpeg_pixels(file, size, preprocessing, decoder)
-    return _decode_by_pil(file, preprocessing) if pixels is None else pixels
-
-
-def _decode_by_pil(file: FileIO | BytesIO, preprocessing: Preprocessing) -> Tensor:
-    file.seek(0)
+def _decode_by_pil(file: BinaryIO, preprocessing: Preprocessing) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, about unusual metadata
-        # PIL reads a few bytes at once.
-        with Image.open(BufferedReader(file) if isinstance(file, FileIO) else file, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             return from_pil(image, preprocessing)
 
 
