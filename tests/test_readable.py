@@ -12,6 +12,7 @@ from image_files import damaged, encode, file_kinds, picture, stored_damage
 from marks import slow_but
 from small_run import SMALL
 from test_data_folder import PREPROCESSING, folder, make
+from test_decode import claim
 
 import imgrec.data.readable
 from imgrec import cli
@@ -141,10 +142,17 @@ def test_a_link_to_itself_is_named_and_nothing_is_left(tmp_path: Path, capsys: p
     assert list((root / "runs").iterdir()) == []
 
 
-def test_a_scale_that_is_missing_is_no_bad_image(tmp_path: Path) -> None:
+def test_what_is_too_large_is_found_by_its_header(tmp_path: Path) -> None:
+    kinds = {name: content for name, content in claim(30_000, 30_000).items() if name != "jpeg"}
+    root = photos(tmp_path, {f"{name}.{name}": content for name, content in kinds.items()})
+    assert found(root) == {str(root / f"train/a/{name}.{name}") for name in kinds}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_scale_that_is_missing_is_no_bad_image(tmp_path: Path, split: str) -> None:
     root = photos(tmp_path)
-    picture(0).convert("F").save(root / "test/a/float.tif")
-    with raises_error(DataError, root / "test/a/float.tif", "data.scale=[BLACK,WHITE]"):
+    picture(0).convert("F").save(root / split / "a/float.tif")
+    with raises_error(DataError, root / split / "a/float.tif", "data.scale=[BLACK,WHITE]"):
         found(root)
 
 

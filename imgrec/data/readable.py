@@ -59,7 +59,7 @@ def find_unreadable(data: ImageData, *, rank: int, size: int) -> Iterator[list[U
 
 def _error(images: ImageFiles, row: int, *, whole: bool) -> tuple[str, str] | None:
     """The path and what `decode` says, where the image cannot be read; whole: its pixels are decoded in any case."""
-    if not whole and _has_both_ends(images, row):
+    if not whole and _looks_whole(images, row):
         return None
     try:
         images.decode(row)
@@ -70,20 +70,25 @@ def _error(images: ImageFiles, row: int, *, whole: bool) -> tuple[str, str] | No
     return None
 
 
-def _has_both_ends(images: ImageFiles, row: int) -> bool:
-    """Whether a file begins and ends as its format does; of other formats than the usual ones, whether PIL reads the header."""
+def _looks_whole(images: ImageFiles, row: int) -> bool:
+    """Whether a file begins and ends as its format does, and by its header is neither too large nor has values without a scale.
+
+    Of a JPEG its size is not looked for, and of other formats than PNG the end.
+    """
     try:
         with images.open(row) as file:
-            first = file.read(12)
+            first = file.read(24)
             file.seek(max(0, file.seek(0, os.SEEK_END) - END_BYTES))
             last = file.read(END_BYTES)
             if first.startswith(b"\xff\xd8\xff"):
                 return b"\xff\xd9" in last  # in compressed data a zero byte follows each 0xff
             if first.startswith(b"\x89PNG\r\n\x1a\n"):
-                return b"IEND\xaeB`\x82" in last
+                width, height = (int.from_bytes(first[at : at + 4]) for at in (16, 20))
+                return width * height <= images.preprocessing["max_pixels"] and b"IEND\xaeB`\x82" in last
             file.seek(0)
-            with Image.open(file, formats=FORMATS):
-                return True
+            with Image.open(file, formats=FORMATS) as image:
+                has_scale = image.mode != "F" or images.preprocessing["scale"] is not None
+                return has_scale and image.width * image.height <= images.preprocessing["max_pixels"]
     except Exception:  # PIL's parsers raise any; `decode` then says what is wrong
         return False
 
