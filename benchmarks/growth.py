@@ -31,7 +31,7 @@ from torch import distributed, multiprocessing
 from torch.utils.tensorboard import SummaryWriter
 
 from imgrec.data.class_balance import weighted_order
-from imgrec.data.folder import pack_names
+from imgrec.data.file_index import pack_names
 from imgrec.data.sampler import shuffled_order
 from imgrec.data.splits import split_by_name
 from imgrec.data.table_file import read_columns

@@ -3,10 +3,11 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Generic, NamedTuple, TypeVar
 
 from imgrec.errors import NO_ROOM, ConfigError, DataError
 
@@ -55,6 +56,11 @@ SYSTEM_FOLDERS = {
     "@eadir", "@tmp", "@sharebin", "@sharesnap", "@synoresource", "#recycle", "#snapshot",
     "@recycle", "@recently-snapshot", "@transcode", "~snapshot",
 }  # fmt: skip
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # of file managers, in lower case
+
+Names = TypeVar("Names")
+# Called with the number of images whenever some have been listed, for a progress bar.
+on_listed: ContextVar[Callable[[int], None]] = ContextVar("on_listed", default=lambda count: None)
 
 
 def is_hidden(name: str) -> bool:
@@ -83,33 +89,76 @@ def file_extension(name: str) -> str:
     return name[dot:].lower() if dot > 0 else ""
 
 
-def find_images(root: str, folder: str = "", *, ignored: Counter[str] | None = None) -> list[str]:
-    """The image files below ROOT/FOLDER at any depth, without hidden ones and SYSTEM_FOLDERS: paths relative to ROOT, sorted.
+class Listing(NamedTuple, Generic[Names]):
+    """What a folder holds itself, without hidden names."""
 
-    `ignored` counts the other files by their extension. Links are followed, except to a folder that contains the link.
-    DataError for a folder that cannot be listed.
+    images: Names
+    folders: tuple[str, ...]  # names, sorted, also of links to folders
+    links: frozenset[str]  # those of the names that are links
+    ignored: dict[str, int]  # the other files, by their extension
+    filled: bool  # whether it holds a file or a link that no system left
+
+
+def list_folder(folder: str) -> Listing[list[str]]:
+    """DataError for a folder that cannot be listed, and for a link in it that leads to itself."""
+    images: list[str] = []
+    folders: list[str] = []
+    links: list[str] = []
+    ignored: Counter[str] = Counter()
+    filled = False
+    with readable_folder(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            if entry.is_symlink():
+                links.append(name)
+            # The kinds of entries are known from the listing: no system call for each file.
+            if entry.is_file():
+                if (extension := file_extension(name)) in IMAGE_EXTENSIONS:
+                    images.append(name)
+                    continue
+                ignored[extension or "without extension"] += 1
+            elif entry.is_dir() and not is_hidden(name):
+                folders.append(name)
+            filled = filled or not (
+                entry.is_dir(follow_symlinks=False) or is_hidden(name) or name.lower() in SYSTEM_FILES
+            )  # fmt: skip
+    return Listing(images, tuple(sorted(folders)), frozenset(links), ignored, filled or bool(images))
+
+
+def walk_folders(
+    root: str, folder: str, list_all: Callable[[Sequence[str]], Iterable[Listing[Names]]]
+) -> Iterator[tuple[str, Listing[Names]]]:
+    """ROOT/FOLDER and the folders below it, relative to ROOT, without hidden ones and SYSTEM_FOLDERS.
+
+    Links are followed, except to a folder that contains the link. list_all: the listings of folders, as many as are known at once.
+    """
+    level: list[tuple[str, tuple[str, ...]]] = [(folder, ())]  # folders, and the folders with the links that led to them
+    while level:
+        listings = list_all([path for path, _ in level])
+        deeper: list[tuple[str, tuple[str, ...]]] = []
+        for (parent, via), listing in zip(level, listings, strict=True):
+            yield parent, listing
+            for name in listing.folders:
+                path = f"{parent}/{name}" if parent else name
+                if name not in listing.links:
+                    deeper.append((path, via))
+                elif not _contains_any(os.path.join(root, path), folders := (*via, os.path.join(root, parent))):
+                    deeper.append((path, folders))
+        level = deeper
+
+
+def find_images(root: str, folder: str = "", *, ignored: Counter[str] | None = None) -> list[str]:
+    """The image files below ROOT/FOLDER at any depth, as `walk_folders` goes: paths relative to ROOT, sorted.
+
+    `ignored` counts the other files by their extension. DataError for a folder that cannot be listed.
     """
     images: list[str] = []
-    pending: list[tuple[str, tuple[str, ...]]] = [(folder, ())]  # folders, and the folders with the links that led to them
-    while pending:
-        parent, via = pending.pop()
-        with readable_folder(os.path.join(root, parent)), os.scandir(os.path.join(root, parent)) as entries:
-            for entry in entries:
-                name = entry.name
-                if name.startswith("."):
-                    continue
-                path = f"{parent}/{name}" if parent else name
-                # The kinds of entries are known from the listing: no system call for each file.
-                if entry.is_file():
-                    if (extension := file_extension(name)) in IMAGE_EXTENSIONS:
-                        images.append(path)
-                    elif ignored is not None:
-                        ignored[extension or "without extension"] += 1
-                elif entry.is_dir() and not is_hidden(name):
-                    if not entry.is_symlink():
-                        pending.append((path, via))
-                    elif not _contains_any(entry.path, folders := (*via, os.path.dirname(entry.path))):
-                        pending.append((path, folders))
+    for parent, listing in walk_folders(root, folder, lambda paths: (list_folder(os.path.join(root, path)) for path in paths)):
+        images += [f"{parent}/{name}" for name in listing.images] if parent else listing.images
+        if ignored is not None:
+            ignored.update(listing.ignored)
     return sorted(images)
 
 

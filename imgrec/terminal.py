@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 
 from imgrec.errors import printable
+from imgrec.files import on_listed
 
 LOG_WIDTH = 120  # characters; a file has no width of its own
 
@@ -161,6 +162,23 @@ class Terminal:
             transient=True,
             disable=not self.console.is_terminal,
         )
+
+    @contextmanager
+    def listing_shown(self) -> Iterator[None]:
+        """A bar while a folder of images is listed in the block."""
+        tasks: list[TaskID] = []
+
+        def report(count: int) -> None:
+            if not tasks:
+                tasks.append(bar.add_task("listing images", total=None, note=""))
+            bar.advance(tasks[0], count)
+
+        with self.bar() as bar:
+            token = on_listed.set(report)
+            try:
+                yield
+            finally:
+                on_listed.reset(token)
 
 
 def percent(share: float) -> str:

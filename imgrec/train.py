@@ -163,11 +163,12 @@ def _train(
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
     data, augment = build_data(run)
-    data, record = checked_data(data, resume, terminal.say, world)
+    with terminal.listing_shown():
+        data, record = checked_data(data, resume, terminal.say, world)
     run = run.with_classes(len(data.classes))
     _stop_if_requested(world)
     heartbeat.doing = "starting"
-    writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing(), record), resume)
+    writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume, record)
     boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
     start, left_out = (resume.start, resume.left_out) if resume else ((0, 0), set())
     loaders = DataModule(run, data, augment, devices=world.size, start=start, left_out=left_out, doing=lambda: heartbeat.doing)

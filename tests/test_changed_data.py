@@ -23,7 +23,8 @@ from imgrec import cli, config
 from imgrec.config.schema import RunConfig
 from imgrec.data import counter_rng
 from imgrec.data.datasets import Fake
-from imgrec.data.folder import ImageFiles, pack_names
+from imgrec.data.file_index import pack_names
+from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData, Splits
 from imgrec.data.split_record import DataRecord, find_changes
 from imgrec.data.splits import split_by_name

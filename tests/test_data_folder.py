@@ -20,7 +20,8 @@ from imgrec.data.batch import Request
 from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.decode import Preprocessing, decode, fit_to_size, load_image
-from imgrec.data.folder import ImageFiles, folder_split, pack_names
+from imgrec.data.file_index import pack_names
+from imgrec.data.folder import ImageFiles, folder_split
 from imgrec.data.splits import split_by_name
 from imgrec.errors import ConfigError, DataError
 

@@ -18,7 +18,8 @@ from untrained_run import TINY, save_untrained_run
 
 from imgrec import cli, config
 from imgrec.config.instantiate import instantiate
-from imgrec.data.folder import ImageFiles, pack_names
+from imgrec.data.file_index import pack_names
+from imgrec.data.folder import ImageFiles
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.inference import split_predictions as module

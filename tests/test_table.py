@@ -24,7 +24,8 @@ from small_run import SMALL
 from test_changed_data import GRAY, KEYS
 
 from imgrec import cli
-from imgrec.data.folder import ImageFiles, pack_names
+from imgrec.data.file_index import pack_names
+from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData, Splits
 from imgrec.data.split_record import DataRecord, find_changes
 from imgrec.data.splits import split_by_name

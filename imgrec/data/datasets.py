@@ -16,13 +16,14 @@ from torchvision import datasets
 from imgrec.config.annotations import read_pattern
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
+from imgrec.data.file_index import FileIndex, listed_images
 from imgrec.data.file_names import find_in_names
 from imgrec.data.folder import FileData, FileKeys, ImageFiles, folder_split, named_split
 from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.split_folders import filled_class_folders, find_split_folders, tables_in
 from imgrec.errors import ConfigError, DataError, first_line
-from imgrec.files import LAYOUTS, composed, find_images
+from imgrec.files import LAYOUTS, composed
 
 
 class Digits(ImageData):
@@ -187,7 +188,8 @@ class ImageFolder(FileData):
         return Splits(classes, splits["train"], splits.get("val"), splits.get("test"), unlabelled)
 
     def _read_folders(self, folders: Mapping[Split, str]) -> tuple[tuple[str, ...], dict[Split, ImageFiles]]:
-        classes = tuple(sorted(set(map(composed, filled_class_folders(folders["train"])))))
+        files = {split: FileIndex(folder) for split, folder in folders.items()}
+        classes = tuple(sorted(set(map(composed, filled_class_folders(files["train"])))))
         if len(classes) < 2:
             number = f"only the class folder {classes[0]}" if classes else "no class folders"
             tables = [f" Or type data=table data.file={table} for classes in a table." for table in tables_in(self.root)]
@@ -200,6 +202,7 @@ class ImageFolder(FileData):
                 whole=split == "train",
                 ignored=self.ignored,
                 group_from=self.group_from,
+                files=files[split],
                 **self.reading,
             )
             for split, folder in folders.items()
@@ -209,7 +212,7 @@ class ImageFolder(FileData):
         self, folders: Mapping[Split, str], label_from: re.Pattern[str]
     ) -> tuple[tuple[str, ...], dict[Split, ImageFiles]]:
         """A test folder in none of whose names a class is found is left out: it is one to predict."""
-        names = {split: find_images(folder, ignored=self.ignored) for split, folder in folders.items()}
+        names = {split: listed_images(folder, ignored=self.ignored) for split, folder in folders.items()}
         if "test" in names and not any(map(label_from.search, names["test"])):
             del names["test"]
         classes = tuple(sorted(set(find_in_names("label_from", label_from, folders["train"], names["train"]))))

@@ -4,7 +4,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import chain
 from typing import BinaryIO, Literal, Self, TypedDict, Unpack
@@ -17,17 +17,18 @@ from torch import Tensor
 from imgrec.data.augment import Augment, augment_to_size
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, ScaleError, decode, is_constant
+from imgrec.data.file_index import FileIndex, join_names, pack_names
 from imgrec.data.file_names import find_in_names
 from imgrec.data.image_data import Check, Common, ImageData, Splits
 from imgrec.data.jpeg import Decoder, check_decoder
 from imgrec.data.mixup import partners
 from imgrec.data.split_folders import filled_class_folders
 from imgrec.errors import DataError, did_you_mean, first_names, shorten
-from imgrec.files import EXTENSIONS_TEXT, composed, find_images
+from imgrec.files import EXTENSIONS_TEXT, composed
 
-# Files of a split whose sizes, and 4 KB from the middle, are compared when a run is resumed. Each is a system call and
-# more: 2 and 15 us on a local disk, 100 times that on a network's.
-MOST_SIZES, MOST_CHECKSUMS = 100_000, 1000
+# Of a split of up to MOST_SIZES files the sizes of all are compared when a run is resumed, and 4 KB from the middle of
+# MOST_CHECKSUMS; of a larger one a sample. Each is a system call and more: 2 and 6 us on a local disk, 100 times that on a network's.
+MOST_SIZES, MOST_CHECKSUMS, SAMPLED = 50_000, 1000, (2500, 500)
 BadImage = Literal["refuse", "skip"]
 
 
@@ -171,8 +172,9 @@ class ImageFiles:
     def content(self) -> Indices:
         content = np.full((2, len(self)), -1, dtype=np.int64)
         root = os.path.join(os.fsencode(self.root), b"")
-        for row, (most, look) in enumerate(((MOST_SIZES, _size), (MOST_CHECKSUMS, _checksum))):
-            step = max(1, -(-len(self) // most))
+        most = (MOST_SIZES, MOST_CHECKSUMS) if len(self) <= MOST_SIZES else SAMPLED
+        for row, look in enumerate((_size, _checksum)):
+            step = max(1, -(-len(self) // most[row]))
             content[row, ::step] = [look(name if name.startswith(b"/") else root + name) for name in self.names[::step].tolist()]
         return content.T
 
@@ -192,19 +194,13 @@ def _size(path: bytes) -> int:
 def _checksum(path: bytes) -> int:
     """Of 4 KB from the middle."""
     try:
-        with open(path, "rb") as file:
-            file.seek(os.fstat(file.fileno()).st_size // 2)
-            return zlib.crc32(file.read(4096))
+        file = os.open(path, os.O_RDONLY)  # half of the time of a Python file
+        try:
+            return zlib.crc32(os.pread(file, 4096, os.fstat(file).st_size // 2))
+        finally:
+            os.close(file)
     except OSError:
         return -1
-
-
-def pack_names(names: Iterable[str]) -> NDArray[np.bytes_]:
-    """File names as one array: reference counting would copy a list of a million strings into every worker.
-
-    Each takes the bytes of the longest: ImageNet's 1.28 million are 41 MB, and would be 325 MB with one of 254 bytes.
-    """
-    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
 def label_indices(labels: Sequence[str], classes: Sequence[str], place: Callable[[int], str]) -> Indices:
@@ -227,28 +223,29 @@ def folder_split(
     whole: bool = False,
     ignored: Counter[str] | None = None,
     group_from: re.Pattern[str] | None = None,
+    files: FileIndex | None = None,
     **reading: Unpack[Reading],
 ) -> ImageFiles:
     """The split ROOT/CLASS/*, its class folders mapped to `classes` by name, in whichever form of Unicode it is written.
 
     whole: every class must have images, as in train. `ignored` counts the files that are no images. Files are listed, not
-    opened: about two seconds for a million.
+    opened. files: the index of ROOT, where that is open already.
     DataError for a missing folder, an unknown or empty class, or no images.
     """
     if not os.path.isdir(root):
         raise DataError(f"{root} is not a folder. Name a folder with CLASS/*.jpg.")
     folders: dict[str, list[str]] = {}
-    for folder in filled_class_folders(root, ignored=ignored):
+    files = FileIndex(root) if files is None else files
+    for folder in filled_class_folders(files, ignored=ignored):
         folders.setdefault(composed(folder), []).append(folder)
     if unknown := sorted(folders.keys() - set(classes)):
         raise DataError(
             f"{root} has the class {unknown[0]}, but train does not ({first_names(classes, 10)}).{did_you_mean(unknown[0], classes)} "
             "Rename the folder, or add the class to train."
         )
-    names = [
-        [image for folder in folders.get(name, []) for image in find_images(root, folder, ignored=ignored)] for name in classes
-    ]
-    counts = [len(files) for files in names]
+    found = [[files.find(folder, ignored=ignored) for folder in folders.get(name, [])] for name in classes]
+    files.keep()
+    counts = [sum(map(len, parts)) for parts in found]
     if not any(counts):
         raise DataError(
             f"{root} has no images in class folders (files that end in {EXTENSIONS_TEXT}). Put them into {root}/CLASS/."
@@ -256,10 +253,12 @@ def folder_split(
     if whole and 0 in counts:
         empty = os.path.join(root, classes[counts.index(0)])
         raise DataError(f"the class folder {empty} has no images. Add some, or remove it.")
-    files = list(chain.from_iterable(names))
+    names = join_names(list(chain.from_iterable(found)))
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
-    groups = None if group_from is None else pack_names(find_in_names("group_from", group_from, root, files))
-    return ImageFiles(root, pack_names(files), labels, preprocessing=preprocessing, groups=groups, **reading)
+    groups = None
+    if group_from is not None:
+        groups = pack_names(find_in_names("group_from", group_from, root, list(map(os.fsdecode, names.tolist()))))
+    return ImageFiles(root, names, labels, preprocessing=preprocessing, groups=groups, **reading)
 
 
 def named_split(

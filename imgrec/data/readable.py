@@ -1,10 +1,12 @@
 """Which images cannot be read, and whether they leave enough of a data set where they are skipped: found out before the first step."""
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -12,11 +14,14 @@ from PIL import Image
 
 from imgrec.config.schema import Split
 from imgrec.data.batch import Request
+from imgrec.data.cache import cache_folder, write_cached
 from imgrec.data.decode import FORMATS, ScaleError
 from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData
+from imgrec.data.split_record import DataRecord
 from imgrec.errors import DataError
 
+LEAST_REMEMBERED = 10_000  # images
 AT_ONCE = 16  # images that a thread reads into one batch
 # Files of a split whose ends are read: 30 us each on a local disk. Test splits up to this size are decoded, 2 ms each, as
 # the first bad image there would end the run after its last epoch.
@@ -55,6 +60,33 @@ def find_unreadable(data: ImageData, *, rank: int, size: int) -> Iterator[list[U
                     warnings.simplefilter("ignore")  # `decode` does that too, but threads share their filters
                     errors = list(pool.map(error, rows[part : part + 64 * AT_ONCE]))
                 yield [Unreadable(split, *found) for found in errors if found is not None]
+
+
+def are_known_readable(data: ImageData, record: DataRecord) -> bool:
+    """Whether `find_unreadable` found nothing in the same images already, by their names, sizes and checksums in the record."""
+    mark = _mark(data, record)
+    return mark is not None and mark.is_file()
+
+
+def remember_readable(data: ImageData, record: DataRecord) -> None:
+    """For `are_known_readable`."""
+    if (mark := _mark(data, record)) is not None:
+        write_cached(mark)
+
+
+def _mark(data: ImageData, record: DataRecord) -> Path | None:
+    """The file of the cache whose presence says it; None for few images, which take less than a second, and with data.check=all."""
+    folder = cache_folder()
+    if folder is None or data.check == "all" or sum(len(split.labels) for split in record.splits.values()) < LEAST_REMEMBERED:
+        return None
+    digest = hashlib.sha1(f"{record.digest()} {data.preprocessing()}".encode(), usedforsecurity=False)
+    for split, part in record.splits.items():
+        images = getattr(data.splits, split)
+        if isinstance(images, ImageFiles):
+            images = images.for_training(None, 0) if split == "train" else images
+            digest.update(f"{split} {os.path.realpath(images.root)} {images.reading} ".encode(errors="surrogateescape"))
+            digest.update(part.content[(part.content >= 0).any(axis=1)].tobytes())
+    return folder / f"readable-{digest.hexdigest()}-1"
 
 
 def _error(images: ImageFiles, row: int, *, whole: bool) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgrec.config.schema import Split
+from imgrec.data.file_index import FileIndex
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_EXTENSIONS, LAYOUTS, TABLE_EXTENSIONS, file_extension, is_hidden, is_our_table, readable_folder
 
@@ -18,7 +19,6 @@ _PATTERNS: dict[Split, re.Pattern[str]] = {
     for split, name in _NAMES.items()
 }
 EMPTY_FOLDER = "empty folder"
-SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # of file managers, in lower case
 
 
 class SplitFolders(NamedTuple):
@@ -36,7 +36,8 @@ def find_split_folders(root: str, *, by_name: bool = False) -> SplitFolders:
     if not os.path.isdir(root):
         raise DataError(f"data.root={root} is not a folder. {LAYOUTS}")
     names = class_folders(root)
-    splits = {split: [name for name in names if split_meant(name) == split] for split in _PATTERNS}
+    meant = {name: split_meant(name) for name in names}
+    splits = {split: [name for name in names if meant[name] == split] for split in _PATTERNS}
     if not (named := [name for several in splits.values() for name in several]):
         _check_labelled(root, by_name or names)
         return SplitFolders({"train": root})
@@ -85,23 +86,13 @@ def class_folders(root: str) -> list[str]:
         return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
 
 
-def filled_class_folders(root: str, *, ignored: Counter[str] | None = None) -> list[str]:
-    """`class_folders` without the empty ones, which `ignored` counts; all of them where there is no other."""
-    names = class_folders(root)
-    filled = [name for name in names if has_files(os.path.join(root, name))] or names
+def filled_class_folders(files: FileIndex, *, ignored: Counter[str] | None = None) -> list[str]:
+    """`class_folders` of its root without those that hold no file at any depth, which `ignored` counts; all of them where there is no other."""
+    names = files.listing("").folders
+    filled = [name for name in names if files.has_files(name)] or list(names)
     if ignored is not None and len(filled) < len(names):
         ignored[EMPTY_FOLDER] += len(names) - len(filled)
     return filled
-
-
-def has_files(folder: str) -> bool:
-    """Whether it, or a folder in it, holds a file or a link that no system left. The first one found is the answer."""
-    with readable_folder(folder), os.scandir(folder) as entries:
-        return any(
-            not entry.is_dir(follow_symlinks=False) or has_files(entry.path)
-            for entry in entries
-            if not is_hidden(entry.name) and entry.name.lower() not in SYSTEM_FILES
-        )
 
 
 def has_images(folder: str) -> bool:

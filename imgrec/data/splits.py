@@ -16,6 +16,7 @@ from imgrec.data.split_record import DataRecord, composed_names, show_name
 from imgrec.errors import DataError, plural
 
 Images = TypeVar("Images", bound=ImageSet)
+HASHED_AT_ONCE = 2**15  # names
 STREAMS = {"test": counter_rng.TEST_SPLIT, "val": counter_rng.VAL_SPLIT}
 
 
@@ -70,20 +71,29 @@ def split_by_name(
     20, give or take 4). Of each class the lowest hash is in the part, and the highest two are not: the rest can be cut again.
     Where groups have several classes these may want one in both, and then it is not in the part.
     """
-    names = names if groups is None else groups
-    width = -(-names.itemsize // 8)
-    words = names.astype(f"S{8 * width}").view("<i8").reshape(len(names), width)
-    hashes = counter_rng.hash_rows(seed, stream, torch.from_numpy(words)).numpy()
+    hashes = _hash_names(names if groups is None else groups, seed, stream)
     chosen: NDArray[np.bool_] = hashes < share
-    one = np.arange(len(labels)) if groups is None else _one_of_each(labels, hashes)
+    one = slice(None) if groups is None else _one_of_each(labels, hashes)
     counts, parts = np.bincount(labels[one]), np.bincount(labels[one][chosen[one]], minlength=labels.max() + 1)
     if ((parts < 1) | (parts > counts - 2)).any():
+        one = np.arange(len(labels))[one]
         by_hash = one[np.lexsort((hashes[one], labels[one]))]
         first = np.flatnonzero(np.diff(labels[by_hash], prepend=-1))  # of each class, in that order
         end = np.append(first[1:], len(by_hash))
         for place, part in ((np.maximum(end - 2, first), False), (first, True), (end - 1, False)):
             chosen[np.isin(hashes, hashes[by_hash[place]])] = part
     return chosen
+
+
+def _hash_names(names: NDArray[np.bytes_], seed: int, stream: int) -> NDArray[np.float64]:
+    """float64 [N]; in parts that stay in the cache of a core, in half of the time."""
+    width = -(-names.itemsize // 8)
+    hashes = np.empty(len(names))
+    for first in range(0, len(names), HASHED_AT_ONCE):
+        part = names[first : first + HASHED_AT_ONCE]
+        words = part.astype(f"S{8 * width}").view("<i8").reshape(len(part), width)
+        hashes[first : first + len(part)] = counter_rng.hash_rows(seed, stream, torch.from_numpy(words)).numpy()
+    return hashes
 
 
 def _one_of_each(labels: Indices, values: NDArray[np.generic]) -> Indices:

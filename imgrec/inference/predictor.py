@@ -17,7 +17,7 @@ from imgrec.config.annotations import check_type, is_number
 from imgrec.config.schema import Device, Node, Precision, Split
 from imgrec.data.batch import Request
 from imgrec.data.decode import fit_to_size, load_image
-from imgrec.data.folder import pack_names
+from imgrec.data.file_index import pack_names
 from imgrec.data.image_set import ImageSet
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, worker_count

@@ -4,11 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar, get_args
 
-from torch import Tensor
-
 from imgrec.config.schema import Split
 from imgrec.data.image_data import ImageData
-from imgrec.data.readable import Unreadable, check_readable, find_unreadable
+from imgrec.data.readable import Unreadable, are_known_readable, check_readable, find_unreadable, remember_readable
 from imgrec.data.split_record import SHOWN, DataRecord, find_changes, other_classes, show_name, trained_on
 from imgrec.distributed import signals
 from imgrec.distributed.process_group import all_gather, on_first_rank
@@ -21,8 +19,10 @@ from imgrec.training.checkpoint import ResumePoint
 Data = TypeVar("Data", bound=ImageData)
 
 
-def checked_data(data: Data, resume: ResumePoint | None, say: Callable[[str], None], world: World) -> tuple[Data, Tensor | None]:
-    """The data of a run, and on rank 0, which writes the checkpoints, its packed record. A collective.
+def checked_data(
+    data: Data, resume: ResumePoint | None, say: Callable[[str], None], world: World
+) -> tuple[Data, DataRecord | None]:
+    """The data of a run, and on rank 0, which writes the checkpoints, its record. A collective.
 
     With data.changed=accept what is left of each split of a resumed run stays in it.
 
@@ -32,20 +32,26 @@ def checked_data(data: Data, resume: ResumePoint | None, say: Callable[[str], No
     """
     content = get_args(Split) if world.rank == 0 else ()
     record = data.record(content=content)
-    compare_ranks(record, all_gather)
+    if world.size > 1:
+        compare_ranks(record, all_gather)
     then = None
     if resume is not None and (then := on_first_rank(lambda: _changed_record(data, record, resume, say))) is not None:
         data = data.following(then)
         record = data.record(content=content)
         on_first_rank(partial(_refuse_trained_on, then, record))
     if resume is None or then is not None:
-        _refuse_unreadable(data, say, world)
+        _refuse_unreadable(data, record, say, world)
     check_readable(data)
-    return data, record.pack() if world.rank == 0 else None
+    return data, record if world.rank == 0 else None
 
 
-def _refuse_unreadable(data: ImageData, say: Callable[[str], None], world: World) -> None:
-    """DataError with the first of the images that cannot be read, after a line for each; all ranks share the work."""
+def _refuse_unreadable(data: ImageData, record: DataRecord, say: Callable[[str], None], world: World) -> None:
+    """DataError with the first of the images that cannot be read, after a line for each; all ranks share the work.
+
+    record: with the content of all splits on rank 0. Images that were readable once are not looked at again.
+    """
+    if on_first_rank(lambda: are_known_readable(data, record)):
+        return
     found: list[Unreadable] = []
     for part in find_unreadable(data, rank=world.rank, size=world.size):
         found += part
@@ -53,6 +59,8 @@ def _refuse_unreadable(data: ImageData, say: Callable[[str], None], world: World
             raise Stopped(f"stopped by {reason} while the images were looked at. Start the same command again.")
     found = sorted(one for rank in all_gather(found) for one in rank)
     if not found:
+        if world.rank == 0:
+            remember_readable(data, record)
         return
     for one in found[1:]:
         say(one.reason)
