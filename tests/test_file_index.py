@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import shutil
 from collections import Counter
 from multiprocessing import get_context
@@ -113,7 +114,13 @@ def test_it_finds_what_is_there_after_any_change(tmp_path_factory, changes):
             for folder in (root, *(path for path in root.rglob("*") if path.is_dir() and not path.is_symlink())):
                 if folder.stat().st_mtime_ns != before.get(folder, 0):
                     tick(folder)
-            assert listed_images(str(root)) == find_images(str(root))
+            try:
+                there = find_images(str(root))
+            except DataError as error:  # of a link that leads to itself
+                with pytest.raises(DataError, match=re.escape(str(error))):
+                    listed_images(str(root))
+                return
+            assert listed_images(str(root)) == there
             files = FileIndex(str(root))
             for name in class_folders(str(root)):
                 assert list(map(os.fsdecode, files.find(name).tolist())) == find_images(str(root), name)

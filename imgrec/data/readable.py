@@ -84,7 +84,7 @@ def _mark(data: ImageData, record: DataRecord) -> Path | None:
         images = getattr(data.splits, split)
         if isinstance(images, ImageFiles):
             images = images.for_training(None, 0) if split == "train" else images
-            digest.update(f"{split} {os.path.realpath(images.root)} {images.reading} ".encode(errors="surrogateescape"))
+            digest.update(f"{split} {os.path.realpath(images.path(0))} {images.reading} ".encode(errors="surrogateescape"))
             digest.update(part.content[(part.content >= 0).any(axis=1)].tobytes())
     return folder / f"readable-{digest.hexdigest()}-1"
 
