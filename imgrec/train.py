@@ -151,6 +151,7 @@ def _train(
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.threads import chosen_threads
+    from imgrec.training.timeline import Timeline
     from imgrec.training.trainer import build_trainer, opened_logger, run_callbacks
 
     check_signatures(run)
@@ -169,9 +170,19 @@ def _train(
     _stop_if_requested(world)
     heartbeat.doing = "starting"
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume, record)
-    boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
+    timeline = Timeline()
+    boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say, timeline)
     start, left_out = (resume.start, resume.left_out) if resume else ((0, 0), set())
-    loaders = DataModule(run, data, augment, devices=world.size, start=start, left_out=left_out, doing=lambda: heartbeat.doing)
+    loaders = DataModule(
+        run,
+        data,
+        augment,
+        devices=world.size,
+        start=start,
+        left_out=left_out,
+        doing=lambda: heartbeat.doing,
+        mark=timeline.enter,
+    )
 
     net, of_weights, extended = _initial_network(run, data.classes, resume)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
@@ -210,7 +221,7 @@ def _train(
         group = WorkerGroup(world.rank, world.size, heartbeat=heartbeat)
         report, predictions = summary.test_network(trainer, classifier, loaders, tested, group)
         bad_images = sorted({path for paths in group.all_gather(loaders.bad_images()) for path in paths})
-        result = summary.run_result(run, history, tested, report, bad_images, device, size, command)
+        result = summary.run_result(run, history, tested, report, bad_images, device, size, command, loaders)
         if world.rank == 0:
             summary.finish_run(run_dir, terminal, result, report, predictions, data)
         return result

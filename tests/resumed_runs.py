@@ -20,6 +20,7 @@ from imgrec.data.sampler import shuffled_order
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.train import fit
 from imgrec.training.module import Classifier
+from imgrec.training.timeline import PARTS, share_column
 
 # All that a resume can get wrong: dropout, batch norm, augmentation, mixing, momentum, average, warm-up, accumulation, a short last batch, early stopping.
 EVERYTHING = (
@@ -51,7 +52,7 @@ EVERYTHING = (
     "trainer.log_every_steps=1",
 )
 SAMPLES, STEPS_PER_EPOCH = 23, 4  # in sixes
-TIMES = ("images_per_second", "data_wait_share", "seconds")
+TIMES = ("images_per_second", *map(share_column, PARTS), "seconds")
 
 
 def load_run(folder: Path, *words: str) -> config.RunConfig:

@@ -12,7 +12,7 @@ from imgrec.data.batch import Batch, Request
 from imgrec.data.class_balance import training_order
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
-from imgrec.data.loader import Loader, worker_count
+from imgrec.data.loader import Loader, Mark, worker_count
 from imgrec.data.sampler import EVALUATION_BATCH, BatchPlan, EpochBatches, plan_batches, split_epoch
 from imgrec.distributed.signals import request_stop
 from imgrec.distributed.world import env_number
@@ -27,8 +27,8 @@ class DataModule(pl.LightningDataModule):
     """The batches of a run on `devices` processes; `plan` says how its global batch comes about.
 
     start: (epoch, global batches of it already done), where a resumed run continues; left_out: the unreadable images that
-    it had met; doing: what the run does when a loader waits, for errors. Raises ConfigError for a global batch that the
-    devices do not divide, and what `data` raises.
+    it had met; doing: what the run does when a loader waits, for errors; mark: of the loader of train.
+    Raises ConfigError for a global batch that the devices do not divide, and what `data` raises.
     """
 
     def __init__(
@@ -41,9 +41,10 @@ class DataModule(pl.LightningDataModule):
         start: tuple[int, int] = (0, 0),
         left_out: Collection[str] = (),
         doing: Callable[[], str] = lambda: "waiting for data",
+        mark: Mark = lambda part: None,
     ) -> None:
         super().__init__()
-        self.data, self.start, self._doing = data, start, doing
+        self.data, self.start, self._doing, self._mark = data, start, doing, mark
         train = data.splits.train
         self.plan = plan_batches(
             batch_size=run.batch_size,
@@ -56,6 +57,7 @@ class DataModule(pl.LightningDataModule):
         # torchrun says how many processes share the machine; else it is one machine with all of them.
         processes_here = env_number("LOCAL_WORLD_SIZE", devices, least=1)
         self.workers = worker_count(run.num_workers, in_memory=data.in_memory, processes_here=processes_here)
+        self.cores = worker_count("auto", in_memory=False, processes_here=processes_here)
         self._order = training_order(run.sampling, run.class_weights or {}, train.labels, data.classes, seed=run.seed)
         self._training = train.for_training(augment, run.seed)
         self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
@@ -67,7 +69,7 @@ class DataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader[Batch]:
         requests = EpochBatches(self.plan, self._order, epoch=self._epoch, rank=self._rank(), start=self.start)
-        return self._loader(self._training, requests)
+        return self._loader(self._training, requests, self._mark)
 
     def first_training_batches(self, images: int, share: slice) -> list[Batch]:
         """A share of the batches of the first `images` of the first epoch, or of all where it has fewer; the same on any number of ranks."""
@@ -100,10 +102,17 @@ class DataModule(pl.LightningDataModule):
         plan = self.plan if split == "train" else self._evaluation_plan(split)
         return min(images, plan.steps_per_epoch * plan.global_size)
 
-    def _loader(self, images: ImageSet, requests: EpochBatches) -> Loader[Batch]:
-        timeout_s = self._timeout_s if self.plan.devices == 1 else None
+    def _loader(self, images: ImageSet, requests: EpochBatches, mark: Mark = lambda part: None) -> Loader[Batch]:
         self._loaders.append(
-            Loader(images, requests, num_workers=self.workers, timeout_s=timeout_s, lost=request_stop, doing=self._doing)
+            Loader(
+                images,
+                requests,
+                num_workers=self.workers,
+                timeout_s=self._timeout_s if self.plan.devices == 1 else None,
+                lost=request_stop,
+                doing=self._doing,
+                mark=mark,
+            )
         )
         return self._loaders[-1]
 

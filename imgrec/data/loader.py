@@ -27,6 +27,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 END_SECONDS = 1.0  # in which a process that closed its connection has ended
 POLL_SECONDS = 0.5  # how often a stop is looked for while a batch is waited for
 
+Mark = Callable[[Literal["data_wait", "copy"]], object]
 _Batch_co = TypeVar("_Batch_co", bound=tuple[Any, ...], covariant=True)
 
 
@@ -51,6 +52,7 @@ class Loader(Generic[_Batch_co]):
     delivers for that long. Only for a single rank: several stop at a step boundary, by the watchdog or the heartbeat, as
     the others are in a collective that this one has to join. lost: called with a sentence about a worker that was killed;
     if it returns, this process reads the batches from there on. doing: of which batch the data is waited for, for errors.
+    mark: called with what the time is spent on from then on, "data_wait" or, for a batch that has come, "copy".
 
     It holds a DataLoader but is none: Lightning would replace the sampler (overfit_batches) and warn about few workers,
     which sets in memory do not need. A DataError in a worker arrives as it was raised, not in the worker's traceback.
@@ -65,9 +67,10 @@ class Loader(Generic[_Batch_co]):
         timeout_s: float | None = None,
         lost: Callable[[str], None] = raise_died,
         doing: Callable[[], str] = lambda: "waiting for data",
+        mark: Mark = lambda part: None,
     ) -> None:
         self.dataset, self.requests, self.num_workers = dataset, requests, num_workers
-        self._timeout_s, self._lost, self._doing = timeout_s or inf, lost, doing
+        self._timeout_s, self._lost, self._doing, self._mark = timeout_s or inf, lost, doing, mark
         self._shared = SharedBatches(num_workers)
         self._loader: DataLoader[_Batch_co | DataError] = DataLoader(
             _Guarded(dataset),
@@ -86,6 +89,7 @@ class Loader(Generic[_Batch_co]):
         batches: Iterator[_Batch_co | DataError] | None = None
         taken, began = 0, time.monotonic()
         while True:
+            self._mark("data_wait")
             try:
                 batches = batches or self._open()
                 batch = self._shared.receive(next(batches))
@@ -106,6 +110,7 @@ class Loader(Generic[_Batch_co]):
             if isinstance(batch, DataError):
                 raise DataError(*batch.args)  # not `batch`, whose traceback would hold this frame, which holds it
             taken += 1
+            self._mark("copy")
             yield batch
             began = time.monotonic()
 

@@ -11,7 +11,7 @@ on_train_batch_end, and a validation runs after that and before on_train_epoch_e
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,8 +21,9 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.strategies import DDPStrategy, Strategy
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
+from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from imgrec.errors import ConfigError, ImgrecError, first_line
@@ -69,6 +70,7 @@ def prepare_trainer(trainer: pl.Trainer) -> None:
     for path in TRAINER_NAMES:
         _look_up(trainer, path)
     _look_up(DistributedDataParallel, "_remove_autograd_hooks")
+    _look_up(Variable, "_execution_engine.queue_callback")
     _look_up(Strategy, "_setup_model")
     _look_up(WeightAveraging(), "_average_model")
     set_loop_position({"fit_loop": trainer.fit_loop.state_dict()}, LoopPosition(0, 0, "train", 0), micro_batches=1, accumulate=1)
@@ -223,6 +225,14 @@ class UnwrappedDDP(DDPStrategy):
 
     def _setup_model(self, model: nn.Module) -> nn.Module:  # type: ignore[override]
         return model
+
+
+def after_gradients(loss: Tensor, call: Callable[[], None]) -> None:
+    """Call it in the backward pass from `loss`, once its gradients are computed and before DDP waits for their exchange.
+
+    Calls that are queued in a backward pass run at its end in their order, and DDP queues that wait with the last gradient.
+    """
+    loss.register_hook(lambda gradient: Variable._execution_engine.queue_callback(call))  # type: ignore[no-untyped-call]
 
 
 def remove_ddp_hooks(model: DistributedDataParallel) -> None:

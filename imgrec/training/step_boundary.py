@@ -39,6 +39,7 @@ from imgrec.training.lightning_compat import (
 )
 from imgrec.training.module import Classifier
 from imgrec.training.resume_state import StepSnapshot, restore_rank_state, take_rank_state
+from imgrec.training.timeline import Timeline
 
 # After a save that took t seconds (of waiting and of the writer's processor time) the next comes
 # SAVE_INTERVAL_FACTOR * t seconds later: saving takes 1% of the time.
@@ -63,8 +64,10 @@ class StepBoundary(pl.Callback):
         heartbeat: Heartbeat,
         watchdog: Watchdog,
         say: Callable[[str], None],
+        timeline: Timeline,
     ) -> None:
         self.config, self.last, self.writer, self.resume = config, last, writer, resume
+        self.timeline = timeline
         self.heartbeat, self.watchdog, self.say = heartbeat, watchdog, say
         self._saved = None if resume is None else resume.position  # by the last save
         self._entry: Plain | None = None  # of the save under way
@@ -100,6 +103,7 @@ class StepBoundary(pl.Callback):
         self._report(trainer, "waiting for data of")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        self.timeline.enter("other")  # the batch is on the device
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._pass_boundary(trainer, batch)
         else:
@@ -161,7 +165,8 @@ class StepBoundary(pl.Callback):
         else:
             if not self._flags.is_complete():
                 self._report(trainer, "waiting for the others before")
-            stop, save = self._flags.result()
+            with self.timeline.during("communication"):
+                stop, save = self._flags.result()
         if stop:
             self._stop(trainer, now)
         if trainer.training:
@@ -194,6 +199,10 @@ class StepBoundary(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, now: LoopPosition, state: Plain | None = None) -> None:
         """Write last.ckpt as of `now`, with `state` as the rank state, or the present one. A collective."""
+        with self.timeline.during("checkpoint"):
+            self._save_timed(trainer, now, state)
+
+    def _save_timed(self, trainer: pl.Trainer, now: LoopPosition, state: Plain | None) -> None:
         began = time.monotonic()
         self.heartbeat.doing = f"saving at step {now.step}"
         classifier = trainer.lightning_module

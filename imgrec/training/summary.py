@@ -25,6 +25,7 @@ from imgrec.models.summary import ModelSize
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
 from imgrec.training.checkpoint import ResumePoint, Tested
+from imgrec.training.held_back import held_back
 from imgrec.training.module import Classifier
 from imgrec.training.optimizer import rate_sentence
 from imgrec.training.run_dir import RunDir
@@ -147,9 +148,10 @@ def run_result(
     device: str,
     size: ModelSize,
     command: Sequence[str],
+    loaders: DataModule,
 ) -> dict[str, Any]:
     """The content of result.json."""
-    best, last = history.best(), history.rows[-1]
+    best, last, shares = history.best(), history.rows[-1], history.time_shares()
     rows = {BEST: best, LAST: last}
 
     def measured_with(name: str) -> Node | None:
@@ -172,6 +174,8 @@ def run_result(
         },
         "left_out": left_out,
         "train_seconds": round(sum(row.get("seconds", 0.0) for row in history.rows), 2),
+        "time_shares": {part: round(share, 4) for part, share in shares.items()},
+        "held_back": held_back(shares, run, loaders),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": device,
         "parameters": size.parameters,
@@ -229,6 +233,8 @@ def print_result(
     if files:
         terminal.say(files)
     terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
+    if result["held_back"]:
+        terminal.say(result["held_back"], style="yellow")
     terminal.say("next:")
     path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
     terminal.say(f"  imgrec evaluate {path}{split}")

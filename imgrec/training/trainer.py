@@ -107,6 +107,7 @@ def run_callbacks(
         "history": history,
         "run_dir": run_dir.path,
         "terminal": terminal,
+        "timeline": boundary.timeline,
     }
     configured = configured_callbacks(run.callbacks, arguments)
     measuring = [callback for callback in configured if isinstance(callback, Throughput)]
@@ -118,7 +119,7 @@ def run_callbacks(
     callbacks += [callback for callback in configured if callback not in measuring]
     if run.trainer.pruning_thresholds:
         callbacks.append(Pruning(history, run.trainer.pruning_thresholds, terminal.say))
-    callbacks += [*given, BestCheckpoint(run_dir.best, history)]
+    callbacks += [*given, BestCheckpoint(run_dir.best, history, boundary.timeline)]
     _check_states(callbacks)
     return callbacks
 

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+from imgrec.training.timeline import PARTS, share_column
+
 HERE = Path(__file__).parent
 SCRIPT = HERE / "cluster"
 PATIENCE_S = 600  # for one event, on a machine that is busy with other things
-TIMES = ("images_per_second", "data_wait_share", "seconds")
+TIMES = ("images_per_second", *map(share_column, PARTS), "seconds")
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY")
 
 

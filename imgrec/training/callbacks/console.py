@@ -10,6 +10,7 @@ from imgrec.errors import plural
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
 from imgrec.training.callbacks.steps import StepMetrics
+from imgrec.training.held_back import data_setting
 from imgrec.training.lightning_compat import count_micro_batches
 
 # The columns: title, width, metric, form. 80 characters wide; metrics.csv has the rest.
@@ -78,8 +79,7 @@ class EpochLines(pl.Callback):
         waited = row.get("data_wait_share", 0.0)
         if waited > self.data_wait and not self._said_waiting:
             self._said_waiting = True
-            hint = "raise num_workers, use smaller image files, or a set held in memory"
-            self.terminal.say(f"  The network waited {waited:.0%} of the time for data: {hint}.", style="yellow")
+            self.terminal.say(f"  The network waited {waited:.0%} of the time for data. {data_setting(data)}", style="yellow")
 
     def _say_images(self, paths: list[str], what: str) -> None:
         """A line where there are more of them than at the last call."""

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from imgrec.config.schema import monitor_mode
 from imgrec.files import atomic_write
 from imgrec.training.module import Classifier
+from imgrec.training.timeline import PARTS, Part, Timeline, share_column
 
 METRICS = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/macro_f1", "val/top5")
-COLUMNS = ("epoch", "step", "lr", *METRICS, "images_per_second", "data_wait_share", "seconds", "best")
+COLUMNS = ("epoch", "step", "lr", *METRICS, "images_per_second", *map(share_column, PARTS), "seconds", "best")
 
 # What is left of Lightning's checkpoint where nothing is resumed: of a ResNet-18 with Adam 45 MB instead of 134.
 WEIGHTS_ONLY = ("epoch", "global_step", "pytorch-lightning_version", "state_dict")
@@ -41,6 +42,15 @@ class History(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         self.rate = float(optimizer.param_groups[-1]["lr"])  # the head's
+
+    def time_shares(self) -> dict[Part, float]:
+        """The share of each part of the time of all epochs; none where it was not measured."""
+        seconds = {
+            part: sum(row.get(share_column(part), 0.0) * row["seconds"] for row in self.rows if "seconds" in row)
+            for part in PARTS
+        }
+        whole = sum(seconds.values())
+        return {part: seconds[part] / whole for part in PARTS} if whole > 0 else {}
 
     def best(self) -> dict[str, Any] | None:
         """The row of the best epoch."""
@@ -81,14 +91,15 @@ class BestCheckpoint(Checkpoint):
     99.31% had 95.56% of the test, the last one 99.72%.
     """
 
-    def __init__(self, file: Path, history: History) -> None:
-        self.file, self.history, self._saving = file, history, False
+    def __init__(self, file: Path, history: History, timeline: Timeline) -> None:
+        self.file, self.history, self.timeline, self._saving = file, history, timeline, False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.history.rows[-1]["best"]:
             self._saving = True
             try:
-                trainer.save_checkpoint(self.file)
+                with self.timeline.during("checkpoint"):
+                    trainer.save_checkpoint(self.file)
             finally:
                 self._saving = False
 

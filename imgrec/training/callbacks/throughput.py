@@ -1,50 +1,71 @@
-"""Images per second, and how long the network waited for them."""
+"""Images per second, and where the time of each epoch goes."""
 
-import time
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
 from imgrec.data.batch import Batch
+from imgrec.training.lightning_compat import after_gradients
+from imgrec.training.timeline import NOT_STEPS, PARTS, CudaClock, HostClock, Timeline, share_columns
 
 
 class Throughput(pl.Callback):
-    """Logs images_per_second (all devices), data_wait_share and seconds of each training epoch."""
+    """Logs images_per_second (all devices), seconds, and the share of each part of the time (PARTS) of each training epoch.
 
-    def __init__(self, *, warm_up: int) -> None:
-        """warm_up: steps of an epoch that are left out: the first one opens workers, chooses algorithms, compiles."""
-        self.warm_up = warm_up
+    `timeline` is told the other parts of the time by those who know them: the loader that a batch is waited for and has
+    come, StepBoundary and BestCheckpoint that they save.
+    """
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._epoch_start = self._mark = time.perf_counter()
-        self._waited = self._worked = 0.0
+    def __init__(self, *, warm_up: int, timeline: Timeline) -> None:
+        """warm_up: steps of a start that are left out: the first one opens workers, chooses algorithms, compiles."""
+        self.warm_up, self.timeline = warm_up, timeline
         self._images = self._steps = 0
+        self._seconds = HostClock()
 
-    on_train_start = on_train_epoch_start  # no epoch starts in a run that resumes within one
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.timeline.start(CudaClock() if pl_module.device.type == "cuda" else HostClock())
+        self._epoch_start = self._seconds.stamp()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int) -> None:
-        now = time.perf_counter()
-        if self._steps >= self.warm_up:
-            self._waited += now - self._mark
-        self._mark = now
+        self.timeline.enter("compute")
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        if trainer.world_size > 1:
+            after_gradients(loss, lambda: self.timeline.enter("communication"))
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1:
+            self.timeline.enter("compute")
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        self.timeline.enter("optimizer")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        now = time.perf_counter()
-        if self._steps >= self.warm_up:
-            self._worked += now - self._mark
-            self._images += len(batch.labels)
+        self.timeline.enter("other")
         self._steps += 1
-        self._mark = now
+        if self._steps <= self.warm_up:
+            self.timeline.clear()
+        else:
+            self._images += len(batch.labels)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.timeline.enter("validation")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.timeline.enter("other")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize()  # the last steps are still being computed
-            self._worked += time.perf_counter() - self._mark
-        seconds = self._waited + self._worked
-        if self._images and seconds:
-            pl_module.log_dict(
-                {"images_per_second": trainer.world_size * self._images / seconds, "data_wait_share": self._waited / seconds},
-                rank_zero_only=True,
-            )
-        pl_module.log("seconds", time.perf_counter() - self._epoch_start, rank_zero_only=True)
+        taken = self.timeline.take()
+        mean = torch.tensor([taken[part] for part in PARTS], dtype=torch.float64).float().to(pl_module.device)
+        mean = trainer.strategy.reduce(mean, reduce_op="mean")  # ranks wait for one another: each has another part of the story
+        seconds = dict(zip(PARTS, mean.tolist(), strict=True))
+        figures = share_columns(seconds)
+        stepping = sum(seconds[part] for part in PARTS if part not in NOT_STEPS)
+        if self._images and stepping:
+            figures["images_per_second"] = trainer.world_size * self._images / stepping
+        now = self._seconds.stamp()
+        figures["seconds"] = now - self._epoch_start
+        pl_module.log_dict(figures, rank_zero_only=True)
+        self._images, self._epoch_start = 0, now

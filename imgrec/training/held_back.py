@@ -1,0 +1,48 @@
+"""What held a training back, and the setting to change."""
+
+from collections.abc import Mapping
+
+from imgrec.config.schema import RunConfig
+from imgrec.data.datamodule import DataModule
+from imgrec.training.timeline import Part
+
+HELD_BACK = 0.2  # share of a training's time above which the end names what took it
+
+TOOK: dict[Part, str] = {
+    "data_wait": "waiting for images",
+    "copy": "copying images to the device",
+    "communication": "waiting for the other processes",
+    "validation": "validation",
+    "checkpoint": "saving",
+}
+
+
+def held_back(shares: Mapping[Part, float], run: RunConfig, loaders: DataModule) -> str | None:
+    """A sentence with the largest part of the time that no training step used, and what to set; None where none is large."""
+    part = max(TOOK, key=lambda part: shares.get(part, 0.0))
+    if (share := shares.get(part, 0.0)) <= HELD_BACK:
+        return None
+    return f"{share:.0%} of the training's time was {TOOK[part]}. {_setting(part, run, loaders)}"
+
+
+def _setting(part: Part, run: RunConfig, loaders: DataModule) -> str:
+    trainer = run.trainer
+    if part == "data_wait":
+        return data_setting(loaders)
+    if part == "copy":
+        return f"Set data.image_size={max(1, run.data.image_size // 2)}, or smaller."
+    if part == "communication":
+        return f"Set batch_size={2 * loaders.plan.global_size}: fewer exchanges for as many images."
+    if part == "validation":
+        limit = trainer.limit_val_batches
+        return f"Set trainer.limit_val_batches={limit / 2 if isinstance(limit, float) else max(1, limit // 2)}."
+    if trainer.save_every_steps is not None:
+        return f"Set trainer.save_every_steps={10 * trainer.save_every_steps}."
+    return "Set runs_dir=FOLDER on a faster disk."
+
+
+def data_setting(loaders: DataModule) -> str:
+    """What to set where the network waits for images."""
+    if loaders.workers < loaders.cores:
+        return f"Set num_workers={loaders.cores}."
+    return f"{loaders.workers} workers use all cores of this process: use smaller image files, or more cores."
