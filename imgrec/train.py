@@ -151,7 +151,6 @@ def _train(
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.threads import chosen_threads
-    from imgrec.training.timeline import Timeline
     from imgrec.training.trainer import build_trainer, opened_logger, run_callbacks
 
     check_signatures(run)
@@ -170,8 +169,7 @@ def _train(
     _stop_if_requested(world)
     heartbeat.doing = "starting"
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume, record)
-    timeline = Timeline()
-    boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say, timeline)
+    boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
     start, left_out = (resume.start, resume.left_out) if resume else ((0, 0), set())
     loaders = DataModule(
         run,
@@ -181,7 +179,7 @@ def _train(
         start=start,
         left_out=left_out,
         doing=lambda: heartbeat.doing,
-        mark=timeline.enter,
+        mark=boundary.timeline.enter,
     )
 
     net, of_weights, extended = _initial_network(run, data.classes, resume)

@@ -64,10 +64,9 @@ class StepBoundary(pl.Callback):
         heartbeat: Heartbeat,
         watchdog: Watchdog,
         say: Callable[[str], None],
-        timeline: Timeline,
     ) -> None:
         self.config, self.last, self.writer, self.resume = config, last, writer, resume
-        self.timeline = timeline
+        self.timeline = Timeline()
         self.heartbeat, self.watchdog, self.say = heartbeat, watchdog, say
         self._saved = None if resume is None else resume.position  # by the last save
         self._entry: Plain | None = None  # of the save under way
