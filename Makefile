@@ -1,12 +1,13 @@
 # make train     train on the embedded digits; ARGS="model=vgg data=mnist" is passed on
 # make test      the fast tests;  make test-all: the slow ones too;  make check: lint, types and fast tests, what CI runs
 # make test-lowest  the fast tests with the lowest versions that pyproject.toml admits, in .venv-lowest
+# make bench     the benchmarks that have a peer, in benchmarks/results.json and docs/benchmarks.md; ARGS="root=DIR" for photographs of yours
 # make docs      the pages of docs/ as a web site in site/;  make docs-serve: shown while they are edited
 # make test-slurm  on a SLURM cluster of two nodes that it starts on this machine, and ends; needs root
 # Each target sets up what it needs in .venv the first time and starts at once the next.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-lowest test-slurm prove-resume check lint types format docs docs-serve tensorboard wheel clean
+.PHONY: help train bench test test-all test-lowest test-slurm prove-resume check lint types format docs docs-serve tensorboard wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,7 +18,7 @@ ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# //p' Makefile | head -7
 
 train: $(VENV)/installed
 	$(BIN)/python -m imgrec.train model=resnet optim=adam $(ARGS)
@@ -38,6 +39,9 @@ test-slurm: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -v --durations=0 -rs tests/slurm $(ARGS)
 
 check: lint types test
+
+bench: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/all.py $(ARGS)
 
 prove-resume: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/prove_resume.py $(ARGS)

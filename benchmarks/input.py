@@ -117,7 +117,9 @@ def results(root: str, *, size: int = 224, images: int = 512, rounds: int = 5) -
         for name, spent in seconds.items():
             print(f"{name + suffix:32}{median(spent) / images * 1e6:8.0f} us of the processor's time an image")
         found += [
-            Result(name + suffix, PEER, round(ratio(seconds, "peer", name), 2), rounds, here) for name in sides if name != "peer"
+            Result(name=name + suffix, peer=PEER, ratio=ratio(seconds, "peer", name), runs=rounds, machine=here)
+            for name in sides
+            if name != "peer"
         ]
     return found
 
@@ -129,7 +131,7 @@ def main() -> None:
     size, images, rounds = (int(given[key]) for key in ("size", "images", "rounds"))
     print(f"{machine()}\n{images} images to {size}x{size}, {fidelity(given['root'], size, 64):.1f} dB from PIL's (median of 64)")
     for result in results(given["root"], size=size, images=images, rounds=rounds):
-        print(f"{result.name:32}{result.ratio:6.2f} times {result.peer}, median of {result.runs} rounds")
+        print("{name:32}{ratio:6.2f} times {peer}, median of {runs} rounds".format_map(result))
 
 
 if __name__ == "__main__":

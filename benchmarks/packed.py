@@ -8,23 +8,19 @@ in its references, ours uint8, as it goes to the device. Fidelity is that of the
 """
 
 import os
-import platform
-import resource
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
-import torchvision
+from input import BATCH, PEER, torchvision_side
 from PIL import Image
-from torchvision import transforms
+from turns import Lap, Result, machine, processor_seconds, ratio
 
 from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import build, instantiate
@@ -32,12 +28,17 @@ from imgrec.data.allocator import keep_freed_memory
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Request
 from imgrec.data.image_data import ImageData
+from imgrec.data.split_folders import find_split_folders
 from imgrec.storage.pack import Packing, pack_images
 
-BATCH = 64
 FORMATS = ("keep", "jpeg", "raw")
-MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-PEER = "torchvision ImageFolder + PIL"
+
+
+class Packed(Result):
+    """A line of results.json, with what the speed costs."""
+
+    decibel: float  # to PIL's picture
+    bytes_per_image: int
 
 
 def folder_data(root: str) -> ImageData:
@@ -48,69 +49,22 @@ def packed_data(root: str) -> ImageData:
     return build("data", compose_config("train", ["data=shards", f"data.root={root}"])["data"], ImageData)
 
 
-def imgrec_round(data: ImageData, images: int) -> Callable[[int], None]:
+@contextmanager
+def imgrec_side(packed: str | None, root: str, images: int) -> Iterator[Lap]:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    data = folder_data(root) if packed is None else packed_data(packed)
     node = compose_config("train", ["augment=basic"])["augment"]
     augment: Augment = instantiate({**node, "crop_scale": [0.08, 1.0], "crop_padding": 0.0})
     split = data.split("train").for_training(augment, 0)
-    keep_freed_memory()
+    order = np.random.default_rng(0).permutation(len(split))[:images]
 
-    def measure(epoch: int) -> None:
-        order = np.random.default_rng(epoch).permutation(len(split))[:images]
+    def lap() -> None:
         for start in range(0, len(order), BATCH):
-            batch = split[Request(epoch, order[start : start + BATCH], BATCH)]
-            augment.batch(batch.images, seed=0, epoch=epoch, indices=batch.indices)
+            batch = split[Request(0, order[start : start + BATCH], BATCH)]
+            augment.batch(batch.images, seed=0, epoch=0, indices=batch.indices)
 
-    return measure
-
-
-def torchvision_round(root: str, images: int) -> Callable[[int], None]:
-    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    files = torchvision.datasets.ImageFolder(root, transforms.Compose([*steps, transforms.Normalize(MEAN, STD)]))
-
-    def measure(epoch: int) -> None:
-        order = np.random.default_rng(epoch).permutation(len(files))[:images].tolist()
-        for start in range(0, len(order), BATCH):
-            torch.utils.data.default_collate([files[row] for row in order[start : start + BATCH]])
-
-    return measure
-
-
-def serve(make: Callable[[], Callable[[int], None]], pipe: Connection) -> None:
-    """Measure a round of processor seconds for each epoch that comes through the pipe."""
-    torch.set_num_threads(1)
-    measure = make()
-    while (epoch := pipe.recv()) is not None:
-        before = resource.getrusage(resource.RUSAGE_SELF)
-        measure(epoch)
-        after = resource.getrusage(resource.RUSAGE_SELF)
-        pipe.send(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-
-
-def interleaved(ways: dict[str, Callable[[], Callable[[int], None]]], rounds: int) -> dict[str, list[float]]:
-    """Processor seconds of each round; the first warms the page cache and counts for none."""
-    context = get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    processes = []
-    for name, way in ways.items():
-        pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(way, theirs)))
-        processes[-1].start()
-    found: dict[str, list[float]] = {name: [] for name in ways}
-    for epoch in range(rounds + 1):
-        for name, pipe in pipes.items():
-            pipe.send(epoch)
-            seconds = pipe.recv()
-            if epoch:
-                found[name].append(seconds)
-    for pipe in pipes.values():
-        pipe.send(None)
-    for process in processes:
-        process.join()
-    return found
-
-
-def make_imgrec(packed: str | None, root: str, images: int) -> Callable[[int], None]:
-    return imgrec_round(folder_data(root) if packed is None else packed_data(packed), images)
+    yield lap
 
 
 def fidelity(root: str, packed: ImageData, count: int = 64) -> float:
@@ -128,34 +82,31 @@ def fidelity(root: str, packed: ImageData, count: int = 64) -> float:
     return median(decibel)
 
 
-def results(root: str, *, size: int = 256, images: int = 512, rounds: int = 5) -> list[dict[str, Any]]:
+def results(root: str, *, size: int = 256, images: int = 512, rounds: int = 5) -> list[Packed]:
     with tempfile.TemporaryDirectory() as scratch:
-        workers = len(os.sched_getaffinity(0))
         for kind in FORMATS:
             packing = Packing(kind, size, 90, 2000)
+            workers = len(os.sched_getaffinity(0))
             pack_images(folder_data(root), Path(scratch, kind), packing, num_workers=workers, advance=lambda images: None)
-        # torchvision's side reads the files of the training split alone, as does ours.
-        train = str(Path(root) / "train") if (Path(root) / "train").is_dir() else root
-        folders = {"folder": None} | {kind: str(Path(scratch, kind)) for kind in FORMATS}
-        ways = {name: partial(make_imgrec, packed, root, images) for name, packed in folders.items()}
-        found = interleaved({PEER: partial(torchvision_round, train, images), **ways}, rounds)
+        folders = {"jpeg_folder": None} | {f"packed_{kind}": str(Path(scratch, kind)) for kind in FORMATS}
+        ways = {name: partial(imgrec_side, packed, root, images) for name, packed in folders.items()}
+        seconds = processor_seconds({PEER: partial(torchvision_side, root, 224, images, 0), **ways}, rounds=rounds)
+        train, here = find_split_folders(root).folders["train"], machine()
         rows = []
         for name, packed in folders.items():
             data = folder_data(root) if packed is None else packed_data(packed)
             files = data.split("train")
-            stored = (
-                [files.content()[:, 0]] if packed else [np.array([os.path.getsize(files.path(k)) for k in range(len(files))])]
-            )
+            sizes = files.content()[:, 0] if packed else [os.path.getsize(files.path(k)) for k in range(len(files))]
             rows.append(
-                {
-                    "name": "jpeg_folder_here" if packed is None else f"packed_{name}",
-                    "peer": PEER,
-                    "ratio": round(median(theirs / ours for theirs, ours in zip(found[PEER], found[name], strict=True)), 3),
-                    "runs": [round(images / seconds, 1) for seconds in found[name]],
-                    "machine": f"{processor()}, torch {torch.__version__}, torchvision {torchvision.__version__}",
-                    "decibel": round(fidelity(train, data), 1),
-                    "bytes_per_image": int(np.concatenate(stored).mean()),
-                }
+                Packed(
+                    name=name,
+                    peer=PEER,
+                    ratio=ratio(seconds, PEER, name),
+                    runs=rounds,
+                    machine=here,
+                    decibel=round(fidelity(train, data), 1),
+                    bytes_per_image=int(np.mean(sizes)),
+                )
             )
         return rows
 
@@ -164,23 +115,10 @@ def main() -> None:
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     if "root" not in given:
         raise SystemExit("usage: python benchmarks/packed.py root=DIR [size=256] [images=512] [rounds=5]")
-    numbers = {name: int(value) for name, value in given.items() if name != "root"}
-    rows = results(given["root"], **numbers)
-    print(f"{rows[0]['machine']}; ratio to {PEER}, images per second of processor time (median and rounds)")
+    rows = results(given["root"], **{name: int(value) for name, value in given.items() if name != "root"})
+    print(rows[0]["machine"])
     for row in rows:
-        rounds = f"{min(row['runs']):.0f} to {max(row['runs']):.0f}"
-        print(
-            f"{row['name']:<18}ratio {row['ratio']:6.2f}  {median(row['runs']):8.1f} images/s ({rounds})  "
-            f"{row['decibel']:5.1f} dB  {row['bytes_per_image']:,} bytes"
-        )
-
-
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        print("{name:<18}{ratio:6.2f} times {peer}  {decibel:5.1f} dB  {bytes_per_image:9,} bytes".format_map(row))
 
 
 if __name__ == "__main__":

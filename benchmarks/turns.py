@@ -9,7 +9,7 @@ from importlib.metadata import version
 from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, TypedDict
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "pillow", "simplejpeg")
@@ -18,7 +18,7 @@ Lap = Callable[[], object]
 Side = Callable[[], AbstractContextManager[Lap]]  # to be imported by another process: a function of a module, or a partial
 
 
-class Result(NamedTuple):
+class Result(TypedDict):
     """A line of results.json."""
 
     name: str
@@ -44,7 +44,7 @@ def processor_seconds(sides: Mapping[str, Side], *, rounds: int) -> dict[str, li
 
 def ratio(seconds: Mapping[str, list[float]], peer: str, ours: str) -> float:
     """How many times less processor time: of the medians."""
-    return median(seconds[peer]) / median(seconds[ours])
+    return round(median(seconds[peer]) / median(seconds[ours]), 2)
 
 
 class _Started:
