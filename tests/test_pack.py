@@ -18,6 +18,7 @@ from error_parts import assert_refused, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from marks import slow_but
 from small_run import SMALL
 from test_data_folder import PREPROCESSING, folder, make, whole
 
@@ -126,7 +127,7 @@ def files(out: Path) -> dict[str, bytes]:
 # Reading
 
 
-@pytest.mark.parametrize("augment", [None, "basic", "trivial"])
+@pytest.mark.parametrize("augment", slow_but(None, "basic", among=[None, "basic", "trivial"]))
 def test_batches_equal_those_of_the_folder(photos, kept, augment):
     drawn = augment and build("augment", compose_config("train", [f"augment={augment}"])["augment"], Augment)
     for split in SPLITS:

@@ -21,6 +21,7 @@ from imgrec.data.folder import FileData, FileKeys, ImageFiles, Reading
 from imgrec.data.image_data import Splits
 from imgrec.errors import DataError
 from imgrec.storage.index import INDEX, PackedSplit, ShardIndex
+from imgrec.storage.webdataset import webdataset_index
 
 MOST_OPEN = 512  # shards of a process, as each takes a file descriptor, of which a process usually may have 1,024
 RAW_HEADER = re.compile(rb"P([56])\n(\d+) (\d+)\n255\n")  # of a PPM or PGM file, as `imgrec pack format=raw` writes it
@@ -141,7 +142,7 @@ def raw_pixels(content: NDArray[np.uint8], preprocessing: Preprocessing) -> Tens
 
 
 class Shards(FileData):
-    """Tar shards that `imgrec pack` wrote: ROOT/index.npz and ROOT/train|val|test/*.tar."""
+    """Tar shards: of `imgrec pack`, which have ROOT/index.npz, or of others, whose index is built when they are first read."""
 
     def __init__(self, *, root: str, **keys: Unpack[FileKeys]) -> None:
         super().__init__(**keys)
@@ -151,11 +152,8 @@ class Shards(FileData):
         return f"{self.root} has {count} classes"
 
     def read(self) -> Splits:
-        if not (Path(self.root) / INDEX).is_file():
-            raise DataError(
-                f"data.root={self.root}: there is no {INDEX}. Set data.root=DIR that imgrec pack FOLDER out=DIR has made."
-            )
-        index = ShardIndex.read(Path(self.root))
+        own = (Path(self.root) / INDEX).is_file()
+        index = ShardIndex.read(Path(self.root)) if own else webdataset_index(self.root)
         files = ShardFiles(self.root, index.shards, index.sizes)
         files.check()
         splits = {

@@ -1,0 +1,150 @@
+"""Tar shards that others wrote, with KEY.jpg and KEY.cls of each image: their index is built once, and kept in the cache folder."""
+
+import fcntl
+import hashlib
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from glob import escape, glob
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from imgrec.config.schema import Split
+from imgrec.data.batch import Indices
+from imgrec.data.folder import label_indices, pack_names
+from imgrec.data.loader import Loader, worker_count
+from imgrec.data.split_folders import split_meant
+from imgrec.errors import DataError, first_names
+from imgrec.files import IMAGE_EXTENSIONS, atomic_write, file_extension
+from imgrec.storage.index import PLACE, PackedSplit, Places, ShardIndex
+
+MOST_LABEL = 1000  # bytes of a .cls file
+FEW = 4  # shards that are scanned in this process
+
+
+class ScannedShard(NamedTuple):
+    """The images of a shard in its order."""
+
+    names: list[str]
+    labels: list[str]
+    places: Places
+
+
+def webdataset_index(root: str) -> ShardIndex:
+    """The index of ROOT/*.tar and ROOT/*/*.tar, from the cache where these have not changed since. DataError where there are none."""
+    shards = sorted(os.path.relpath(path, root) for pattern in ("*.tar", "*/*.tar") for path in glob(f"{escape(root)}/{pattern}"))
+    if not shards:
+        raise DataError(
+            f"data.root={root}: there is no index.npz, and no *.tar. Set data.root=DIR that imgrec pack FOLDER out=DIR has made, "
+            "or that holds shards of webdataset."
+        )
+    splits = _splits(root, shards)
+    status = [os.stat(os.path.join(root, shard)) for shard in shards]
+    sizes = np.array([one.st_size for one in status], dtype=np.int64)
+    source = repr((os.path.realpath(root), shards, [(one.st_size, one.st_mtime_ns) for one in status])).encode()
+    key = hashlib.blake2b(source, digest_size=16).hexdigest()
+    folder = _cache_folder()
+    if folder is None:
+        return _build(root, shards, splits, sizes, key)
+    file = folder / f"{key}.npz"
+    with _lock(folder):
+        with suppress(OSError, DataError):  # not there yet, or damaged
+            return ShardIndex.unpack(file.read_bytes(), file)
+        index = _build(root, shards, splits, sizes, key)
+        with suppress(DataError):  # where it cannot be written, the next run builds it again
+            atomic_write(file, index.pack())
+    return index
+
+
+def _cache_folder() -> Path | None:
+    """In IMGREC_CACHE, else in XDG_CACHE_HOME or ~/.cache; None where IMGREC_CACHE is empty, or there is no home."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")  # relative ones are ignored, by XDG's rules
+    base = os.environ.get("IMGREC_CACHE", base)
+    return Path(base) / "imgrec" / "shards" if os.path.isabs(base) else None
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One of the ranks of a machine builds the index, the others wait for it; without a lock where nothing can be written."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / "shards.lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _splits(root: str, shards: list[str]) -> list[Split]:
+    """The split of each shard by a word in its path, as in train/0000.tar or imagenet-val-00.tar; all train where none has one."""
+    found: list[Split | None] = [next(filter(None, map(split_meant, re.findall(r"[^\W\d_]+", shard))), None) for shard in shards]
+    if not any(found):
+        return ["train"] * len(shards)
+    if lacking := [shard for shard, split in zip(shards, found, strict=True) if split is None]:
+        raise DataError(
+            f"data.root={root}: {first_names(lacking, 3)} have no train, val or test in their names, and others have. "
+            "Rename them, or move them away."
+        )
+    return [split for split in found if split is not None]
+
+
+class _Scanner:
+    """What a shard holds, by its headers and labels: the source of a Loader."""
+
+    def __init__(self, root: str, shards: list[str]) -> None:
+        self.root, self.shards = root, shards
+
+    def __getitem__(self, number: int) -> ScannedShard:
+        shard = self.shards[number]
+        path = os.path.join(self.root, shard)
+        images: dict[str, tuple[int, int]] = {}
+        labels: dict[str, str] = {}
+        try:
+            with tarfile.open(path, "r:") as tar:
+                for member in tar:
+                    folder, slash, name = member.name.rpartition("/")
+                    stem, _, extension = name.partition(".")
+                    key = f"{folder}{slash}{stem}"
+                    if not member.isfile() or not stem:
+                        continue
+                    if extension == "cls" and member.size <= MOST_LABEL:
+                        content = tar.extractfile(member)
+                        assert content is not None
+                        labels[key] = content.read().decode(errors="surrogateescape").strip()
+                    elif file_extension(name) in IMAGE_EXTENSIONS:
+                        if key in images:
+                            raise DataError(f"{path}: {key} has two images. Remove one of them.")
+                        images[key] = (member.offset_data, member.size)
+        except (tarfile.TarError, OSError) as error:
+            raise DataError(f"{path} cannot be read as a tar file without compression: {error}. Copy it again.") from error
+        if lacking := sorted(images.keys() - labels.keys()):
+            raise DataError(f"{path}: {lacking[0]} has no {lacking[0]}.cls with its class. Add it to the shard.")
+        if images and max(offset + size for offset, size in images.values()) > os.path.getsize(path):
+            raise DataError(f"{path} is cut short. Copy it again.")
+        places = np.array([(number, offset, size, -1) for offset, size in images.values()], dtype=PLACE)
+        return ScannedShard([f"{shard}/{key}" for key in images], [labels[key] for key in images], places)
+
+
+def _build(root: str, shards: list[str], splits: list[Split], sizes: Indices, source: str) -> ShardIndex:
+    workers = worker_count("auto", in_memory=len(shards) <= FEW, processes_here=1)
+    with closing(Loader(_Scanner(root, shards), range(len(shards)), num_workers=workers)) as scan:
+        scanned = list(scan)
+    of_split: dict[Split, list[ScannedShard]] = {}
+    for split, shard in zip(splits, scanned, strict=True):
+        of_split.setdefault(split, []).append(shard)
+    if "train" not in of_split:
+        raise DataError(f"data.root={root} has shards of {' and '.join(of_split)}, but none of train. Add them.")
+    texts = {label for shard in of_split["train"] for label in shard.labels}
+    classes = tuple(sorted(texts, key=int) if all(map(str.isdecimal, texts)) else sorted(texts))
+    packed: dict[Split, PackedSplit] = {}
+    for split, parts in of_split.items():
+        names = [name for part in parts for name in part.names]
+        if not names:
+            raise DataError(f"data.root={root} has no images in the shards of {split}. Remove them, or add images.")
+        labels = label_indices([label for part in parts for label in part.labels], classes, names.__getitem__)
+        packed[split] = PackedSplit(labels, pack_names(names), np.concatenate([part.places for part in parts]))
+    return ShardIndex(classes, tuple(shards), sizes, np.full(len(shards), -1, dtype=np.int64), packed, source)

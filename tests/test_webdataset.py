@@ -1,0 +1,144 @@
+"""data=shards with tar files that others wrote: read in imgrec's order by an index that is built once."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from error_parts import raises_error
+from image_files import picture
+from test_data_folder import PREPROCESSING, folder, make, whole
+from test_pack import KEEP, pack, shards
+
+from imgrec.data.decode import load_image
+from imgrec.errors import DataError
+from imgrec.storage import webdataset
+from imgrec.storage.index import INDEX
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("IMGREC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def encoded(seed: int, kind: str = "JPEG") -> bytes:
+    content = io.BytesIO()
+    picture(seed).save(content, kind)
+    return content.getvalue()
+
+
+def write(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def sample(key: str, seed: int, label: object, extension: str = "jpg") -> list[tuple[str, bytes]]:
+    image = (f"{key}.{extension}", encoded(seed, "PNG" if extension == "png" else "JPEG"))
+    return [image, (f"{key}.cls", str(label).encode()), (f"{key}.json", b'{"x": 1}')]
+
+
+def write_set(root: Path, names: dict[str, int], labels=(0, 1, 2)) -> Path:
+    """Shards of 12 images each, in forms and with names of several lengths."""
+    for number, (name, form) in enumerate(names.items()):
+        members = []
+        for k in range(12):
+            key = f"{'deep/' * (30 * (k == 3))}s{number}_{k}"
+            members += sample(key, 100 * number + k, labels[k % len(labels)], "png" if k == 5 else "jpg")
+        write(root / name, members, form)
+    return root
+
+
+LAYOUTS = {
+    "folders": ["train/0.tar", "train/1.tar", "val/0.tar", "test/0.tar"],
+    "names": ["set-train-0.tar", "set-train-1.tar", "set-validation-0.tar", "set-test-0.tar"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("labels", [(0, 1, 10), ("wolf", "ant", "größe")], ids=["numbers", "names"])
+def test_images_labels_and_splits_are_those_of_the_shards(tmp_path, layout, labels):
+    forms = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]
+    forms[0] = tarfile.GNU_FORMAT  # USTAR holds no long names
+    root = write_set(tmp_path / "set", dict(zip(LAYOUTS[layout], forms, strict=True)), labels)
+    data = shards(root)
+    assert data.classes == tuple(map(str, labels if labels[0] == 0 else sorted(labels)))
+    for split, numbers in (("train", (0, 1)), ("val", (2,)), ("test", (3,))):
+        images = data.split(split)
+        assert len(images) == 12 * len(numbers)
+        batch = whole(images)
+        for row in range(len(images)):
+            number, k = numbers[row // 12], row % 12
+            assert data.classes[batch.labels[row]] == str(labels[k % 3])
+            (tmp_path / "one").write_bytes(encoded(100 * number + k, "PNG" if k == 5 else "JPEG"))
+            assert torch.equal(batch.images[row], load_image(str(tmp_path / "one"), PREPROCESSING))
+
+
+def test_shards_without_splits_are_cut(tmp_path):
+    data = shards(write_set(tmp_path / "set", {f"{k}.tar": tarfile.PAX_FORMAT for k in range(6)}))  # by several processes
+    counts = {split: len(data.split(split)) for split in ("train", "val", "test")}
+    assert sum(counts.values()) == 72
+    assert min(counts.values()) >= 3
+
+
+def test_the_index_is_built_once_and_anew_when_shards_change(tmp_path, cache, monkeypatch):
+    root = write_set(tmp_path / "set", {"train/0.tar": tarfile.PAX_FORMAT, "val/0.tar": tarfile.PAX_FORMAT})
+    built = []
+    build = webdataset._build
+    monkeypatch.setattr(webdataset, "_build", lambda *args: built.append(args[0]) or build(*args))
+    first = shards(root).split("train")
+    assert torch.equal(whole(shards(root).split("train")).images, whole(first).images)
+    assert built == [str(root)]
+    write(root / "train/0.tar", sample("a", 1, 0) + sample("b", 2, 1) + sample("c", 3, 2))
+    assert len(shards(root).split("train")) == 3
+    assert len(built) == 2
+    for file in cache.rglob("*.npz"):
+        file.write_bytes(b"damaged")
+    assert len(shards(root).split("train")) == 3
+    monkeypatch.setenv("IMGREC_CACHE", "")
+    assert len(shards(root).split("train")) == 3
+    assert len(built) == 4
+    assert sorted(path.name for path in root.rglob("*")) == ["0.tar", "0.tar", "train", "val"]  # nothing is written there
+
+
+def test_our_shards_without_their_index_are_read_as_those_of_others(tmp_path):
+    photos = make(tmp_path / "photos", {"cat": 9, "dog": 14})
+    out = pack(folder(photos), tmp_path / "out", KEEP)
+    ours = shards(out).split("train")
+    (out / INDEX).unlink()
+    theirs = shards(out).split("train")
+    assert theirs.labels.tolist() == ours.labels[[int(name.decode().rpartition("/")[2]) for name in theirs.names]].tolist()
+
+
+def test_what_is_wrong_with_a_shard_is_said_with_its_name(tmp_path):
+    def said(*parts: object, members=None, **change) -> None:
+        root = tmp_path / f"set{len(list(tmp_path.iterdir()))}"
+        write(root / "val/0.tar", sample("a", 1, 0))
+        if members is not None:
+            write(root / "train/0.tar", members)
+        for name, content in change.items():
+            (root / name.replace("_", "/", 1)).with_suffix(".tar").write_bytes(content)
+        with raises_error(DataError, *(str(part).replace("ROOT", str(root)) for part in parts)):
+            _ = shards(root).splits
+
+    good = sample("a", 1, 0) + sample("b", 2, 1)
+    said("data.root=ROOT", "val", "train")
+    said("ROOT/train/0.tar", "c", "no c.cls", members=[*good, ("c.jpg", encoded(3))])
+    said("ROOT/train/0.tar", "a", "two images", members=[*good[:1], ("a.png", encoded(3, "PNG"))])
+    said("data.root=ROOT", "no images", "train", members=[("a.txt", b"text")])
+    said("ROOT/train/0.tar", "tar file", "Copy it again", members=good, train_0=b"x" * 1024)
+    said("val/0.tar/a", "the class 0", "train", "1, 2", members=sample("a", 1, 1) + sample("b", 2, 2))
+    content = write(tmp_path / "cut.tar", [("a.cls", b"0"), ("b.cls", b"0"), *good]).read_bytes()
+    said("ROOT/train/0.tar", "Copy it again", members=good, train_0=content[: 2 * 1024 + 900])
+    said("data.root=ROOT", "other.tar", "train, val or test", members=good, other=content)
+    (tmp_path / "none").mkdir()
+    with raises_error(DataError, f"data.root={tmp_path / 'none'}", "*.tar", "imgrec pack FOLDER out=DIR"):
+        _ = shards(tmp_path / "none").splits
+    assert os.listdir(tmp_path / "none") == []
