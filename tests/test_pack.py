@@ -17,8 +17,8 @@ import torch
 from error_parts import assert_refused, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from marks import slow_but
+from PIL import Image
 from small_run import SMALL
 from test_data_folder import PREPROCESSING, folder, make, whole
 

@@ -15,11 +15,13 @@ import numpy as np
 
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
-from imgrec.data.folder import label_indices, pack_names
+from imgrec.data.cache import cache_folder, write_cached
+from imgrec.data.file_index import pack_names
+from imgrec.data.folder import label_indices
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.split_folders import split_meant
 from imgrec.errors import DataError, first_names
-from imgrec.files import IMAGE_EXTENSIONS, atomic_write, file_extension
+from imgrec.files import IMAGE_EXTENSIONS, file_extension
 from imgrec.storage.index import PLACE, PackedSplit, Places, ShardIndex
 
 MOST_LABEL = 1000  # bytes of a .cls file
@@ -47,25 +49,16 @@ def webdataset_index(root: str) -> ShardIndex:
     sizes = np.array([one.st_size for one in status], dtype=np.int64)
     source = repr((os.path.realpath(root), shards, [(one.st_size, one.st_mtime_ns) for one in status])).encode()
     key = hashlib.blake2b(source, digest_size=16).hexdigest()
-    folder = _cache_folder()
+    folder = cache_folder()
     if folder is None:
         return _build(root, shards, splits, sizes, key)
-    file = folder / f"{key}.npz"
+    file = folder / f"shards-{key}.npz"
     with _lock(folder):
         with suppress(OSError, DataError):  # not there yet, or damaged
             return ShardIndex.unpack(file.read_bytes(), file)
         index = _build(root, shards, splits, sizes, key)
-        with suppress(DataError):  # where it cannot be written, the next run builds it again
-            atomic_write(file, index.pack())
+        write_cached(file, index.pack())
     return index
-
-
-def _cache_folder() -> Path | None:
-    """In IMGREC_CACHE, else in XDG_CACHE_HOME or ~/.cache; None where IMGREC_CACHE is empty, or there is no home."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    base = base if os.path.isabs(base) else os.path.expanduser("~/.cache")  # relative ones are ignored, by XDG's rules
-    base = os.environ.get("IMGREC_CACHE", base)
-    return Path(base) / "imgrec" / "shards" if os.path.isabs(base) else None
 
 
 @contextmanager
