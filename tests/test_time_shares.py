@@ -17,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import run_ranks, wait_until
 
+from imgrec.config.instantiate import instantiate
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.train import fit
+from imgrec.training.callbacks.profile import RECORDED
 from imgrec.training.held_back import HELD_BACK, data_setting, held_back
 from imgrec.training.module import Classifier
 from imgrec.training.timeline import PARTS, CudaClock, HostClock, Timeline, share_column, share_columns
@@ -247,3 +249,26 @@ def test_the_wait_for_the_gradients_of_another_rank_is_communication(small, tmp_
     shares = {part: last[share_column(part)] for part in PARTS}
     assert sum(shares.values()) == pytest.approx(1)
     assert {part: same[share_column(part)] for part in PARTS} == shares  # the mean over the ranks
+
+
+def test_profile_writes_a_trace_and_a_table_of_its_steps_and_no_more(small, capfd):
+    longer = ("data.train_samples=60", "trainer.limit_train_batches=10")
+    run = small("id=1", "profile=true", *longer)
+    result = fit(run)
+    folder = Path(run.runs_dir) / run.name / "1/profile"
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    backward = {event["name"] for event in events}
+    convolutions = [event for event in events if event["name"] == "aten::conv2d"]
+    assert len(convolutions) == RECORDED * sum(isinstance(m, torch.nn.Conv2d) for m in instantiate(run.model).modules())
+    assert "ConvolutionBackward0" in backward
+    assert "convolution" in (folder / "operators.txt").read_text()
+    assert f"profile of {RECORDED} steps in {folder}" in capfd.readouterr().out
+    plain = fit(small("id=2", *longer), quiet=True)
+    assert plain["weights"]["last"]["sha256"] == result["weights"]["last"]["sha256"]
+
+
+def test_a_run_too_short_for_a_profile_says_so(small, capsys):
+    run = small("id=1", "profile=true")
+    fit(run)
+    assert_error(next(line for line in capsys.readouterr().out.splitlines() if "profile" in line), "profile=true", "4 steps")
+    assert not (Path(run.runs_dir) / run.name / "1/profile").exists()

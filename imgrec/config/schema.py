@@ -127,6 +127,7 @@ class RunConfig:
     finetune: FinetuneConfig
     decay_on: Literal["weights", "all"]
     monitor: Monitor
+    profile: bool
     data: DataConfig
     model: Node
     augment: Node

@@ -32,6 +32,7 @@ RESUMABLE_KEYS = (
     "data.on_bad_image",  # with refuse, nothing has been skipped so far
     "data.on_bad_image_eval",
     "num_workers",
+    "profile",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",

@@ -26,6 +26,7 @@ from imgrec.training.callbacks.finite import FiniteLoss
 from imgrec.training.callbacks.freeze import FreezeBackbone
 from imgrec.training.callbacks.history import BestCheckpoint, History
 from imgrec.training.callbacks.logger import LogRun
+from imgrec.training.callbacks.profile import Profile
 from imgrec.training.callbacks.tensorboard import event_errors
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.callbacks.time_budget import TimeBudget
@@ -117,6 +118,8 @@ def run_callbacks(
     if run.finetune.freeze_epochs and run.extend is None:
         callbacks.append(FreezeBackbone(run.finetune.freeze_epochs))
     callbacks += [callback for callback in configured if callback not in measuring]
+    if run.profile:
+        callbacks.append(Profile(run_dir.path / "profile", terminal.say))
     if run.trainer.pruning_thresholds:
         callbacks.append(Pruning(history, run.trainer.pruning_thresholds, terminal.say))
     callbacks += [*given, BestCheckpoint(run_dir.best, history, boundary.timeline)]
