@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 
 from imgrec.errors import plural
 
-SKIPPED, WARM_UP, RECORDED = 2, 1, 5  # steps of a start; the first ones open workers, choose algorithms, compile
+SKIPPED, RECORDED = 3, 5  # steps of a start; the first ones open workers, choose algorithms, compile
 ROWS = 40  # operators in the table
 
 
@@ -27,7 +27,7 @@ class Profile(pl.Callback):
             self._on_cuda = pl_module.device.type == "cuda"
             self._profiler = profile(
                 activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_cuda else [])],
-                schedule=schedule(wait=SKIPPED, warmup=WARM_UP, active=RECORDED, repeat=1),
+                schedule=schedule(wait=SKIPPED - 1, warmup=1, active=RECORDED, repeat=1),
                 on_trace_ready=self._write,
             )
             self._profiler.start()
@@ -40,7 +40,7 @@ class Profile(pl.Callback):
         if self._profiler is not None:
             self._profiler.stop()  # writes what was recorded so far
         if self._profiler is not None:
-            self.say(f"profile=true: fewer than {plural(SKIPPED + WARM_UP + 1, 'step')} were trained; nothing was recorded.")
+            self.say(f"profile=true: fewer than {plural(SKIPPED + 1, 'step')} were trained; nothing was recorded.")
             self._profiler = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
