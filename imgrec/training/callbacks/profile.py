@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from imgrec.errors import plural
 
 SKIPPED, RECORDED = 3, 5  # steps of a start; the first ones open workers, choose algorithms, compile
-ROWS = 40  # operators in the table
+OPERATORS = 40  # operators in the table
 
 
 class Profile(pl.Callback):
@@ -52,6 +52,6 @@ class Profile(pl.Callback):
         self.folder.mkdir(exist_ok=True)
         recorded.export_chrome_trace(str(self.folder / "trace.json"))
         order = "self_device_time_total" if self._on_cuda else "self_cpu_time_total"
-        (self.folder / "operators.txt").write_text(recorded.key_averages().table(sort_by=order, row_limit=ROWS) + "\n")
+        (self.folder / "operators.txt").write_text(recorded.key_averages().table(sort_by=order, row_limit=OPERATORS) + "\n")
         self.say(f"profile of {RECORDED} steps in {self.folder}: operators.txt, and trace.json for ui.perfetto.dev")
         self._profiler = None
