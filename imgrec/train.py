@@ -253,9 +253,10 @@ def _fit(
 ) -> None:
     """Train to the last epoch, unless that is done already."""
     from imgrec.training.checkpoint import restoring
+    from imgrec.training.lightning_compat import driver_asked
 
     resume = boundary.resume
-    with restoring(resume, lambda: boundary.restored):
+    with restoring(resume, lambda: boundary.restored), driver_asked(trainer):
         if resume is not None and resume.position.stage == "end":
             history.load_state_dict(resume.load()["callbacks"][history.state_key])
             return

@@ -1,6 +1,7 @@
 """imgrec.training.lightning_compat: a name that is gone is said before the run starts, and each one still means what imgrec takes it for."""
 
 import ast
+import os
 import signal
 import sys
 import warnings
@@ -14,7 +15,8 @@ import pytorch_lightning as pl
 import torch
 from processes import run_ranks
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, WeightAveraging
-from pytorch_lightning.loops import _TrainingEpochLoop
+from pytorch_lightning.loops import _TrainingEpochLoop, training_epoch_loop
+from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.trainer.states import TrainerFn
@@ -26,9 +28,13 @@ from torch.utils.data import DataLoader
 from imgrec.training import lightning_compat
 from imgrec.training.lightning_compat import (
     KNOWN_WARNINGS,
+    STEP_HOOKS,
     LoopPosition,
+    NoProfiler,
+    QuickHooks,
     UnsupportedVersionError,
     UnwrappedDDP,
+    driver_asked,
     find_averages,
     forget_restart,
     is_within_batch,
@@ -39,6 +45,7 @@ from imgrec.training.lightning_compat import (
     restore_trained_weights,
     set_loop_position,
     silence_known_warnings,
+    skip_unused_hooks,
 )
 
 MICRO_BATCHES, ACCUMULATE, EPOCHS = 5, 2, 3
@@ -116,6 +123,7 @@ def fit(trainer: pl.Trainer, module: Tiny | None = None, ckpt_path: Path | None 
     ("owner", "name", "said"),
     [
         (_SignalConnector, "register_signal_handlers", "Trainer._signal_connector.register_signal_handlers"),
+        (_TrainingEpochLoop, "_build_kwargs", "Trainer.fit_loop.epoch_loop._build_kwargs"),
         (_TrainingEpochLoop, "_broadcast_sigterm_tensor", "Trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor"),
         (DistributedDataParallel, "_remove_autograd_hooks", "DistributedDataParallel._remove_autograd_hooks"),
         (Strategy, "_setup_model", "Strategy._setup_model"),
@@ -258,6 +266,81 @@ def test_signals_stay_with_imgrec(prepared: bool) -> None:
         assert (found == [signal.default_int_handler]) == prepared
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+# What Lightning does in each step
+
+
+class QuickTiny(QuickHooks, Tiny):
+    def __init__(self) -> None:
+        super().__init__()
+        skip_unused_hooks(self, pl.LightningModule)
+
+
+@pytest.mark.parametrize("hook", STEP_HOOKS)
+def test_a_hook_that_does_something_is_called_as_often_as_before(hook: str) -> None:
+    """And a step trains the same weights, whether the others are passed over or not."""
+
+    def run(prepare: bool) -> tuple[list[str], torch.Tensor]:
+        called: list[str] = []
+
+        def noted(self: Any, *args: Any, **more: Any) -> None:
+            called.append(type(self).__name__)
+
+        callback = type("Noted", (Callback,), {hook: noted})()
+        torch.manual_seed(0)
+        module = type("NotedTiny", (QuickTiny if prepare else Tiny,), {hook: noted})()
+        fit(make_trainer(callback, Callback(), prepare=prepare, max_epochs=1, profiler=NoProfiler()), module)
+        return called, module.layer.weight
+
+    (quick, ours), (plain, theirs) = run(prepare=True), run(prepare=False)
+    assert quick == plain != []
+    assert torch.equal(ours, theirs)
+
+
+def test_what_is_not_needed_in_a_step_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unprepared, each is done: then this test would notice that Lightning no longer does it that way."""
+    profiles: list[str] = []
+    signatures: list[Any] = []
+    names: list[str] = []
+    profile, inspected, set_name = (
+        PassThroughProfiler.profile,
+        training_epoch_loop.is_param_in_hook_signature,
+        nn.Module.__setattr__,
+    )
+    monkeypatch.setattr(PassThroughProfiler, "profile", lambda self, name: profiles.append(name) or profile(self, name))
+    monkeypatch.setattr(
+        training_epoch_loop,
+        "is_param_in_hook_signature",
+        lambda *args, **more: signatures.append(args) or inspected(*args, **more),
+    )
+    monkeypatch.setattr(
+        nn.Module,
+        "__setattr__",
+        lambda self, name, value: (names.append(name) if name == "_current_fx_name" else None) or set_name(self, name, value),
+    )
+    for prepare in (True, False):
+        profiler = NoProfiler() if prepare else None
+        trainer = make_trainer(Callback(), prepare=prepare, max_epochs=1, profiler=profiler)
+        fit(trainer, QuickTiny() if prepare else Tiny())
+        assert [bool(found) for found in (profiles, signatures, names)] == [not prepare] * 3
+        assert any("[Callback]" in name and "on_train_batch_start" in name for name in profiles) != prepare
+
+
+def test_on_the_cpu_adam_asks_the_driver_and_not_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make_trainer(prepare=False)
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: asked.append("NVML") or 0)
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.ones(1)
+    optimizer = torch.optim.Adam([weight])
+    before = os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"]
+    with driver_asked(trainer):
+        optimizer.step()
+        assert asked == []
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == before == "1"
+    optimizer.step()
+    assert asked != []  # else torch no longer asks, and driver_asked can go
 
 
 def test_between_two_batches_lightning_runs_no_collective() -> None:

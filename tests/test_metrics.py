@@ -61,17 +61,6 @@ def test_a_report_is_scikit_learn_s(samples: int, classes: int, batch: int, seed
     assert found.absent_classes == [f"class {index}" for index in every if index not in present]
 
 
-@given(samples=st.integers(2, 40), cut=st.integers(1, 39), seed=st.integers(0, 2**31))
-def test_two_tallies_merged_are_one(samples: int, cut: int, seed: int) -> None:
-    cut = min(cut, samples - 1)
-    parts = drawn(samples, 7, seed)
-    whole = tallied(*parts, batch=6)
-    first, second = (tallied(*(part[piece] for part in parts), batch=4) for piece in (slice(cut), slice(cut, None)))
-    first.merge_state(second)
-    for ours, theirs in zip(first.compute(), whole.compute(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
 def test_two_processes_count_each_sample_once() -> None:
     def report(rank: int) -> dict[str, Any]:
         piece = slice(0, 3) if rank == 0 else slice(3, 5)  # five samples do not divide by two
@@ -84,13 +73,10 @@ def test_two_processes_count_each_sample_once() -> None:
         assert found == {key: value for key, value in whole.items() if key != "loss"}
 
 
-def test_probabilities_of_any_float_and_a_reset() -> None:
+def test_probabilities_of_any_float() -> None:
     scores, labels, losses = drawn(20, 7, seed=1)
-    tally = tallied(scores, labels, losses, batch=20)
-    first = tally.report(names(7))
-    tally.reset()
-    tally.update(scores.bfloat16().requires_grad_(), labels, losses.requires_grad_())  # bfloat16 makes ties
-    assert tally.report(names(7)).count == first.count == 20
+    tally = tallied(scores.bfloat16().requires_grad_(), labels, losses.requires_grad_(), batch=20)  # bfloat16 makes ties
+    assert tally.report(names(7)).count == 20
     assert not tally.compute().loss_sum.requires_grad
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 
 from imgrec.config.instantiate import build
 from imgrec.config.schema import Limit, RunConfig, Split
@@ -126,6 +127,11 @@ class DataModule(pl.LightningDataModule):
         self._bad.update(batch.bad)
         self._constant.update(batch.constant)
         return batch._replace(bad=(), constant=())
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Without waiting, from pinned memory. Lightning asks of each part of a batch whether it can be moved: 60 us a step, 5 here."""
+        images, labels, indices, partners = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch[:4])
+        return batch._replace(images=images, labels=labels, indices=indices, partners=partners)
 
     def bad_images(self) -> list[str]:
         """Paths of the images that this process, and a run that it resumes, has left out so far (on_bad_image: skip)."""

@@ -30,7 +30,7 @@ def package_versions() -> dict[str, str]:
     """Version of each package that decides the numbers of a run."""
     from importlib.metadata import version
 
-    packages = ("imgrec", "torch", "torchvision", "pytorch-lightning", "hydra-core", "torchmetrics")
+    packages = ("imgrec", "torch", "torchvision", "pytorch-lightning", "hydra-core")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 

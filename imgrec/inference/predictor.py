@@ -251,12 +251,10 @@ class Predictor:
         requests = [Request(0, indices, len(indices)) for indices in parts]
         workers = worker_count(num_workers, in_memory=isinstance(images, InMemoryImages), processes_here=read_world().local_size)
         loss = self.checkpoint.loss(counts).to(self.device)
-        tally = ConfusionTally(num_classes=classes).to(self.device)
+        tally = ConfusionTally(num_classes=classes, device=self.device)
         collector = PredictionCollector(images=len(images), classes=classes)
         empty, none = torch.zeros(0, classes, device=self.device), torch.zeros(0, dtype=torch.int64, device=self.device)
-        # A process may have no images, and torchmetrics warns of a metric that was never updated.
-        tally.update(empty, none, empty.sum(1))
-        collector.update(empty, empty, none, none)
+        collector.update(empty, empty, none, none)  # a process may have no images
         bad: list[str] = []
         done = 0
         with closing(Loader(images, requests, num_workers=workers, timeout_s=group.alone_timeout_s)) as batches:

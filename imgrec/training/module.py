@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
-from torchmetrics import MeanMetric
 
 from imgrec.config.instantiate import build
 from imgrec.config.schema import RunConfig
@@ -22,16 +21,30 @@ from imgrec.distributed.device_checks import trains_on_cuda
 from imgrec.distributed.sharding import is_sharded
 from imgrec.distributed.sync_batchnorm import convert_sync_batchnorm, has_sync_batchnorm
 from imgrec.errors import ConfigError, DataError
-from imgrec.inference.metrics import ConfusionTally, Report
+from imgrec.inference.metrics import ConfusionTally, Report, exact_float
 from imgrec.inference.split_predictions import PredictionCollector
 from imgrec.models.layers import layers
 from imgrec.models.losses import Loss
 from imgrec.models.summary import trains_on_one
+from imgrec.training.lightning_compat import QuickHooks, skip_unused_hooks
 from imgrec.training.optimizer import build_optimizer, decayed, optimizer_node
 from imgrec.training.scheduler import lightning_schedulers, stretch
 
 
-class Classifier(pl.LightningModule):
+class EpochSums:
+    """Sums over this rank's samples of an epoch, without waiting for the device. Not in the module, which would look at each value that is set."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss, self.correct = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.samples = 0
+
+    def add(self, loss: Tensor, correct: Tensor, samples: int) -> None:
+        self.loss += loss
+        self.correct += correct
+        self.samples += samples
+
+
+class Classifier(QuickHooks, pl.LightningModule):
     """A network with its loss, and for training its optimizer and schedulers.
 
     Logged per epoch: {train,val}/{loss,accuracy}, val/macro_f1, and val/top5 with more than five classes.
@@ -85,16 +98,14 @@ class Classifier(pl.LightningModule):
         )
         self.classes, self.augment, self.seed, self.decay_on = data.classes, augment, run.seed, run.decay_on
         self.scheduler = run.scheduler if with_schedule else None
-        self.train_loss = MeanMetric(nan_strategy="disable")
-        self.train_accuracy = MeanMetric(nan_strategy="disable")
-        self.tally = ConfusionTally(num_classes=len(self.classes))
+        self.sums = EpochSums(self.device)
         self.predictions = PredictionCollector(images=int(data.counts("test").sum()), classes=len(self.classes))
+        skip_unused_hooks(self, pl.LightningModule)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._skips_forward(batch):
             # The loss is a zero that depends on every parameter, as DDP waits for the gradient of each.
             empty_sums = [weight.reshape(-1)[:0].sum() for weight in self.net.parameters() if weight.requires_grad]
-            self._update_without_samples()
             return self._noted(torch.stack(empty_sums).sum(), batch_idx)
         images, targets = self.augmented(batch)
         logits: Tensor = self.net(images).float()
@@ -106,9 +117,8 @@ class Classifier(pl.LightningModule):
         if self.loss.l1 or self.loss.l2:
             total = total + len(losses) * self.loss.penalty(decayed(self.net, self.decay_on))
         objective: Tensor = total * (parts / batch.whole)
-        self.train_loss.update(losses.detach(), torch.ones_like(losses))
-        correct = targets.gather(1, logits.argmax(1, keepdim=True))[:, 0]  # a share with soft targets
-        self.train_accuracy.update(correct, torch.ones_like(correct))
+        correct = targets.gather(1, logits.argmax(1, keepdim=True))  # a share with soft targets
+        self.sums.add(losses.detach().sum(), correct.sum(), len(losses))
         return self._noted(objective, batch_idx)
 
     def _noted(self, objective: Tensor, batch_idx: int) -> Tensor:
@@ -130,10 +140,6 @@ class Classifier(pl.LightningModule):
             return False
         return not (is_sharded(self.net) or (self.training and has_sync_batchnorm(self.net)))
 
-    def _update_without_samples(self) -> None:
-        for metric in (self.train_loss, self.train_accuracy):
-            metric.update(torch.zeros(0), torch.zeros(0))  # compute() warns of a metric that was never updated
-
     def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Network input [B, C, H, W] and soft targets [B, K] of a training batch."""
         images = self.preprocess.resize(batch.images)
@@ -149,26 +155,37 @@ class Classifier(pl.LightningModule):
         torch.manual_seed(counter_rng.word(self.seed, self.current_epoch, self.global_rank, counter_rng.NETWORK, 0) >> 1)
 
     def training_sums(self) -> list[Tensor]:
-        """This rank's metric sums of the epoch so far: loss, its samples, correct predictions, their samples."""
-        return [value for metric in (self.train_loss, self.train_accuracy) for value in (metric.mean_value, metric.weight)]
+        """Copies of this rank's metric sums of the epoch so far: loss, its samples, correct predictions, their samples."""
+        samples = torch.tensor(float(self.sums.samples), dtype=torch.float64)
+        return [self.sums.loss.clone(), samples, self.sums.correct.clone(), samples]
 
     def add_training_sums(self, sums: Sequence[Tensor]) -> None:
         """Add the `training_sums` of a checkpoint that was saved within the epoch."""
-        self._update_without_samples()
-        for total, saved in zip(self.training_sums(), sums, strict=True):
-            total.add_(saved.to(total.device))
+        loss, samples, correct, _ = sums
+        self.sums.add(loss.to(self.device), correct.to(self.device), int(samples))
 
     def log_training(self) -> None:
-        """Log the training metrics of the epoch. History calls it, as callbacks run before on_train_epoch_end here."""
-        figures = {"train/loss": self.train_loss.compute(), "train/accuracy": self.train_accuracy.compute()}
-        if figures["train/accuracy"].isnan():
+        """Log the training metrics of the epoch. History calls it, as callbacks run before on_train_epoch_end here. A collective."""
+        sums = torch.stack([self.sums.loss, self.sums.correct, torch.zeros_like(self.sums.loss)]).to(exact_float())
+        sums[2] = self.sums.samples
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(sums)
+        loss, correct, samples = sums.tolist()
+        if not samples:
             raise DataError(
                 f"data.on_bad_image=skip: none of the images of epoch {self.current_epoch + 1} could be read. "
                 "Replace them, or set data.on_bad_image=refuse to see which."
             )
-        self.log_dict(figures)
-        self.train_loss.reset()
-        self.train_accuracy.reset()
+        self.log_dict({"train/loss": loss / samples, "train/accuracy": correct / samples})
+        self.sums = EpochSums(self.device)
+
+    def on_fit_start(self) -> None:
+        self.sums = EpochSums(self.device)  # where the module is by now
+
+    def on_validation_epoch_start(self) -> None:
+        self.tally = ConfusionTally(num_classes=len(self.classes), device=self.device)
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._measure(batch)
@@ -189,9 +206,7 @@ class Classifier(pl.LightningModule):
         return logits
 
     def _report(self) -> Report:
-        report = self.tally.report(self.classes)
-        self.tally.reset()
-        return report
+        return self.tally.report(self.classes)
 
     def on_validation_epoch_end(self) -> None:
         report = self._report()

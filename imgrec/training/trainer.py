@@ -30,7 +30,7 @@ from imgrec.training.callbacks.profile import Profile
 from imgrec.training.callbacks.tensorboard import event_errors
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.callbacks.time_budget import TimeBudget
-from imgrec.training.lightning_compat import prepare_trainer
+from imgrec.training.lightning_compat import NoProfiler, prepare_trainer
 from imgrec.training.run_dir import RunDir
 from imgrec.training.step_boundary import StepBoundary
 from imgrec.training.strategies import make_strategy
@@ -67,6 +67,7 @@ def build_trainer(
             use_distributed_sampler=False,  # imgrec.data.sampler divides the samples, without padding
             enable_progress_bar=False,
             enable_model_summary=False,
+            profiler=NoProfiler(),
             callbacks=list(callbacks),
             logger=logger,
             plugins=[plugin for plugin in (cluster_environment(world), checkpoint_io) if plugin is not None],

@@ -1,5 +1,6 @@
 """Stop at the step whose loss is not a number."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class FiniteLoss(pl.Callback):
             epoch, step, loss, copied = self._losses.pop(0)
             if copied is not None:
                 copied.synchronize()
-            if not torch.isfinite(loss):
+            if not math.isfinite(loss.item()):
                 self._stop("loss", loss, "at", step, epoch)
 
     def _stop(self, what: str, value: Tensor, when: str, step: int, epoch: int) -> None:
