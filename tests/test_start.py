@@ -1,0 +1,36 @@
+"""What a start imports, as none of it may come back unnoticed: tests of times would fail on a busy machine."""
+
+import sys
+
+import pytest
+from processes import run_command
+
+# All that takes more than a few milliseconds to import.
+HEAVY = {
+    *("torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning_fabric", "tensorboard", "timm", "optuna", "wandb"),
+    *("numpy", "scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "PIL", "simplejpeg", "hydra", "omegaconf", "yaml", "rich"),
+}
+REFUSED = "from imgrec.cli import main; assert main(['train', 'optim.lrr=1']) == 2"
+TRAINING = "imgrec.training.module, imgrec.training.trainer, imgrec.training.step_boundary, imgrec.data.datamodule"
+# Code, and the heavy modules that are there after it.
+STARTS = {
+    "import imgrec": set(),
+    "from imgrec.cli import main; main(['--help'])": {"rich", "yaml"},
+    "from imgrec.cli import main; main(['train', '--help'])": {"rich", "yaml"},
+    REFUSED: {"rich", "yaml", "hydra", "omegaconf"},
+    "import imgrec; imgrec.config.load('train', ['model=vgg'])": {"yaml", "hydra", "omegaconf"},
+    # Prediction takes no training code: without Lightning and torchmetrics, which imports scipy and matplotlib.
+    "import imgrec; imgrec.load": {"torch", "torchvision", "numpy", "PIL", "simplejpeg", "rich", "yaml"},
+    # Lightning imports torchmetrics. scikit-learn comes with data that it splits, and Hydra only composes.
+    f"import {TRAINING}": {
+        *("torch", "torchvision", "torchmetrics", "pytorch_lightning", "lightning_fabric"),
+        *("numpy", "scipy", "matplotlib", "PIL", "simplejpeg", "rich", "yaml"),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, marks=pytest.mark.slow if TRAINING in code else ()) for code in STARTS])
+def test_a_start_imports_what_it_needs_and_no_more(code: str) -> None:
+    show = f"import sys; print('heavy:', *sorted({HEAVY!r} & {{name.partition('.')[0] for name in sys.modules}}))"
+    said = run_command(sys.executable, "-c", f"{code}\n{show}").stdout
+    assert set(said.splitlines()[-1].split()[1:]) == STARTS[code]
