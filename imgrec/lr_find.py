@@ -130,6 +130,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import Classifier
     from imgrec.training.optimizer import written_rate
+    from imgrec.training.precision import chosen_precision
     from imgrec.training.threads import chosen_threads
     from imgrec.training.trainer import build_trainer
     from imgrec.training.transfer import initial_network
@@ -139,7 +140,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     silence_known_warnings()
     pl.seed_everything(run.seed, workers=True, verbose=False)
     data, augment = build_data(run)
-    run = run.with_classes(len(data.classes))
+    run = chosen_precision(run.with_classes(len(data.classes)))
     loaders = DataModule(run, data, augment, devices=world.size)
     devices = run.trainer.devices
     if world.size == 1:

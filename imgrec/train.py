@@ -149,6 +149,7 @@ def _train(
     from imgrec.training.data_check import checked_data
     from imgrec.training.lightning_compat import compiling, silence_known_warnings
     from imgrec.training.module import Classifier
+    from imgrec.training.precision import chosen_precision
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.threads import chosen_threads
     from imgrec.training.trainer import build_trainer, opened_logger, run_callbacks
@@ -165,7 +166,7 @@ def _train(
     data, augment = build_data(run)
     with terminal.listing_shown():
         data, record = checked_data(data, resume, terminal.say, world)
-    run = run.with_classes(len(data.classes))
+    run = chosen_precision(run.with_classes(len(data.classes)), resume.precision if resume else None)
     _stop_if_requested(world)
     heartbeat.doing = "starting"
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume, record)

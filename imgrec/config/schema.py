@@ -38,7 +38,7 @@ class TrainerConfig:
     threads: int | Literal["auto"]
     timeout_s: float
     grace_s: float | Literal["auto"]
-    precision: Precision
+    precision: Precision | Literal["auto"]
     gradient_clip: float
     channels_last: bool
     compile: bool
@@ -145,6 +145,10 @@ class RunConfig:
     def with_classes(self, count: int) -> "RunConfig":
         """The run with the number of classes that the data has: what is stored needs no folder to be counted again."""
         return replace(self, data=replace(self.data, num_classes=count), model=self.model | {"num_classes": count})
+
+    def with_precision(self, precision: Precision) -> "RunConfig":
+        """The run with the precision that "auto" stands for: its checkpoints predict with it on any machine."""
+        return replace(self, trainer=replace(self.trainer, precision=precision))
 
 
 def run_types(tree: Node) -> dict[str, Any]:

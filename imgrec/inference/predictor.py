@@ -72,7 +72,8 @@ class Predictor:
         self.preprocessing = checkpoint.preprocessing
         self.device = choose_device(str(device))
         check_type("precision", precision, Precision | None)
-        self.precision: Precision = precision or checkpoint.run.trainer.precision
+        trained = checkpoint.run.trainer.precision
+        self.precision: Precision = precision or ("32" if trained == "auto" else trained)  # a run stores what "auto" chose
         if self.precision == "16-mixed" and self.device.type != "cuda":
             self.precision = "bf16-mixed"
         self.memory_format = torch.channels_last if checkpoint.run.trainer.channels_last else torch.contiguous_format

@@ -14,7 +14,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from imgrec.config.annotations import check_type
-from imgrec.config.schema import Node, RunConfig, parse_settings
+from imgrec.config.schema import Node, Precision, RunConfig, parse_settings
 from imgrec.data.split_record import DataRecord
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
@@ -141,6 +141,12 @@ class ResumePoint:
         return ranks[rank].get("threads") if len(ranks) == size else None
 
     @property
+    def precision(self) -> Precision | None:
+        """What trainer.precision=auto stood for; None in checkpoints of before there was auto."""
+        precision: Precision | None = self.state.get("precision")
+        return precision
+
+    @property
     def left_out(self) -> set[str]:
         """The unreadable images that all ranks had met so far."""
         return {path for rank in self.state["ranks"] for path in rank.get("left_out", ())}
@@ -199,7 +205,13 @@ def _check_resumable(checkpoint: dict[str, Any], file: Path) -> None:
     try:
         check_lightning_parts(checkpoint)
         check_type("'resume'", resume, dict)
-        for key, kind in {"position": dict, "ranks": list[Node], "events": dict, "best": str | None}.items():
+        for key, kind in {
+            "position": dict,
+            "ranks": list[Node],
+            "events": dict,
+            "best": str | None,
+            "precision": Precision | None,
+        }.items():
             check_type(f"resume.{key}", resume.get(key), kind)
         for rank in resume["ranks"]:
             check_type("resume.ranks.left_out", rank.get("left_out", []), list[str])

@@ -212,6 +212,7 @@ class StepBoundary(pl.Callback):
             distributed.all_gather_object(states, mine)
         with self.watchdog.save(now.step):  # from here on no rank waits for another
             self._entry = {"position": asdict(now), "ranks": states, "events": event_file_sizes(trainer)}
+            self._entry["precision"] = self.config.precision
             trainer.save_checkpoint(self.last)
             self._entry = None
         self._saved, self._saved_at = now, time.monotonic()

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from rich.table import Table
 
-from imgrec.config.schema import DataConfig, Node, Precision, RunConfig, Split
+from imgrec.config.schema import DataConfig, Node, RunConfig, Split
 from imgrec.data.datamodule import DataModule
 from imgrec.data.image_data import ImageData
 from imgrec.data.jpeg import FASTEST
@@ -114,7 +114,7 @@ def _decoded(config: DataConfig) -> str:
     return "" if decoder is None else f", JPEG by {FASTEST if decoder == 'auto' else decoder}"
 
 
-def describe_device(device: torch.device, processes: int, precision: Precision) -> str:
+def describe_device(device: torch.device, processes: int, precision: str) -> str:
     """'2 x NVIDIA H200, precision bf16-mixed' or 'cpu with 2 threads, precision 32'."""
     name = device.type
     if device.type == "cuda":
