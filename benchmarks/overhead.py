@@ -8,13 +8,14 @@ metrics, no logger, no checkpoints and no check of the loss; imgrec has all of t
 """
 
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from statistics import median
 from typing import Any
+
+from turns import machine
 
 PEERS = {
     "loop": "a hand-written loop",
@@ -125,12 +126,11 @@ def measure(rounds: int, steps: int) -> dict[str, list[float]]:
 def results(rounds: int = 31, steps: int = 10) -> list[dict[str, Any]]:
     """The ratio of imgrec's time to that of each peer in the same round."""
     found = measure(rounds, steps)
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, 1 used"
     for side, times in found.items():
         print(f"{side:<13}{median(times):7.3f} ms a step ({min(times):.3f} to {max(times):.3f})", file=sys.stderr)
     ratios = {peer: median(ours / theirs for ours, theirs in zip(found["imgrec"], found[peer], strict=True)) for peer in PEERS}
     return [
-        {"name": "step_overhead", "peer": words, "ratio": round(ratios[peer], 4), "runs": rounds, "machine": machine}
+        {"name": "step_overhead", "peer": words, "ratio": round(ratios[peer], 4), "runs": rounds, "machine": machine()}
         for peer, words in PEERS.items()
     ]
 

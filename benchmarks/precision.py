@@ -6,8 +6,6 @@ One thread, processor time, each way in turn on the same images; the ratio is to
 which is the default. Above 1 is slower.
 """
 
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from typing import Any
 
 import torch
 from steps import Steps
+from turns import machine
 
 import imgrec
 from imgrec.data.allocator import keep_freed_memory
@@ -94,7 +93,6 @@ def results(rounds: int = 5, *, compiled: bool = True) -> list[dict[str, Any]]:
     """The ratio of each way's time to that of the default in the same round, for each network."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, 1 used"
     listed = []
     for network, (overrides, batch) in NETWORKS.items():
         found = measure(overrides, batch, rounds, compiled)

@@ -6,8 +6,6 @@ Each is a process of its own, in turns; processor time and the clock. The first 
 (scikit-learn's digits), against a process that does nothing but `import torch, pytorch_lightning`; both end without tidying up.
 """
 
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -15,6 +13,8 @@ import tempfile
 import time
 from statistics import median
 from typing import Any
+
+from turns import machine
 
 FIRST_STEP = """
 import os, sys
@@ -57,7 +57,6 @@ def results(rounds: int = 5) -> list[dict[str, Any]]:
     def typical(name: str) -> float:
         return median(turn[name][0] for turn in turns)
 
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs"
     figures = {
         "start_import_ms": ("python", 1e3 * (typical("import") - typical("python"))),
         "start_help_s": ("none", typical("help")),
@@ -68,7 +67,7 @@ def results(rounds: int = 5) -> list[dict[str, Any]]:
         ),
     }
     return [
-        {"name": name, "peer": peer, "ratio": round(figure, 3), "runs": rounds, "machine": machine}
+        {"name": name, "peer": peer, "ratio": round(figure, 3), "runs": rounds, "machine": machine()}
         for name, (peer, figure) in figures.items()
     ]
 
