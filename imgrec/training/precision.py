@@ -13,7 +13,7 @@ def chosen_precision(run: RunConfig, saved: Precision | None = None) -> RunConfi
     """The run with the precision that "auto" stands for, the same on all ranks. saved: that of the run that is resumed, which it keeps."""
     if run.trainer.precision != "auto":
         return run
-    return run.with_precision(saved or on_first_rank(lambda: faster_precision(run.trainer)))
+    return run.with_precision(on_first_rank(lambda: faster_precision(run.trainer)) if saved is None else saved)
 
 
 def faster_precision(config: TrainerConfig) -> Precision:

@@ -50,6 +50,7 @@ def build_trainer(
 
     Raises ConfigError for an accelerator or devices that are not available.
     """
+    assert config.precision != "auto", "chosen_precision comes first"
     chosen = isinstance(config.devices, list) or world.started_by == "alone"
     try:
         trainer = pl.Trainer(
