@@ -30,6 +30,7 @@ from imgrec.errors import ConfigError, ExitCode, Stopped
 from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.run import sweep
 from imgrec.terminal import Terminal
+from imgrec.training.precision import chosen_precision
 from imgrec.training.result import Result
 from imgrec.training.run_dir import RunDir, check_extended, join_run_dir, shorter_run
 
@@ -149,7 +150,6 @@ def _train(
     from imgrec.training.data_check import checked_data
     from imgrec.training.lightning_compat import compiling, silence_known_warnings
     from imgrec.training.module import Classifier
-    from imgrec.training.precision import chosen_precision
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.threads import chosen_threads
     from imgrec.training.trainer import build_trainer, opened_logger, run_callbacks

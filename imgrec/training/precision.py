@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import torch
-
 from imgrec.config.schema import Precision, RunConfig, TrainerConfig
 from imgrec.distributed.device_checks import trains_on_cuda
 from imgrec.distributed.process_group import on_first_rank
@@ -18,6 +16,8 @@ def chosen_precision(run: RunConfig, saved: Precision | None = None) -> RunConfi
 
 def faster_precision(config: TrainerConfig) -> Precision:
     """bf16-mixed on a GPU or CPU that computes in bf16, else 32: where it is emulated, it is slower."""
+    import torch
+
     if trains_on_cuda(config):
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32"
     on_mps = config.accelerator != "cpu" and torch.backends.mps.is_available()
