@@ -30,6 +30,7 @@ from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
 from imgrec.files import atomic_write, check_output, is_our_png
 from imgrec.terminal import Terminal
+from imgrec.training.precision import chosen_precision
 
 Floats = NDArray[np.float64]
 
@@ -130,7 +131,6 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import Classifier
     from imgrec.training.optimizer import written_rate
-    from imgrec.training.precision import chosen_precision
     from imgrec.training.threads import chosen_threads
     from imgrec.training.trainer import build_trainer
     from imgrec.training.transfer import initial_network
