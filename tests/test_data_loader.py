@@ -297,6 +297,19 @@ def test_a_batch_is_handed_over_as_it_is(monkeypatch):
     assert received.words == batch.words
 
 
+def test_memory_of_a_validation_is_given_back_after_it(monkeypatch):
+    """A validation is in inference mode, outside of which torch writes to no tensor that was made in it."""
+    monkeypatch.setattr("imgrec.data.shared_batches.get_worker_info", lambda: SimpleNamespace(id=0))
+    with torch.inference_mode():
+        batches = SharedBatches(1)
+        received = batches.receive(batches.share(Batch(*(torch.arange(5) for _ in range(4)), epoch=0, whole=5)))
+        assert batches._in_use.sum() == 1
+    batches._blocks.clear()  # which are the worker's
+    del received
+    gc.collect()
+    assert batches._in_use.sum() == 0
+
+
 def memory_files(loader: Loader[Batch]) -> int:
     (worker,) = loader._workers()
     folder = Path(f"/proc/{worker.pid}/fd")

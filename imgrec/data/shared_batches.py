@@ -41,8 +41,10 @@ class SharedBatches:
     """
 
     def __init__(self, workers: int) -> None:
-        # Set by the worker, cleared by the main process.
-        self._in_use = memfd_tensor(workers * MOST_BLOCKS).zero_().view(workers, MOST_BLOCKS) if workers and can_share() else None
+        # Set by the worker, cleared by the main process. A tensor that a validation makes in inference mode is not written after it.
+        with torch.inference_mode(False):
+            in_use = memfd_tensor(workers * MOST_BLOCKS).zero_().view(workers, MOST_BLOCKS) if workers and can_share() else None
+        self._in_use = in_use
         self._blocks: dict[int, Tensor] = {}  # of this worker
 
     def share(self, batch: Any) -> Any:
