@@ -147,7 +147,7 @@ def test_averaged_weights_are_the_closed_form_of_the_steps(small):
 def test_the_average_of_a_constant_is_the_constant(number: float, whole: int, decay: float):
     """The mean and std of the images, and index buffers such as those of Swin, are averaged along with the weights."""
     for value in (torch.tensor([number]), torch.tensor([whole])):
-        assert torch.equal(average(value, value.clone(), 1, decay=decay), value)
+        assert torch.equal(average(value, value.clone(), decay=decay), value)
 
 
 @pytest.mark.slow
@@ -387,7 +387,7 @@ def test_the_api_trains_under_its_own_name(small):
 
 
 def test_a_callback_that_is_null_is_off_and_one_without_a_target_is_refused():
-    names = ("throughput", "steps", "console", "tensorboard", "ema", "batch_norm", "early_stopping")
+    names = ("throughput", "steps", "console", "tensorboard", "ema", "batch_norm", "progressive_size", "early_stopping")
     run = config.load("train", ["model=simple_cnn", *(f"callbacks.{name}=null" for name in names)])
     assert run.callbacks == dict.fromkeys(names)
     assert configured_callbacks(run.callbacks, {}) == []

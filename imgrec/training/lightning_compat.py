@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from imgrec.errors import ConfigError, ImgrecError, first_line
 
@@ -266,6 +267,12 @@ def forget_restart(trainer: pl.Trainer) -> None:
 
 
 # The average of the weights (EMA)
+
+
+def average_model(callback: WeightAveraging) -> AveragedModel:
+    """The averages of a callback that is set up for fit."""
+    assert callback._average_model is not None
+    return callback._average_model
 
 
 def find_averages(trainer: pl.Trainer) -> Iterator[nn.Module]:

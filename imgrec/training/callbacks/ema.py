@@ -1,10 +1,15 @@
 """An average of the weights."""
 
 from functools import partial
+from itertools import chain
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from imgrec.training.lightning_compat import average_model
 
 
 class EMA(WeightAveraging):
@@ -15,14 +20,32 @@ class EMA(WeightAveraging):
     """
 
     def __init__(self, *, decay: float, every_steps: int) -> None:
-        super().__init__(avg_fn=partial(average, decay=decay))
-        self.every_steps = every_steps
+        super().__init__()
+        self.decay, self.every_steps = decay, every_steps
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and step_idx % self.every_steps == 0
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            # torch's own update asks the device for this count in every step, and so waits for it.
+            averages = average_model(self)
+            averages.n_averaged = averages.n_averaged.cpu()
+            averages.update_parameters = partial(update_average, averages, decay=self.decay)  # type: ignore[method-assign]
 
-def average(averaged: Tensor, current: Tensor, count: Tensor | int, *, decay: float) -> Tensor:
+
+@torch.no_grad()
+def update_average(averages: AveragedModel, model: nn.Module, *, decay: float) -> None:
+    """The next averages of the parameters and buffers of `model`, in place; at the first call its values."""
+    begins = int(averages.n_averaged) == 0
+    ours = chain(averages.module.parameters(), averages.module.buffers())
+    for averaged, current in zip(ours, chain(model.parameters(), model.buffers()), strict=True):
+        averaged.copy_(current if begins else average(averaged, current, decay=decay))
+    averages.n_averaged += 1
+
+
+def average(averaged: Tensor, current: Tensor, *, decay: float) -> Tensor:
     """The next average of a parameter or buffer; what is equal stays as it is, and whole numbers are the current ones."""
     if not averaged.is_floating_point():
         return current
