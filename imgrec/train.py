@@ -148,7 +148,7 @@ def _train(
     from imgrec.training.callbacks.tensorboard import truncate_event_files
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
     from imgrec.training.data_check import checked_data
-    from imgrec.training.lightning_compat import compiling, silence_known_warnings
+    from imgrec.training.lightning_compat import compiling, deterministic_errors, silence_known_warnings
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.threads import chosen_threads
@@ -199,6 +199,7 @@ def _train(
         closing(loaders),
         closing(writer),
         compiling(),
+        deterministic_errors(),
     ):
         trainer = build_trainer(
             run.trainer,

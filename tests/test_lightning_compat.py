@@ -13,6 +13,7 @@ import lightning_fabric
 import pytest
 import pytorch_lightning as pl
 import torch
+from error_parts import raises_error
 from processes import run_ranks
 from pytorch_lightning.callbacks import Callback, EMAWeightAveraging, WeightAveraging
 from pytorch_lightning.loops import _TrainingEpochLoop, training_epoch_loop
@@ -25,6 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+import imgrec
+from imgrec.errors import ConfigError
 from imgrec.training import lightning_compat
 from imgrec.training.lightning_compat import (
     KNOWN_WARNINGS,
@@ -47,6 +50,7 @@ from imgrec.training.lightning_compat import (
     silence_known_warnings,
     skip_unused_hooks,
 )
+from imgrec.training.module import Classifier
 
 MICRO_BATCHES, ACCUMULATE, EPOCHS = 5, 2, 3
 pytestmark = pytest.mark.filterwarnings(*(f"ignore:.*{known}" for known in KNOWN_WARNINGS))
@@ -494,3 +498,19 @@ def test_the_order_of_scheduler_and_optimizer_is_no_warning() -> None:
             schedule.step()
         silence_known_warnings()
         LambdaLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), lambda step: 1.0).step()
+
+
+def test_an_operation_that_is_not_deterministic_is_one_line(small, monkeypatch):
+    """On the CPU few are; on CUDA adaptive pooling is, of VGG and AlexNet."""
+    step = Classifier.training_step
+
+    def writes(self, *args):
+        torch.zeros(4).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+        return step(self, *args)
+
+    monkeypatch.setattr(Classifier, "training_step", writes)
+    try:
+        with raises_error(ConfigError, "trainer.deterministic=true", "put_", "Set trainer.deterministic=false"):
+            imgrec.fit(small("trainer.deterministic=true"), quiet=True)
+    finally:
+        torch.use_deterministic_algorithms(False)

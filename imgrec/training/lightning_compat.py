@@ -186,6 +186,21 @@ def compiling() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def deterministic_errors() -> Iterator[None]:
+    """ConfigError for an operation in the block that torch refuses with trainer.deterministic. Its error is a plain RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise ConfigError(
+            f"trainer.deterministic=true: the network uses {operation}, which gives other bits each time on this device. "
+            "Set trainer.deterministic=false, or another model: model=resnet."
+        ) from error
+
+
 # The position in the run
 
 
