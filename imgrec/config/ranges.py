@@ -34,6 +34,7 @@ _KEYS: dict[Range, str] = {
         epochs batch_size max_device_batch top_k size shard_images data.train_samples data.test_samples
         model.depth model.kernel model.widths optim.base_batch optim.ns_steps scheduler.every_epochs scheduler.milestones_epochs
         callbacks.ema.every_steps trainer.num_nodes trainer.threads trainer.save_every_steps trainer.log_every_steps
+        callbacks.progressive_size.multiple
         nodes tasks_per_node cpus_per_task signal_s""",
     Range(2): "steps data.num_classes",
     Range(1, 8192): "data.image_size",  # 8192 are 0.8 GB for one picture in colour
@@ -48,10 +49,12 @@ _KEYS: dict[Range, str] = {
     Range(0, 1): """
         data.mean augment.flip augment.crop_padding augment.shift augment.erase scheduler.floor scheduler.start scheduler.end""",
     Range(0, 1, open_low=True): """
-        finetune.layer_decay data.crop_share augment.crop_scale scheduler.shrink scheduler.gamma_per_epoch""",
+        finetune.layer_decay data.crop_share augment.crop_scale scheduler.shrink scheduler.gamma_per_epoch
+        callbacks.progressive_size.end_share""",
     Range(0, 1, open_high=True): """
         model.dropout model.dense_dropout model.stage_dropout augment.zoom optim.momentum optim.dampening optim.betas optim.alpha
-        scheduler.warmup_share loss.label_smoothing callbacks.ema.decay""",
+        scheduler.warmup_share loss.label_smoothing callbacks.ema.decay
+        callbacks.progressive_size.begin_share""",
     # ReduceLROnPlateau refuses a factor of 1.
     Range(0, 1, open_low=True, open_high=True): "data.val_share data.test_share scheduler.factor",
     Range(0, 180): "augment.rotation",

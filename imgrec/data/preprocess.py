@@ -24,9 +24,9 @@ class Preprocess(nn.Module):
         for name, values in buffers.items():  # not in the state dict: they are in the config, which is in every checkpoint
             self.register_buffer(name, values.float(), persistent=False)
 
-    def resize(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] at image_size; on the device, to which one byte per value is copied."""
-        resized: Tensor = F.resize(images, [self.image_size, self.image_size], self.interpolation)
+    def resize(self, images: Tensor, side: int | None = None) -> Tensor:
+        """uint8 [B, C, H, W] at `side`, or image_size; on the device, to which one byte per value is copied."""
+        resized: Tensor = F.resize(images, [side or self.image_size] * 2, self.interpolation)
         return resized
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class Classifier(QuickHooks, pl.LightningModule):
     """
 
     test_report: Report  # of the last test
+    training_side: int | None = None  # pixels of training images that are smaller than data.image_size
     _objectives: Tensor  # their sum over the micro-batches of the global batch so far, on this rank
 
     def __init__(
@@ -142,7 +143,7 @@ class Classifier(QuickHooks, pl.LightningModule):
 
     def augmented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Network input [B, C, H, W] and soft targets [B, K] of a training batch."""
-        images = self.preprocess.resize(batch.images)
+        images = self.preprocess.resize(batch.images, self.training_side)
         targets = F.one_hot(batch.labels, len(self.classes)).to(self.preprocess.mean.dtype)
         images = self.augment.batch(images, seed=self.seed, epoch=batch.epoch, indices=batch.indices)
         images = self.preprocess.normalize(images)
