@@ -4,10 +4,11 @@
 # make bench     the benchmarks that have a peer, in benchmarks/results.json and docs/benchmarks.md; ARGS="root=DIR" for photographs of yours
 # make docs      the pages of docs/ as a web site in site/;  make docs-serve: shown while they are edited
 # make test-slurm  on a SLURM cluster of two nodes that it starts on this machine, and ends; needs root
+# make gpu      on a machine with a GPU: the tests that need one, and benchmarks/gpu.py; PYTHON=python3 WHEELS=FOLDER
 # Each target sets up what it needs in .venv the first time and starts at once the next.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help train bench test test-all test-lowest test-slurm prove-resume check lint types format docs docs-serve tensorboard wheel clean
+.PHONY: help train bench test test-all test-lowest test-slurm gpu prove-resume check lint types format docs docs-serve tensorboard wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -18,7 +19,7 @@ ARGS ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 help:
-	@sed -n 's/^# //p' Makefile | head -7
+	@sed -n 's/^# //p' Makefile | head -8
 
 train: $(VENV)/installed
 	$(BIN)/python -m imgrec.train model=resnet optim=adam $(ARGS)
@@ -37,6 +38,10 @@ test-lowest: $(LOWEST)/installed
 # The fixture starts tests/slurm/cluster and ends it; one process, as the nodes share this machine's cores.
 test-slurm: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm -v --durations=0 -rs tests/slurm $(ARGS)
+
+# With the Python that has torch for this card, not with .venv, which a machine without a network cannot make.
+gpu:
+	PYTHON=$(PYTHON) tests/gpu/run.sh
 
 check: lint types test
 

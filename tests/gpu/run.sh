@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# What `make gpu` runs: the tests that need a GPU, then benchmarks/gpu.py, in 8 minutes at most. It installs nothing into
+# the Python that it uses, needs no network, and leaves tests.txt, gpu.json and gpu.txt in OUT.
+#   PYTHON=python3    one with torch, torchvision, Lightning and pytest
+#   WHEELS=FOLDER     wheels of what that Python lacks (hydra-core, omegaconf, antlr4-python3-runtime, simplejpeg)
+#   OUT=gpu-report    where the reports go
+# To fill WHEELS on a machine with a network:
+#   pip wheel --no-deps -w FOLDER hydra-core omegaconf antlr4-python3-runtime==4.9.3 simplejpeg
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+PYTHON=${PYTHON:-python3} OUT=${OUT:-gpu-report} WHEELS=${WHEELS:-}
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+# imgrec itself, from a copy, as a build leaves folders behind: so that its version is known. It is read from this folder.
+mkdir "$site/source"
+cp -r imgrec conf launch pyproject.toml README.md LICENSE "$site/source"
+"$PYTHON" -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --target "$site" \
+  ${WHEELS:+"$WHEELS"/*.whl} "$site/source" >"$OUT/install.txt" 2>&1 || { cat "$OUT/install.txt"; exit 2; }
+rm -rf "$site/imgrec"
+export PYTHONPATH="$PWD:$site" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
+"$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "torch has no CUDA device here."; exit 2; }
+# Four processes share the card: most of a test is the start of its processes.
+parallel=$("$PYTHON" -c 'import importlib.util as u; print("-n 4 --dist worksteal" if u.find_spec("xdist") else "")')
+# shellcheck disable=SC2086
+timeout 240 "$PYTHON" -m pytest -p no:cacheprovider -m gpu tests/gpu $parallel --durations=15 --tb=short 2>&1 | tee "$OUT/tests.txt"
+tests=${PIPESTATUS[0]}
+timeout 225 "$PYTHON" benchmarks/gpu.py out="$OUT" seconds=170 2>&1 | tee "$OUT/bench.txt"
+bench=${PIPESTATUS[0]}
+echo "tests: exit code $tests; benchmarks: exit code $bench (124: cut off by their limit); reports in $OUT"
+exit $(( tests > bench ? tests : bench ))
