@@ -18,11 +18,17 @@ from imgrec.config.overrides import is_text
 from imgrec.config.schema import Node, dotted_types
 from imgrec.errors import ConfigError, ImgrecError, nearest
 from imgrec.evaluate import EvaluateConfig
+from imgrec.pack import PackConfig
 from imgrec.predict import PredictConfig
 from imgrec.slurm import JobConfig
 from imgrec.sweeps.grid import plan_sweep
 
-TYPES = {"evaluate": dotted_types(EvaluateConfig), "predict": dotted_types(PredictConfig), "slurm": dotted_types(JobConfig)}
+TYPES = {
+    "evaluate": dotted_types(EvaluateConfig),
+    "predict": dotted_types(PredictConfig),
+    "slurm": dotted_types(JobConfig),
+    "pack": dotted_types(PackConfig),
+}
 ODD = [
     "a b",
     "[2024]",
@@ -217,7 +223,7 @@ PARSERS = re.compile(
 @example(command="train", mark="", key="finetune", equals="=", text="[1]")
 @example(command="train", mark="", key="data.image_size", equals="=", text="???")
 @given(
-    command=st.sampled_from(["train", "lr_find", "evaluate", "predict", "slurm"]),
+    command=st.sampled_from(["train", "lr_find", "evaluate", "predict", "pack", "slurm"]),
     mark=st.sampled_from(["", "", "", "+", "++", "~", "-", "--"]),
     key=st.sampled_from([*KEYS, "model", "data", "ckpt", "files", "nodes", "data.root"]) | st.text(max_size=8),
     equals=st.sampled_from(["=", "=", "=", " ", ""]),

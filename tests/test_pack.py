@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import subprocess
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_but
 from PIL import Image
+from processes import wait_until
 from small_run import SMALL
 from test_data_folder import PREPROCESSING, folder, make, whole
 
@@ -26,6 +28,7 @@ import imgrec
 from imgrec import cli, config
 from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import build
+from imgrec.config.start_checks import check_start
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Request
 from imgrec.data.decode import load_image
@@ -227,6 +230,19 @@ def test_a_pack_that_was_stopped_is_continued(photos, kept, tmp_path, stop):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
+def test_a_pack_that_is_killed_at_any_time_is_continued(photos, tmp_path, start_command):
+    words = [str(photos), "shard_images=4", "num_workers=1"]
+    for written in range(3):
+        process = start_command(sys.executable, "-m", "imgrec.pack", *words, f"out={tmp_path}/out")
+        wait_until(lambda n=written, p=process: p.poll() is not None or len(list(tmp_path.glob("out/*/*.tar*"))) > n)
+        process.kill()
+        process.wait()
+    assert cli.main(["pack", *words, f"out={tmp_path}/out"]) in (0, 2)  # 2: it was done when it was killed
+    assert cli.main(["pack", *words, f"out={tmp_path}/unbroken"]) == 0
+    assert files(tmp_path / "out") == files(tmp_path / "unbroken")
+
+
 def test_a_shard_cut_short_meanwhile_is_written_again(photos, kept, tmp_path):
     out, data = tmp_path / "out", folder(photos)
     with pytest.raises(Killed):
@@ -414,6 +430,12 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     }.items():
         assert cli.main(["pack", *words]) == 2
         assert_refused(capsys.readouterr().err, *parts)
+
+
+@pytest.mark.parametrize(("root", "fix"), [("none", "imgrec pack FOLDER out=DIR"), ("s3://bucket/set", "from a disk")])
+def test_a_root_that_is_no_folder_is_refused_before_torch_is_imported(root, fix):
+    with raises_error(DataError, f"data.root={root}", "not a folder", fix, "data.root=DIR" if ":" in root else "has made"):
+        check_start(config.load("train", ["data=shards", f"data.root={root}"]))
 
 
 def test_a_folder_without_an_index_is_named(tmp_path):

@@ -79,7 +79,11 @@ def _check_root(data: DataConfig) -> None:
         return
     beside = [Path(folder).name for folder in glob(f"{escape(str(Path(root).absolute().parent))}/*/")]
     fix = LAYOUTS
-    if "download" in data.own:
+    if data.own["_target_"].endswith(".Shards"):
+        fix = "Set data.root=DIR that imgrec pack FOLDER out=DIR has made."
+        if "://" in root:
+            fix = "Shards are read from a disk: copy them to one, and set data.root=DIR."
+    elif "download" in data.own:
         fix = "Set data.root=FOLDER that holds its files, or data.download=true."
     elif "file" in data.own:
         fix = "Set data.root=FOLDER that its paths start from."
