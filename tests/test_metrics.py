@@ -1,4 +1,4 @@
-"""Figures against scikit-learn's, and tallies in parts against one tally of the whole."""
+"""Figures against scikit-learn's and torchmetrics', and tallies in parts against one tally of the whole."""
 
 import io
 import json
@@ -13,6 +13,7 @@ from processes import run_ranks
 from rich.console import Console
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from imgrec.inference.metrics import ConfusionTally, Report, make_report, print_report, worst_classes
 
@@ -47,6 +48,9 @@ def test_a_report_is_scikit_learn_s(samples: int, classes: int, batch: int, seed
     assert found.loss == pytest.approx(losses.double().mean().item(), rel=1e-12)
     assert found.accuracy == pytest.approx(accuracy_score(labels, predicted), rel=1e-12)
     assert found.confusion == confusion_matrix(labels, predicted, labels=every).tolist()
+    assert found.confusion == multiclass_confusion_matrix(predicted, labels, classes).tolist()
+    micro = multiclass_accuracy(scores, labels, classes, average="micro").item()
+    assert found.accuracy == pytest.approx(micro, rel=1e-6)
     if classes > 5:
         assert found.top5 == pytest.approx(top_k_accuracy_score(labels, scores, k=5, labels=every), rel=1e-12)
     else:
