@@ -3,7 +3,7 @@
     python benchmarks/gpu.py out=FOLDER             # gpu.json and gpu.txt there, in `seconds` at most
     python benchmarks/gpu.py device=cpu side=32 batch=8 steps=2 warm_up=1 rounds=1 depths=18 speed_images=64
 
-Images per second of ResNet-18 and -50 in bfloat16 from memory and from JPEG files, in interleaved rounds; the share of
+Images per second of ResNet-18 and -50 in bfloat16 from memory, JPEG files and shards, in interleaved rounds; the share of
 the time in which the GPU computes; the memory; the seconds of an epoch of experiment=cifar10_speed on random pixels; and
 decoding on the GPU against the CPU. Both sides copy uint8 and normalise on the device.
 """
@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 import imgrec
+from imgrec import pack
 from imgrec.data.datasets import Fake
 from imgrec.data.image_data import Splits
 from imgrec.data.in_memory import InMemoryImages
@@ -276,35 +277,44 @@ def throughput(sizes: Sizes, folder: Path, end: float) -> Iterator[Row]:
     photos = write_photos(folder / "photos", min(PHOTOS, sizes.images), sizes.workers)
     for split, count in (("train", sizes.images), ("val", spare)):
         link_photos(folder / "files" / split, photos, count)
+    pack.main([f"{folder}/files", f"out={folder}/shards", f"num_workers={sizes.workers}"])
     sources = {
         "memory": (["data=fake", "augment=none", f"data.num_classes={CLASSES}", share], lambda: memory_batches(sizes, pixels)),
         "jpeg": (
             [f"data={folder}/files", "augment=basic", f"num_workers={sizes.workers}"],
             lambda: file_batches(sizes, folder / "files" / "train"),
         ),
+        # The loop reads the files, as torchvision has no shards.
+        "shards": (
+            ["data=shards", f"data.root={folder}/shards", "augment=basic", f"num_workers={sizes.workers}"],
+            lambda: file_batches(sizes, folder / "files" / "train"),
+        ),
     }
-    for depth in map(int, sizes.depths.split(",")):
-        for source, (data, batches) in sources.items():
+    cases = [(int(depth), source) for depth in sizes.depths.split(",") for source in sources]
+    for number, (depth, source) in enumerate(cases):
+        data, batches = sources[source]
+        now = time.monotonic()
+        until = now + (end - now) / (len(cases) - number)  # each its share of the time that is left
 
-            def ours(depth: int = depth, data: list[str] = data) -> Measured:
-                clock = Clock(sizes)
-                if sizes.device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                resnet(sizes, folder / "runs", depth, data, clock)
-                return clock.measured()
+        def ours(depth: int = depth, data: list[str] = data) -> Measured:
+            clock = Clock(sizes)
+            if sizes.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            resnet(sizes, folder / "runs", depth, data, clock)
+            return clock.measured()
 
-            def theirs(depth: int = depth, batches: Callable[[], Any] = batches) -> Measured:
-                if sizes.device == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                return loop(sizes, depth, batches())
+        def theirs(depth: int = depth, batches: Callable[[], Any] = batches) -> Measured:
+            if sizes.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            return loop(sizes, depth, batches())
 
-            row = compare(sizes, f"gpu_resnet{depth}_{source}", ours, theirs, end)
-            if row is not None and sizes.device == "cuda":
-                share_of = DeviceShare(sizes)
-                resnet(sizes, folder / "runs", depth, data, share_of)
-                row["gpu_share"] = round(share_of.share, 3)
-            if row is not None:
-                yield row
+        row = compare(sizes, f"gpu_resnet{depth}_{source}", ours, theirs, until)
+        if row is not None and sizes.device == "cuda":
+            share_of = DeviceShare(sizes)
+            resnet(sizes, folder / "runs", depth, data, share_of)
+            row["gpu_share"] = round(share_of.share, 3)
+        if row is not None:
+            yield row
 
 
 def speed_recipe(sizes: Sizes, folder: Path) -> Row:
