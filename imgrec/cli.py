@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "metrics of a checkpoint on any split or another folder",
     "predict": "classes and probabilities of files and folders",
     "lr_find": "suggest a learning rate and draw its curve",
+    "benchmark": "how fast loader and step are here, and with which settings they are faster",
     "pack": "pack image files into tar shards with an index, which are read faster",
     "models": "list the networks that can be selected",
     "slurm": "submit a training to a cluster's queue",

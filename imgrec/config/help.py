@@ -36,6 +36,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "runs/digits_resnet/1 a.png b.png out=predictions.json top_k=5",
     ),
     "lr_find": ("model=vgg data=mnist", "optim=sgd lr_min=1e-4 lr_max=10"),
+    "benchmark": ("FOLDER model=resnet", "data=fashion_mnist model=lenet seconds=20"),
     "pack": (
         "FOLDER out=packed",
         "data=table data.file=train.csv data.root=FOLDER out=packed format=keep",

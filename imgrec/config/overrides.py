@@ -24,6 +24,7 @@ FLAGS = ("-m", "--multirun", SEARCH)  # of sweeps
 POSITIONAL = {
     "train": ("data.root",),
     "lr_find": ("data.root",),
+    "benchmark": ("data.root",),
     "pack": ("data.root",),
     "evaluate": ("ckpt",),
     "predict": ("ckpt", "files"),

@@ -43,7 +43,7 @@ _KEYS: dict[Range, str] = {
     Range(-inf): "data.scale",
     Range(1, 604_800): "trainer.timeout_s",  # a week; torch counts it in 32 bits of milliseconds
     POSITIVE: """
-        lr_min lr_max data.std augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
+        lr_min lr_max seconds data.std augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
         scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.grace_s trainer.max_minutes
         trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches""",
     Range(0, 1): """
