@@ -24,6 +24,7 @@ from imgrec.distributed.process_group import connected_world
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
 from imgrec.terminal import Terminal
+from imgrec.training.precision import chosen_precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -78,11 +79,13 @@ def measure(run: RunConfig, seconds: float, advance: Callable[[str, int, int], N
     silence_known_warnings()
     pl.seed_everything(run.seed, workers=True, verbose=False)
     data, augment = build_data(run)
-    run = run.with_classes(len(data.classes))
+    run = chosen_precision(run.with_classes(len(data.classes)))
     devices = run.trainer.devices
     run = replace(run, trainer=replace(run.trainer, devices=devices[:1] if isinstance(devices, list) else 1))
     usual = DataModule(run, data, augment, devices=1)
-    given, workers = Step(usual.plan.global_size, run.trainer.precision), usual.workers
+    precision, workers = run.trainer.precision, usual.workers
+    assert precision != "auto", "chosen_precision has replaced it"
+    given = Step(usual.plan.global_size, precision)
     counts = sorted({workers, 1, usual.cores, *([0] if data.in_memory else [])})
     other: Precision = "bf16-mixed" if given.precision == "32" else "32"
     steps = [given, given._replace(precision=other)]
@@ -107,7 +110,7 @@ def measure(run: RunConfig, seconds: float, advance: Callable[[str, int, int], N
 
 
 def _with_step(run: RunConfig, step: Step) -> RunConfig:
-    return replace(run, batch_size=step.batch, trainer=replace(run.trainer, precision=step.precision))
+    return replace(run, batch_size=step.batch).with_precision(step.precision)
 
 
 def loader_speed(run: RunConfig, data: "ImageData", augment: "Augment", seconds: float) -> float:
