@@ -100,7 +100,7 @@ def _resumed(run_dir: Path, resume: ResumePoint) -> str:
 def _data_row(config: DataConfig, loaders: DataModule) -> str:
     """'Digits: train 1,293, val 144, test 360 images of 8x8x1, 10 classes with 125 to 131 in train'"""
     data = loaders.data
-    counts = {split: data.counts(split) for split in get_args(Split)}
+    counts = {split: data.counts(split) for split in reversed(get_args(Split))}
     fewest, most = counts["train"].min(), counts["train"].max()
     splits = ", ".join(f"{split} {count.sum():,}" for split, count in counts.items() if count.any())
     per_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
