@@ -129,7 +129,7 @@ class DataModule(pl.LightningDataModule):
         return batch._replace(bad=(), constant=())
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Without waiting, from pinned memory. Lightning asks of each part of a batch whether it can be moved: 60 us a step, 5 here."""
+        """Without waiting, from pinned memory. Lightning asks of each part of a batch whether it can be moved: 16 us a step, 5 here."""
         images, labels, indices, partners = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch[:4])
         return batch._replace(images=images, labels=labels, indices=indices, partners=partners)
 

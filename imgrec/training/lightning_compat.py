@@ -90,7 +90,7 @@ def prepare_trainer(trainer: pl.Trainer) -> None:
     set_loop_position({"fit_loop": trainer.fit_loop.state_dict()}, LoopPosition(0, 0, "train", 0), micro_batches=1, accumulate=1)
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    # Lightning inspects the signature of training_step in each step: 20 us.
+    # Lightning inspects the signature of training_step in each step: 10 us.
     trainer.fit_loop.epoch_loop._build_kwargs = _step_arguments  # type: ignore[method-assign]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         skip_unused_hooks(callback, pl.Callback)
@@ -104,7 +104,7 @@ def _step_arguments(kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -
 def skip_unused_hooks(owner: Any, base: type) -> None:
     """Let Lightning pass over the hooks of a step that `owner` inherits from `base` unchanged: it calls what is callable.
 
-    Each call costs 2 us, and twelve callbacks have seventy in a step. A hook that is overridden is called as before.
+    Each call costs 1.2 us, and twelve callbacks have seventy in a step. A hook that is overridden is called as before.
     """
     for hook in STEP_HOOKS:
         if not is_overridden(hook, owner, base):
@@ -125,7 +125,7 @@ class QuickHooks:
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning's profiler that does nothing does it in a new context for each hook: 80 times a step, 1 us each."""
+    """Lightning's profiler that does nothing does it in a new context for each hook: 1 us."""
 
     _nothing: AbstractContextManager[None] = nullcontext()
 
