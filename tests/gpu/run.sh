@@ -13,12 +13,17 @@ mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-# imgrec itself, from a copy, as a build leaves folders behind: so that its version is known. It is read from this folder.
-mkdir "$site/source"
-cp -r imgrec conf launch pyproject.toml README.md LICENSE "$site/source"
-"$PYTHON" -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile --target "$site" \
-  ${WHEELS:+"$WHEELS"/*.whl} "$site/source" >"$OUT/install.txt" 2>&1 || { cat "$OUT/install.txt"; exit 2; }
-rm -rf "$site/imgrec"
+if [ -n "$WHEELS" ]; then
+  "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl || exit 2
+fi
+# imgrec is read from this folder; a run records its version, which an installation would tell.
+"$PYTHON" - "$site" <<'END' || exit 2
+import pathlib, sys, tomllib
+version = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["project"]["version"]
+folder = pathlib.Path(sys.argv[1], f"imgrec-{version}.dist-info")
+folder.mkdir()
+(folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: imgrec\nVersion: {version}\n")
+END
 export PYTHONPATH="$PWD:$site" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "torch has no CUDA device here."; exit 2; }
 # Four processes share the card: most of a test is the start of its processes.
