@@ -45,4 +45,6 @@ def data_setting(loaders: DataModule) -> str:
     """What to set where the network waits for images."""
     if loaders.workers < loaders.cores:
         return f"Set num_workers={loaders.cores}."
-    return f"{loaders.workers} workers use all cores of this process: use smaller image files, or more cores."
+    return (
+        f"{loaders.workers} workers use all cores of this process: pack the images smaller with imgrec pack, or use more cores."
+    )
