@@ -47,7 +47,7 @@ SPLITS = ("train", "val", "test")
 
 def shards(root: Path, **change) -> Shards:
     settings = {**PREPROCESSING, "num_classes": None, "val_share": 0.25, "split_seed": 0, "changed": "refuse", "test_share": 0.25}
-    settings |= {"check": "auto", "decoder": "auto", "on_bad_image": "refuse", "on_bad_image_eval": "refuse"}
+    settings |= {"check": "auto", "decoder": "auto", "cache": "none", "on_bad_image": "refuse", "on_bad_image_eval": "refuse"}
     return Shards(root=str(root), **{**settings, **change})
 
 

@@ -34,7 +34,7 @@ from imgrec.data.table_file import read_columns
 from imgrec.errors import ConfigError, DataError
 
 OWN = {"path": "id", "label": "breed", "split": None, "group": None, "test_share": 0.3}
-REFUSE = {"check": "auto", "decoder": "auto", "on_bad_image": "refuse", "on_bad_image_eval": "refuse"}
+REFUSE = {"check": "auto", "decoder": "auto", "cache": "none", "on_bad_image": "refuse", "on_bad_image_eval": "refuse"}
 
 
 def table_of(file: Path, root: Path | None, **change) -> ImageTable:

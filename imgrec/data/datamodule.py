@@ -11,6 +11,7 @@ from imgrec.config.schema import Limit, RunConfig, Split
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Request
 from imgrec.data.class_balance import training_order
+from imgrec.data.folder import FileData, ImageFiles
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, Mark, worker_count
@@ -60,7 +61,8 @@ class DataModule(pl.LightningDataModule):
         self.workers = worker_count(run.num_workers, in_memory=data.in_memory, processes_here=processes_here)
         self.cores = worker_count("auto", in_memory=False, processes_here=processes_here)
         self._order = training_order(run.sampling, run.class_weights or {}, train.labels, data.classes, seed=run.seed)
-        self._training = train.for_training(augment, run.seed)
+        self._training = _cached(data, train).for_training(augment, run.seed)
+        self._validation = None if data.splits.val is None else _cached(data, data.splits.val)
         self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
         self._timeout_s = run.trainer.timeout_s
         self._statistics_batch = max(2, min(self.plan.global_size, run.max_device_batch, EVALUATION_BATCH))
@@ -86,7 +88,7 @@ class DataModule(pl.LightningDataModule):
 
     def _evaluation_loader(self, split: Split) -> Loader[Batch]:
         """Every image once over all ranks, in order; a rank may get an empty last batch, so that all have equally many."""
-        images = self.data.split(split)
+        images = self._validation if split == "val" and self._validation is not None else self.data.split(split)
         plan = self._evaluation_plan(split)
         requests = EpochBatches(plan, lambda epoch: np.arange(len(images)), epoch=lambda: 0, rank=self._rank())
         return self._loader(images, requests)
@@ -149,3 +151,10 @@ class DataModule(pl.LightningDataModule):
             return 0
         assert self.trainer.world_size == self.plan.devices, "the data module was made for another number of devices"
         return self.trainer.global_rank
+
+
+def _cached(data: ImageData, images: ImageSet) -> ImageSet:
+    """A split that is read in each epoch, held in memory where data.cache says so."""
+    return (
+        images.decoded_once() if isinstance(data, FileData) and data.cache == "ram" and isinstance(images, ImageFiles) else images
+    )

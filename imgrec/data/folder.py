@@ -17,6 +17,7 @@ from torch import Tensor
 from imgrec.data.augment import Augment, augment_to_size
 from imgrec.data.batch import Batch, Indices, Request
 from imgrec.data.decode import Preprocessing, ScaleError, decode, is_constant
+from imgrec.data.decoded import DecodedImages, decoded_images
 from imgrec.data.file_index import FileIndex, join_names, pack_names
 from imgrec.data.file_names import find_in_names
 from imgrec.data.image_data import Check, Common, ImageData, Splits
@@ -40,6 +41,9 @@ class Reading(TypedDict):
     decoder: Decoder
 
 
+Cache = Literal["none", "ram"]
+
+
 class FileKeys(Common):
     """The keys that every data yaml of image files has."""
 
@@ -47,6 +51,7 @@ class FileKeys(Common):
     on_bad_image: BadImage
     on_bad_image_eval: BadImage
     decoder: Decoder
+    cache: Cache
     check: Check
 
 
@@ -62,11 +67,12 @@ class FileData(ImageData):
         on_bad_image: BadImage,
         on_bad_image_eval: BadImage,
         decoder: Decoder,
+        cache: Cache,
         check: Check,
         **common: Unpack[Common],
     ) -> None:
         super().__init__(**common)
-        self.test_share, self.check = test_share, check
+        self.test_share, self.cache, self.check = test_share, cache, check
         check_decoder(decoder)
         self.reading = Reading(on_bad_image=on_bad_image, on_bad_image_eval=on_bad_image_eval, decoder=decoder)
 
@@ -98,6 +104,7 @@ class ImageFiles:
         self.reading = reading
         self.training, self.seed = False, 0
         self.augment: Augment | None = None
+        self.decoded: DecodedImages | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,7 +139,7 @@ class ImageFiles:
         constant: list[str] = []
         for row, index in enumerate(request.indices.tolist()):
             try:
-                image = self.decode(index % len(self))
+                image = self._image(index % len(self))
             except ScaleError:  # of a setting that is missing, which leaving a file out would hide
                 raise
             except DataError as error:
@@ -163,8 +170,24 @@ class ImageFiles:
             tuple(constant),
         )
 
+    def _image(self, index: int) -> Tensor:
+        """`decode`, or what it gave the first time in any process (data.cache=ram)."""
+        if self.decoded is None:
+            return self.decode(index)
+        image = self.decoded.get(index)
+        if image is None:
+            self.decoded.put(index, image := self.decode(index))
+        return image
+
+    def decoded_once(self) -> Self:
+        """The same images, which all processes of this machine share once they are decoded. A collective."""
+        shared = copy(self)
+        shared.decoded = decoded_images(self.open, len(self), self.preprocessing["channels"])
+        return shared
+
     def take(self, rows: Indices) -> Self:
         part = copy(self)
+        part.decoded = None
         part.names, part.labels = self.names[rows], self.labels[rows]
         part.groups = None if self.groups is None else self.groups[rows]
         return part

@@ -28,6 +28,7 @@ RESUMABLE_KEYS = (
     "resume",
     "data.changed",
     "data.check",
+    "data.cache",
     "data.decoder",  # all give the same pixels
     "data.on_bad_image",  # with refuse, nothing has been skipped so far
     "data.on_bad_image_eval",

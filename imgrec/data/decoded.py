@@ -1,0 +1,127 @@
+"""data.cache=ram: the pixels of image files in memory that all processes of a machine share, each decoded once."""
+
+import mmap
+import os
+import socket
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from imgrec.data.batch import Indices
+from imgrec.data.decode import FORMATS
+from imgrec.distributed.process_group import all_gather
+from imgrec.distributed.world import read_world
+from imgrec.errors import ConfigError
+
+KEPT_FREE = 0.1  # of the available memory
+
+
+class DecodedImages:
+    """uint8 [C, H, W] of `count` images, as they are decoded: before crop and resize, which are drawn for each epoch.
+
+    file: of memory that other processes can open too. It begins with int64 [2, count + 1]: where the pixels of an image begin
+    (which says how much room they have), and height and width of one that is there.
+    """
+
+    def __init__(self, file: str, count: int, channels: int) -> None:
+        self.file, self.count, self.channels = file, count, channels
+        with open(file, "r+b") as opened:
+            self._content = np.frombuffer(mmap.mmap(opened.fileno(), 0), dtype=np.uint8)
+        self._starts, self._shapes = self._content[: 16 * (count + 1)].view(np.int64).reshape(2, count + 1)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for workers that are not forked
+        return DecodedImages, (self.file, self.count, self.channels)
+
+    def get(self, index: int) -> Tensor | None:
+        """In the memory format in which it was decoded, so that what follows computes the same bits."""
+        height, width = divmod(int(self._shapes[index]), 2**32)
+        if not height:
+            return None
+        start = self._starts[index]
+        pixels = self._content[start : start + height * width * self.channels]
+        return torch.from_numpy(pixels.reshape(height, width, self.channels)).permute(2, 0, 1)
+
+    def put(self, index: int, image: Tensor) -> None:
+        """Two processes may put the same image at once: they write the same bytes, and its shape when these are there."""
+        start, end = self._starts[index : index + 2]
+        if image.numel() <= end - start:
+            self._content[start : start + image.numel()] = image.permute(1, 2, 0).reshape(-1).numpy()
+            self._shapes[index] = image.shape[1] * 2**32 + image.shape[2]
+
+
+def decoded_images(opened: Callable[[int], Any], count: int, channels: int) -> DecodedImages:
+    """Memory for the `count` images whose files `opened` gives, shared by the ranks of this machine. A collective.
+
+    ConfigError on all ranks where one machine has not as much.
+    """
+    world, host = read_world(), socket.gethostname()
+    made: tuple[str, int] | ConfigError | None = None
+    if world.local_rank == 0:
+        try:
+            made = _allocate(_sizes(opened, count) * channels)
+        except ConfigError as error:
+            made = error
+    said = all_gather((host, made))
+    for _, found in said:
+        if isinstance(found, ConfigError):
+            raise found
+    file = next(found[0] for other, found in said if other == host and isinstance(found, tuple))
+    images = DecodedImages(file, count, channels)
+    all_gather(None)  # all have opened it
+    if isinstance(made, tuple):
+        weakref.finalize(images, os.close, made[1])
+    return images
+
+
+def _sizes(opened: Callable[[int], Any], count: int) -> Indices:
+    """Pixels of each image by the header of its file, which takes a tenth of decoding it; 0 of one that cannot be read."""
+
+    def size(index: int) -> int:
+        try:
+            with opened(index) as file, Image.open(file, formats=FORMATS) as image:
+                return int(image.width * image.height)
+        except Exception:  # PIL's parsers raise any; `decode` says what is wrong
+            return 0
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "imgrec-sizes") as pool:
+        return np.fromiter(pool.map(size, range(count)), dtype=np.int64, count=count)
+
+
+def _allocate(sizes: Indices) -> tuple[str, int]:
+    """The name and the descriptor of memory in which the images have as many bytes, none of them in use yet."""
+    table = 16 * (len(sizes) + 1)
+    needed, available = table + int(sizes.sum()), int((1 - KEPT_FREE) * available_memory())
+    if needed > available:
+        raise ConfigError(
+            f"data.cache=ram: the decoded images need {needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB of memory are available. "
+            "Set data.cache=none, or make the images smaller: imgrec pack FOLDER out=DIR size=256."
+        )
+    number = os.memfd_create("imgrec-images")
+    try:
+        os.posix_fallocate(number, 0, needed)  # now, not in the middle of an epoch: 0.3 s a GB
+    except OSError as error:
+        os.close(number)
+        raise ConfigError(f"data.cache=ram: {needed / 1e9:.1f} GB: {error.strerror}. Set data.cache=none.") from error
+    os.pwrite(number, np.cumsum(np.append(table, sizes)).astype(np.int64).tobytes(), 0)
+    return f"/proc/{os.getpid()}/fd/{number}", number
+
+
+def available_memory() -> int:
+    """Bytes that this machine, or the control group of its container, can still give."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    try:
+        group = Path("/sys/fs/cgroup")
+        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limit = int((group / "memory.max").read_text())
+        free.append(limit - int((group / "memory.current").read_text()) + int(used["inactive_file"]))
+    except (OSError, ValueError):  # ValueError: "max", no limit
+        pass
+    return min(free)

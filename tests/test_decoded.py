@@ -1,0 +1,140 @@
+"""data.cache=ram: the same batches, bit for bit, from images that are decoded once by any process of the machine."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from error_parts import raises_error
+from image_files import picture
+from PIL import Image
+from processes import run_ranks
+from test_data_folder import data_module, folder, make  # noqa: F401  # a fixture
+
+from imgrec import config
+from imgrec.config.instantiate import build
+from imgrec.data import decoded
+from imgrec.data.augment import Augment
+from imgrec.data.batch import Batch, Request
+from imgrec.data.decoded import DecodedImages, decoded_images
+from imgrec.data.folder import ImageFiles
+from imgrec.errors import ConfigError
+
+
+def augmentation(*words: str) -> Augment:
+    return build("augment", config.load("train", ["data=digits", *words]).augment, Augment)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Pictures of several sizes, formats and modes, one that EXIF turns, one of one value, and one that is damaged."""
+    root = make(tmp_path / "photos", {"a": 6, "b": 6})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(1).resize((40, 25)).save(root / "a/turned.jpg", exif=exif)
+    picture(2).convert("L").save(root / "a/gray.png")
+    picture(3).convert("RGBA").resize((31, 64)).save(root / "b/alpha.webp", lossless=True)
+    picture(4).convert("P").save(root / "b/palette.gif")
+    Image.new("RGB", (20, 20), "red").save(root / "b/constant.png")
+    for k in range(8):
+        (root / f"b/damaged{k}.jpg").write_bytes((root / "b/000.jpg").read_bytes()[:300])
+    return root
+
+
+def same(ours: list[Batch], theirs: list[Batch]) -> bool:
+    return len(ours) == len(theirs) and all(
+        all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, other, strict=True))
+        and one.images.stride() == other.images.stride()
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+SETTINGS = [["augment=none"], ["augment=basic", "augment.crop_scale=[0.3,1]", "augment.crop_padding=0"], ["augment=randaug"]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("words", SETTINGS, ids=lambda words: words[-1])
+def test_batches_are_the_same_and_no_file_is_read_twice(data_module, photos, words, num_workers):  # noqa: F811
+    augment = augmentation(*words)
+    expected, found = [], []
+    for cache, batches in (("none", expected), ("ram", found)):
+        data = folder(photos, cache=cache, on_bad_image="skip")
+        loaders = data_module(data, augment, num_workers=num_workers)
+        loaders._epoch = lambda: 0
+        for split in (loaders.train_dataloader, loaders.val_dataloader):
+            loader = split()
+            for epoch in range(2):
+                if cache == "ram" and epoch:
+                    photos.rename(away := photos.with_name("away"))
+                    photos.mkdir()
+                    (photos / "b").mkdir()
+                    for bad in away.rglob("damaged*"):  # they are decoded each time, and left out
+                        shutil.copy(bad, photos / "b")
+                batches += list(loader)
+                if cache == "ram" and epoch:
+                    shutil.rmtree(photos)
+                    away.rename(photos)
+    assert same(found, expected)
+    assert any(batch.bad for batch in expected)
+    assert len(found) > 4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_is_as_it_was_decoded(photos, channels):
+    change = {} if channels == 3 else {"channels": 1, "mean": [0.5], "std": [0.5]}
+    images: ImageFiles = folder(photos, **change, on_bad_image="skip", on_bad_image_eval="skip").split("train")
+    shared = images.decoded_once()
+    other = pickle.loads(pickle.dumps(shared.decoded))  # as in a worker that is not forked
+    for index, name in enumerate(images.names.tolist()):
+        if b"damaged" in name:
+            continue
+        image = images.decode(index)
+        assert other.get(index) is None
+        assert torch.equal(shared._image(index), image)
+        for kept in (shared.decoded.get(index), other.get(index)):
+            assert torch.equal(kept, image)
+            assert kept.stride() == image.stride()
+    assert images.decoded is None
+    assert shared.take(np.arange(2)).decoded is None
+
+
+def test_ranks_of_a_machine_share_it(photos):
+    images = folder(photos, on_bad_image="skip", on_bad_image_eval="skip").split("train")
+
+    def work(rank: int) -> list[bool]:
+        shared = images.decoded_once()
+        there = [shared.decoded.get(index) is not None for index in range(len(images))]
+        rows = np.arange(rank, len(images), 2)
+        batch = shared[Request(0, rows, len(rows))]
+        torch.distributed.barrier()
+        there = [shared.decoded.get(index) is not None for index in range(len(images))]
+        torch.distributed.barrier()
+        assert torch.equal(batch.images, images[Request(0, rows, len(rows))].images)
+        return there
+
+    expected = [b"damaged" not in name for name in images.names.tolist()]
+    assert run_ranks(2, work, group=True) == [expected] * 2
+
+
+def test_what_does_not_fit_is_refused_with_both_sizes(photos, monkeypatch):
+    images = folder(photos).split("train")
+    monkeypatch.setattr(decoded, "available_memory", lambda: 1000)
+    with raises_error(ConfigError, "data.cache=ram", "0.0 GB", "available", "data.cache=none", "imgrec pack"):
+        decoded_images(images.open, len(images), 3)
+
+
+def test_an_image_that_has_grown_is_not_kept(tmp_path):
+    file, number = decoded._allocate(np.array([12, 12]))
+    images = DecodedImages(file, 2, 3)
+    images.put(0, torch.zeros(3, 9, 9, dtype=torch.uint8))
+    images.put(1, ones := torch.ones(3, 2, 2, dtype=torch.uint8))
+    assert images.get(0) is None
+    assert torch.equal(images.get(1), ones)
+    decoded.os.close(number)
+
+
+def test_the_available_memory_is_that_of_the_machine_or_of_its_container():
+    total = decoded.os.sysconf("SC_PAGE_SIZE") * decoded.os.sysconf("SC_PHYS_PAGES")
+    assert 0 < decoded.available_memory() < total
