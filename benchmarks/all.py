@@ -19,14 +19,32 @@ from turns import Result
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
-PARTS = {"input": True, "packed": True}  # modules with `results`; whether they read photographs
+# Modules with `results`; whether they read photographs.
+PARTS = {"input": True, "packed": True, "overhead": False, "start": False, "time_shares": False}
+COSTS = ("step_overhead", "start_", "time_shares")  # whose figure is a cost: less is better
 
 
 def write_table(rows: Sequence[Result], path: Path) -> None:
-    lines = ["| what | compared with | times as fast | rounds |", "| --- | --- | --- | --- |"]
-    lines += ["| `{name}` | {peer} | {ratio} | {runs} |".format_map(row) for row in rows]
-    machines = sorted({row["machine"] for row in rows})
-    path.write_text("\n".join(["# Benchmarks", "", "`make bench`, on " + "; ".join(machines) + ".", "", *lines, ""]))
+    """A page of two tables: what is faster, and what something costs."""
+    parts = ["# Benchmarks\n", "`make bench` writes this page; `benchmarks/NOTES.md` says what was tried.\n"]
+    parts += ["Processor time, in rounds that take turns with the peer's, each side in a process of its own. On:\n"]
+    parts += [f"- {name}" for name in sorted({row["machine"] for row in rows})]
+    for title, column, chosen in (
+        ("Input", "times as fast", [row for row in rows if not is_cost(row)]),
+        (
+            "Steps and starts",
+            "its time over the peer's; `_ms`: milliseconds, `_s`: seconds",
+            [row for row in rows if is_cost(row)],
+        ),
+    ):
+        parts += [f"\n## {title}\n", f"| what | peer | {column} | rounds |", "| --- | --- | --- | --- |"]
+        parts += ["| `{name}` | {peer} | {ratio:.4g} | {runs} |".format_map(row) for row in chosen]
+        parts += ["\n![The first table as bars](benchmarks.png)"] * (title == "Input")
+    path.write_text("\n".join(parts) + "\n")
+
+
+def is_cost(row: Result) -> bool:
+    return row["name"].startswith(COSTS)
 
 
 def draw(rows: Sequence[Result], path: Path) -> None:
@@ -59,7 +77,7 @@ def main() -> None:
             print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     (FOLDER / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     write_table(rows, DOCS / "benchmarks.md")
-    draw(rows, DOCS / "benchmarks.png")
+    draw([row for row in rows if not is_cost(row)], DOCS / "benchmarks.png")
 
 
 if __name__ == "__main__":
