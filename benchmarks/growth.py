@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from input import processor
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from torch import distributed, multiprocessing
 from torch.utils.tensorboard import SummaryWriter
+from turns import processor
 
 from imgrec.data.class_balance import weighted_order
 from imgrec.data.file_index import pack_names

@@ -22,9 +22,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from input import processor
 from projection import FORMULA, Links, Row, Work, bends, efficiency, project
 from steps import EVALUATED, Sizes, Times, classes, measure
+from turns import processor
 
 from imgrec.config.instantiate import instantiate
 from imgrec.config.load import load_config

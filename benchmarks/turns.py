@@ -85,9 +85,15 @@ def _child_spent(child: Any) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS  # of the columns utime and stime
 
 
+def processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def machine() -> str:
     """'2 cores of AMD EPYC, Python 3.11.7, torch 2.14.1, ...'"""
-    with open("/proc/cpuinfo") as lines:
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, {versions}"
+    return f"{os.cpu_count()} cores of {processor()}, Python {platform.python_version()}, {versions}"
