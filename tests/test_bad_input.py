@@ -55,7 +55,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "train photos photos": ("'photos'", "one path", "data.root", "Remove it"),
     "train --config-dir=none": ("--config-dir none", "model/, data/, experiment/"),
     "photos epochs=5": ("photos", "no such command", "imgrec train photos epochs=5", COMMANDS),
-    "train callbacks.emma.decay=0.9": ("'callbacks.emma.decay=0.9'", "callbacks.ema.decay", "throughput, steps, console, tensorboard, ema, batch_norm, progressive_size, early_stopping"),
+    "train callbacks.emma.decay=0.9": ("'callbacks.emma.decay=0.9'", "callbacks.ema.decay", "ema, batch_norm, progressive_size, early_stopping"),
     "train data.root=photos": ("'data.root=photos'", "no key data.root", "data=photos"),
     "train callbacks.steps=5": ("callbacks.steps=5", "callbacks.steps=null"),
     "train callbacks=ema callbacks.tensorboard.images=0": ("'callbacks.tensorboard.images=0'", "callbacks", "ema"),
