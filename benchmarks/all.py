@@ -2,7 +2,7 @@
 
 usage: python benchmarks/all.py [root=DIR] [rounds=5] [parts=input,packed,...]
 
-root: a folder of photographs; without, one is made of the two that scikit-learn brings.
+parts: measured anew, of the others the figures stay. root: a folder of photographs; without, one is made of the two that scikit-learn brings.
 """
 
 import importlib
@@ -75,7 +75,11 @@ def main() -> None:
             for row in found:
                 print("{name:<32}{ratio:7.2f} times {peer}".format_map(row))
             print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-    (FOLDER / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    file = FOLDER / "results.json"
+    measured = {row["name"] for row in rows}
+    before = json.loads(file.read_text()) if file.is_file() else []
+    rows = [row for row in before if row["name"] not in measured] + rows
+    file.write_text(json.dumps(rows, indent=1) + "\n")
     write_table(rows, DOCS / "benchmarks.md")
     draw([row for row in rows if not is_cost(row)], DOCS / "benchmarks.png")
 

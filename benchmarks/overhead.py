@@ -27,7 +27,7 @@ SAMPLES, BATCH = 12_800, 128
 RUN = (
     "experiment=mnist_cnn data=fake data.image_size=28 data.channels=1 data.mean=[0.5] data.std=[0.25] data.num_classes=10 "
     f"data.train_samples={SAMPLES} data.val_share=0.05 augment.crop_padding=0 batch_size={BATCH} epochs=1000 name=overhead "
-    "trainer.accelerator=cpu trainer.devices=1 trainer.threads=1 trainer.save_every_minutes=1000"
+    "trainer.precision=32 trainer.accelerator=cpu trainer.devices=1 trainer.threads=1 trainer.save_every_minutes=1000"
 ).split()
 
 

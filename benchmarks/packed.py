@@ -51,10 +51,10 @@ def packed_data(root: str) -> ImageData:
 
 
 @contextmanager
-def imgrec_side(packed: str | None, root: str, images: int) -> Iterator[Lap]:
+def imgrec_side(packed: str, images: int) -> Iterator[Lap]:
     torch.set_num_threads(1)
     keep_freed_memory()
-    data = folder_data(root) if packed is None else packed_data(packed)
+    data = packed_data(packed)
     node = compose_config("train", ["augment=basic"])["augment"]
     augment: Augment = instantiate({**node, "crop_scale": [0.08, 1.0], "crop_padding": 0.0})
     split = data.split("train").for_training(augment, 0)
@@ -88,15 +88,13 @@ def results(root: str, *, size: int = 256, images: int = 512, rounds: int = 5) -
             packing = Packing(kind, size, 90, 2000)
             workers = len(os.sched_getaffinity(0))
             pack_images(folder_data(root), Path(scratch, kind), packing, num_workers=workers, advance=lambda images: None)
-        folders = {"jpeg_folder": None} | {f"packed_{kind}": str(Path(scratch, kind)) for kind in FORMATS}
-        ways = {name: partial(imgrec_side, packed, root, images) for name, packed in folders.items()}
+        folders = {f"packed_{kind}": str(Path(scratch, kind)) for kind in FORMATS}
+        ways = {name: partial(imgrec_side, packed, images) for name, packed in folders.items()}
         seconds = processor_seconds({PEER: partial(torchvision_side, root, 224, images, 0), **ways}, rounds=rounds)
         train, here = find_split_folders(root).folders["train"], machine()
         rows = []
         for name, packed in folders.items():
-            data = folder_data(root) if packed is None else packed_data(packed)
-            files = data.split("train")
-            sizes = files.content()[:, 0] if packed else [os.path.getsize(files.path(k)) for k in range(len(files))]
+            data = packed_data(packed)
             rows.append(
                 Packed(
                     name=name,
@@ -105,7 +103,7 @@ def results(root: str, *, size: int = 256, images: int = 512, rounds: int = 5) -
                     runs=rounds,
                     machine=here,
                     decibel=round(fidelity(train, data), 1),
-                    bytes_per_image=int(np.mean(sizes)),
+                    bytes_per_image=int(data.split("train").content()[:, 0].mean()),
                 )
             )
         return rows

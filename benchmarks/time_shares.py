@@ -8,7 +8,6 @@ more than what is measured. Its ratio is that of the medians of the blocks; prin
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
+from turns import machine
 
 from imgrec.config.load import load_config
 from imgrec.train import fit
@@ -83,9 +83,8 @@ def results(rounds: int = 5, words: list[str] | None = None) -> list[dict[str, A
         step = {on: statistics.median(seconds) / BLOCK for on, seconds in turns.seconds.items()}
         print(f"  a step: {1000 * step[False]:.2f} ms without, {1000 * step[True]:.2f} with", file=sys.stderr)
         ratios.append(step[True] / step[False])
-    machine = f"{platform.machine()}, {platform.platform(terse=True)}"
     ratio = round(statistics.median(ratios), 4)
-    return [{"name": "time_shares", "peer": "callbacks.throughput=null", "ratio": ratio, "runs": rounds, "machine": machine}]
+    return [{"name": "time_shares", "peer": "callbacks.throughput=null", "ratio": ratio, "runs": rounds, "machine": machine()}]
 
 
 def main() -> None:
