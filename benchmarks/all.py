@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def write_table(rows: Sequence[Result], path: Path) -> None:
     """A page of two tables: what is faster, and what something costs."""
     parts = ["# Benchmarks\n", "`make bench` writes this page; `benchmarks/NOTES.md` says what was tried.\n"]
     parts += ["Processor time, in rounds that take turns with the peer's, each side in a process of its own. On:\n"]
-    parts += [f"- {name}" for name in sorted({row["machine"] for row in rows})]
+    parts += [textwrap.fill(f"- {name}", 115, subsequent_indent="  ") for name in sorted({row["machine"] for row in rows})]
     for title, column, chosen in (
         ("Input", "times as fast", [row for row in rows if not is_cost(row)]),
         (
