@@ -14,12 +14,10 @@ from dataclasses import replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from imgrec.config.instantiate import check_signatures
 from imgrec.config.load import compose_run
 from imgrec.config.schema import Precision, RunConfig, run_config
 from imgrec.config.start_checks import check_start
 from imgrec.distributed.command import run_command
-from imgrec.distributed.device_checks import check_accelerator
 from imgrec.distributed.process_group import connected_world
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
@@ -69,19 +67,14 @@ def best_step(step: Mapping[Step, float], given: Step) -> Step:
 def measure(run: RunConfig, seconds: float, advance: Callable[[str, int, int], None]) -> tuple[Speeds, Step, int]:
     """The speeds, the given step and the given workers; `advance(what, done, of)` is called before each measurement."""
     check_start(run)
-    import pytorch_lightning as pl
-
     from imgrec.data.datamodule import DataModule, build_data
-    from imgrec.training.lightning_compat import compiling, silence_known_warnings
+    from imgrec.training.lightning_compat import compiling
+    from imgrec.training.trainer import prepare_process
 
-    check_signatures(run)
-    check_accelerator(run.trainer)
-    silence_known_warnings()
-    pl.seed_everything(run.seed, workers=True, verbose=False)
+    prepare_process(run)
     data, augment = build_data(run)
     run = chosen_precision(run.with_classes(len(data.classes)))
-    devices = run.trainer.devices
-    run = replace(run, trainer=replace(run.trainer, devices=devices[:1] if isinstance(devices, list) else 1))
+    run = replace(run, trainer=run.trainer.on_one_device())
     usual = DataModule(run, data, augment, devices=1)
     precision, workers = run.trainer.precision, usual.workers
     assert precision != "auto", "chosen_precision has replaced it"
@@ -161,7 +154,7 @@ def train_speed(run: RunConfig, data: "ImageData", augment: "Augment", seconds: 
         limit_val_batches=0,
     )
     classifier = Classifier(run, net, data, augment, loaders.plan, with_schedule=False)
-    operations = 3 * size.flops * loaders.plan.per_device * loaders.plan.accumulate
+    operations = size.training_operations(loaders.plan.per_device * loaders.plan.accumulate)
     with closing(loaders), chosen_threads(run.trainer, world, step_operations=operations):
         if same:
             batches = _Repeated(next(iter(loaders.train_dataloader())))

@@ -13,18 +13,16 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.config.instantiate import check_signatures
 from imgrec.config.load import compose_run
 from imgrec.config.schema import RunConfig, run_config
 from imgrec.config.start_checks import check_start
 from imgrec.distributed.command import run_command
-from imgrec.distributed.device_checks import check_accelerator
 from imgrec.distributed.process_group import connected_world, on_first_rank
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
@@ -123,33 +121,24 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     """
     world = connected_world(run.trainer)
     on_first_rank(lambda: check_start(run))
-    import pytorch_lightning as pl
-
     from imgrec.data.datamodule import DataModule, build_data
     from imgrec.models.summary import measure_size
     from imgrec.training.callbacks.lr_range import LRRange
-    from imgrec.training.lightning_compat import silence_known_warnings
     from imgrec.training.module import Classifier
     from imgrec.training.optimizer import written_rate
     from imgrec.training.threads import chosen_threads
-    from imgrec.training.trainer import build_trainer
+    from imgrec.training.trainer import build_trainer, prepare_process
     from imgrec.training.transfer import initial_network
 
-    check_signatures(run)
-    check_accelerator(run.trainer)
-    silence_known_warnings()
-    pl.seed_everything(run.seed, workers=True, verbose=False)
+    prepare_process(run)
     data, augment = build_data(run)
     run = chosen_precision(run.with_classes(len(data.classes)))
     loaders = DataModule(run, data, augment, devices=world.size)
-    devices = run.trainer.devices
-    if world.size == 1:
-        devices = devices[:1] if isinstance(devices, list) else 1
     lr_range = LRRange(
         rates, lr=written_rate(run.optim), diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance
     )
     trainer = build_trainer(
-        replace(run.trainer, devices=devices),
+        run.trainer.on_one_device() if world.size == 1 else run.trainer,
         loaders.plan,
         world,
         callbacks=[lr_range],
@@ -162,7 +151,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     net, _ = initial_network(run, data.classes)
     classifier = Classifier(run, net, data, augment, loaders.plan, with_schedule=False)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
-    step_operations = 3 * size.flops * loaders.plan.per_device * loaders.plan.accumulate
+    step_operations = size.training_operations(loaders.plan.per_device * loaders.plan.accumulate)
     with chosen_threads(run.trainer, world, step_operations=step_operations), closing(loaders):
         trainer.fit(classifier, datamodule=loaders)
     losses = np.array(lr_range.losses)

@@ -11,15 +11,13 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from imgrec.config.instantiate import check_signatures
 from imgrec.config.load import load_config
 from imgrec.config.python_settings import Settings
 from imgrec.config.schema import Node, RunConfig, run_config
 from imgrec.config.start_checks import check_start
-from imgrec.data.allocator import keep_freed_memory
 from imgrec.distributed import signals
 from imgrec.distributed.command import run_command
-from imgrec.distributed.device_checks import check_accelerator, wanted_processes
+from imgrec.distributed.device_checks import wanted_processes
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.launcher import launch, run_rank
 from imgrec.distributed.process_group import connected_world, on_first_rank
@@ -139,8 +137,6 @@ def _train(
     command: Sequence[str],
     callbacks: "Sequence[pl.Callback]",
 ) -> dict[str, Any]:
-    import pytorch_lightning as pl
-
     from imgrec.data.datamodule import DataModule, build_data
     from imgrec.models.summary import measure_size
     from imgrec.training import summary
@@ -148,17 +144,13 @@ def _train(
     from imgrec.training.callbacks.tensorboard import truncate_event_files
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
     from imgrec.training.data_check import checked_data
-    from imgrec.training.lightning_compat import compiling, deterministic_errors, silence_known_warnings
+    from imgrec.training.lightning_compat import compiling, deterministic_errors
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.threads import chosen_threads
-    from imgrec.training.trainer import build_trainer, opened_logger, run_callbacks
+    from imgrec.training.trainer import build_trainer, opened_logger, prepare_process, run_callbacks
 
-    check_signatures(run)
-    check_accelerator(run.trainer)
-    silence_known_warnings()
-    keep_freed_memory()
-    pl.seed_everything(run.seed, workers=True, verbose=False)
+    prepare_process(run)
     resume = find_resume_point(run_dir.checkpoints, terminal.say)
 
     heartbeat.doing = "reading the data"
@@ -190,7 +182,7 @@ def _train(
     threads = chosen_threads(
         run.trainer,
         world,
-        step_operations=3 * size.flops * loaders.plan.per_device * loaders.plan.accumulate,  # backward: twice the forward pass
+        step_operations=size.training_operations(loaders.plan.per_device * loaders.plan.accumulate),
         saved=resume.threads(world.rank, world.size) if resume else None,
     )
     with (

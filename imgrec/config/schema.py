@@ -52,6 +52,10 @@ class TrainerConfig:
     deterministic: bool
     log_every_steps: int
 
+    def on_one_device(self) -> "TrainerConfig":
+        """The same on the first of the devices."""
+        return replace(self, devices=self.devices[:1] if isinstance(self.devices, list) else 1)
+
 
 @dataclass(frozen=True)
 class ProcessesConfig:

@@ -35,10 +35,8 @@ USUAL_SCALES = ((0, 1), (-1, 1), (0, 255), (0, 4095), (0, 65535))
 def _silence_libtiff() -> None:
     """libtiff prints what is wrong with a file on stderr, into the bar or a table, and PIL raises an error besides."""
     folder = Path(Image.__file__).parent
-    for library in (
-        *folder.parent.glob("pillow.libs/libtiff*"),
-        *folder.glob(".dylibs/libtiff*"),
-    ):  # of wheels for Linux and macOS
+    of_wheels = (*folder.parent.glob("pillow.libs/libtiff*"), *folder.glob(".dylibs/libtiff*"))  # for Linux, for macOS
+    for library in of_wheels:
         ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
 
 
@@ -134,8 +132,10 @@ def _jpeg_pixels(file: FileIO | BytesIO, size: int, preprocessing: Preprocessing
     if size > METADATA_BYTES:
         content += file.read(min(size - METADATA_BYTES, 8 * header.width * header.height))
     pixels = jpeg.decode_jpeg(content, header, preprocessing["channels"], decoder)
-    if pixels is None or not header.has_metadata:
-        return pixels if pixels is None else _as_tensor(pixels)
+    if pixels is None:
+        return None
+    if not header.has_metadata:
+        return _as_tensor(pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(BytesIO(content), formats=("JPEG", "MPO")) as image:

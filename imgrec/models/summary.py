@@ -16,6 +16,10 @@ class ModelSize(NamedTuple):
     parameters: int
     flops: int  # operations for one image; a multiply-add counts as two
 
+    def training_operations(self, images: int) -> int:
+        """Of a training step; the backward pass takes twice the forward pass."""
+        return 3 * self.flops * images
+
 
 def measure_size(net: nn.Module, *, channels: int, image_size: int, num_classes: int | None = None) -> ModelSize:
     """Size of a network for one image, counted by torch on the meta device in eval mode; the network is not changed.

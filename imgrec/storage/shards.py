@@ -6,6 +6,8 @@ import os
 import re
 import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Self, Unpack
@@ -66,17 +68,13 @@ class ShardFiles:
             )
 
 
-class _readable:
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
     """DataError for a shard that cannot be opened."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise DataError(f"{self.path} cannot be read: {error.strerror}. Copy it again, or pack the images again.") from error
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Copy it again, or pack the images again.") from error
 
 
 class ImageShards(ImageFiles):

@@ -14,9 +14,11 @@ from pytorch_lightning.loggers.logger import DummyLogger, Logger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from imgrec.config.durations import parse_time
-from imgrec.config.instantiate import build, instantiate, node_target, parameter_types, wrong_result
+from imgrec.config.instantiate import build, check_signatures, instantiate, node_target, parameter_types, wrong_result
 from imgrec.config.schema import Node, RunConfig, TrainerConfig
+from imgrec.data.allocator import keep_freed_memory
 from imgrec.data.sampler import BatchPlan
+from imgrec.distributed.device_checks import check_accelerator
 from imgrec.distributed.world import World, cluster_environment
 from imgrec.errors import ConfigError, first_line
 from imgrec.files import naming
@@ -30,10 +32,19 @@ from imgrec.training.callbacks.profile import Profile
 from imgrec.training.callbacks.tensorboard import event_errors
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.callbacks.time_budget import TimeBudget
-from imgrec.training.lightning_compat import NoProfiler, prepare_trainer
+from imgrec.training.lightning_compat import NoProfiler, prepare_trainer, silence_known_warnings
 from imgrec.training.run_dir import RunDir
 from imgrec.training.step_boundary import StepBoundary
 from imgrec.training.strategies import make_strategy
+
+
+def prepare_process(run: RunConfig) -> None:
+    """What comes before the data of a run is read, in each process; ConfigError for keys or a device that cannot be used."""
+    check_signatures(run)
+    check_accelerator(run.trainer)
+    silence_known_warnings()
+    keep_freed_memory()
+    pl.seed_everything(run.seed, workers=True, verbose=False)
 
 
 def build_trainer(
