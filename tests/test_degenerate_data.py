@@ -15,6 +15,7 @@ from imgrec import cli, config
 from imgrec.config.instantiate import instantiate
 from imgrec.config.options import option_names
 from imgrec.config.schema import RunConfig
+from imgrec.data.datamodule import DataModule, build_data
 from imgrec.errors import DataError
 from imgrec.inference.metrics import make_report
 from imgrec.models.summary import trains_on_one
@@ -120,6 +121,18 @@ def test_batches_of_one_are_known_to_fail_where_they_do(model: str, size: int) -
     assert trains_on_one(net, channels=3, image_size=size) == expected
     assert not net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("key", ["on_bad_image", "on_bad_image_eval"])
+def test_batches_of_one_are_expected_where_images_of_train_may_be_skipped(tmp_path: Path, key: str) -> None:
+    root = photos(tmp_path, "nothing")
+    keys = [f"data.{name}={'skip' if name == key else 'refuse'}" for name in ("on_bad_image", "on_bad_image_eval")]
+    run = config.load("train", words(root, *ONE_PIXEL, *keys, "batch_size=2"))
+    data, augment = build_data(run)
+    run = run.with_classes(len(data.classes))
+    plan = DataModule(run, data, augment, devices=1).plan
+    classifier = Classifier(run, instantiate(run.model, num_classes=2), data, augment, plan)
+    assert classifier.least_samples == (2 if key == "on_bad_image" else 1)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from imgrec.config.schema import RunConfig
 from imgrec.data import counter_rng
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch
+from imgrec.data.folder import FileData
 from imgrec.data.image_data import ImageData
 from imgrec.data.preprocess import Preprocess
 from imgrec.data.sampler import BatchPlan
@@ -70,9 +71,9 @@ class Classifier(QuickHooks, pl.LightningModule):
             raise ConfigError(
                 f"monitor=val/top5: expected more than 5 classes, but the data has {len(data.classes)}. Set monitor=val/accuracy."
             )
-        may_be_single = plan.has_single or getattr(data.splits.train, "skips", False)
+        skips = isinstance(data, FileData) and data.reading["on_bad_image"] == "skip"  # any batch may have fewer images
         size = {"channels": run.data.channels, "image_size": run.data.image_size}
-        self.least_samples = 2 if may_be_single and not trains_on_one(net, **size) else 1
+        self.least_samples = 2 if (plan.has_single or skips) and not trains_on_one(net, **size) else 1
         if plan.has_single and self.least_samples > 1 and not (run.trainer.sync_batchnorm and plan.devices > 1):
             raise ConfigError(_one_at_once(run, plan))
         if run.trainer.sync_batchnorm:
@@ -80,7 +81,7 @@ class Classifier(QuickHooks, pl.LightningModule):
         if run.trainer.compile:
             # In place: torch.compile(net) would rename every key of the state dict. Code for each batch size: that for any size,
             # which torch compiles at the second one, rounds otherwise, and a resumed run would go over to it at another step.
-            net.compile(dynamic=None if getattr(data.splits.train, "skips", False) else False)
+            net.compile(dynamic=None if skips else False)
         self.make_optimizer = partial(
             build_optimizer,
             optimizer_node(run.optim, run.trainer, run.finetune),
