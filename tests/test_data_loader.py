@@ -310,6 +310,22 @@ def test_memory_of_a_validation_is_given_back_after_it(monkeypatch):
     assert batches._in_use.sum() == 0
 
 
+def test_a_fork_does_not_give_memory_back_that_its_parent_uses(monkeypatch):
+    """Workers that start later are forks with copies of the batches, which their garbage collector may find."""
+    monkeypatch.setattr("imgrec.data.shared_batches.get_worker_info", lambda: SimpleNamespace(id=0))
+    batches = SharedBatches(1)
+    received = [batches.receive(batches.share(Batch(*(torch.arange(5) for _ in range(4)), epoch=0, whole=5)))]
+    batches._blocks.clear()  # which are the worker's
+
+    def drop() -> int:
+        received.clear()
+        gc.collect()
+        return int(batches._in_use.sum())
+
+    assert run_ranks(1, lambda rank: drop()) == [1]
+    assert drop() == 0
+
+
 def memory_files(loader: Loader[Batch]) -> int:
     (worker,) = loader._workers()
     folder = Path(f"/proc/{worker.pid}/fd")

@@ -44,7 +44,7 @@ class SharedBatches:
         # Set by the worker, cleared by the main process. A tensor that a validation makes in inference mode is not written after it.
         with torch.inference_mode(False):
             in_use = memfd_tensor(workers * MOST_BLOCKS).zero_().view(workers, MOST_BLOCKS) if workers and can_share() else None
-        self._in_use = in_use
+        self._in_use, self._process = in_use, os.getpid()
         self._blocks: dict[int, Tensor] = {}  # of this worker
 
     def share(self, batch: Any) -> Any:
@@ -88,7 +88,8 @@ class SharedBatches:
 
     def _release(self, worker: int, number: int) -> None:
         assert self._in_use is not None
-        self._in_use[worker, number] = 0
+        if os.getpid() == self._process:  # a fork, such as a worker of another loader, drops copies
+            self._in_use[worker, number] = 0
 
 
 def can_share() -> bool:
