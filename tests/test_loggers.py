@@ -230,6 +230,17 @@ def test_event_files_that_cannot_be_written_are_one_error(tmp_path, monkeypatch)
     assert not printed
 
 
+@pytest.mark.parametrize("kind", [OSError, ValueError])
+def test_errors_of_others_while_a_logger_is_open_stay_as_they_are(tmp_path, kind):
+    """A full disk elsewhere is not blamed on the logger's folder, and a ValueError about a file stays one."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    raised = full if kind is OSError else ValueError("a value of ours")
+    with pytest.raises(kind) as caught, opened_logger(load_run(tmp_path).logger, tmp_path, rank=0):
+        raise raised from (None if raised is full else full)
+    assert caught.value is raised
+    assert full.filename is None
+
+
 def test_errors_of_other_threads_are_printed(tmp_path, monkeypatch):
     printed: list[threading.ExceptHookArgs] = []
     monkeypatch.setattr(threading, "excepthook", printed.append)

@@ -21,7 +21,6 @@ from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.device_checks import check_accelerator
 from imgrec.distributed.world import World, cluster_environment
 from imgrec.errors import ConfigError, first_line
-from imgrec.files import naming
 from imgrec.terminal import Terminal
 from imgrec.training.callbacks.early_stopping import Pruning
 from imgrec.training.callbacks.finite import FiniteLoss
@@ -187,5 +186,5 @@ def opened_logger(node: Node, folder: Path, *, rank: int) -> Iterator[Logger]:
     parameters = parameter_types(node_target(node))
     place = {"save_dir": str(folder)} if "save_dir" in parameters else {}
     logger = build("logger", node, Logger, **place)  # type: ignore[type-abstract]
-    with naming(folder), event_errors(), closing(logger) if hasattr(logger, "close") else nullcontext():
+    with event_errors(folder), closing(logger) if hasattr(logger, "close") else nullcontext():
         yield logger

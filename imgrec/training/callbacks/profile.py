@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from imgrec.errors import plural
+from imgrec.files import naming
 
 SKIPPED, RECORDED = 3, 5  # steps of a start; the first ones open workers, choose algorithms, compile
 OPERATORS = 40  # operators in the table
@@ -50,8 +51,9 @@ class Profile(pl.Callback):
 
     def _write(self, recorded: profile) -> None:
         self.folder.mkdir(exist_ok=True)
-        recorded.export_chrome_trace(str(self.folder / "trace.json"))
         order = "self_device_time_total" if self._on_cuda else "self_cpu_time_total"
-        (self.folder / "operators.txt").write_text(recorded.key_averages().table(sort_by=order, row_limit=OPERATORS) + "\n")
+        with naming(self.folder):
+            recorded.export_chrome_trace(str(self.folder / "trace.json"))
+            (self.folder / "operators.txt").write_text(recorded.key_averages().table(sort_by=order, row_limit=OPERATORS) + "\n")
         self.say(f"profile of {RECORDED} steps in {self.folder}: operators.txt, and trace.json for ui.perfetto.dev")
         self._profiler = None

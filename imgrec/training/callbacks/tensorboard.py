@@ -2,6 +2,7 @@
 
 import os
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,13 @@ from imgrec.training.callbacks.logger import flat_config
 from imgrec.training.module import Classifier
 
 EVENTS = "events.out.tfevents.*"
+LOGGERS = (
+    "pytorch_lightning.loggers.",
+    "lightning_fabric.loggers.",
+    "imgrec.training.loggers.",
+    "tensorboard.",
+    "torch.utils.tensorboard.",
+)
 
 
 class TensorBoardExtras(pl.Callback):
@@ -50,8 +58,8 @@ class TensorBoardExtras(pl.Callback):
 
 
 @contextmanager
-def event_errors() -> Iterator[None]:
-    """A failed write of events is one OSError in the block, where the next event is written.
+def event_errors(folder: Path) -> Iterator[None]:
+    """A failed write of a logger is one OSError in the block, where the next event is written, with its folder where it names no file.
 
     The thread that meets it would print its traceback besides, and Lightning turns it into a ValueError about the point.
     """
@@ -59,12 +67,20 @@ def event_errors() -> Iterator[None]:
     threading.excepthook = lambda failed: None if type(failed.thread).__module__.startswith("tensorboard.") else report(failed)
     try:
         yield
-    except ValueError as error:
-        if isinstance(error.__cause__, OSError):
-            raise error.__cause__ from None
-        raise
+    except (OSError, ValueError) as error:
+        failed = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(failed, OSError) or not _is_of_logger(error):
+            raise
+        failed.filename = failed.filename or str(folder)
+        raise failed from None
     finally:
         threading.excepthook = report
+
+
+def _is_of_logger(error: Exception) -> bool:
+    """Whether a module of a logger raised it, or called what did."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(module.startswith(LOGGERS) for module in modules)
 
 
 def event_file_sizes(trainer: pl.Trainer) -> dict[str, int]:
