@@ -27,6 +27,7 @@ from imgrec.config.schema import RunConfig
 from imgrec.data.datasets import Fake
 from imgrec.data.image_data import Splits
 from imgrec.distributed import process_group, signals
+from imgrec.distributed.command import run_command
 from imgrec.distributed.device_checks import check_world, wanted_processes
 from imgrec.distributed.ports import check_gloo_interface
 from imgrec.distributed.process_group import connect, on_first_rank
@@ -143,6 +144,19 @@ def test_a_host_that_is_not_known_is_one_line(within: Callable[..., None], monke
     for rank in (0, 5):
         with raises_error(ConfigError, "MASTER_ADDR=n7", f"rank {rank}", "not known", "address"):
             process_group._connect_store(dataclasses.replace(read_world(), rank=rank), 0.01)
+
+
+def test_a_host_that_is_not_known_yet_is_said_while_it_is_waited_for(
+    within: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Names of containers are known once these have started; a mistake should not show at the end of the wait only."""
+    within(TORCHRUN, LOCAL_RANK="0", RANK="3", MASTER_ADDR="n7.invalid")
+    clock = iter([0.0, 1.0, 2.0, 61.0])
+    with pytest.MonkeyPatch.context() as patch, raises_error(ConfigError, "MASTER_ADDR=n7.invalid", "rank 3"):
+        patch.setattr(process_group, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=lambda: next(clock)))
+        process_group._connect_store(read_world(), 60)
+    said = capfd.readouterr().err
+    assert_refused(said, "MASTER_ADDR=n7.invalid", "not known", "60 s")
 
 
 def test_a_port_that_is_taken_is_one_line(within: Callable[..., None]) -> None:
@@ -305,6 +319,25 @@ def test_nobody_at_the_address() -> None:
 
     (said,) = run_ranks(1, lambda rank: [os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="9"), work(rank)][1])
     assert_error(said, "rank 1", "127.0.0.1:9", "1 s", "trainer.timeout_s=2")
+
+
+@pytest.mark.parametrize(("rank", "speaks"), [(1, True), (2, False), (3, True), (4, False), (5, False)])
+def test_one_rank_of_each_machine_says_that_the_first_does_not_answer(
+    rank: int, speaks: bool, within: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of two machines with three ranks each."""
+    within(TORCHRUN, RANK=str(rank), LOCAL_RANK=str(rank % 3), MASTER_PORT="9")
+
+    def command(words: list[str], config_dir: str | None) -> int:
+        connect(read_world(), timeout_s=0.01)
+        return 0
+
+    assert run_command("train", command, []) == 2
+    said = capfd.readouterr().err
+    if speaks:
+        assert_refused(said, f"rank {rank}", "127.0.0.1:9", "trainer.timeout_s=0.02")
+    else:
+        assert said == ""
 
 
 @pytest.mark.parametrize("who", [{0, 1}, *(pytest.param(who, marks=pytest.mark.slow) for who in ({0}, {1}))], ids=str)

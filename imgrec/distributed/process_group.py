@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,12 @@ ANSWER_S = 2.0  # torch's own limit has this long to come first
 LATER_S = 30.0  # the heartbeat ends a hanging collective before its timeout, with a line; nccl would abort without one
 
 _T = TypeVar("_T")
+
+
+class NoFirstRank(ConfigError):
+    """Rank 0 does not answer, so that another rank of its machine has to say so."""
+
+
 _stores: "list[Store]" = []  # the store of the connected ranks, once they are; it lives in rank 0 or in torchrun
 
 
@@ -74,7 +81,7 @@ def _connect_store(world: World, timeout_s: float) -> "Store":
         if listens:
             tcp = _host_store(host, port, world, timeout_s)
         else:
-            no_answer = ConfigError(
+            no_answer = NoFirstRank(
                 f"{me} got no answer of rank 0 from {where}, within {timeout_s:g} s. "
                 f"If another server listens there, set MASTER_PORT on all of them to a free port. {advice}"
             )
@@ -101,7 +108,7 @@ def _connect_store(world: World, timeout_s: float) -> "Store":
                 )
             time.sleep(0.02 if world.size <= 16 else 0.5)  # seconds; thousands of ranks must not overload the store
     except DistError as error:
-        raise ConfigError(f"{me} lost its connection to {host}:{port} before all ranks had connected. {advice}") from error
+        raise NoFirstRank(f"{me} lost its connection to {host}:{port} before all ranks had connected. {advice}") from error
     if outcome != CONNECTED:
         time.sleep(STOP_GRACE_S if listens else 0)  # the store may live in this process, and the others read it
         raise _stopped(outcome)
@@ -117,13 +124,13 @@ def _host_store(host: str, port: int, world: World, timeout_s: float) -> "Store"
     return TCPStore(address, port, world.size, True, limit, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
-def _reach_store(host: str, port: int, world: World, timeout_s: float, no_answer: ConfigError) -> "Store":
+def _reach_store(host: str, port: int, world: World, timeout_s: float, no_answer: NoFirstRank) -> "Store":
     """The store of another process. socket.gaierror where the host is not known, else `no_answer` after `timeout_s`."""
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
     end = time.monotonic() + timeout_s
     try:
-        _wait_for(host, port, end)
+        _wait_for(host, port, end, lambda: _say_unknown(host, world, timeout_s))
         with _ended_at(end, no_answer):
             return TCPStore(host, port, world.size, False, timedelta(seconds=timeout_s), wait_for_workers=False)
     except socket.gaierror:
@@ -132,18 +139,31 @@ def _reach_store(host: str, port: int, world: World, timeout_s: float, no_answer
         raise no_answer from error
 
 
-def _wait_for(host: str, port: int, end: float) -> None:
-    """Wait until the port is open, as signals do not end the store's own wait. OSError at time.monotonic() `end`."""
+def _wait_for(host: str, port: int, end: float, unknown: Callable[[], None] = lambda: None) -> None:
+    """Wait until the port is open, as signals do not end the store's own wait. OSError at time.monotonic() `end`.
+
+    unknown: called once where the host is not known, as that of a container is not before it has started.
+    """
+    said = False
     while True:
         try:
             socket.create_connection((host, port), timeout=1).close()
             return
-        except OSError:
+        except OSError as error:
+            if isinstance(error, socket.gaierror) and not said:
+                said = True
+                unknown()
             if (reason := signals.stop_reason()) is not None:  # where the port is open, the others are told
                 raise _stopped(reason) from None
             if time.monotonic() >= end:
                 raise
             time.sleep(0.1)
+
+
+def _say_unknown(host: str, world: World, timeout_s: float) -> None:
+    if world.local_rank == 0:
+        here = socket.gethostname()
+        print(f"imgrec: MASTER_ADDR={host} is not known on {here}; waiting for it, up to {timeout_s:g} s.", file=sys.stderr)
 
 
 @contextmanager
@@ -233,7 +253,8 @@ def error_line(error: ImgrecError | Died) -> str | None:
     if world.size == 1 or world.started_by == "imgrec":
         return str(error)
     if not _stores:
-        return str(error) if world.local_rank == 0 else None
+        speaker = 1 if isinstance(error, NoFirstRank) and world.rank == world.local_rank else 0  # of rank 0's machine, the others
+        return str(error) if world.local_rank == speaker else None
     from torch.distributed import DistError
 
     store = _stores[0]
