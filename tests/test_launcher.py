@@ -51,6 +51,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("SLURM_", "IMGREC_", "TORCHELASTIC")) or name in (*TORCHRUN, "CUDA_VISIBLE_DEVICES"):
             monkeypatch.delenv(name)
+    monkeypatch.setattr(process_group, "_stores", [])  # of an earlier test
 
 
 @pytest.fixture
