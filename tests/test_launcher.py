@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from imgrec.config.load import load_config
 from imgrec.config.schema import RunConfig
 from imgrec.data.datasets import Fake
 from imgrec.data.image_data import Splits
-from imgrec.distributed import process_group, signals
+from imgrec.distributed import launcher, process_group, signals
 from imgrec.distributed.command import run_command
 from imgrec.distributed.device_checks import check_world, wanted_processes
 from imgrec.distributed.ports import check_gloo_interface
@@ -591,6 +592,16 @@ def test_children_do_not_outlive_a_killed_parent_and_free_the_folder(
     wait_until(lambda: not any(map(alive, pids)))
     with second.opened(run):
         process.communicate()
+    (left,) = tmp_path.glob("imgrec_*")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with launcher.launch_folder() as present:
+        assert left.exists()  # it may be of a launcher that has not locked it yet
+    os.utime(left, (0, 0))
+    with launcher.launch_folder() as present:
+        os.utime(present, (0, 0))
+        with launcher.launch_folder():
+            assert present.exists()
+    assert list(tmp_path.glob("imgrec_*")) == []
 
 
 @pytest.mark.slow

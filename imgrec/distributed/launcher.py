@@ -4,9 +4,11 @@ The ranks read their task from a file, so a run may be started by a command, fro
 get torchrun's variables, and report in files how they ended, so that a run ends with one line and one exit code.
 """
 
+import fcntl
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +16,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,6 +35,7 @@ from imgrec.terminal import lenient_streams
 
 RANK_POLL_S = 0.05
 REFUSED_GRACE_S = 0.5  # after a rank was refused: the others may be refused too, or wait for it
+LEFT_S = 60.0  # after which a folder without a lock was left by a killed process: one that starts has locked it by then
 DEATH_GRACE_S = 8.0  # after a rank died: the heartbeat of the others ends them, with a line that says what it was doing
 # Ctrl-C on a terminal reaches the whole process group. It is blocked in the ranks, and the parent forwards it as this.
 CTRL_C = signal.SIGRTMIN
@@ -63,8 +67,8 @@ def launch(command: Sequence[str], task: Node, count: int, *, run_dir: Path, loc
     lives. Raises what the ranks raised: an ImgrecError, Stopped, or Died where one was killed or failed; and
     KeyboardInterrupt at the second Ctrl-C.
     """
-    with tempfile.TemporaryDirectory(prefix="imgrec_") as folder:
-        task_file = Path(folder, "task.json")
+    with launch_folder() as folder:
+        task_file = folder / "task.json"
         with naming(task_file):
             task_file.write_text(json.dumps({"task": task, "lock": lock}))
         ranks: list[RankProcess] = []
@@ -83,6 +87,32 @@ def launch(command: Sequence[str], task: Node, count: int, *, run_dir: Path, loc
             with (run_dir / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(f"{error}\n")
             raise
+
+
+@contextmanager
+def launch_folder() -> Iterator[Path]:
+    """A temporary folder, locked in the block; removes those that killed processes have left."""
+    prefix = f"imgrec_{socket.gethostname()}_"  # a lock may not be seen on other machines
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - LEFT_S:
+                with _locked(left):
+                    shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder, ExitStack() as stack:
+        with suppress(OSError):  # of a file system without locks, where nothing is removed
+            stack.enter_context(_locked(Path(folder)))
+        yield Path(folder)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """OSError where another process has locked it. A lock ends with its process, however that ends."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(number)
 
 
 def _start(command: Sequence[str], ranks: list[RankProcess], count: int, run_dir: Path, lock: int) -> None:
