@@ -19,6 +19,7 @@ from imgrec.config.instantiate import instantiate
 from imgrec.config.load import load_config
 from imgrec.config.options import option_names
 from imgrec.errors import ConfigError
+from imgrec.models import __main__ as models_command
 from imgrec.models.alexnet import alexnet
 from imgrec.models.catalog import CatalogQuery, candidates, measure_network, weightless
 from imgrec.models.channels import input_kernels
@@ -380,9 +381,26 @@ def test_listing_counts_what_is_built(tmp_path, capsys):
         assert next(csv.DictReader(file))["parameters"] == str(25_557_032 - 990 * 2049)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "most", "measured"), [("auto", 1, False), ("auto", 2, True), ("true", 1, True), ("false", 2, False)]
+)
+def test_a_long_list_has_no_sizes_unless_told(sizes, most, measured, capsys, monkeypatch, tmp_path):
+    """1,371 networks of timm would take 12 minutes."""
+    monkeypatch.setattr(models_command, "MOST_MEASURED", most)
+    words = ["models", "filter=resnet[24][04]", "image_size=48", f"sizes={sizes}", f"out={tmp_path / 'm.json'}"]
+    assert cli.main(words) == 0
+    rows = json.loads((tmp_path / "m.json").read_text())
+    assert {row["name"]: row["parameters"] for row in rows} == {
+        "resnet20": 269_722 if measured else None,
+        "resnet44": 658_586 if measured else None,
+    }
+    assert {row["image_size"] for row in rows} == {48}
+    assert ("sizes=true" in capsys.readouterr().out) == (not measured)
+
+
 def test_listing_notes_in_the_row_why_a_network_was_not_measured():
     query = CatalogQuery(source="torchvision", filter="alexnet", image_size=28)
-    (row,) = [measure_network(candidate, query) for candidate in candidates(query)]
+    (row,) = map(measure_network, candidates(query))
     assert row.flops is None
     assert "Set data.image_size=64" in row.note
 

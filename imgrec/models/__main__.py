@@ -15,15 +15,19 @@ from imgrec.config.overrides import literal_text, read_words
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
 from imgrec.files import atomic_write, check_output, first_bytes
-from imgrec.models.catalog import SOURCES, CatalogQuery, Network, candidates, measure_network
+from imgrec.models.catalog import MOST_MEASURED, SIZES, SOURCES, CatalogQuery, Network, candidates, measure_network
 
 USAGE = """imgrec models [key=value ...] lists the networks that model= can choose.
   source=imgrec      imgrec, torchvision, timm or all
   filter=*           pattern of their names, such as resnet* or *vit*
   image_size=        pixels; default: 32 for networks for small images, else 224 or timm's own
   num_classes=       default: 10 for networks for small images, else 1000
+  sizes=auto         parameters and operations; auto: of up to 100 networks, as each takes half a second; true; false
   out=               .json or .csv file for the list
   overwrite=false    replace a file of this name that imgrec did not write"""
+
+
+CHOICES = {"source": SOURCES, "sizes": SIZES, "overwrite": ("true", "false")}
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
@@ -32,16 +36,18 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         print(USAGE)
         return ExitCode.OK
     query = parse_query(argv)
-    rows = []
-    for candidate in candidates(query):
-        rows.append(measure_network(candidate, query))
-        if sys.stderr.isatty():
-            print(f"\r{len(rows)} networks", end="\r", file=sys.stderr)
+    rows = list(candidates(query))
     if not rows:
         raise ConfigError(
             f"filter={query.filter} matches no network of source={query.source}. Set source=all, or filter=*resnet*."
         )
-    print_networks(rows)
+    measured = query.sizes == "true" or (query.sizes == "auto" and len(rows) <= MOST_MEASURED)
+    if measured:
+        for number, candidate in enumerate(rows):
+            if sys.stderr.isatty():
+                print(f"\r{number} of {len(rows)} networks", end="\r", file=sys.stderr)
+            rows[number] = measure_network(candidate)
+    print_networks(rows, CAPTION if measured else f"{len(rows):,} networks; with their sizes: filter=PATTERN, or sizes=true.")
     if query.out:
         write_networks(rows, Path(query.out))
     return ExitCode.OK
@@ -61,17 +67,14 @@ def parse_query(argv: Sequence[str]) -> CatalogQuery:
             if number is None or number < least:
                 raise ConfigError(f"{override.text}: expected an integer of {least} or more. The default is the network's own.")
             values[key] = number
-        elif key == "overwrite":
-            if value not in ("true", "false"):
-                raise ConfigError(f"{override.text}: expected true or false. The default is false.")
-            values[key] = value == "true"
+        elif key in CHOICES:
+            if value not in CHOICES[key]:
+                *others, last = CHOICES[key]
+                raise ConfigError(f"{key}={value}: expected {', '.join(others)} or {last}.{did_you_mean(value, CHOICES[key])}")
+            values[key] = value == "true" if key == "overwrite" else value
         else:
             values[key] = literal_text(os.path.expanduser(value))
     query = CatalogQuery(**values)
-    if query.source not in SOURCES:
-        raise ConfigError(
-            f"source={query.source}: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}.{did_you_mean(query.source, SOURCES)}"
-        )
     if query.out is not None:
         if Path(query.out).suffix not in (".json", ".csv"):
             raise ConfigError(f"out={query.out}: expected a .json or .csv file. Set out=models.json.")
@@ -93,7 +96,7 @@ HEADERS = ("network", "parameters / M", "GFLOPs", "pixels", "classes", "type")
 CAPTION = "GFLOPs: 10^9 operations for one RGB image, a multiply-add counted as two (twice the MACs in many papers)."
 
 
-def print_networks(rows: Sequence[Network]) -> None:
+def print_networks(rows: Sequence[Network], caption: str) -> None:
     """A rich table on a terminal, else aligned plain lines."""
     cells = [
         (
@@ -110,7 +113,7 @@ def print_networks(rows: Sequence[Network]) -> None:
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(caption=CAPTION, caption_justify="left")
+        table = Table(caption=caption, caption_justify="left")
         for i, header in enumerate(HEADERS):
             table.add_column(header, justify="right" if 0 < i < 5 else "left", overflow="fold")
         for line in cells:
@@ -120,7 +123,7 @@ def print_networks(rows: Sequence[Network]) -> None:
     widths = [max(len(line[i]) for line in [HEADERS, *cells]) for i in range(5)]
     for line in [HEADERS, *cells]:
         print("  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in range(1, 5)), line[5]]))
-    print(CAPTION)
+    print(caption)
 
 
 def write_networks(rows: Sequence[Network], path: Path) -> None:
