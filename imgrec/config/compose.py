@@ -5,10 +5,10 @@ Hydra composes. What it accepts, but should not, is refused here: a misspelt key
 reference: it has all keys, and its values show their types.
 """
 
+import pickle
 import re
 import typing
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock
@@ -24,7 +24,6 @@ from imgrec.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from hydra.plugins.config_source import ConfigSource
-    from omegaconf import DictConfig
 
 COMPOSING = Lock()  # Hydra's state and the resolvers are the process', which threads share
 SMALL_IMAGE = 64  # pixels; networks for smaller images keep their resolution in the first layers
@@ -117,7 +116,7 @@ def hydra_tree(
             OmegaConf.register_new_resolver("by_size", by_size, replace=True)
             OmegaConf.register_new_resolver("of_weights", (of_weights or {}).get, replace=True)
             composed, choices = compose_options(command, tuple(options), config_dir)
-            config = deepcopy(composed)
+            config = pickle.loads(composed)  # 0.4 ms; a deepcopy takes 3
             for key, value, add in keys:
                 OmegaConf.update(config, key, value, force_add=add)
             tree = OmegaConf.to_container(config, resolve=True)
@@ -131,7 +130,8 @@ def hydra_tree(
     return typing.cast(Node, tree), dict(choices)
 
 
-def _compose_options(command: str, options: tuple[str, ...], config_dir: str | None) -> "tuple[DictConfig, dict[str, str]]":
+def _compose_options(command: str, options: tuple[str, ...], config_dir: str | None) -> tuple[bytes, dict[str, str]]:
+    """(pickled DictConfig, choice made in each group)."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -149,11 +149,11 @@ def _compose_options(command: str, options: tuple[str, ...], config_dir: str | N
         GlobalHydra.instance().hydra = outer
     named = group_names(config_dir)
     choices = {group: option for group, option in config.hydra.runtime.choices.items() if group in named}
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]), choices
+    return pickle.dumps(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])), choices
 
 
-# A tenth of a second each, and the keys of most command lines stand beside the same options.
-_shipped_options = lru_cache(maxsize=64)(_compose_options)
+# A tenth of a second and 13 KB each, and the keys of most command lines stand beside the same options.
+_shipped_options = lru_cache(maxsize=1024)(_compose_options)
 
 
 @cache
