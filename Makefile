@@ -15,8 +15,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 ARGS ?=
-# One process per core, one torch thread each: networks this small gain nothing from a second thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# One process per core, one torch thread each: networks this small gain nothing from a second thread. Plugins by name: of those
+# that it finds, Hydra's and three more, pytest would rewrite all asserts. Bytecode is kept, as tests start many processes.
+PLUGINS := --disable-plugin-autoload -p xdist.plugin -p _hypothesis_pytestplugin
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PLUGINS) -n auto --dist loadfile
 
 help:
 	@sed -n 's/^# //p' Makefile | head -8
