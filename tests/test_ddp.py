@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from marks import slow_but
 from processes import run_ranks
 from torch.testing import assert_close
 
@@ -50,28 +51,28 @@ def assert_same(found: Any, expected: Any, key: str = "") -> None:
         assert found == expected, key
 
 
-def test_figures_weights_and_logs_are_those_of_one_process(small: Callable[..., RunConfig]) -> None:
+@pytest.mark.parametrize("size", slow_but(3, among=[2, 3, 8]))
+def test_figures_weights_and_logs_are_those_of_one_process(small: Callable[..., RunConfig], size: int) -> None:
     torch.set_num_threads(1)
     one = small(*KEYS, "id=1")
     expected = fit(one, quiet=True)
     place = Path(one.runs_dir) / one.name
     assert expected["test"]["count"] == 13
-    for size in (2, 3, 8):
-        run = small(*KEYS, f"id={size}")
-        every = run_ranks(size, lambda rank, run=run: fit(run, quiet=True))
-        for found in every:  # each process has them
-            for which in ("best", "last", "test") if found is every[0] else ("test",):
-                assert_same(found[which], expected[which], which)
-        weights, alone = (read_checkpoint(place / id / "checkpoints" / "best.ckpt")["state_dict"] for id in (str(size), "1"))
-        assert_close(weights, alone, rtol=1e-4, atol=1e-6)
-        several, single = (pq.read_table(place / id / "predictions.parquet").to_pydict() for id in (str(size), "1"))
-        assert several["index"] == single["index"] == list(range(13))
-        for column in ("true", "predicted"):
-            assert several[column] == single[column]
-        assert_close(several["probabilities"], single["probabilities"], rtol=1e-3, atol=1e-4)
-        assert len((place / str(size) / "errors.csv").read_text().splitlines()) - 1 == 13 - round(13 * found["test"]["accuracy"])
-        assert [row["epoch"] for row in rows(place / str(size))] == ["1", "2"]
-        log = (place / str(size) / "log.txt").read_text()
-        assert log.count("\n    1/2 ") == log.count("\n    2/2 ") == log.count("test accuracy") == 1
-        assert f"global batch 48 = {size} devices x {48 // size} x 1" in log
-    assert sorted(path.name for path in place.iterdir()) == ["1", "2", "3", "8"]
+    run = small(*KEYS, f"id={size}")
+    every = run_ranks(size, lambda rank: fit(run, quiet=True))
+    for found in every:  # each process has them
+        for which in ("best", "last", "test") if found is every[0] else ("test",):
+            assert_same(found[which], expected[which], which)
+    weights, alone = (read_checkpoint(place / id / "checkpoints" / "best.ckpt")["state_dict"] for id in (str(size), "1"))
+    assert_close(weights, alone, rtol=1e-4, atol=1e-6)
+    several, single = (pq.read_table(place / id / "predictions.parquet").to_pydict() for id in (str(size), "1"))
+    assert several["index"] == single["index"] == list(range(13))
+    for column in ("true", "predicted"):
+        assert several[column] == single[column]
+    assert_close(several["probabilities"], single["probabilities"], rtol=1e-3, atol=1e-4)
+    assert len((place / str(size) / "errors.csv").read_text().splitlines()) - 1 == 13 - round(13 * found["test"]["accuracy"])
+    assert [row["epoch"] for row in rows(place / str(size))] == ["1", "2"]
+    log = (place / str(size) / "log.txt").read_text()
+    assert log.count("\n    1/2 ") == log.count("\n    2/2 ") == log.count("test accuracy") == 1
+    assert f"global batch 48 = {size} devices x {48 // size} x 1" in log
+    assert sorted(path.name for path in place.iterdir()) == ["1", str(size)]

@@ -138,9 +138,15 @@ def test_batches_of_one_are_expected_where_images_of_train_may_be_skipped(tmp_pa
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        (("batch_size=1",), ("batch_size=1", "two images", "1 device x 1 x 1", "batch_size=2")),
-        (("batch_size=4", "max_device_batch=1"), ("max_device_batch=1", "two images", "1 device x 1 x 4", "max_device_batch=4")),
         (("batch_size=3", "max_device_batch=2"), ("max_device_batch=2", "two images", "at most 2 x 2", "max_device_batch=3")),
+        pytest.param(
+            ("batch_size=1",), ("batch_size=1", "two images", "1 device x 1 x 1", "batch_size=2"), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("batch_size=4", "max_device_batch=1"),
+            ("max_device_batch=1", "two images", "1 device x 1 x 4", "max_device_batch=4"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_plan_with_batches_of_one_is_refused_where_batch_norm_fails(

@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from marks import slow_but
 from processes import run_command
 
 # All that takes more than a few milliseconds to import.
@@ -29,7 +30,7 @@ STARTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("code", [pytest.param(code, marks=pytest.mark.slow if TRAINING in code else ()) for code in STARTS])
+@pytest.mark.parametrize("code", slow_but(*(code for code, heavy in STARTS.items() if "torch" not in heavy), among=STARTS))
 def test_a_start_imports_what_it_needs_and_no_more(code: str) -> None:
     show = f"import sys; print('heavy:', *sorted({HEAVY!r} & {{name.partition('.')[0] for name in sys.modules}}))"
     said = run_command(sys.executable, "-c", f"{code}\n{show}").stdout

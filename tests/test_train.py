@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from error_parts import assert_refused, raises_error
 from hypothesis import example, given
 from hypothesis import strategies as st
-from processes import exit_codes, run_command
+from processes import exit_codes
 from small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -330,11 +330,6 @@ def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small, c
     assert said.err == ""
     assert re.search(r"[\x00-\x08\x0b-\x1f\x7f]", said.out) is None
     assert len(re.findall(r"^ +\d/2 ", said.out, re.M)) == 2
-
-
-def test_importing_imgrec_and_composing_a_config_imports_no_torch():
-    code = "import sys, imgrec; imgrec.config.load('train', ['model=vgg']); print([m for m in ('torch', 'pytorch_lightning', 'rich', 'sklearn') if m in sys.modules])"
-    assert run_command(sys.executable, "-c", code).stdout == "[]\n"
 
 
 def test_a_class_without_errors_is_not_among_the_weakest(capsys):

@@ -13,6 +13,7 @@ import torch
 from error_parts import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import slow_but
 from PIL import Image
 from processes import exit_codes, run_ranks
 from sklearn.metrics import classification_report, confusion_matrix
@@ -103,12 +104,13 @@ def test_what_is_scattered_and_gathered_is_the_list(monkeypatch: pytest.MonkeyPa
 # The commands
 
 
+@pytest.mark.parametrize("several", slow_but(3, among=[2, 3, 8]))
 def test_figures_are_those_of_one_process_and_sklearns(
-    run: Path, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Path, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], several: int
 ) -> None:
     words = (f"ckpt={run}", f"folder={images}", "batch_size=2", "data.on_bad_image_eval=skip", "plot=none")
     found = {}
-    for size in (1, 2, 3, 8):
+    for size in (1, several):
         assert on(size, "evaluate", *words, f"out={tmp_path}/{size}.json") == [0] * size
         said = capfd.readouterr()
         assert said.err == ""
@@ -116,21 +118,20 @@ def test_figures_are_those_of_one_process_and_sklearns(
         found[size] = json.loads((tmp_path / f"{size}.json").read_text())
         assert found[size]["processes"] == size
     loss = found[1]["figures"]["loss"]
-    for size in (2, 3, 8):
-        assert found[size]["figures"].pop("loss") == pytest.approx(loss, rel=1e-12)  # a sum in another order
-        for same in ("unread_images", "device"):
-            assert found[size][same] == found[1][same]
+    assert found[several]["figures"].pop("loss") == pytest.approx(loss, rel=1e-12)  # a sum in another order
+    for same in ("unread_images", "device"):
+        assert found[several][same] == found[1][same]
     del found[1]["figures"]["loss"]
-    assert all(found[size]["figures"] == found[1]["figures"] for size in found)
+    assert found[several]["figures"] == found[1]["figures"]
     files = [file for number, file in enumerate(sorted(images.glob("*/*"))) if number not in BAD]
-    assert found[8]["unread_images"] == [str(file) for file in sorted(images.glob("*/*")) if file not in files]
+    assert found[several]["unread_images"] == [str(file) for file in sorted(images.glob("*/*")) if file not in files]
     true, predicted = (
         [file.parent.name for file in files],
         [answer.class_name for answer in load(run, device="cpu").predict(files)],
     )
     theirs = classification_report(true, predicted, labels=CLASSES, output_dict=True, zero_division=0)
-    assert np.array_equal(found[8]["figures"]["confusion"], confusion_matrix(true, predicted, labels=CLASSES))
-    assert found[8]["figures"]["macro_f1"] == pytest.approx(theirs["macro avg"]["f1-score"], abs=1e-12)
+    assert np.array_equal(found[several]["figures"]["confusion"], confusion_matrix(true, predicted, labels=CLASSES))
+    assert found[several]["figures"]["macro_f1"] == pytest.approx(theirs["macro avg"]["f1-score"], abs=1e-12)
 
 
 @pytest.mark.slow
