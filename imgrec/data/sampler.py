@@ -19,16 +19,17 @@ EVALUATION_BATCH = 256  # images per device where the training batch is smaller:
 Order = Callable[[int], Indices]
 
 
-def random_words(count: int, *, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    """`count` raw words of Philox (Salmon et al. 2011) under the key (seed, epoch).
+def random_words(count: int, *, seed: int, epoch: int, stream: int = 0) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """`count` raw words of Philox (Salmon et al. 2011) under the key (seed, epoch); those of other streams are others.
 
     numpy guarantees the words of a bit generator in all versions, but not the numbers of its `Generator`, and a run may
     be resumed with a newer numpy.
     """
-    return np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64)).random_raw(count)
+    key = np.array([seed % 2**64, epoch], dtype=np.uint64)
+    return np.random.Philox(key=key, counter=np.array([0, 0, 0, stream], dtype=np.uint64)).random_raw(count)
 
 
-def shuffled_order(samples: int, *, seed: int) -> Order:
+def shuffled_order(samples: int, *, seed: int, stream: int = 0) -> Order:
     """Every index once, in an order that depends on (seed, epoch, samples) alone: sorted by one random word for each.
 
     The index is in the low bits of its word, so the words are sorted in place: for a million ten times as fast as argsort.
@@ -36,7 +37,7 @@ def shuffled_order(samples: int, *, seed: int) -> Order:
     low = np.uint64((1 << max(samples - 1, 1).bit_length()) - 1)
 
     def order(epoch: int) -> Indices:
-        keys = random_words(samples, seed=seed, epoch=epoch)
+        keys = random_words(samples, seed=seed, epoch=epoch, stream=stream)
         keys &= ~low
         keys |= np.arange(samples, dtype=np.uint64)
         keys.sort()
