@@ -39,6 +39,10 @@ class DataError(ImgrecError):
     """A folder, a file or a label that cannot be used."""
 
 
+class SourceError(DataError):
+    """What data is read from does not answer, or where it is cached there is no room: no image is at fault, and none is skipped."""
+
+
 class CheckpointError(ImgrecError):
     """A checkpoint that cannot be loaded."""
 

@@ -32,7 +32,7 @@ _KEYS: dict[Range, str] = {
     Range(0, 2**32, open_high=True): "seed data.split_seed",
     Range(1): """
         epochs batch_size max_device_batch top_k size shard_images data.train_samples data.test_samples
-        model.depth model.kernel model.widths optim.base_batch optim.ns_steps scheduler.every_epochs scheduler.milestones_epochs
+        data.window_shards model.depth model.kernel model.widths optim.base_batch optim.ns_steps scheduler.every_epochs scheduler.milestones_epochs
         callbacks.ema.every_steps trainer.num_nodes trainer.threads trainer.save_every_steps trainer.log_every_steps
         callbacks.progressive_size.multiple
         nodes tasks_per_node cpus_per_task signal_s""",
@@ -43,7 +43,7 @@ _KEYS: dict[Range, str] = {
     Range(-inf): "data.scale",
     Range(1, 604_800): "trainer.timeout_s",  # a week; torch counts it in 32 bits of milliseconds
     POSITIVE: """
-        lr_min lr_max seconds data.std augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
+        lr_min lr_max seconds data.std data.cache_gb augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
         scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.grace_s trainer.max_minutes
         trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches""",
     Range(0, 1): """

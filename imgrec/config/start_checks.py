@@ -77,12 +77,15 @@ def _check_root(data: DataConfig) -> None:
     root = data.own.get("root")
     if root is None or data.own.get("download") or os.path.isdir(root):
         return
+    is_shards = data.own["_target_"].endswith(".Shards")
+    if is_shards and "://" in root:
+        if find_spec("obstore") is None:
+            raise ConfigError(f'data.root={root} needs obstore, which is not installed. Type: pip install "imgrec[remote]"')
+        return
     beside = [Path(folder).name for folder in glob(f"{escape(str(Path(root).absolute().parent))}/*/")]
     fix = LAYOUTS
-    if data.own["_target_"].endswith(".Shards"):
+    if is_shards:
         fix = "Set data.root=DIR that imgrec pack FOLDER out=DIR has made."
-        if "://" in root:
-            fix = "Shards are read from a disk: copy them to one, and set data.root=DIR."
     elif "download" in data.own:
         fix = "Set data.root=FOLDER that holds its files, or data.download=true."
     elif "file" in data.own:

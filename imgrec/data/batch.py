@@ -1,6 +1,7 @@
 """A Request goes from the sampler to the data set, and a Batch from there to the device."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,14 @@ class Request(NamedTuple):
     # repeats images. Empty where a short global batch has no samples for this rank.
     indices: Indices
     whole: int  # samples in the global batch of which this is a part
+
+
+class Requests(Protocol):
+    """The requests of an epoch, one after another."""
+
+    def __iter__(self) -> Iterator[Request]: ...
+
+    def __len__(self) -> int: ...
 
 
 class Batch(NamedTuple):

@@ -11,7 +11,7 @@ from imgrec.config.schema import Limit, RunConfig, Split
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Request
 from imgrec.data.class_balance import training_order
-from imgrec.data.folder import FileData, ImageFiles
+from imgrec.data.folder import FileData, ImageFiles, reading_rows
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, Mark, worker_count
@@ -60,7 +60,8 @@ class DataModule(pl.LightningDataModule):
         processes_here = env_number("LOCAL_WORLD_SIZE", devices, least=1)
         self.workers = worker_count(run.num_workers, in_memory=data.in_memory, processes_here=processes_here)
         self.cores = worker_count("auto", in_memory=False, processes_here=processes_here)
-        self._order = training_order(run.sampling, run.class_weights or {}, train.labels, data.classes, seed=run.seed)
+        order = training_order(run.sampling, run.class_weights or {}, train.labels, data.classes, seed=run.seed)
+        self._order = train.reading_order(order, run.seed) if isinstance(train, ImageFiles) else order
         self._training = _cached(data, train).for_training(augment, run.seed)
         self._validation = None if data.splits.val is None else _cached(data, data.splits.val)
         self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
@@ -87,10 +88,11 @@ class DataModule(pl.LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: Split) -> Loader[Batch]:
-        """Every image once over all ranks, in order; a rank may get an empty last batch, so that all have equally many."""
+        """Every image once over all ranks; a rank may get an empty last batch, so that all have equally many."""
         images = self._validation if split == "val" and self._validation is not None else self.data.split(split)
         plan = self._evaluation_plan(split)
-        requests = EpochBatches(plan, lambda epoch: np.arange(len(images)), epoch=lambda: 0, rank=self._rank())
+        rows = reading_rows(images)
+        requests = EpochBatches(plan, lambda epoch: rows, epoch=lambda: 0, rank=self._rank())
         return self._loader(images, requests)
 
     def _evaluation_plan(self, split: Split) -> BatchPlan:
@@ -109,7 +111,7 @@ class DataModule(pl.LightningDataModule):
         self._loaders.append(
             Loader(
                 images,
-                requests,
+                images.announced(requests) if isinstance(images, ImageFiles) else requests,
                 num_workers=self.workers,
                 timeout_s=self._timeout_s if self.plan.devices == 1 else None,
                 lost=request_stop,

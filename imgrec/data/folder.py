@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imgrec.data.augment import Augment, augment_to_size
-from imgrec.data.batch import Batch, Indices, Request
+from imgrec.data.batch import Batch, Indices, Request, Requests
 from imgrec.data.decode import Preprocessing, ScaleError, decode, is_constant
 from imgrec.data.decoded import DecodedImages, decoded_images
 from imgrec.data.file_index import FileIndex, join_names, pack_names
 from imgrec.data.file_names import find_in_names
 from imgrec.data.image_data import Check, Common, ImageData, Splits
+from imgrec.data.image_set import ImageSet
 from imgrec.data.jpeg import Decoder, check_decoder
 from imgrec.data.mixup import partners
+from imgrec.data.sampler import Order
 from imgrec.data.split_folders import filled_class_folders
-from imgrec.errors import DataError, did_you_mean, first_names, shorten
+from imgrec.errors import DataError, SourceError, did_you_mean, first_names, shorten
 from imgrec.files import EXTENSIONS_TEXT, composed
 
 # Of a split of up to MOST_SIZES files the sizes of all are compared when a run is resumed, and 4 KB from the middle of
@@ -102,6 +104,7 @@ class ImageFiles:
         assert len(names) == len(labels)
         self.root, self.names, self.labels, self.groups, self.preprocessing = root, names, labels, groups, preprocessing
         self.reading = reading
+        self.is_far = False  # reading an image may take a request over a network: none is looked at before it is needed
         self.training, self.seed = False, 0
         self.augment: Augment | None = None
         self.decoded: DecodedImages | None = None
@@ -122,6 +125,18 @@ class ImageFiles:
     def path(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
+    def reading_order(self, order: Order, seed: int) -> Order:
+        """An order of training as these images are read best."""
+        return order
+
+    def reading_rows(self) -> Indices:
+        """All images, in the order in which an evaluation reads them."""
+        return np.arange(len(self))
+
+    def announced(self, requests: Requests) -> Requests:
+        """The requests, of which those that follow are prepared where that takes long."""
+        return requests
+
     def open(self, index: int) -> BinaryIO:
         """The image file as it is stored."""
         return open(self.path(index), "rb", buffering=0)  # PIL and `decode` read large pieces
@@ -140,7 +155,7 @@ class ImageFiles:
         for row, index in enumerate(request.indices.tolist()):
             try:
                 image = self._image(index % len(self))
-            except ScaleError:  # of a setting that is missing, which leaving a file out would hide
+            except (ScaleError, SourceError):  # of a setting, or a server: leaving images out would hide it
                 raise
             except DataError as error:
                 if not self.skips:
@@ -205,6 +220,11 @@ class ImageFiles:
         augmented = copy(self)
         augmented.training, augmented.augment, augmented.seed = True, augment, seed
         return augmented
+
+
+def reading_rows(images: ImageSet) -> Indices:
+    """All images of a split, in the order in which an evaluation reads them."""
+    return images.reading_rows() if isinstance(images, ImageFiles) else np.arange(len(images))
 
 
 def _size(path: bytes) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from imgrec.data.allocator import keep_freed_memory
-from imgrec.data.sampler import EpochBatches
+from imgrec.data.batch import Requests
 from imgrec.data.shared_batches import SharedBatches
 from imgrec.distributed.signals import end_with_parent, signal_name, stop_reason
 from imgrec.distributed.world import env_number
@@ -61,7 +61,7 @@ class Loader(Generic[_Batch_co]):
     def __init__(
         self,
         dataset: Source[_Batch_co],
-        requests: EpochBatches | Sequence[Any],
+        requests: Requests | Sequence[Any],
         *,
         num_workers: int,
         timeout_s: float | None = None,

@@ -19,7 +19,7 @@ from imgrec.data.decode import FORMATS, ScaleError
 from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData
 from imgrec.data.split_record import DataRecord
-from imgrec.errors import DataError
+from imgrec.errors import DataError, SourceError
 
 LEAST_REMEMBERED = 10_000  # images
 AT_ONCE = 16  # images that a thread reads into one batch
@@ -41,14 +41,14 @@ def find_unreadable(data: ImageData, *, rank: int, size: int) -> Iterator[list[U
     """Part by part, those of the images that this rank looks at, of the splits where the first of them is an error.
 
     By data.check all are decoded, or, as most damage shows in the first and last bytes of a file, what looks damaged there.
-    Raises ScaleError.
+    Raises ScaleError and SourceError. Of images that are far only data.check=all looks at any.
     """
     for split in get_args(Split):
         images = getattr(data.splits, split)
         if not isinstance(images, ImageFiles):
             continue
         images = images.for_training(None, 0) if split == "train" else images
-        if images.skips:
+        if images.skips or (images.is_far and data.check == "auto"):
             continue
         whole = data.check == "all" or (split == "test" and len(images) <= MOST_DECODED)
         error = partial(_error, images, whole=whole)
@@ -95,7 +95,7 @@ def _error(images: ImageFiles, row: int, *, whole: bool) -> tuple[str, str] | No
         return None
     try:
         images.decode(row)
-    except ScaleError:
+    except (ScaleError, SourceError):
         raise
     except DataError as error:
         return images.path(row), str(error)
@@ -121,6 +121,8 @@ def _looks_whole(images: ImageFiles, row: int) -> bool:
             with Image.open(file, formats=FORMATS) as image:
                 has_scale = image.mode != "F" or images.preprocessing["scale"] is not None
                 return has_scale and image.width * image.height <= images.preprocessing["max_pixels"]
+    except SourceError:
+        raise
     except Exception:  # PIL's parsers raise any; `decode` then says what is wrong
         return False
 
@@ -135,7 +137,7 @@ def check_readable(data: ImageData) -> None:
         images = getattr(data.splits, name)
         if isinstance(images, ImageFiles):
             images = images.for_training(None, 0) if name == "train" else images
-            if images.skips:
+            if images.skips and not images.is_far:
                 _check_split(images, name, data.classes)
 
 

@@ -18,6 +18,7 @@ from imgrec.config.schema import Device, Node, Precision, Split
 from imgrec.data.batch import Request
 from imgrec.data.decode import fit_to_size, load_image
 from imgrec.data.file_index import pack_names
+from imgrec.data.folder import reading_rows
 from imgrec.data.image_set import ImageSet
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, worker_count
@@ -248,7 +249,8 @@ class Predictor:
         size, classes = batch_size or min(EVALUATION_BATCH, self.checkpoint.run.max_device_batch), len(self.classes)
         check_memory(min(size, len(images)), self.preprocessing)
         share = contiguous_shares(len(images), size, group.size)[group.rank]
-        parts = [np.arange(start, min(start + size, share.stop)) for start in share[::size]]
+        rows = reading_rows(images)
+        parts = [rows[start : min(start + size, share.stop)] for start in share[::size]]
         requests = [Request(0, indices, len(indices)) for indices in parts]
         workers = worker_count(num_workers, in_memory=isinstance(images, InMemoryImages), processes_here=read_world().local_size)
         loss = self.checkpoint.loss(counts).to(self.device)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
-from imgrec.errors import DataError
+from imgrec.errors import DataError, shorten
 from imgrec.files import atomic_write, composed
 
 INDEX = "index.npz"  # in the folder of the shards
@@ -69,7 +69,7 @@ class ShardIndex(NamedTuple):
         return buffer.getvalue()
 
     @classmethod
-    def unpack(cls, content: bytes, path: Path) -> "ShardIndex":
+    def unpack(cls, content: bytes, path: Path | str) -> "ShardIndex":
         """DataError, with the path, for what `pack` did not make."""
         try:
             arrays = dict(np.load(io.BytesIO(content), allow_pickle=False))  # the archive has a checksum of each
@@ -94,8 +94,11 @@ class ShardIndex(NamedTuple):
         index.check(path)
         return index
 
-    def check(self, path: Path) -> None:
-        """DataError where the arrays do not fit to one another: an image outside its shard, say."""
+    def check(self, path: Path | str) -> None:
+        """DataError where the arrays do not fit to one another, an image outside its shard, say, or a shard is outside the folder."""
+        for shard in self.shards:
+            if not isinstance(shard, str) or "://" in shard or shard.startswith("/") or ".." in shard.split("/"):
+                raise DataError(f"{path} names the shard {shorten(shard)}, which is not below it. Do not use this index.")
         fits = len(self.shards) == len(self.sizes) == len(self.checksums)
         for labels, names, places in self.splits.values():
             fits &= places.dtype == PLACE and names.dtype.kind == "S" and len(labels) == len(names) == len(places) > 0

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
 from typing import Any, BinaryIO, Self, Unpack
 
@@ -17,14 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imgrec.data.batch import Indices
+from imgrec.data.batch import Indices, Requests
 from imgrec.data.decode import Preprocessing, ScaleError, decode_bytes
 from imgrec.data.folder import FileData, FileKeys, ImageFiles, Reading
 from imgrec.data.image_data import Splits
-from imgrec.errors import DataError
+from imgrec.data.sampler import Order
+from imgrec.data.window import windowed_order
+from imgrec.errors import ConfigError, DataError, SourceError
+from imgrec.storage.fetch import ReadError
 from imgrec.storage.index import INDEX, PackedSplit, ShardIndex
+from imgrec.storage.remote import WINDOW_SHARE, Announced, RemoteFiles, is_remote, open_remote
 from imgrec.storage.webdataset import webdataset_index
 
+REMOTE_WINDOW = 8  # shards from which samples are drawn at a time where data.window_shards does not say
 MOST_OPEN = 512  # shards of a process, as each takes a file descriptor, of which a process usually may have 1,024
 RAW_HEADER = re.compile(rb"P([56])\n(\d+) (\d+)\n255\n")  # of a PPM or PGM file, as `imgrec pack format=raw` writes it
 MOST_HEADER = 32  # bytes
@@ -51,6 +57,15 @@ class ShardFiles:
         for shard in range(len(self.shards)):
             with _readable(self.path(shard)):
                 self._check_size(shard, os.stat(self.path(shard)).st_size)
+
+    def read(self, place: np.void) -> NDArray[np.uint8]:
+        """The bytes of an image."""
+        shard, offset, length, _ = place.item()
+        return self.map(shard)[offset : offset + length]
+
+    def fix(self, place: np.void) -> str:
+        """What to do about an image that is damaged."""
+        return f"Type imgrec pack verify={self.folder} to find all such images."
 
     def _map(self, shard: int) -> NDArray[np.uint8]:
         path = self.path(shard)
@@ -81,18 +96,27 @@ class ImageShards(ImageFiles):
     """`ImageFiles` whose files are parts of shards; names are those of the files that were packed."""
 
     def __init__(
-        self, files: ShardFiles, packed: PackedSplit, *, preprocessing: Preprocessing, **reading: Unpack[Reading]
+        self,
+        files: ShardFiles | RemoteFiles,
+        packed: PackedSplit,
+        *,
+        window: int | None,
+        preprocessing: Preprocessing,
+        **reading: Unpack[Reading],
     ) -> None:
         super().__init__("", packed.names, packed.labels.astype(np.int64), preprocessing=preprocessing, **reading)
-        self.files, self.places = files, packed.places
+        self.files, self.places, self.window = files, packed.places, window
+        self.is_far = isinstance(files, RemoteFiles)
 
     def path(self, index: int) -> str:
         return f"{self.files.path(self.places[index]['shard'])}: {os.fsdecode(self.names[index])}"
 
     def read(self, index: int) -> NDArray[np.uint8]:
         """The bytes of an image, which must not be changed."""
-        shard, offset, length, _ = self.places[index].item()
-        return self.files.map(shard)[offset : offset + length]
+        try:
+            return self.files.read(self.places[index])
+        except ReadError as error:
+            raise SourceError(f"{self.path(index)} {error}") from error
 
     def open(self, index: int) -> BinaryIO:
         return io.BytesIO(self.read(index).tobytes())
@@ -110,8 +134,18 @@ class ImageShards(ImageFiles):
                 raise
             raise DataError(
                 f"{self.path(index)} cannot be read: the shard is damaged there, its checksum is another. "
-                f"Type imgrec pack verify={self.files.folder} to find all such images."
+                f"{self.files.fix(self.places[index])}"
             ) from error
+
+    def reading_order(self, order: Order, seed: int) -> Order:
+        return order if self.window is None else windowed_order(order, self.places["shard"], self.window, seed=seed)
+
+    def reading_rows(self) -> Indices:
+        """Those of a shard together, where a window of shards is read at a time."""
+        return super().reading_rows() if self.window is None else np.lexsort((self.places["offset"], self.places["shard"]))
+
+    def announced(self, requests: Requests) -> Requests:
+        return Announced(requests, self.files, self.places) if isinstance(self.files, RemoteFiles) else requests
 
     def take(self, rows: Indices) -> Self:
         part = super().take(rows)
@@ -140,26 +174,51 @@ def raw_pixels(content: NDArray[np.uint8], preprocessing: Preprocessing) -> Tens
 
 
 class Shards(FileData):
-    """Tar shards: of `imgrec pack`, which have ROOT/index.npz, or of others, whose index is built when they are first read."""
+    """Tar shards: of `imgrec pack`, which have ROOT/index.npz, or of others, whose index is built when they are first read.
 
-    def __init__(self, *, root: str, **keys: Unpack[FileKeys]) -> None:
+    ROOT is a folder or an address, of a server or a bucket. Raises ConfigError too where the window does not fit into the cache.
+    """
+
+    def __init__(self, *, root: str, window_shards: int | None, cache_gb: float, **keys: Unpack[FileKeys]) -> None:
         super().__init__(**keys)
-        self.root = root
+        self.root, self.cache_gb = root, cache_gb
+        self.window = REMOTE_WINDOW if window_shards is None and is_remote(root) else window_shards
 
     def describe_classes(self, count: int) -> str:
         return f"{self.root} has {count} classes"
 
     def read(self) -> Splits:
+        index, files = self._open()
+        if "train" not in index.splits:
+            raise DataError(f"data.root={self.root} has no train split. Pack the images of one too.")
+        if isinstance(files, RemoteFiles):
+            self._check_window(index)
+        splits = {
+            name: ImageShards(files, packed, window=self.window, preprocessing=self.preprocessing(), **self.reading)
+            for name, packed in index.splits.items()
+        }
+        if len(splits) == 1:
+            return self.cut_test(splits["train"], index.classes)
+        return Splits(index.classes, splits["train"], splits.get("val"), splits.get("test"))
+
+    def _open(self) -> tuple[ShardIndex, ShardFiles | RemoteFiles]:
+        if is_remote(self.root):
+            return open_remote(self.root, int(self.cache_gb * 1e9))
         own = (Path(self.root) / INDEX).is_file()
         index = ShardIndex.read(Path(self.root)) if own else webdataset_index(self.root)
         files = ShardFiles(self.root, index.shards, index.sizes)
         files.check()
-        splits = {
-            name: ImageShards(files, packed, preprocessing=self.preprocessing(), **self.reading)
-            for name, packed in index.splits.items()
-        }
-        if "train" not in splits:
-            raise DataError(f"data.root={self.root} has no train split. Pack the images of one too.")
-        if len(splits) == 1:
-            return self.cut_test(splits["train"], index.classes)
-        return Splits(index.classes, splits["train"], splits.get("val"), splits.get("test"))
+        return index, files
+
+    def _check_window(self, index: ShardIndex) -> None:
+        """ConfigError where the cache does not hold the shards that are read at a time: each block would be downloaded many times."""
+        assert self.window is not None
+        largest = np.sort(index.sizes[np.unique(index.splits["train"].places["shard"])])[::-1].cumsum() / 1e9
+        needed = float(largest[: self.window][-1])
+        if needed > WINDOW_SHARE * self.cache_gb:
+            fits = int((largest <= WINDOW_SHARE * self.cache_gb).sum())
+            raise ConfigError(
+                f"data.cache_gb={self.cache_gb:g}: the {min(self.window, len(largest))} shards that are read at a time take up to "
+                f"{needed:.3g} GB, and may fill {WINDOW_SHARE:.0%} of it. Set data.cache_gb={ceil(needed / WINDOW_SHARE)}"
+                + (f", or data.window_shards={fits} to mix fewer shards." if fits else ".")
+            )

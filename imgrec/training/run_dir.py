@@ -29,6 +29,7 @@ RESUMABLE_KEYS = (
     "data.changed",
     "data.check",
     "data.cache",
+    "data.cache_gb",
     "data.decoder",  # all give the same pixels
     "data.on_bad_image",  # with refuse, nothing has been skipped so far
     "data.on_bad_image_eval",

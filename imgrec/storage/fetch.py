@@ -1,0 +1,382 @@
+"""A process that downloads blocks of remote shards into a folder: python -m imgrec.storage.fetch. Imports no torch.
+
+It is a process of its own because obstore's threads do not survive the forks by which loader workers start, and so that no
+download waits for Python's lock while a network is trained. It ends when its parent does, whose end closes its input.
+"""
+
+import fcntl
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from multiprocessing.connection import Connection, Listener
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgrec.errors import NO_ROOM, SourceError, first_line
+
+SCHEMES = {"http", "https", "s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"}  # what obstore reads
+REQUESTS = 16  # at once, and as many for what is waited for: at 50 ms each, 300 MB/s in blocks of 1 MB
+MOST_ATTEMPTS = 10
+FIRST_WAIT_S, MOST_WAIT_S = 0.1, 5.0  # between attempts; twice as long after each, 25 s in all
+CONNECT_S, REQUEST_S = 10, 60  # of a request
+REFUSED = ("PermissionDeniedError", "UnauthenticatedError")  # obstore's
+BUSY = ("408", "425", "429")
+CLOUD_ROLE = "169.254.169.254"  # where a machine of a cloud has keys, asked when no others are set
+WITHOUT_RANGES = "Use a server that answers requests for a range of bytes, or copy the shards to a disk."
+PART = ".part"
+STALE_S = 3600.0  # age of an unfinished block that nobody is writing any more
+# A process looks how large the cache is whenever it has written 1/128 of the bound, and removes blocks down to 7/8 of it from 15/16 on,
+# so that up to 8 processes that write at the same time stay below it.
+LOOK, FULL, LEFT = 1 / 128, 15 / 16, 7 / 8
+
+
+class FetchSettings(NamedTuple):
+    """What the parent says on standard input, as JSON. address, key: of the socket."""
+
+    root: str
+    folder: str
+    most_bytes: int
+    address: str
+    key: str
+
+
+class Blocks(NamedTuple):
+    """What is downloaded as one: consecutive images of a shard. images: [offset in the block, length, CRC-32 or -1] of each, block by block."""
+
+    key: str  # of the index that they are cut by
+    shards: tuple[str, ...]
+    shard: NDArray[np.int64]
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    first: NDArray[np.int64]  # row in `images` of the first image of each block, and the number of all
+    images: NDArray[np.int64]
+
+    def size(self, block: int) -> int:
+        return int(self.stop[block] - self.start[block])
+
+
+class Store(Protocol):
+    """What shards are read from."""
+
+    def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
+        """A file, or the bytes of it in [start, stop)."""
+
+
+class ReadError(SourceError):
+    """'cannot be read: ...': what it is, the one who asked says."""
+
+
+class NotThere(ReadError):
+    """A file that the store does not have."""
+
+
+def block_path(folder: str, key: str, block: int) -> str:
+    return os.path.join(folder, f"{key}-{block}")
+
+
+class ObjectStore:
+    """Of obstore: http, https, s3, gs, az, and what else it knows."""
+
+    def __init__(self, root: str) -> None:
+        from obstore.store import from_url
+
+        options = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s", "allow_http": True}
+        # Attempts are counted here, as they are also made after a body that is cut short or damaged.
+        self._store = from_url(root, client_options=options, retry_config={"max_retries": 0})  # type: ignore[call-overload]
+
+    def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
+        import obstore
+
+        if span is None:
+            return memoryview(obstore.get(self._store, path).bytes())
+        return memoryview(obstore.get_range(self._store, path, start=span[0], end=span[1]))
+
+
+class FileSystem:
+    """Of fsspec: what obstore does not know."""
+
+    def __init__(self, root: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self._system, self._root = url_to_fs(root)
+
+    def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
+        start, stop = span or (None, None)
+        return memoryview(self._system.cat_file(f"{self._root.rstrip('/')}/{path}", start=start, end=stop))
+
+
+def open_store(root: str) -> Store:
+    """SourceError for an address that nothing reads."""
+    try:
+        return ObjectStore(root) if root.partition("://")[0] in SCHEMES else FileSystem(root)
+    except Exception as error:  # obstore's, fsspec's and those of the packages behind it
+        raise SourceError(
+            f"data.root={root} cannot be opened: {first_line(error)}. Set data.root=https://..., s3://BUCKET/... or another "
+            "address that obstore or fsspec reads."
+        ) from error
+
+
+class Fetcher:
+    """Downloads what it is asked for, several blocks at once, into a folder that stays below `most_bytes`."""
+
+    def __init__(self, root: str, folder: str, most_bytes: int, store: Store | None = None) -> None:
+        self.folder, self.most_bytes = folder, most_bytes
+        self.store = open_store(root) if store is None else store
+        self._blocks: Blocks | None = None
+        self._needed = ThreadPoolExecutor(REQUESTS, "imgrec-needed")
+        self._ahead = ThreadPoolExecutor(REQUESTS, "imgrec-ahead")
+        self._pending: dict[int, Future[None]] = {}
+        self._lock, self._looking = (
+            threading.RLock(),
+            threading.Lock(),
+        )  # a future that is done calls back where it is submitted, too
+        self._written = most_bytes  # so that the first block looks
+
+    def get(self, path: str) -> bytes:
+        """A whole file."""
+        return bytes(self._read(path, None, None))
+
+    def open(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+
+    def ahead(self, numbers: Sequence[int]) -> None:
+        """These blocks will be read soon."""
+        assert self._blocks is not None
+        for number in numbers:
+            with suppress(FileNotFoundError):
+                os.utime(block_path(self.folder, self._blocks.key, number))  # it is not the oldest
+                continue
+            with self._lock:
+                if number not in self._pending:
+                    self._submit(self._ahead, number)
+
+    def need(self, numbers: Sequence[int]) -> None:
+        """Returns when these blocks are there; SourceError for one that cannot be read."""
+        futures = []
+        with self._lock:
+            for number in numbers:
+                waiting = self._pending.get(number)
+                if waiting is None or waiting.cancel():  # not begun yet
+                    waiting = self._submit(self._needed, number)
+                futures.append(waiting)
+        for future in futures:
+            future.result()
+
+    def _submit(self, pool: ThreadPoolExecutor, number: int) -> "Future[None]":
+        future = self._pending[number] = pool.submit(self._fetch, number)
+        future.add_done_callback(lambda done: self._forget(number, done))
+        return future
+
+    def _forget(self, number: int, done: "Future[None]") -> None:
+        with self._lock:
+            if self._pending.get(number) is done:
+                del self._pending[number]
+
+    def _fetch(self, number: int) -> None:
+        assert self._blocks is not None
+        blocks, path = self._blocks, block_path(self.folder, self._blocks.key, number)
+        with self._writable():
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            self._write(blocks, number, path)
+            self._bound(blocks.size(number))
+
+    def _write(self, blocks: Blocks, number: int, path: str) -> None:
+        with _claimed(path, blocks.size(number)) as file:
+            if file is None:
+                return
+            shard, span = blocks.shards[blocks.shard[number]], (int(blocks.start[number]), int(blocks.stop[number]))
+            images = blocks.images[blocks.first[number] : blocks.first[number + 1]].tolist()
+            content = self._read(shard, span, images)
+            os.ftruncate(file, 0)
+            while len(content):
+                content = content[os.write(file, content) :]
+            os.rename(path + PART, path)
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            fix = (
+                f"Free disk space, set a data.cache_gb below {self.most_bytes / 1e9:.3g}"
+                if error.errno in NO_ROOM
+                else "Make it writable"
+            )
+            raise SourceError(
+                f"{self.folder}, where remote shards are cached, cannot be written: {error.strerror}. {fix}, or set IMGREC_CACHE=FOLDER."
+            ) from error
+
+    def _read(self, path: str, span: tuple[int, int] | None, images: list[list[int]] | None) -> memoryview:
+        """The bytes of a file, all of them and undamaged, in up to MOST_ATTEMPTS; an image that is damaged in the store becomes zeros.
+
+        So it is found where it is decoded, by its name, as in a shard on a disk.
+        """
+        began, reason, damaged = time.monotonic(), "", None
+        for attempt in range(MOST_ATTEMPTS):
+            if attempt:
+                time.sleep(min(MOST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
+            try:
+                content = self.store.read(path, span)
+            except Exception as error:  # obstore's have no class for most of what can go wrong
+                reason = first_line(error)
+                if isinstance(error, FileNotFoundError):
+                    raise NotThere("cannot be read: there is no such file. Copy it there, or correct data.root.") from error
+                if refusal := _refusal(error):
+                    raise ReadError(f"cannot be read: {reason}. {refusal}") from error
+                continue
+            if span is not None and len(content) != span[1] - span[0]:
+                reason = f"{len(content):,} bytes came, not the {span[1] - span[0]:,} from {span[0]:,} on"
+                continue
+            wrong = {
+                row: checksum
+                for row, (offset, length, stored) in enumerate(images or [])
+                if stored >= 0 and (checksum := zlib.crc32(content[offset : offset + length])) != stored
+            }
+            if not wrong:
+                return content
+            if wrong == damaged:  # the same wrong bytes twice
+                whole = bytearray(content)
+                for row in wrong:
+                    offset, length, _ = (images or [])[row]
+                    whole[offset : offset + length] = bytes(length)
+                return memoryview(whole)
+            reason, damaged = "other bytes came than were packed, by their checksum", wrong
+        raise ReadError(
+            f"cannot be read: {reason}; {MOST_ATTEMPTS} attempts in {time.monotonic() - began:.0f} s. "
+            f"{WITHOUT_RANGES if 'ange request' in reason else 'Start the same command again when the server answers.'}"
+        )
+
+    def _bound(self, written: int) -> None:
+        """Remove the blocks used longest ago where the cache has become too large. Who has one open can read on."""
+        with self._lock:
+            self._written += written
+            if self._written < LOOK * self.most_bytes:
+                return
+            self._written = 0
+        if not self._looking.acquire(blocking=False):
+            return
+        try:
+            _remove_oldest(self.folder, self.most_bytes)
+        finally:
+            self._looking.release()
+
+
+def _refusal(error: Exception) -> str:
+    """What to type where another attempt cannot help; nothing where it may."""
+    text = str(error)
+    if isinstance(error, PermissionError) or type(error).__name__ in REFUSED or CLOUD_ROLE in text:
+        return "Set the store's keys, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public one."
+    status = re.search(r"status code: (4\d\d)", text)
+    return "Correct data.root." if status and status[1] not in BUSY else ""
+
+
+@contextmanager
+def _claimed(path: str, size: int) -> Iterator[int | None]:
+    """The file to write a block into, which no other process writes meanwhile; None where the block is there already.
+
+    The lock is the system's: a process that is killed has it no longer.
+    """
+    while not _is_whole(path, size):
+        file = os.open(path + PART, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_file(file, path + PART):  # else another process has finished it, and this is the block
+                yield file
+                return
+        finally:
+            os.close(file)
+    yield None
+
+
+def _is_file(file: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_whole(path: str, size: int) -> bool:
+    """Also not after a power failure, which may leave a shorter file."""
+    try:
+        return os.stat(path).st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def _remove_oldest(folder: str, most_bytes: int) -> None:
+    now, total = time.time(), 0
+    found: list[tuple[int, int, str]] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # another process removes too
+                status = entry.stat()
+                total += status.st_size
+                if not entry.name.endswith(PART) or now - status.st_mtime > STALE_S:
+                    found.append((status.st_mtime_ns, status.st_size, entry.path))
+    if total <= FULL * most_bytes:
+        return
+    for _, size, path in sorted(found):
+        if total <= LEFT * most_bytes:
+            break
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        total -= size
+
+
+def serve(settings: FetchSettings) -> None:
+    """Answer the processes of a run until standard input ends."""
+    with closing(Listener(settings.address, "AF_UNIX", backlog=64, authkey=bytes.fromhex(settings.key))) as listener:
+        fetcher: Fetcher | SourceError
+        try:
+            fetcher = Fetcher(settings.root, settings.folder, settings.most_bytes)
+        except SourceError as error:
+            fetcher = error
+        threading.Thread(target=_accept, args=(listener, fetcher), daemon=True).start()
+        print("ready", flush=True)
+        sys.stdin.buffer.read()
+    shutil.rmtree(os.path.dirname(settings.address), ignore_errors=True)
+
+
+def _accept(listener: Listener, fetcher: Fetcher | SourceError) -> None:
+    while True:
+        with suppress(OSError, EOFError):  # a process that was killed while it connected
+            threading.Thread(target=_answer, args=(listener.accept(), fetcher), daemon=True).start()
+
+
+def _answer(connection: "Connection[Any, Any]", fetcher: Fetcher | SourceError) -> None:
+    """The calls of a process, one after another; of all but `ahead` it waits for the result."""
+    with suppress(OSError, EOFError), connection:  # it has ended
+        while True:
+            name, argument = connection.recv()
+            try:
+                if isinstance(fetcher, SourceError):
+                    raise fetcher
+                result = getattr(fetcher, name)(argument)
+            except SourceError as error:
+                result = error.with_traceback(None)
+            if name != "ahead":
+                connection.send(result)
+
+
+def main() -> None:
+    # Who stops a run signals all its processes, and the run then wants its batches up to the next step.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    serve(FetchSettings(**json.loads(sys.stdin.buffer.readline())))
+    os._exit(0)  # without waiting for downloads
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+"""data=shards from a server: the images, orders and runs of the same shards in a folder, through every fault, within the cache."""
+
+import gc
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from error_parts import raises_error
+from marks import slow_but
+from processes import wait_until
+from range_server import FAULTS, RangeServer, served
+from test_data_folder import folder, make, whole
+from test_pack import SPLITS, pack, shards
+
+from imgrec import config
+from imgrec.config.start_checks import check_start
+from imgrec.data.batch import Request
+from imgrec.data.readable import check_readable, find_unreadable
+from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
+from imgrec.errors import ConfigError, DataError, SourceError
+from imgrec.storage import fetch, remote
+from imgrec.storage.fetch import Fetcher, block_path
+from imgrec.storage.index import INDEX, ShardIndex
+from imgrec.storage.shards import ImageShards
+
+
+class Here:
+    """`Downloads` without a process of its own, so that a test can see and change what it does."""
+
+    def __init__(self, root: str, folder: str, most_bytes: int) -> None:
+        self.root, self.folder, self.most_bytes = root, folder, most_bytes
+        self.fetcher = Fetcher(root, folder, most_bytes)
+        self.calls: list[tuple[str, Any]] = []
+
+    def call(self, name: str, argument: Any) -> Any:
+        self.calls.append((name, argument))
+        return getattr(self.fetcher, name)(argument)
+
+    send = call
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    photos = make(tmp_path_factory.mktemp("photos"), {"cat": 9, "dog": 14, "eel": 10})
+    return pack(folder(photos), tmp_path_factory.mktemp("kept") / "out")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("IMGREC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache/imgrec/shards"
+
+
+@pytest.fixture
+def here(monkeypatch) -> None:
+    """Downloads in this process, in small blocks, without waiting between attempts."""
+    monkeypatch.setattr(remote, "Downloads", Here)
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(fetch, "FIRST_WAIT_S", 0.0)
+
+
+@pytest.fixture
+def server(kept) -> Iterator[RangeServer]:
+    with served(kept) as (_, server):
+        yield server
+
+
+def equal(ours: ImageShards, theirs: ImageShards) -> bool:
+    one, other = whole(ours), whole(theirs)
+    return torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+# Reading
+
+
+def test_images_are_those_of_the_folder_and_each_byte_comes_once(kept, server, cache):
+    data = shards(server.url + "/")
+    for split in SPLITS:
+        ours, theirs = data.split(split), shards(kept).split(split)
+        assert ours.names.tolist() == theirs.names.tolist()
+        assert equal(ours, theirs)
+        assert equal(ours, theirs)
+    assert len(server.requests) == 1 + len(list(cache.iterdir()))
+    ours = shards(server.url).split("train")
+    assert equal(ours, theirs := shards(kept).split("train"))
+    assert [path for path, _ in server.requests].count(f"/{INDEX}") == 2
+    assert len(server.requests) == 2 + len(list(cache.iterdir()))
+    assert np.array_equal(ours.content(), theirs.content())
+
+
+@pytest.mark.parametrize("kind", slow_but("429", "reset", "damaged", among=FAULTS))
+def test_each_fault_is_made_good(kept, server, here, kind):
+    server.faults, server.kinds = 0.6, (kind,)
+    assert equal(shards(server.url).split("train"), shards(kept).split("train"))
+    assert server.failed[kind] >= 3
+
+
+def test_blocks_are_cut_at_images(kept):
+    index = ShardIndex.read(kept)
+    places = np.concatenate([split.places for split in index.splits.values()])
+    _, blocks = remote.cut_blocks(places, index.shards, "key")
+    assert (blocks.stop[:-1] <= blocks.start[1:])[blocks.shard[:-1] == blocks.shard[1:]].all()
+    found = set()
+    for block in range(len(blocks.start)):
+        for offset, length, checksum in blocks.images[blocks.first[block] : blocks.first[block + 1]].tolist():
+            assert 0 <= offset < offset + length <= blocks.size(block)
+            found.add((int(blocks.shard[block]), int(blocks.start[block]) + offset, length, checksum))
+    assert found == set(map(tuple, places.tolist()))
+
+
+def test_what_is_damaged_in_the_store_is_named_and_skipped_alone(kept, server, here, tmp_path):
+    index = ShardIndex.read(kept)
+    packed = index.splits["train"]
+    shard, offset, length, _ = packed.places[5].item()
+    server.folder = tmp_path / "copied"
+    subprocess.run(["cp", "-r", kept, server.folder], check=True)
+    path = server.folder / index.shards[shard]
+    content = bytearray(path.read_bytes())
+    content[offset + length // 2] ^= 1
+    path.write_bytes(content)
+    name = f"{server.url}/{index.shards[shard]}: {packed.names[5].decode()}"
+    with raises_error(DataError, name, "checksum", "Copy the shard there again"):
+        whole(shards(server.url).split("train"))
+    batch = whole(shards(server.url, on_bad_image="skip").split("train").for_training(None, 0))
+    assert batch.bad == (name,)
+    assert len(batch.labels) == len(packed.labels) - 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "parts"),
+    [
+        ("500", ("500 Internal Server Error", "10 attempts", "Start the same command again")),
+        ("whole", ("Range request", "10 attempts", "range of bytes")),
+        ("cut", ("10 attempts", "Start the same command again")),
+    ],
+)
+def test_a_server_that_never_answers_well_is_named_with_shard_and_image_and_no_image_is_skipped(server, here, fault, parts):
+    images = shards(server.url, on_bad_image="skip").split("train").for_training(None, 0)
+    server.faults, server.kinds = 1.0, (fault,)
+    with raises_error(SourceError, images.path(0), "cannot be read", *parts):
+        _ = images[Request(0, np.array([0]), 1)]
+    assert server.failed[fault] == 10
+
+
+def test_what_another_attempt_cannot_help_is_said_at_once(server, here, kept, tmp_path, monkeypatch):
+    images = shards(server.url).split("train")
+    server.folder = tmp_path
+    before = len(server.requests)
+    with raises_error(SourceError, images.path(0), "no such file", "data.root"):
+        whole(images)
+    with raises_error(SourceError, f"{server.url}/{INDEX}", "no such file", "imgrec pack FOLDER out=DIR"):
+        _ = shards(server.url).splits
+    monkeypatch.setattr(RangeServer, "fault", lambda self: "403")
+    server.folder = kept
+    with raises_error(SourceError, f"{server.url}/{INDEX}", "403", "AWS_ACCESS_KEY_ID"):
+        _ = shards(server.url).splits
+    assert len({path for path, _ in server.requests[before:]}) <= 20
+    assert [path for path, _ in server.requests[before:]].count(f"/{INDEX}") == 2
+
+
+@pytest.mark.parametrize("root", ["nonsense://bucket/set", "http://", "s3://"])
+def test_an_address_that_nothing_reads_is_refused(here, root):
+    with raises_error(SourceError, f"data.root={root}", "cannot be opened", "https://..."):
+        _ = shards(root).splits
+
+
+@pytest.mark.parametrize("name", ["../out.tar", "/etc/passwd", "a/../../b.tar", "http://other/x.tar"])
+def test_an_index_that_names_a_shard_elsewhere_is_refused(kept, server, here, tmp_path, name):
+    index = ShardIndex.read(kept)
+    index._replace(shards=(name, *index.shards[1:])).write(tmp_path)
+    server.folder = tmp_path
+    for root in (tmp_path, server.url):
+        with raises_error(DataError, f"{root}/{INDEX}", name, "Do not use"):
+            _ = shards(root).splits
+
+
+def test_nothing_is_looked_at_before_the_first_step_unless_all_is(kept, server, here):
+    data = shards(server.url, on_bad_image_eval="skip")
+    assert list(find_unreadable(data, rank=0, size=1)) == []
+    check_readable(data)
+    assert len(server.requests) == 1
+    assert [part for part in find_unreadable(shards(server.url, check="all"), rank=0, size=1) if part] == []
+    assert len(server.requests) > 10
+
+
+def test_without_obstore_what_to_install_is_said(monkeypatch):
+    run = config.load("train", ["data=shards", "data.root=s3://bucket/set"])
+    check_start(run)
+    monkeypatch.setattr("imgrec.config.start_checks.find_spec", lambda name: None)
+    with raises_error(ConfigError, "data.root=s3://bucket/set", "obstore", 'pip install "imgrec[remote]"'):
+        check_start(run)
+
+
+def test_other_addresses_are_read_by_fsspec(kept, here):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(kept), "/set", recursive=True)
+    assert equal(shards("memory://set").split("val"), shards(kept).split("val"))
+
+
+# The cache
+
+
+def test_the_cache_stays_within_its_bound_and_forgets_what_was_used_longest_ago(kept, server, here, cache, monkeypatch):
+    images = shards(server.url).split("train")
+    sizes = [images.files.blocks.size(block) for block in range(len(images.files.blocks.start))]
+    fetcher = images.files.downloads.fetcher
+    fetcher.most_bytes = 3 * max(sizes)
+    monkeypatch.setattr(fetch, "FULL", 2 / 3)
+    monkeypatch.setattr(fetch, "LEFT", 2 / 3)
+    numbers = np.unique(images.files.numbers(images.places)).tolist()
+    assert len(numbers) >= 6
+    for number in numbers:
+        fetcher.need([number])
+        assert sum(file.stat().st_size for file in cache.iterdir()) <= 2 * max(sizes)
+        assert os.path.exists(block_path(str(cache), images.files.key, number))
+    assert equal(images, shards(kept).split("train"))
+
+
+def test_blocks_that_are_announced_are_not_the_oldest(server, here, cache):
+    images = shards(server.url).split("train")
+    files, key = images.files, images.files.key
+    for number in (0, 1, 2):
+        files.downloads.call("need", [number])
+        os.utime(block_path(str(cache), key, number), (number, number))
+    files.downloads.call("ahead", [0])
+    sizes = [files.blocks.size(number) for number in (0, 1, 2)]
+    fetch._remove_oldest(str(cache), int(sum(sizes) / fetch.LEFT) - sizes[1])
+    assert [os.path.exists(block_path(str(cache), key, number)) for number in (0, 1, 2)] == [True, False, True]
+
+
+def test_a_cache_too_small_for_the_window_is_refused_with_numbers(kept, server, here):
+    index = ShardIndex.read(kept)
+    train = sorted(index.sizes[np.unique(index.splits["train"].places["shard"])].tolist(), reverse=True)
+    most = sum(train[:2]) / remote.WINDOW_SHARE / 1e9
+    _ = shards(server.url, window_shards=2, cache_gb=most * 1.001).splits
+    with raises_error(ConfigError, f"data.cache_gb={most * 0.999:g}", "2 shards", "data.cache_gb=1", "data.window_shards=1"):
+        _ = shards(server.url, window_shards=2, cache_gb=most * 0.999).splits
+    with raises_error(ConfigError, "data.cache_gb=1e-09", f"{len(train)} shards", "data.cache_gb=1"):
+        _ = shards(server.url, cache_gb=1e-9).splits
+
+
+@pytest.mark.parametrize("number", [28, 13], ids=["full", "not ours"])
+def test_a_disk_that_cannot_be_written_is_named(server, here, cache, monkeypatch, number):
+    def fail(*_: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    images = shards(server.url).split("train")
+    monkeypatch.setattr(fetch.os, "write", fail)
+    parts = ("Free disk space", "data.cache_gb") if number == 28 else ("Make it writable",)
+    with raises_error(SourceError, cache, os.strerror(number), *parts, "IMGREC_CACHE=FOLDER"):
+        fetch_all(images)
+
+
+def fetch_all(images: ImageShards) -> None:
+    images.files.downloads.call("need", np.unique(images.files.numbers(images.places)).tolist())
+
+
+def test_without_a_cache_folder_it_is_said(server, monkeypatch):
+    monkeypatch.setenv("IMGREC_CACHE", "")
+    with raises_error(ConfigError, "IMGREC_CACHE", "IMGREC_CACHE=FOLDER"):
+        _ = shards(server.url).splits
+
+
+def test_processes_that_share_a_cache_download_each_block_once(server, here, cache):
+    both = [shards(server.url).split("train") for _ in range(2)]
+    server.latency_s = 0.01
+    threads = [threading.Thread(target=fetch_all, args=(images,)) for images in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server.requests) == 2 + len(list(cache.iterdir()))
+
+
+def test_a_block_that_a_killed_process_left_half_written_is_written_again(kept, server, here, cache):
+    images = shards(server.url).split("train")
+    first, second, *_ = np.unique(images.files.numbers(images.places)).tolist()
+    path = block_path(str(cache), images.files.key, first)
+    cache.mkdir(parents=True)
+    code = f"from imgrec.storage.fetch import _claimed; import os, time\nwith _claimed({path!r}, 9) as f:\n os.write(f, b'x' * 9000); print(1, flush=True); time.sleep(600)"
+    with subprocess.Popen([os.sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+    assert os.path.getsize(path + fetch.PART) == 9000
+    Path(block_path(str(cache), images.files.key, second)).write_bytes(b"cut short by a power failure")
+    assert equal(images, shards(kept).split("train"))
+    assert not list(cache.glob("*" + fetch.PART))
+
+
+# Reading ahead
+
+
+def test_requests_are_the_same_and_are_announced_before_they_are_drawn(server, here):
+    images = shards(server.url).split("train")
+    requests = EpochBatches(split_epoch(len(images), 3, devices=1), shuffled_order(len(images), seed=0), epoch=lambda: 2, rank=0)
+    announced = images.announced(requests)
+    assert len(announced) == len(requests)
+    calls = images.files.downloads.calls
+    for drawn, wanted in zip(announced, requests, strict=True):
+        assert np.array_equal(drawn.indices, wanted.indices)
+        blocks = set(images.files.numbers(images.places[wanted.indices % len(images)]).tolist())
+        assert blocks <= {number for name, numbers in calls if name == "ahead" for number in numbers}
+    fetch_all(images)
+    images.files.downloads.most_bytes = 0  # as little as possible: the next one
+    calls.clear()
+    _ = list(islice(images.announced(requests), 2))
+    assert [name for name, _ in calls] == ["ahead"] * 3
+
+
+# The process
+
+
+def test_the_process_ends_with_who_started_it_and_ignores_signals_of_the_run(kept, server):
+    images = shards(server.url).split("train")
+    pid = images.files.downloads.pid
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        os.kill(pid, number)
+    assert equal(images, shards(kept).split("train"))
+    place = Path(images.files.downloads._address)
+    assert place.exists()
+    del images
+    gc.collect()
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() and not place.parent.exists())
+
+
+def test_a_process_that_was_killed_is_named(server):
+    images = shards(server.url).split("train")
+    os.kill(images.files.downloads.pid, signal.SIGKILL)
+    with raises_error(SourceError, f"data.root={server.url}", "was killed", "Start the same command again"):
+        whole(images)
