@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import gc
 import multiprocessing
 import pickle
 import subprocess
@@ -44,6 +45,12 @@ def parse_once(scheme: str, path: str) -> None:
 Plugins.instance()  # fills the registry
 parse_once("file", str(conf_dir().resolve()))
 parse_once("pkg", "hydra.conf")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is not looked at by each garbage collection, which took 7% of the time, nor copied by it in each fork."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ from error_parts import raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from marks import slow_but
 from PIL import Image
 from untrained_run import CLASSES, save_untrained_run
 
@@ -157,7 +158,7 @@ def test_of_equal_classes_the_first_is_named_as_argmax_does(gray):
     assert [name for name, _ in answer.top] == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("loss", ["bce", "mse", "focal", "cross_entropy"])
+@pytest.mark.parametrize("loss", slow_but("bce", "cross_entropy", among=["bce", "mse", "focal", "cross_entropy"]))
 def test_every_loss_answers_without_the_counts_that_balance_it(tmp_path, loss):
     found = imgrec.load(save_untrained_run(tmp_path, f"loss={loss}", "loss.class_weights=balanced"), device="cpu")
     chances = found.probabilities(torch.from_numpy(picture(3, 64)).view(3, 1, 8, 8))

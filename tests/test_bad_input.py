@@ -506,7 +506,7 @@ def test_a_label_outside_the_classes(refuses, tmp_path):
     refuses([*words, f"data.root={tmp_path}/none"], "the files of MNIST", raw)
 
 
-QUICK = {"lenet", "resnet", "simple_cnn"}  # the others take a second each to be made
+QUICK = {"lenet", "resnet"}  # the others take a second each to be made
 FAMILIES = [name for name in option_names("model") if "_target_: " in (conf_dir() / f"model/{name}.yaml").read_text()]
 NETWORKS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in FAMILIES]
 

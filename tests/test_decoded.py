@@ -9,6 +9,7 @@ import pytest
 import torch
 from error_parts import raises_error
 from image_files import picture
+from marks import slow_but
 from PIL import Image
 from processes import run_ranks
 from test_data_folder import data_module, folder, make  # noqa: F401  # a fixture
@@ -54,10 +55,11 @@ def same(ours: list[Batch], theirs: list[Batch]) -> bool:
 SETTINGS = [["augment=none"], ["augment=basic", "augment.crop_scale=[0.3,1]", "augment.crop_padding=0"], ["augment=randaug"]]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("words", SETTINGS, ids=lambda words: words[-1])
-def test_batches_are_the_same_and_no_file_is_read_twice(data_module, photos, words, num_workers):  # noqa: F811
-    augment = augmentation(*words)
+@pytest.mark.parametrize(
+    ("number", "num_workers"), slow_but((0, 0), (1, 2), among=[(number, workers) for number in range(3) for workers in (0, 2)])
+)
+def test_batches_are_the_same_and_no_file_is_read_twice(data_module, photos, number, num_workers):  # noqa: F811
+    augment = augmentation(*SETTINGS[number])
     expected, found = [], []
     for cache, batches in (("none", expected), ("ram", found)):
         data = folder(photos, cache=cache, on_bad_image="skip")

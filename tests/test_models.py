@@ -85,13 +85,13 @@ def test_vgg_gives_torchvisions_outputs(depth, batch_norm):
             torchvision.models.get_model(f"vgg{depth}{'_bn' if batch_norm else ''}", num_classes=10, init_weights=False),
             build_vgg(depth, batch_norm=batch_norm, head="imagenet"),
         ]
-    theirs, ours = (net.to_empty(device="cpu") for net in nets)  # initial values of 130 million weights would take the time
+    theirs, ours = nets[0].to_empty(device="cpu"), nets[1]  # initial values of 130 million weights would take the time
     for parameter in theirs.parameters():
         nn.init.uniform_(parameter, -0.05, 0.05)
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
-    ours.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict(), assign=True)
     images = torch.rand(1, 3, 32, 32)
     for training in (False, True):
         results = []

@@ -66,9 +66,9 @@ def test_a_killed_run_of_the_package_resumes_bit_for_bit(command, tmp_path):
 
 def test_a_run_of_the_package_is_evaluated_and_predicts(command, tmp_path):
     """Neither command is told where the yaml lies: the checkpoint says what to call."""
-    assert command(1, *train("id=1")) == [0]
+    assert command(1, *train("id=1", "epochs=1")) == [0]
     run = tmp_path / "runs/shapes/1"
-    assert command(1, "evaluate", f"ckpt={run}") == [0]
+    assert command(1, "evaluate", f"ckpt={run}", "plot=none") == [0]
     figures = json.loads((run / "evaluate_test.json").read_text())["figures"]
     assert figures == json.loads((run / "result.json").read_text())["test"]
 
@@ -82,7 +82,7 @@ def test_a_run_of_the_package_is_evaluated_and_predicts(command, tmp_path):
     with (tmp_path / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [f"new/{name}/{k}.png" for name in ("disc", "square", "triangle") for k in (0, 1)]
-    assert command(1, "evaluate", f"ckpt={run}", "folder=new") == [0]
+    assert command(1, "evaluate", f"ckpt={run}", "folder=new", "plot=none") == [0]
     right = sum(row["class"] == Path(row["path"]).parts[1] for row in rows)
     assert json.loads((run / "evaluate_new.json").read_text())["figures"]["accuracy"] == pytest.approx(right / 6)
 

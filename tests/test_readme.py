@@ -42,7 +42,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folders that the page speaks of, in the current one; and torchvision's weights without a download."""
     monkeypatch.chdir(tmp_path)
     draw = np.random.default_rng(0)
-    names = [f"photos/{kind}/{number}.jpg" for kind in ("cat", "dog") for number in range(20)]
+    names = [f"photos/{kind}/{number}.jpg" for kind in ("cat", "dog") for number in range(8)]
     for name in (*names, "new_photos/one.jpg", "new_photos/two.jpg", "a.jpg", "b.jpg"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(256, size=(40, 48, 3), dtype=np.uint8)).save(name)

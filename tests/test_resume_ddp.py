@@ -39,7 +39,7 @@ def unbroken(tmp_path_factory) -> dict:
 
 
 def test_two_killed_processes_resume_bit_for_bit(tmp_path, unbroken):
-    run = together(tmp_path, "trainer.save_every_steps=1", "num_workers=2")
+    run = together(tmp_path, "trainer.save_every_steps=1", "num_workers=1")
 
     kill_run(run, 6, StepBoundary, "on_before_optimizer_step", size=2)
     assert_same(finish_run(run, size=2), unbroken)

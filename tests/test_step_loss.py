@@ -39,7 +39,7 @@ def undivided(tmp_path_factory) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(("devices", "most"), slow_but((1, 1), (2, 2), among=[(1, 1), (1, 3), (2, 4), (2, 2), (2, 1), (4, 1)]))
+@pytest.mark.parametrize(("devices", "most"), slow_but((2, 2), among=[(1, 1), (1, 3), (2, 4), (2, 2), (2, 1), (4, 1)]))
 def test_a_step_has_one_loss_on_any_devices_and_in_any_parts(
     small: Callable[..., RunConfig], undivided: list[float], devices: int, most: int
 ) -> None:

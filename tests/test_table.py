@@ -438,11 +438,14 @@ def test_a_table_is_trained_on_evaluated_and_predicted(kaggle, monkeypatch, caps
     assert [row["name"] for row in test["per_class"]] == ["cat", "dog", "eel"]
 
     write(kaggle / "train.csv", [["id", "breed"], *list(zip(IDS, LABELS, strict=True))[:20]])  # the last four are gone
-    assert imgrec("evaluate", "runs/t/1", "device=cpu", "num_workers=0") == 0
+    assert imgrec("evaluate", "runs/t/1", "device=cpu", "num_workers=0", "plot=none") == 0
     assert "gone" in capsys.readouterr().out
     write(Path("moved.csv"), [["id", "breed"], *zip(IDS, LABELS, strict=True)])
     (kaggle / "images").rename("pictures")
-    assert imgrec("evaluate", "runs/t/1", "device=cpu", "num_workers=0", "data.root=pictures", "data.file=moved.csv") == 0
+    assert (
+        imgrec("evaluate", "runs/t/1", "device=cpu", "num_workers=0", "plot=none", "data.root=pictures", "data.file=moved.csv")
+        == 0
+    )
     figures = json.loads(Path("runs/t/1/evaluate_test.json").read_text())
     assert (figures["figures"], figures["changed_images"]) == (test, {})
     for word, lost in (("data.root=images", "images"), ("data.file=no.csv", "no.csv")):
@@ -452,7 +455,7 @@ def test_a_table_is_trained_on_evaluated_and_predicted(kaggle, monkeypatch, caps
     for name, label in zip(IDS, LABELS, strict=True):
         (kaggle / "other" / label).mkdir(parents=True, exist_ok=True)
         os.link(f"pictures/{name}.png", f"other/{label}/{name}.png")
-    assert imgrec("evaluate", "runs/t/1", "device=cpu", "num_workers=0", "folder=other") == 0
+    assert imgrec("evaluate", "runs/t/1", "device=cpu", "num_workers=0", "plot=none", "folder=other") == 0
     assert json.loads(Path("runs/t/1/evaluate_other.json").read_text())["figures"]["count"] == 24
     assert imgrec("predict", "runs/t/1", "pictures", "out=answers.csv", "device=cpu", "num_workers=0") == 0
     assert Path("answers.csv").read_text().count("\n") == 25
