@@ -150,6 +150,8 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     )
     net, _ = initial_network(run, data.classes)
     classifier = Classifier(run, net, data, augment, loaders.plan, with_schedule=False)
+    if run.weights is None:
+        classifier.set_network_from_images(loaders)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
     step_operations = size.training_operations(loaders.plan.per_device * loaders.plan.accumulate)
     with chosen_threads(run.trainer, world, step_operations=step_operations), closing(loaders):

@@ -178,6 +178,8 @@ def _train(
     net, of_weights, extended = _initial_network(run, data.classes, resume)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
     classifier = Classifier(run, net, data, augment, loaders.plan)
+    if resume is None and not of_weights:
+        classifier.set_network_from_images(loaders)
     history = History(run_dir.path / "metrics.csv", run.monitor, lost_best=resume is not None and resume.lost_best)
     threads = chosen_threads(
         run.trainer,

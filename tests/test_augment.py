@@ -128,6 +128,16 @@ def test_nearest_fill_equals_scipy(seed: int) -> None:
     np.testing.assert_allclose(ours[0, 0].numpy(), theirs, rtol=0, atol=2e-4)
 
 
+def test_alternating_flips_show_each_image_both_ways_in_two_epochs() -> None:
+    images, indices = pictures(40, 3), torch.arange(40)
+    alternating = augment(flip=0.5, flip_alternates=True)
+    first, second, third = (alternating.batch(images, seed=3, epoch=epoch, indices=indices) for epoch in range(3))
+    assert torch.equal(first, augment(flip=0.5).batch(images, seed=3, epoch=0, indices=indices))
+    assert torch.equal(second, F.hflip(first))
+    assert torch.equal(third, first)
+    assert not torch.equal(first, images)
+
+
 # ---- the whole of `batch` ------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ class Augment:
     """The augmentation that a conf/augment node describes, with the node's keys; a plain object that pickles."""
 
     flip: float
+    flip_alternates: bool
     crop_padding: float
     crop_scale: tuple[float, float] | None
     crop_ratio: tuple[float, float]
@@ -143,6 +144,9 @@ class Augment:
             dx = (u[:, CROP_X] * (2 * reach_x + 1)).floor() - reach_x
             dy = (u[:, CROP_Y] * (2 * reach_y + 1)).floor() - reach_y
             flip = u[:, FLIP] < self.flip
+            if self.flip_alternates:  # Jordan 2024 (arXiv 2404.00498), section 3.6
+                first = counter_rng.uniform(seed, 0, indices, counter_rng.GEOMETRY, GEOMETRY_DRAWS)
+                flip = (first[:, FLIP] < self.flip) ^ bool(epoch % 2)
             if not self._interpolates:
                 return geometry.flip_and_crop(images, flip, dx.long(), dy.long(), fill=self.fill)
             changes.append(geometry.flip_and_crop_map(flip, dx, dy))

@@ -2,13 +2,15 @@
 
 from itertools import pairwise
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class SpeedCNN(nn.Module):
     """Float [B, channels, H, W] of 16 pixels or more a side -> logits [B, num_classes].
 
-    Its first convolution, 2x2, is trained here; the records set it from the data, to whiten patches.
+    Its first layer is set from the images of a training, to whiten patches of 2x2, and only its bias is trained.
     widths: channels of the three groups. scale: of the logits. flip_in_evaluation: in evaluation the logits are the mean
     over the image and its mirror image, which costs a second pass.
     """
@@ -16,11 +18,9 @@ class SpeedCNN(nn.Module):
     def __init__(self, *, num_classes: int, channels: int, widths: list[int], scale: float, flip_in_evaluation: bool) -> None:
         super().__init__()
         self.scale, self.flip_in_evaluation = scale, flip_in_evaluation
-        first = 8 * channels  # as many filters as whitening has: each patch value and its negative
+        whitening = Whitening(channels)
         self.features = nn.Sequential(
-            nn.Conv2d(channels, first, 2),
-            nn.GELU(),
-            *(_group(inputs, outputs) for inputs, outputs in pairwise([first, *widths])),
+            whitening, nn.GELU(), *(_group(inputs, outputs) for inputs, outputs in pairwise([len(whitening.bias), *widths]))
         )
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
 
@@ -29,9 +29,42 @@ class SpeedCNN(nn.Module):
             return self._logits(x)
         return (self._logits(x) + self._logits(x.flip(-1))) / 2
 
+    def set_from_images(self, images: Tensor) -> None:
+        """Before a training starts: float [N, channels, H, W] of it, as the network sees images."""
+        whitening = self.features[0]
+        assert isinstance(whitening, Whitening)
+        whitening.set_from_images(images)
+
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(x).amax((2, 3))) * self.scale
         return logits
+
+
+class Whitening(nn.Module):
+    """Float [B, C, H, W] -> [B, 8 C, H - 1, W - 1]: patches of 2x2 along the principal axes of those of the training images,
+    each at variance 1, and their negatives. Until it is set from images, the values of a patch and their negatives."""
+
+    weight: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        values = channels * 2 * 2
+        self.register_buffer("weight", _filters(torch.eye(values), channels))  # not trained
+        self.bias = nn.Parameter(torch.zeros(2 * values))
+
+    def set_from_images(self, images: Tensor, eps: float = 5e-4) -> None:
+        """eps: added to the variances, as those of some axes are near 0."""
+        patches = F.unfold(images.float(), 2).transpose(1, 2).flatten(0, 1).double()  # [patches, values]
+        variances, axes = torch.linalg.eigh(patches.T @ patches / len(patches))
+        self.weight.copy_(_filters(axes.T / (variances + eps).sqrt()[:, None], images.shape[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias)
+
+
+def _filters(axes: Tensor, channels: int) -> Tensor:
+    """[values, values], an axis in each row -> kernels [2 values, channels, 2, 2]."""
+    return torch.cat((axes, -axes)).view(-1, channels, 2, 2)
 
 
 def _group(inputs: int, outputs: int) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +15,7 @@ from imgrec.config.schema import RunConfig
 from imgrec.data import counter_rng
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch
+from imgrec.data.datamodule import DataModule
 from imgrec.data.folder import FileData
 from imgrec.data.image_data import ImageData
 from imgrec.data.preprocess import Preprocess
@@ -32,6 +34,9 @@ from imgrec.training.optimizer import build_optimizer, decayed, optimizer_node
 from imgrec.training.scheduler import lightning_schedulers, stretch
 
 
+IMAGES_OF_WEIGHTS = 5000  # that a network is set from, as in the records of CIFAR-10
+
+
 class EpochSums:
     """Sums over this rank's samples of an epoch, without waiting for the device. Not in the module, which would look at each value that is set."""
 
@@ -43,6 +48,14 @@ class EpochSums:
         self.loss += loss
         self.correct += correct
         self.samples += samples
+
+
+@runtime_checkable
+class SetFromImages(Protocol):
+    """A network some of whose weights are set from the training images before the first step, such as model=speed_cnn."""
+
+    def set_from_images(self, images: Tensor, /) -> None:
+        """images: float [N, C, H, W], as the network sees them, without the augmentation of batches."""
 
 
 class Classifier(QuickHooks, pl.LightningModule):
@@ -103,6 +116,13 @@ class Classifier(QuickHooks, pl.LightningModule):
         self.sums = EpochSums(self.device)
         self.predictions = PredictionCollector(images=int(data.counts("test").sum()), classes=len(self.classes))
         skip_unused_hooks(self, pl.LightningModule)
+
+    def set_network_from_images(self, loaders: DataModule) -> None:
+        """The weights of a network that come from the training images, the same on all ranks; nothing for other networks."""
+        if isinstance(self.net, SetFromImages):
+            batches = loaders.first_training_batches(IMAGES_OF_WEIGHTS, slice(None))
+            with torch.no_grad():
+                self.net.set_from_images(torch.cat([self.preprocess(batch.images) for batch in batches]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._skips_forward(batch):
