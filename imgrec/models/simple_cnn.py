@@ -53,8 +53,10 @@ class SimpleCNN(nn.Sequential):
                 layers.append(nn.Conv2d(inputs if i == 0 else width, width, kernel, padding=entry, bias=norm == "none"))
                 if norm == "batch":
                     layers.append(nn.BatchNorm2d(width))
-                layers.append(nn.ReLU(inplace=True))
-            layers += [nn.MaxPool2d(2), nn.Dropout(stage_dropout)]
+                if i < len(padding) - 1:
+                    layers.append(nn.ReLU(inplace=True))
+            # ReLU behind the pooling gives the same bits, of a quarter of the values: 12% of a step of experiment=mnist_cnn.
+            layers += [nn.MaxPool2d(2), nn.ReLU(inplace=True), nn.Dropout(stage_dropout)]
         self.features = nn.Sequential(*layers)
         flat = widths[-1] * size**2
         self.classifier = nn.Sequential(nn.Flatten())
