@@ -11,11 +11,14 @@ import pytest
 import torch
 from error_parts import assert_error, raises_error
 from image_files import picture
+from marks import slow_but
+from omegaconf import OmegaConf
 from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
 from imgrec.data import counter_rng
+from imgrec.data.augment import Augment
 from imgrec.data.batch import Request
 from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import ImageFolder
@@ -54,6 +57,14 @@ def folder(root: Path, **change) -> ImageFolder:
 
 def whole(split: ImageFiles, epoch: int = 0):
     return split[Request(epoch, np.arange(len(split)), len(split))]
+
+
+SMALLER = 12  # than the image_size of PREPROCESSING
+
+
+def augmentation(**keys) -> Augment:
+    off = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[1] / "conf" / "augment" / "none.yaml"))
+    return Augment(**{key: value for key, value in off.items() if key != "_target_"} | keys)
 
 
 RUN = {"seed": 5, "batch_size": 4, "max_device_batch": 64, "num_workers": 0, "sampling": "shuffle", "class_weights": None}
@@ -163,6 +174,25 @@ def test_training_crops_while_decoding_and_evaluation_does_not(data_module, tmp_
         image = decode(plain.path(i), PREPROCESSING)
         assert torch.equal(images[i], 255 - fit_to_size(image[:, :22, :30], PREPROCESSING))
     assert torch.equal(next(iter(loaders.val_dataloader())).images[0], load_image(data.split("val").path(0), PREPROCESSING))
+
+
+@pytest.mark.parametrize("num_workers", slow_but(0, among=[0, 2]))
+@pytest.mark.parametrize("crop_scale", [None, (0.3, 1.0)])
+def test_images_of_another_side_are_those_of_a_folder_with_that_image_size(data_module, tmp_path, crop_scale, num_workers):
+    """As callbacks.progressive_size asks for them: cropped and resized from the file, not a second time."""
+    make(tmp_path, {"a": 7, "b": 6})
+    augment = augmentation(crop_scale=crop_scale)
+    sized = data_module(folder(tmp_path), augment=augment, num_workers=num_workers)
+    small = data_module(folder(tmp_path, image_size=SMALLER), augment=augment)
+    loader, expected = sized.train_dataloader(), list(small.train_dataloader())
+    for side in (None, SMALLER):  # by the same workers
+        sized.training_side = side
+        batches = list(loader)
+        assert {batch.images.shape[-1] for batch in batches} == {side or PREPROCESSING["image_size"]}
+    assert len(batches) == len(expected) > 1
+    for ours, theirs in zip(batches, expected, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.indices, theirs.indices)
 
 
 # What is refused

@@ -117,6 +117,14 @@ def test_the_images_are_those_of_the_same_folder(tmp_path, augment):
         assert all(map(torch.equal, whole(ours.for_training(drawn, 7)), whole(theirs.for_training(drawn, 7))))
 
 
+def test_images_of_another_side_are_those_of_a_set_with_that_image_size() -> None:
+    data, drawn = built(node(count=20), "augment.crop_scale=[0.3,1.0]")
+    smaller, _ = built(node(count=20), "augment.crop_scale=[0.3,1.0]", "data.image_size=5")
+    rows = np.arange(6)
+    ours, theirs = (built.splits.train.for_training(drawn, 7) for built in (data, smaller))
+    assert torch.equal(ours[Request(3, rows, 6, 5)].images, theirs[Request(3, rows, 6)].images)
+
+
 def test_the_images_are_those_of_the_same_set_in_memory(tmp_path):
     write_mnist(tmp_path, "MNIST", np.arange(60) % 10)
     mnist = {split: node("torchvision.datasets.MNIST", root=str(tmp_path), train=split == "train") for split in ("train", "test")}

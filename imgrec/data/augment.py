@@ -188,9 +188,12 @@ class Augment:
 
 
 def augment_to_size(
-    image: Tensor, preprocessing: Preprocessing, augment: Augment | None, *, seed: int, epoch: int, index: int
+    image: Tensor, preprocessing: Preprocessing, augment: Augment | None, *, seed: int, epoch: int, index: int, side: int | None
 ) -> Tensor:
-    """uint8 [C, H, W] -> [C, S, S]: as in evaluation, or as the augmentation of single samples draws it."""
+    """uint8 [C, H, W] -> [C, S, S]: as in evaluation, or as the augmentation of single samples draws it. side: S, if it is not image_size."""
+    if side is not None:
+        preprocessing = preprocessing.copy()
+        preprocessing["image_size"] = side
     if augment is None:
         return fit_to_size(image, preprocessing)
     box = augment.crop_box(*image.shape[-2:], seed=seed, epoch=epoch, index=index)

@@ -18,6 +18,7 @@ class Request(NamedTuple):
     # repeats images. Empty where a short global batch has no samples for this rank.
     indices: Indices
     whole: int  # samples in the global batch of which this is a part
+    side: int | None = None  # pixels of the images that are read one by one; None: data.image_size
 
 
 class Requests(Protocol):

@@ -30,8 +30,11 @@ class DataModule(pl.LightningDataModule):
 
     start: (epoch, global batches of it already done), where a resumed run continues; left_out: the unreadable images that
     it had met; doing: what the run does when a loader waits, for errors; mark: of the loader of train.
+    training_side: pixels of the training images of the next epoch that are read from files; None: data.image_size.
     Raises ConfigError for a global batch that the devices do not divide, and what `data` raises.
     """
+
+    training_side: int | None = None
 
     def __init__(
         self,
@@ -72,7 +75,9 @@ class DataModule(pl.LightningDataModule):
         self._loaders: list[Loader[Batch]] = []
 
     def train_dataloader(self) -> Loader[Batch]:
-        requests = EpochBatches(self.plan, self._order, epoch=self._epoch, rank=self._rank(), start=self.start)
+        requests = EpochBatches(
+            self.plan, self._order, epoch=self._epoch, rank=self._rank(), start=self.start, side=lambda: self.training_side
+        )
         return self._loader(self._training, requests, self._mark)
 
     def first_training_batches(self, images: int, share: slice) -> list[Batch]:

@@ -146,7 +146,7 @@ class ImageFiles:
         return decode(self.path(index), self.preprocessing, self.reading["decoder"])
 
     def __getitem__(self, request: Request) -> Batch:
-        size = self.preprocessing["image_size"]
+        size = request.side or self.preprocessing["image_size"]
         shape = (len(request.indices), self.preprocessing["channels"], size, size)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as decoders and fast convolutions
         rows: list[int] = []  # of the request, that could be read
@@ -167,7 +167,7 @@ class ImageFiles:
                 continue
             if is_constant(image):
                 constant.append(self.path(index % len(self)))
-            draw = {"seed": self.seed, "epoch": request.epoch, "index": index}
+            draw = {"seed": self.seed, "epoch": request.epoch, "index": index, "side": request.side}
             images[len(rows)] = augment_to_size(image, self.preprocessing, self.augment, **draw)
             rows.append(row)
         read = np.array(rows, dtype=np.int64)

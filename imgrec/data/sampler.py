@@ -183,24 +183,31 @@ class EpochBatches:
     the collectives of a step would hang: a short batch may have empty ones for the last ranks.
 
     epoch: called when the first request is taken: on resume Lightning opens iterators before it has restored the epoch.
-    start: (epoch, number of its global batches that are done and are skipped).
+    start: (epoch, number of its global batches that are done and are skipped). side: of its images, called likewise.
     """
 
     def __init__(
-        self, plan: BatchPlan, order: Order, *, epoch: Callable[[], int], rank: int, start: tuple[int, int] = (0, 0)
+        self,
+        plan: BatchPlan,
+        order: Order,
+        *,
+        epoch: Callable[[], int],
+        rank: int,
+        start: tuple[int, int] = (0, 0),
+        side: Callable[[], int | None] = lambda: None,
     ) -> None:
-        self.plan, self.order, self.epoch, self.start = plan, order, epoch, start
+        self.plan, self.order, self.epoch, self.start, self.side = plan, order, epoch, start, side
         self._full, self._last = plan.full[rank], plan.last[rank]
 
     def __iter__(self) -> Iterator[Request]:
-        epoch = self.epoch()
+        epoch, side = self.epoch(), self.side()
         order = self.order(epoch)
         assert len(order) == self.plan.samples
         size, steps = self.plan.global_size, self.plan.steps_per_epoch
         for k in range(self.start[1] if epoch == self.start[0] else 0, steps):
             batch = order[k * size : (k + 1) * size]
             for part in self._last if k == steps - 1 else self._full:
-                yield Request(epoch, batch[part], len(batch))
+                yield Request(epoch, batch[part], len(batch), side)
 
     def __len__(self) -> int:
         """Requests of the whole epoch, whatever `start` is: on resume Lightning counts the done batches itself."""

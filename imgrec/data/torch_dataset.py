@@ -77,7 +77,7 @@ class DatasetImages:
         return len(self.labels)
 
     def __getitem__(self, request: Request) -> Batch:
-        size = self.preprocessing["image_size"]
+        size = request.side or self.preprocessing["image_size"]
         shape = (len(request.indices), self.preprocessing["channels"], size, size)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
         rows = request.indices % len(self)
@@ -86,7 +86,7 @@ class DatasetImages:
             image = self._read(row)
             if is_constant(image):
                 constant.append(f"{self.where}[{self.rows[row]}]")
-            draw = {"seed": self.seed, "epoch": request.epoch, "index": index}
+            draw = {"seed": self.seed, "epoch": request.epoch, "index": index, "side": request.side}
             images[place] = augment_to_size(image, self.preprocessing, self.augment, **draw)
         return Batch(
             images,

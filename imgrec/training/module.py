@@ -33,7 +33,6 @@ from imgrec.training.lightning_compat import QuickHooks, skip_unused_hooks
 from imgrec.training.optimizer import build_optimizer, decayed, optimizer_node
 from imgrec.training.scheduler import lightning_schedulers, stretch
 
-
 IMAGES_OF_WEIGHTS = 5000  # that a network is set from, as in the records of CIFAR-10
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from imgrec.config.schema import Node
+from imgrec.data.datamodule import DataModule
 from imgrec.errors import ConfigError
 from imgrec.training.module import Classifier
 
@@ -12,8 +13,8 @@ from imgrec.training.module import Classifier
 class ProgressiveSize(pl.Callback):
     """Small images first, as an epoch of them is shorter: Howard 2018, Touvron 2019 (arXiv 1906.06423).
 
-    The side is a function of the epoch and of the number of epochs, so a resumed run has that of the unbroken one. Images
-    are decoded and cropped to data.image_size, and made smaller on the device; evaluation has data.image_size.
+    The side is a function of the epoch and of the number of epochs, so a resumed run has that of the unbroken one. Image
+    files are cropped and resized to it; images in memory are made smaller on the device. Evaluation has data.image_size.
     """
 
     def __init__(self, *, first: int, last: int, begin_share: float, end_share: float, multiple: int) -> None:
@@ -33,6 +34,8 @@ class ProgressiveSize(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         pl_module.training_side = self.side(trainer.current_epoch, trainer.max_epochs or 1)
+        if isinstance(data := trainer.datamodule, DataModule):  # type: ignore[attr-defined]
+            data.training_side = pl_module.training_side
 
     on_train_start = on_train_epoch_start  # no epoch starts in a run that resumes within one
 
