@@ -32,6 +32,7 @@ class DataChanges:
     file: str | None
     download: bool | None
     on_bad_image_eval: Literal["refuse", "skip"] | None
+    image_size: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +85,14 @@ def _evaluate(
 ) -> int:
     from imgrec.inference.checkpoint import load_checkpoint, package_versions, weights_hash
     from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
-    from imgrec.inference.evaluation import evaluation_images
+    from imgrec.inference.evaluation import at_image_size, evaluation_images
     from imgrec.inference.metrics import print_report
     from imgrec.inference.predictor import Predictor
     from imgrec.inference.split_predictions import write_predictions
 
     terminal = Terminal(quiet=group.rank > 0)
     group.set_status("reading the checkpoint and the data")
-    checkpoint = load_checkpoint(file)
+    checkpoint = at_image_size(load_checkpoint(file), config.data.image_size)
     predictor = Predictor(checkpoint, device=config.device, precision=config.precision)
     images, counts, changes = evaluation_images(checkpoint, split=config.split, folder=config.folder, changes=asdict(config.data))
     what = f"folder {config.folder}" if config.folder else f"{config.split} split"
@@ -139,6 +140,7 @@ def _evaluate(
         "folder": config.folder,
         "figures": report.to_dict(),
         "unread_images": bad,
+        "image_size": predictor.preprocessing["image_size"],
         "changed_images": {} if changes is None else dict(changes.counts),
         "device": str(predictor.device),
         "precision": predictor.precision,

@@ -14,6 +14,7 @@ from PIL import Image
 from processes import LIMIT_S
 from rich.console import Console
 from sklearn.metrics import classification_report, confusion_matrix
+from torchvision.transforms import v2
 from untrained_run import save_untrained_run
 
 import imgrec
@@ -178,6 +179,8 @@ def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
         ("folder={tmp}", ("{tmp}", "zero", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9", "Rename")),
         ("data.root={tmp}", ("data.root={tmp}", "Digits", "Leave it out")),
         ("folder={tmp} data.root=x", ("data.root=x", "folder={tmp}", "Leave one of them out")),
+        ("data.image_size=20", ("data.image_size=20", "imgrec.models.simple_cnn.SimpleCNN", "8 pixels", "Leave it out")),
+        ("data.image_size=0", ("data.image_size=0", "1")),
         ("folder={tmp} data.on_bad_image_eval=drop", ("data.on_bad_image_eval=drop", "refuse or skip")),
         ("out={tmp}/notes.json", ("out={tmp}/notes.json", "exists", "out=ANOTHER", "overwrite=true")),
     ],
@@ -217,6 +220,22 @@ def test_a_data_folder_with_other_classes_is_refused(tmp_path, capsys):
 def test_a_run_on_made_images_is_evaluated(tmp_path):
     data = ("data=fake", "data.num_classes=3", "data.image_size=16", "data.train_samples=24", "data.test_samples=8")
     assert evaluate(f"ckpt={save_untrained_run(tmp_path / 'run', *data, classes=('class_0', 'class_1', 'class_2'))}") == 0
+
+
+def test_a_higher_resolution_has_the_figures_that_torchvision_and_torch_give(tmp_path):
+    run = save_untrained_run(tmp_path / "run", tiny=("data=digits", "model=resnet", "model.depth=20"))
+    assert evaluate(f"ckpt={run}", "data.image_size=20", "plot=none") == 0
+    figures = json.loads((run / "evaluate_test.json").read_text())
+    assert figures["image_size"] == 20
+    stored = load(run, device="cpu")
+    images = instantiate(stored.checkpoint.run.data.to_node()).split("test")
+    pixels = v2.functional.resize(images.images, [20, 20])
+    mean, std = (torch.tensor(stored.preprocessing[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+    labels = torch.from_numpy(images.labels)
+    with torch.no_grad():
+        logits = stored.model((pixels / 255 - mean) / std)
+    assert figures["figures"]["accuracy"] == (logits.argmax(1) == labels).double().mean().item()
+    assert figures["figures"]["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
 
 
 def made_report(classes):

@@ -1,5 +1,6 @@
 """The labelled images that a checkpoint is measured on: a split of its data set, or a folder."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -29,6 +30,20 @@ class EvaluationImages(NamedTuple):
     images: ImageSet
     counts: Tensor | None
     changes: Changes | None
+
+
+def at_image_size(checkpoint: Checkpoint, image_size: int | None) -> Checkpoint:
+    """The checkpoint for images of another side (Touvron 2019, arXiv 1906.06423); ConfigError for a network of one size."""
+    if image_size is None:
+        return checkpoint
+    if "image_size" in checkpoint.run.model:
+        raise ConfigError(
+            f"data.image_size={image_size}: the network {checkpoint.run.model['_target_']} is built for images of "
+            f"{checkpoint.preprocessing['image_size']} pixels. Leave it out."
+        )
+    preprocessing = checkpoint.preprocessing.copy()
+    preprocessing["image_size"] = image_size
+    return replace(checkpoint, preprocessing=preprocessing)
 
 
 def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | None, changes: Node) -> EvaluationImages:
@@ -81,7 +96,7 @@ def _check_changes(changes: Node, node: Node, folder: str | None) -> None:
     types = parameter_types(ImageFolder if folder is not None else locate(node["_target_"]))
     for key, value in changes.items():
         override = f"data.{key}={format_value(value)}"
-        if folder is not None and key != "on_bad_image_eval":
+        if folder is not None and key not in ("on_bad_image_eval", "image_size"):
             raise ConfigError(f"{override} has no effect beside folder={folder}. Leave one of them out.")
         if key not in types:
             raise ConfigError(f"{override} has no effect: the run's data, {_set_name(node)}, has no such key. Leave it out.")
