@@ -26,6 +26,7 @@ NETWORKS = {  # overrides, batch
     "lenet 28": ("model=lenet data=fake data.image_size=28 data.channels=1 data.mean=[0.5] data.std=[0.25]", 64),
     "resnet20 8": ("data=fake data.image_size=8 data.channels=1 data.mean=[0.5] data.std=[0.25]", 64),
     "simple_cnn 32": ("model=simple_cnn data=fake", 64),
+    "speed_cnn 32": ("model=speed_cnn data=fake", 16),
     "resnet20 32": ("model=resnet20 data=fake", 32),
     "vgg11_bn 32": ("model=vgg11_bn data=fake", 16),
     "resnet18 128": ("model=resnet18 model.stem=imagenet data=fake data.image_size=128", 8),
