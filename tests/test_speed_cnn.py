@@ -88,9 +88,9 @@ def assert_whitens(kernels: torch.Tensor, images: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_patches_of_the_images_are_whitened(channels: int) -> None:
-    smooth = torch.randn(20, channels, 12, 12, generator=torch.Generator().manual_seed(2)).cumsum(2).cumsum(3) / 12
+    smooth = torch.randn(50, channels, 12, 12, generator=torch.Generator().manual_seed(2)).cumsum(2).cumsum(3) / 12
     whitening = Whitening(channels)
-    whitening.set_from_images(smooth)
+    whitening.set_from_images([smooth[:7], smooth[7:]])
     assert_whitens(whitening.weight, smooth)
     variances = np.linalg.eigvalsh(patch_covariance(smooth))
     answers = whitening(smooth)[:, : 4 * channels].detach().double().square().mean((0, 2, 3))

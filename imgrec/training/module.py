@@ -1,6 +1,6 @@
 """The LightningModule: one step, its metrics, the optimizer with its schedule, and the names of what is logged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -53,8 +53,8 @@ class EpochSums:
 class SetFromImages(Protocol):
     """A network some of whose weights are set from the training images before the first step, such as model=speed_cnn."""
 
-    def set_from_images(self, images: Tensor, /) -> None:
-        """images: float [N, C, H, W], as the network sees them, without the augmentation of batches."""
+    def set_from_images(self, batches: Iterable[Tensor], /) -> None:
+        """Once through `batches`: float [B, C, H, W], as the network sees images, without the augmentation of batches."""
 
 
 class Classifier(QuickHooks, pl.LightningModule):
@@ -121,7 +121,7 @@ class Classifier(QuickHooks, pl.LightningModule):
         if isinstance(self.net, SetFromImages):
             batches = loaders.first_training_batches(IMAGES_OF_WEIGHTS, slice(None))
             with torch.no_grad():
-                self.net.set_from_images(torch.cat([self.preprocess(batch.images) for batch in batches]))
+                self.net.set_from_images(self.preprocess(batch.images) for batch in batches)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self._skips_forward(batch):
