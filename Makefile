@@ -8,7 +8,7 @@
 # Each target sets up what it needs in .venv the first time and starts at once the next.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help train bench test test-all test-lowest test-slurm gpu prove-resume check lint types format docs docs-serve tensorboard wheel clean
+.PHONY: help train bench test test-all test-lowest test-slurm gpu prove-resume prove-remote check lint types format docs docs-serve tensorboard wheel clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -52,6 +52,9 @@ bench: $(VENV)/installed-dev
 
 prove-resume: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/prove_resume.py $(ARGS)
+
+prove-remote: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/prove_remote.py $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ class PackConfig:
     data: Node
     out: str | None
     verify: str | None
+    index: str | None
     format: Literal["jpeg", "raw", "keep"]
     size: int
     quality: int
@@ -34,15 +35,17 @@ class PackConfig:
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
-    """Pack a data set, or verify a pack; `verify DIR` is `verify=DIR`."""
+    """Pack a data set, verify a pack, or write the index of shards; `verify DIR` is `verify=DIR`, `index DIR` is `index=DIR`."""
     words = list(argv)
-    if words[:1] == ["verify"] and len(words) > 1:
-        words[:2] = [f"verify={words[1]}"]
+    if words[:1] in (["verify"], ["index"]) and len(words) > 1:
+        words[:2] = [f"{words[0]}={words[1]}"]
     types = dotted_types(PackConfig) | {f"data.{key}": str | None for key in OWN_TEXTS}
     config = parse_settings(PackConfig, compose_config("pack", words, config_dir, types=types))
     terminal = Terminal()
     if config.verify is not None:
         return _verify(Path(config.verify), terminal)
+    if config.index is not None:
+        return _index(Path(config.index), terminal)
     if config.out is None:
         raise ConfigError("out=null: pack needs a folder for the shards. Set out=DIR.")
     check_data(DataConfig.from_node(config.data))
@@ -96,6 +99,20 @@ def _verify(folder: Path, terminal: Terminal) -> int:
         )
     images = sum(len(split.labels) for split in index.splits.values())
     terminal.say(f"{folder}: {plural(images, 'image')} in {plural(len(index.shards), 'shard')}, all as they were packed")
+    return 0
+
+
+def _index(folder: Path, terminal: Terminal) -> int:
+    from imgrec.storage.index import INDEX
+    from imgrec.storage.webdataset import write_index
+
+    if not folder.is_dir() or (folder / INDEX).exists():
+        why = "is not a folder" if not folder.is_dir() else f"has an {INDEX} already"
+        raise DataError(f"index={folder} {why}. Set index=DIR with shards of webdataset, DIR/train/*.tar.")
+    index = write_index(folder)
+    images = ", ".join(f"{name} {len(split.labels):,}" for name, split in index.splits.items())
+    terminal.say(f"{folder / INDEX}: {images} images of {len(index.classes)} classes in {plural(len(index.shards), 'shard')}")
+    terminal.say(f"imgrec train data=shards {shlex.quote(f'data.root={folder}')}, or the address of a copy of it")
     return 0
 
 

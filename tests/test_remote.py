@@ -156,7 +156,9 @@ def test_what_another_attempt_cannot_help_is_said_at_once(server, here, kept, tm
     before = len(server.requests)
     with raises_error(SourceError, images.path(0), "no such file", "data.root"):
         whole(images)
-    with raises_error(SourceError, f"{server.url}/{INDEX}", "no such file", "imgrec pack FOLDER out=DIR"):
+    with raises_error(
+        SourceError, f"{server.url}/{INDEX}", "no such file", "imgrec pack FOLDER out=DIR", "imgrec pack index DIR"
+    ):
         _ = shards(server.url).splits
     monkeypatch.setattr(RangeServer, "fault", lambda self: "403")
     server.folder = kept

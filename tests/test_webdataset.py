@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from error_parts import raises_error
+from error_parts import assert_refused, raises_error
 from image_files import picture
+from range_server import served
 from test_data_folder import PREPROCESSING, folder, make, whole
 from test_pack import KEEP, pack, shards
 
+from imgrec import cli
 from imgrec.data.decode import load_image
 from imgrec.errors import DataError
 from imgrec.storage import webdataset
-from imgrec.storage.index import INDEX
+from imgrec.storage.index import INDEX, ShardIndex
+from imgrec.storage.verify import find_damage
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +118,23 @@ def test_our_shards_without_their_index_are_read_as_those_of_others(tmp_path):
     (out / INDEX).unlink()
     theirs = shards(out).split("train")
     assert theirs.labels.tolist() == ours.labels[[int(name.decode().rpartition("/")[2]) for name in theirs.names]].tolist()
+
+
+def test_an_index_beside_them_is_written_by_a_command_and_offered_by_a_server(tmp_path, capsys):
+    root = write_set(tmp_path / "set", dict.fromkeys(LAYOUTS["folders"], tarfile.PAX_FORMAT), ("cat", "dog", "eel"))
+    before = shards(root).split("train")
+    assert cli.main(["pack", "index", str(root)]) == 0
+    assert f"imgrec train data=shards data.root={root}" in capsys.readouterr().out
+    assert find_damage(root, advance=lambda done: None) == []
+    index = ShardIndex.read(root)
+    assert (index.splits["train"].places["checksum"] >= 0).all()
+    with served(root) as (url, _):
+        for after in (shards(root), shards(url)):
+            assert after.split("train").names.tolist() == before.names.tolist()
+            assert torch.equal(whole(after.split("train")).images, whole(before).images)
+    for place, what in ((root, "already"), (tmp_path / "none", "not a folder")):
+        assert cli.main(["pack", f"index={place}"]) == 2
+        assert_refused(capsys.readouterr().err, f"index={place}", what, "index=DIR")
 
 
 def test_what_is_wrong_with_a_shard_is_said_with_its_name(tmp_path):

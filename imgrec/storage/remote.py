@@ -178,7 +178,9 @@ def open_remote(root: str, cache_bytes: int) -> tuple[ShardIndex, RemoteFiles]:
     try:
         content = downloads.call("get", INDEX)
     except ReadError as error:
-        raise SourceError(f"{root}/{INDEX} {error} imgrec pack FOLDER out=DIR writes it beside the shards.") from error
+        raise SourceError(
+            f"{root}/{INDEX} {error} imgrec pack FOLDER out=DIR writes it beside the shards, imgrec pack index DIR beside those of webdataset."
+        ) from error
     index = ShardIndex.unpack(content, f"{root}/{INDEX}")
     key = hashlib.blake2b(f"{root} {BLOCK_BYTES} ".encode() + content, digest_size=16).hexdigest()
     return index, RemoteFiles(index, downloads, key)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from glob import escape, glob
@@ -58,6 +59,20 @@ def webdataset_index(root: str) -> ShardIndex:
             return ShardIndex.unpack(file.read_bytes(), file)
         index = _build(root, shards, splits, sizes, key)
         write_cached(file, index.pack())
+    return index
+
+
+def write_index(folder: Path) -> ShardIndex:
+    """ROOT/index.npz for the shards that others wrote, with a checksum of each image and shard, which takes reading them once."""
+    index = webdataset_index(str(folder))
+    for number, shard in enumerate(index.shards):
+        content = np.fromfile(folder / shard, dtype=np.uint8)
+        index.checksums[number] = zlib.crc32(content)
+        for split in index.splits.values():
+            for row in np.flatnonzero(split.places["shard"] == number):
+                _, offset, length, _ = split.places[row].item()
+                split.places["checksum"][row] = zlib.crc32(content[offset : offset + length])
+    index.write(folder)
     return index
 
 
