@@ -4,8 +4,9 @@
 
 The server answers after 10 ms, and 20% of its answers are wrong in one of the ways of range_server.FAULTS; an image is a
 block of its own. A run with everything on (resumed_runs.EVERYTHING) is killed with SIGKILL four times at chosen moments,
-and then left alone; of every second run each start begins with an empty cache. Then all that it has learnt and logged is compared with the unbroken run from the folder, bit for bit, and what it was trained on in each epoch
-with the images that there are. Exit code 1 if anything differs.
+and then left alone; of every second run each start begins with an empty cache. Then all that it has learnt and logged is
+compared with the unbroken run from the folder, bit for bit, and what it was trained on in each epoch with the images that
+there are. Exit code 1 if anything differs.
 """
 
 import argparse

@@ -103,6 +103,22 @@ def test_each_fault_is_made_good(kept, server, here, kind):
     assert server.failed[kind] >= 3
 
 
+@pytest.mark.parametrize("kind", slow_but("short", among=FAULTS[:5] + FAULTS[-1:]))
+def test_an_index_comes_whole_or_not_at_all(server, here, kind):
+    server.faults, server.kinds = 0.6, (kind,)
+    for _ in range(4):
+        assert len(shards(server.url).classes) == 3
+    assert server.failed[kind]
+
+
+def test_an_index_that_is_damaged_on_the_server_is_named(kept, server, here, tmp_path):
+    (tmp_path / INDEX).write_bytes((kept / INDEX).read_bytes()[:-100])
+    server.folder = tmp_path
+    with raises_error(DataError, f"{server.url}/{INDEX}", "damaged", "pack the images again"):
+        _ = shards(server.url).splits
+    assert len(server.requests) == 2
+
+
 def test_blocks_are_cut_at_images(kept):
     index = ShardIndex.read(kept)
     places = np.concatenate([split.places for split in index.splits.values()])

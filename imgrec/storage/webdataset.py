@@ -67,11 +67,11 @@ def write_index(folder: Path) -> ShardIndex:
     index = webdataset_index(str(folder))
     for number, shard in enumerate(index.shards):
         content = np.fromfile(folder / shard, dtype=np.uint8)
-        index.checksums[number] = zlib.crc32(content)
+        index.checksums[number] = zlib.crc32(content.data)
         for split in index.splits.values():
             for row in np.flatnonzero(split.places["shard"] == number):
                 _, offset, length, _ = split.places[row].item()
-                split.places["checksum"][row] = zlib.crc32(content[offset : offset + length])
+                split.places["checksum"][row] = zlib.crc32(content[offset : offset + length].data)
     index.write(folder)
     return index
 
