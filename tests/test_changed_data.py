@@ -26,7 +26,7 @@ from imgrec.data.datasets import Fake
 from imgrec.data.file_index import pack_names
 from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData, Splits
-from imgrec.data.split_record import DataRecord, find_changes
+from imgrec.data.split_record import DataRecord, SplitRecord, find_changes
 from imgrec.data.splits import split_by_name
 from imgrec.errors import CheckpointError, DataError
 from imgrec.inference.checkpoint import load_checkpoint, read_checkpoint, read_record
@@ -75,6 +75,23 @@ def test_the_hash_of_a_name_is_splitmix64_over_its_words(names, seed, stream):
     expected[order[-2:]], expected[order[0]] = False, True
     if len(names) > 1:
         assert chosen.tolist() == expected.tolist()
+
+
+LABELLED = st.tuples(st.integers(0, 2), st.text("ab\u00e9/", min_size=1, max_size=9).map(str.encode))
+
+
+@given(rows=st.lists(LABELLED, min_size=1), row=st.integers(0, 99), changed=LABELLED)
+def test_a_digest_is_another_where_a_label_or_a_name_is(rows, row, changed):
+    def digest(rows: list[tuple[int, bytes]], classes: tuple[str, ...] = ("a", "b", "c")) -> str:
+        labels, names = (np.array(part) for part in zip(*rows, strict=True))
+        content = np.zeros((0, 1), dtype=np.int64)
+        return DataRecord(classes, {"train": SplitRecord(labels, names, content)}).digest()
+
+    others = rows.copy()
+    others[row % len(rows)] = changed
+    assert (digest(rows) == digest(others)) == (rows == others)
+    assert digest(rows) != digest([*rows, changed])
+    assert digest(rows) != digest(rows, ("a", "c", "b"))
 
 
 def test_a_class_has_its_share():

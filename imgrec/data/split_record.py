@@ -50,14 +50,13 @@ class DataRecord(NamedTuple):
         return cls(classes, parts)
 
     def digest(self) -> str:
-        """A hash of the class list and of each split's labels and names, in order."""
-        # Half of the time of blake2b; of a million files 20 ms.
-        digest = hashlib.sha1(repr(self.classes).encode(errors="surrogateescape"), usedforsecurity=False)
-        for name, split in self.splits.items():
-            digest.update(name.encode())
-            for array in (split.labels, split.names):
-                digest.update(b"" if array is None else np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        """A hash of the class list and of each split's labels and names, in order: two differ by chance once in 2**32.
+
+        Checksums of the arrays take half of the time of a hash of them: 10 ms for a million files.
+        """
+        arrays = [(name, array) for name, split in self.splits.items() for array in (split.labels, split.names)]
+        said = [(name, array is None or (len(array), zlib.crc32(np.ascontiguousarray(array).data))) for name, array in arrays]
+        return hashlib.sha1(repr((self.classes, said)).encode(errors="surrogateescape"), usedforsecurity=False).hexdigest()
 
     def pack(self) -> Tensor:
         """One uint8 tensor without the class list, which a checkpoint has; 6 MB for the 1.28 million files of ImageNet."""

@@ -5,7 +5,6 @@ from itertools import combinations
 from typing import Literal, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from imgrec.data import counter_rng
@@ -90,8 +89,8 @@ def _hash_names(names: NDArray[np.bytes_], seed: int, stream: int) -> NDArray[np
     hashes = np.empty(len(names))
     for first in range(0, len(names), HASHED_AT_ONCE):
         part = names[first : first + HASHED_AT_ONCE]
-        words = part.astype(f"S{8 * width}").view("<i8").reshape(len(part), width)
-        hashes[first : first + len(part)] = counter_rng.hash_rows(seed, stream, torch.from_numpy(words)).numpy()
+        words = part.astype(f"S{8 * width}").view("<u8").reshape(len(part), width)
+        hashes[first : first + len(part)] = counter_rng.hash_rows(seed, stream, words)
     return hashes
 
 
