@@ -59,8 +59,8 @@ SYSTEM_FOLDERS = {
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # of file managers, in lower case
 
 Names = TypeVar("Names")
-# Called with the number of images whenever some have been listed, for a progress bar.
-on_listed: ContextVar[Callable[[int], None]] = ContextVar("on_listed", default=lambda count: None)
+# Called with what is done to images, to how many more of them, and to how many in all (None: not known), for a progress bar.
+on_progress: ContextVar[Callable[[str, int, int | None], None]] = ContextVar("on_progress", default=lambda what, count, of: None)
 
 
 def is_hidden(name: str) -> bool:

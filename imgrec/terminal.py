@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.segment import Segment
 
 from imgrec.errors import printable
-from imgrec.files import on_listed
+from imgrec.files import on_progress
 
 LOG_WIDTH = 120  # characters; a file has no width of its own
 
@@ -164,21 +164,21 @@ class Terminal:
         )
 
     @contextmanager
-    def listing_shown(self) -> Iterator[None]:
-        """A bar while a folder of images is listed in the block."""
-        tasks: list[TaskID] = []
+    def progress_shown(self) -> Iterator[None]:
+        """A bar for each pass over images in the block (`on_progress`)."""
+        tasks: dict[tuple[str, int | None], TaskID] = {}
 
-        def report(count: int) -> None:
-            if not tasks:
-                tasks.append(bar.add_task("listing images", total=None, note=""))
-            bar.advance(tasks[0], count)
+        def report(what: str, count: int, of: int | None) -> None:
+            if (what, of) not in tasks:
+                tasks[what, of] = bar.add_task(what, total=of, note="")
+            bar.advance(tasks[what, of], count)
 
         with self.bar() as bar:
-            token = on_listed.set(report)
+            token = on_progress.set(report)
             try:
                 yield
             finally:
-                on_listed.reset(token)
+                on_progress.reset(token)
 
 
 def percent(share: float) -> str:

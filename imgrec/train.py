@@ -156,7 +156,7 @@ def _train(
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
     data, augment = build_data(run)
-    with terminal.listing_shown():
+    with terminal.progress_shown():
         data, record = checked_data(data, resume, terminal.say, world)
     run = chosen_precision(run.with_classes(len(data.classes)), resume.precision if resume else None)
     _stop_if_requested(world)
@@ -164,16 +164,17 @@ def _train(
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume, record)
     boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
     start, left_out = (resume.start, resume.left_out) if resume else ((0, 0), set())
-    loaders = DataModule(
-        run,
-        data,
-        augment,
-        devices=world.size,
-        start=start,
-        left_out=left_out,
-        doing=lambda: heartbeat.doing,
-        mark=boundary.timeline.enter,
-    )
+    with terminal.progress_shown():
+        loaders = DataModule(
+            run,
+            data,
+            augment,
+            devices=world.size,
+            start=start,
+            left_out=left_out,
+            doing=lambda: heartbeat.doing,
+            mark=boundary.timeline.enter,
+        )
 
     net, of_weights, extended = _initial_network(run, data.classes, resume)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))

@@ -1,7 +1,9 @@
 """data.cache=ram: the same batches, bit for bit, from images that are decoded once by any process of the machine."""
 
+import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,11 @@ from image_files import picture
 from marks import slow_but
 from PIL import Image
 from processes import run_ranks
+from resumed_runs import assert_same, finish_run, kill_run
 from test_data_folder import data_module, folder, make  # noqa: F401  # a fixture
+from test_file_index import progress
+from test_resume_skipped import load
+from test_resume_skipped import root as skipping_root  # noqa: F401  # a fixture
 
 from imgrec import config
 from imgrec.config.instantiate import build
@@ -22,6 +28,7 @@ from imgrec.data.batch import Batch, Request
 from imgrec.data.decoded import DecodedImages, decoded_images
 from imgrec.data.folder import ImageFiles
 from imgrec.errors import ConfigError
+from imgrec.training.step_boundary import StepBoundary
 
 
 def augmentation(*words: str) -> Augment:
@@ -125,6 +132,43 @@ def test_what_does_not_fit_is_refused_with_both_sizes(photos, monkeypatch):
     monkeypatch.setattr(decoded, "available_memory", lambda: 1000)
     with raises_error(ConfigError, "data.cache=ram", "0.0 GB", "available", "data.cache=none", "imgrec pack"):
         decoded_images(images.open, len(images), 3)
+
+
+def test_the_sizes_that_are_read_are_counted_for_a_bar(monkeypatch, photos):
+    monkeypatch.setattr(decoded, "AT_ONCE", 3)
+    images = folder(photos, on_bad_image="skip", on_bad_image_eval="skip").split("train")
+    assert progress(images.decoded_once) == {("reading the sizes of images", len(images)): len(images)}
+
+
+def test_a_killed_process_leaves_nothing_behind_and_shared_memory_may_be_small():
+    """Anonymous memory: no file of /dev/shm, whose size a container may have set to 64 MB, nor of another file system."""
+    before = set(os.listdir("/dev/shm"))
+    read, written = os.pipe()
+    if not (child := os.fork()):
+        file, number = decoded._allocate(np.array([10**6]))
+        os.write(written, f"{file} {os.fstat(number).st_dev} {os.fstat(number).st_nlink}".encode())
+        signal.pause()
+    file, device, links = os.read(read, 1000).decode().split()
+    with open(file, "rb") as opened:
+        assert os.fstat(opened.fileno()).st_size > 10**6
+    assert set(os.listdir("/dev/shm")) == before
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert not os.path.exists(file)
+    assert (int(device) != os.stat("/dev/shm").st_dev, links) == (True, "0")
+
+
+@pytest.mark.slow  # batches are compared above
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_that_is_killed_in_an_epoch_and_resumed_is_the_one_without_it(tmp_path, skipping_root, ranks):  # noqa: F811
+    outcomes = []
+    for cache in ("none", "ram"):
+        words = (f"data.cache={cache}", "trainer.devices=auto", "trainer.save_every_steps=1")
+        run = load(tmp_path / cache, skipping_root, *words)
+        if cache == "ram":
+            kill_run(run, 7, StepBoundary, "on_before_optimizer_step", size=ranks)
+        outcomes.append(finish_run(run, size=ranks))
+    assert_same(*outcomes)
 
 
 def test_an_image_that_has_grown_is_not_kept(tmp_path):

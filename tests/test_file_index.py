@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from imgrec.data import cache, file_index, readable
 from imgrec.data.file_index import FileIndex, join_names, listed_images, pack_names
 from imgrec.data.split_folders import class_folders, filled_class_folders
 from imgrec.errors import DataError
-from imgrec.files import find_images, on_listed
+from imgrec.files import find_images, on_progress
 
 CLOCK = itertools.count(1)
 
@@ -208,14 +209,19 @@ def _look_often(root: str, expected: list[str]) -> bool:
     return True
 
 
+def progress(work: Callable[[], object]) -> Counter[tuple[str, int | None]]:
+    """How many images were done in all, by what is done to how many."""
+    counts: Counter[tuple[str, int | None]] = Counter()
+    token = on_progress.set(lambda what, count, of: counts.update({(what, of): count}))
+    work()
+    on_progress.reset(token)
+    return counts
+
+
 def test_the_images_that_are_listed_are_counted_for_a_bar(tmp_path, listings):
     for k in range(50):
         write(tmp_path / f"data/{k % 5}/{k}.jpg")
-    counts: list[int] = []
-    token = on_listed.set(counts.append)
-    listed_images(str(tmp_path / "data"))
-    on_listed.reset(token)
-    assert sum(counts) == 50
+    assert progress(lambda: listed_images(str(tmp_path / "data"))) == {("listing images", None): 50}
 
 
 def test_several_processes_share_it(tmp_path, listings):

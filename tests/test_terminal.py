@@ -23,6 +23,7 @@ from small_run import SMALL
 
 from imgrec.cli import main
 from imgrec.errors import ConfigError, printable
+from imgrec.files import on_progress
 from imgrec.terminal import Terminal, lenient_streams
 from imgrec.train import fit
 
@@ -240,3 +241,22 @@ def test_class_names_that_the_terminal_cannot_show(tmp_path, monkeypatch):
     assert main(["evaluate", f"{tmp_path}/imagefolder_lenet/a", "num_workers=0", "plot=none"]) == 0
     assert rb"\u6c34" in written.getvalue()
     assert rb"\u706b" in written.getvalue()
+
+
+def test_each_pass_over_images_has_a_bar_with_its_count(monkeypatch):
+    terminal = Terminal()
+    bar = terminal.bar()
+    monkeypatch.setattr(terminal, "bar", lambda: bar)
+    with terminal.progress_shown():
+        report = on_progress.get()
+        for what, count, of in (
+            ("listing", 3, None),
+            ("reading", 2, 5),
+            ("listing", 4, None),
+            ("reading", 3, 5),
+            ("reading", 1, 9),
+        ):
+            report(what, count, of)
+    rows = [(task.description, task.completed, task.total) for task in bar.tasks]
+    assert rows == [("listing", 7, None), ("reading", 5, 5), ("reading", 1, 9)]
+    assert on_progress.get() is not report

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.data.cache import cache_folder, write_cached
-from imgrec.files import Listing, list_folder, on_listed, readable_folder, walk_folders
+from imgrec.files import Listing, list_folder, on_progress, readable_folder, walk_folders
 
 LEAST_IMAGES = 10_000  # of a folder whose listing is kept: fewer are listed in 20 ms
 # A directory that changed so recently is listed anew the next time: file systems count time in steps of up to two seconds,
 # so an entry of the same step would not show.
 SETTLED_NS = 10 * 10**9
-ALONE_S = 0.02  # in which the states of 5,000 directories of a local disk are read
+ALONE_S = 0.05  # in which the states of 10,000 directories of a local disk are read, or of 1,000 on a busy machine
 THREADS = 16  # that list directories: on a network's disk each waits for the answer
 
 # A checksum of all that follows; the bytes of the table of folders, which comes next; and those of each name, which come last.
@@ -92,7 +92,7 @@ class FileIndex:
         each = max(1, -(-len(missing) // (4 * THREADS)))
         for part, found in self._looked([missing[first : first + each] for first in range(0, len(missing), each)]):
             self._folders.update(zip(part, found, strict=True))
-            on_listed.get()(sum(len(folder.listing.images) for folder in found))
+            on_progress.get()("listing images", sum(len(folder.listing.images) for folder in found), None)
         return [self._folders[folder].listing for folder in folders]
 
     def _looked(self, parts: list[list[str]]) -> Iterator[tuple[list[str], list[_Folder]]]:

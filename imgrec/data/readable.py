@@ -20,6 +20,7 @@ from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData
 from imgrec.data.split_record import DataRecord
 from imgrec.errors import DataError, SourceError
+from imgrec.files import on_progress
 
 LEAST_REMEMBERED = 10_000  # images
 AT_ONCE = 16  # images that a thread reads into one batch
@@ -59,6 +60,7 @@ def find_unreadable(data: ImageData, *, rank: int, size: int) -> Iterator[list[U
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # `decode` does that too, but threads share their filters
                     errors = list(pool.map(error, rows[part : part + 64 * AT_ONCE]))
+                on_progress.get()("looking at images", len(errors), len(rows))
                 yield [Unreadable(split, *found) for found in errors if found is not None]
 
 
