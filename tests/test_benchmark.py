@@ -2,20 +2,40 @@
 
 import math
 import shlex
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from error_parts import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
+from image_files import picture
 from processes import torchrun_variables
 from small_run import SMALL
+from test_data_folder import folder, make
 
-from imgrec import cli
-from imgrec.benchmark import ENOUGH, Speeds, Step, best_step, fewest_workers, limit_sentence, loader_speed, next_settings
+from imgrec import benchmark, cli
+from imgrec.benchmark import (
+    ENOUGH,
+    Memory,
+    Speeds,
+    Step,
+    best_step,
+    fewest_workers,
+    limit_sentence,
+    loader_speed,
+    memory_sentence,
+    next_settings,
+    pack_command,
+)
 from imgrec.config.load import load_config
+from imgrec.data import decoded
+from imgrec.data.batch import Request
 from imgrec.data.datamodule import build_data
+from imgrec.errors import DataError
 
 GIVEN, OTHER, LARGER = Step(64, "32"), Step(64, "bf16-mixed"), Step(128, "32")
 RATES = st.floats(1, 1e5)
@@ -50,6 +70,78 @@ def test_of_the_workers_those_with_which_both_were_fastest_are_recommended():
     assert limit_sentence(Speeds({1: 50.0}, {GIVEN: 100.0}, {}), GIVEN).startswith(
         "The loader is the limit: it gives up to 0.5 times"
     )
+
+
+@given(st.dictionaries(st.integers(0, 4), RATES, min_size=1), RATES, st.integers(0, 4), st.booleans())
+def test_images_in_memory_are_recommended_where_they_fit_and_the_training_is_enough_faster(both, cached, workers, fits):
+    speeds = Speeds({1: 90.0}, {GIVEN: 100.0}, both)
+    memory = Memory(3 * 10**9, 4 * 10**9, workers, 80.0, cached) if fits else Memory(5 * 10**9, 4 * 10**9)
+    pays = fits and cached >= 1.1 * max(both.values())
+    settings = next_settings(speeds, GIVEN, memory)
+    assert settings[3:] == (["data.cache=ram"] if pays else [])
+    assert settings[:3] == next_settings(speeds._replace(both={workers: 1.0}) if pays else speeds, GIVEN)
+    said = memory_sentence(speeds, memory)
+    assert said.startswith(f"data.cache=ram {'pays' if pays else 'does not pay' if fits else 'does not fit'}")
+    assert ("3.0 GB" if fits else "5.0 GB") in said
+    assert "4.0 GB" in said
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Images of several sizes, one of which cannot be read."""
+    root = make(tmp_path / "photos", {"a": 9, "b": 8})
+    for k, file in enumerate(sorted(root.glob("a/*.jpg"))):
+        picture(k, 40 + k, 30 + 2 * k).save(file)
+    (root / "b/003.jpg").write_bytes(b"no image")
+    return root
+
+
+def test_the_memory_that_images_need_is_that_of_their_pixels(photos):
+    files = folder(photos, on_bad_image="skip", on_bad_image_eval="skip").split("train")
+    pixels = []
+    for index in range(len(files)):
+        with suppress(DataError):
+            pixels.append(files.decode(index).numel())
+    assert benchmark.needed_memory(files, len(files)) == sum(pixels)
+    assert benchmark.needed_memory(files, 100 * len(files)) == 100 * sum(pixels)
+
+
+def test_few_images_in_memory_stand_for_all(photos, monkeypatch):
+    files = folder(photos, on_bad_image="skip", on_bad_image_eval="skip").split("train")
+    few = files.take(np.arange(0, len(files), 3))
+    standing = benchmark.standing_for(files, few)
+    rows = np.arange(len(few))
+    expected = few[Request(0, rows, len(rows))].images
+    monkeypatch.setattr(type(few), "decode", lambda *_: pytest.fail("a file was read"))
+    for first in range(0, len(files) - len(few) + 1, len(few)):
+        found = standing[Request(0, rows + first, len(rows))]
+        assert torch.equal(found.images, expected)
+        assert found.labels.tolist() == files.labels[rows + first].tolist()
+
+
+@pytest.mark.parametrize(("image_size", "resize", "size"), [(224, "crop", 256), (112, "crop", 128), (64, "squash", 64)])
+def test_images_that_do_not_fit_are_packed_as_the_training_needs_them(image_size, resize, size):
+    words = [f"data.image_size={image_size}", f"data.resize={resize}"]
+    data = load_config("train", ["data=imagefolder", "data.root=a b", *words]).data
+    assert pack_command(data, ["a b", *words, "optim=sgd"]) == ["imgrec", "pack", "a b", *words, "out=DIR", f"size={size}"]
+    assert pack_command(data, ["experiment=x"]) == ["imgrec", "pack", "FOLDER", "out=DIR", f"size={size}"]
+
+
+@pytest.mark.slow  # five trainings each
+@pytest.mark.parametrize("usable", [10**9, 10])
+def test_the_command_measures_images_in_memory_where_the_loader_is_the_limit(photos, monkeypatch, capsys, usable):
+    monkeypatch.setattr(benchmark, "ENOUGH", 1e9)
+    monkeypatch.setattr(decoded, "usable_memory", lambda: usable)
+    (photos / "b/003.jpg").unlink()
+    words = [str(photos), "data.image_size=16", "model=lenet", "batch_size=4", "num_workers=1", "trainer.accelerator=cpu"]
+    assert cli.main(["benchmark", *words, "seconds=0.1", "data.cache=ram"]) == 0
+    said = capsys.readouterr().out
+    cached = [line.split()[0] for line in said.splitlines() if "data.cache=ram  " in line]
+    assert cached == (["loader", "both"] if usable > 10 else [])
+    assert ("data.cache=ram does not fit" in said) == ("imgrec pack" in said) == (usable == 10)
+    typed = shlex.split(said.splitlines()[-1])
+    assert typed[2:6] == [*words[:3], "trainer.accelerator=cpu"]
+    assert ("data.cache=ram" in typed) == ("data.cache=ram pays" in said)
 
 
 def test_the_speed_of_the_loader_is_its_images_by_the_time_without_the_first_batch(tmp_path, monkeypatch):
