@@ -135,7 +135,7 @@ def test_what_does_not_fit_is_refused_with_both_sizes(photos, monkeypatch):
 
 
 def test_the_sizes_that_are_read_are_counted_for_a_bar(monkeypatch, photos):
-    monkeypatch.setattr(decoded, "AT_ONCE", 3)
+    monkeypatch.setattr(decoded, "HEADERS_AT_ONCE", 3)
     images = folder(photos, on_bad_image="skip", on_bad_image_eval="skip").split("train")
     assert progress(images.decoded_once) == {("reading the sizes of images", len(images)): len(images)}
 

@@ -22,7 +22,7 @@ from imgrec.errors import ConfigError
 from imgrec.files import on_progress
 
 KEPT_FREE = 0.1  # of the available memory
-AT_ONCE = 64  # headers that a thread reads: 10 ms
+HEADERS_AT_ONCE = 64  # that a thread reads: 10 ms
 
 
 class DecodedImages:
@@ -103,7 +103,8 @@ def image_sizes(opened: Callable[[int], Any], count: int) -> Indices:
             return 0
 
     sizes: list[int] = []
-    parts = [range(first, min(first + AT_ONCE, count)) for first in range(0, count, AT_ONCE)]
+    at_once = HEADERS_AT_ONCE
+    parts = [range(first, min(first + at_once, count)) for first in range(0, count, at_once)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "imgrec-sizes") as pool:
         for found in pool.map(lambda part: list(map(size, part)), parts):
             sizes += found
