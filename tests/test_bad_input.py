@@ -182,7 +182,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "lr_find --lr-min 0.1": ("'--lr-min 0.1'", "imgrec lr_find lr_min=0.1"),
     "lr_find plot=no/dir.png": ("plot=no/dir.png", ".png", "folder", "plot=lr_find.png"),
     "lr_find plot=curve.svg": ("plot=curve.svg", ".png", "plot=lr_find.png"),
-    "models filtr=x": ("filtr=x", "filter", "source, filter, image_size, num_classes, out, overwrite"),
+    "models filtr=x": ("filtr=x", "filter", "source, filter, image_size, num_classes, sizes, out, overwrite"),
     "models out=.own/mine.csv": ("out=.own/mine.csv", "did not write it", "out=ANOTHER", "overwrite=true"),
     "models --source timm": ("'--source timm'", "imgrec models source=timm"),
     "slurm --nodes 2 -- data=mnist": ("'--nodes 2'", "imgrec slurm nodes=2"),
