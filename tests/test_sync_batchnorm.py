@@ -29,7 +29,7 @@ def step(norm: nn.Module, x: Tensor) -> dict[str, Tensor]:
         norm.zero_grad()
         x = x.detach().requires_grad_()
         out = norm(x)
-        weights = torch.arange(out[:1].numel(), dtype=torch.float64).view(out[:1].shape).sin()
+        weights = torch.arange(out[:1].numel(), dtype=torch.float64, device=out.device).view(out[:1].shape).sin()
         (out.double() * weights + out.double().square() * weights).sum().backward()
     found = {"out": out.detach(), "grad": x.grad, **{f"d{name}": p.grad for name, p in norm.named_parameters()}}
     return found | {name: value.clone() for name, value in norm.state_dict().items()}

@@ -4,7 +4,7 @@
 #   PYTHON=python3    one with torch, torchvision, Lightning and pytest
 #   WHEELS=FOLDER     wheels of what that Python lacks (hydra-core, omegaconf, antlr4-python3-runtime, simplejpeg)
 #   OUT=gpu-report    where the reports go
-# To fill WHEELS on a machine with a network:
+# To fill WHEELS on a machine with a network and the same version of Python, for which simplejpeg is compiled:
 #   pip wheel --no-deps -w FOLDER hydra-core omegaconf antlr4-python3-runtime==4.9.3 simplejpeg
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -28,8 +28,9 @@ export PYTHONPATH="$PWD:$site" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} PYTHONUNBUF
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "torch has no CUDA device here."; exit 2; }
 # Four processes share the card: most of a test is the start of its processes.
 parallel=$("$PYTHON" -c 'import importlib.util as u; print("-n 4 --dist worksteal" if u.find_spec("xdist") else "")')
+# Warnings are shown and fail no test: torch warns of set_sync_debug_mode, inductor of TF32, Python 3.12 of forks beside threads.
 # shellcheck disable=SC2086
-timeout 240 "$PYTHON" -m pytest -p no:cacheprovider -m gpu tests/gpu $parallel --durations=15 --tb=short 2>&1 | tee "$OUT/tests.txt"
+timeout 240 "$PYTHON" -m pytest -p no:cacheprovider -W default -m gpu tests/gpu $parallel --durations=15 --tb=short 2>&1 | tee "$OUT/tests.txt"
 tests=${PIPESTATUS[0]}
 timeout 225 "$PYTHON" benchmarks/gpu.py out="$OUT" seconds=170 2>&1 | tee "$OUT/bench.txt"
 bench=${PIPESTATUS[0]}

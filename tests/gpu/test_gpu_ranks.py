@@ -37,6 +37,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def train(rank: int, folder: Path, device: str, words: tuple[str, ...]) -> list[float]:
+    torch.backends.cudnn.allow_tf32 = False  # whether a convolution uses it depends on the size of the batch
     run = everything(folder, device, *SAME, "trainer.devices=auto", *words)
     result = fit(run, quiet=True)
     return [result["last"]["train/loss"], result["last"]["val/loss"]]
