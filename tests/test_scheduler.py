@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from torch.optim import SGD, Optimizer
 from torch.optim import lr_scheduler as theirs
 
+from imgrec.config.instantiate import instantiate
+from imgrec.config.load import load_config
+from imgrec.config.options import option_names
 from imgrec.training import scheduler as ours
 from imgrec.training.lightning_compat import silence_known_warnings
 
@@ -94,6 +97,13 @@ def test_one_cycle_equals_torch(total: int, share: float, start: float, end: flo
         steps=total,
     )
     assert our_rates(factor, total) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted({*option_names("scheduler")} - {"plateau", "cyclic"}))  # cyclic begins at its floor
+def test_the_only_step_of_a_run_has_the_full_rate(name: str) -> None:
+    """torch's OneCycleLR gives it the last rate, a millionth of the full one: nothing would be learned."""
+    node = load_config("train", [f"scheduler={name}"]).scheduler
+    assert instantiate(node)(total_steps=1, steps_per_epoch=1)(0) == 1
 
 
 def test_one_cycle_with_its_top_at_the_first_step() -> None:

@@ -104,7 +104,8 @@ def one_cycle(*, total_steps: int, steps_per_epoch: int, warmup_share: float, st
     """Half a cosine from `start` up to 1 over the first warmup_share, then one down to `end` at the last step.
 
     Smith 2018, "Super-Convergence". Equal at every step to torch's OneCycleLR(max_lr=optim.lr, pct_start=warmup_share,
-    div_factor=1/start, final_div_factor=start/end, cycle_momentum=False). The rise is the warm-up.
+    div_factor=1/start, final_div_factor=start/end, cycle_momentum=False). The rise is the warm-up. A run of one step has 1,
+    where torch's is `end`.
     """
     # The peak may lie between two steps, as in torch.
     peak, last = warmup_share * total_steps - 1, total_steps - 1
@@ -113,6 +114,8 @@ def one_cycle(*, total_steps: int, steps_per_epoch: int, warmup_share: float, st
         return second + (first - second) * (1 + math.cos(math.pi * x)) / 2
 
     def factor(step: int) -> float:
+        if last == 0:
+            return 1.0
         step = min(step, last)
         return between(start, 1, step / peak) if step <= peak and peak > 0 else between(1, end, (step - peak) / (last - peak))
 
