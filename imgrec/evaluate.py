@@ -86,6 +86,7 @@ def _evaluate(
     from imgrec.inference.checkpoint import load_checkpoint, package_versions, weights_hash
     from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
     from imgrec.inference.evaluation import at_image_size, evaluation_images
+    from imgrec.inference.measure import measure_images
     from imgrec.inference.metrics import print_report
     from imgrec.inference.predictor import Predictor
     from imgrec.inference.split_predictions import write_predictions
@@ -108,7 +109,8 @@ def _evaluate(
     start = time.perf_counter()
     with terminal.bar() as bar:
         task = bar.add_task("images", total=None, note="")
-        report, predictions, bad = predictor.measure(
+        report, predictions, bad = measure_images(
+            predictor,
             images,
             counts,
             batch_size=config.batch_size,

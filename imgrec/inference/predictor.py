@@ -1,41 +1,33 @@
 """Prediction with a trained network, from a checkpoint alone; nothing is downloaded. `imgrec.load` returns a Predictor."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, distributed
-from torch.nn import functional
 
 from imgrec.config.annotations import check_type, is_number
 from imgrec.config.schema import Device, Node, Precision, Split
-from imgrec.data.batch import Request
 from imgrec.data.decode import fit_to_size, load_image
 from imgrec.data.file_index import pack_names
-from imgrec.data.folder import reading_rows
-from imgrec.data.image_set import ImageSet
-from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.picture import describe_picture, is_gray_batch, picture_pixels
 from imgrec.data.preprocess import Preprocess
-from imgrec.data.sampler import EVALUATION_BATCH
-from imgrec.data.split_record import DataRecord
-from imgrec.distributed.worker_group import WorkerGroup, contiguous_shares
+from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, DataError, first_line, first_names
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
 from imgrec.inference.device import check_memory, choose_device, inference, is_out_of_memory
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.file_batches import FileBatches
-from imgrec.inference.metrics import ConfusionTally, Report
-from imgrec.inference.rank_data import compare_ranks
-from imgrec.inference.split_predictions import PredictionCollector, SplitPredictions
+from imgrec.inference.measure import measure_images
+from imgrec.inference.metrics import Report
 from imgrec.models.layers import head_names
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
@@ -50,14 +42,6 @@ class Prediction:
     class_name: str
     probability: float
     top: list[tuple[str, float]]
-
-
-class Measured(NamedTuple):
-    """The report on labelled images, the predictions on the first rank, paths of what could not be read (on_bad_image_eval: skip)."""
-
-    report: Report
-    predictions: SplitPredictions | None
-    bad: list[str]
 
 
 class Predictor:
@@ -227,58 +211,7 @@ class Predictor:
         images, counts, _ = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
         connected = distributed.is_available() and distributed.is_initialized()
         group = WorkerGroup(distributed.get_rank(), distributed.get_world_size()) if connected else WorkerGroup()
-        return self.measure(images, counts, batch_size=batch_size, num_workers=num_workers, group=group).report
-
-    def measure(
-        self,
-        images: ImageSet,
-        counts: Tensor | None,
-        *,
-        batch_size: int | None,
-        num_workers: int | Literal["auto"],
-        group: WorkerGroup,
-        watch: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Measured:
-        """What the network says of `evaluation_images`.
-
-        The same computation as the test at the end of training, so the same figures. Each process of the group measures its
-        share, all must call it, and all get the whole report, but only the first one the predictions. `watch` is called
-        after each batch, with how many of this process' images are done and how many there are.
-        """
-        compare_ranks(DataRecord.of(self.classes, {"test": images}, content=()), group.all_gather)
-        size, classes = batch_size or min(EVALUATION_BATCH, self.checkpoint.run.max_device_batch), len(self.classes)
-        check_memory(min(size, len(images)), self.preprocessing)
-        share = contiguous_shares(len(images), size, group.size)[group.rank]
-        rows = reading_rows(images)
-        parts = [rows[start : min(start + size, share.stop)] for start in share[::size]]
-        requests = [Request(0, indices, len(indices)) for indices in parts]
-        workers = worker_count(num_workers, in_memory=isinstance(images, InMemoryImages), processes_here=read_world().local_size)
-        loss = self.checkpoint.loss(counts).to(self.device)
-        tally = ConfusionTally(num_classes=classes, device=self.device)
-        collector = PredictionCollector(images=len(images), classes=classes)
-        empty, none = torch.zeros(0, classes, device=self.device), torch.zeros(0, dtype=torch.int64, device=self.device)
-        collector.update(empty, empty, none, none)  # a process may have no images
-        bad: list[str] = []
-        done = 0
-        with closing(Loader(images, requests, num_workers=workers, timeout_s=group.alone_timeout_s)) as batches:
-            for number, batch in enumerate(batches, 1):
-                group.set_status(f"measuring batch {number} of {len(requests)}")
-                bad += batch.bad
-                if len(batch.labels):
-                    labels = batch.labels.to(self.device)
-                    with inference(self.device, self.precision, size):
-                        logits = self.logits(batch.images)
-                        targets = functional.one_hot(labels, classes).to(logits.dtype)
-                        tally.update(logits, labels, loss(logits, targets))
-                        collector.update(logits, loss.probabilities(logits), labels, batch.indices.to(self.device))
-                done += len(batch.labels) + len(batch.bad)
-                watch(done, len(share))
-        bad = [path for part in group.all_gather(bad) for path in part]
-        if len(bad) == len(images):
-            raise DataError(f"none of {len(images)} images could be read; the first is {bad[0]}. Name a folder of whole images.")
-        if group.process_group is not None:
-            tally.cpu()  # its process group is gloo's
-        return Measured(tally.report(self.classes), collector.gather(group), bad)
+        return measure_images(self, images, counts, batch_size=batch_size, num_workers=num_workers, group=group).report
 
     def _fitted(self, picture: Picture) -> Tensor:
         """uint8 [C, S, S] of any picture."""
