@@ -71,6 +71,7 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
         "augment.crop_scale",
         "cpus_per_task",
         "data.scale",
+        "data.window_shards",
         "optim.base_batch",
         "tasks_per_node",
         "trainer.grace_s",

@@ -45,17 +45,18 @@ def trained(run: RunConfig) -> dict[str, Any]:
     return last(run)
 
 
-@pytest.mark.parametrize("optim", slow_but("adam", among=["adam", "momentum", "muon"]))
-def test_it_ends_where_one_longer_run_does(tmp_path: Path, optim: str) -> None:
+# The order of a sum differs. Muon's iterations in bfloat16 make 3e-5 of it in the weights, in float32 2e-7.
+@pytest.mark.parametrize(("optim", "atol"), slow_but(("adam", 1e-5), among=[("adam", 1e-5), ("momentum", 1e-5), ("muon", 1e-4)]))
+def test_it_ends_where_one_longer_run_does(tmp_path: Path, optim: str, atol: float) -> None:
     """At a constant rate: with the trained weights, their average, and the state of the optimizer."""
     words = (f"optim={optim}", "optim.lr=0.01")
     whole = trained(load(tmp_path, *words, "epochs=4", "id=whole"))
     trained(load(tmp_path, *words, "epochs=2", "id=part"))
     longer = trained(load(tmp_path, *words, "epochs=2", "id=longer", f"extend={tmp_path}/r/part"))
     for part in ("state_dict", "current_model_state"):
-        torch.testing.assert_close(longer[part], whole[part])
+        torch.testing.assert_close(longer[part], whole[part], rtol=1.3e-6, atol=atol)
     for key, state in whole["optimizer_states"][0]["state"].items():
-        torch.testing.assert_close(longer["optimizer_states"][0]["state"][key], state)
+        torch.testing.assert_close(longer["optimizer_states"][0]["state"][key], state, rtol=1.3e-6, atol=atol)
 
 
 @pytest.mark.slow
