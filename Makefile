@@ -1,7 +1,7 @@
 # make train     train on the embedded digits; ARGS="model=vgg data=mnist" is passed on
 # make test      the fast tests;  make test-all: the slow ones too;  make check: lint, types and fast tests, what CI runs
 # make test-lowest  the fast tests with the lowest versions that pyproject.toml admits, in .venv-lowest
-# make bench     the benchmarks that have a peer, in benchmarks/results.json and docs/benchmarks.md; ARGS="root=DIR" for photographs of yours
+# make bench     the benchmarks against other loaders and loops, in benchmarks/results.json and docs/benchmarks.md; ARGS="root=DIR": your photographs
 # make docs      the pages of docs/ as a web site in site/;  make docs-serve: shown while they are edited
 # make test-slurm  on a SLURM cluster of two nodes that it starts on this machine, and ends; needs root
 # make gpu      on a machine with a GPU: the tests that need one, and benchmarks/gpu.py; PYTHON=python3 WHEELS=FOLDER
@@ -14,6 +14,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+PEERS := .venv-bench
 ARGS ?=
 # One process per core, one torch thread each: networks this small gain nothing from a second thread. Plugins by name: of those
 # that it finds, Hydra's and three more, pytest would rewrite all asserts. Bytecode is kept, as tests start many processes.
@@ -47,7 +48,7 @@ gpu:
 
 check: lint types test
 
-bench: $(VENV)/installed-dev
+bench: $(VENV)/installed-dev $(PEERS)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/all.py $(ARGS)
 
 prove-resume: $(VENV)/installed-dev
@@ -108,4 +109,12 @@ $(LOWEST)/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
+	@touch $@
+
+# The other loaders that benchmarks compare with, each line of the list by itself, as not every one can be installed everywhere. They
+# find torch in .venv, but nothing in .venv finds them. FFCV is compiled: apt-get install libopencv-dev libturbojpeg0-dev pkg-config
+$(PEERS)/installed: benchmarks/peers.txt $(VENV)/installed-dev
+	$(BIN)/python -m venv --clear $(PEERS)
+	echo $(CURDIR)/$(VENV)/lib/python*/site-packages > $$(echo $(PEERS)/lib/python*/site-packages)/torch.pth
+	while read -r line; do $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$line || echo "not installed: $$line"; done < $<
 	@touch $@

@@ -8,20 +8,16 @@ metrics, no logger, no checkpoints and no check of the loss; imgrec has all of t
 """
 
 import os
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
-from turns import machine
+from turns import Result, Side, machine, processor_seconds, ratio
 
-PEERS = {
-    "loop": "a hand-written loop",
-    "loop mallopt": "the same loop, where glibc keeps freed memory",
-}
-SIDES = ("imgrec", *PEERS)
+LOOP, KEEPING = "a hand-written loop", "the same loop, where glibc keeps freed memory"
 WARM_UP = 20  # steps
 SAMPLES, BATCH = 12_800, 128
 RUN = (
@@ -31,42 +27,42 @@ RUN = (
 ).split()
 
 
-class Turns:
-    """Calls of `step_done` end the turns of a side: it reports the processor time of the last and waits for the next."""
+class Steps:
+    """Counts the steps of a training that takes turns of `steps` steps; the process ends with the last turn."""
 
-    def __init__(self, steps: int) -> None:
-        self.steps, self.done = steps, -WARM_UP
+    def __init__(self, turns: Iterator[None], steps: int) -> None:
+        self.turns, self.steps, self.done = turns, steps, -WARM_UP
 
     def step_done(self) -> None:
         self.done += 1
-        if self.done >= 0 and self.done % self.steps == 0:
-            if self.done:
-                print(time.process_time() - self.began, file=sys.__stdout__, flush=True)
-            if not sys.stdin.readline():
-                os._exit(0)
-            self.began = time.process_time()
+        if self.done >= 0 and self.done % self.steps == 0 and next(self.turns, "over") == "over":
+            os._exit(0)
 
 
-def train_imgrec(turns: Turns) -> None:
+def imgrec_side(folder: str, steps: int, *, turns: Iterator[None]) -> None:
     import pytorch_lightning as pl
 
     from imgrec.train import fit
 
+    counted = Steps(turns, steps)
+
     class Counted(pl.Callback):
         def on_train_batch_end(self, *args: Any) -> None:
-            turns.step_done()
+            counted.step_done()
 
-    with tempfile.TemporaryDirectory(prefix="imgrec-overhead-") as folder:
-        fit([*RUN, f"runs_dir={folder}"], callbacks=[Counted()], quiet=True)
+    fit([*RUN, f"runs_dir={folder}"], callbacks=[Counted()], quiet=True)
 
 
-def train_loop(turns: Turns) -> None:
+def loop_side(steps: int, *, keeping: bool, turns: Iterator[None]) -> None:
     import torch
     import torch.nn.functional as F
 
     import imgrec
+    from imgrec.data.allocator import keep_freed_memory
     from imgrec.models.simple_cnn import SimpleCNN
 
+    if keeping:
+        keep_freed_memory()
     run = imgrec.config.load("train", RUN)
     torch.set_num_threads(1)
     torch.manual_seed(run.seed)
@@ -81,6 +77,7 @@ def train_loop(turns: Turns) -> None:
     optimizer = torch.optim.AdamW(groups, lr=run.optim["lr"], fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, run.optim["lr"], total_steps=10**6)
     assert "pytorch_lightning" not in sys.modules
+    counted = Steps(turns, steps)
     while True:
         for rows in torch.randperm(len(images)).split(BATCH):
             pixels = images[rows].float().div_(255).sub_(0.5).div_(0.25).contiguous(memory_format=torch.channels_last)
@@ -89,56 +86,27 @@ def train_loop(turns: Turns) -> None:
             loss.backward()
             optimizer.step()
             schedule.step()
-            turns.step_done()
+            counted.step_done()
 
 
-def measure(rounds: int, steps: int) -> dict[str, list[float]]:
-    """Milliseconds a step of each side in each round."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    kept = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
-    processes = {
-        side: subprocess.Popen(
-            [sys.executable, __file__, "--side", side, str(steps)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment | (kept if side.endswith("mallopt") else {}),
-        )
-        for side in SIDES
-    }
-    found: dict[str, list[float]] = {side: [] for side in SIDES}
-    try:
-        for turn in range(rounds + 1):  # the first is not counted
-            for side, process in processes.items():
-                assert process.stdin is not None
-                assert process.stdout is not None
-                print("go", file=process.stdin, flush=True)
-                seconds = float(process.stdout.readline())
-                if turn:
-                    found[side].append(seconds / steps * 1e3)
-    finally:
-        for process in processes.values():
-            process.kill()
-            process.wait()
-    return found
-
-
-def results(rounds: int = 31, steps: int = 10) -> list[dict[str, Any]]:
+def results(rounds: int = 31, steps: int = 10) -> list[Result]:
     """The ratio of imgrec's time to that of each peer in the same round."""
-    found = measure(rounds, steps)
-    for side, times in found.items():
-        print(f"{side:<13}{median(times):7.3f} ms a step ({min(times):.3f} to {max(times):.3f})", file=sys.stderr)
-    ratios = {peer: median(ours / theirs for ours, theirs in zip(found["imgrec"], found[peer], strict=True)) for peer in PEERS}
+    with tempfile.TemporaryDirectory(prefix="imgrec-overhead-") as folder:
+        sides: dict[str, Side] = {
+            "imgrec": partial(imgrec_side, folder, steps),
+            LOOP: partial(loop_side, steps, keeping=False),
+            KEEPING: partial(loop_side, steps, keeping=True),
+        }
+        seconds = processor_seconds(sides, rounds=rounds)
+    for side, times in seconds.items():
+        print(f"{side:<46}{median(times) / steps * 1e3:7.3f} ms of the processor's time a step")
     return [
-        {"name": "step_overhead", "peer": words, "ratio": round(ratios[peer], 4), "runs": rounds, "machine": machine()}
-        for peer, words in PEERS.items()
+        Result(name="step_overhead", peer=peer, ratio=ratio(seconds, "imgrec", peer), runs=rounds, machine=machine())
+        for peer in (LOOP, KEEPING)
     ]
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--side"]:
-        side, steps = sys.argv[2:]
-        (train_imgrec if side == "imgrec" else train_loop)(Turns(int(steps)))
     given = {"rounds": "31", "steps": "10", **dict(word.split("=", 1) for word in sys.argv[1:])}
     for result in results(int(given["rounds"]), int(given["steps"])):
         print(f"{result['name']} {result['ratio']:.3f} against {result['peer']} ({result['runs']} rounds, {result['machine']})")

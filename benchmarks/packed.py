@@ -1,27 +1,28 @@
-"""How fast packed shards become training batches, against torchvision's ImageFolder with PIL on the photographs themselves.
+"""How fast packed shards become training batches, against torchvision's ImageFolder on the photographs themselves and packed forms of others.
 
 usage: python benchmarks/packed.py root=DIR [size=256] [images=512] [rounds=5]
 
-DIR/CLASS/*.jpg or DIR/train/CLASS/*.jpg. All sides draw a random resized crop to 224, in batches of 64, one thread each, in a
-process of its own; rounds are interleaved, and what is compared is processor time. torchvision flips and hands over normalised
-float, as in its references, imgrec hands over uint8, which the device flips and normalises, as in benchmarks/input.py. Fidelity
-is that of the middle 224x224 in evaluation to PIL's picture.
+DIR/CLASS/*.jpg or DIR/train/CLASS/*.jpg. All sides draw a random resized crop to 224, in batches of 64, one thread each, and hand over what
+they do in benchmarks/input.py. webdataset, litdata and FFCV read the JPEG files of `packed_jpeg`, in their own forms. Fidelity is that of the
+middle 224x224 in evaluation to PIL's picture.
 """
 
 import os
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from input import BATCH, PEER, torchvision_side
+from input import PEER, order_of, torchvision_side, work_of
+from peers import BATCH, Work, installed
+from photographs import decibel
 from PIL import Image
-from turns import Lap, Result, machine, processor_seconds, ratio
+from turns import Result, Side, machine, processor_seconds, ratio
 
 from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import build, instantiate
@@ -35,11 +36,7 @@ from imgrec.storage.pack import Packing, pack_images
 FORMATS = ("keep", "jpeg", "raw")
 
 
-class Packed(Result):
-    """A line of results.json, with what the speed costs."""
-
-    decibel: float  # to PIL's picture
-    bytes_per_image: int
+PACKERS = ("webdataset", "litdata", "FFCV")
 
 
 def folder_data(root: str) -> ImageData:
@@ -50,63 +47,73 @@ def packed_data(root: str) -> ImageData:
     return build("data", compose_config("train", ["data=shards", f"data.root={root}"])["data"], ImageData)
 
 
-@contextmanager
-def imgrec_side(packed: str, images: int) -> Iterator[Lap]:
+def imgrec_side(packed: str, images: int, *, turns: Iterator[None]) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
-    data = packed_data(packed)
     node = compose_config("train", ["augment=basic"])["augment"]
     augment: Augment = instantiate({**node, "crop_scale": [0.08, 1.0], "crop_padding": 0.0})
-    split = data.split("train").for_training(augment, 0)
-    order = np.random.default_rng(0).permutation(len(split))[:images]
-
-    def lap() -> None:
+    split = packed_data(packed).split("train").for_training(augment, 0)
+    order = order_of(len(split), images)
+    for _ in turns:
         for start in range(0, len(order), BATCH):
             _ = split[Request(0, order[start : start + BATCH], BATCH)]
-
-    yield lap
 
 
 def fidelity(root: str, packed: ImageData, count: int = 64) -> float:
     """Median dB of the middle 224x224 of images as evaluation sees them, to PIL's: shorter side to 256, then the middle."""
     split = packed.split("train")
-    decibel = []
+    found = []
     for row in range(0, len(split), max(1, len(split) // count)):
         with Image.open(Path(root) / os.fsdecode(split.names[row])) as image:
             scale = 256 / min(image.size)
             small = image.convert("RGB").resize([int(side * scale) for side in image.size], Image.Resampling.BILINEAR)
         left, top = (round((side - 224) / 2) for side in small.size)
-        theirs = np.asarray(small.crop((left, top, left + 224, top + 224)), dtype=np.float64)
-        ours = split[Request(0, np.array([row]), 1)].images[0].permute(1, 2, 0).numpy()
-        decibel.append(10 * np.log10(255**2 / max(1e-9, np.square(ours - theirs).mean())))
-    return median(decibel)
+        ours = split[Request(0, np.array([row]), 1)].images[0].permute(1, 2, 0)
+        found.append(decibel(ours, small.crop((left, top, left + 224, top + 224))))
+    return round(median(found), 1)
 
 
-def results(root: str, *, size: int = 256, images: int = 512, rounds: int = 5) -> list[Packed]:
+def unpacked(shards: Path, into: Path, images: int) -> Work:
+    """The JPEG files in shards of imgrec, for others to pack."""
+    for shard in shards.rglob("*.tar"):
+        with tarfile.open(shard) as opened:
+            opened.extractall(into, filter="data")
+    files = sorted(str(file) for file in into.rglob("*.jpg"))
+    chosen = [files[k] for k in order_of(len(files), images)]
+    return Work(chosen, [0] * len(chosen), 224, 0)
+
+
+def results(root: str, *, size: int = 256, images: int = 512, rounds: int = 5) -> list[Result]:
     with tempfile.TemporaryDirectory() as scratch:
-        for kind in FORMATS:
-            packing = Packing(kind, size, 90, 2000)
+        folders = {f"packed_{kind}": Path(scratch, kind) for kind in FORMATS}
+        for kind, folder in zip(FORMATS, folders.values(), strict=True):
             workers = len(os.sched_getaffinity(0))
-            pack_images(folder_data(root), Path(scratch, kind), packing, num_workers=workers, advance=lambda images: None)
-        folders = {f"packed_{kind}": str(Path(scratch, kind)) for kind in FORMATS}
-        ways = {name: partial(imgrec_side, packed, images) for name, packed in folders.items()}
-        seconds = processor_seconds({PEER: partial(torchvision_side, root, 224, images, 0), **ways}, rounds=rounds)
-        train, here = find_split_folders(root).folders["train"], machine()
-        rows = []
-        for name, packed in folders.items():
-            data = packed_data(packed)
-            rows.append(
-                Packed(
-                    name=name,
-                    peer=PEER,
-                    ratio=ratio(seconds, PEER, name),
-                    runs=rounds,
-                    machine=here,
-                    decibel=round(fidelity(train, data), 1),
-                    bytes_per_image=int(data.split("train").content()[:, 0].mean()),
-                )
+            pack_images(
+                folder_data(root), folder, Packing(kind, size, 90, 2000), num_workers=workers, advance=lambda images: None
             )
-        return rows
+        ours: dict[str, Side] = {name: partial(imgrec_side, str(folder), images) for name, folder in folders.items()}
+        others = installed(unpacked(folders["packed_jpeg"], Path(scratch, "files"), images), PACKERS)
+        folder_side = partial(torchvision_side, root, work_of(root, 224, images, 0))
+        seconds = processor_seconds({PEER: folder_side, **others, **ours}, rounds=rounds)
+        for name, spent in seconds.items():
+            print(f"{name:<40}{median(spent) / images * 1e6:8.0f} us of the processor's time an image", flush=True)
+        train, here = find_split_folders(root).folders["train"], machine()
+        made = {name: packed_data(str(folder)) for name, folder in folders.items()}
+        near = {name: fidelity(train, data) for name, data in made.items()}
+        size_of = {name: int(data.split("train").content()[:, 0].mean()) for name, data in made.items()}
+        pairs = [*((name, PEER) for name in ours), *(("packed_jpeg", peer) for peer in others)]
+        return [
+            Result(
+                name=name,
+                peer=peer,
+                ratio=ratio(seconds, peer, name),
+                runs=rounds,
+                machine=here,
+                decibel=near[name],
+                bytes_per_image=size_of[name],
+            )
+            for name, peer in pairs
+        ]
 
 
 def main() -> None:

@@ -1,21 +1,30 @@
-"""Sides of a comparison, each in a process of its own, that take turns: what they share of the machine, they share alike."""
+"""Sides of a comparison, each in a process of its own, that take turns: what they share of the machine, they share alike.
+
+A side is a function of a module, or a partial of one, so that the other process can import it. It is called with its turns:
+
+    def side(root, *, turns):
+        loader = ...
+        for _ in turns:  # until they end
+            work
+"""
 
 import os
 import platform
 import resource
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from importlib.metadata import version
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, set_start_method
 from multiprocessing.connection import Connection
 from statistics import median
-from typing import Any, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "pillow", "simplejpeg")
 
-Lap = Callable[[], object]
-Side = Callable[[], AbstractContextManager[Lap]]  # to be imported by another process: a function of a module, or a partial
+
+class Side(Protocol):
+    def __call__(self, *, turns: Iterator[None]) -> object: ...
 
 
 class Result(TypedDict):
@@ -23,28 +32,28 @@ class Result(TypedDict):
 
     name: str
     peer: str
-    ratio: float  # of the processor's time: the peer's divided by imgrec's
+    ratio: float
     runs: int
     machine: str
+    us_per_image: NotRequired[float]  # imgrec's, of the processor's time
+    decibel: NotRequired[float]  # to PIL's picture
+    bytes_per_image: NotRequired[int]  # on disk
 
 
 def processor_seconds(sides: Mapping[str, Side], *, rounds: int) -> dict[str, list[float]]:
     """Of each side and round, with its child processes; a first round warms the caches and counts for none."""
     started = {name: _Started(side) for name, side in sides.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for lap in range(rounds + 1):
-        for name, side in started.items():
-            spent = side.lap()
-            if lap:
-                seconds[name].append(spent)
-    for side in started.values():
-        side.end()
-    return seconds
+    try:
+        laps = [{name: side.lap() for name, side in started.items()} for _ in range(rounds + 1)]
+    finally:
+        for side in started.values():
+            side.end()
+    return {name: [lap[name] for lap in laps[1:]] for name in sides}
 
 
-def ratio(seconds: Mapping[str, list[float]], peer: str, ours: str) -> float:
-    """How many times less processor time: of the medians."""
-    return round(median(seconds[peer]) / median(seconds[ours]), 2)
+def ratio(seconds: Mapping[str, list[float]], over: str, under: str) -> float:
+    """How many times the processor time of `under` `over` takes: the median over the rounds."""
+    return median(one / other for one, other in zip(seconds[over], seconds[under], strict=True))
 
 
 class _Started:
@@ -55,22 +64,33 @@ class _Started:
         there.close()
 
     def lap(self) -> float:
-        self._here.send("lap")
-        spent = self._here.recv()
-        assert isinstance(spent, float)
-        return spent
+        self._here.send(None)
+        return float(self._here.recv())
 
     def end(self) -> None:
-        self._here.send("end")
+        self._here.close()
         self._process.join()
 
 
 def _serve(side: Side, calls: Connection) -> None:
-    with side() as lap:
-        while calls.recv() == "lap":
-            before = _spent()
-            lap()
-            calls.send(_spent() - before)
+    fork_workers()
+    side(turns=_turns(calls))
+
+
+def fork_workers() -> None:
+    """Workers are started as the system starts them: spawn, which a spawned process would use, is for the sides."""
+    set_start_method(None, force=True)
+
+
+def _turns(calls: Connection) -> Iterator[None]:
+    before = 0.0  # also counted is what threads of this side do during the turns of others, such as reading ahead
+    with suppress(EOFError):
+        while True:
+            calls.recv()
+            yield
+            now = _spent()
+            calls.send(now - before)
+            before = now
 
 
 def _spent() -> float:
