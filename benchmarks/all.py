@@ -132,8 +132,8 @@ def draw(rows: Sequence[Result], path: Path) -> None:
     from matplotlib.figure import Figure  # not above: each side imports this module
 
     panels = {
-        "JPEG files of 500x375, one process": {"jpeg_folder": "imgrec", "jpeg_folder_float": "imgrec, to floats"},
-        "Packed: the shorter side 256, JPEG of quality 90": {"packed_jpeg": "imgrec", "packed_raw": "imgrec, not compressed"},
+        "JPEG files, in one process": {"jpeg_folder": "imgrec", "jpeg_folder_float": "imgrec, to floats"},
+        "Packed: the shorter side 256, JPEG of quality 90": {"packed_jpeg": "imgrec", "packed_raw": "imgrec, uncompressed"},
     }
     drawn = {title: speeds(rows, ours) for title, ours in panels.items()}
     figure = Figure(figsize=(8, 1.4 + 0.3 * sum(map(len, drawn.values()))), layout="constrained")
@@ -141,7 +141,7 @@ def draw(rows: Sequence[Result], path: Path) -> None:
     for axes, (title, bars) in zip(parts, drawn.items(), strict=True):
         colors = ["#1f5fa8" if name.startswith("imgrec") else "#b5bcc6" for name in bars]
         drawn_bars = axes.barh(list(bars), list(bars.values()), color=colors, height=0.7)
-        axes.bar_label(drawn_bars, fmt="%.2g", padding=3)
+        axes.bar_label(drawn_bars, fmt="%.1f", padding=3)
         axes.set_title(title, loc="left", fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.08)
