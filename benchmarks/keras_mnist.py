@@ -10,14 +10,13 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
-from turns import Lap, Result, machine, processor_seconds, ratio
+from turns import Result, machine, processor_seconds, ratio
 
 BATCH = 128
 
@@ -27,8 +26,7 @@ def read_idx(root: str, name: str, header: int) -> NDArray[np.uint8]:
     return np.fromfile(Path(root, "MNIST", "raw", name), dtype=np.uint8)[header:]
 
 
-@contextmanager
-def keras_epoch(root: str) -> Iterator[Lap]:
+def keras_epoch(root: str, *, turns: Iterator[None]) -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import keras
     import tensorflow as tf
@@ -51,11 +49,11 @@ def keras_epoch(root: str) -> Iterator[Lap]:
         ]
     )
     net.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    yield lambda: net.fit(images, labels, batch_size=BATCH, epochs=1, verbose=0)
+    for _ in turns:
+        net.fit(images, labels, batch_size=BATCH, epochs=1, verbose=0)
 
 
-@contextmanager
-def imgrec_epoch(root: str) -> Iterator[Lap]:
+def imgrec_epoch(root: str, *, turns: Iterator[None]) -> None:
     import torch  # here, as torch and TensorFlow do not live in one process
 
     import imgrec
@@ -64,7 +62,8 @@ def imgrec_epoch(root: str) -> Iterator[Lap]:
     torch.set_num_threads(1)
     words = ["experiment=mnist_cnn", f"data.root={root}", "epochs=1", "trainer.threads=1", f"batch_size={BATCH}", "resume=false"]
     with tempfile.TemporaryDirectory() as runs:
-        yield lambda: imgrec.fit(load_config("train", [*words, f"runs_dir={runs}"]), quiet=True)
+        for _ in turns:
+            imgrec.fit(load_config("train", [*words, f"runs_dir={runs}"]), quiet=True)
 
 
 def results(root: str, *, rounds: int) -> list[Result]:

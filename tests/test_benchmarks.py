@@ -19,7 +19,7 @@ turns = importlib.import_module("turns")
 
 REQUIRED, OPTIONAL = (
     {"name": str, "peer": str, "ratio": float, "runs": int, "machine": str},
-    {"decibel": float, "bytes_per_image": int},
+    {"decibel": float, "bytes_per_image": int, "images_per_second": int, "first_batch_s": float},
 )
 ROWS = json.loads((BENCHMARKS / "results.json").read_text())
 
