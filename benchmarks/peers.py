@@ -1,7 +1,8 @@
 """Other loaders, as sides of benchmarks/input.py and packed.py: the same JPEG files, a random resized crop and a flip, batches of 64.
 
 Each as its documentation has it, but for the last step: whatever the loader, its batch is uint8, as imgrec's is. webdataset, litdata and
-FFCV first write the files into their own form, FFCV by encoding them anew; tf.data resizes without antialiasing, as its users do.
+FFCV first write the files into their own form, FFCV by encoding them anew; tf.data resizes without antialiasing, and
+decodes by JDCT_IFAST, which are its defaults.
 `make bench` installs those of peers.txt in .venv-bench, of which only these sides know: TensorBoard, for one, would import TensorFlow in
 others. BENCH_PEERS names another virtual environment.
 """
