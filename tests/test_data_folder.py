@@ -68,7 +68,9 @@ def augmentation(**keys) -> Augment:
 
 
 RUN = {"seed": 5, "batch_size": 4, "max_device_batch": 64, "num_workers": 0, "sampling": "shuffle", "class_weights": None}
-LIMITS = SimpleNamespace(timeout_s=60.0, limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0)
+LIMITS = SimpleNamespace(
+    accelerator="cpu", timeout_s=60.0, limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0
+)
 
 
 @pytest.fixture

@@ -43,7 +43,9 @@ from imgrec.training.callbacks.batch_norm import first_batches
 
 COMMON = {**GRAY, "split_seed": 0, "changed": "refuse"}
 RUN = {"seed": 3, "batch_size": 16, "max_device_batch": 8, "num_workers": "auto", "sampling": "shuffle", "class_weights": None}
-LIMITS = SimpleNamespace(limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0, timeout_s=300.0)
+LIMITS = SimpleNamespace(
+    limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0, timeout_s=300.0, accelerator="cpu"
+)
 
 
 def data_module(data: ImageData, *, augment=None, devices: int = 1, start=(0, 0), **change) -> DataModule:
@@ -132,6 +134,15 @@ def test_closing_ends_the_thread_that_pins_memory_before_the_workers():
     assert all(f"self.{name}" in source for name in vars(loader._loader._iterator) if name != "_shutdown_workers")
     loader.close()
     assert events == ["told", "woken", "joined", "terminated", "shut down", "killed"]
+
+
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+def test_memory_is_pinned_for_a_run_on_a_gpu_only(accelerator, monkeypatch):
+    """Pinning opens a context on the GPU: some hundred megabytes of it, or an error where another process has it for itself."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    limits = SimpleNamespace(**vars(LIMITS) | {"accelerator": accelerator})
+    loader = data_module(fake(), trainer=limits, num_workers=0).train_dataloader()
+    assert loader._loader.pin_memory == (accelerator == "auto")
 
 
 @pytest.mark.parametrize("taken", [1, 2])

@@ -16,6 +16,7 @@ from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, Mark, worker_count
 from imgrec.data.sampler import EVALUATION_BATCH, BatchPlan, EpochBatches, plan_batches, split_epoch
+from imgrec.distributed.device_checks import trains_on_cuda
 from imgrec.distributed.signals import request_stop
 from imgrec.distributed.world import env_number
 
@@ -68,7 +69,7 @@ class DataModule(pl.LightningDataModule):
         self._training = _cached(data, train).for_training(augment, run.seed)
         self._validation = None if data.splits.val is None else _cached(data, data.splits.val)
         self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
-        self._timeout_s = run.trainer.timeout_s
+        self._timeout_s, self._for_gpu = run.trainer.timeout_s, trains_on_cuda(run.trainer)
         self._statistics_batch = max(2, min(self.plan.global_size, run.max_device_batch, EVALUATION_BATCH))
         self._bad = set(left_out)
         self._constant: set[str] = set()
@@ -122,6 +123,7 @@ class DataModule(pl.LightningDataModule):
                 lost=request_stop,
                 doing=self._doing,
                 mark=mark,
+                for_gpu=self._for_gpu,
             )
         )
         return self._loaders[-1]

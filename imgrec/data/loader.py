@@ -53,6 +53,7 @@ class Loader(Generic[_Batch_co]):
     the others are in a collective that this one has to join. lost: called with a sentence about a worker that was killed;
     if it returns, this process reads the batches from there on. doing: of which batch the data is waited for, for errors.
     mark: called with what the time is spent on from then on, "data_wait" or, for a batch that has come, "copy".
+    for_gpu: batches are in pinned memory, which opens a context on the GPU.
 
     It holds a DataLoader but is none: Lightning would replace the sampler (overfit_batches) and warn about few workers,
     which sets in memory do not need. A DataError in a worker arrives as it was raised, not in the worker's traceback.
@@ -68,6 +69,7 @@ class Loader(Generic[_Batch_co]):
         lost: Callable[[str], None] = raise_died,
         doing: Callable[[], str] = lambda: "waiting for data",
         mark: Mark = lambda part: None,
+        for_gpu: bool = False,
     ) -> None:
         self.dataset, self.requests, self.num_workers = dataset, requests, num_workers
         self._timeout_s, self._lost, self._doing, self._mark = timeout_s or inf, lost, doing, mark
@@ -78,7 +80,7 @@ class Loader(Generic[_Batch_co]):
             sampler=requests,
             num_workers=num_workers,
             collate_fn=self._shared.share,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=for_gpu,
             persistent_workers=num_workers > 0,
             worker_init_fn=start_worker if num_workers else None,
             timeout=POLL_SECONDS if num_workers and timeout_s else 0,

@@ -78,7 +78,8 @@ def measure_images(
     collector.update(empty, empty, none, none)  # a process may have no images
     bad: list[str] = []
     done = 0
-    with closing(Loader(images, requests, num_workers=workers, timeout_s=group.alone_timeout_s)) as batches:
+    on_gpu = network.device.type == "cuda"
+    with closing(Loader(images, requests, num_workers=workers, timeout_s=group.alone_timeout_s, for_gpu=on_gpu)) as batches:
         for number, batch in enumerate(batches, 1):
             group.set_status(f"measuring batch {number} of {len(requests)}")
             bad += batch.bad

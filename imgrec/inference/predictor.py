@@ -173,9 +173,8 @@ class Predictor:
         few = len(paths) <= FEW_FILES
         num_workers = worker_count(num_workers, in_memory=few, processes_here=read_world().local_size)
         batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
-        with closing(
-            Loader(FileBatches(pack_names(paths), self.preprocessing), batches, num_workers=num_workers, timeout_s=timeout_s)
-        ) as loader:
+        files, on_gpu = FileBatches(pack_names(paths), self.preprocessing), self.device.type == "cuda"
+        with closing(Loader(files, batches, num_workers=num_workers, timeout_s=timeout_s, for_gpu=on_gpu)) as loader:
             for batch in loader:
                 predictions = iter(self.ranked(self.probabilities(batch.images), top_k))
                 for error in batch.errors:
