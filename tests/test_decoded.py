@@ -134,6 +134,18 @@ def test_what_does_not_fit_is_refused_with_both_sizes(photos, monkeypatch):
         decoded_images(images.open, len(images), 3)
 
 
+def test_every_rank_is_told_that_it_does_not_fit(photos, monkeypatch):
+    """The others would wait for memory that rank 0 did not get."""
+    monkeypatch.setattr(decoded, "usable_memory", lambda: 10)
+    images = folder(photos).split("train")
+
+    def work(rank: int) -> None:
+        with raises_error(ConfigError, "data.cache=ram", "0.0 GB", "data.cache=none", "imgrec pack"):
+            images.decoded_once()
+
+    assert run_ranks(2, work, group=True) == [None] * 2
+
+
 def test_the_sizes_that_are_read_are_counted_for_a_bar(monkeypatch, photos):
     monkeypatch.setattr(decoded, "HEADERS_AT_ONCE", 3)
     images = folder(photos, on_bad_image="skip", on_bad_image_eval="skip").split("train")
