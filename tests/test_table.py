@@ -482,7 +482,7 @@ def test_the_commands_of_the_page_about_data_run(tmp_path, monkeypatch):
     small = {"train": ["epochs=1", "data.image_size=64", "trainer.accelerator=cpu", "trainer.devices=1", "num_workers=0"]}
     for _, name, *words in map(shlex.split, block.splitlines()):
         assert imgrec(name, *words, *small.get(name, ["device=cpu", "num_workers=0"])) == 0
-    with open("answers.csv", newline="") as text:
+    with open("predictions.csv", newline="") as text:
         assert {row["path"]: row["class"] in LABELS for row in csv.DictReader(text)} == {
             f"dogs/test/90{k}.jpg": True for k in (0, 1)
         }
