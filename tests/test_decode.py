@@ -88,7 +88,7 @@ def test_training_and_prediction_by_path_or_from_a_picture_see_pils_pixels(tmp_p
             assert torch.equal(from_pil(opened, preprocessing), reference), path  # loaded
 
 
-@pytest.mark.parametrize("preprocessing", [COLOUR, GRAY], ids=["colour", "gray"])
+@pytest.mark.parametrize("preprocessing", [COLOUR, pytest.param(GRAY, marks=pytest.mark.slow)], ids=["colour", "gray"])
 @pytest.mark.parametrize("decoder", [name for name in get_args(Decoder) if name != "auto"])
 def test_every_decoder_sees_pils_pixels(tmp_path, preprocessing, decoder):
     if decoder == "torchcodec":

@@ -129,7 +129,7 @@ def train_two_steps(words, tmp_path):
 
 # model=resnet50 is model=resnet of depth 50: tests/test_models.py compares them with torchvision's.
 OF_ONE_DEPTH = {file.stem for file in FILES if file.parent.name == "model" and "_target_: " not in file.read_text()}
-BIG = {"alexnet", "densenet", "googlenet", *SLOW_IMPORTS}  # options that take seconds have slow rows of their own
+BIG = {"alexnet", "densenet", "googlenet", "vgg", *SLOW_IMPORTS}  # options that take seconds have slow rows of their own
 
 
 def rows():

@@ -32,7 +32,7 @@ SMALL = {
         "trainer.devices=1",
         "num_workers=0",
     ),
-    "evaluate": ("device=cpu", "num_workers=0"),
+    "evaluate": ("device=cpu", "num_workers=0", "plot=none"),
     "predict": ("device=cpu", "num_workers=0"),
 }
 

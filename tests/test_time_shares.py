@@ -174,9 +174,13 @@ def test_shares_of_each_epoch_are_what_was_spent_of_the_whole(small, moved):
     [
         (InMemoryImages, "__getitem__", [], ("waiting for images", "num_workers=")),
         (Classifier, "on_validation_epoch_end", [], ("validation", "trainer.limit_val_batches=1")),
-        (Classifier, "on_validation_epoch_end", ["trainer.limit_val_batches=1.0"], ("validation", "trainer.limit_val_batches=0.5")),
+        pytest.param(
+            *(Classifier, "on_validation_epoch_end", ["trainer.limit_val_batches=1.0"]),
+            ("validation", "trainer.limit_val_batches=0.5"),
+            marks=pytest.mark.slow,
+        ),
         (pl.Trainer, "save_checkpoint", ["trainer.save_every_steps=1"], ("saving", "trainer.save_every_steps=10")),
-        (pl.Trainer, "save_checkpoint", [], ("saving", "runs_dir=FOLDER")),
+        pytest.param(pl.Trainer, "save_checkpoint", [], ("saving", "runs_dir=FOLDER"), marks=pytest.mark.slow),
         (pl.strategies.SingleDeviceStrategy, "batch_to_device", [], ("copying images", "data.image_size=8")),
     ],
     ids=["loader", "validation", "share of validation", "saves", "best", "copy"],
