@@ -357,3 +357,13 @@ def test_a_process_that_was_killed_is_named(server):
     os.kill(images.files.downloads.pid, signal.SIGKILL)
     with raises_error(SourceError, f"data.root={server.url}", "was killed", "Start the same command again"):
         whole(images)
+
+
+def test_errors_of_the_process_arrive_as_they_are(server, tmp_path):
+    """They are pickled there: of a module that was started with `python -m`, no other process knows the classes."""
+    images = shards(server.url).split("train")
+    with raises_error(SourceError, f"{server.url}/other/{INDEX}", "no such file", "imgrec pack"):
+        _ = shards(f"{server.url}/other").splits
+    server.folder = tmp_path
+    with raises_error(SourceError, images.path(0), "no such file", "data.root"):
+        whole(images)

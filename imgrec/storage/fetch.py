@@ -1,4 +1,4 @@
-"""A process that downloads blocks of remote shards into a folder: python -m imgrec.storage.fetch. Imports no torch.
+"""A process that downloads blocks of remote shards into a folder, which remote.py starts. Imports no torch.
 
 It is a process of its own because obstore's threads do not survive the forks by which loader workers start, and so that no
 download waits for Python's lock while a network is trained. It ends when its parent does, whose end closes its input.
@@ -376,7 +376,3 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     serve(FetchSettings(**json.loads(sys.stdin.buffer.readline())))
     os._exit(0)  # without waiting for downloads
-
-
-if __name__ == "__main__":
-    main()

@@ -48,7 +48,9 @@ class Downloads:
         self.root, self.folder, self.most_bytes = root, folder, most_bytes
         self._address, self._key = os.path.join(place, "socket"), secrets.token_bytes(16)
         self._open = threading.local()
-        process = subprocess.Popen([sys.executable, "-m", "imgrec.storage.fetch"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # Not `-m`: its errors would be classes of `__main__`, which this process cannot unpickle.
+        command = [sys.executable, "-c", "from imgrec.storage.fetch import main; main()"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         weakref.finalize(self, _end, process, os.getpid())
         self.pid = process.pid
         assert process.stdin is not None
