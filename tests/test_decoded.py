@@ -196,3 +196,9 @@ def test_an_image_that_has_grown_is_not_kept(tmp_path):
 def test_the_available_memory_is_that_of_the_machine_or_of_its_container():
     total = decoded.os.sysconf("SC_PAGE_SIZE") * decoded.os.sysconf("SC_PHYS_PAGES")
     assert 0 < decoded.available_memory() < total
+
+
+def test_a_system_without_shared_memory_of_this_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    with raises_error(ConfigError, "data.cache=ram", "Linux", "data.cache=none"):
+        decoded_images(open, 1, 3)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from imgrec.data.batch import Indices
 from imgrec.data.decode import FORMATS
+from imgrec.data.shared_batches import can_share
 from imgrec.distributed.process_group import all_gather
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
@@ -73,6 +74,8 @@ def decoded_images(opened: Callable[[int], Any], count: int, channels: int) -> D
 
     ConfigError on all ranks where one machine has not as much.
     """
+    if not can_share():
+        raise ConfigError("data.cache=ram: expected Linux, whose processes share memory by memfd. Set data.cache=none.")
     world, host = read_world(), socket.gethostname()
     made: tuple[str, int] | ConfigError | None = None
     if world.local_rank == 0:
