@@ -39,8 +39,9 @@ def unbroken(tmp_path_factory) -> dict:
 
 
 def test_two_killed_processes_resume_bit_for_bit(tmp_path):
-    unbroken = finish_run(together(tmp_path / "unbroken", "epochs=2"), size=2)
-    run = together(tmp_path / "killed", "epochs=2", "trainer.save_every_steps=1", "num_workers=1")
+    words = ("epochs=2", "callbacks.early_stopping.patience=1")
+    unbroken = finish_run(together(tmp_path / "unbroken", *words), size=2)
+    run = together(tmp_path / "killed", *words, "trainer.save_every_steps=1", "num_workers=1")
     kill_run(run, 6, StepBoundary, "on_before_optimizer_step", size=2)
     assert_same(finish_run(run, size=2), unbroken)
 
