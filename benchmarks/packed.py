@@ -12,6 +12,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -30,6 +31,7 @@ from imgrec.data.allocator import keep_freed_memory
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Request
 from imgrec.data.image_data import ImageData
+from imgrec.data.loader import Loader
 from imgrec.data.split_folders import find_split_folders
 from imgrec.storage.pack import Packing, pack_images
 
@@ -47,16 +49,18 @@ def packed_data(root: str) -> ImageData:
     return build("data", compose_config("train", ["data=shards", f"data.root={root}"])["data"], ImageData)
 
 
-def imgrec_side(packed: str, images: int, *, turns: Iterator[None]) -> None:
+def imgrec_side(packed: str, images: int, workers: int = 0, *, turns: Iterator[None]) -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     node = compose_config("train", ["augment=basic"])["augment"]
     augment: Augment = instantiate({**node, "crop_scale": [0.08, 1.0], "crop_padding": 0.0})
     split = packed_data(packed).split("train").for_training(augment, 0)
     order = order_of(len(split), images)
-    for _ in turns:
-        for start in range(0, len(order), BATCH):
-            _ = split[Request(0, order[start : start + BATCH], BATCH)]
+    requests = [Request(0, order[start : start + BATCH], BATCH) for start in range(0, len(order), BATCH)]
+    with closing(Loader(split, requests, num_workers=workers)) as loader:
+        for _ in turns:
+            for _ in loader:
+                pass
 
 
 def fidelity(root: str, packed: ImageData, count: int = 64) -> float:
@@ -97,22 +101,34 @@ def results(root: str, *, size: int = 256, images: int = 512, rounds: int = 5) -
         seconds = processor_seconds({PEER: folder_side, **others, **ours}, rounds=rounds)
         for name, spent in seconds.items():
             print(f"{name:<40}{median(spent) / images * 1e6:8.0f} us of the processor's time an image", flush=True)
+        both = {
+            f"packed_{kind}_two_workers": partial(imgrec_side, str(folders[f"packed_{kind}"]), images, 2)
+            for kind in ("jpeg", "raw")
+        }
+        peer = f"{PEER}, two workers"
+        seconds |= processor_seconds(
+            {peer: partial(torchvision_side, root, work_of(root, 224, images, 2)), **both}, rounds=rounds
+        )
         train, here = find_split_folders(root).folders["train"], machine()
         made = {name: packed_data(str(folder)) for name, folder in folders.items()}
         near = {name: fidelity(train, data) for name, data in made.items()}
         size_of = {name: int(data.split("train").content()[:, 0].mean()) for name, data in made.items()}
-        pairs = [*((name, PEER) for name in ours), *(("packed_jpeg", peer) for peer in others)]
+        pairs = [
+            *((name, PEER) for name in ours),
+            *(("packed_jpeg", other) for other in others),
+            *((name, peer) for name in both),
+        ]
         return [
             Result(
                 name=name,
-                peer=peer,
-                ratio=ratio(seconds, peer, name),
+                peer=with_whom.removesuffix(", two workers"),
+                ratio=ratio(seconds, with_whom, name),
                 runs=rounds,
                 machine=here,
-                decibel=near[name],
-                bytes_per_image=size_of[name],
+                decibel=near[name.removesuffix("_two_workers")],
+                bytes_per_image=size_of[name.removesuffix("_two_workers")],
             )
-            for name, peer in pairs
+            for name, with_whom in pairs
         ]
 
 
@@ -123,7 +139,7 @@ def main() -> None:
     rows = results(given["root"], **{name: int(value) for name, value in given.items() if name != "root"})
     print(rows[0]["machine"])
     for row in rows:
-        print("{name:<18}{ratio:6.2f} times {peer}  {decibel:5.1f} dB  {bytes_per_image:9,} bytes".format_map(row))
+        print("{name:<24}{ratio:6.2f} times {peer}  {decibel:5.1f} dB  {bytes_per_image:9,} bytes".format_map(row))
 
 
 if __name__ == "__main__":

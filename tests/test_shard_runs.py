@@ -8,7 +8,10 @@ from marks import slow_but
 from range_server import RangeServer, served
 from resumed_runs import assert_same, finish_run, kill_run
 from shard_runs import logged_samples, logging, packed_photos, shards_run, train_images
+from test_pack import RUN
 
+import imgrec
+from imgrec import config
 from imgrec.training.step_boundary import StepBoundary
 
 KILLED = (6, StepBoundary, "on_before_optimizer_step")  # in the second epoch
@@ -75,3 +78,11 @@ def test_two_killed_ranks_resume_bit_for_bit(tmp_path, packed):
     whole = finish_run(shards_run(tmp_path / "whole", packed, *words), size=2)
     kill_run(shards_run(tmp_path / "parts", packed, *words), *KILLED, size=2)
     assert_same(finish_run(shards_run(tmp_path / "parts", packed, *words), size=2), whole)
+
+
+def test_an_evaluation_reads_a_server_as_the_test_of_the_run_did(tmp_path, server):
+    run = config.load("train", [*RUN, "data=shards", f"data.root={server.url}", "epochs=1", f"runs_dir={tmp_path}"])
+    result = imgrec.fit(run, quiet=True)
+    report = imgrec.load(result.folder).evaluate(num_workers=0)
+    assert report["accuracy"] == result["test"]["accuracy"]
+    assert report["confusion_matrix"] == result["test"]["confusion_matrix"]

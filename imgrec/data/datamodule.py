@@ -11,7 +11,7 @@ from imgrec.config.schema import Limit, RunConfig, Split
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Request
 from imgrec.data.class_balance import training_order
-from imgrec.data.folder import FileData, ImageFiles, reading_rows
+from imgrec.data.folder import FileData, ImageFiles, announced, reading_rows
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, Mark, worker_count
@@ -117,7 +117,7 @@ class DataModule(pl.LightningDataModule):
         self._loaders.append(
             Loader(
                 images,
-                images.announced(requests) if isinstance(images, ImageFiles) else requests,
+                announced(images, requests),
                 num_workers=self.workers,
                 timeout_s=self._timeout_s if self.plan.devices == 1 else None,
                 lost=request_stop,

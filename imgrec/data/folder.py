@@ -227,6 +227,11 @@ def reading_rows(images: ImageSet) -> Indices:
     return images.reading_rows() if isinstance(images, ImageFiles) else np.arange(len(images))
 
 
+def announced(images: ImageSet, requests: Requests) -> Requests:
+    """Requests of a split, of which those that follow are prepared where that takes long."""
+    return images.announced(requests) if isinstance(images, ImageFiles) else requests
+
+
 def _size(path: bytes) -> int:
     try:
         return os.stat(path).st_size

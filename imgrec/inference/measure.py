@@ -11,7 +11,7 @@ from torch.nn import functional
 from imgrec.config.schema import Precision
 from imgrec.data.batch import Request
 from imgrec.data.decode import Preprocessing
-from imgrec.data.folder import reading_rows
+from imgrec.data.folder import announced, reading_rows
 from imgrec.data.image_set import ImageSet
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, worker_count
@@ -79,7 +79,9 @@ def measure_images(
     bad: list[str] = []
     done = 0
     on_gpu = network.device.type == "cuda"
-    with closing(Loader(images, requests, num_workers=workers, timeout_s=group.alone_timeout_s, for_gpu=on_gpu)) as batches:
+    with closing(
+        Loader(images, announced(images, requests), num_workers=workers, timeout_s=group.alone_timeout_s, for_gpu=on_gpu)
+    ) as batches:
         for number, batch in enumerate(batches, 1):
             group.set_status(f"measuring batch {number} of {len(requests)}")
             bad += batch.bad
