@@ -33,6 +33,7 @@ class Part(NamedTuple):
 PARTS = {
     "input": Part(photographs=True),
     "packed": Part(photographs=True),
+    "remote": Part(photographs=True),
     "in_memory": Part(photographs=False),
     "million": Part(photographs=False),
     "start": Part(photographs=False),
@@ -51,6 +52,8 @@ FASTER = {
     "packed_keep": "Shards of `imgrec pack format=keep`: the files as they are.",
     "packed_jpeg": "Shards of `format=jpeg`: the shorter side 256, quality 90. Others read the same JPEG images, packed by them. Goal: 6.",
     "packed_raw": "Shards of `format=raw`: the shorter side 256, not compressed. Goal: 16.",
+    "packed_jpeg_two_workers": "`packed_jpeg` with two workers, as ImageFolder has then.",
+    "packed_raw_two_workers": "`packed_raw` with two workers, as ImageFolder has then.",
     "remote_shards_cold": "`packed_keep` from a server 50 ms away, nothing kept yet: images/s by the clock over those from a folder.",
     "remote_shards_warm": "The same once the local cache holds the shards. Goal: 0.9.",
     "in_memory": "A set in memory, 32x32 pixels, `augment=basic`, to normalised floats. Goal: 24.",

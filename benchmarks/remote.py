@@ -30,6 +30,7 @@ from imgrec.data.augment import Augment
 from imgrec.data.image_data import ImageData
 from imgrec.data.loader import Loader
 from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
+from imgrec.data.split_folders import find_split_folders
 from imgrec.data.window import windowed_order
 from imgrec.storage.pack import Packing, pack_images
 from imgrec.storage.shards import ImageShards
@@ -41,7 +42,7 @@ SERVER = Path(__file__).parents[1] / "tests/range_server.py"
 
 def linked(root: str, folder: Path, copies: int) -> Path:
     """Each image under `copies` names."""
-    for path in sorted(Path(root).glob("train/*/*")):
+    for path in sorted(Path(find_split_folders(root).folders["train"]).glob("*/*")):
         place = folder / path.parent.name
         place.mkdir(parents=True, exist_ok=True)
         for copy in range(copies):

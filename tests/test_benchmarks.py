@@ -122,7 +122,7 @@ def test_a_short_run_writes_figures_of_each_part_and_keeps_the_others(tmp_path: 
     rows = json.loads(results.read_text())
     assert_shape(rows)
     assert {found["name"] for found in rows} == {
-        name for name in (*all_parts.FASTER, *all_parts.COSTS) if not name.startswith(("million", "time_shares"))
+        name for name in (*all_parts.FASTER, *all_parts.COSTS) if not name.startswith(("million", "time_shares", "remote"))
     }
     assert (tmp_path / "benchmarks.md").read_text() == all_parts.page(rows)
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
