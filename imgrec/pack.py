@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from imgrec.config.annotations import format_value
 from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import build, check_signature
 from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, dotted_types, parse_settings
@@ -46,9 +47,15 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         return _verify(Path(config.verify), terminal)
     if config.index is not None:
         return _index(Path(config.index), terminal)
-    if config.out is None:
-        raise ConfigError("out=null: pack needs a folder for the shards. Set out=DIR.")
-    check_data(DataConfig.from_node(config.data))
+    if not config.out:
+        raise ConfigError(f"out={format_value(config.out)}: pack needs a folder for the shards. Set out=DIR.")
+    data = DataConfig.from_node(config.data)
+    check_data(data)
+    root = data.own.get("root")
+    if root is not None and "file" not in data.own and Path(config.out).resolve().is_relative_to(Path(root).resolve()):
+        raise ConfigError(
+            f"out={config.out} is in data.root={root}, where shards would be taken for images. Set out=DIR beside it."
+        )
     return _pack(config, Path(config.out), terminal)
 
 

@@ -8,17 +8,20 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from error_parts import assert_refused, raises_error
+from error_parts import assert_error, assert_refused, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_but
+from numpy.typing import NDArray
 from PIL import Image
 from processes import wait_until
 from small_run import SMALL
@@ -244,6 +247,15 @@ def test_a_pack_that_is_killed_at_any_time_is_continued(photos, tmp_path, start_
     assert files(tmp_path / "out") == files(tmp_path / "unbroken")
 
 
+def test_a_pack_that_is_killed_in_its_first_moment_is_continued(photos, kept, tmp_path):
+    for left in ([], ["lock"], ["lock", "source.unfinished"]):
+        out = tmp_path / f"out{len(left)}"
+        (out / "unfinished").mkdir(parents=True)
+        for name in left:
+            (out / "unfinished" / name).touch()
+        assert files(pack(folder(photos), out)) == files(kept)
+
+
 def test_a_shard_cut_short_meanwhile_is_written_again(photos, kept, tmp_path):
     out, data = tmp_path / "out", folder(photos)
     with pytest.raises(Killed):
@@ -263,6 +275,10 @@ def test_a_folder_with_something_else_is_refused(photos, kept, tmp_path):
     (tmp_path / "mine/file").touch()
     with raises_error(ConfigError, f"out={tmp_path}/mine", "not empty", "out=ANOTHER"):
         pack(folder(photos), tmp_path / "mine")
+    for place in (tmp_path / "mine/file/out", Path("/proc/out")):
+        with raises_error(ConfigError, f"out={place}", "cannot be made", "out=FOLDER"):
+            pack(folder(photos), place)
+    assert [*(tmp_path / "mine").iterdir()] == [tmp_path / "mine/file"]
     (tmp_path / "begun/unfinished").mkdir(parents=True)
     (tmp_path / "begun/unfinished/source").write_text("other")
     with raises_error(ConfigError, f"out={tmp_path}/begun", "unfinished pack", "out=ANOTHER"):
@@ -358,13 +374,100 @@ def test_a_damaged_index_is_named(copied, content):
 def test_every_flipped_byte_of_the_index_is_noticed_or_without_effect(copied):
     whole = (copied / INDEX).read_bytes()
     index = ShardIndex.read(copied)
-    for position in np.random.default_rng(0).integers(0, len(whole), 100).tolist():
+    first = whole.index(b"PK\1\2")  # of the archive's directory, where each byte means something else
+    directory = [*range(first, first + 130), *range(len(whole) - 22, len(whole))]
+    for position in [*np.random.default_rng(0).integers(0, len(whole), 100).tolist(), *directory]:
         (copied / INDEX).write_bytes(whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :])
         try:
             read = ShardIndex.read(copied)
         except DataError:
             continue
         assert equal(read, index)
+
+
+HEADERS: dict[str, dict[str, object]] = {
+    "no text": {"classes": [1, 2, 3]},
+    "null": {"classes": [None, None, None]},
+    "twice": {"classes": ["cat", "cat", "eel"]},
+    "long version": {"version": "9" * 10_000},
+    **{f"shard {name!a}": {"shards": [name]} for name in ("", ".", "a\0b", "\ud800", "a//b", "train/", 5, None)},
+}
+COLUMNS: dict[str, Callable[[NDArray[Any]], Any]] = {
+    "0-D": lambda column: column[0],
+    "2-D": lambda column: column[:, None],
+    "text": lambda column: np.full(len(column), "1"),
+    "fraction": lambda column: np.zeros(len(column)) + 0.5,
+    "NaN": lambda column: np.full(len(column), np.nan),
+    "complex": lambda column: np.zeros(len(column), complex),
+    "object": lambda column: np.array([[1]] * len(column), dtype=object),
+    "shorter": lambda column: column[:-1],
+}
+
+
+def changed_index(content: bytes, header: dict[str, object], **arrays: Any) -> bytes:
+    """An index with other entries in its header and other arrays, as an archive of numpy's."""
+    found = dict(np.load(io.BytesIO(content))) | arrays
+    found["header"] = np.frombuffer(json.dumps(json.loads(found["header"].tobytes()) | header).encode(), dtype=np.uint8)
+    made = io.BytesIO()
+    np.savez(made, **found)
+    return made.getvalue()
+
+
+def assert_no_index(content: bytes) -> None:
+    with pytest.raises(DataError) as caught:
+        ShardIndex.unpack(content, "DIR/index.npz")
+    assert len(str(caught.value)) < 250
+    assert_error(str(caught.value), "DIR/index.npz")
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_a_header_that_imgrec_does_not_write_is_refused(kept, header):
+    index = ShardIndex.read(kept)
+    if "shards" in header:
+        header = {"shards": [*header["shards"], *index.shards[1:]]}
+    assert_no_index(changed_index((kept / INDEX).read_bytes(), header))
+
+
+@pytest.mark.parametrize("change", COLUMNS.values(), ids=COLUMNS)
+@pytest.mark.parametrize("name", ["sizes", "checksums", "train_labels", "train_names", "train_places"])
+def test_an_array_that_imgrec_does_not_write_is_refused(kept, name, change):
+    content = (kept / INDEX).read_bytes()
+    assert_no_index(changed_index(content, {}, **{name: change(np.load(io.BytesIO(content))[name])}))
+
+
+@given(
+    offset=st.integers(-(2**63), 2**63 - 1) | st.integers(0, 30_000),
+    length=st.integers(-(2**63), 2**63 - 1) | st.integers(0, 30_000),
+    shard=st.integers(-3, 9),
+)
+def test_no_image_is_outside_its_shard(kept, offset, length, shard):
+    index = ShardIndex.read(kept)
+    places = index.splits["train"].places.copy()
+    places[3] = (shard, offset, length, -1)
+    changed = index._replace(splits={"train": index.splits["train"]._replace(places=places)})
+    if 0 <= shard < len(index.shards) and offset >= 0 and length >= 0 and offset + length <= int(index.sizes[shard]):
+        changed.check("index.npz")
+    else:
+        with raises_error(DataError, "index.npz", "does not fit to itself", "pack the images again"):
+            changed.check("index.npz")
+
+
+def test_an_archive_that_is_larger_in_memory_than_on_disk_is_not_read(kept):
+    made = io.BytesIO()
+    np.savez_compressed(made, **dict(np.load(kept / INDEX)), more=np.zeros(10**6))
+    assert_no_index(made.getvalue())
+    for shape in ((2**70,), (2**36,), (-1,)):  # arrays that are said to be larger than they are
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w") as archive, archive.open("sizes.npy", "w") as entry:
+            np.lib.format.write_array_header_1_0(entry, {"descr": "<i8", "fortran_order": False, "shape": shape})
+        assert_no_index(made.getvalue())
+
+
+@pytest.mark.parametrize("header", [b"[" * 200_000, b"1" * 10_000, b"NaN", b"[1]", b"\xff"], ids=lambda header: ascii(header[:3]))
+def test_a_header_that_is_no_header_is_refused(kept, header):
+    made = io.BytesIO()
+    np.savez(made, **dict(np.load(kept / INDEX)) | {"header": np.frombuffer(header, dtype=np.uint8)})
+    assert_no_index(made.getvalue())
 
 
 def equal(one: ShardIndex, other: ShardIndex) -> bool:
@@ -424,6 +527,9 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     for words, parts in {
         ("data=digits", f"out={tmp_path}/o"): ("data._target_", "in memory", "data=imagefolder data.root=FOLDER"),
         (str(tmp_path),): ("out=null", "out=DIR"),
+        (str(tmp_path), "out="): ("out=", "out=DIR"),
+        (str(tmp_path), f"out={tmp_path}/a/../b"): (f"out={tmp_path}/a/../b", f"data.root={tmp_path}", "out=DIR"),
+        (str(tmp_path), f"out={tmp_path}"): (f"out={tmp_path}", f"data.root={tmp_path}", "out=DIR"),
         ("data.root=none", f"out={tmp_path}/o"): ("data.root=none", "data.root=FOLDER"),
         ("format=png",): ("format=png", "jpeg, raw or keep", "jpeg"),
         ("quality=101",): ("quality=101", "1 or more and at most 100", "90"),

@@ -2,9 +2,10 @@
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from imgrec.files import atomic_write, composed
 
 INDEX = "index.npz"  # in the folder of the shards
 VERSION = 1
+MOST_SHARD = 2**52  # bytes; the blocks of a remote one have 32 bits for their number, 2**20 bytes each
 # The place of an image: row of the shard in the index, bytes from its start, bytes, and CRC-32 of these (-1: not known).
 PLACE = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("length", "<i8"), ("checksum", "<i8")])
 Places = NDArray[np.void]
@@ -72,10 +74,11 @@ class ShardIndex(NamedTuple):
     def unpack(cls, content: bytes, path: Path | str) -> "ShardIndex":
         """DataError, with the path, for what `pack` did not make."""
         try:
-            arrays = dict(np.load(io.BytesIO(content), allow_pickle=False))  # the archive has a checksum of each
+            arrays = _arrays(content)
             header = json.loads(arrays["header"].tobytes())
             if header["version"] != VERSION:
-                raise DataError(f"{path} has version {header['version']}, not {VERSION}. Read it with the imgrec that wrote it.")
+                version = shorten(header["version"])
+                raise DataError(f"{path} has version {version}, not {VERSION}. Read it with the imgrec that wrote it.")
             splits: dict[Split, PackedSplit] = {
                 name: PackedSplit(*(arrays[f"{name}_{column}"] for column in PackedSplit._fields))
                 for name in get_args(Split)
@@ -89,7 +92,9 @@ class ShardIndex(NamedTuple):
                 splits,
                 header["source"],
             )
-        except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        except DataError:
+            raise
+        except Exception as error:  # the parsers of zipfile, numpy and json raise any
             raise DataError(f"{path} is damaged or no index of shards. Remove it, and pack the images again.") from error
         index.check(path)
         return index
@@ -97,19 +102,54 @@ class ShardIndex(NamedTuple):
     def check(self, path: Path | str) -> None:
         """DataError where the arrays do not fit to one another, an image outside its shard, say, or a shard is outside the folder."""
         for shard in self.shards:
-            if not isinstance(shard, str) or "://" in shard or shard.startswith("/") or ".." in shard.split("/"):
+            if not _is_below(shard):
                 raise DataError(f"{path} names the shard {shorten(shard)}, which is not below it. Do not use this index.")
-        fits = len(self.shards) == len(self.sizes) == len(self.checksums)
-        for labels, names, places in self.splits.values():
-            fits &= places.dtype == PLACE and names.dtype.kind == "S" and len(labels) == len(names) == len(places) > 0
-            fits = bool(fits) and bool(
-                (
-                    (places["shard"] >= 0)
-                    & (places["shard"] < len(self.sizes))
-                    & (places["offset"] >= 0)
-                    & (places["length"] >= 0)
-                ).all()
-            )
-            fits = fits and bool((places["offset"] + places["length"] <= self.sizes[places["shard"]]).all())
+        # The order matters: each line holds only where those above do.
+        fits = (
+            len(set(self.classes)) == len(self.classes)
+            and _is_column(self.sizes, np.dtype(np.int64))
+            and _is_column(self.checksums, np.dtype(np.int64))
+            and len(self.shards) == len(self.sizes) == len(self.checksums)
+            and bool(((self.sizes > 0) & (self.sizes <= MOST_SHARD)).all())
+            and all(map(self._split_fits, self.splits.values()))
+        )
         if not fits:
             raise DataError(f"{path} does not fit to itself. Remove it, and pack the images again.")
+
+    def _split_fits(self, split: PackedSplit) -> bool:
+        labels, names, places = split
+        if not (
+            _is_column(labels, np.dtype(np.int64)) and names.ndim == 1 and names.dtype.kind == "S" and _is_column(places, PLACE)
+        ):
+            return False
+        if not len(labels) == len(names) == len(places) > 0:
+            return False
+        shard, offset, length = places["shard"], places["offset"], places["length"]
+        if not ((shard >= 0) & (shard < len(self.sizes)) & (offset >= 0) & (length >= 0)).all():
+            return False
+        return bool((length <= self.sizes[shard] - offset).all())  # not offset + length, which may overflow
+
+
+def _arrays(content: bytes) -> dict[str, NDArray[np.generic]]:
+    """The arrays of an archive, which has a checksum of each. ValueError where they would take more memory than the archive."""
+    entries = zipfile.ZipFile(io.BytesIO(content)).infolist()
+    if sum(entry.file_size for entry in entries) > len(content):
+        raise ValueError("compressed, which `pack` does not do")
+    if int.from_bytes(content[-12:-10], "little") != len(entries):  # zipfile ends early at an entry that is damaged
+        raise ValueError("fewer arrays than the archive says")
+    return dict(np.load(io.BytesIO(content), allow_pickle=False))
+
+
+def _is_below(shard: object) -> bool:
+    """Whether this is the path of a file below the folder of the index."""
+    if not isinstance(shard, str) or "\0" in shard or "://" in shard or not {"", ".", ".."}.isdisjoint(shard.split("/")):
+        return False
+    try:
+        os.fsencode(shard)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_column(array: NDArray[np.generic], kind: np.dtype[Any]) -> bool:
+    return array.ndim == 1 and array.dtype == kind

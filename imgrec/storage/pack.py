@@ -252,17 +252,22 @@ def _webdataset_info(index: ShardIndex) -> dict[str, object]:
 @contextmanager
 def _own_folder(out: Path, source: str) -> Iterator[None]:
     """The folder, for this process alone; ConfigError where it holds something else than the begin of this pack."""
-    mark = out / UNFINISHED / "source"
+    mark, lock_file = out / UNFINISHED / "source", out / UNFINISHED / "lock"
     other = f"Set out=ANOTHER, or remove {out}."
     if (out / INDEX).is_file():
         same = f"these images are packed there already. Type imgrec train data=shards data.root={out}, or set out=ANOTHER."
         raise ConfigError(f"out={out}: {same if ShardIndex.read(out).source == source else f'there is another pack. {other}'}")
     if mark.is_file() and mark.read_text() != source:
         raise ConfigError(f"out={out} holds an unfinished pack of other images or settings. {other}")
-    if not mark.is_file() and out.is_dir() and any(out.iterdir()):
-        raise ConfigError(f"out={out} is not empty. {other}")
-    mark.parent.mkdir(parents=True, exist_ok=True)
-    with (out / UNFINISHED / "lock").open("w") as lock:
+    # A pack that was killed in its first moment has left these, but no mark.
+    begun = {mark.parent, lock_file, mark.with_name(f"{mark.name}.unfinished")}
+    if not mark.is_file() and out.is_dir() and not begun.issuperset(out.rglob("*")):
+        raise ConfigError(f"out={out} is not empty. Set out=ANOTHER.")
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out={out}: the folder cannot be made: {error.strerror}. Set out=FOLDER in another place.") from error
+    with lock_file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
