@@ -2,10 +2,13 @@
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from error_parts import raises_error
+from error_parts import assert_error, raises_error
 from marks import slow_but
 from processes import wait_until
 from range_server import FAULTS, RangeServer, served
@@ -184,6 +187,20 @@ def test_what_another_attempt_cannot_help_is_said_at_once(server, here, kept, tm
     assert [path for path, _ in server.requests[before:]].count(f"/{INDEX}") == 2
 
 
+def test_a_page_of_a_server_is_not_repeated_whole(server, here):
+    images = shards(server.url).split("train")
+
+    class Page:
+        def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
+            raise ValueError("status code: 400 " + "page " * 10_000)
+
+    images.files.downloads.fetcher.store = Page()
+    with pytest.raises(SourceError) as caught:
+        _ = images[Request(0, np.array([0]), 1)]
+    assert_error(str(caught.value), images.path(0), "cannot be read", "400", "Correct data.root")
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("root", ["nonsense://bucket/set", "http://", "s3://"])
 def test_an_address_that_nothing_reads_is_refused(here, root):
     with raises_error(SourceError, f"data.root={root}", "cannot be opened", "https://..."):
@@ -215,6 +232,15 @@ def test_without_obstore_what_to_install_is_said(monkeypatch):
     monkeypatch.setattr("imgrec.config.start_checks.find_spec", lambda name: None)
     with raises_error(ConfigError, "data.root=s3://bucket/set", "obstore", 'pip install "imgrec[remote]"'):
         check_start(run)
+
+
+@pytest.mark.parametrize("key", ["name:secret", "secret", "name:se@cret"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(key):
+    with pytest.raises(ConfigError) as caught:
+        check_start(config.load("train", ["data=shards", f"data.root=https://{key}@host/set"]))
+    assert_error(str(caught.value), "data.root=https://...@host/set", "Set data.root=https://host/set", "environment")
+    assert "cret" not in str(caught.value)
+    check_start(config.load("train", ["data=shards", "data.root=abfs://container@account.dfs.core.windows.net/set"]))
 
 
 def test_other_addresses_are_read_by_fsspec(kept, here):
@@ -274,9 +300,73 @@ def test_a_disk_that_cannot_be_written_is_named(server, here, cache, monkeypatch
 
     images = shards(server.url).split("train")
     monkeypatch.setattr(fetch.os, "write", fail)
-    parts = ("Free disk space", "data.cache_gb") if number == 28 else ("Make it writable",)
+    parts = ("Free disk space", "data.cache_gb") if number == 28 else ("Make it a folder that you can write to",)
     with raises_error(SourceError, cache, os.strerror(number), *parts, "IMGREC_CACHE=FOLDER"):
         fetch_all(images)
+
+
+@pytest.mark.parametrize("kind", ["file", "link to itself", "link to nothing"])
+def test_a_cache_that_is_no_folder_is_named(server, here, cache, kind):
+    cache.parent.mkdir(parents=True)
+    if kind == "file":
+        cache.write_text("the user's")
+    else:
+        cache.symlink_to(cache if kind == "link to itself" else "nothing")
+    images = shards(server.url).split("train")
+    with raises_error(SourceError, cache, "Make it a folder", "IMGREC_CACHE=FOLDER"):
+        _ = images[Request(0, np.array([0]), 1)]
+    images.files.downloads.send("ahead", [0])  # says nothing
+    assert kind != "file" or cache.read_text() == "the user's"
+
+
+def test_only_blocks_are_removed_from_the_cache(server, here, cache):
+    images = shards(server.url).split("train")
+    fetch_all(images)
+    blocks = list(cache.iterdir())
+    others = [cache / "00000.tar", cache / "0-1", cache / "folder" / "x", cache / f"{'a' * 32}-1.part.tar"]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(10_000))
+        os.utime(path, (1, 1))
+    fetch._remove_oldest(str(cache), 1)
+    assert all(path.exists() for path in others)
+    assert not any(path.exists() for path in blocks)
+
+
+def test_a_cache_that_is_removed_while_it_is_written_is_made_again(kept, server, here, cache, monkeypatch):
+    read, removed = Fetcher._read, []
+
+    def remove_first(self: Fetcher, path: str, *rest: Any) -> memoryview:
+        content = read(self, path, *rest)
+        if path != INDEX and len(removed) < 2:
+            removed.append(path)
+            shutil.rmtree(cache)
+        return content
+
+    monkeypatch.setattr(Fetcher, "_read", remove_first)
+    assert equal(shards(server.url).split("train"), shards(kept).split("train"))
+    assert len(removed) == 2
+
+
+def test_many_processes_may_wait_for_the_same_blocks(server, here, monkeypatch):
+    monkeypatch.setattr(fetch, "REQUESTS", 1)
+    images = shards(server.url).split("train")
+    fetcher = images.files.downloads.fetcher
+    store, go = fetcher.store, threading.Event()
+
+    class Slow:
+        def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
+            go.wait(60)
+            return store.read(path, span)
+
+    fetcher.store = Slow()
+    wanted = [[number] for number in np.unique(images.files.numbers(images.places)).tolist()] * 2
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        waiting = [pool.submit(fetcher.need, numbers) for numbers in wanted]
+        wait_until(lambda: all(future.running() or future.done() for future in waiting))
+        go.set()
+        for future in waiting:
+            future.result()
 
 
 def fetch_all(images: ImageShards) -> None:
@@ -357,6 +447,10 @@ def test_a_process_that_was_killed_is_named(server):
     os.kill(images.files.downloads.pid, signal.SIGKILL)
     with raises_error(SourceError, f"data.root={server.url}", "was killed", "Start the same command again"):
         whole(images)
+    place = Path(images.files.downloads._address).parent
+    del images
+    gc.collect()
+    assert not place.exists()
 
 
 def test_errors_of_the_process_arrive_as_they_are(server, tmp_path):
@@ -367,3 +461,12 @@ def test_errors_of_the_process_arrive_as_they_are(server, tmp_path):
     server.folder = tmp_path
     with raises_error(SourceError, images.path(0), "no such file", "data.root"):
         whole(images)
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_a_socket_is_refused(server, tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with raises_error(ConfigError, f"TMPDIR={long}", "107 bytes", "TMPDIR=/tmp"):
+        _ = shards(server.url).splits
+    assert not list(long.iterdir())

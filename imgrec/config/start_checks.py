@@ -79,6 +79,12 @@ def _check_root(data: DataConfig) -> None:
         return
     is_shards = data.own["_target_"].endswith(".Shards")
     if is_shards and "://" in root:
+        if found := re.search("(?<=^http://)[^/?#]*@|(?<=^https://)[^/?#]*@", root):
+            shown = root.replace(found[0], "...@")
+            raise ConfigError(
+                f"data.root={shown}: a name or password in an address is not sent to the server, and would be stored with the run. "
+                f"Set data.root={root.replace(found[0], '')}, and keys by the environment, such as AWS_ACCESS_KEY_ID."
+            )
         if find_spec("obstore") is None:
             raise ConfigError(f'data.root={root} needs obstore, which is not installed. Type: pip install "imgrec[remote]"')
         return

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.errors import NO_ROOM, SourceError, first_line
+from imgrec.errors import NO_ROOM, SourceError, first_line, shorten
 
 SCHEMES = {"http", "https", "s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"}  # what obstore reads
 REQUESTS = 16  # at once, and as many for what is waited for: at 50 ms each, 300 MB/s in blocks of 1 MB
@@ -36,6 +36,7 @@ BUSY = ("408", "425", "429")
 CLOUD_ROLE = "169.254.169.254"  # where a machine of a cloud has keys, asked when no others are set
 WITHOUT_RANGES = "Use a server that answers requests for a range of bytes, or copy the shards to a disk."
 PART = ".part"
+BLOCK_NAME = re.compile(r"[0-9a-f]{32}-\d+(\.part)?")
 STALE_S = 3600.0  # age of an unfinished block that nobody is writing any more
 # A process looks how large the cache is whenever it has written 1/128 of the bound, and removes blocks down to 7/8 of it from 15/16 on,
 # so that up to 8 processes that write at the same time stay below it.
@@ -137,7 +138,7 @@ class Fetcher:
         self._blocks: Blocks | None = None
         self._needed = ThreadPoolExecutor(REQUESTS, "imgrec-needed")
         self._ahead = ThreadPoolExecutor(REQUESTS, "imgrec-ahead")
-        self._pending: dict[int, Future[None]] = {}
+        self._pending: dict[int, tuple[Future[None], ThreadPoolExecutor]] = {}
         self._lock, self._looking = (
             threading.RLock(),
             threading.Lock(),
@@ -155,7 +156,7 @@ class Fetcher:
         """These blocks will be read soon."""
         assert self._blocks is not None
         for number in numbers:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # who needs it is told what is wrong with the folder
                 os.utime(block_path(self.folder, self._blocks.key, number))  # it is not the oldest
                 continue
             with self._lock:
@@ -167,30 +168,34 @@ class Fetcher:
         futures = []
         with self._lock:
             for number in numbers:
-                waiting = self._pending.get(number)
-                if waiting is None or waiting.cancel():  # not begun yet
+                waiting, pool = self._pending.get(number, (None, None))
+                if waiting is None or (pool is self._ahead and waiting.cancel()):  # not begun, and nobody waits for it
                     waiting = self._submit(self._needed, number)
                 futures.append(waiting)
         for future in futures:
             future.result()
 
     def _submit(self, pool: ThreadPoolExecutor, number: int) -> "Future[None]":
-        future = self._pending[number] = pool.submit(self._fetch, number)
+        future = pool.submit(self._fetch, number)
+        self._pending[number] = future, pool
         future.add_done_callback(lambda done: self._forget(number, done))
         return future
 
     def _forget(self, number: int, done: "Future[None]") -> None:
         with self._lock:
-            if self._pending.get(number) is done:
+            if self._pending.get(number, (None, None))[0] is done:
                 del self._pending[number]
 
     def _fetch(self, number: int) -> None:
         assert self._blocks is not None
         blocks, path = self._blocks, block_path(self.folder, self._blocks.key, number)
         with self._writable():
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
-            self._write(blocks, number, path)
-            self._bound(blocks.size(number))
+            while True:
+                os.makedirs(self.folder, mode=0o700, exist_ok=True)
+                with suppress(FileNotFoundError):  # the cache was removed meanwhile
+                    self._write(blocks, number, path)
+                    self._bound(blocks.size(number))
+                    return
 
     def _write(self, blocks: Blocks, number: int, path: str) -> None:
         with _claimed(path, blocks.size(number)) as file:
@@ -212,7 +217,7 @@ class Fetcher:
             fix = (
                 f"Free disk space, set a data.cache_gb below {self.most_bytes / 1e9:.3g}"
                 if error.errno in NO_ROOM
-                else "Make it writable"
+                else "Make it a folder that you can write to"
             )
             raise SourceError(
                 f"{self.folder}, where remote shards are cached, cannot be written: {error.strerror}. {fix}, or set IMGREC_CACHE=FOLDER."
@@ -230,7 +235,7 @@ class Fetcher:
             try:
                 content = self.store.read(path, span)
             except Exception as error:  # obstore's have no class for most of what can go wrong
-                reason = first_line(error)
+                reason = shorten(first_line(error), 300)  # a server may answer with a whole page
                 if isinstance(error, FileNotFoundError):
                     raise NotThere("cannot be read: there is no such file. Copy it there, or correct data.root.") from error
                 if refusal := _refusal(error):
@@ -320,6 +325,8 @@ def _remove_oldest(folder: str, most_bytes: int) -> None:
     found: list[tuple[int, int, str]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
+            if not BLOCK_NAME.fullmatch(entry.name):
+                continue  # not ours to remove
             with suppress(FileNotFoundError):  # another process removes too
                 status = entry.stat()
                 total += status.st_size

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ MOST_AHEAD, AHEAD_SHARE = (
 WINDOW_SHARE = 0.8  # of the cache that the window may fill; the rest is for what is announced, and for blocks that are done
 START_S, LONGEST_S = 60.0, 1800.0  # in which the process starts, and in which it has tried everything
 END_S = 5.0
+MOST_ADDRESS = 107  # bytes of the path of a socket on Linux
 
 
 def is_remote(root: str) -> bool:
@@ -47,11 +49,17 @@ class Downloads:
         place = tempfile.mkdtemp(prefix="imgrec-")
         self.root, self.folder, self.most_bytes = root, folder, most_bytes
         self._address, self._key = os.path.join(place, "socket"), secrets.token_bytes(16)
+        if len(os.fsencode(self._address)) > MOST_ADDRESS:
+            os.rmdir(place)
+            raise ConfigError(
+                f"TMPDIR={tempfile.gettempdir()}: too long for the socket of the process that downloads, whose path may have "
+                f"{MOST_ADDRESS} bytes. Set TMPDIR=/tmp."
+            )
         self._open = threading.local()
         # Not `-m`: its errors would be classes of `__main__`, which this process cannot unpickle.
         command = [sys.executable, "-c", "from imgrec.storage.fetch import main; main()"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        weakref.finalize(self, _end, process, os.getpid())
+        weakref.finalize(self, _end, process, place, os.getpid())
         self.pid = process.pid
         assert process.stdin is not None
         assert process.stdout is not None
@@ -94,7 +102,7 @@ class Downloads:
         return SourceError(f"data.root={self.root}: the process that downloads was killed. Start the same command again.")
 
 
-def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
+def _end(process: "subprocess.Popen[bytes]", place: str, owner: int) -> None:
     if os.getpid() != owner:
         return
     for pipe in (process.stdin, process.stdout):
@@ -105,6 +113,7 @@ def _end(process: "subprocess.Popen[bytes]", owner: int) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    shutil.rmtree(place, ignore_errors=True)  # what the process has done, unless it was killed
 
 
 class RemoteFiles:
@@ -130,11 +139,11 @@ class RemoteFiles:
         """The bytes of an image. ReadError, whose text goes on from its name."""
         number = self._number(place)
         path = block_path(self.downloads.folder, self.key, number)
-        content = bytearray(int(place["length"]))
         for _ in range(3):  # it may be removed again before it is read, where much is read at once
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError), self._readable():
                 file = os.open(path, os.O_RDONLY)  # half of the time of np.fromfile
                 try:
+                    content = bytearray(int(place["length"]))
                     if os.preadv(file, [content], int(place["offset"] - self.blocks.start[number])) == len(content):
                         return np.frombuffer(content, dtype=np.uint8)
                 finally:
@@ -144,6 +153,18 @@ class RemoteFiles:
             f"{self.downloads.folder} is too small: what was downloaded is removed before it is read. "
             "Set data.cache_gb to twice as much."
         )
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise SourceError(
+                f"{self.downloads.folder}, where remote shards are cached, cannot be read: {error.strerror}. Make it a folder of "
+                f"yours, or set {CACHE_VARIABLE}=FOLDER."
+            ) from error
 
     def _number(self, place: np.void) -> int:
         shard, offset, _, _ = place.item()

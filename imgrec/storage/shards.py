@@ -213,7 +213,7 @@ class Shards(FileData):
     def _check_window(self, index: ShardIndex) -> None:
         """ConfigError where the cache does not hold the shards that are read at a time: each block would be downloaded many times."""
         assert self.window is not None
-        largest = np.sort(index.sizes[np.unique(index.splits["train"].places["shard"])])[::-1].cumsum() / 1e9
+        largest = (np.sort(index.sizes[np.unique(index.splits["train"].places["shard"])])[::-1] / 1e9).cumsum()
         needed = float(largest[: self.window][-1])
         if needed > WINDOW_SHARE * self.cache_gb:
             fits = int((largest <= WINDOW_SHARE * self.cache_gb).sum())
