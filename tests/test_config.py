@@ -24,7 +24,7 @@ from imgrec.config.annotations import describe_type, format_value, matches_type
 from imgrec.config.checks import NEEDS, all_keys
 from imgrec.config.compose import _shipped_options, compose_config, hydra_tree
 from imgrec.config.instantiate import instantiate, parameter_types
-from imgrec.config.load import load_config
+from imgrec.config.load import compose_run, load_config
 from imgrec.config.options import conf_dir, group_names, option_names
 from imgrec.config.ranges import RANGES, Range, check_range
 from imgrec.config.schema import run_config
@@ -427,3 +427,13 @@ def test_threads_compose_one_after_the_other_what_they_compose_at_once(monkeypat
         assert list(pool.map(partial(load_config, "train"), cases)) == expected
     assert len(most) >= len(models)
     assert set(most) == {1}
+
+
+@pytest.mark.parametrize(("command", "key"), [("benchmark", "seconds"), ("lr_find", "lr_min"), ("lr_find", "plot")])
+def test_null_is_no_value_of_a_key_that_a_command_adds_to_a_training(command, key):
+    with raises_error(ConfigError, f"{key}=null", "expected a value", "default"):
+        compose_run(command, ["data=digits", f"{key}=null"])
+
+
+def test_a_cache_of_shards_may_have_half_a_gigabyte():
+    assert load_config("train", ["data=shards", "data.root=https://host/set", "data.cache_gb=0.5"]).data.own["cache_gb"] == 0.5

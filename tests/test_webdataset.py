@@ -157,8 +157,18 @@ def test_what_is_wrong_with_a_shard_is_said_with_its_name(tmp_path):
     said("val/0.tar/a", "the class 0", "train", "1, 2", members=sample("a", 1, 1) + sample("b", 2, 2))
     content = write(tmp_path / "cut.tar", [("a.cls", b"0"), ("b.cls", b"0"), *good]).read_bytes()
     said("ROOT/train/0.tar", "Copy it again", members=good, train_0=content[: 2 * 1024 + 900])
+    said("ROOT/train/0.tar", "b", "no b.cls", members=[*good[:-1], ("b.cls", b" \n")])
     said("data.root=ROOT", "other.tar", "train, val or test", members=good, other=content)
     (tmp_path / "none").mkdir()
     with raises_error(DataError, f"data.root={tmp_path / 'none'}", "*.tar", "imgrec pack FOLDER out=DIR"):
         _ = shards(tmp_path / "none").splits
     assert os.listdir(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing"])
+def test_a_shard_that_is_no_file_is_named(tmp_path, kind):
+    write(tmp_path / "train/0.tar", sample("a", 1, 0) + sample("b", 2, 1))
+    path = tmp_path / "train/1.tar"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link to nothing": lambda path: os.symlink("nothing", path)}[kind](path)
+    with raises_error(DataError, path, "is not a file", "Remove it"):
+        _ = shards(tmp_path).splits

@@ -43,6 +43,8 @@ def compose_run(command: str, words: Sequence[str | Override], config_dir: str |
     """
     tree = compose_config(command, words, config_dir)
     run = run_config(tree)
+    if missing := [key for key in tree if tree[key] is None and not hasattr(run, key)]:  # lr_find's and benchmark's own keys
+        raise ConfigError(f"{missing[0]}=null: expected a value. Leave {missing[0]} out for its default.")
     if run.weights is None:
         return tree
     expected: Node = {}

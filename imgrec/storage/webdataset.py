@@ -46,7 +46,7 @@ def webdataset_index(root: str) -> ShardIndex:
             "or that holds shards of webdataset."
         )
     splits = _splits(root, shards)
-    status = [os.stat(os.path.join(root, shard)) for shard in shards]
+    status = [_status(os.path.join(root, shard)) for shard in shards]
     sizes = np.array([one.st_size for one in status], dtype=np.int64)
     source = repr((os.path.realpath(root), shards, [(one.st_size, one.st_mtime_ns) for one in status])).encode()
     key = hashlib.blake2b(source, digest_size=16).hexdigest()
@@ -74,6 +74,13 @@ def write_index(folder: Path) -> ShardIndex:
                 split.places["checksum"][row] = zlib.crc32(content[offset : offset + length].data)
     index.write(folder)
     return index
+
+
+def _status(path: str) -> os.stat_result:
+    """DataError for what is no file: a named pipe, which would be waited for, or a link that leads nowhere."""
+    if not os.path.isfile(path):
+        raise DataError(f"{path} is not a file. Remove it from the shards, or copy the shard there.")
+    return os.stat(path)
 
 
 @contextmanager
@@ -122,7 +129,8 @@ class _Scanner:
                     if extension == "cls" and member.size <= MOST_LABEL:
                         content = tar.extractfile(member)
                         assert content is not None
-                        labels[key] = content.read().decode(errors="surrogateescape").strip()
+                        if label := content.read().decode(errors="surrogateescape").strip():
+                            labels[key] = label
                     elif file_extension(name) in IMAGE_EXTENSIONS:
                         if key in images:
                             raise DataError(f"{path}: {key} has two images. Remove one of them.")
