@@ -191,6 +191,11 @@ def test_the_cache_has_a_bound_and_drops_what_was_used_longest_ago(tmp_path, lis
         os.utime(max(stored(listings), key=lambda file: file.stat().st_mtime_ns), (age, age))
     kept = {file.name: file.stat() for file in stored(listings)}
     monkeypatch.setattr(cache, "MOST_CACHED", 3 * next(iter(kept.values())).st_size)
+    others = [listings / "mine.tar", listings / "folder/mine.tar"]
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(10_000))
+        os.utime(path, (0, 0))
     FileIndex(str(roots[0]))  # uses the oldest
     write(roots[3] / "b/1.jpg")
     listed_images(str(roots[3]))
@@ -199,6 +204,7 @@ def test_the_cache_has_a_bound_and_drops_what_was_used_longest_ago(tmp_path, lis
     assert min(kept[name].st_mtime for name in gone) == 1
     assert file_index._cache_file(str(roots[0])).exists()
     assert file_index._cache_file(str(roots[3])).exists()
+    assert all(path.exists() for path in others)
 
 
 def _look_often(root: str, expected: list[str]) -> bool:

@@ -21,6 +21,7 @@ from imgrec import cli
 from imgrec.config.load import load_config
 from imgrec.config.schema import run_config
 from imgrec.errors import ConfigError, DataError
+from imgrec.training import run_dir
 from imgrec.training.run_dir import RunDir, choose_run_dir, differing_keys, shorter_run
 
 
@@ -281,3 +282,9 @@ def test_a_file_system_without_locks_keeps_nobody_out(run, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", flock)
     assert (begin(run(id="a")) / "config.yaml").is_file()
+
+
+def test_values_that_differ_are_said_as_they_are_typed():
+    assert run_dir._listed({"data.window_shards": (2, None), "verbose": (True, [False, None])}) == (
+        "data.window_shards=2 here, null there; verbose=true here, [false,null] there"
+    )

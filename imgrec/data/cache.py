@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 CACHE_VARIABLE = "IMGREC_CACHE"
+OURS = ("listing-", "shards-", "readable-", "unfinished-")  # how the names of the files begin that are written here
 MOST_CACHED = 2**30  # which the names of 25 million images of 40 characters fill
 
 
@@ -37,7 +38,8 @@ def write_cached(file: Path, *parts: bytes) -> None:
 
 def _drop_oldest(folder: Path) -> None:
     with os.scandir(folder) as entries:
-        files = sorted(((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path) for entry in entries), reverse=True)
+        ours = [(entry.stat(), entry.path) for entry in entries if entry.name.startswith(OURS)]
+    files = sorted(((status.st_mtime_ns, status.st_size, path) for status, path in ours), reverse=True)
     total = 0
     for _, size, path in files:
         total += size

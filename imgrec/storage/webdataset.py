@@ -135,7 +135,7 @@ class _Scanner:
                         if key in images:
                             raise DataError(f"{path}: {key} has two images. Remove one of them.")
                         images[key] = (member.offset_data, member.size)
-        except (tarfile.TarError, OSError) as error:
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two of a size beyond 64 bits
             raise DataError(f"{path} cannot be read as a tar file without compression: {error}. Copy it again.") from error
         if lacking := sorted(images.keys() - labels.keys()):
             raise DataError(f"{path}: {lacking[0]} has no {lacking[0]}.cls with its class. Add it to the shard.")

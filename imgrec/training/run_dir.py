@@ -11,6 +11,7 @@ from typing import IO, Any, Literal
 
 import yaml
 
+from imgrec.config.annotations import format_value
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
@@ -278,5 +279,5 @@ def _longer(run: RunConfig, path: Path) -> str | None:
 
 def _listed(differ: dict[str, tuple[Any, Any]]) -> str:
     """The first of the keys that differ, with both values."""
-    shown = [f"{key}={new} here, {old} there" for key, (new, old) in sorted(differ.items())]
+    shown = [f"{key}={format_value(new)} here, {format_value(old)} there" for key, (new, old) in sorted(differ.items())]
     return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
