@@ -130,7 +130,7 @@ class ShardIndex(NamedTuple):
         return bool((length <= self.sizes[shard] - offset).all())  # not offset + length, which may overflow
 
 
-def _arrays(content: bytes) -> dict[str, NDArray[np.generic]]:
+def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
     """The arrays of an archive, which has a checksum of each. ValueError where they would take more memory than the archive."""
     entries = zipfile.ZipFile(io.BytesIO(content)).infolist()
     if sum(entry.file_size for entry in entries) > len(content):
