@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -263,6 +264,18 @@ def test_a_shard_cut_short_meanwhile_is_written_again(photos, kept, tmp_path):
     os.truncate(out / "test/00000.tar", 1000)
     pack(data, out)
     assert files(out) == files(kept)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x93NUMPY", "cut"], ids=ascii)
+def test_a_shard_of_which_nothing_is_known_any_more_is_written_again(photos, kept, tmp_path, monkeypatch, content):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardIndex, "write", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pack(folder(photos), out)
+    part = next((out / "unfinished").glob("train-*.npz"))
+    part.write_bytes(part.read_bytes()[:-50] if content == "cut" else content)
+    assert files(pack(folder(photos), out)) == files(kept)
 
 
 def test_a_folder_with_something_else_is_refused(photos, kept, tmp_path):

@@ -373,9 +373,10 @@ def fetch_all(images: ImageShards) -> None:
     images.files.downloads.call("need", np.unique(images.files.numbers(images.places)).tolist())
 
 
-def test_without_a_cache_folder_it_is_said(server, monkeypatch):
-    monkeypatch.setenv("IMGREC_CACHE", "")
-    with raises_error(ConfigError, "IMGREC_CACHE", "IMGREC_CACHE=FOLDER"):
+@pytest.mark.parametrize("value", ["", "relative/folder"])
+def test_without_a_cache_folder_it_is_said(server, monkeypatch, value):
+    monkeypatch.setenv("IMGREC_CACHE", value)
+    with raises_error(ConfigError, f"IMGREC_CACHE={value}", "absolute", "IMGREC_CACHE=FOLDER"):
         _ = shards(server.url).splits
 
 
@@ -461,6 +462,15 @@ def test_errors_of_the_process_arrive_as_they_are(server, tmp_path):
     server.folder = tmp_path
     with raises_error(SourceError, images.path(0), "no such file", "data.root"):
         whole(images)
+
+
+def test_a_process_that_ends_at_its_start_is_named(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(remote.sys, "executable", "true")
+    with raises_error(SourceError, f"data.root={server.url}", "ended at its start", "start the same command again"):
+        _ = shards(server.url).splits
+    gc.collect()
+    assert not list(tmp_path.glob("imgrec-*"))
 
 
 def test_a_temporary_folder_whose_path_is_too_long_for_a_socket_is_refused(server, tmp_path, monkeypatch):

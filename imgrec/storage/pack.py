@@ -121,9 +121,12 @@ class ShardWriter:
         path = self.out / task.name
         if not self._part(task).is_file() or not path.is_file():
             return None
-        with np.load(self._part(task), allow_pickle=False) as part:
-            bad, (size, checksum) = json.loads(part["bad"].tobytes()), part["numbers"].tolist()
-            shard = WrittenShard(part["rows"], part["places"], tuple(bad), size, checksum)
+        try:
+            with np.load(io.BytesIO(self._part(task).read_bytes()), allow_pickle=False) as part:
+                bad, (size, checksum) = json.loads(part["bad"].tobytes()), part["numbers"].tolist()
+                shard = WrittenShard(part["rows"], part["places"], tuple(bad), size, checksum)
+        except Exception:  # damaged: the parsers of zipfile, numpy and json raise any
+            return None
         return shard if path.stat().st_size == size else None
 
 
@@ -257,7 +260,7 @@ def _own_folder(out: Path, source: str) -> Iterator[None]:
     if (out / INDEX).is_file():
         same = f"these images are packed there already. Type imgrec train data=shards data.root={out}, or set out=ANOTHER."
         raise ConfigError(f"out={out}: {same if ShardIndex.read(out).source == source else f'there is another pack. {other}'}")
-    if mark.is_file() and mark.read_text() != source:
+    if mark.is_file() and mark.read_bytes() != source.encode():
         raise ConfigError(f"out={out} holds an unfinished pack of other images or settings. {other}")
     # A pack that was killed in its first moment has left these, but no mark.
     begun = {mark.parent, lock_file, mark.with_name(f"{mark.name}.unfinished")}

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import sys
@@ -64,10 +65,14 @@ class Downloads:
         assert process.stdin is not None
         assert process.stdout is not None
         settings = FetchSettings(root, folder, most_bytes, self._address, self._key.hex())
-        process.stdin.write(json.dumps(settings._asdict()).encode() + b"\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended, and answers nothing
+            process.stdin.write(json.dumps(settings._asdict()).encode() + b"\n")
+            process.stdin.flush()
         if not process.stdout.readline():
-            raise SourceError(f"data.root={root}: the process that downloads has ended at its start. See the lines above.")
+            raise SourceError(
+                f"data.root={root}: the process that downloads has ended at its start. See the lines above, if it has "
+                "printed any, and start the same command again."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_open"}
@@ -200,7 +205,8 @@ def open_remote(root: str, cache_bytes: int) -> tuple[ShardIndex, RemoteFiles]:
     folder = cache_folder()
     if folder is None:
         raise ConfigError(
-            f"{CACHE_VARIABLE} is empty, and remote shards need a folder for their cache. Set {CACHE_VARIABLE}=FOLDER."
+            f"{CACHE_VARIABLE}={os.environ.get(CACHE_VARIABLE, '')}: remote shards need a folder for their cache, by its absolute path. "
+            f"Set {CACHE_VARIABLE}=FOLDER, such as {CACHE_VARIABLE}={shlex.quote(os.path.abspath('cache'))}."
         )
     cache = str(folder.parent / "shards")
     root = re.sub("(?<![:/])/+$", "", root)
