@@ -19,7 +19,7 @@ from imgrec.data.decode import FORMATS
 from imgrec.data.shared_batches import can_share
 from imgrec.distributed.process_group import all_gather
 from imgrec.distributed.world import read_world
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, ImgrecError, SourceError
 from imgrec.files import on_progress
 
 KEPT_FREE = 0.1  # of the available memory
@@ -72,20 +72,20 @@ class StandIns(DecodedImages):
 def decoded_images(opened: Callable[[int], Any], count: int, channels: int) -> DecodedImages:
     """Memory for the `count` images whose files `opened` gives, shared by the ranks of this machine. A collective.
 
-    ConfigError on all ranks where one machine has not as much.
+    ConfigError on all ranks where one machine has not as much, SourceError where one cannot read the headers of remote files.
     """
     if not can_share():
         raise ConfigError("data.cache=ram: expected Linux, whose processes share memory by memfd. Set data.cache=none.")
     world, host = read_world(), socket.gethostname()
-    made: tuple[str, int] | ConfigError | None = None
+    made: tuple[str, int] | ImgrecError | None = None
     if world.local_rank == 0:
         try:
             made = _allocate(image_sizes(opened, count) * channels)
-        except ConfigError as error:
-            made = error
+        except ImgrecError as error:
+            made = error.with_traceback(None)
     said = all_gather((host, made))
     for _, found in said:
-        if isinstance(found, ConfigError):
+        if isinstance(found, ImgrecError):
             raise found
     file = next(found[0] for other, found in said if other == host and isinstance(found, tuple))
     images = DecodedImages(file, count, channels)
@@ -102,6 +102,8 @@ def image_sizes(opened: Callable[[int], Any], count: int) -> Indices:
         try:
             with opened(index) as file, Image.open(file, formats=FORMATS) as image:
                 return int(image.width * image.height)
+        except SourceError:
+            raise
         except Exception:  # PIL's parsers raise any; `decode` says what is wrong
             return 0
 
