@@ -36,8 +36,6 @@ from imgrec.data.split_folders import find_split_folders
 from imgrec.storage.pack import Packing, pack_images
 
 FORMATS = ("keep", "jpeg", "raw")
-
-
 PACKERS = ("webdataset", "litdata", "FFCV")
 
 

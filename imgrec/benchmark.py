@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 ENOUGH = 1.1  # times the images of the step that a loader has to give
 # Least gain for which another precision, a larger batch, and images in memory are recommended.
-PRECISION_GAIN, BATCH_GAIN, CACHE_GAIN = 1.05, 1.1, 1.1
+PRECISION_GAIN = 1.05
+BATCH_GAIN = 1.1
+CACHE_GAIN = 1.1
 IN_MEMORY = 500  # images that stand for all: of photographs 280 MB, more than the caches of a processor hold
 SET_HERE = ("num_workers", "batch_size", "trainer.precision", "seconds", "data.cache")
 

@@ -18,9 +18,7 @@ def windowed_order(order: Order, shards: NDArray[np.integer], window: int, *, se
     """
     present, shard = np.unique(shards, return_inverse=True)
     count = len(present)
-    low = max(
-        len(shard) - 1, 1
-    ).bit_length()  # bits for the row of a sample in `order`, by which the sort is stable, and in place
+    low = max(len(shard) - 1, 1).bit_length()  # bits for the row of a sample in `order`, so that the sort is stable and in place
     fraction = min(32, 63 - low - count.bit_length())  # bits for a place between two shards
     shuffled = shuffled_order(count, seed=seed, stream=SHARDS)
 
