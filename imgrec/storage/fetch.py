@@ -29,8 +29,10 @@ from imgrec.errors import NO_ROOM, SourceError, first_line, shorten
 SCHEMES = {"http", "https", "s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"}  # what obstore reads
 REQUESTS = 16  # at once, and as many for what is waited for: at 50 ms each, 300 MB/s in blocks of 1 MB
 MOST_ATTEMPTS = 10
-FIRST_WAIT_S, MOST_WAIT_S = 0.1, 5.0  # between attempts; twice as long after each, 25 s in all
-CONNECT_S, REQUEST_S = 10, 60  # of a request
+FIRST_WAIT_S = 0.1  # between attempts; twice as long after each, 25 s in all
+MOST_WAIT_S = 5.0
+CONNECT_S = 10  # of a request, as is REQUEST_S
+REQUEST_S = 60
 REFUSED = ("PermissionDeniedError", "UnauthenticatedError")  # obstore's
 BUSY = ("408", "425", "429")
 CLOUD_ROLE = "169.254.169.254"  # where a machine of a cloud has keys, asked when no others are set
@@ -40,7 +42,9 @@ BLOCK_NAME = re.compile(r"[0-9a-f]{32}-\d+(\.part)?")
 STALE_S = 3600.0  # age of an unfinished block that nobody is writing any more
 # A process looks how large the cache is whenever it has written 1/128 of the bound, and removes blocks down to 7/8 of it from 15/16 on,
 # so that up to 8 processes that write at the same time stay below it.
-LOOK, FULL, LEFT = 1 / 128, 15 / 16, 7 / 8
+LOOK = 1 / 128
+FULL = 15 / 16
+LEFT = 7 / 8
 
 
 class FetchSettings(NamedTuple):
@@ -139,10 +143,8 @@ class Fetcher:
         self._needed = ThreadPoolExecutor(REQUESTS, "imgrec-needed")
         self._ahead = ThreadPoolExecutor(REQUESTS, "imgrec-ahead")
         self._pending: dict[int, tuple[Future[None], ThreadPoolExecutor]] = {}
-        self._lock, self._looking = (
-            threading.RLock(),
-            threading.Lock(),
-        )  # a future that is done calls back where it is submitted, too
+        self._lock = threading.RLock()  # a future that is done calls back where it is submitted, too
+        self._looking = threading.Lock()
         self._written = most_bytes  # so that the first block looks
 
     def get(self, path: str) -> bytes:

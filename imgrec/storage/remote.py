@@ -29,13 +29,11 @@ from imgrec.storage.fetch import MOST_ATTEMPTS, Blocks, FetchSettings, ReadError
 from imgrec.storage.index import INDEX, Places, ShardIndex
 
 BLOCK_BYTES = 2**20  # ten photographs, or forty at 256 pixels: few requests, and few bytes before the first batch
-MOST_AHEAD, AHEAD_SHARE = (
-    64,
-    1 / 16,
-)  # requests that are announced before they are drawn, and the share of the cache that these may fill
+MOST_AHEAD = 64  # requests that are announced before they are drawn
+AHEAD_SHARE = 1 / 16  # of the cache that these may fill
 WINDOW_SHARE = 0.8  # of the cache that the window may fill; the rest is for what is announced, and for blocks that are done
-START_S, LONGEST_S = 60.0, 1800.0  # in which the process starts, and in which it has tried everything
-END_S = 5.0
+LONGEST_S = 1800.0  # in which the process has tried everything
+END_S = 5.0  # in which it ends
 MOST_ADDRESS = 107  # bytes of the path of a socket on Linux
 
 
