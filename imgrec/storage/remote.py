@@ -110,7 +110,8 @@ def _end(process: "subprocess.Popen[bytes]", place: str, owner: int) -> None:
         return
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            pipe.close()
+            with suppress(BrokenPipeError):  # it has ended before it read what it was sent
+                pipe.close()
     try:
         process.wait(END_S)
     except subprocess.TimeoutExpired:
