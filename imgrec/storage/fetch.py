@@ -19,23 +19,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection, Listener
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.errors import NO_ROOM, SourceError, first_line, shorten
+from imgrec.storage.store import ReadError, Store, find_fix, open_store
 
-SCHEMES = {"http", "https", "s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"}  # what obstore reads
 REQUESTS = 16  # at once, and as many for what is waited for: at 50 ms each, 300 MB/s in blocks of 1 MB
 MOST_ATTEMPTS = 10
 FIRST_WAIT_S = 0.1  # between attempts; twice as long after each, 25 s in all
 MOST_WAIT_S = 5.0
-CONNECT_S = 10  # of a request, as is REQUEST_S
-REQUEST_S = 60
-REFUSED = ("PermissionDeniedError", "UnauthenticatedError")  # obstore's
-BUSY = ("408", "425", "429")
-CLOUD_ROLE = "169.254.169.254"  # where a machine of a cloud has keys, asked when no others are set
 WITHOUT_RANGES = "Use a server that answers requests for a range of bytes, or copy the shards to a disk."
 PART = ".part"
 BLOCK_NAME = re.compile(r"[0-9a-f]{32}-\d+(\.part)?")
@@ -72,65 +67,8 @@ class Blocks(NamedTuple):
         return int(self.stop[block] - self.start[block])
 
 
-class Store(Protocol):
-    """What shards are read from."""
-
-    def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
-        """A file, or the bytes of it in [start, stop)."""
-
-
-class ReadError(SourceError):
-    """'cannot be read: ...': what it is, the one who asked says."""
-
-
-class NotThere(ReadError):
-    """A file that the store does not have."""
-
-
 def block_path(folder: str, key: str, block: int) -> str:
     return os.path.join(folder, f"{key}-{block}")
-
-
-class ObjectStore:
-    """Of obstore: http, https, s3, gs, az, and what else it knows."""
-
-    def __init__(self, root: str) -> None:
-        from obstore.store import from_url
-
-        options = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s", "allow_http": True}
-        # Attempts are counted here, as they are also made after a body that is cut short or damaged.
-        self._store = from_url(root, client_options=options, retry_config={"max_retries": 0})  # type: ignore[call-overload]
-
-    def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
-        import obstore
-
-        if span is None:
-            return memoryview(obstore.get(self._store, path).bytes())
-        return memoryview(obstore.get_range(self._store, path, start=span[0], end=span[1]))
-
-
-class FileSystem:
-    """Of fsspec: what obstore does not know."""
-
-    def __init__(self, root: str) -> None:
-        from fsspec.core import url_to_fs
-
-        self._system, self._root = url_to_fs(root)
-
-    def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
-        start, stop = span or (None, None)
-        return memoryview(self._system.cat_file(f"{self._root.rstrip('/')}/{path}", start=start, end=stop))
-
-
-def open_store(root: str) -> Store:
-    """SourceError for an address that nothing reads."""
-    try:
-        return ObjectStore(root) if root.partition("://")[0] in SCHEMES else FileSystem(root)
-    except Exception as error:  # obstore's, fsspec's and those of the packages behind it
-        raise SourceError(
-            f"data.root={root} cannot be opened: {first_line(error)}. Set data.root=https://..., s3://BUCKET/... or another "
-            "address that obstore or fsspec reads."
-        ) from error
 
 
 class Fetcher:
@@ -239,9 +177,9 @@ class Fetcher:
             except Exception as error:  # obstore's have no class for most of what can go wrong
                 reason = shorten(first_line(error), 300)  # a server may answer with a whole page
                 if isinstance(error, FileNotFoundError):
-                    raise NotThere("cannot be read: there is no such file. Copy it there, or correct data.root.") from error
-                if refusal := _refusal(error):
-                    raise ReadError(f"cannot be read: {reason}. {refusal}") from error
+                    raise ReadError("cannot be read: there is no such file. Copy it there, or correct data.root.") from error
+                if fix := find_fix(error):
+                    raise ReadError(f"cannot be read: {reason}. {fix}") from error
                 continue
             if span is not None and len(content) != span[1] - span[0]:
                 reason = f"{len(content):,} bytes came, not the {span[1] - span[0]:,} from {span[0]:,} on"
@@ -278,15 +216,6 @@ class Fetcher:
             _remove_oldest(self.folder, self.most_bytes)
         finally:
             self._looking.release()
-
-
-def _refusal(error: Exception) -> str:
-    """What to type where another attempt cannot help; nothing where it may."""
-    text = str(error)
-    if isinstance(error, PermissionError) or type(error).__name__ in REFUSED or CLOUD_ROLE in text:
-        return "Set the store's keys, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public one."
-    status = re.search(r"status code: (4\d\d)", text)
-    return "Correct data.root." if status and status[1] not in BUSY else ""
 
 
 @contextmanager

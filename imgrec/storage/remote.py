@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from imgrec.data.batch import Indices, Request, Requests
 from imgrec.data.cache import CACHE_VARIABLE, cache_folder
 from imgrec.errors import ConfigError, DataError, SourceError
-from imgrec.storage.fetch import MOST_ATTEMPTS, Blocks, FetchSettings, ReadError, block_path
+from imgrec.storage.fetch import MOST_ATTEMPTS, Blocks, FetchSettings, block_path
 from imgrec.storage.index import INDEX, Places, ShardIndex
+from imgrec.storage.store import ReadError
 
 BLOCK_BYTES = 2**20  # ten photographs, or forty at 256 pixels: few requests, and few bytes before the first batch
 MOST_AHEAD = 64  # requests that are announced before they are drawn

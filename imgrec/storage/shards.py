@@ -25,9 +25,9 @@ from imgrec.data.image_data import Splits
 from imgrec.data.sampler import Order
 from imgrec.data.window import windowed_order
 from imgrec.errors import ConfigError, DataError, SourceError
-from imgrec.storage.fetch import ReadError
 from imgrec.storage.index import INDEX, PackedSplit, ShardIndex
 from imgrec.storage.remote import WINDOW_SHARE, Announced, RemoteFiles, is_remote, open_remote
+from imgrec.storage.store import ReadError
 from imgrec.storage.webdataset import webdataset_index
 
 REMOTE_WINDOW = 8  # shards from which samples are drawn at a time where data.window_shards does not say

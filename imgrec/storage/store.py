@@ -1,0 +1,75 @@
+"""What remote shards are read from: a server or a bucket by obstore, or what fsspec reads. Imports no torch."""
+
+import re
+from typing import Protocol
+
+from imgrec.errors import SourceError, first_line
+
+SCHEMES = {"http", "https", "s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"}  # what obstore reads
+CONNECT_S = 10
+REQUEST_S = 60
+REFUSED = ("PermissionDeniedError", "UnauthenticatedError")  # obstore's
+BUSY = ("408", "425", "429")
+CLOUD_ROLE = "169.254.169.254"  # where a machine of a cloud has keys, asked when no others are set
+
+
+class Store(Protocol):
+    """What shards are read from."""
+
+    def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
+        """A file, or the bytes of it in [start, stop)."""
+
+
+class ReadError(SourceError):
+    """'cannot be read: ...': what it is, the one who asked says."""
+
+
+class ObjectStore:
+    """Of obstore: http, https, s3, gs, az, and what else it knows."""
+
+    def __init__(self, root: str) -> None:
+        from obstore.store import from_url
+
+        options = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s", "allow_http": True}
+        # Attempts are counted here, as they are also made after a body that is cut short or damaged.
+        self._store = from_url(root, client_options=options, retry_config={"max_retries": 0})  # type: ignore[call-overload]
+
+    def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
+        import obstore
+
+        if span is None:
+            return memoryview(obstore.get(self._store, path).bytes())
+        return memoryview(obstore.get_range(self._store, path, start=span[0], end=span[1]))
+
+
+class FileSystem:
+    """Of fsspec: what obstore does not know."""
+
+    def __init__(self, root: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self._system, self._root = url_to_fs(root)
+
+    def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
+        start, stop = span or (None, None)
+        return memoryview(self._system.cat_file(f"{self._root.rstrip('/')}/{path}", start=start, end=stop))
+
+
+def open_store(root: str) -> Store:
+    """SourceError for an address that nothing reads."""
+    try:
+        return ObjectStore(root) if root.partition("://")[0] in SCHEMES else FileSystem(root)
+    except Exception as error:  # obstore's, fsspec's and those of the packages behind it
+        raise SourceError(
+            f"data.root={root} cannot be opened: {first_line(error)}. Set data.root=https://..., s3://BUCKET/... or another "
+            "address that obstore or fsspec reads."
+        ) from error
+
+
+def find_fix(error: Exception) -> str:
+    """What to type where another attempt cannot help; nothing where it may."""
+    text = str(error)
+    if isinstance(error, PermissionError) or type(error).__name__ in REFUSED or CLOUD_ROLE in text:
+        return "Set the store's keys, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public one."
+    status = re.search(r"status code: (4\d\d)", text)
+    return "Correct data.root." if status and status[1] not in BUSY else ""
