@@ -473,6 +473,18 @@ def test_a_process_that_ends_at_its_start_is_named(server, tmp_path, monkeypatch
     assert not list(tmp_path.glob("imgrec-*"))
 
 
+def test_what_a_process_that_ended_did_not_read_is_no_error(tmp_path):
+    process = subprocess.Popen(["true"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.wait()
+    process.stdin.write(b"settings")
+    with pytest.raises(BrokenPipeError):
+        process.stdin.flush()
+    place = tmp_path / "place"
+    place.mkdir()
+    remote._end(process, str(place), os.getpid())
+    assert not place.exists()
+
+
 def test_a_temporary_folder_whose_path_is_too_long_for_a_socket_is_refused(server, tmp_path, monkeypatch):
     long = tmp_path / ("x" * 100)
     long.mkdir()
