@@ -17,10 +17,8 @@ all_parts = importlib.import_module("all")
 peers = importlib.import_module("peers")
 turns = importlib.import_module("turns")
 
-REQUIRED, OPTIONAL = (
-    {"name": str, "peer": str, "ratio": float, "runs": int, "machine": str},
-    {"decibel": float, "bytes_per_image": int, "images_per_second": int, "first_batch_s": float},
-)
+REQUIRED = {"name": str, "peer": str, "ratio": float, "runs": int, "machine": str}
+OPTIONAL = {"decibel": float, "bytes_per_image": int, "images_per_second": int, "first_batch_s": float}
 ROWS = json.loads((BENCHMARKS / "results.json").read_text())
 
 

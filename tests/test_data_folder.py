@@ -24,7 +24,8 @@ from imgrec.data.datamodule import DataModule
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.decode import Preprocessing, decode, fit_to_size, load_image
 from imgrec.data.file_index import pack_names
-from imgrec.data.folder import ImageFiles, folder_split
+from imgrec.data.file_splits import folder_split
+from imgrec.data.folder import ImageFiles
 from imgrec.data.splits import split_by_name
 from imgrec.errors import ConfigError, DataError
 

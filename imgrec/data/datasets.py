@@ -18,7 +18,8 @@ from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.file_index import FileIndex, listed_images
 from imgrec.data.file_names import find_in_names
-from imgrec.data.folder import FileData, FileKeys, ImageFiles, folder_split, named_split
+from imgrec.data.file_splits import folder_split, named_split
+from imgrec.data.folder import FileData, FileKeys, ImageFiles
 from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.split_folders import filled_class_folders, find_split_folders, tables_in

@@ -18,7 +18,7 @@ from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.cache import cache_folder, write_cached
 from imgrec.data.file_index import pack_names
-from imgrec.data.folder import label_indices
+from imgrec.data.file_splits import label_indices
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.split_folders import split_meant
 from imgrec.errors import DataError, first_names
