@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from imgrec.errors import NO_ROOM, SourceError, first_line, shorten
 from imgrec.storage.store import ReadError, Store, find_fix, open_store
 
-REQUESTS = 16  # at once, and as many for what is waited for: at 50 ms each, 300 MB/s in blocks of 1 MB
+REQUESTS = 16  # at once, and as many for what is waited for: at 50 ms each, 160 MB/s in blocks of half a megabyte
 MOST_ATTEMPTS = 10
 FIRST_WAIT_S = 0.1  # between attempts; twice as long after each, 25 s in all
 MOST_WAIT_S = 5.0

@@ -29,7 +29,8 @@ from imgrec.storage.fetch import MOST_ATTEMPTS, Blocks, FetchSettings, block_pat
 from imgrec.storage.index import INDEX, Places, ShardIndex
 from imgrec.storage.store import ReadError
 
-BLOCK_BYTES = 2**20  # ten photographs, or forty at 256 pixels: few requests, and few bytes before the first batch
+# Five photographs, or twenty at 256 pixels: few requests, and few bytes before the first batch (see benchmarks/NOTES.md).
+BLOCK_BYTES = 2**19
 MOST_AHEAD = 64  # requests that are announced before they are drawn
 AHEAD_SHARE = 1 / 16  # of the cache that these may fill
 WINDOW_SHARE = 0.8  # of the cache that the window may fill; the rest is for what is announced, and for blocks that are done
