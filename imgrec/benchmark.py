@@ -22,7 +22,7 @@ from imgrec.config.start_checks import check_start
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import connected_world
 from imgrec.distributed.world import read_world
-from imgrec.errors import ConfigError, DataError
+from imgrec.errors import ConfigError, DataError, plural
 from imgrec.terminal import Terminal
 from imgrec.training.precision import chosen_precision
 
@@ -124,7 +124,7 @@ def measure(run: RunConfig, seconds: float, advance: Callable[[str, int, int], N
     parts = len(counts) + len(steps) + (2 if files is None else 4)
     speeds, done = Speeds({}, {}, {}), 0
     for count in counts:
-        advance(f"loader with {count} workers", done, parts)
+        advance(f"loader with {plural(count, 'worker')}", done, parts)
         speeds.loader[count] = loader_speed(replace(run, num_workers=count), data, augment, seconds / parts)
         done += 1
     with compiling():
@@ -133,7 +133,7 @@ def measure(run: RunConfig, seconds: float, advance: Callable[[str, int, int], N
             speeds.step[step] = train_speed(_with_step(run, step), data, augment, seconds / parts, same=True)
             done += 1
         for count in dict.fromkeys((workers, fewest_workers(speeds.loader, speeds.step[given]))):
-            advance(f"both with {count} workers", done, parts)
+            advance(f"both with {plural(count, 'worker')}", done, parts)
             speeds.both[count] = train_speed(replace(run, num_workers=count), data, augment, seconds / parts, same=False)
             done += 1
         if files is None or not loader_limits(speeds, given):

@@ -68,9 +68,8 @@ def _pack(config: PackConfig, out: Path, terminal: Terminal) -> int:
     check_signature("data", config.data)
     data = build("data", config.data, ImageData)
     if not isinstance(data, FileData):
-        raise ConfigError(
-            f"data._target_={config.data['_target_']}: it is in memory, and needs no shards. Set data=imagefolder data.root=FOLDER."
-        )
+        name = config.data["_target_"].rpartition(".")[2]
+        raise ConfigError(f"data: {name} is held in memory, and needs no shards. Set data=imagefolder data.root=FOLDER.")
     packing = Packing(config.format, config.size, config.quality, config.shard_images)
     start = time.perf_counter()
     with terminal.bar() as bar:

@@ -282,7 +282,7 @@ def test_a_folder_with_something_else_is_refused(photos, kept, tmp_path):
     with raises_error(ConfigError, f"out={kept}", "already", "data=shards", f"data.root={kept}"):
         pack(folder(photos), kept)
     other = Packing("jpeg", 32, 90, 7)
-    with raises_error(ConfigError, f"out={kept}", "another pack", "out=ANOTHER"):
+    with raises_error(ConfigError, f"out={kept}", "other images or settings", "out=ANOTHER"):
         pack(folder(photos), kept, other)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/file").touch()
@@ -538,7 +538,7 @@ def test_the_command_packs_and_says_what_to_type(photos, tmp_path, capsys):
 
 def test_mistakes_are_one_line(tmp_path, capsys):
     for words, parts in {
-        ("data=digits", f"out={tmp_path}/o"): ("data._target_", "in memory", "data=imagefolder data.root=FOLDER"),
+        ("data=digits", f"out={tmp_path}/o"): ("data: Digits", "in memory", "data=imagefolder data.root=FOLDER"),
         (str(tmp_path),): ("out=null", "out=DIR"),
         (str(tmp_path), "out="): ("out=", "out=DIR"),
         (str(tmp_path), f"out={tmp_path}/a/../b"): (f"out={tmp_path}/a/../b", f"data.root={tmp_path}", "out=DIR"),

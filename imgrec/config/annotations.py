@@ -70,7 +70,11 @@ def describe_type(hint: Any) -> str:
     if hint in TYPE_NAMES:
         return TYPE_NAMES[hint]
     if origin in (typing.Union, types.UnionType, Literal):
-        *first, last = map(str if origin is Literal else describe_type, args)
+        *first, last = (
+            word
+            for arg in ((hint,) if origin is Literal else args)
+            for word in (map(str, typing.get_args(arg)) if typing.get_origin(arg) is Literal else (describe_type(arg),))
+        )
         return f"{', '.join(first)} or {last}" if first else last
     if origin is tuple and args[-1] is not ...:
         return f"a list of {len(args)} values"
