@@ -163,7 +163,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "predict files=x": ("ckpt=null", "ckpt=runs/NAME/ID", ".ckpt"),
     "predict topk=3": ("'topk=3'", "top_k", "imgrec predict --help"),
     "predict top_k=0": ("top_k=0", "1 or more", 3),
-    "predict precision=16": ("precision=16", "32, bf16-mixed or 16-mixed", "null"),
+    "predict precision=16": ("precision=16", "32, bf16-mixed, 16-mixed or null"),
     "predict data=mnist": ("'data=mnist'", "Remove data="),
     "predict an.ckpt --top-k 5": ("'--top-k 5'", "imgrec predict an.ckpt top_k=5"),
     "predict an.ckpt no.png": ("files=no.png", "files="),
