@@ -259,7 +259,9 @@ def _own_folder(out: Path, source: str) -> Iterator[None]:
     other = f"Set out=ANOTHER, or remove {out}."
     if (out / INDEX).is_file():
         same = f"these images are packed there already. Type imgrec train data=shards data.root={out}, or set out=ANOTHER."
-        raise ConfigError(f"out={out}: {same if ShardIndex.read(out).source == source else f'there is a pack of other images or settings. {other}'}")
+        raise ConfigError(
+            f"out={out}: {same if ShardIndex.read(out).source == source else f'there is a pack of other images or settings. {other}'}"
+        )
     if mark.is_file() and mark.read_bytes() != source.encode():
         raise ConfigError(f"out={out} holds an unfinished pack of other images or settings. {other}")
     # A pack that was killed in its first moment has left these, but no mark.

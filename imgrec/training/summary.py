@@ -62,7 +62,8 @@ def start_screen(
         "network": f"{network}: {size.parameters:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image",
         "batch": f"{plan}; {steps}",
         "rate": f"{_name(run.optim)} {rate_sentence(run.optim, plan.global_size)}, {_name(run.scheduler)} with {warmup}",
-        "loader": (plural(loaders.workers, "worker process", "es") if loaders.workers else "in this process") + _decoded(run.data),
+        "loader": (plural(loaders.workers, "worker process", "es") if loaders.workers else "in this process")
+        + _decoded(run.data),
     }
     if groups := loaders.data.group_counts():
         rows["groups"] = ", ".join(f"{split} {count:,}" for split, count in groups.items()) + ": none is in two splits"
