@@ -266,6 +266,16 @@ def test_a_shard_cut_short_meanwhile_is_written_again(photos, kept, tmp_path):
     assert files(out) == files(kept)
 
 
+def test_a_shard_that_becomes_shorter_while_it_is_read_is_named(kept, tmp_path):
+    shutil.copytree(kept, tmp_path / "out")
+    images = shards(tmp_path / "out").split("train")
+    images.read(0)
+    shard = images.files.path(images.places[0]["shard"])
+    os.truncate(shard, 0)
+    with raises_error(DataError, shard, "0 bytes", "by the index"):
+        images.read(0)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x93NUMPY", "cut"], ids=ascii)
 def test_a_shard_of_which_nothing_is_known_any_more_is_written_again(photos, kept, tmp_path, monkeypatch, content):
     out = tmp_path / "out"

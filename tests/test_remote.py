@@ -29,10 +29,11 @@ from imgrec.data.batch import Request
 from imgrec.data.readable import check_readable, find_unreadable
 from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
 from imgrec.errors import ConfigError, DataError, SourceError
-from imgrec.storage import fetch, remote
+from imgrec.storage import fetch, remote, store
 from imgrec.storage.fetch import Fetcher, block_path
 from imgrec.storage.index import INDEX, ShardIndex
 from imgrec.storage.shards import ImageShards
+from imgrec.storage.store import ObjectStore
 
 
 class Here:
@@ -112,6 +113,21 @@ def test_an_index_comes_whole_or_not_at_all(server, here, kind):
     for _ in range(4):
         assert len(shards(server.url).classes) == 3
     assert server.failed[kind]
+
+
+def test_an_index_comes_in_pieces_each_with_its_own_time(kept, server, here, monkeypatch):
+    monkeypatch.setattr(store, "PIECE_BYTES", 1000)
+    index = (kept / INDEX).read_bytes()
+    assert ObjectStore(server.url).read(INDEX, None) == index
+    assert len(server.requests) == -(-len(index) // 1000)
+
+
+def test_a_server_that_stalls_is_left_before_its_time_is_over(kept, server, monkeypatch):
+    monkeypatch.setattr(store, "STALLED_S", 0.2)
+    monkeypatch.setattr(store, "REQUEST_S", 3600)
+    server.latency_s = 3600.0
+    with pytest.raises(Exception, match="(?i)error"):
+        ObjectStore(server.url).read(INDEX, None)
 
 
 def test_an_index_that_is_damaged_on_the_server_is_named(kept, server, here, tmp_path):

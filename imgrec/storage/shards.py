@@ -44,7 +44,7 @@ class ShardFiles:
 
     def __init__(self, folder: str, shards: tuple[str, ...], sizes: Indices) -> None:
         self.folder, self.shards, self.sizes = folder, shards, sizes
-        self.map = lru_cache(MOST_OPEN)(self._map)
+        self._open = lru_cache(MOST_OPEN)(self._map)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardFiles, (self.folder, self.shards, self.sizes)
@@ -61,19 +61,20 @@ class ShardFiles:
     def read(self, place: np.void) -> NDArray[np.uint8]:
         """The bytes of an image."""
         shard, offset, length, _ = place.item()
-        return self.map(shard)[offset : offset + length]
+        file, content = self._open(shard)
+        self._check_size(shard, file.size())  # the system kills a process that reads beyond a file's end
+        return content[offset : offset + length]
 
     def fix(self, place: np.void) -> str:
         """What to do about an image that is damaged."""
         return f"Type imgrec pack verify={self.folder} to find all such images."
 
-    def _map(self, shard: int) -> NDArray[np.uint8]:
+    def _map(self, shard: int) -> tuple[mmap.mmap, NDArray[np.uint8]]:
         path = self.path(shard)
         with _readable(path), open(path, "rb") as file:
             self._check_size(shard, os.fstat(file.fileno()).st_size)
-            return np.frombuffer(
-                mmap.mmap(file.fileno(), 0, flags=MAP_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE), dtype=np.uint8
-            )
+            mapped = mmap.mmap(file.fileno(), 0, flags=MAP_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            return mapped, np.frombuffer(mapped, dtype=np.uint8)
 
     def _check_size(self, shard: int, found: int) -> None:
         if found != self.sizes[shard]:

@@ -1,13 +1,16 @@
 """What remote shards are read from: a server or a bucket by obstore, or what fsspec reads. Imports no torch."""
 
 import re
+from datetime import timedelta
 from typing import Protocol
 
 from imgrec.errors import SourceError, first_line
 
 SCHEMES = {"http", "https", "s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"}  # what obstore reads
 CONNECT_S = 10
-REQUEST_S = 60
+STALLED_S = 20  # after which a request ends that brings nothing; a server that is silent is named after ten of them
+REQUEST_S = 60  # of a request: of half a megabyte, or of a piece of an index
+PIECE_BYTES = 2**22  # of a file that is read whole, so that a slow line has REQUEST_S for each
 REFUSED = ("PermissionDeniedError", "UnauthenticatedError")  # obstore's
 BUSY = ("408", "425", "429")
 CLOUD_ROLE = "169.254.169.254"  # where a machine of a cloud has keys, asked when no others are set
@@ -30,16 +33,25 @@ class ObjectStore:
     def __init__(self, root: str) -> None:
         from obstore.store import from_url
 
-        options = {"timeout": f"{REQUEST_S}s", "connect_timeout": f"{CONNECT_S}s", "allow_http": True}
+        options = {
+            "connect_timeout": timedelta(seconds=CONNECT_S),
+            "read_timeout": timedelta(seconds=STALLED_S),
+            "timeout": timedelta(seconds=REQUEST_S),
+            "allow_http": True,
+        }
         # Attempts are counted here, as they are also made after a body that is cut short or damaged.
         self._store = from_url(root, client_options=options, retry_config={"max_retries": 0})  # type: ignore[call-overload]
 
     def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
         import obstore
 
-        if span is None:
-            return memoryview(obstore.get(self._store, path).bytes())
-        return memoryview(obstore.get_range(self._store, path, start=span[0], end=span[1]))
+        if span is not None:
+            return memoryview(obstore.get_range(self._store, path, start=span[0], end=span[1]))
+        first = obstore.get(self._store, path, options={"range": (0, PIECE_BYTES)})
+        content, size = bytearray(first.bytes()), first.meta["size"]
+        for start in range(PIECE_BYTES, size, PIECE_BYTES):
+            content += obstore.get_range(self._store, path, start=start, end=min(start + PIECE_BYTES, size))
+        return memoryview(content)
 
 
 class FileSystem:
