@@ -18,8 +18,8 @@ import pytest
 import torch
 from error_parts import assert_error, raises_error
 from marks import slow_but
-from processes import wait_until
 from obstore.exceptions import BaseError
+from processes import wait_until
 from range_server import FAULTS, RangeServer, served
 from test_data_folder import folder, make, whole
 from test_pack import SPLITS, pack, shards
