@@ -32,7 +32,7 @@ def random_words(count: int, *, seed: int, epoch: int, stream: int = 0) -> np.nd
 def shuffled_order(samples: int, *, seed: int, stream: int = 0) -> Order:
     """Every index once, in an order that depends on (seed, epoch, samples) alone: sorted by one random word for each.
 
-    The index is in the low bits of its word, so the words are sorted in place: for a million ten times as fast as argsort.
+    The index is in the low bits of its word, so the words are sorted in place: for a million 1.5 to 10 times as fast as argsort, by the machine.
     """
     low = np.uint64((1 << max(samples - 1, 1).bit_length()) - 1)
 
