@@ -173,17 +173,12 @@ def test_shares_of_each_epoch_are_what_was_spent_of_the_whole(small, moved):
     ("where", "name", "words", "parts"),
     [
         (InMemoryImages, "__getitem__", [], ("waiting for images", "num_workers=")),
-        (Classifier, "on_validation_epoch_end", [], ("validation", "trainer.limit_val_batches=1")),
-        pytest.param(
-            *(Classifier, "on_validation_epoch_end", ["trainer.limit_val_batches=1.0"]),
-            ("validation", "trainer.limit_val_batches=0.5"),
-            marks=pytest.mark.slow,
-        ),
+        (Classifier, "on_validation_epoch_end", [], ("validation", "a single batch")),
         (pl.Trainer, "save_checkpoint", ["trainer.save_every_steps=1"], ("saving", "trainer.save_every_steps=10")),
         pytest.param(pl.Trainer, "save_checkpoint", [], ("saving", "runs_dir=FOLDER"), marks=pytest.mark.slow),
         (pl.strategies.SingleDeviceStrategy, "batch_to_device", [], ("copying images", "data.image_size=8")),
     ],
-    ids=["loader", "validation", "share of validation", "saves", "best", "copy"],
+    ids=["loader", "validation", "saves", "best", "copy"],
 )  # fmt: skip
 def test_what_holds_a_run_back_is_named_with_the_setting_to_change(small, moved, capsys, where, name, words, parts):
     run = small("epochs=2", "id=1", "callbacks.batch_norm=null", *words)
@@ -276,3 +271,15 @@ def test_a_run_too_short_for_a_profile_says_so(small, capsys):
     fit(run)
     assert_error(next(line for line in capsys.readouterr().out.splitlines() if "profile" in line), "profile=true", "4 steps")
     assert not (Path(run.runs_dir) / run.name / "1/profile").exists()
+
+
+@pytest.mark.parametrize(
+    ("limit", "batches", "advice"),
+    [(1.0, 8, "trainer.limit_val_batches=0.5"), (8, 8, "trainer.limit_val_batches=4"), (8, 1, "a single batch")],
+)
+def test_a_long_validation_is_told_what_makes_it_shorter(limit, batches, advice):
+    run: Any = SimpleNamespace(trainer=SimpleNamespace(limit_val_batches=limit))
+    loaders: Any = SimpleNamespace(evaluation_plan=lambda split: SimpleNamespace(steps_per_epoch=batches))
+    said = held_back({"validation": 0.5}, run, loaders)
+    assert said is not None
+    assert advice in said

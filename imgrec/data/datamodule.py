@@ -96,12 +96,12 @@ class DataModule(pl.LightningDataModule):
     def _evaluation_loader(self, split: Split) -> Loader[Batch]:
         """Every image once over all ranks; a rank may get an empty last batch, so that all have equally many."""
         images = self._validation if split == "val" and self._validation is not None else self.data.split(split)
-        plan = self._evaluation_plan(split)
+        plan = self.evaluation_plan(split)
         rows = reading_rows(images)
         requests = EpochBatches(plan, lambda epoch: rows, epoch=lambda: 0, rank=self._rank())
         return self._loader(images, requests)
 
-    def _evaluation_plan(self, split: Split) -> BatchPlan:
+    def evaluation_plan(self, split: Split) -> BatchPlan:
         images, devices = len(self.data.split(split)), self.plan.devices
         return split_epoch(images, self._evaluation_batch * devices, devices=devices).limited(self._limits[split])
 
@@ -110,7 +110,7 @@ class DataModule(pl.LightningDataModule):
         images = int(self.data.counts(split).sum())
         if not images:
             return 0
-        plan = self.plan if split == "train" else self._evaluation_plan(split)
+        plan = self.plan if split == "train" else self.evaluation_plan(split)
         return min(images, plan.steps_per_epoch * plan.global_size)
 
     def _loader(self, images: ImageSet, requests: EpochBatches, mark: Mark = lambda part: None) -> Loader[Batch]:

@@ -34,8 +34,10 @@ def _setting(part: Part, run: RunConfig, loaders: DataModule) -> str:
     if part == "communication":
         return f"Set batch_size={2 * loaders.plan.global_size}: fewer exchanges for as many images."
     if part == "validation":
-        limit = trainer.limit_val_batches
-        return f"Set trainer.limit_val_batches={limit / 2 if isinstance(limit, float) else max(1, limit // 2)}."
+        limit, batches = trainer.limit_val_batches, loaders.evaluation_plan("val").steps_per_epoch
+        if batches == 1:
+            return "It is a single batch: with more training images an epoch its share is smaller."
+        return f"Set trainer.limit_val_batches={limit / 2 if isinstance(limit, float) else batches // 2}."
     if trainer.save_every_steps is not None:
         return f"Set trainer.save_every_steps={10 * trainer.save_every_steps}."
     return "Set runs_dir=FOLDER on a faster disk."
