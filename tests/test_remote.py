@@ -123,6 +123,12 @@ def test_an_index_comes_in_pieces_each_with_its_own_time(kept, server, here, mon
     assert len(server.requests) == -(-len(index) // 1000)
 
 
+def test_an_index_is_read_where_a_server_sends_it_whole(kept, server):
+    server.faults, server.kinds = 1.0, ("whole",)
+    assert ObjectStore(server.url).read(INDEX, None) == (kept / INDEX).read_bytes()
+    assert server.failed["whole"] == 2
+
+
 def test_a_server_that_stalls_is_left_before_its_time_is_over(kept, server, monkeypatch):
     monkeypatch.setattr(store, "STALLED_S", 0.2)
     monkeypatch.setattr(store, "REQUEST_S", 3600)
