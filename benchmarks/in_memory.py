@@ -1,6 +1,6 @@
 """How fast a set in memory becomes augmented training batches, against torchvision's v2 transforms: images of CIFAR's size on one core.
 
-usage: python benchmarks/in_memory.py [images=4096] [rounds=5]
+usage: python benchmarks/in_memory.py [images=16384] [rounds=5]
 
 torchvision: a DataLoader in this process, and of each image ToImage, RandomCrop(32, padding=4), RandomHorizontalFlip, ToDtype and Normalize.
 imgrec: augment=basic, which draws the same, in batches as large; `in_memory` hands over normalised floats too, `in_memory_uint8` what the
@@ -73,7 +73,7 @@ def torchvision_side(images: int, *, turns: Iterator[None]) -> None:
             pass
 
 
-def results(*, images: int = 4096, rounds: int = 5) -> list[Result]:
+def results(*, images: int = 16384, rounds: int = 5) -> list[Result]:
     ours: dict[str, Side] = {
         "in_memory": partial(imgrec_side, images, floats=True),
         "in_memory_uint8": partial(imgrec_side, images, floats=False),
@@ -85,7 +85,7 @@ def results(*, images: int = 4096, rounds: int = 5) -> list[Result]:
 
 
 def main() -> None:
-    given = {"images": "4096", "rounds": "5", **dict(word.split("=", 1) for word in sys.argv[1:])}
+    given = {"images": "16384", "rounds": "5", **dict(word.split("=", 1) for word in sys.argv[1:])}
     for result in results(images=int(given["images"]), rounds=int(given["rounds"])):
         print("{name:<32}{ratio:6.2f} times {peer}, median of {runs} rounds".format_map(result))
 

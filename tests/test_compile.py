@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from error_parts import raises_error
 from processes import run_ranks
 from resumed_runs import assert_same, finish_run, kill_run
@@ -18,6 +19,7 @@ from imgrec import config
 from imgrec.config import RunConfig
 from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.models.speed_cnn import SpeedCNN
 from imgrec.train import fit
 from imgrec.training.step_boundary import StepBoundary
 
@@ -76,6 +78,26 @@ def test_the_code_of_a_batch_depends_on_its_size_alone(small: Callable[..., RunC
 
     (shapes,) = run_ranks(1, train)
     assert len({shape[0] for shape in shapes}) > 1, "a short batch"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"torch.compile needs a C++ compiler, and there is no {COMPILER}")
+def test_the_gradients_of_cifar10_speed_are_rounded_no_more_by_compiled_code() -> None:
+    def gradients(rank: int) -> list[list[torch.Tensor]]:
+        torch.manual_seed(0)
+        net = SpeedCNN(num_classes=10, channels=1, widths=[8, 16, 16], scale=1 / 9, flip_in_evaluation=True)
+        images, labels = torch.rand(16, 1, 28, 28), torch.arange(16) % 10
+        net.set_from_images([images])
+        found = []
+        for forward, rounded in ((net, False), (net, True), (torch.compile(net), True)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+                loss = F.cross_entropy(forward(images), labels)
+            found.append(list(torch.autograd.grad(loss, list(net.parameters()))))
+        return found
+
+    ((exact, eager, compiled),) = run_ranks(1, gradients)
+    for true, theirs, ours in zip(exact, eager, compiled, strict=True):
+        assert (ours - true).norm() <= 2 * (theirs - true).norm(), "rounded more than without a compiler"
 
 
 @pytest.mark.slow
