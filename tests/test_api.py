@@ -259,7 +259,7 @@ def test_other_refusals(gray, tmp_path):
     assert len(list(gray.predict_files("none.png"))) == 1
     with raises_error(DataError, "images", "of type list", "uint8 [B, 1, H, W]"):
         gray.probabilities([picture(8, 8)])
-    with raises_error(ConfigError, "precision=fp16", "32, bf16-mixed or 16-mixed"):
+    with raises_error(ConfigError, "precision=fp16", "32, bf16-mixed, 16-mixed or null"):
         Predictor(gray.checkpoint, device="cpu", precision="fp16")
     assert Predictor(gray.checkpoint, device=torch.device("cpu")).device == gray.device
     with raises_error(DataError, "images", "of type int", "a path"):

@@ -202,7 +202,7 @@ def test_a_run_that_nothing_holds_back_says_nothing_nor_one_that_measures_nothin
 
 def test_at_the_share_of_the_limit_nothing_is_said():
     run: Any = SimpleNamespace(trainer=SimpleNamespace(limit_val_batches=1.0))
-    loaders: Any = None
+    loaders: Any = SimpleNamespace(evaluation_plan=lambda split: SimpleNamespace(steps_per_epoch=4))
     assert held_back({"validation": HELD_BACK}, run, loaders) is None
     assert held_back({"validation": HELD_BACK + 0.01}, run, loaders) is not None
 
