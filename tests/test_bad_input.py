@@ -120,6 +120,9 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "train finetune.freeze_epochs=2": (
         "finetune.freeze_epochs=2", "weights=DEFAULT", "weights=RUN_DIRECTORY", "finetune.freeze_epochs",
     ),
+    "train callbacks.early_stopping.patience=2 callbacks.early_stopping=null": (
+        "callbacks.early_stopping.patience", "callbacks.early_stopping=null", "Remove",
+    ),
     "train epochs=5 callbacks.early_stopping.patience=5": (
         "callbacks.early_stopping.patience=5", "epochs", "callbacks.early_stopping.patience",
     ),

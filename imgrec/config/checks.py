@@ -97,6 +97,7 @@ def _check_model(model: Tree, data: Tree) -> None:
 def check_together(keys: Collection[str], tree: Tree, choices: Mapping[str, str]) -> None:
     """ConfigError for a key among `keys`, those on the command line, that has no effect, or for values that contradict each other."""
     for key in keys:
+        _check_parents(key, tree)
         if key in NEEDS and not NEEDS[key][0](tree):
             value = format_value(reduce(getitem, key.split("."), tree))
             raise ConfigError(f"{key}={value} has no effect in this config. Set {NEEDS[key][1]}, or remove {key}.")
@@ -117,6 +118,17 @@ def check_together(keys: Collection[str], tree: Tree, choices: Mapping[str, str]
             f"batch_size={tree['batch_size']}, but optim=gd uses the whole training split in each step. "
             "Type optim=sgd for batches, or remove batch_size."
         )
+
+
+def _check_parents(key: str, tree: Tree) -> None:
+    """ConfigError for a key of a group of keys that is null, such as that of a callback that is switched off."""
+    parts, group = key.split("."), tree
+    for end, part in enumerate(parts[:-1], 1):
+        if not isinstance(group, Mapping) or part not in group:
+            return
+        if (group := group[part]) is None:
+            off = ".".join(parts[:end])
+            raise ConfigError(f"{key} has no effect with {off}=null. Remove one of them.")
 
 
 # What an option that is not there may be meant for.
