@@ -72,6 +72,14 @@ def test_the_ratio_is_the_median_of_the_rounds() -> None:
     assert turns.ratio({"slow": [2.0, 30.0, 4.0], "quick": [1.0, 10.0, 1.0]}, "slow", "quick") == 3.0
 
 
+def test_of_a_peer_that_is_part_of_a_package_its_own_part_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "packages", lambda: [str(tmp_path)])
+    (tmp_path / "nvidia/cublas").mkdir(parents=True)  # as torch's packages have it
+    assert peers.installed(peers.Work([], [], 224, 0), ["DALI on the CPU"]) == {}
+    (tmp_path / "nvidia/dali").mkdir()
+    assert [*peers.installed(peers.Work([], [], 224, 0), ["DALI on the CPU"])] == ["DALI on the CPU"]
+
+
 def test_a_peer_that_is_not_installed_is_left_out_with_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
