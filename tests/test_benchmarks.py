@@ -72,7 +72,7 @@ def test_the_ratio_is_the_median_of_the_rounds() -> None:
     assert turns.ratio({"slow": [2.0, 30.0, 4.0], "quick": [1.0, 10.0, 1.0]}, "slow", "quick") == 3.0
 
 
-def test_of_a_peer_that_is_part_of_a_package_its_own_part_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_peer_within_a_package_its_own_part_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "packages", lambda: [str(tmp_path)])
     (tmp_path / "nvidia/cublas").mkdir(parents=True)  # as torch's packages have it
     assert peers.installed(peers.Work([], [], 224, 0), ["DALI on the CPU"]) == {}
