@@ -44,11 +44,7 @@ def find_unreadable(data: ImageData, *, rank: int, size: int) -> Iterator[list[U
     By data.check all are decoded, or, as most damage shows in the first and last bytes of a file, what looks damaged there.
     Raises ScaleError and SourceError. Of images that are far only data.check=all looks at any.
     """
-    for split in get_args(Split):
-        images = getattr(data.splits, split)
-        if not isinstance(images, ImageFiles):
-            continue
-        images = images.for_training(None, 0) if split == "train" else images
+    for split, images in _file_splits(data):
         if images.skips or (images.is_far and data.check == "auto"):
             continue
         whole = data.check == "all" or (split == "test" and len(images) <= MOST_DECODED)
@@ -62,6 +58,14 @@ def find_unreadable(data: ImageData, *, rank: int, size: int) -> Iterator[list[U
                     errors = list(pool.map(error, rows[part : part + 64 * AT_ONCE]))
                 on_progress.get()("looking at images", len(errors), len(rows))
                 yield [Unreadable(split, *found) for found in errors if found is not None]
+
+
+def _file_splits(data: ImageData) -> Iterator[tuple[Split, ImageFiles]]:
+    """The splits that are read from files; that of train as a training reads it, which skips by another key."""
+    for split in get_args(Split):
+        images = getattr(data.splits, split)
+        if isinstance(images, ImageFiles):
+            yield split, images.for_training(None, 0) if split == "train" else images
 
 
 def are_known_readable(data: ImageData, record: DataRecord) -> bool:
@@ -82,12 +86,10 @@ def _mark(data: ImageData, record: DataRecord) -> Path | None:
     if folder is None or data.check == "all" or sum(len(split.labels) for split in record.splits.values()) < LEAST_REMEMBERED:
         return None
     digest = hashlib.sha1(f"{record.digest()} {data.preprocessing()}".encode(), usedforsecurity=False)
-    for split, part in record.splits.items():
-        images = getattr(data.splits, split)
-        if isinstance(images, ImageFiles):
-            images = images.for_training(None, 0) if split == "train" else images
-            digest.update(f"{split} {os.path.realpath(images.path(0))} {images.reading} ".encode(errors="surrogateescape"))
-            digest.update(part.content[(part.content >= 0).any(axis=1)].tobytes())
+    for split, images in _file_splits(data):
+        content = record.splits[split].content
+        digest.update(f"{split} {os.path.realpath(images.path(0))} {images.reading} ".encode(errors="surrogateescape"))
+        digest.update(content[(content >= 0).any(axis=1)].tobytes())
     return folder / f"readable-{digest.hexdigest()}-1"
 
 
@@ -135,12 +137,9 @@ def check_readable(data: ImageData) -> None:
     Reads one image of each class, and more only while they are unreadable. Where these are not skipped nothing is read, as
     the first of them is an error then.
     """
-    for name in ("train", "val", "test"):
-        images = getattr(data.splits, name)
-        if isinstance(images, ImageFiles):
-            images = images.for_training(None, 0) if name == "train" else images
-            if images.skips and not images.is_far:
-                _check_split(images, name, data.classes)
+    for split, images in reversed([*_file_splits(data)]):  # train is the first to be named
+        if images.skips and not images.is_far:
+            _check_split(images, split, data.classes)
 
 
 def _check_split(images: ImageFiles, split: str, classes: tuple[str, ...]) -> None:
