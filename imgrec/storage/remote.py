@@ -174,7 +174,7 @@ class RemoteFiles:
 
     def _number(self, place: np.void) -> int:
         shard, offset, _, _ = place.item()
-        return int(np.searchsorted(self._codes, shard << 32 | offset // BLOCK_BYTES))
+        return int(np.searchsorted(self._codes, _code(shard, offset)))
 
     def fix(self, place: np.void) -> str:
         """What to do about an image that is damaged. Its block is removed from the cache, and so downloaded again."""
@@ -182,8 +182,13 @@ class RemoteFiles:
         return "Copy the shard there again."
 
 
+def _code(shard: Any, offset: Any) -> Any:
+    """Of the block of an image, or int64 of the blocks of many, in the order of `Blocks`."""
+    return shard << 32 | offset // BLOCK_BYTES
+
+
 def _codes(places: Places) -> Indices:
-    codes: Indices = places["shard"].astype(np.int64) << 32 | places["offset"] // BLOCK_BYTES
+    codes: Indices = _code(places["shard"].astype(np.int64), places["offset"])
     return codes
 
 
