@@ -9,16 +9,14 @@ compared with the unbroken run from the folder, bit for bit, and what it was tra
 there are. Exit code 1 if anything differs.
 """
 
-import argparse
 import os
-import random
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from range_server import served
-from resumed_runs import assert_same, finish_run, kill_run
+from resumed_runs import asked_kills, assert_same, finish_run, kill_run
 from rich.console import Console
 from rich.progress import track
 from shard_runs import logged_samples, logging, packed_photos, shards_run, train_images
@@ -32,12 +30,7 @@ WORDS = ("data.window_shards=2", "num_workers=2", "trainer.save_every_steps=1")
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--kills", type=int, default=20)
-    options.add_argument("--seed", type=int, default=0, help="of the moments; what is trained is always the same")
-    asked = options.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    chance = random.Random(asked.seed)
+    asked, chance = asked_kills(__doc__, 20)
     differ: list[str] = []
     killed = runs = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -46,11 +39,11 @@ def main() -> int:
         unbroken = finish_run(shards_run(place / "unbroken", packed, *WORDS))
         remote.BLOCK_BYTES = 1
         with served(packed, latency_s=0.01, faults=0.2) as (url, server):
-            progress = iter(track(range(asked.kills), "kills", console=Console(stderr=True)))
-            while killed < asked.kills:
+            progress = iter(track(range(asked), "kills", console=Console(stderr=True)))
+            while killed < asked:
                 run, log = shards_run(place / str(runs), url, *WORDS), place / f"log{runs}"
                 with logging(log):
-                    for _ in range(min(4, asked.kills - killed)):
+                    for _ in range(min(4, asked - killed)):
                         os.environ["IMGREC_CACHE"] = str(place / f"cache{runs}_{killed if runs % 2 else 0}")
                         where, name = chance.choice(MOMENTS)
                         kill_run(run, 1 if name == "validation_step" else chance.randint(1, 3), where, name)

@@ -7,9 +7,7 @@ than the unbroken one took, started again, and maybe killed again, until it is t
 one is killed, and the other has to end by itself. Exit code 1 if a bit differs.
 """
 
-import argparse
 import os
-import random
 import sys
 import tempfile
 import time
@@ -18,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from processes import join_ranks, start_ranks
-from resumed_runs import assert_same, finish_run, load_run, read_outcome
+from resumed_runs import asked_kills, assert_same, finish_run, load_run, read_outcome
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -35,12 +33,7 @@ AT = ("before any save", "train", "validate", "end")
 
 
 def main() -> int:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--kills", type=int, default=100)
-    options.add_argument("--seed", type=int, default=0, help="of the moments; what is trained is always the same")
-    asked = options.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    chance = random.Random(asked.seed)
+    asked, chance = asked_kills(__doc__, 100)
     resumed_from: dict[tuple[int, int], Counter[str]] = {way: Counter() for way in WAYS}
     runs: Counter[tuple[int, int]] = Counter()
     differ: list[str] = []
@@ -51,7 +44,7 @@ def main() -> int:
             unbroken[way] = finish_run(run_of(Path(place, f"unbroken_{way[0]}_{way[1]}"), way), size=way[0])
             seconds[way] = time.perf_counter() - begun
         folder, way, killed = Path(place, "0"), WAYS[0], 0
-        kills = iter(track(range(asked.kills), "kills", console=Console(stderr=True)))
+        kills = iter(track(range(asked), "kills", console=Console(stderr=True)))
         while True:
             with start_ranks(way[0], partial(train_quietly, run_of(folder, way))) as ranks:
                 # The more often it was killed, the longer it is left alone: else a machine that has become busy would never let it finish.
@@ -66,7 +59,7 @@ def main() -> int:
                 except AssertionError as error:
                     differ.append(f"{folder.name}: {way[0]} processes, {way[1]} workers: {error}")
                 folder, way, killed = Path(place, str(sum(runs.values()))), WAYS[sum(runs.values()) % len(WAYS)], 0
-                if sum(map(Counter.total, resumed_from.values())) >= asked.kills:
+                if sum(map(Counter.total, resumed_from.values())) >= asked:
                     break
                 continue
             found = latest_checkpoint(folder / "r/a/checkpoints", print)

@@ -1,8 +1,10 @@
 """A run with everything on, killed, started again and compared: what test_resume.py, test_resume_ddp.py and prove_resume.py share."""
 
+import argparse
 import csv
 import multiprocessing
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -53,6 +55,16 @@ EVERYTHING = (
 )
 SAMPLES, STEPS_PER_EPOCH = 23, 4  # in sixes
 TIMES = ("images_per_second", *map(share_column, PARTS), "seconds")
+
+
+def asked_kills(about: str, kills: int) -> tuple[int, random.Random]:
+    """What a script that kills runs is asked for: how often (`kills` if it is not said), and the chance of the moments."""
+    options = argparse.ArgumentParser(description=about.splitlines()[0])
+    options.add_argument("--kills", type=int, default=kills)
+    options.add_argument("--seed", type=int, default=0, help="of the moments; what is trained is always the same")
+    asked = options.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return asked.kills, random.Random(asked.seed)
 
 
 def load_run(folder: Path, *words: str) -> config.RunConfig:
