@@ -26,9 +26,10 @@ from imgrec.config.compose import _shipped_options, compose_config, hydra_tree
 from imgrec.config.instantiate import instantiate, parameter_types
 from imgrec.config.load import compose_run, load_config
 from imgrec.config.options import conf_dir, group_names, option_names
+from imgrec.config.plain_data import read_plain
 from imgrec.config.ranges import RANGES, Range, check_range
 from imgrec.config.schema import run_config
-from imgrec.errors import ConfigError, did_you_mean
+from imgrec.errors import ConfigError, DataError, did_you_mean
 
 # Ranges
 
@@ -278,6 +279,31 @@ def test_a_config_comes_back_from_its_yaml(seed, lr, name, weights, batch_size, 
         {**PLAIN.to_dict(), **change, "optim": {**PLAIN.optim, "lr": lr}, "data": {**PLAIN.data.to_node(), "mean": mean}}
     )
     assert run_config(yaml.safe_load(yaml.safe_dump(run.to_dict(), sort_keys=False))) == run
+
+
+TEXTS = st.text(st.characters(exclude_categories=[]))  # with surrogates, as in names of files that are not UTF-8
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.dates() | TEXTS
+
+
+@given(content=st.dictionaries(TEXTS, VALUES | st.lists(VALUES) | st.dictionaries(TEXTS, VALUES), max_size=5))
+def test_a_yaml_file_is_read_as_it_was_written(tmp_path_factory, content):
+    file = tmp_path_factory.getbasetemp() / "written.yaml"
+    file.write_text(yaml.safe_dump(content))
+    assert read_plain(file, fix="") == content
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [1", "\t- b", "a: *b", "&a [*a]", "- " * 1100, "a: 2000-13-40", "a: \x00", "!!python/name:os.system"]
+)
+def test_a_yaml_file_that_is_none_is_refused_with_what_pyyaml_says(tmp_path, monkeypatch, text):
+    (tmp_path / "a.yaml").write_text(text)
+    said = []
+    for with_libyaml in (True, False):
+        monkeypatch.setattr(yaml, "__with_libyaml__", with_libyaml)
+        with pytest.raises(DataError) as error:
+            read_plain(tmp_path / "a.yaml", fix="")
+        said.append(str(error.value))
+    assert said[0] == said[1]
 
 
 def test_what_is_not_a_runs_is_left_out_and_what_it_lacks_is_an_error():

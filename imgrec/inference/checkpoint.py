@@ -1,5 +1,6 @@
 """Reading a checkpoint: plain data with a format version, checked before it is used."""
 
+import functools
 import hashlib
 import pickle
 import platform
@@ -26,8 +27,9 @@ from imgrec.models.losses import Loss
 FORMAT_VERSION = 6
 
 
+@functools.cache
 def package_versions() -> dict[str, str]:
-    """Version of each package that decides the numbers of a run."""
+    """Version of each package that decides the numbers of a run (2 ms to find)."""
     from importlib.metadata import version
 
     packages = ("imgrec", "torch", "torchvision", "pytorch-lightning", "hydra-core")
