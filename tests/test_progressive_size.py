@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 from error_parts import raises_error
 from image_files import picture
-from marks import slow_but
 from resumed_runs import EVERYTHING, SAMPLES, STEPS_PER_EPOCH, assert_same, finish_run, kill_run
 from small_run import SMALL
 from test_data_folder import make
@@ -89,9 +88,9 @@ def test_a_run_that_is_killed_while_images_grow_resumes_bit_for_bit(tmp_path: Pa
     assert_same(finish_run(parts), whole)
 
 
-@pytest.mark.parametrize("depth", slow_but(18, among=[18, 50]))
-def test_the_recipe_for_imagenet_trains_on_small_images_and_is_tested_with_larger_ones(tmp_path: Path, depth: int) -> None:
-    """As it is, but for the batch and, in the fast case, the depth: files of the size of ImageNet's, 160 and 256 pixels."""
+@pytest.mark.slow  # the tests above have its parts
+def test_the_recipe_for_imagenet_trains_on_small_images_and_is_tested_with_larger_ones(tmp_path: Path) -> None:
+    """As it is, but for the batch: files of the size of ImageNet's, 160 and 256 pixels."""
     for split in ("train", "val"):
         for k, name in enumerate("ab"):
             (tmp_path / split / name).mkdir(parents=True)
@@ -106,7 +105,7 @@ def test_the_recipe_for_imagenet_trains_on_small_images_and_is_tested_with_large
         def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
             assert batch.images.shape == (2, 3, 160, 160)
 
-    words = [f"data.root={tmp_path}", "data.num_classes=2", f"model.depth={depth}", "batch_size=2", "optim.base_batch=null"]
+    words = [f"data.root={tmp_path}", "data.num_classes=2", "batch_size=2", "optim.base_batch=null"]
     words += [
         "optim.lr=0.001",
         "epochs=1",

@@ -26,7 +26,7 @@ COMMANDS = [
 SMALL = {
     "train": (
         "epochs=1",
-        "batch_size=4",
+        "batch_size=8",
         "data.image_size=64",  # from 64 on it is the ResNet-18 that the page speaks of
         "trainer.accelerator=cpu",
         "trainer.devices=1",

@@ -150,20 +150,20 @@ PARTS = ("pytorch-lightning_version", "lr_schedulers", "optimizer_states", "call
 
 
 @pytest.mark.parametrize("key", slow_but("callbacks", among=[*PARTS, "position", "ranks", "events", "stage", "done", "step"]))
-def test_a_checkpoint_with_a_part_of_another_type_is_refused(unfinished, tmp_path, key):
+@pytest.mark.parametrize("change", slow_but(b"bytes", "gone", among=(None, b"bytes", -1, 2.5, "gone")))
+def test_a_checkpoint_with_a_part_of_another_type_is_refused(unfinished, tmp_path, key, change):
     """Where it is missing too, as Lightning would resume without it and say nothing."""
     shutil.copytree(unfinished, tmp_path / "copy")
     file = tmp_path / "copy/r/a/checkpoints/last.ckpt"
-    for change in (None, b"bytes", -1, 2.5, "gone"):
-        checkpoint = torch.load(unfinished / "r/a/checkpoints/last.ckpt", weights_only=True)
-        resume = checkpoint["resume"]
-        node = next(node for node in (checkpoint, resume, resume["position"]) if key in node)
-        node[key] = change
-        if change == "gone":
-            del node[key]
-        torch.save(checkpoint, file)
-        with raises_error(CheckpointError, file, "cannot be resumed", "resume=false"):
-            fit(load_run(tmp_path / "copy", "trainer.save_every_steps=1"), quiet=True)
+    checkpoint = torch.load(file, weights_only=True)
+    resume = checkpoint["resume"]
+    node = next(node for node in (checkpoint, resume, resume["position"]) if key in node)
+    node[key] = change
+    if change == "gone":
+        del node[key]
+    torch.save(checkpoint, file)
+    with raises_error(CheckpointError, file, "cannot be resumed", "resume=false"):
+        fit(load_run(tmp_path / "copy", "trainer.save_every_steps=1"), quiet=True)
 
 
 @pytest.mark.parametrize("damage", slow_but("momentum small", among=DAMAGES))

@@ -14,6 +14,7 @@ import imgrec
 from imgrec import config
 from imgrec.training.step_boundary import StepBoundary
 
+SHORT = ("epochs=2", "callbacks.early_stopping.patience=1", "data.window_shards=2")
 KILLED = (6, StepBoundary, "on_before_optimizer_step")  # in the second epoch
 
 
@@ -36,12 +37,12 @@ def cache(tmp_path, monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def unbroken(packed, tmp_path_factory) -> dict:
     """From the folder, with a window of two of its shards."""
-    return finish_run(shards_run(tmp_path_factory.mktemp("unbroken"), packed, "data.window_shards=2"))
+    return finish_run(shards_run(tmp_path_factory.mktemp("unbroken"), packed, *SHORT))
 
 
 @pytest.mark.parametrize("workers", slow_but(2, among=(0, 2)))
 def test_a_run_from_a_server_that_was_killed_equals_an_unbroken_one_from_the_folder(tmp_path, server, unbroken, workers):
-    words = ("data.window_shards=2", f"num_workers={workers}", "trainer.save_every_steps=1")
+    words = (*SHORT, f"num_workers={workers}", "trainer.save_every_steps=1")
     kill_run(shards_run(tmp_path, server.url, *words), *KILLED)
     assert_same(finish_run(shards_run(tmp_path, server.url, *words)), unbroken)
     assert server.failed

@@ -143,6 +143,7 @@ def test_a_training_writes_those_of_its_test_with_an_index_for_images_in_memory(
     assert read_parquet(folder / "evaluate_test_predictions.parquet") == rows
 
 
+@pytest.mark.slow  # as tests/test_ddp.py finds of a training, and tests/test_worker_group.py of the figures
 def test_ranks_write_what_one_process_writes(run, pngs, tmp_path):
     words = (run, f"folder={pngs}", "batch_size=8")
     assert evaluate(*words, f"out={tmp_path}/one.json") == 0

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from error_parts import assert_refused, raises_error
@@ -62,8 +63,6 @@ def assert_close(a, b, **tolerance):
 
 def start(run):
     """The network as a run begins with it, and all of its training images and labels."""
-    import pytorch_lightning as pl
-
     pl.seed_everything(run.seed, workers=True, verbose=False)
     data = instantiate(run.data.to_node())
     net = instantiate(run.model, num_classes=len(data.classes))
@@ -135,7 +134,13 @@ def test_averaged_weights_are_the_closed_form_of_the_steps(small):
     """EMA after n steps: the first step's weights, then decay * average + (1 - decay) * weights at each step."""
     keys = ("batch_size=full", "augment=none", "scheduler=constant", "optim=sgd", "optim.lr=0.1", *WHOLE)
     averaged, _ = trained(fit, small(*keys, "epochs=4", "callbacks.ema.decay=0.75", "id=ema"))
-    steps = [trained(fit, small(*keys, f"epochs={n}", f"id=plain{n}"))[0] for n in (1, 2, 3, 4)]
+    steps: list[dict[str, torch.Tensor]] = []
+
+    class Steps(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *batch):
+            steps.append({name: value.clone() for name, value in pl_module.net.state_dict().items()})
+
+    fit(small(*keys, "epochs=4", "id=plain"), quiet=True, callbacks=Steps())
     expected = steps[0]
     for weights in steps[1:]:
         expected = {name: 0.75 * expected[name] + 0.25 * weights[name] for name in expected}
@@ -192,6 +197,7 @@ class Stop(Exception):
     """Ends a run in the middle of a test."""
 
 
+@pytest.mark.slow  # tests/test_resume.py has its parts, and test_ctrl_c_says_how_to_resume the same command
 def test_a_run_that_was_cut_short_ends_with_the_weights_of_the_unbroken_one(small, monkeypatch):
     from imgrec.training.callbacks.console import EpochLines
 
