@@ -112,10 +112,13 @@ class Augment:
 
         Images are uint8, or float in [0, 1]. Flips and crops of whole pixels alone leave them uint8, all else makes floats.
         """
+        moves = self._interpolates or self.flip > 0 or self.crop_padding > 0
+        if not moves and not self.erase:
+            return images
         indices = indices.to(images.device)
         # Pixel positions need more digits than bf16 has, and the images of a run should not depend on its precision.
         with torch.autocast(images.device.type, enabled=False):
-            if self._interpolates or self.flip > 0 or self.crop_padding > 0:
+            if moves:
                 images = self._move(images, seed, epoch, indices)
             if self.erase > 0:
                 u = counter_rng.uniform(seed, epoch, indices, counter_rng.ERASE, 3 + 2 * ATTEMPTS)

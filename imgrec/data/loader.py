@@ -100,7 +100,7 @@ class Loader(Generic[_Batch_co]):
             except (RuntimeError, OSError, EOFError) as error:  # OSError, EOFError: killed while it handed a batch over
                 if loss := self._loss(error):
                     self._lost(loss)
-                    batches = map(_Guarded(self.dataset).__getitem__, islice(self.requests, taken, None))
+                    batches = self._read_here(taken)
                     self.close()
                     continue
                 if not str(error).startswith("DataLoader timed out"):
@@ -118,6 +118,8 @@ class Loader(Generic[_Batch_co]):
 
     def _open(self) -> Iterator[_Batch_co | DataError]:
         """The DataLoader's iterator, whose workers are started or begin again; ConfigError where there is no room for them."""
+        if not self.num_workers and not self._loader.pin_memory:
+            return self._read_here(0)  # it would do the same and 20 to 80 us more
         # Workers start here with SIGTERM blocked, for the threads that torch starts in them before `start_worker` too.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM} if self.num_workers else ())
         on_child = signal.getsignal(signal.SIGCHLD)
@@ -137,6 +139,10 @@ class Loader(Generic[_Batch_co]):
             # torch's handler would raise the loss of a worker wherever the main thread is, in an optimizer's step too.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGCHLD, on_child)
+
+    def _read_here(self, taken: int) -> Iterator[_Batch_co | DataError]:
+        """In this process, without the batches that were taken already."""
+        return map(_Guarded(self.dataset).__getitem__, islice(self.requests, taken, None))
 
     def _loss(self, error: Exception) -> str | None:
         """What became of workers that have ended, if any has."""

@@ -26,7 +26,10 @@ class Preprocess(nn.Module):
 
     def resize(self, images: Tensor, side: int | None = None) -> Tensor:
         """uint8 [B, C, H, W] at `side`, or image_size; on the device, to which one byte per value is copied."""
-        resized: Tensor = F.resize(images, [side or self.image_size] * 2, self.interpolation)
+        size = [side or self.image_size] * 2
+        if list(images.shape[-2:]) == size:
+            return images
+        resized: Tensor = F.resize(images, size, self.interpolation)
         return resized
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -43,12 +46,13 @@ class Preprocess(nn.Module):
         rows = max(1, CACHED_VALUES // max(1, images[:1].numel()))
         scale, offset = self.scale, self.offset
         inputs, outputs = images, floats
-        if images.is_contiguous(memory_format=torch.channels_last):
+        if not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last):
             # By rows of pixels: a loop over the three values of one pixel has no vector instructions.
             inputs, outputs = (x.permute(0, 2, 3, 1).flatten(2) for x in (images, floats))
             scale, offset = (x.flatten().repeat(images.shape[3]) for x in (scale, offset))
-        for part, target in zip(torch.split(inputs, rows), torch.split(outputs, rows), strict=True):
-            target.copy_(part).mul_(scale).add_(offset)
+        for first in range(0, len(inputs), rows):
+            part = slice(first, first + rows)
+            outputs[part].copy_(inputs[part]).mul_(scale).add_(offset)
         return floats
 
     def forward(self, images: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from imgrec.config.schema import Precision
 from imgrec.data.batch import Request
@@ -25,6 +24,7 @@ from imgrec.inference.device import check_memory, inference
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.inference.rank_data import compare_ranks
 from imgrec.inference.split_predictions import PredictionCollector, SplitPredictions
+from imgrec.models.losses import one_hot
 
 
 class MeasuredNetwork(Protocol):
@@ -89,7 +89,7 @@ def measure_images(
                 labels = batch.labels.to(network.device)
                 with inference(network.device, network.precision, size):
                     logits = network.logits(batch.images)
-                    targets = functional.one_hot(labels, classes).to(logits.dtype)
+                    targets = one_hot(labels, classes, logits.dtype)
                     tally.update(logits, labels, loss(logits, targets))
                     collector.update(logits, loss.probabilities(logits), labels, batch.indices.to(network.device))
             done += len(batch.labels) + len(batch.bad)

@@ -13,6 +13,11 @@ from imgrec.errors import ConfigError
 ClassWeights = Literal["none", "balanced"]
 
 
+def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """int64 [B] -> [B, K]. torch's own looks at the smallest and the largest label first, and makes int64 of them."""
+    return torch.zeros(len(labels), classes, dtype=dtype, device=labels.device).scatter_(1, labels[:, None], 1)
+
+
 class Loss(nn.Module):
     """Base class. A subclass defines `per_sample`; class weights, penalties and the conversion to float32 are here.
 

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from operator import attrgetter
 from typing import Any, Literal
@@ -42,6 +43,7 @@ TRAINER_NAMES = (
     "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._build_kwargs",
     "fit_loop.restarting",
+    "fit_loop.epoch_loop.val_loop._data_source.is_defined",
     *(f"fit_loop.epoch_progress.current.{count}" for count in ("ready", "started", "processed")),
     *(f"fit_loop.epoch_loop.batch_progress.current.{count}" for count in ("ready", "completed")),
 )
@@ -109,6 +111,14 @@ def skip_unused_hooks(owner: Any, base: type) -> None:
     for hook in STEP_HOOKS:
         if not is_overridden(hook, owner, base):
             setattr(owner, hook, None)
+
+
+def ask_once(trainer: pl.Trainer) -> None:
+    """At the start of a fit: Lightning asks in each step which hooks the data module overrides, 8 times at 1.7 us."""
+    _look_up(trainer, "_data_connector._datahook_selector.get_instance")
+    hooks, loader = trainer._data_connector._datahook_selector, trainer.fit_loop.epoch_loop.val_loop._data_source
+    hooks.get_instance = lru_cache(hooks.get_instance)  # type: ignore[union-attr, method-assign]
+    loader.is_defined = lru_cache(loader.is_defined)  # type: ignore[method-assign]
 
 
 class QuickHooks:

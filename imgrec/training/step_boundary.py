@@ -154,7 +154,8 @@ class StepBoundary(pl.Callback):
 
     def _pass_boundary(self, trainer: pl.Trainer, batch: Batch) -> None:
         """All ranks continue, save first, or stop, which raises Stopped on all of them."""
-        self.watchdog.pass_boundary((trainer.training, batch.images.shape))
+        training = trainer.training
+        self.watchdog.pass_boundary((training, batch.images.shape))
         minutes, every = self.config.max_minutes, self.config.save_every_steps
         if minutes is not None and time.monotonic() - self._began > 60 * minutes:
             signals.request_stop(f"the time budget of {minutes:g} minutes")
@@ -168,7 +169,7 @@ class StepBoundary(pl.Callback):
                 stop, save = self._flags.result()
         if stop:
             self._stop(trainer, now)
-        if trainer.training:
+        if training:
             due = every and now.step % every == 0  # the step number is the same on all ranks
             if (save or due) and now.step > 0 and now != self._saved:
                 self._save(trainer, now)
@@ -177,15 +178,16 @@ class StepBoundary(pl.Callback):
             self._updating = False
         if trainer.world_size > 1:
             self._flags.start(*self._own_flags(trainer, now))
-        self._report(trainer, "training" if trainer.training else "at")
+        self._report(trainer, "training" if training else "at")
 
     def _own_flags(self, trainer: pl.Trainer, now: LoopPosition) -> tuple[bool, bool]:
         """Whether this rank wants to stop, and to save."""
         return signals.stop_reason() is not None, trainer.is_global_zero and self._is_time_to_save(trainer, now)
 
     def _report(self, trainer: pl.Trainer, what: str) -> None:
-        evaluation = "a validation batch" if trainer.validating else "a test batch"
-        batch = f"step {trainer.global_step + 1}" if trainer.training else evaluation
+        batch = (
+            f"step {trainer.global_step + 1}" if trainer.training else f"a {'validation' if trainer.validating else 'test'} batch"
+        )
         self.heartbeat.doing = f"{what} {batch} (epoch {trainer.current_epoch + 1})"
 
     # Saving

@@ -26,6 +26,8 @@ class FiniteLoss(pl.Callback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         loss, copied = loss.detach(), None
+        if loss.device.type == "cpu" and math.isfinite(loss.item()):
+            return
         if loss.device.type == "cuda":
             loss = loss.to("cpu", non_blocking=True)  # pinned memory, where the value is after the event
             copied = torch.cuda.current_stream().record_event()

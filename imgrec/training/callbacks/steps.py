@@ -26,7 +26,8 @@ class StepMetrics(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         assert isinstance(pl_module, Classifier)
-        step, due = trainer.global_step, trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        step = trainer.global_step
+        due = step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         if step == self._step:
             return  # it is not complete
         self._step = step

@@ -35,7 +35,7 @@ class TensorBoardExtras(pl.Callback):
         self.images, self.config, self.history = images, config, history
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step or batch_idx or not self.images or not isinstance(trainer.logger, TensorBoardLogger):
+        if batch_idx or trainer.global_step or not self.images or not isinstance(trainer.logger, TensorBoardLogger):
             return
         assert isinstance(pl_module, Classifier)
         images = pl_module.augmented(batch)[0][: self.images]
