@@ -249,7 +249,8 @@ class Classifier(QuickHooks, pl.LightningModule):
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         if type(optimizer).zero_grad is not Optimizer.zero_grad:
-            return optimizer.zero_grad()
+            optimizer.zero_grad()
+            return
         # As torch's, which records each call for a profiler: 27 us.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
