@@ -19,10 +19,13 @@ from datetime import timedelta
 from multiprocessing.context import ForkProcess
 from typing import Any, TypeVar
 
+# Each rank of each test would import them for itself: 30 s instead of 1 on two cores.
+import matplotlib.backends.backend_agg  # noqa: F401
 import torch
+import torch.utils.tensorboard
 from torch import distributed
 
-import imgrec.training.trainer  # noqa: F401  # each rank of each test would import it for itself: 30 s instead of 1 on two cores
+import imgrec.training.trainer  # noqa: F401
 from imgrec.distributed.signals import end_with_parent
 
 LIMIT_S = 300  # ends what hangs; nothing is decided by it on a machine that is only busy

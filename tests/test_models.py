@@ -104,7 +104,7 @@ def test_vgg_gives_torchvisions_outputs(depth, batch_norm):
         assert results[0].std() > 0
 
 
-@pytest.mark.parametrize(("depth", "zero"), [(18, True), (50, False)])
+@pytest.mark.parametrize(("depth", "zero"), slow_but((18, True), (18, False), among=[(18, True), (18, False), (50, False)]))
 def test_resnet_draws_torchvisions_first_weights(depth, zero):
     torch.manual_seed(3)
     theirs = torchvision.models.get_model(f"resnet{depth}", num_classes=10, zero_init_residual=zero)
@@ -160,7 +160,7 @@ def test_parameters_and_operations_are_the_published_ones(name):
     assert size.flops / 2e9 == pytest.approx(giga_macs, abs=0.0011)
 
 
-@pytest.mark.parametrize("depth", slow_but(20, 110, among=CIFAR_DEPTHS))
+@pytest.mark.parametrize("depth", slow_but(20, among=CIFAR_DEPTHS))
 def test_cifar_family_has_the_papers_parameters(depth):
     n = (depth - 2) // 6  # section 4.2: 6n + 2 layers of widths 16, 32, 64, shortcuts without parameters; a norm has two each
     convs = 9 * (3 * 16 + 2 * n * 16**2 + 16 * 32 + (2 * n - 1) * 32**2 + 32 * 64 + (2 * n - 1) * 64**2)
@@ -406,7 +406,13 @@ def test_listing_counts_what_is_built(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "most", "measured"), [("auto", 1, False), ("auto", 2, True), ("true", 1, True), ("false", 2, False)]
+    ("sizes", "most", "measured"),
+    slow_but(
+        ("auto", 1, False),
+        ("true", 1, True),
+        ("false", 2, False),
+        among=[("auto", 1, False), ("auto", 2, True), ("true", 1, True), ("false", 2, False)],
+    ),
 )
 def test_a_long_list_has_no_sizes_unless_told(sizes, most, measured, capsys, monkeypatch, tmp_path):
     """1,371 networks of timm would take 12 minutes."""

@@ -153,7 +153,9 @@ def test_one_channel_gets_the_sum_of_the_colours(published):
     torch.testing.assert_close(net.double()(grey.double()), rgb.double()(grey.double().expand(-1, 3, -1, -1)))
 
 
-@pytest.mark.parametrize(("name", "inner"), [("inception_v3", slice(None)), ("googlenet", slice(2, -2))])
+@pytest.mark.parametrize(
+    ("name", "inner"), [pytest.param("inception_v3", slice(None), marks=pytest.mark.slow), ("googlenet", slice(2, -2))]
+)
 def test_the_input_transform_moves_into_the_first_layer(name, inner):
     torch.manual_seed(0)
     nets = [torchvision.models.get_model(name, init_weights=False, transform_input=mapped).eval() for mapped in (True, False)]

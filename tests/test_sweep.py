@@ -580,10 +580,7 @@ def proposals(path: Path, *, stop: int | None = None, torn: bool = False) -> lis
 
 @pytest.mark.slow
 @optuna_installed
-def test_a_search_stopped_at_any_trial_proposes_what_the_unbroken_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # 600 of them
+def test_a_search_stopped_at_any_trial_proposes_what_the_unbroken_one_does(tmp_path: Path) -> None:
     unbroken = proposals(tmp_path / "unbroken")
     assert len({tuple(job) for job in unbroken}) == TRIALS
     for stop in range(TRIALS):

@@ -19,6 +19,7 @@ import torchvision
 from error_parts import assert_error, assert_refused, raises_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_but
 from PIL import Image
 from small_run import SMALL
 from test_changed_data import GRAY, KEYS
@@ -254,7 +255,7 @@ def test_lines_before_the_header_may_be_empty(kaggle):
     assert labels_by_name(table_of(kaggle / "train.csv", kaggle / "images")) == whole
 
 
-@pytest.mark.parametrize(("large", "said"), [(3, False), (60, True)])
+@pytest.mark.parametrize(("large", "said"), slow_but((60, True), among=[(3, False), (60, True)]))
 def test_a_share_of_groups_that_ends_far_from_the_wanted_one_is_said(tmp_path, monkeypatch, capsys, large, said):
     """A group of many images, which lies in one of the splits whole."""
     monkeypatch.chdir(tmp_path)

@@ -96,6 +96,7 @@ def test_gradient_descent_is_one_step_an_epoch_on_the_mean_over_all_samples(smal
     assert_close(weights, dict(net.state_dict()), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow  # the test above accumulates, and tests/test_step_loss.py has uneven parts of a short batch
 def test_accumulated_parts_of_a_batch_give_the_step_of_the_whole(small):
     # 21 samples after the validation cut, batches of 8: the last batch is short, and its parts are uneven.
     keys = ("batch_size=8", "epochs=2", "augment=none", "optim=momentum", "loss.l2=0.01", *WHOLE)
