@@ -27,6 +27,7 @@ from torchvision import datasets, transforms
 from turns import Result, fork_workers, machine, processor_seconds, ratio
 
 from imgrec import config
+from imgrec.data.allocator import keep_freed_memory
 from imgrec.data.datamodule import DataModule, build_data
 from imgrec.distributed.world import read_world
 from imgrec.training.data_check import checked_data
@@ -48,6 +49,7 @@ def make_folder(root: Path, files: int) -> None:
 
 
 def open_imgrec(root: str) -> DataModule:
+    keep_freed_memory()  # as a training does before its data is read
     run = config.load("train", [*WORDS, f"data.root={root}"])
     data, augment = build_data(run)
     data, _ = checked_data(data, None, print, read_world())

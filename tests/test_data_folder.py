@@ -1,6 +1,7 @@
 """Folders of images: equal to torchvision's ImageFolder and PIL, classes by name, and every bad file named."""
 
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
+import imgrec.data.folder
 from imgrec.data import counter_rng
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Request
@@ -290,3 +292,25 @@ def test_another_folder_is_evaluated_by_class_name(tmp_path):
     )
     assert files.labels.tolist() == [1, 1]
     assert whole(files).images.shape == (2, 3, 24, 24)
+
+
+@pytest.mark.parametrize("sampled", [None, (40, 40), (14, 6), (9, 40)])
+def test_the_content_is_the_sizes_and_checksums_of_a_sample(tmp_path, monkeypatch, sampled):
+    names = [f"a/{k:02}.jpg" for k in range(39)] + [str(tmp_path / "other.jpg")]
+    (tmp_path / "root/a/01.jpg").mkdir(parents=True)  # has a size, and cannot be read
+    for k, name in enumerate(names[2:]):  # the first is gone
+        (tmp_path / "root" / name).write_bytes(np.random.default_rng(k).bytes(300 * k))
+    labels = np.zeros(len(names), dtype=np.int64)
+    reading = {"on_bad_image": "refuse", "on_bad_image_eval": "refuse", "decoder": "auto"}
+    images = ImageFiles(str(tmp_path / "root"), pack_names(names), labels, preprocessing=PREPROCESSING, **reading)
+    sizes = np.array([path.stat().st_size if path.exists() else -1 for path in (tmp_path / "root" / name for name in names)])
+    middles = [
+        (tmp_path / "root" / name).read_bytes()[size // 2 :][:4096] for name, size in zip(names[2:], sizes[2:], strict=True)
+    ]
+    expected = np.array([sizes, [-1, -1, *map(zlib.crc32, middles)]])
+    if sampled is not None:
+        monkeypatch.setattr(imgrec.data.folder, "MOST_SIZES", 10)
+        monkeypatch.setattr(imgrec.data.folder, "SAMPLED", sampled)
+        for row, count in enumerate(sampled):
+            expected[row, np.arange(len(names)) % -(-len(names) // count) != 0] = -1
+    assert images.content().tolist() == expected.T.tolist()

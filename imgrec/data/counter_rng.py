@@ -6,6 +6,7 @@ and a resumed run draws what the uninterrupted run would have. `word` defines it
 a worker of the data loader; `uniform` gives the same bits for a batch on its device.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -58,20 +59,23 @@ def uniform(seed: int, epoch: int, indices: Tensor, stream: int, count: int) -> 
     return (words.view(torch.int32)[:, :count] >> 8 & 0xFFFFFF).to(torch.float32).mul_(2.0**-24)
 
 
-def hash_rows(seed: int, stream: int, rows: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """A uniform number in [0, 1) for each row of words ([N, W]): [N]. Words that are 0 count for nothing.
+def hash_words(seed: int, stream: int, words: Sequence[NDArray[np.uint64]]) -> NDArray[np.float64]:
+    """A uniform number in [0, 1) for each row of words, which are given column by column, W of [N]: [N].
 
-    By numpy, whose shifts of unsigned words take half of the time of torch's.
+    Words that are 0, which stand at the end of a row, count for nothing. By numpy, whose shifts of unsigned words take half
+    of the time of torch's.
     """
-    state = np.full(len(rows), splitmix64(splitmix64(seed, 0) + stream, 0), dtype=np.uint64)
+    state = np.full(len(words[0]), splitmix64(splitmix64(seed, 0) + stream, 0), dtype=np.uint64)
     spare = np.empty_like(state)
-    for column in rows.T:
-        mixed = state ^ column
+    whole = words[-1].all()  # then no other is 0
+    for word in words:
+        mixed = state ^ word
         mixed += np.uint64(_GAMMA)
-        for shift, multiplier in ((30, _MULTIPLIER_1), (27, _MULTIPLIER_2), (31, 1)):
+        for shift, multiplier in ((30, _MULTIPLIER_1), (27, _MULTIPLIER_2)):
             mixed ^= np.right_shift(mixed, np.uint64(shift), out=spare)
             mixed *= np.uint64(multiplier)
-        state = mixed if column.all() else np.where(column != 0, mixed, state)
+        mixed ^= np.right_shift(mixed, np.uint64(31), out=spare)
+        state = mixed if whole or word.all() else np.where(word != 0, mixed, state)
     return np.asarray((state >> np.uint64(11)) * 2.0**-53)
 
 

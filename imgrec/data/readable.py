@@ -89,7 +89,7 @@ def _mark(data: ImageData, record: DataRecord) -> Path | None:
     for split, images in _file_splits(data):
         content = record.splits[split].content
         digest.update(f"{split} {os.path.realpath(images.path(0))} {images.reading} ".encode(errors="surrogateescape"))
-        digest.update(content[(content >= 0).any(axis=1)].tobytes())
+        digest.update(content[np.flatnonzero((content >= 0).any(axis=1))].tobytes())
     return folder / f"readable-{digest.hexdigest()}-1"
 
 
