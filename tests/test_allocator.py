@@ -4,6 +4,7 @@ import os
 import resource
 import sys
 
+import pytest
 from processes import run_command
 
 from imgrec.data.allocator import PARAMETERS
@@ -39,3 +40,27 @@ def test_freed_memory_is_used_again():
 
 def test_the_setting_of_the_environment_stands():
     assert faults_of_the_second_block(MALLOC_MMAP_THRESHOLD_="131072") >= PAGES
+
+
+FLAGS_OF_A_BLOCK = f"""
+import ctypes
+from imgrec.data.allocator import keep_freed_memory, use_huge_pages
+keep_freed_memory()
+use_huge_pages()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+middle = libc.malloc({BLOCK}) + {BLOCK} // 2
+inside = False
+for line in open("/proc/self/smaps"):
+    first, _, last = line.split()[0].partition("-")
+    if last:
+        inside = int(first, 16) <= middle < int(last, 16)
+    elif inside and line.startswith("VmFlags:"):
+        print(line)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="this kernel has no huge pages")
+def test_memory_comes_in_huge_pages():
+    done = run_command(sys.executable, "-c", FLAGS_OF_A_BLOCK)
+    assert "hg" in done.stdout.split(), done.stderr

@@ -16,7 +16,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from imgrec.config.durations import parse_time
 from imgrec.config.instantiate import build, check_signatures, instantiate, node_target, parameter_types, wrong_result
 from imgrec.config.schema import Node, RunConfig, TrainerConfig
-from imgrec.data.allocator import keep_freed_memory
+from imgrec.data.allocator import keep_freed_memory, use_huge_pages
 from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.device_checks import check_accelerator
 from imgrec.distributed.world import World, cluster_environment
@@ -43,6 +43,7 @@ def prepare_process(run: RunConfig) -> None:
     check_accelerator(run.trainer)
     silence_known_warnings()
     keep_freed_memory()
+    use_huge_pages()
     pl.seed_everything(run.seed, workers=True, verbose=False)
 
 
