@@ -139,7 +139,7 @@ def spend(moved) -> None:
     moved(InMemoryImages, "__getitem__", SPENT["data_wait"])
     moved(pl.strategies.SingleDeviceStrategy, "batch_to_device", SPENT["copy"])
     moved(Classifier, "training_step", SPENT["compute"])
-    moved(Classifier, "configure_gradient_clipping", SPENT["optimizer"])
+    moved(pl.LightningModule, "configure_gradient_clipping", SPENT["optimizer"])
     moved(Classifier, "on_train_batch_end", SPENT["other"])
     moved(Classifier, "on_validation_epoch_end", SPENT["validation"])
     moved(pl.Trainer, "save_checkpoint", SPENT["checkpoint"])

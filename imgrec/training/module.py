@@ -8,7 +8,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, distributed, nn
-from torch.optim import Optimizer
 
 from imgrec.config.instantiate import build
 from imgrec.config.schema import RunConfig
@@ -246,21 +245,6 @@ class Classifier(QuickHooks, pl.LightningModule):
             return optimizer
         schedulers = lightning_schedulers(self.scheduler, optimizer, **self._schedule_steps())
         return [optimizer], schedulers  # type: ignore[return-value]
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
-        if type(optimizer).zero_grad is not Optimizer.zero_grad:
-            optimizer.zero_grad()
-            return
-        # As torch's, which records each call for a profiler: 27 us.
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        if gradient_clip_val:  # without one Lightning checks the algorithm: 5 us
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def _schedule_steps(self) -> dict[str, int]:
         total = int(self.trainer.estimated_stepping_batches)
