@@ -13,7 +13,7 @@ from imgrec.config.schema import RunConfig
 from imgrec.train import fit
 from imgrec.training.module import EpochSums
 
-FREE = ("_record_function_enter_new", "detach", "slice", "unsqueeze")  # views, and a profiler's mark
+FREE = ("_record_function_enter_new", "_record_function_exit", "detach", "slice", "unsqueeze")  # views, and a profiler's marks
 WORDS = (
     "augment=none",
     "batch_size=8",
