@@ -17,7 +17,7 @@ LAYERS = (
     ("config",),
     ("distributed",),
     ("data", "models"),
-    ("storage",),
+    ("storage", "analysis"),
     ("inference",),
     ("training",),
     ("sweeps",),

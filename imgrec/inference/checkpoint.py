@@ -18,6 +18,7 @@ from imgrec.config.schema import Node, RunConfig
 from imgrec.data.decode import Preprocessing
 from imgrec.data.split_record import DataRecord
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
+from imgrec.inference.calibration import CALIBRATION, Calibration
 from imgrec.inference.metadata import check_content, check_metadata
 from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.stored_code import build_stored, check_targets
@@ -99,6 +100,12 @@ class Checkpoint:
     def record(self) -> DataRecord | None:
         """What the run's splits held; None where it was saved without a training."""
         return read_record(self.content["imgrec"], self.file)
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The temperature that was fitted after the training; None where none was."""
+        stored = self.content["imgrec"].get(CALIBRATION)
+        return None if stored is None else Calibration.unpack(stored, classes=len(self.classes))
 
     def network(self) -> nn.Module:
         """The network with its weights, on the CPU; CheckpointError where they do not fit its config."""

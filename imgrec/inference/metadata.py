@@ -14,6 +14,7 @@ from imgrec.config.schema import Node, RunConfig, run_config, run_types
 from imgrec.data.decode import Preprocessing
 from imgrec.data.image_data import ImageData
 from imgrec.errors import ConfigError
+from imgrec.inference.calibration import CALIBRATION, Calibration
 from imgrec.inference.stored_code import BUILT
 
 TRAINED = "current_model_state"  # Lightning's name for the trained weights where the average stands in their place
@@ -31,7 +32,11 @@ def check_content(checkpoint: dict[Any, Any], file_size: int) -> None:
         raise ConfigError("it lacks 'data' in its 'imgrec' entry.")
     if record is not None and not (is_plain(record) and record.dtype == torch.uint8 and record.numel() < file_size):
         raise ConfigError("'data' in its 'imgrec' entry is no record of images.")
-    metadata = {key: value for key, value in info.items() if key not in ("classes", "data")}
+    if CALIBRATION in info:
+        check_type(f"'{CALIBRATION}'", stored := info[CALIBRATION], dict)
+        _check_weights(f"{CALIBRATION}.validation", stored.get("validation"), file_size)
+        Calibration.unpack(stored, classes=len(info["classes"]))
+    metadata = {key: value for key, value in info.items() if key not in ("classes", "data", CALIBRATION)}
     check_size(metadata)
     _check_plain(metadata)
     for key in ("state_dict", TRAINED):

@@ -1,0 +1,52 @@
+"""The temperature of a checkpoint, with what was measured of the validation images when it was fitted."""
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from imgrec.analysis.validation_record import ValidationRecord
+from imgrec.config.annotations import check_type
+from imgrec.config.schema import Node
+from imgrec.errors import ConfigError
+
+CALIBRATION = "calibration"  # in the "imgrec" entry; a checkpoint without a fitted temperature lacks it
+FIGURES = ("temperature", "log_loss_before", "log_loss_after")
+TYPES: dict[str, Any] = dict.fromkeys(FIGURES, float) | {"images": int, "validation": dict}
+STORED = (torch.int32, torch.float32)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """softmax(logits / temperature) is closer to how often a class is right (Guo 2017, arXiv 1706.04599)."""
+
+    temperature: float
+    log_loss_before: float  # mean over the validation images, with temperature 1
+    log_loss_after: float
+    images: int  # of validation that it was fitted on
+    validation: ValidationRecord  # with this temperature
+
+    def pack(self) -> Node:
+        """Plain data for a checkpoint, with a tensor for each array."""
+        arrays = self.validation.to_arrays()
+        return vars(self) | {"validation": {name: torch.from_numpy(array) for name, array in arrays.items()}}
+
+    @classmethod
+    def unpack(cls, node: Node, *, classes: int) -> "Calibration":
+        """What `pack` gave, with plain tensors; ConfigError for other keys, types or values."""
+        for name, kind in TYPES.items():
+            check_type(f"{CALIBRATION}.{name}", node.get(name), kind)
+        values = {name: node[name] for name in FIGURES}
+        if not all(0 <= value <= sys.float_info.max for value in values.values()) or not values["temperature"]:
+            raise ConfigError(f"'{CALIBRATION}' has a temperature or log loss that is not positive and finite.")
+        if unknown := set(node) - set(TYPES):
+            raise ConfigError(f"'{CALIBRATION}' has a key that imgrec does not write: {str(unknown.pop())[:50]!r}.")
+        arrays = {
+            name: tensor.detach().resolve_neg().numpy() for name, tensor in node["validation"].items() if tensor.dtype in STORED
+        }
+        try:
+            record = ValidationRecord.from_arrays(arrays, images=node["images"], classes=classes)
+        except ValueError as error:
+            raise ConfigError(f"'{CALIBRATION}' has no record of validation images as imgrec writes it: {error}.") from error
+        return cls(**{name: float(value) for name, value in values.items()}, images=node["images"], validation=record)
