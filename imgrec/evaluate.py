@@ -18,7 +18,7 @@ from imgrec.errors import ConfigError, DataError, first_names
 from imgrec.files import atomic_write, check_output, first_bytes, is_our_png
 from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.prediction_table import PredictionFiles, check_prediction_files
-from imgrec.terminal import Terminal
+from imgrec.terminal import Terminal, percents
 
 MOST_CLASSES = 20  # lines of the table per class, and of the confusion matrix on a terminal
 MARK = b'{\n "imgrec": "evaluate"'  # how our JSON begins
@@ -152,7 +152,7 @@ def _evaluate(
     }
     atomic_write(out, json.dumps(content, indent=1))
     if plot is not None:
-        title = f"{checkpoint.run.name}, {what}: {report.accuracy:.2%} of {report.count:,} images right"
+        title = f"{checkpoint.run.name}, {what}: {report.accuracy:.2%} {percents(report.accuracy_interval)} of {report.count:,} images right"
         atomic_write(plot, draw_confusion_matrix(report, title=title))
     terminal.say(f"figures in {out}" + ("" if plot is None else f", confusion matrix in {plot}"))
     terminal.say(write_predictions(files, predictions, images, checkpoint.classes))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -13,7 +14,13 @@ from error_parts import assert_refused
 from PIL import Image
 from processes import LIMIT_S
 from rich.console import Console
-from sklearn.metrics import classification_report, confusion_matrix
+from sklearn.metrics import (
+    average_precision_score,
+    classification_report,
+    confusion_matrix,
+    matthews_corrcoef,
+    roc_auc_score,
+)
 from torchvision.transforms import v2
 from untrained_run import save_untrained_run
 
@@ -83,7 +90,8 @@ def test_the_test_split_has_the_figures_of_the_training(run, capsys):
     assert 0.3 < trained["accuracy"] < 1
     assert found["unread_images"] == []
     said = capsys.readouterr().out
-    assert f"accuracy {trained['accuracy']:.4f}" in said
+    for name, key in (("accuracy", "accuracy"), ("AUROC, macro", "macro_auroc"), ("log loss", "log_loss")):
+        assert re.search(rf"^{name} +{trained[key]:.4f}\b", said, re.MULTILINE)
     assert f"figures in {run}/evaluate_test.json, confusion matrix in {run}/evaluate_test.png" in said
     assert "\x1b" not in said
     with Image.open(run / "evaluate_test.png") as picture:
@@ -133,6 +141,26 @@ def test_figures_equal_sklearns_on_what_predict_says(run, pngs, tmp_path):
     assert found["loss"] == pytest.approx(-np.log(chances).mean(), rel=1e-5)
     top5 = [name in [one for one, _ in answer.top[:5]] for answer, name in zip(answers, true, strict=True)]
     assert found["top5"] == np.mean(top5)
+    assert_scores(found, np.array([names.index(name) for name in true]), predicted, answers)
+
+
+def assert_scores(found, labels, predicted, answers):
+    """Those of scikit-learn, for the classes that have images."""
+    names = [row["name"] for row in found["per_class"]]
+    rows = np.array([[dict(answer.top)[name] for name in names] for answer in answers], dtype=np.float64)
+    assert found["log_loss"] == pytest.approx(-np.log(rows[np.arange(len(labels)), labels]).mean(), rel=1e-6)
+    assert found["brier"] == pytest.approx(((rows - np.eye(len(names))[labels]) ** 2).sum(axis=1).mean(), rel=1e-6)
+    assert found["matthews_correlation"] == pytest.approx(matthews_corrcoef([names[k] for k in labels], predicted), abs=1e-12)
+    areas, averages = [], []
+    for label, row in enumerate(found["per_class"]):
+        if row["support"]:
+            areas.append(roc_auc_score(labels == label, rows[:, label]))
+            averages.append(average_precision_score(labels == label, rows[:, label]))
+            assert (row["auroc"], row["average_precision"]) == pytest.approx((areas[-1], averages[-1]), abs=1e-6)
+        else:
+            assert (row["name"], row["auroc"], row["average_precision"], row["recall_interval"]) == ("7", None, None, [0, 1])
+    assert found["macro_auroc"] == pytest.approx(np.mean(areas), abs=1e-6)
+    assert found["macro_average_precision"] == pytest.approx(np.mean(averages), abs=1e-6)
 
 
 def test_python_evaluates_too(run, pngs):

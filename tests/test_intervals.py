@@ -39,7 +39,7 @@ def pairs(confusion: NDArray[np.int64]) -> tuple[list[int], list[int], list[int]
     return [true for true, _ in cells], [predicted for _, predicted in cells], np.flatnonzero(confusion.any(axis=1)).tolist()
 
 
-@fewer(20)
+@fewer(15)
 @given(confusions)
 def test_a_macro_interval_holds_scikit_learn_s_figure_and_is_within_0_and_1(confusion: NDArray[np.int64]) -> None:
     true, predicted, present = pairs(confusion)
@@ -56,7 +56,7 @@ def macro(counts: NDArray[np.float64], present: NDArray[np.bool_], name: str) ->
     return float(np.mean(hits[present] / support[present] if name == "recall" else both))
 
 
-@fewer(20)
+@fewer(15)
 @given(confusions.filter(lambda confusion: len(confusion) > 1))
 def test_a_macro_interval_has_the_variance_of_the_delta_method(confusion: NDArray[np.int64]) -> None:
     classes, present = len(confusion), confusion.any(axis=1)

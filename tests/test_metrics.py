@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_f
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
+from imgrec.analysis.scores import ProbabilityScores
 from imgrec.inference.metrics import ConfusionTally, Report, make_report, print_report, worst_classes
 
 
@@ -113,22 +115,35 @@ def test_a_report_is_plain_json() -> None:
 
 def test_the_table_off_a_terminal_is_plain() -> None:
     file = io.StringIO()
-    print_report(small(), Console(file=file, width=100), most=20)
-    lines = [line.rstrip() for line in file.getvalue().splitlines()]
-    assert [line.split() for line in lines[:6]] == [
-        ["class", "precision", "recall", "f1", "samples"],
-        ["cat", "1.0000", "0.7500", "0.8571", "4"],
-        ["dog", "0.0000", "0.0000", "0.0000", "2"],
-        ["[red]", "0.6667", "1.0000", "0.8000", "4"],
-        ["bird", "0.0000", "0.0000", "0.0000", "0"],
-        ["macro", "mean", "0.5556", "0.5833", "0.5524", "10"],
-    ]
-    assert lines[6:] == [
-        "accuracy 0.7000   loss 0.2500   samples 10",
+    scores = ProbabilityScores(0.5, 0.375, np.array([0.75, 0.25, 0.5, np.nan]), np.array([0.75, 0.5, 0.25, np.nan]))
+    print_report(small().with_scores(scores), Console(file=file, width=80), most=20)
+    assert [line.rstrip() for line in file.getvalue().splitlines()] == [
+        "class       precision  recall (95% interval)        f1  samples",
+        "cat            1.0000  0.7500 (0.194 to 0.994)  0.8571        4",
+        "dog            0.0000  0.0000 (0.000 to 0.842)  0.0000        2",
+        "[red]          0.6667  1.0000 (0.398 to 1.000)  0.8000        4",
+        "bird           0.0000  0.0000                   0.0000        0",
+        "macro mean     0.5556  0.5833 (0.374 to 0.766)  0.5524       10",
+        "",
+        "all 10 samples                    95% interval",
+        "accuracy                  0.7000  0.3475 to 0.9333",
+        "balanced accuracy         0.5833  0.3739 to 0.7665",
+        "macro F1                  0.5524  0.3283 to 0.7570",
+        "Matthews correlation      0.5443",
+        "AUROC, macro              0.5000",
+        "average precision, macro  0.5000",
+        "log loss                  0.5000",
+        "Brier score               0.3750",
+        "loss                      0.2500",
         "without samples, so not in the macro mean: 1 of 4 classes (bird)",
     ]
     assert file.getvalue().isascii()
     assert "\x1b" not in file.getvalue()
+
+
+def test_without_the_probability_of_each_class_the_log_loss_alone_is_added() -> None:
+    found = small().with_scores(ProbabilityScores(0.5, None, None, None))
+    assert found == replace(small(), log_loss=0.5)
 
 
 def test_many_classes_show_the_worst() -> None:

@@ -114,7 +114,7 @@ def test_figures_are_those_of_one_process_and_sklearns(
         assert on(size, "evaluate", *words, f"out={tmp_path}/{size}.json") == [0] * size
         said = capfd.readouterr()
         assert said.err == ""
-        assert said.out.count("accuracy") == said.out.count("3 images could not be read") == said.out.count("figures in") == 1
+        assert said.out.count("macro F1") == said.out.count("3 images could not be read") == said.out.count("figures in") == 1
         found[size] = json.loads((tmp_path / f"{size}.json").read_text())
         assert found[size]["processes"] == size
     loss = found[1]["figures"]["loss"]

@@ -23,7 +23,7 @@ from imgrec.inference.checkpoint import Checkpoint
 from imgrec.inference.device import check_memory, inference
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.inference.rank_data import compare_ranks
-from imgrec.inference.split_predictions import PredictionCollector, SplitPredictions
+from imgrec.inference.split_predictions import PredictionCollector, SplitPredictions, scores_of
 from imgrec.models.losses import one_hot
 
 
@@ -99,4 +99,5 @@ def measure_images(
         raise DataError(f"none of {len(images)} images could be read; the first is {bad[0]}. Name a folder of whole images.")
     if group.process_group is not None:
         tally.cpu()  # its process group is gloo's
-    return Measured(tally.report(network.classes), collector.gather(group), bad)
+    report, predictions = tally.report(network.classes), collector.gather(group)
+    return Measured(report.with_scores(scores_of(predictions, images, group)), predictions, bad)

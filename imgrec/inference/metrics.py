@@ -1,7 +1,7 @@
 """Counts that are summed on the device, and the metrics that follow: all of them come from one confusion matrix."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, distributed
 
+from imgrec.analysis.intervals import macro_intervals, share_interval
+from imgrec.analysis.scores import ProbabilityScores, matthews_correlation
 from imgrec.errors import DataError, first_names
 
 
@@ -74,22 +76,59 @@ class ConfusionTally:
 
 @dataclass(frozen=True)
 class Report:
-    """The metrics of one split. Shares are from 0 to 1; macro metrics are plain means over the classes that have samples."""
+    """The metrics of one split. Shares are from 0 to 1; macro metrics are plain means over the classes that have samples.
+
+    An interval is [low, high] at 95%, from `imgrec.analysis.intervals`. What needs probabilities is None without `with_scores`,
+    and but for log_loss also where the probability of every class was not kept.
+    """
 
     count: int  # samples
-    loss: float  # mean over the samples
+    loss: float  # mean over the samples, of the loss that was trained with
     accuracy: float
+    accuracy_interval: list[float]
     top5: float | None  # None where there are at most 5 classes
+    top5_interval: list[float] | None
     macro_precision: float
     macro_recall: float
+    macro_recall_interval: list[float]
     macro_f1: float
+    macro_f1_interval: list[float]
+    balanced_accuracy: float  # another name of macro_recall
+    matthews_correlation: float
     absent_classes: list[str]  # without samples: left out of the macro metrics
-    per_class: list[dict[str, Any]]  # name, precision, recall, f1, support; 0.0 where a denominator is 0
+    # name, precision, precision_interval, recall, recall_interval, f1, support, auroc, average_precision: 0.0 where a denominator is 0
+    per_class: list[dict[str, Any]]
     confusion: list[list[int]]  # rows are the true classes
+    log_loss: float | None = None
+    brier: float | None = None
+    macro_auroc: float | None = None  # one class against the rest; over the classes that have it
+    macro_average_precision: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, strings and numbers, for JSON."""
         return asdict(self)
+
+    def with_scores(self, scores: ProbabilityScores) -> "Report":
+        """With what needs the probabilities."""
+        auroc, precision = _known(scores.auroc, self), _known(scores.average_precision, self)
+        rows = zip(self.per_class, auroc, precision, strict=True)
+        return replace(
+            self,
+            log_loss=scores.log_loss,
+            brier=scores.brier,
+            macro_auroc=_mean(auroc),
+            macro_average_precision=_mean(precision),
+            per_class=[row | {"auroc": area, "average_precision": average} for row, area, average in rows],
+        )
+
+
+def _known(values: npt.NDArray[np.float64] | None, report: Report) -> list[float | None]:
+    return [None] * len(report.per_class) if values is None else [None if np.isnan(value) else value for value in values.tolist()]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _share(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -113,18 +152,37 @@ def make_report(confusion: npt.ArrayLike, *, top5_hits: int, loss: float, classe
     hits, support, predicted = (part.astype(np.float64) for part in sums)
     precision, recall, f1 = _share(hits, predicted), _share(hits, support), _share(2 * hits, support + predicted)
     present = support > 0
+    macro = macro_intervals(matrix)
+    has_top5 = len(classes) > 5
+    recall_intervals, precision_intervals = share_interval(hits, support).tolist(), share_interval(hits, predicted).tolist()
     return Report(
         count=count,
         loss=loss,
         accuracy=float(hits.sum() / count),
-        top5=top5_hits / count if len(classes) > 5 else None,
+        accuracy_interval=share_interval(hits.sum(), count).tolist(),
+        top5=top5_hits / count if has_top5 else None,
+        top5_interval=share_interval(top5_hits, count).tolist() if has_top5 else None,
         macro_precision=float(precision[present].mean()),
         macro_recall=float(recall[present].mean()),
+        macro_recall_interval=macro["recall"].tolist(),
         macro_f1=float(f1[present].mean()),
+        macro_f1_interval=macro["f1"].tolist(),
+        balanced_accuracy=float(recall[present].mean()),
+        matthews_correlation=matthews_correlation(matrix),
         absent_classes=[name for name, there in zip(classes, present, strict=True) if not there],
         per_class=[
-            {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
-            for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
+            {
+                "name": name,
+                "precision": float(precision[k]),
+                "precision_interval": precision_intervals[k],
+                "recall": float(recall[k]),
+                "recall_interval": recall_intervals[k],
+                "f1": float(f1[k]),
+                "support": int(support[k]),
+                "auroc": None,
+                "average_precision": None,
+            }
+            for k, name in enumerate(classes)
         ],
         confusion=matrix.tolist(),
     )
@@ -142,17 +200,22 @@ def print_report(report: Report, console: Console, *, most: int) -> None:
     On a terminal with rules; elsewhere plain aligned columns without control characters.
     """
     rows = report.per_class if len(report.per_class) <= most else worst_classes(report, most)
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
-    table.add_column("class" if len(rows) == len(report.per_class) else f"worst {len(rows)} of {len(report.per_class)} classes")
-    for heading in ("precision", "recall", "f1", "samples"):
+    table = _table(
+        console, "class" if len(rows) == len(report.per_class) else f"worst {len(rows)} of {len(report.per_class)} classes"
+    )
+    table.add_column("precision", justify="right")
+    table.add_column("recall (95% interval)")
+    for heading in ("f1", "samples"):
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(escape(row["name"]), *(f"{row[key]:.4f}" for key in ("precision", "recall", "f1")), str(row["support"]))
-    macro = (report.macro_precision, report.macro_recall, report.macro_f1)
-    table.add_row("macro mean", *(f"{figure:.4f}" for figure in macro), str(report.count), style="bold")
+        recall = _with_interval(row["recall"], row["recall_interval"] if row["support"] else None)
+        table.add_row(escape(row["name"]), f"{row['precision']:.4f}", recall, f"{row['f1']:.4f}", str(row["support"]))
+    recall = _with_interval(report.macro_recall, report.macro_recall_interval)
+    macro = (f"{report.macro_precision:.4f}", recall, f"{report.macro_f1:.4f}")
+    table.add_row("macro mean", *macro, str(report.count), style="bold")
     console.print(table)
-    top5 = "" if report.top5 is None else f"   top-5 {report.top5:.4f}"
-    console.print(f"accuracy {report.accuracy:.4f}{top5}   loss {report.loss:.4f}   samples {report.count}", highlight=False)
+    console.print()
+    console.print(_totals(report, console))
     if report.absent_classes:
         count = f"{len(report.absent_classes)} of {len(report.per_class)} classes"
         console.print(
@@ -160,3 +223,36 @@ def print_report(report: Report, console: Console, *, most: int) -> None:
             highlight=False,
             markup=False,
         )
+
+
+def _totals(report: Report, console: Console) -> Table:
+    rows: list[tuple[str, float | None, Sequence[float] | None]] = [
+        ("accuracy", report.accuracy, report.accuracy_interval),
+        ("top-5 accuracy", report.top5, report.top5_interval),
+        ("balanced accuracy", report.balanced_accuracy, report.macro_recall_interval),
+        ("macro F1", report.macro_f1, report.macro_f1_interval),
+        ("Matthews correlation", report.matthews_correlation, None),
+        ("AUROC, macro", report.macro_auroc, None),
+        ("average precision, macro", report.macro_average_precision, None),
+        ("log loss", report.log_loss, None),
+        ("Brier score", report.brier, None),
+        ("loss", report.loss, None),
+    ]
+    table = _table(console, f"all {report.count:,} samples")
+    table.add_column("")
+    table.add_column("95% interval")
+    for name, figure, interval in rows:
+        if figure is not None:
+            table.add_row(name, f"{figure:.4f}", "" if interval is None else "{:.4f} to {:.4f}".format(*interval))
+    return table
+
+
+def _table(console: Console, heading: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
+    table.add_column(heading)
+    return table
+
+
+def _with_interval(share: float, interval: Sequence[float] | None) -> str:
+    """'0.9722 (0.858 to 0.999)'"""
+    return f"{share:.4f}" + ("" if interval is None else " ({:.3f} to {:.3f})".format(*interval))

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imgrec.analysis.scores import ProbabilityScores, probability_scores
 from imgrec.data.batch import Indices, Request
 from imgrec.data.folder import ImageFiles
 from imgrec.data.image_set import ImageSet
@@ -59,6 +60,18 @@ class PredictionCollector:
         whole = [np.concatenate(column) for column in zip(*shares, strict=True)]
         order = whole[0].argsort()
         return SplitPredictions(*(column[order] for column in whole))
+
+
+def scores_of(predictions: SplitPredictions | None, images: ImageSet, group: WorkerGroup) -> ProbabilityScores:
+    """The scores of the predictions that rank 0 has gathered, on every rank; all must call it."""
+    group.set_status("scoring the probabilities")
+    scores = None
+    if predictions is not None:
+        labels = images.labels[predictions.indices]
+        scores = probability_scores(predictions.probabilities, predictions.true_probability, labels)
+    shared = group.all_gather(scores)[0]
+    assert shared is not None
+    return shared
 
 
 def worst_errors(predictions: SplitPredictions, images: ImageSet) -> Indices:

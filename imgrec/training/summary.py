@@ -20,9 +20,9 @@ from imgrec.errors import plural
 from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report, worst_classes
 from imgrec.inference.paths import BEST, LAST
-from imgrec.inference.split_predictions import SplitPredictions, write_predictions
+from imgrec.inference.split_predictions import SplitPredictions, scores_of, write_predictions
 from imgrec.models.summary import ModelSize
-from imgrec.terminal import Terminal, duration, percent
+from imgrec.terminal import Terminal, duration, percent, percents
 from imgrec.training.callbacks.history import History
 from imgrec.training.checkpoint import ResumePoint, Tested
 from imgrec.training.held_back import held_back
@@ -137,7 +137,8 @@ def test_network(
     if not loaders.data.counts("test").any():
         return None, None
     trainer.test(classifier, datamodule=loaders, verbose=False)
-    return classifier.test_report, classifier.predictions.gather(group)
+    predictions = classifier.predictions.gather(group)
+    return classifier.test_report.with_scores(scores_of(predictions, loaders.data.split("test"), group)), predictions
 
 
 def run_result(
@@ -200,8 +201,9 @@ def result_sentence(report: Report | None, row: dict[str, Any], best: dict[str, 
     if report is None:
         return f"validation accuracy {percent(row['val/accuracy'])} ({epoch}; there is no test split)"
     top5 = "" if report.top5 is None else f", top-5 {percent(report.top5)}"
-    metrics = f"test accuracy {percent(report.accuracy)}{top5}, macro F1 {percent(report.macro_f1)}, loss {report.loss:.4f}"
-    return f"{metrics} on {report.count:,} images ({epoch})"
+    accuracy = f"test accuracy {percent(report.accuracy)} {percents(report.accuracy_interval)}"
+    macro = f"macro F1 {percent(report.macro_f1)} {percents(report.macro_f1_interval)}"
+    return f"{accuracy}{top5}, {macro}, loss {report.loss:.4f} on {report.count:,} images ({epoch})"
 
 
 def finish_run(
@@ -229,7 +231,8 @@ def print_result(
     terminal.say(result["summary"], style="bold green")
     if report is not None:
         for row in [row for row in worst_classes(report, len(report.per_class)) if row["recall"] < 1][:WORST]:
-            metrics = f"recall {percent(row['recall'])}, precision {percent(row['precision'])}"
+            recall = f"recall {percent(row['recall'])} {percents(row['recall_interval'])} of {plural(row['support'], 'image')}"
+            metrics = f"{recall}, precision {percent(row['precision'])}"
             terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}")
     if files:
         terminal.say(files)
