@@ -87,7 +87,7 @@ def _evaluate(
     from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
     from imgrec.inference.evaluation import at_image_size, evaluation_images
     from imgrec.inference.measure import measure_images
-    from imgrec.inference.metrics import print_report
+    from imgrec.inference.metrics import report_tables
     from imgrec.inference.predictor import Predictor
     from imgrec.inference.split_predictions import write_predictions
 
@@ -123,7 +123,7 @@ def _evaluate(
     group.set_status("writing the figures")
     seconds = time.perf_counter() - start
     terminal.say()
-    print_report(report, terminal.console, most=MOST_CLASSES)
+    terminal.say(report_tables(report, most=MOST_CLASSES, rules=terminal.console.is_terminal))
     terminal.say()
     terminal.say(confusion_table(report, width=terminal.console.width, most=MOST_CLASSES))
     terminal.say()

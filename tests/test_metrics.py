@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from imgrec.analysis.scores import ProbabilityScores
-from imgrec.inference.metrics import ConfusionTally, Report, make_report, print_report, worst_classes
+from imgrec.inference.metrics import ConfusionTally, Report, make_report, report_tables, worst_classes
 
 
 def drawn(samples: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +116,7 @@ def test_a_report_is_plain_json() -> None:
 def test_the_table_off_a_terminal_is_plain() -> None:
     file = io.StringIO()
     scores = ProbabilityScores(0.5, 0.375, np.array([0.75, 0.25, 0.5, np.nan]), np.array([0.75, 0.5, 0.25, np.nan]))
-    print_report(small().with_scores(scores), Console(file=file, width=80), most=20)
+    Console(file=file, width=80).print(report_tables(small().with_scores(scores), most=20, rules=False))
     assert [line.rstrip() for line in file.getvalue().splitlines()] == [
         "class       precision  recall (95% interval)        f1  samples",
         "cat            1.0000  0.7500 (0.194 to 0.994)  0.8571        4",
@@ -151,7 +151,7 @@ def test_many_classes_show_the_worst() -> None:
     confusion = np.diag(np.arange(1, 31))
     confusion[7, 8] = 50
     found = make_report(confusion, top5_hits=int(confusion.sum()), loss=0.0, classes=names(30))
-    print_report(found, Console(file=file, width=100), most=3)
+    Console(file=file, width=100).print(report_tables(found, most=3, rules=False))
     assert "worst 3 of 30 classes" in file.getvalue()
     assert file.getvalue().splitlines()[1].startswith("class 7 ")
     assert "class 29" not in file.getvalue()

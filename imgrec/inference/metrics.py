@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich import box
-from rich.console import Console
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, distributed
 
 from imgrec.analysis.intervals import macro_intervals, share_interval
@@ -194,14 +195,14 @@ def worst_classes(report: Report, n: int) -> list[dict[str, Any]]:
     return sorted(present, key=lambda row: (row["f1"], row["recall"]))[:n]
 
 
-def print_report(report: Report, console: Console, *, most: int) -> None:
-    """Prints the metrics per class, worst F1 first where there are more than `most` classes, and the totals.
+def report_tables(report: Report, *, most: int, rules: bool) -> Group:
+    """The metrics per class, worst F1 first where there are more than `most` classes, and those of the whole.
 
-    On a terminal with rules; elsewhere plain aligned columns without control characters.
+    rules: lines below the headings, for a terminal; without, plain aligned columns.
     """
     rows = report.per_class if len(report.per_class) <= most else worst_classes(report, most)
     table = _table(
-        console, "class" if len(rows) == len(report.per_class) else f"worst {len(rows)} of {len(report.per_class)} classes"
+        rules, "class" if len(rows) == len(report.per_class) else f"worst {len(rows)} of {len(report.per_class)} classes"
     )
     table.add_column("precision", justify="right")
     table.add_column("recall (95% interval)")
@@ -213,19 +214,14 @@ def print_report(report: Report, console: Console, *, most: int) -> None:
     recall = _with_interval(report.macro_recall, report.macro_recall_interval)
     macro = (f"{report.macro_precision:.4f}", recall, f"{report.macro_f1:.4f}")
     table.add_row("macro mean", *macro, str(report.count), style="bold")
-    console.print(table)
-    console.print()
-    console.print(_totals(report, console))
+    parts: list[RenderableType] = [table, "", _totals(report, rules)]
     if report.absent_classes:
         count = f"{len(report.absent_classes)} of {len(report.per_class)} classes"
-        console.print(
-            f"without samples, so not in the macro mean: {count} ({first_names(report.absent_classes, 5)})",
-            highlight=False,
-            markup=False,
-        )
+        parts.append(Text(f"without samples, so not in the macro mean: {count} ({first_names(report.absent_classes, 5)})"))
+    return Group(*parts)
 
 
-def _totals(report: Report, console: Console) -> Table:
+def _totals(report: Report, rules: bool) -> Table:
     rows: list[tuple[str, float | None, Sequence[float] | None]] = [
         ("accuracy", report.accuracy, report.accuracy_interval),
         ("top-5 accuracy", report.top5, report.top5_interval),
@@ -238,7 +234,7 @@ def _totals(report: Report, console: Console) -> Table:
         ("Brier score", report.brier, None),
         ("loss", report.loss, None),
     ]
-    table = _table(console, f"all {report.count:,} samples")
+    table = _table(rules, f"all {report.count:,} samples")
     table.add_column("")
     table.add_column("95% interval")
     for name, figure, interval in rows:
@@ -247,8 +243,8 @@ def _totals(report: Report, console: Console) -> Table:
     return table
 
 
-def _table(console: Console, heading: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, show_edge=False)
+def _table(rules: bool, heading: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD if rules else None, pad_edge=False, show_edge=False)
     table.add_column(heading)
     return table
 
