@@ -1,4 +1,4 @@
-"""Counts that are summed on the device, and the metrics that follow: all of them come from one confusion matrix."""
+"""Counts that are summed on the device, the metrics that follow from their confusion matrix, and the tables that show them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
