@@ -76,7 +76,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def write_result(run: config.RunConfig, accuracy: float, curve: Sequence[float] = ()) -> dict[str, Any]:
     """What a training leaves that had this accuracy, and those of `curve` after each epoch."""
     best, last = {"val/accuracy": accuracy}, {"epoch": len(curve)}
-    result = {"best": best, "last": last, "test": {"accuracy": accuracy / 2}, "train_seconds": 61.0, "summary": f"{accuracy:.2%}"}
+    test = {"accuracy": accuracy / 2, "accuracy_interval": [accuracy / 2 - 0.05, accuracy / 2 + 0.05]}
+    result = {"best": best, "last": last, "test": test, "train_seconds": 61.0, "summary": f"{accuracy:.2%}"}
     assert run.id is not None
     folder = Path(run.runs_dir) / run.name / run.id
     (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
@@ -134,9 +135,9 @@ def test_the_table_shows_what_the_files_hold(sweep: Sweep, trained: list[float],
         said
         == """2 jobs in runs/fake_lenet/sweep_1, ranked by their best val/accuracy
 job 1/2  optim.lr=1  log in runs/fake_lenet/sweep_1/0/log.txt
-  best val/accuracy 20.00%, test accuracy 10.00%, 1:01 of training
+  best val/accuracy 20.00%, test accuracy 10.00% (5.0 to 15.0), 1:01 of training
 job 2/2  optim.lr=0.01  log in runs/fake_lenet/sweep_1/1/log.txt
-  best val/accuracy 100.00%, test accuracy 50.00%, 1:01 of training
+  best val/accuracy 100.00%, test accuracy 50.00% (45.0 to 55.0), 1:01 of training
 
 rank  optim.lr  best val/accuracy  test accuracy  time  folder
    1  0.01                100.00%         50.00%  1:01  sweep_1/1

@@ -36,6 +36,7 @@ class Job:
     status: str = "waiting"  # waiting, started, stopped, finished, pruned, failed
     value: float | None = None  # the best `monitor`
     test_accuracy: float | None = None
+    test_interval: list[float] | None = None  # at 95%
     seconds: float | None = None  # of training
     error: str = ""
     refused: bool = False  # is the error one that the user can fix?
@@ -52,7 +53,7 @@ class Job:
         line = str(error).strip().partition("\n")[0]
         self.status, self.refused = "failed", isinstance(error, ImgrecError)
         self.error = line if isinstance(error, ImgrecError | Died) else f"{type(error).__name__}: {line}"
-        self.value = self.test_accuracy = self.seconds = None
+        self.value = self.test_accuracy = self.test_interval = self.seconds = None
 
     def finish(self, result: dict[str, Any], monitor: str) -> None:
         """Note the figures of a result.json."""
@@ -62,7 +63,8 @@ class Job:
         is_worse = gt if monitor_mode(monitor) == "min" else lt
         pruned = threshold is not None and self.value is not None and is_worse(self.value, threshold)
         self.status = "pruned" if pruned else "finished"
-        self.test_accuracy = None if result["test"] is None else result["test"].get("accuracy")
+        test = result["test"] or {}
+        self.test_accuracy, self.test_interval = test.get("accuracy"), test.get("accuracy_interval")
         self.seconds = result["train_seconds"]
 
     def result(self) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from imgrec.sweeps.folder import Job, SweepFolder, metrics
 from imgrec.sweeps.grid import SweepPlan
-from imgrec.terminal import Terminal, duration, percent
+from imgrec.terminal import Terminal, duration, percent, percents
 
 
 class LastEpochColumn(ProgressColumn):
@@ -46,8 +46,9 @@ def job_overrides(job: Job, plan: SweepPlan) -> str:
 
 
 def job_results(job: Job, monitor: str) -> str:
-    """'best val/accuracy 97.10%, test accuracy 96.94%, 0:31 of training', with 'pruned: ' before it where it was."""
+    """'best val/accuracy 97.10%, test accuracy 96.94% (94.6 to 98.3), 0:31 of training', with 'pruned: ' before it where it was."""
     test = "" if job.test_accuracy is None else f", test accuracy {percent(job.test_accuracy)}"
+    test += "" if job.test_interval is None else f" {percents(job.test_interval)}"
     pruned = "pruned: " if job.status == "pruned" else ""
     return f"{pruned}best {monitor} {format_metric(job.value, monitor)}{test}, {duration(job.seconds or 0)} of training"
 
