@@ -1,0 +1,195 @@
+"""Fingerprints against imagehash's definition by scipy and PIL; pairs and groups against all pairs one by one."""
+
+from collections.abc import Callable
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from imgrec.analysis import near_pairs
+from imgrec.analysis.duplicates import find, usual_distance
+from imgrec.analysis.fingerprint import fingerprint
+from imgrec.analysis.near_pairs import TooAlike, find_near
+
+Words = NDArray[np.uint64]
+
+
+def picture(seed: int, height: int = 150, width: int = 200) -> NDArray[np.uint8]:
+    """uint8 [3, H, W] of smooth colours."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+def phash(gray: Image.Image) -> int:
+    """imagehash.phash: hash_size=8, highfreq_factor=4."""
+    pixels = np.asarray(gray.resize((32, 32), Image.Resampling.LANCZOS), dtype=np.float64)
+    low = scipy.fft.dct(scipy.fft.dct(pixels, axis=0), axis=1)[:8, :8]
+    return int("".join("01"[bit] for bit in (low > np.median(low)).ravel().astype(int)), 2)
+
+
+def differing(one: Words, two: Words) -> int:
+    """The distance by its definition."""
+    across = [(one[0], other) for other in two] + [(two[0], other) for other in one]
+    return min((int(a) ^ int(b)).bit_count() for a, b in across)
+
+
+ORIENTATIONS: list[Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = [
+    lambda x, t=t, r=r, c=c: (x.swapaxes(1, 2) if t else x)[:, :: 1 - 2 * r, :: 1 - 2 * c]  # type: ignore[misc]
+    for t, r, c in product((0, 1), repeat=3)
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_hash_is_imagehash_s(seed: int) -> None:
+    gray = np.random.default_rng(seed).integers(0, 256, (1, 32, 32), dtype=np.uint8)
+    assert int(fingerprint(gray)[2]) == phash(Image.fromarray(gray[0]))
+
+
+def test_the_hash_of_a_larger_picture_is_imagehash_s_within_the_resize() -> None:
+    for seed, (height, width) in product(range(5), ((150, 200), (700, 90))):
+        pixels = picture(seed, height, width)
+        expected = phash(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"))
+        assert (int(fingerprint(pixels)[2]) ^ expected).bit_count() <= 4, (seed, height)
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_hash_for_each_orientation(place: int) -> None:
+    gray = np.random.default_rng(place).integers(0, 256, (1, 32, 32), dtype=np.uint8)
+    assert fingerprint(ORIENTATIONS[place](gray).copy())[2] == fingerprint(gray)[2 + place]
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_a_mirrored_or_turned_copy_is_near(place: int) -> None:
+    pixels = picture(place, 300, 400)
+    copy = np.asarray(Image.fromarray(ORIENTATIONS[place](pixels).transpose(1, 2, 0)).resize((120, 130))).transpose(2, 0, 1)
+    assert differing(fingerprint(pixels)[2:], fingerprint(copy)[2:]) <= 4
+
+
+def test_the_pixels_have_a_hash_that_stays_the_same_in_any_memory_layout() -> None:
+    pixels = picture(0)
+    words = fingerprint(pixels)
+    tensor = torch.tensor(pixels)
+    np.testing.assert_array_equal(words, fingerprint(tensor))
+    np.testing.assert_array_equal(words, fingerprint(tensor.contiguous(memory_format=torch.contiguous_format)))
+    changed = tensor.clone()
+    changed[1, 70, 80] ^= 1
+    reshaped = tensor.permute(1, 2, 0).reshape(200, 150, 3).permute(2, 0, 1)
+    for other in (changed, reshaped):
+        assert fingerprint(other)[0] != words[0]
+        assert fingerprint(other)[1] != words[1]
+    # Kept between runs, so that it must not change between versions.
+    counting = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    assert fingerprint(counting).tolist()[:3] == [1093838564313730364, 17716978368624280765, 12129578613889136929]
+
+
+@pytest.mark.parametrize("spread", [0, 3])
+def test_a_picture_of_nearly_one_colour_has_no_perceptual_hash(spread: int) -> None:
+    pixels = np.random.default_rng(0).integers(100, 101 + spread, (3, 90, 90), dtype=np.uint8)
+    assert not fingerprint(pixels)[2:].any()
+    assert fingerprint(pixels)[:2].all()
+
+
+def hashes(rng: np.random.Generator, count: int) -> Words:
+    """Random hashes, of which half are others with some bits changed, some of them in another orientation."""
+    words = rng.integers(0, 2**64, (count, 8), dtype=np.uint64)
+    for row in range(1, count, 2):
+        changes = rng.integers(0, 2**64, 2, dtype=np.uint64) if rng.random() < 0.3 else [rng.integers(0, 2**64, dtype=np.uint64)]
+        few = np.bitwise_and.reduce([*changes, *rng.integers(0, 2**64, 3, dtype=np.uint64)])
+        words[row] = words[rng.integers(row)][rng.permutation(8) if rng.random() < 0.5 else np.arange(8)] ^ few
+    return words
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 4), st.integers(0, 2**32 - 1), st.sampled_from([7, 2**20]))
+def test_near_pairs_are_those_of_all_pairs(count: int, distance: int, seed: int, at_once: int) -> None:
+    words = hashes(np.random.default_rng(seed), count)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_pairs, "COMPARED_AT_ONCE", at_once)
+        patch.setattr(near_pairs, "KEY_NS", 0)  # as for many images
+        patch.setattr(near_pairs, "LOOKUP_NS", 1)
+        pairs, distances = find_near(words, distance)
+    every = {(i, j): differing(words[i], words[j]) for i, j in combinations(range(count), 2)}
+    assert dict(zip(map(tuple, pairs.tolist()), distances.tolist(), strict=True)) == {
+        pair: bits for pair, bits in every.items() if bits <= distance
+    }
+    assert pairs.tolist() == sorted(pairs.tolist())
+
+
+def test_many_pictures_are_compared_by_shared_bits() -> None:
+    assert [key.mask for key in near_pairs._keys(50, 4)] == [0]  # no bits: all pairs
+    keys = [key.mask for key in near_pairs._keys(10**6, 4)]
+    assert len(keys) > 10
+    for bits in combinations(range(0, 64, 7), 4):  # whichever bits differ, a key has none of them
+        changes = np.uint64(sum(1 << bit for bit in bits))
+        assert any(mask & changes == 0 for mask in keys)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_copies_are_those_of_all_pairs(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    prints = np.concatenate([rng.integers(0, 2**64, (count, 2), dtype=np.uint64), hashes(rng, count)], axis=1)
+    prints[rng.random(count) < 0.1, 2:] = 0
+    for row in range(1, count, 3):
+        prints[row] = prints[rng.integers(row)]
+    labels, splits = rng.integers(0, 3, count), rng.integers(0, 3, count)
+    found = find(prints, labels, splits, 8)
+
+    def copies(i: int, j: int) -> bool:
+        near = prints[i, 2] and prints[j, 2] and differing(prints[i, 2:], prints[j, 2:]) <= 8
+        return bool(near) or prints[i, :2].tolist() == prints[j, :2].tolist()
+
+    neighbours = {i: {j for j in range(count) if i != j and copies(i, j)} for i in range(count)}
+    leaks = [splits[i] != 0 and any(splits[j] == 0 for j in neighbours[i]) for i in range(count)]
+    assert found.in_train.tolist() == leaks
+    kinds = [(*prints[i, :2].tolist(), labels[i], splits[i]) for i in range(count)]
+    expected = {frozenset((kinds[i], kinds[j])) for i in neighbours for j in neighbours[i]}
+    assert {frozenset((kinds[i], kinds[j])) for i, j in found.pairs.tolist()} == expected
+    group = list(range(count))
+    for _ in group:
+        group = [min(group[i], *(group[j] for j in neighbours[i])) if neighbours[i] else -1 for i in range(count)]
+    firsts = sorted(set(group) - {-1})
+    assert found.groups.tolist() == [firsts.index(first) if first >= 0 else -1 for first in group]
+    for pair, bits, same, across, two in zip(
+        found.pairs.tolist(), found.distances, found.same_pixels, found.across_splits, found.two_labels, strict=True
+    ):
+        i, j = pair
+        assert i < j
+        assert same == (prints[i, :2].tolist() == prints[j, :2].tolist())
+        assert bits == (0 if same else differing(prints[i, 2:], prints[j, 2:]))
+        assert (across, two) == (splits[i] != splits[j], labels[i] != labels[j])
+
+
+def test_a_thousand_equal_images_are_a_thousand_pairs() -> None:
+    prints = np.tile(fingerprint(picture(0)), (1000, 1))
+    found = find(prints, np.zeros(1000, dtype=np.int64), np.zeros(1000, dtype=np.int64))
+    assert found.pairs.tolist() == [[0, row] for row in range(1, 1000)]
+    assert not found.groups.any()
+    assert not found.across_splits.any() | found.two_labels.any() | found.in_train.any()
+
+
+def test_pictures_that_all_look_alike_are_no_near_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_pairs, "MOST_NEAR_PAIRS", 100)
+    prints = np.ones((50, 10), dtype=np.uint64)
+    prints[:, 0] = np.arange(50)
+    prints[1, 0] = 0
+    with pytest.raises(TooAlike):
+        find_near(prints[:, 2:], 4)
+    found = find(prints, np.arange(50), np.zeros(50, dtype=np.int64))
+    assert found.too_alike
+    assert found.pairs.tolist() == [[0, 1]]
+
+
+def test_the_more_pictures_the_closer_are_near_duplicates() -> None:
+    assert [usual_distance(count) for count in (0, 1, 6_000, 7_000, 20_000, 21_000, 63_000, 64_000, 10**7)] == [
+        *(8, 8, 8, 6, 6, 4, 4, 2, 2)
+    ]
+    for count in (10_000, 30_000, 100_000):
+        false_pairs = 1.5e-7 * 10 ** ((usual_distance(count) - 8) / 2) * count**2 / 2
+        assert 0.3 <= false_pairs <= 8, count
