@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from rich.table import Table
 
+from imgrec.analysis.diagnosis import LEARNED_NOTHING, Epochs, Finding, diagnose, never_predicted
 from imgrec.config.schema import DataConfig, Node, RunConfig, Split
 from imgrec.data.datamodule import DataModule
 from imgrec.data.image_data import ImageData
@@ -27,7 +29,7 @@ from imgrec.training.callbacks.history import History
 from imgrec.training.checkpoint import ResumePoint, Tested
 from imgrec.training.held_back import held_back
 from imgrec.training.module import Classifier
-from imgrec.training.optimizer import rate_sentence
+from imgrec.training.optimizer import rate_sentence, written_rate
 from imgrec.training.run_dir import RunDir
 
 WORST = 3  # classes printed at the end
@@ -178,12 +180,29 @@ def run_result(
         "train_seconds": round(sum(row.get("seconds", 0.0) for row in history.rows), 2),
         "time_shares": {part: round(share, 4) for part, share in shares.items()},
         "held_back": held_back(shares, run, loaders),
+        "diagnosis": [finding._asdict() for finding in _diagnosis(run, history, report, loaders)],
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": device,
         "parameters": size.parameters,
         "flops": size.flops,
         "versions": package_versions(),
     }
+
+
+def _diagnosis(run: RunConfig, history: History, report: Report | None, loaders: DataModule) -> list[Finding]:
+    """What the curves say, and the test."""
+    keys = ("train/loss", "val/loss", "val/accuracy")
+    figures = [[row[key] for key in keys] for row in history.rows if all(key in row for key in keys)]
+    counts = loaders.data.counts("val")
+    found = diagnose(
+        Epochs(*np.reshape(figures, (-1, len(keys))).T),
+        images=loaders.images_read("val"),
+        most_frequent=counts.max() / max(1, counts.sum()),
+        lr=written_rate(run.optim),
+    )
+    if report is None or any(finding.rule == LEARNED_NOTHING for finding in found):
+        return found
+    return [*found, *never_predicted(report.confusion, loaders.data.classes)]
 
 
 def command_line(argv: Sequence[str]) -> str:
@@ -239,6 +258,8 @@ def print_result(
     terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
     if result["held_back"]:
         terminal.say(result["held_back"], style="yellow")
+    for finding in result["diagnosis"]:
+        terminal.say(finding["sentence"], style="yellow")
     terminal.say("next:")
     path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
     terminal.say(f"  imgrec evaluate {path}{split}")

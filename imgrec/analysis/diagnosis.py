@@ -1,0 +1,144 @@
+"""What the figures of a training say about it, as rules with numbers: what went wrong, and what to set."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from imgrec.analysis.intervals import share_interval
+from imgrec.errors import first_names
+
+Figures = npt.NDArray[np.float64]
+
+AFTER_BEST = 3  # epochs after the lowest validation loss, before it counts as over-fitting
+ROSE = 1.1  # factor on the lowest validation loss, of the mean of the last AFTER_BEST epochs
+JUMPED = 0.1  # share of the first epoch's training loss by which a loss is above that of the epoch before
+JUMPS = 2  # of them show a rate that is too high: one alone may come from a few hard batches
+FEW_EPOCHS = 5  # of fewer no rule looks at the shape of a curve
+UNLEARNED, LITTLE = 0.7, 0.5  # share of the first epoch's training loss that is left, and most validation accuracy, of a rate too low
+IMPROVED = 0.95  # factor on the validation loss within the last quarter of the epochs
+FEW_IMAGES = 5  # a class of fewer may be missed by chance
+LEARNED_NOTHING = "learned nothing"
+WIDE = 0.04  # of the interval of the best validation accuracy
+
+
+class Epochs(NamedTuple):
+    """Of each epoch, [E]: mean losses and accuracies. Those of training are of augmented images, while the weights changed."""
+
+    train_loss: Figures
+    val_loss: Figures
+    val_accuracy: Figures
+
+
+class Finding(NamedTuple):
+    """rule: its name, which stays; sentence: what was seen, and what to set."""
+
+    rule: str
+    sentence: str
+
+
+def diagnose(epochs: Epochs, *, images: int, most_frequent: float, lr: float) -> list[Finding]:
+    """What the curves say, the gravest first; of a training that learned nothing only that.
+
+    images: of validation; most_frequent: share of them that the most frequent class has; lr: optim.lr.
+    """
+    if len(epochs.train_loss) < 2 or not images:
+        return []
+    if (nothing := _learned_nothing(epochs, images, most_frequent, lr)) is not None:
+        return [nothing]
+    rate = _rate_too_high(epochs, lr) or _rate_too_low(epochs, lr)
+    rules = (rate, _over_fitted(epochs), _still_improving(epochs), _validation_too_small(epochs, images))
+    return [finding for finding in rules if finding is not None]
+
+
+def never_predicted(confusion: npt.ArrayLike, classes: Sequence[str]) -> list[Finding]:
+    """A finding of the classes of which there are images, five at least, and which the network answers for none. confusion: int64 [K, K], rows true; classes: K names."""
+    matrix = np.asarray(confusion)
+    missed = np.flatnonzero((matrix.sum(0) == 0) & (matrix.sum(1) >= FEW_IMAGES))
+    if not len(missed):
+        return []
+    names = first_names([classes[k] for k in missed], 3)
+    sentence = (
+        f"never predicted: {len(missed)} of {len(classes)} classes, with {matrix[missed].sum():,} of the tested images ({names}). "
+        "Set loss.class_weights=balanced or sampling=balanced where they are rare, or more epochs."
+    )
+    return [Finding("never predicted", sentence)]
+
+
+def _learned_nothing(epochs: Epochs, images: int, most_frequent: float, lr: float) -> Finding | None:
+    best = float(epochs.val_accuracy.max())
+    if share_interval(round(best * images), images)[0] > most_frequent:
+        return None
+    return Finding(
+        LEARNED_NOTHING,
+        f"learned nothing: the best validation accuracy, {best:.1%} of {images:,} images, is not above the {most_frequent:.1%} "
+        f"of always answering the most frequent class. Find another rate than optim.lr={lr:g} with imgrec lr_find, or look at the labels.",
+    )
+
+
+def _rate_too_high(epochs: Epochs, lr: float) -> Finding | None:
+    for name, loss in (("training", epochs.train_loss), ("validation", epochs.val_loss)):
+        rises = np.diff(loss)
+        jumps = np.flatnonzero(rises > JUMPED * epochs.train_loss[0]) + 1
+        if len(jumps) >= JUMPS:
+            at = first_names([str(epoch + 1) for epoch in jumps], 5)
+            worst = int(rises.argmax())
+            return Finding(
+                "rate too high",
+                f"the rate is probably too high: the {name} loss jumped up in epochs {at}, once from {loss[worst]:.3g} to "
+                f"{loss[worst + 1]:.3g}. Set optim.lr={lr / 3:.1g}, or find one with imgrec lr_find.",
+            )
+    return None
+
+
+def _rate_too_low(epochs: Epochs, lr: float) -> Finding | None:
+    loss, accuracy = epochs.train_loss, float(epochs.val_accuracy.max())
+    if len(loss) < FEW_EPOCHS or loss[-1] < UNLEARNED * loss[0] or accuracy > LITTLE:
+        return None
+    return Finding(
+        "rate too low",
+        f"the rate is probably too low: in {len(loss)} epochs the training loss fell from {loss[0]:.3g} to {loss[-1]:.3g} only, and the best "
+        f"validation accuracy is {accuracy:.1%}. Set optim.lr={10 * lr:g}, or find one with imgrec lr_find.",
+    )
+
+
+def _over_fitted(epochs: Epochs) -> Finding | None:
+    best = int(epochs.val_loss.argmin())
+    train, val, accuracy = epochs.train_loss, epochs.val_loss, epochs.val_accuracy
+    if len(val) - 1 - best < AFTER_BEST or val[-AFTER_BEST:].mean() < ROSE * val[best] or train[-1] >= train[best]:
+        return None
+    return Finding(
+        "over-fitted",
+        f"over-fitted since epoch {best + 1}: the validation loss rose from {val[best]:.3g} to {val[-1]:.3g} while the training loss fell "
+        f"from {train[best]:.3g} to {train[-1]:.3g}; validation accuracy {accuracy[best]:.1%}, then {accuracy[-1]:.1%}. "
+        f"Set a stronger augment, such as augment=randaug, more optim.weight_decay, or epochs={best + 1}.",
+    )
+
+
+def _still_improving(epochs: Epochs) -> Finding | None:
+    # A schedule that ends low lowers the loss at its end, whatever is still to gain: a network that over-fits gains nothing.
+    count, val = len(epochs.val_loss), epochs.val_loss
+    start = count - 1 - max(1, count // 4)
+    if count < 2 or not val[-1] <= min(IMPROVED * val[start], val.min()) or val[-1] > epochs.train_loss[-1]:
+        return None
+    return Finding(
+        "still improving",
+        f"still improving at the end: the validation loss fell from {val[start]:.3g} to {val[-1]:.3g} since epoch {start + 1}, and is not "
+        f"above the training loss. Train longer: the same command with epochs={2 * count}, or epochs={count} extend=RUN_DIRECTORY.",
+    )
+
+
+def _validation_too_small(epochs: Epochs, images: int) -> Finding | None:
+    accuracy = epochs.val_accuracy
+    best = float(accuracy.max())
+    low, high = share_interval(round(best * images), images)
+    later = accuracy[len(accuracy) // 2 :]
+    within = int((later >= low).sum())
+    if len(accuracy) < FEW_EPOCHS or high - low <= WIDE or within < len(later):
+        return None
+    return Finding(
+        "validation too small",
+        f"validation is too small to tell epochs apart: {best:.1%} of {images:,} images is {low:.1%} to {high:.1%}, and each of the last "
+        f"{within} epochs lies within. Set monitor=val/loss, or a larger data.val_share.",
+    )

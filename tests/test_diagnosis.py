@@ -1,0 +1,128 @@
+"""Each rule of the diagnosis on curves, and on a training that was made to show it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from marks import slow_but
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from imgrec.analysis.diagnosis import Epochs, diagnose, never_predicted
+from imgrec.train import fit
+from imgrec.training.result import Result
+
+GOOD = (2.0, 1.2, 0.8, 0.6, 0.5, 0.42, 0.4, 0.39)
+
+
+def rules(
+    train: tuple[float, ...] = GOOD,
+    val: tuple[float, ...] = GOOD,
+    accuracy: tuple[float, ...] = (0.6, 0.7, 0.8, 0.85, 0.88, 0.9, 0.91, 0.91),
+    images: int = 5000,
+) -> dict[str, str]:
+    epochs = Epochs(*(np.array(curve) for curve in (train, val, accuracy)))
+    return dict(diagnose(epochs, images=images, most_frequent=0.1, lr=0.01))
+
+
+def says(sentence: str, *parts: str) -> None:
+    places = [sentence.find(part) for part in parts]
+    assert -1 not in places, sentence
+    assert places == sorted(places), sentence
+
+
+def test_a_usual_training_gets_no_finding():
+    assert rules(val=tuple(loss + 0.05 for loss in GOOD)) == {}
+
+
+def test_over_fitted():
+    found = rules(train=(2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01), val=(1.8, 1.0, 0.7, 0.75, 0.8, 0.9, 1.0, 1.1))
+    assert list(found) == ["over-fitted"]
+    says(found["over-fitted"], "epoch 3", "0.7 to 1.1", "0.5 to 0.01", "80.0%", "91.0%", "epochs=3")
+
+
+@pytest.mark.parametrize("curve", ["train", "val"])
+def test_a_rate_too_high(curve):
+    jumping = (2.0, 1.2, 1.9, 0.8, 0.6, 1.1, 0.5, 0.6)
+    found = rules(**{curve: jumping})
+    assert "rate too high" in found
+    says(found["rate too high"], "epochs 3, 6", "1.2 to 1.9", "optim.lr=0.003", "imgrec lr_find")
+
+
+def test_small_losses_may_double():
+    assert rules(train=(2.0, 0.5, 0.05, 0.02, 0.04, 0.02, 0.05, 0.04)) == {}
+
+
+def test_a_rate_too_low():
+    falling = tuple(np.linspace(2.3, 2.0, 8))
+    found = rules(train=falling, val=tuple(loss + 0.01 for loss in falling), accuracy=tuple(np.linspace(0.12, 0.3, 8)))
+    assert list(found) == ["rate too low"]
+    says(found["rate too low"], "8 epochs", "2.3 to 2", "30.0%", "optim.lr=0.1", "imgrec lr_find")
+
+
+def test_a_network_that_was_trained_before_begins_low():
+    assert rules(train=(0.30, 0.29, 0.28, 0.27, 0.26, 0.26, 0.26, 0.26), val=(0.3,) * 8) == {}
+
+
+def test_nothing_learned():
+    found = rules(train=(2.3,) * 8, val=(2.3,) * 8, accuracy=(0.1, 0.11, 0.1, 0.1, 0.105, 0.1, 0.1, 0.1), images=200)
+    assert list(found) == ["learned nothing"]
+    says(found["learned nothing"], "11.0% of 200", "10.0%", "optim.lr=0.01", "imgrec lr_find")
+
+
+def test_still_improving():
+    found = rules(val=(1.9, 1.1, 0.7, 0.5, 0.45, 0.4, 0.36, 0.33))
+    assert list(found) == ["still improving"]
+    says(found["still improving"], "0.4 to 0.33", "epoch 6", "epochs=16", "extend=")
+
+
+def test_validation_too_small():
+    found = rules(val=tuple(loss + 0.05 for loss in GOOD), images=150)
+    assert list(found) == ["validation too small"]
+    says(found["validation too small"], "91.0% of 150", "last 4 epochs", "monitor=val/loss", "data.val_share")
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_one_epoch_is_no_curve(count):
+    assert rules(*(curve[:count] for curve in (GOOD, GOOD, (0.1,)))) == {}
+
+
+def test_classes_that_are_never_predicted():
+    confusion = [[8, 2, 0, 0], [1, 9, 0, 0], [3, 2, 0, 0], [0, 0, 0, 0]]
+    (found,) = never_predicted(confusion, ["ant", "bee", "cat", "dog"])
+    assert found.rule == "never predicted"
+    says(found.sentence, "1 of 4", "5 of", "cat", "loss.class_weights=balanced")
+    assert never_predicted(np.eye(3, dtype=int), "abc") == []
+
+
+def noisy_digits(folder: Path) -> str:
+    """A third of the images in the folder of a class by chance: to know them is to have learned them by heart."""
+    digits, chance = load_digits(), np.random.default_rng(0)
+    for row in range(400):
+        label = digits.target[row] if chance.random() > 1 / 3 else chance.integers(10)
+        (place := folder / f"{label}").mkdir(exist_ok=True, parents=True)
+        Image.fromarray((digits.images[row] * 15.9).astype(np.uint8)).save(place / f"{row}.png")
+    return str(folder)
+
+
+TRAININGS = {
+    "over-fitted": "augment=none optim=adam optim.lr=0.01 epochs=30 data.val_share=0.3 data.test_share=0.1",
+    "rate too high": "optim=sgd optim.lr=0.3 scheduler=constant epochs=8",
+    "rate too low": "optim=sgd optim.lr=0.0005 epochs=8",
+    "learned nothing": "optim=sgd optim.lr=1e-7 scheduler=constant epochs=2",
+    "still improving": "optim=adam optim.lr=0.0003 epochs=3",
+    "validation too small": "optim=adam epochs=15 data.val_share=0.05",
+    "never predicted": "optim=adam epochs=2 loss.class_weights=none sampling=weighted class_weights={3:1e-6}",
+}
+
+
+@pytest.mark.parametrize("rule", slow_but("learned nothing", among=TRAININGS))
+def test_a_training_shows_it(rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["model=simple_cnn", f"runs_dir={tmp_path}", "logger=none", "trainer.accelerator=cpu", *TRAININGS[rule].split()]
+    if rule == "over-fitted":
+        words += ["data=imagefolder", f"data.root={noisy_digits(tmp_path / 'digits')}", "data.image_size=8", "data.channels=1", "data.mean=[0.3]", "data.std=[0.4]"]
+    result: Result = fit(words)
+    found = {finding["rule"]: finding["sentence"] for finding in result["diagnosis"]}
+    assert rule in found
+    assert " ".join(found[rule].split()) in " ".join(capsys.readouterr().out.split())
