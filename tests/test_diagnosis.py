@@ -1,6 +1,5 @@
 """Each rule of the diagnosis on curves, and on a training that was made to show it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +120,14 @@ TRAININGS = {
 def test_a_training_shows_it(rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["model=simple_cnn", f"runs_dir={tmp_path}", "logger=none", "trainer.accelerator=cpu", *TRAININGS[rule].split()]
     if rule == "over-fitted":
-        words += ["data=imagefolder", f"data.root={noisy_digits(tmp_path / 'digits')}", "data.image_size=8", "data.channels=1", "data.mean=[0.3]", "data.std=[0.4]"]
+        words += [
+            "data=imagefolder",
+            f"data.root={noisy_digits(tmp_path / 'digits')}",
+            "data.image_size=8",
+            "data.channels=1",
+            "data.mean=[0.3]",
+            "data.std=[0.4]",
+        ]
     result: Result = fit(words)
     found = {finding["rule"]: finding["sentence"] for finding in result["diagnosis"]}
     assert rule in found

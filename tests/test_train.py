@@ -344,7 +344,14 @@ def test_a_class_without_errors_is_not_among_the_weakest(capsys):
     confusion = [[1, 2, 0, 0], [0, 2, 0, 1], [0, 0, 3, 0], [0, 0, 0, 9]]
     report = make_report(confusion, top5_hits=0, loss=0.0, classes=["a", "b", "c", "d"])
     assert report.per_class[3]["f1"] < report.per_class[2]["f1"] == 1
-    print_result(Terminal(), Path("runs/n/1"), {"summary": "", "train_seconds": 1.0, "held_back": None, "diagnosis": []}, report, None, None)
+    print_result(
+        Terminal(),
+        Path("runs/n/1"),
+        {"summary": "", "train_seconds": 1.0, "held_back": None, "diagnosis": []},
+        report,
+        None,
+        None,
+    )
     said = [line.split() for line in capsys.readouterr().out.splitlines() if "weakest" in line]
     assert [(line[1], line[-1]) for line in said] == [("a", "b"), ("b", "d")]
 
@@ -355,7 +362,9 @@ def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsy
     run_dir = Path("my runs/it's (1)/1")
     if has_events:
         (run_dir / "tensorboard").mkdir(parents=True)
-    print_result(Terminal(), run_dir, {"summary": "", "train_seconds": 1.0, "held_back": None, "diagnosis": []}, None, None, "my photos")
+    print_result(
+        Terminal(), run_dir, {"summary": "", "train_seconds": 1.0, "held_back": None, "diagnosis": []}, None, None, "my photos"
+    )
     typed = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]
     assert typed == [
         ["imgrec", "evaluate", str(run_dir), "split=val"],
