@@ -61,7 +61,7 @@ def never_predicted(confusion: npt.ArrayLike, classes: Sequence[str]) -> list[Fi
     missed = np.flatnonzero((matrix.sum(0) == 0) & (matrix.sum(1) >= FEW_IMAGES))
     if not len(missed):
         return []
-    names = first_names([classes[k] for k in missed], 3)
+    names = first_names([classes[k] for k in missed.tolist()], 3)
     sentence = (
         f"never predicted: {len(missed)} of {len(classes)} classes, with {matrix[missed].sum():,} of the tested images ({names}). "
         "Set loss.class_weights=balanced or sampling=balanced where they are rare, or more epochs."
