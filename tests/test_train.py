@@ -22,6 +22,7 @@ from error_parts import assert_refused, raises_error
 from hypothesis import example, given
 from hypothesis import strategies as st
 from processes import exit_codes
+from scipy.stats import binomtest
 from small_run import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -36,7 +37,7 @@ from imgrec.inference.metrics import make_report
 from imgrec.terminal import Terminal
 from imgrec.train import fit
 from imgrec.training.callbacks.ema import average
-from imgrec.training.summary import print_result
+from imgrec.training.summary import print_result, result_sentence
 from imgrec.training.timeline import PARTS, share_column
 from imgrec.training.trainer import configured_callbacks
 
@@ -337,6 +338,16 @@ def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small, c
     assert said.err == ""
     assert re.search(r"[\x00-\x08\x0b-\x1f\x7f]", said.out) is None
     assert len(re.findall(r"^ +\d/2 ", said.out, re.M)) == 2
+
+
+def test_the_result_in_a_line_has_an_interval_for_each_accuracy():
+    report = make_report([[176, 4], [0, 180]], top5_hits=0, loss=0.0331, classes=["a", "b"])
+    low, high = (100 * limit for limit in binomtest(356, 360).proportion_ci(method="wilson"))
+    said = result_sentence(report, {"epoch": 5}, None, "val/accuracy")
+    assert said.startswith(
+        f"test accuracy 98.89% ({low:.1f} to {high:.1f}), macro F1 98.89% (97.2 to 99.6), loss 0.0331 on 360 images"
+    )
+    assert said.endswith(" (best epoch 5 by val/accuracy)")
 
 
 def test_a_class_without_errors_is_not_among_the_weakest(capsys):
