@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -139,6 +140,14 @@ def test_the_table_off_a_terminal_is_plain() -> None:
     ]
     assert file.getvalue().isascii()
     assert "\x1b" not in file.getvalue()
+
+
+def test_beside_a_long_class_name_a_figure_and_its_interval_stay_in_a_line() -> None:
+    file = io.StringIO()
+    found = make_report([[30, 9], [4, 7]], top5_hits=0, loss=0.0, classes=["a long name " * 6, "\u71d5\u5c71" * 30])
+    Console(file=file, width=80, force_terminal=True).print(report_tables(found, most=20, rules=True))
+    assert len(re.findall(r"\d\.\d{4} \(\d\.\d{3} to \d\.\d{3}\)", file.getvalue())) == 3  # of two classes and their mean
+    assert "\u2026" not in file.getvalue()
 
 
 def test_without_the_probability_of_each_class_the_log_loss_alone_is_added() -> None:

@@ -205,7 +205,7 @@ def report_tables(report: Report, *, most: int, rules: bool) -> Group:
         rules, "class" if len(rows) == len(report.per_class) else f"worst {len(rows)} of {len(report.per_class)} classes"
     )
     table.add_column("precision", justify="right")
-    table.add_column("recall (95% interval)")
+    table.add_column("recall (95% interval)", no_wrap=True)
     for heading in ("f1", "samples"):
         table.add_column(heading, justify="right")
     for row in rows:
@@ -245,7 +245,7 @@ def _totals(report: Report, rules: bool) -> Table:
 
 def _table(rules: bool, heading: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD if rules else None, pad_edge=False, show_edge=False)
-    table.add_column(heading)
+    table.add_column(heading, overflow="fold")  # a long class name goes on in the next line
     return table
 
 
