@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     OK = 0
     FAILED = 1  # an error of ours, or a process that died
     REFUSED = 2  # bad input: what the user can change
+    FAULTS = 3  # `check` found some in the data
     STOPPED = 75  # saved, and resumed by the same command; EX_TEMPFAIL of sysexits.h
     INTERRUPTED = 130  # after a second Ctrl-C
 

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from marks import slow_but
 
+from imgrec.check import CheckConfig
 from imgrec.config.checks import all_keys
 from imgrec.config.compose import compose_config, read_overrides
 from imgrec.config.load import load_config
@@ -28,6 +29,7 @@ TYPES = {
     "predict": dotted_types(PredictConfig),
     "slurm": dotted_types(JobConfig),
     "pack": dotted_types(PackConfig),
+    "check": dotted_types(CheckConfig),
 }
 ODD = [
     "a b",
@@ -223,7 +225,7 @@ PARSERS = re.compile(
 @example(command="train", mark="", key="finetune", equals="=", text="[1]")
 @example(command="train", mark="", key="data.image_size", equals="=", text="???")
 @given(
-    command=st.sampled_from(["train", "lr_find", "evaluate", "predict", "pack", "slurm"]),
+    command=st.sampled_from(["train", "lr_find", "evaluate", "predict", "pack", "check", "slurm"]),
     mark=st.sampled_from(["", "", "", "+", "++", "~", "-", "--"]),
     key=st.sampled_from([*KEYS, "model", "data", "ckpt", "files", "nodes", "data.root"]) | st.text(max_size=8),
     equals=st.sampled_from(["=", "=", "=", " ", ""]),

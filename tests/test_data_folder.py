@@ -54,7 +54,7 @@ def make(root: Path, counts: dict[str, int], suffix: str = ".jpg") -> Path:
 
 def folder(root: Path, **change) -> ImageFolder:
     settings = {**PREPROCESSING, "num_classes": None, "val_share": 0.25, "split_seed": 0, "changed": "refuse", "test_share": 0.25}
-    settings |= {"label_from": None, "group_from": None, "check": "auto", "decoder": "auto", "cache": "none"}
+    settings |= {"label_from": None, "group_from": None, "skip_list": None, "check": "auto", "decoder": "auto", "cache": "none"}
     return ImageFolder(root=str(root), **{**settings, "on_bad_image": "refuse", "on_bad_image_eval": "refuse", **change})
 
 

@@ -24,6 +24,7 @@ COMMANDS = [
 ]
 # Added to each: what makes minutes seconds.
 SMALL = {
+    "check": ["data.image_size=32", "num_workers=0"],
     "train": (
         "epochs=1",
         "batch_size=8",
@@ -51,11 +52,12 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_commands_run_one_after_the_other(photos: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert [name for name, *_ in COMMANDS] == ["train", "evaluate", "predict"]
+    assert [name for name, *_ in COMMANDS] == ["check", "train", "evaluate", "predict"]
     said = {}
     for name, *words in COMMANDS:
         assert cli.main([name, *words, *SMALL[name]]) == 0, words
         said[name] = capsys.readouterr().out
+    assert "no faults" in said["check"]
     assert "test accuracy" in said["train"]
     assert "imgrec evaluate runs/imagefolder_resnet/1" in said["train"]  # where the next commands look for it
     assert "accuracy" in said["evaluate"]

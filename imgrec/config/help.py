@@ -42,6 +42,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "data=table data.file=train.csv data.root=FOLDER out=packed format=keep",
         "verify=packed",
     ),
+    "check": ("FOLDER", "FOLDER write=skip out=reports/check.json", "data=table data.file=train.csv data.root=FOLDER"),
     "slurm": (
         "nodes=2 gpus_per_node=4 time=8h -- data=imagenet data.root=FOLDER",
         "gpus_per_node=0 tasks_per_node=4 dry_run=true -- model=vgg",

@@ -26,6 +26,7 @@ POSITIONAL = {
     "lr_find": ("data.root",),
     "benchmark": ("data.root",),
     "pack": ("data.root",),
+    "check": ("data.root",),
     "evaluate": ("ckpt",),
     "predict": ("ckpt", "files"),
     "models": ("filter",),

@@ -17,7 +17,7 @@ Split = Literal["test", "val", "train"]
 Sampling = Literal["shuffle", "balanced", "sqrt", "weighted"]
 Monitor = Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
 # Keys of the shipped data sets that are text: null, their default, does not show it.
-OWN_TEXTS = ("file", "root", "path", "label", "split", "group", "label_from", "group_from")
+OWN_TEXTS = ("file", "root", "path", "label", "split", "group", "label_from", "group_from", "skip_list")
 Limit = int | float  # a number of batches, or a share of them
 
 

@@ -44,6 +44,10 @@ def check_data(data: DataConfig) -> None:
         for key in ("label_from", "group_from"):
             if (pattern := data.own.get(key)) is not None:
                 read_pattern(f"data.{key}", pattern)
+        if (skip_list := data.own.get("skip_list")) is not None and not os.path.isfile(skip_list):
+            raise DataError(
+                f"data.skip_list={skip_list} is not a file. Set data.skip_list=FILE that imgrec check write=skip has written, or null."
+            )
 
 
 def _check_compiler(accelerator: str) -> None:

@@ -22,6 +22,7 @@ from imgrec.data.file_splits import folder_split, named_split
 from imgrec.data.folder import FileData, FileKeys, ImageFiles
 from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
+from imgrec.data.skip_list import without_listed
 from imgrec.data.split_folders import filled_class_folders, find_split_folders, tables_in
 from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.files import LAYOUTS, composed
@@ -158,6 +159,7 @@ class Fake(ImageData):
 class ImageFolder(FileData):
     """Any folder of images: ROOT/train|val|test/CLASS/*, or ROOT/CLASS/*, which is split by class.
 
+    skip_list: a file with names of images below `root` that are left out.
     label_from: no class folders, but the classes in the paths below these folders, where the expression finds them.
     """
 
@@ -167,10 +169,11 @@ class ImageFolder(FileData):
         root: str,
         label_from: str | None,
         group_from: str | None,
+        skip_list: str | None,
         **keys: Unpack[FileKeys],
     ) -> None:
         super().__init__(**keys)
-        self.root = root
+        self.root, self.skip_list = root, skip_list
         self.label_from = None if label_from is None else read_pattern("data.label_from", label_from)
         self.group_from = None if group_from is None else read_pattern("data.group_from", group_from)
 
@@ -184,6 +187,8 @@ class ImageFolder(FileData):
             unlabelled = None if "test" in splits else folders.get("test")
         else:
             classes, splits = self._read_folders(folders)
+        if self.skip_list is not None:
+            splits = without_listed(splits, classes, self.root, self.skip_list)
         if folders["train"] == self.root:
             return self.cut_test(splits["train"], classes)  # there are no split folders
         return Splits(classes, splits["train"], splits.get("val"), splits.get("test"), unlabelled)

@@ -204,14 +204,19 @@ def _check_upper_bytes(high: int, scale: list[float] | None) -> None:
 
 def _upright(pixels: NDArray[np.uint8], image: Image.Image) -> Tensor:
     """uint8 [H, W] or [H, W, C] -> [C, H, W], turned by the orientation in the image's EXIF or XMP data."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # of PIL's parsers; metadata that cannot be read says nothing of the pixels
-        orientation = None
+    orientation = read_orientation(image)
     if orientation in MIRRORED_AXES:
         pixels = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
         pixels = np.ascontiguousarray(np.flip(pixels, MIRRORED_AXES[orientation]))
     return _as_tensor(pixels)
+
+
+def read_orientation(image: Image.Image) -> object:
+    """What its EXIF or XMP data says, None where they say nothing. Of a PNG that has none of them PIL decodes the pixels first."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # of PIL's parsers; metadata that cannot be read says nothing of the pixels
+        return None
 
 
 def _as_tensor(pixels: NDArray[np.uint8]) -> Tensor:

@@ -1,0 +1,171 @@
+"""What is wrong with the images of a data set: python -m imgrec.check FOLDER"""
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from imgrec.config.compose import compose_config
+from imgrec.config.instantiate import build, check_signature
+from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, Split, dotted_types, parse_settings
+from imgrec.config.start_checks import check_data
+from imgrec.distributed.command import run_command
+from imgrec.errors import ConfigError, ExitCode, plural
+from imgrec.files import atomic_output, atomic_write, check_output, first_bytes
+from imgrec.terminal import Terminal
+
+if TYPE_CHECKING:
+    from imgrec.analysis.data_faults import DataFinding
+    from imgrec.analysis.file_scan import Scan
+    from imgrec.data.file_index import ImageNames
+    from imgrec.data.folder import ImageFiles
+    from imgrec.data.image_data import ImageData
+
+CHECK_MARK = b'{\n "imgrec": "check"'  # how our JSON begins
+ORDER: tuple[Split, ...] = ("train", "val", "test")
+MOST_LISTED = 100_000  # names of a kind in the JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """The keys of conf/check.yaml."""
+
+    data: Node
+    out: str
+    write: Literal["skip"] | None
+    num_workers: int | Literal["auto"]
+    overwrite: bool
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Decode all files, print what was found, write the files; returns ExitCode.FAULTS where there are faults."""
+    types = dotted_types(CheckConfig) | {f"data.{key}": str | None for key in OWN_TEXTS}
+    config = parse_settings(CheckConfig, compose_config("check", argv, config_dir, types=types))
+    data = DataConfig.from_node(config.data)
+    check_data(data)
+    if config.write is not None and "skip_list" not in data.own:
+        raise ConfigError(f"write={config.write}: only data=imagefolder reads a skip list. Remove write={config.write}.")
+    return _check(config, *_output_files(config, data))
+
+
+def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path | None]:
+    """The JSON and the skip list to write, each checked."""
+    out, root = Path(config.out), data.own.get("root")
+    if root is not None and out.resolve().is_relative_to(Path(root).resolve()):
+        raise ConfigError(f"out={out} is in data.root={root}, where check writes nothing. Set out=FILE.json in another folder.")
+    check_output("out", out, (".json",), ours=lambda path: first_bytes(path).startswith(CHECK_MARK), overwrite=config.overwrite)
+    if config.write is None:
+        return out, None
+    from imgrec.data.skip_list import LIST_MARK
+
+    skip_list, read = out.with_suffix(".skip.txt"), data.own["skip_list"]
+    if read is not None and skip_list.resolve() == Path(read).resolve():
+        raise ConfigError(
+            f"out={out}: {skip_list} is read as data.skip_list, and would lose its names. Set out=ANOTHER.json, or data.skip_list=null."
+        )
+    check_output(
+        "out", skip_list, (".txt",), ours=lambda path: first_bytes(path).startswith(LIST_MARK), overwrite=config.overwrite
+    )
+    return out, skip_list
+
+
+def _check(config: CheckConfig, out: Path, skip_list: Path | None) -> int:
+    from imgrec.analysis.data_faults import find_faults, names_to_leave_out
+    from imgrec.analysis.file_scan import scan_files
+    from imgrec.data.datasets import ImageFolder
+    from imgrec.data.image_data import ImageData
+    from imgrec.data.loader import worker_count
+    from imgrec.data.table import ImageTable
+
+    check_signature("data", config.data)
+    data = build("data", config.data, ImageData)
+    if not isinstance(data, ImageFolder | ImageTable):
+        raise ConfigError(
+            f"data: {type(data).__name__} has no folder of image files. Set data=imagefolder data.root=FOLDER, or data=table; "
+            "for shards type imgrec pack verify=DIR."
+        )
+    terminal, start = Terminal(), time.perf_counter()
+    workers = worker_count(config.num_workers, in_memory=False, processes_here=1)
+    with terminal.progress_shown():
+        splits = _file_splits(data)
+        scan = scan_files([*splits.values()], data.root, num_workers=workers)
+    counts = {split: data.counts(split) for split in splits}
+    findings = find_faults(scan, splits, counts, data.classes, data.preprocessing()["image_size"])
+    how = f"{scan.decoded:,} decoded" if scan.decoded else "none has changed since the last check"
+    sizes = {split: len(images) for split, images in splits.items()}
+    terminal.say(
+        f"{data.root}: {', '.join(f'{split} {size:,}' for split, size in sizes.items())} images of "
+        f"{plural(len(data.classes), 'class', 'es')}; {how}, {time.perf_counter() - start:,.1f} s"
+    )
+    _print(findings, terminal)
+    terminal.say()
+    atomic_write(out, json.dumps(_content(data.root, sizes, scan, findings), indent=1))
+    terminal.say(f"{out} has all names")
+    if skip_list is not None:
+        _write_skip_list(skip_list, names_to_leave_out(scan, findings), data.root, terminal)
+    return ExitCode.FAULTS if any(finding.kind.is_fault for finding in findings) else ExitCode.OK
+
+
+def _file_splits(data: "ImageData") -> "dict[Split, ImageFiles]":
+    from imgrec.data.folder import ImageFiles
+
+    found = {split: getattr(data.splits, split) for split in ORDER}
+    return {split: images for split, images in found.items() if isinstance(images, ImageFiles)}
+
+
+def _print(findings: "Sequence[DataFinding]", terminal: Terminal) -> None:
+    for title, is_fault in (("faults", True), ("hints", False)):
+        shown = [finding for finding in findings if finding.kind.is_fault == is_fault]
+        terminal.say()
+        terminal.say(title if shown else f"no {title}", "bold")
+        for finding in shown:
+            kind, left = finding.kind, finding.count - len(finding.sentences)
+            terminal.say(f"  {finding.count:>7,} {kind.name}: {kind.what}", "red" if is_fault else "yellow")
+            terminal.say(f"{'':10}{kind.advice}")
+            for line in finding.sentences + [f"and {left:,} more"] * bool(left):
+                terminal.say(f"{'':12}{line}", "dim")
+
+
+def _content(root: str, sizes: "Mapping[Split, int]", scan: "Scan", findings: "Sequence[DataFinding]") -> dict[str, object]:
+    """What the JSON has."""
+    return {
+        "imgrec": "check",
+        "root": root,
+        "images": dict(sizes),
+        "faults": sum(finding.count for finding in findings if finding.kind.is_fault),
+        "findings": [
+            {
+                "kind": finding.kind.name,
+                "is_fault": finding.kind.is_fault,
+                "count": finding.count,
+                "what": finding.kind.what,
+                "advice": finding.kind.advice,
+                "examples": finding.sentences,
+                "images": list(map(os.fsdecode, scan.names[finding.rows[:MOST_LISTED]].tolist())),
+            }
+            for finding in findings
+        ],
+    }
+
+
+def _write_skip_list(path: Path, names: "ImageNames", root: str, terminal: Terminal) -> None:
+    from imgrec.data.skip_list import write_skip_list
+
+    listed = [name for name in names.tolist() if b"\n" not in name]
+    with atomic_output(path) as file:
+        write_skip_list(file, listed)
+    train = shlex.join(["imgrec", "train", "data=imagefolder", f"data.root={root}", f"data.skip_list={path}"])
+    terminal.say(f"{path} leaves out {plural(len(listed), 'image')}: {train}")
+    if len(listed) < len(names):
+        terminal.say(
+            f"{plural(len(names) - len(listed), 'name')} with a line break cannot be listed: rename these files", "yellow"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("check", main, sys.argv[1:]))

@@ -1,0 +1,320 @@
+"""imgrec check: each fault that was planted is found and nothing else, and a skip list leaves the images out."""
+
+import json
+import os
+import shutil
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+from error_parts import assert_refused, raises_error
+from hypothesis import given
+from hypothesis import strategies as st
+from image_files import encode, exif_block, file_kinds, picture, stored_damage, turned_files
+from marks import fewer
+from PIL import Image
+from test_data_folder import folder
+
+import imgrec.analysis.file_scan
+from imgrec import cli
+from imgrec.analysis.data_faults import find_faults, names_to_leave_out
+from imgrec.analysis.file_scan import Scan, look_at, scan_files
+from imgrec.analysis.image_faults import (
+    BLANK_SPREAD,
+    GRID,
+    IMBALANCE,
+    STATE_KINDS,
+    SURE_SPREAD,
+    FileState,
+    Sign,
+    find_class_faults,
+    sample,
+    spread,
+    tiny_side,
+)
+from imgrec.data.split_record import find_changes
+from imgrec.errors import DataError
+
+SIZE = 48  # data.image_size: images below 24 pixels are tiny, from 384 on they are larger than needed
+
+
+def planted() -> dict[str, tuple[bytes, set[str]]]:
+    """Image files, each with the kinds that have to be found in it."""
+    photo, sixteen = picture(1, 200, 150), Image.fromarray(np.arange(120 * 90, dtype=np.uint16).reshape(90, 120) * 6)
+    jpeg, png = encode(photo, "JPEG", quality=90), encode(photo, "PNG")
+    floats = Image.fromarray(np.random.default_rng(0).normal(0, 1, (90, 120)).astype(np.float32))
+    black = np.zeros((150, 200, 3), dtype=np.uint8) + np.random.default_rng(1).integers(0, 3, (150, 200, 1), dtype=np.uint8)
+    two = [photo, picture(2, 200, 150)]
+    return {
+        "empty.jpg": (b"", {"unreadable"}),
+        "page.jpg": (b"<!DOCTYPE html><title>404</title>" * 40, {"unreadable"}),
+        "half.jpg": (jpeg[: len(jpeg) // 2], {"truncated"}),
+        "no_end.jpg": (jpeg[:-300], {"truncated"}),
+        "half.png": (png[: len(png) // 2], {"truncated"}),
+        "middle.jpg": (jpeg[: len(jpeg) // 2] + bytes(900) + jpeg[len(jpeg) // 2 + 900 :], {"truncated"}),
+        "too_large.png": (encode(Image.new("1", (1200, 1000)), "PNG"), {"too_large"}),
+        "floats.tif": (encode(floats, "TIFF"), {"no_scale"}),
+        "really_png.jpg": (png, {"wrong_extension"}),
+        "really_jpeg.png": (jpeg, {"wrong_extension"}),
+        "icon.png": (encode(picture(3, 30, 20), "PNG"), {"tiny"}),
+        "strip.jpg": (encode(picture(4, 400, 60), "JPEG"), {"extreme_aspect"}),
+        "white.jpg": (encode(Image.new("RGB", (200, 150), "white"), "JPEG"), {"blank"}),
+        "lens_cap.png": (encode(Image.fromarray(black), "PNG"), {"blank"}),
+        "camera.jpg": (encode(picture(5, 400, 390), "JPEG"), {"larger_than_needed"}),
+        "print.jpg": (encode(photo.convert("CMYK"), "JPEG"), {"cmyk"}),
+        "xray.png": (encode(sixteen, "PNG"), {"sixteen_bits"}),
+        "palette.png": (encode(photo.convert("P"), "PNG"), {"palette"}),
+        "cut_out.png": (encode(photo.convert("RGBA"), "PNG"), {"alpha"}),
+        "moving.webp": (encode(two[0], "WEBP", save_all=True, append_images=two[1:]), {"animated"}),
+        "phone.jpg": (encode(photo, "JPEG", exif=b"Exif\0\0" + exif_block(6)), {"exif_rotated"}),
+        "two_faults.jpg": (encode(Image.new("RGB", (20, 200), "gray"), "PNG"), {"wrong_extension", "tiny", "extreme_aspect", "blank"}),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """Two classes with good photographs of several formats, also upper case names, and all of `planted`, in both splits."""
+    root = tmp_path_factory.mktemp("photos")
+    for split in ("train", "test"):
+        for k, name in enumerate(("cat", "dög")):
+            (root / split / name).mkdir(parents=True)
+            for i, ending in enumerate(("jpg", "JPEG", "png", "webp", "bmp", "tif")):
+                form = {"JPG": "JPEG", "TIF": "TIFF"}.get(ending.upper(), ending.upper())
+                content = encode(picture(100 * k + i + (split == "test") * 10, 160, 120), form)
+                (root / split / name / f"good{i}.{ending}").write_bytes(content)
+    for name, (content, _) in planted().items():
+        (root / "train/cat" / name).write_bytes(content)
+    (root / "test/dög/half.jpg").write_bytes(planted()["half.jpg"][0])
+    return root
+
+
+KEYS = {"image_size": SIZE, "max_pixels": 1_000_000, "channels": 3}
+FAULTY = {name for name, (_, kinds) in planted().items() if kinds & {"unreadable", "truncated", "too_large", "tiny", "extreme_aspect", "blank"}}  # fmt: skip
+
+
+def scan(data, num_workers: int = 0) -> tuple[Scan, dict]:
+    splits = {split: getattr(data.splits, split) for split in ("train", "val", "test")}
+    return scan_files([*splits.values()], data.root, num_workers=num_workers), splits
+
+
+def test_all_that_was_planted_is_found_and_nothing_else(photos: Path) -> None:
+    data = folder(photos, **KEYS)
+    result, splits = scan(data)
+    findings = find_faults(result, splits, {split: data.counts(split) for split in splits}, data.classes, SIZE)
+    found: dict[str, set[str]] = {}
+    for finding in findings:
+        for name in result.names[finding.rows].tolist():
+            found.setdefault(os.fsdecode(name), set()).add(finding.kind.name)
+    expected = {f"train/cat/{name}": kinds for name, (_, kinds) in planted().items()}
+    assert found == expected | {"test/dög/half.jpg": {"truncated"}}
+    left_out = {os.fsdecode(name) for name in names_to_leave_out(result, findings).tolist()}
+    assert left_out == {f"train/cat/{name}" for name in FAULTY} | {"test/dög/half.jpg"}
+    said = {finding.kind.name: finding.sentences for finding in findings}
+    assert "train/cat/icon.png: 30x20" in said["tiny"]
+    assert "train/cat/empty.jpg: the file is empty" in said["unreadable"]
+    assert "train/cat/really_png.jpg: PNG" in said["wrong_extension"]
+    assert [finding.kind.is_fault for finding in findings] == sorted((f.kind.is_fault for f in findings), reverse=True)
+
+
+@pytest.mark.slow
+def test_workers_find_the_same(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imgrec.analysis.file_scan, "FILES_AT_ONCE", 3)
+    here, there = (scan(folder(photos, **KEYS), workers)[0] for workers in (0, 2))
+    np.testing.assert_array_equal(here.facts, there.facts)
+    np.testing.assert_array_equal(here.names, there.names)
+
+
+def test_every_format_has_its_extension_and_its_signs(tmp_path: Path) -> None:
+    for name, kinds in (("a", file_kinds()), ("b", {"a.png": encode(picture(0), "PNG")})):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for file, content in kinds.items():
+            (tmp_path / "train" / name / file).write_bytes(content)
+    images = folder(tmp_path, **KEYS).read().train
+    wanted = {
+        Sign.CMYK: ("cmyk",),
+        Sign.SIXTEEN_BITS: ("sixteen",),
+        Sign.PALETTE: ("palette", "transparent_palette", "one.gif", "moving.gif"),
+        Sign.ALPHA: (
+            "alpha.png",
+            "alpha.tif",
+            "gray_alpha",
+            "transparent",
+        ),  # in WebP nothing is left of one without transparency
+        Sign.ANIMATED: ("moving", "pages", "two"),
+    }
+    for row in range(len(images)):
+        file = Path(images.path(row)).name
+        (_, _, state, signs), pixels = look_at(images, row)
+        assert (state, pixels is not None) == (FileState.WHOLE, True), file
+        expected = {sign for sign, starts in wanted.items() if file.startswith(starts)}
+        assert {sign for sign in Sign if signs & sign} == expected, file
+
+
+@pytest.mark.slow
+def test_damage_is_found_and_an_orientation_wherever_it_is(tmp_path: Path) -> None:
+    turned = {name: (content, orientation) for name, orientation, content in turned_files()}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for file, content in [*stored_damage().items(), *((file, content) for file, (content, _) in turned.items())]:
+            (tmp_path / name / file).write_bytes(content)
+    images = folder(tmp_path, **KEYS).read().train
+    for row in range(len(images)):
+        file = Path(images.path(row)).name
+        (_, _, state, signs), pixels = look_at(images, row)
+        try:
+            decoded = images.decode(row)
+        except DataError:
+            decoded = None
+        assert (decoded is not None) == (pixels is not None) == (state == FileState.WHOLE), file
+        if file in turned:
+            assert bool(signs & Sign.TURNED) == (turned[file][1] != 1), file
+
+
+def test_a_dot_on_a_page_is_not_what_the_page_shows() -> None:
+    page = np.full((3, 640, 650), 255, dtype=np.uint8)
+    page[:, 0, 0] = 0
+    assert BLANK_SPREAD < spread(sample(page)) < SURE_SPREAD  # so all pixels are looked at
+    assert spread(page) < BLANK_SPREAD
+    page[:, 100:150, 100:150] = 0
+    np.testing.assert_allclose(spread(np.stack([page, page[:, ::-1]])), [page.std(axis=(1, 2)).max()] * 2)
+
+
+@fewer(20)
+@given(st.integers(1, 3 * GRID), st.integers(1, 3 * GRID))
+def test_a_sample_is_of_pixels_all_over_the_image(height: int, width: int) -> None:
+    pixels = np.arange(height * width).reshape(1, height, width)
+    found = sample(pixels)
+    if found is None:
+        assert min(height, width) < GRID
+    else:
+        assert len(np.unique(found)) == GRID**2
+        assert found.max() >= (height // 2) * width
+
+
+@pytest.mark.parametrize(("image_size", "side"), [(8, 4), (28, 14), (32, 16), (64, 32), (128, 32), (224, 56)])
+def test_tiny_is_for_the_size_of_the_input(image_size: int, side: int) -> None:
+    assert tiny_side(image_size) == side
+
+
+def test_classes_that_are_missing_or_rare() -> None:
+    counts = {"train": np.array([IMBALANCE * 4, 4, 9]), "val": np.array([1, 1, 1]), "test": np.array([3, 0, 0])}
+    found = find_class_faults(counts, ("ant", "bee", "cat"))
+    assert {kind.name: sentences for kind, sentences in found.items()} == {
+        "missing_class": ["test has no bee", "test has no cat"],
+        "imbalance": ["ant has 40 images, bee 4"],
+    }
+    counts["train"][0] -= 1
+    assert [kind.name for kind in find_class_faults(counts, ("ant", "bee", "cat"))] == ["missing_class"]
+
+
+# What is kept
+
+
+def test_only_files_that_changed_are_decoded_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGREC_CACHE", str(tmp_path / "cache"))
+    root = shutil.copytree(photos, tmp_path / "photos")
+    first, _ = scan(folder(root, **KEYS))
+    assert first.decoded == len(first.names)
+    assert scan(folder(root, **KEYS))[0].decoded == len(first.names)  # they are seconds old, and a change may not show
+    monkeypatch.setattr(imgrec.analysis.file_scan, "SETTLED_NS", 0)
+    scan(folder(root, **KEYS))
+    again, _ = scan(folder(root, **KEYS))
+    assert again.decoded == 0
+    np.testing.assert_array_equal(again.facts, first.facts)
+    (root / "train/cat/empty.jpg").write_bytes(encode(picture(9, 200, 150), "JPEG"))
+    (root / "train/cat/icon.png").unlink()
+    changed, splits = scan(folder(root, **KEYS))
+    assert changed.decoded == 1
+    np.testing.assert_array_equal(changed.facts, scan(folder(root, **KEYS))[0].facts)
+    assert STATE_KINDS[FileState.UNREADABLE].name in {
+        f.kind.name for f in find_faults(changed, splits, {"train": np.ones(2)}, ("a", "b"), SIZE)
+    }
+    assert changed.facts[changed.names.tolist().index(b"train/cat/empty.jpg")]["state"] == FileState.WHOLE
+    assert scan(folder(root, **{**KEYS, "channels": 1, "mean": [0], "std": [1]}))[0].decoded == len(changed.names)
+    for file in (tmp_path / "cache").rglob("facts-*"):
+        file.write_bytes(file.read_bytes()[:-200])
+    assert scan(folder(root, **KEYS))[0].decoded == len(changed.names)
+
+
+# The skip list
+
+
+def test_a_skip_list_leaves_images_out_and_is_a_change_of_the_data(photos: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "skip.txt"
+    decomposed = unicodedata.normalize("NFD", "test/dög/half.jpg")
+    listed.write_text(f"train/cat/empty.jpg\r\n\n{decomposed}\n")
+    data, whole = folder(photos, skip_list=str(listed), **KEYS), folder(photos, **KEYS)
+    assert set(whole.splits.test.names.tolist()) - set(data.splits.test.names.tolist()) == {os.fsencode("dög/half.jpg")}
+    assert find_changes(whole.record(), data.record()).counts["gone"] == 2
+    assert whole.record().digest() != data.record().digest()
+
+
+def test_a_skip_list_that_does_not_fit_is_refused(photos: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "skip.txt"
+    listed.write_text("train/cat/empty.jpg\ntrain/cat/emtpy.jpg\n")
+    with raises_error(DataError, f"data.skip_list={listed}", "train/cat/emtpy.jpg", photos, "write=skip"):
+        folder(photos, skip_list=str(listed), **KEYS).read()
+    listed.write_text("".join(f"test/dög/{path.name}\n" for path in (photos / "test/dög").iterdir()))
+    folder(photos, skip_list=str(listed), **KEYS).read()  # a class of test may be missing
+    listed.write_text("".join(f"train/dög/{path.name}\n" for path in (photos / "train/dög").iterdir()))
+    with raises_error(DataError, f"data.skip_list={listed}", "class dög of train", "data.skip_list=null"):
+        folder(photos, skip_list=str(listed), **KEYS).read()
+
+
+# The command
+
+
+def tree(root: Path) -> dict[str, tuple[int, int, bytes]]:
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_ctime_ns, path.read_bytes()) for path in files}
+
+
+def test_the_command_finds_faults_and_its_skip_list_removes_them(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = tree(photos)
+    words = ["check", str(photos), f"data.image_size={SIZE}", "data.max_pixels=1000000", "num_workers=0"]
+    assert cli.main([*words, "write=skip"]) == 3
+    said = capsys.readouterr().out
+    assert "train/cat/icon.png: 30x20" in said
+    assert "data.skip_list=check.skip.txt" in said
+    content = json.loads(Path("check.json").read_text())
+    assert content["faults"] == sum(finding["count"] for finding in content["findings"] if finding["is_fault"])
+    found = {finding["kind"]: finding["images"] for finding in content["findings"]}
+    assert set(found["truncated"]) == {f"train/cat/{n}" for n in ("half.jpg", "half.png", "no_end.jpg", "middle.jpg")} | {"test/dög/half.jpg"}  # fmt: skip
+    for name in ("floats.tif", "really_png.jpg", "really_jpeg.png"):  # faults that are no reason to leave an image out
+        with Path("check.skip.txt").open("a") as file:
+            file.write(f"train/cat/{name}\n")
+    assert cli.main([*words, "out=again.json", "data.skip_list=check.skip.txt"]) == 0
+    assert "no faults" in capsys.readouterr().out
+    assert tree(photos) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["{photos}", "out={photos}/check.json"], ["out={photos}/check.json", "data.root={photos}", "out=FILE.json"]),
+        (["{photos}", "out=theirs.json"], ["out=theirs.json", "overwrite=true"]),
+        (["{photos}", "data.skip_list=none.txt"], ["data.skip_list=none.txt", "write=skip"]),
+        (["{photos}", "out=list.json", "data.skip_list=list.skip.txt", "write=skip"], ["out=list.json", "data.skip_list=null"]),
+        (["data=digits"], ["data", "Digits", "data=imagefolder data.root=FOLDER"]),
+        (["data=table", "data.file=t.csv", "write=skip"], ["write=skip", "data=imagefolder", "Remove write=skip"]),
+    ],
+)  # fmt: skip
+def test_what_check_refuses(
+    words: list[str],
+    parts: list[str],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("theirs.json").write_text("{}")
+    Path("list.skip.txt").write_text("train/cat/empty.jpg\n")
+    Path("t.csv").write_text("path,label\na.jpg,a\n")
+    assert cli.main(["check", *(word.format(photos=photos) for word in words)]) == 2
+    assert_refused(capsys.readouterr().err, *(part.format(photos=photos) for part in parts))
