@@ -45,7 +45,7 @@ def assert_same(found: Any, expected: Any, key: str = "") -> None:
         assert found.keys() == expected.keys(), key
         for name, value in expected.items():
             assert_same(found[name], value, f"{key}.{name}")
-    elif "loss" in key:
+    elif "loss" in key or "brier" in key:
         assert found == pytest.approx(expected, rel=1e-5), key
     elif not key.endswith(("second", "seconds", "share")):
         assert found == expected, key
