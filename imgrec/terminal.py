@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -186,7 +186,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f}%"
 
 
-def percents(interval: Sequence[float]) -> str:
+def percents(interval: Iterable[float]) -> str:
     """[0.9718, 0.9957] -> '(97.2 to 99.6)'."""
     low, high = interval
     return f"({100 * low:.1f} to {100 * high:.1f})"

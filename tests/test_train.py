@@ -343,7 +343,12 @@ def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small, c
 def test_the_result_in_a_line_has_an_interval_for_each_accuracy():
     report = make_report([[176, 4], [0, 180]], top5_hits=0, loss=0.0331, classes=["a", "b"])
     low, high = (100 * limit for limit in binomtest(356, 360).proportion_ci(method="wilson"))
-    said = result_sentence(report, {"epoch": 5}, None, "val/accuracy")
+    row = {"epoch": 5, "val/accuracy": 356 / 360}
+    without = (
+        f"validation accuracy 98.89% ({low:.1f} to {high:.1f}) on 360 images (best epoch 5 by val/loss; there is no test split)"
+    )
+    assert result_sentence(None, row, None, "val/loss", validated=360) == without
+    said = result_sentence(report, row, None, "val/accuracy", validated=144)
     assert said.startswith(
         f"test accuracy 98.89% ({low:.1f} to {high:.1f}), macro F1 98.89% (97.2 to 99.6), loss 0.0331 on 360 images"
     )

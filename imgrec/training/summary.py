@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 from imgrec.analysis.diagnosis import LEARNED_NOTHING, Epochs, Finding, diagnose, never_predicted
+from imgrec.analysis.intervals import share_interval
 from imgrec.config.schema import DataConfig, Node, RunConfig, Split
 from imgrec.data.datamodule import DataModule
 from imgrec.data.image_data import ImageData
@@ -163,7 +164,7 @@ def run_result(
         return row and {"file": f"checkpoints/{name}", "epoch": row["epoch"], "sha256": tested.weights[name]}
 
     return {
-        "summary": result_sentence(report, rows[tested.name] or last, best, run.monitor),
+        "summary": result_sentence(report, rows[tested.name] or last, best, run.monitor, validated=loaders.images_read("val")),
         "status": "finished",
         "name": run.name,
         "command": command_line(command),
@@ -212,13 +213,20 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join([*start, *argv[1:]])
 
 
-def result_sentence(report: Report | None, row: dict[str, Any], best: dict[str, Any] | None, monitor: str) -> str:
-    """The result in a line; row: the metrics of the epoch whose weights were tested, best: those of the best epoch."""
+def result_sentence(
+    report: Report | None, row: dict[str, Any], best: dict[str, Any] | None, monitor: str, *, validated: int
+) -> str:
+    """The result in a line; row: the metrics of the epoch whose weights were tested, best: those of the best epoch.
+
+    validated: images that each validation read.
+    """
     epoch = f"best epoch {row['epoch']} by {monitor}"
     if best is not None and best["epoch"] != row["epoch"]:
         epoch = f"epoch {row['epoch']}, as the weights of the best, epoch {best['epoch']} by {monitor}, are lost"
     if report is None:
-        return f"validation accuracy {percent(row['val/accuracy'])} ({epoch}; there is no test split)"
+        share = row["val/accuracy"]
+        interval = percents(share_interval(round(share * validated), validated))
+        return f"validation accuracy {percent(share)} {interval} on {validated:,} images ({epoch}; there is no test split)"
     top5 = "" if report.top5 is None else f", top-5 {percent(report.top5)}"
     accuracy = f"test accuracy {percent(report.accuracy)} {percents(report.accuracy_interval)}"
     macro = f"macro F1 {percent(report.macro_f1)} {percents(report.macro_f1_interval)}"
