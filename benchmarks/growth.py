@@ -133,7 +133,7 @@ def epochs(counts: Sequence[int], rounds: int) -> None:
         points = 10_000
         start = time.perf_counter()
         for step in range(points):
-            writer.add_scalar("step/loss", 0.5, step)
+            writer.add_scalar("train/step_loss", 0.5, step)
         writer.close()
         took = time.perf_counter() - start
         (file,) = (folder / "board").iterdir()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from imgrec.config.load import load_config
@@ -141,10 +142,11 @@ def _train(
     from imgrec.models.summary import measure_size
     from imgrec.training import summary
     from imgrec.training.callbacks.history import History
-    from imgrec.training.callbacks.tensorboard import truncate_event_files
+    from imgrec.training.callbacks.logger import log_result
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
     from imgrec.training.data_check import checked_data
     from imgrec.training.lightning_compat import compiling, deterministic_errors
+    from imgrec.training.loggers.tensorboard import truncate_event_files
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.threads import chosen_threads
@@ -218,7 +220,8 @@ def _train(
         bad_images = sorted({path for paths in group.all_gather(loaders.bad_images()) for path in paths})
         result = summary.run_result(run, history, tested, report, bad_images, device, size, command, loaders)
         if world.rank == 0:
-            summary.finish_run(run_dir, terminal, result, report, predictions, data)
+            log = partial(log_result, trainer, report, history, run.to_dict(), run_dir.prediction_files.sheet)
+            summary.finish_run(run_dir, terminal, result, report, predictions, data, log)
         return result
 
 

@@ -58,7 +58,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "train callbacks.emma.decay=0.9": ("'callbacks.emma.decay=0.9'", "callbacks.ema.decay", "ema, batch_norm, progressive_size, early_stopping"),
     "train data.root=photos": ("'data.root=photos'", "no key data.root", "data=photos"),
     "train callbacks.steps=5": ("callbacks.steps=5", "callbacks.steps=null"),
-    "train callbacks=ema callbacks.tensorboard.images=0": ("'callbacks.tensorboard.images=0'", "callbacks", "ema"),
+    "train callbacks=ema callbacks.pictures.images=0": ("'callbacks.pictures.images=0'", "callbacks", "ema"),
     # options and commands
     "train modle=vgg": ("'modle=vgg'", "model", HELP),
     "train optim=adma": ("optim=adma", "adam", OPTIMS),

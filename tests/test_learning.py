@@ -62,7 +62,7 @@ def test_digits_are_learned(tmp_path: Path) -> None:
 def measure_curve(folder: Path, *overrides: str) -> list[float]:
     """The training loss of each step."""
     fit(config.load("train", [*CURVE, *overrides, f"runs_dir={folder}"]), quiet=True)
-    return [loss for _, loss in read_curves(folder / "golden/1/tensorboard")["step/loss"]]
+    return [loss for _, loss in read_curves(folder / "golden/1/tensorboard")["train/step_loss"]]
 
 
 # Float32 rounds differently where another instruction set adds in another order: AVX2 and SSE4 in place of AVX-512, and two

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from error_parts import raises_error
 from processes import exit_codes
-from resumed_runs import STEPS_PER_EPOCH, TIMES, kill_run, load_run, patch_call, read_curves
+from resumed_runs import STEPS_PER_EPOCH, kill_run, load_run, patch_call, read_curves
 
 from imgrec import config
 from imgrec.config.instantiate import locate
@@ -22,6 +22,7 @@ from imgrec.errors import ConfigError, Stopped
 from imgrec.train import fit
 from imgrec.training.loggers.csv import ResumableCSVLogger, read_rows
 from imgrec.training.module import Classifier
+from imgrec.training.timeline import PARTS
 from imgrec.training.trainer import opened_logger
 
 Points = dict[str, list[tuple[int, float]]]
@@ -113,14 +114,16 @@ def train(run: config.RunConfig, *, size: int = 1) -> Path:
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory) -> Points:
     run = train(load_run(tmp_path_factory.mktemp("tensorboard")))
-    return {name: found for name, found in read_curves(run / "tensorboard").items() if not name.startswith(("final", "hp_"))}
+    return read_curves(run / "tensorboard")
 
 
 def assert_has_curves(points: Points, curves: Points) -> None:
-    assert points.keys() - TIMES == curves.keys() | {"test/loss", "test/accuracy", "test/macro_f1"}
+    times = {name for name in points if name.startswith("speed/")}
+    assert times == {"speed/images_per_second", "speed/epoch_seconds", *(f"speed/{part}_share" for part in PARTS)}
+    assert points.keys() - times == curves.keys() >= {"test/accuracy", "optim/update_ratio", "val/best_accuracy"}
     for name, found in curves.items():
         assert points[name] == [pytest.approx(point, rel=1e-6) for point in found], name
-    for name in TIMES:
+    for name in times:
         assert [step for step, _ in points[name]] == [step for step, _ in points["val/loss"]]
 
 

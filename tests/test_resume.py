@@ -69,7 +69,7 @@ def test_killed_in_the_first_save(tmp_path, unbroken):
     run = load_run(tmp_path, "trainer.save_every_steps=2")
     kill_run(run, 1, imgrec.training.checkpoint, "write_checkpoint")
     assert not (tmp_path / "r/a/checkpoints/last.ckpt").exists()
-    assert read_curves(tmp_path / "r/a/tensorboard")["step/loss"]
+    assert read_curves(tmp_path / "r/a/tensorboard")["train/step_loss"]
     assert_same(finish_run(run), unbroken)
 
 

@@ -1,4 +1,4 @@
-"""step/loss and the loss beside the bar: the mean over the global batch, however it is divided into devices and micro-batches."""
+"""train/step_loss and the loss beside the bar: the mean over the global batch, however it is divided into devices and micro-batches."""
 
 import csv
 import io
@@ -16,46 +16,58 @@ from test_train import WHOLE, start
 from imgrec.config.schema import RunConfig
 from imgrec.train import fit
 from imgrec.training.callbacks import console
+from imgrec.training.callbacks.steps import FIGURES
 
 # 21 images after the validation cut: the third batch has 5.
 KEYS = ("batch_size=8", "epochs=2", "augment=none", "loss.l2=0.01", "logger=csv", "trainer.log_every_steps=1", "id=a", *WHOLE)
 
 
-def step_losses(run: RunConfig, devices: int = 1) -> list[float]:
+def step_figures(run: RunConfig, devices: int = 1) -> dict[str, list[float]]:
     torch.set_num_threads(1)
     run_ranks(devices, lambda rank: fit(run, quiet=True)["status"])
     with (Path(run.runs_dir) / run.name / "a/csv/metrics.csv").open() as file:
-        return [float(row["step/loss"]) for row in csv.DictReader(file) if row.get("step/loss")]
+        rows = [row for row in csv.DictReader(file) if row.get("train/step_loss")]
+    return {name: [float(row[name]) for row in rows] for name in FIGURES}
 
 
 @pytest.fixture(scope="module")
-def undivided(tmp_path_factory) -> list[float]:
+def undivided(tmp_path_factory) -> dict[str, list[float]]:
     from small_run import SMALL
 
     from imgrec import config
 
-    losses = step_losses(config.load("train", [*SMALL, *KEYS, f"runs_dir={tmp_path_factory.mktemp('undivided')}"]))
-    assert len(losses) == 2 * 3
-    return losses
+    figures = step_figures(config.load("train", [*SMALL, *KEYS, f"runs_dir={tmp_path_factory.mktemp('undivided')}"]))
+    assert len(figures["train/step_loss"]) == 2 * 3
+    return figures
 
 
 @pytest.mark.parametrize(("devices", "most"), slow_but((2, 2), among=[(1, 1), (1, 3), (2, 4), (2, 2), (2, 1), (4, 1)]))
-def test_a_step_has_one_loss_on_any_devices_and_in_any_parts(
-    small: Callable[..., RunConfig], undivided: list[float], devices: int, most: int
+def test_a_step_has_one_loss_and_the_same_norms_on_any_devices_and_in_any_parts(
+    small: Callable[..., RunConfig], undivided: dict[str, list[float]], devices: int, most: int
 ) -> None:
-    found = step_losses(small(*KEYS, f"max_device_batch={most}", "trainer.devices=auto"), devices)
-    assert found == pytest.approx(undivided, rel=1e-4)
+    found = step_figures(small(*KEYS, f"max_device_batch={most}", "trainer.devices=auto"), devices)
+    for name in FIGURES:
+        assert found[name] == pytest.approx(undivided[name], rel=1e-3), name
+
+
+@pytest.mark.slow
+def test_sharded_weights_have_the_norms_of_whole_ones(small: Callable[..., RunConfig], undivided: dict[str, list[float]]) -> None:
+    found = step_figures(small(*KEYS, "trainer.devices=auto", "trainer.strategy=fsdp"), 2)
+    for name in FIGURES:
+        assert found[name] == pytest.approx(undivided[name], rel=1e-3), name
 
 
 def test_the_first_is_the_mean_over_the_batch_with_its_penalty(small: Callable[..., RunConfig]) -> None:
     run = small(*KEYS, "batch_size=full", "epochs=1", "max_device_batch=4")
-    (found,) = step_losses(run)
+    (found,) = step_figures(run)["train/step_loss"]
     net, images, labels = start(run)
     penalty = sum(parameter.square().sum() for parameter in net.parameters() if parameter.ndim >= 2)
     assert found == pytest.approx((F.cross_entropy(net(images), labels) + 0.01 * penalty).item(), rel=1e-5)
 
 
-def test_the_bar_shows_it(small: Callable[..., RunConfig], undivided: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_shows_it(
+    small: Callable[..., RunConfig], undivided: dict[str, list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown: list[str] = []
 
     class Recorded(console.EpochLines):
@@ -68,4 +80,4 @@ def test_the_bar_shows_it(small: Callable[..., RunConfig], undivided: list[float
     monkeypatch.setattr(console, "EVERY_SECONDS", 1e-9)
     monkeypatch.setattr(console, "EpochLines", Recorded)
     fit(small(*KEYS, "max_device_batch=2"), quiet=True)
-    assert list(dict.fromkeys(shown)) == [f"loss {loss:.4f}" for loss in undivided]
+    assert list(dict.fromkeys(shown)) == [f"loss {loss:.4f}" for loss in undivided["train/step_loss"]]

@@ -37,6 +37,7 @@ from imgrec.inference.metrics import make_report
 from imgrec.terminal import Terminal
 from imgrec.train import fit
 from imgrec.training.callbacks.ema import average
+from imgrec.training.callbacks.history import METRICS
 from imgrec.training.summary import print_result, result_sentence
 from imgrec.training.timeline import PARTS, share_column
 from imgrec.training.trainer import configured_callbacks
@@ -289,18 +290,24 @@ def test_what_a_run_leaves(small, tmp_path):
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     points = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    for column in ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second"):
-        assert [event.step for event in points[column]] == [1, 3], column  # Lightning names a step by its number from 0
-        assert [event.value for event in points[column]] == pytest.approx([float(row[column]) for row in rows]), column
-    assert [event.step for event in points["step/loss"]] == [1, 2, 3, 4]
-    by_step = np.array([event.value for event in points["step/loss"]]).reshape(2, 2)  # of two epochs
+    for column, tag in {
+        "images_per_second": "speed/images_per_second",
+        "seconds": "speed/epoch_seconds",
+        **dict(zip(METRICS, METRICS, strict=True)),
+    }.items():
+        if rows[0][column]:
+            assert [event.step for event in points[tag]] == [2, 4], column
+            assert [event.value for event in points[tag]] == pytest.approx([float(row[column]) for row in rows]), column
+    assert [event.step for event in points["train/step_loss"]] == [1, 2, 3, 4]
+    by_step = np.array([event.value for event in points["train/step_loss"]]).reshape(2, 2)  # of two epochs
     assert by_step.mean(axis=1) == pytest.approx([float(row["train/loss"]) for row in rows])
     used = [run.optim["lr"] * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]  # the first of four steps at optim.lr
-    assert [event.value for event in points["step/lr"]] == pytest.approx(used)
-    assert [event.value for event in points["step/lr"]][1::2] == pytest.approx([float(row["lr"]) for row in rows])
-    assert [event.value for event in points["lr"]] == pytest.approx([float(row["lr"]) for row in rows])
-    assert [event.value for event in points["final/test accuracy"]] == pytest.approx([result["test"]["accuracy"]])
-    assert events.Tags()["images"] == ["batch as the network sees it"]
+    assert [event.value for event in points["optim/lr"]] == pytest.approx(used)
+    assert [event.value for event in points["optim/lr"]][1::2] == pytest.approx([float(row["lr"]) for row in rows])
+    for figure in ("accuracy", "macro_f1", "loss"):
+        assert [(event.step, event.value) for event in points[f"test/{figure}"]] == [(4, pytest.approx(result["test"][figure]))]
+    assert {tag.partition("/")[0] for tag in points} == {"train", "val", "test", "speed", "optim"}
+    assert events.Tags()["images"] == ["train/batch", "test/confusion_matrix", "test/recall", "test/worst_errors"]
 
 
 def test_the_weakest_classes_stand_in_the_log(small):
@@ -414,7 +421,17 @@ def test_the_api_trains_under_its_own_name(small):
 
 
 def test_a_callback_that_is_null_is_off_and_one_without_a_target_is_refused():
-    names = ("throughput", "steps", "console", "tensorboard", "ema", "batch_norm", "progressive_size", "early_stopping")
+    names = (
+        "throughput",
+        "steps",
+        "console",
+        "pictures",
+        "histograms",
+        "ema",
+        "batch_norm",
+        "progressive_size",
+        "early_stopping",
+    )
     run = config.load("train", ["model=simple_cnn", *(f"callbacks.{name}=null" for name in names)])
     assert run.callbacks == dict.fromkeys(names)
     assert configured_callbacks(run.callbacks, {}) == []
@@ -437,10 +454,11 @@ def test_console_throughput_and_steps_are_off_where_they_are_null(small, capsys)
     assert "train loss" in printed
     assert "train loss" not in fewer
     points = (folder / "all/csv/metrics.csv").read_text(), (folder / "few/csv/metrics.csv").read_text()
-    assert "step/loss" in points[0]
-    assert "step/lr" in points[0]
-    assert "step" in points[1]
-    assert "step/l" not in points[1]
+    assert "train/step_loss" in points[0]
+    assert "optim/lr" in points[0]
+    assert "train/loss" in points[1]
+    assert "step_loss" not in points[1]
+    assert "optim/" not in points[1]
 
 
 @pytest.mark.parametrize("order", [("throughput", "console"), ("console", "throughput")])

@@ -59,10 +59,11 @@ class SetFromImages(Protocol):
 class Classifier(QuickHooks, pl.LightningModule):
     """A network with its loss, and for training its optimizer and schedulers.
 
-    Logged per epoch: {train,val}/{loss,accuracy}, val/macro_f1, and val/top5 with more than five classes.
+    Measured per epoch, for the callbacks: {train,val}/{loss,accuracy}, val/macro_f1, and val/top5 with more than five classes.
     with_schedule: False leaves the learning rate to a callback.
     """
 
+    validation_report: Report  # of the last validation
     test_report: Report  # of the last test
     training_side: int | None = None  # pixels of training images that are smaller than data.image_size
     _objectives: Tensor  # their sum over the micro-batches of the global batch so far, on this rank
@@ -196,7 +197,7 @@ class Classifier(QuickHooks, pl.LightningModule):
                 f"data.on_bad_image=skip: none of the images of epoch {self.current_epoch + 1} could be read. "
                 "Replace them, or set data.on_bad_image=refuse to see which."
             )
-        self.log_dict({"train/loss": loss / samples, "train/accuracy": correct / samples})
+        self.log_dict({"train/loss": loss / samples, "train/accuracy": correct / samples}, logger=False)
         self.sums = EpochSums(self.device)
 
     def on_fit_start(self) -> None:
@@ -230,11 +231,11 @@ class Classifier(QuickHooks, pl.LightningModule):
         return self.tally.report(self.classes)
 
     def on_validation_epoch_end(self) -> None:
-        report = self._report()
+        report = self.validation_report = self._report()
         metrics = {"val/loss": report.loss, "val/accuracy": report.accuracy, "val/macro_f1": report.macro_f1}
         if report.top5 is not None:
             metrics["val/top5"] = report.top5
-        self.log_dict(metrics)  # the tally is summed over ranks, so all have the same values
+        self.log_dict(metrics, logger=False)  # the tally is summed over ranks, so all have the same values
 
     def on_test_epoch_end(self) -> None:
         self.test_report = self._report()

@@ -24,7 +24,7 @@ from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.watchdog import Watchdog
 from imgrec.errors import CheckpointError, ImgrecError, Stopped
 from imgrec.training.callbacks.finite import NotFiniteError
-from imgrec.training.callbacks.tensorboard import event_file_sizes
+from imgrec.training.callbacks.steps import StepMetrics
 from imgrec.training.checkpoint import CheckpointWriter, ResumePoint, to_cpu
 from imgrec.training.lightning_compat import (
     LoopPosition,
@@ -37,6 +37,7 @@ from imgrec.training.lightning_compat import (
     restore_trained_weights,
     set_loop_position,
 )
+from imgrec.training.loggers.tensorboard import event_file_sizes
 from imgrec.training.module import Classifier
 from imgrec.training.resume_state import StepSnapshot, restore_rank_state, take_rank_state
 from imgrec.training.timeline import Timeline
@@ -209,6 +210,9 @@ class StepBoundary(pl.Callback):
         classifier = trainer.lightning_module
         assert isinstance(classifier, Classifier)
         mine = to_cpu(state or take_rank_state(classifier)) | {"left_out": trainer.datamodule.bad_images()}  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StepMetrics):
+                callback.write(trainer, wait=True)  # the event files are measured
         states: list[Any] = [mine] * trainer.world_size
         if trainer.world_size > 1:
             distributed.all_gather_object(states, mine)

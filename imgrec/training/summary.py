@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -240,9 +240,11 @@ def finish_run(
     report: Report | None,
     predictions: SplitPredictions | None,
     data: ImageData,
+    log: Callable[[], None],
 ) -> None:
-    """Write the files of the test, and then result.json, with which the run is finished; print the result."""
+    """Write the files of the test, `log` the result, and then write result.json, with which the run is finished; print the result."""
     files = predictions and write_predictions(run_dir.prediction_files, predictions, data.split("test"), data.classes)
+    log()
     run_dir.record(result)
     print_result(terminal, run_dir.path, result, report, files, data.splits.unlabelled)
 

@@ -28,10 +28,10 @@ from imgrec.training.callbacks.freeze import FreezeBackbone
 from imgrec.training.callbacks.history import BestCheckpoint, History
 from imgrec.training.callbacks.logger import LogRun
 from imgrec.training.callbacks.profile import Profile
-from imgrec.training.callbacks.tensorboard import event_errors
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.callbacks.time_budget import TimeBudget
 from imgrec.training.lightning_compat import NoProfiler, prepare_trainer, silence_known_warnings
+from imgrec.training.loggers.tensorboard import event_errors
 from imgrec.training.run_dir import RunDir
 from imgrec.training.step_boundary import StepBoundary
 from imgrec.training.strategies import make_strategy
@@ -125,7 +125,7 @@ def run_callbacks(
     }
     configured = configured_callbacks(run.callbacks, arguments)
     measuring = [callback for callback in configured if isinstance(callback, Throughput)]
-    callbacks = [boundary, FiniteLoss(run_dir.checkpoints), *measuring, history, LogRun(config)]
+    callbacks = [boundary, FiniteLoss(run_dir.checkpoints), *measuring, history, LogRun(config, history)]
     if run.time is not None:
         callbacks.append(TimeBudget(parse_time(run.time), run.time, terminal.say))
     if run.finetune.freeze_epochs and run.extend is None:

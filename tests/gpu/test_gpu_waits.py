@@ -90,8 +90,14 @@ CASES = {
 
 
 def words_of(case: str) -> tuple[str, ...]:
-    sizes = ("batch_size=8", "data.train_samples=180", f"trainer.limit_train_batches={STEPS}", "trainer.log_every_steps=100")
-    return (*sizes, "callbacks.tensorboard=null", *CASES[case])
+    sizes = (
+        "batch_size=8",
+        "data.train_samples=180",
+        f"trainer.limit_train_batches={STEPS}",
+        "trainer.log_every_steps=5",
+        "logger=csv",
+    )
+    return (*sizes, *CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES)

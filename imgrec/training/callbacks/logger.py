@@ -1,29 +1,76 @@
-"""What every logger gets beside the metrics of steps and epochs: the config and the test metrics."""
+"""What every logger gets beside the figures of steps: the config, the figures of epochs, and at the end those of the test."""
+
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers.logger import DummyLogger
 
+from imgrec.config.changes import changed_keys
 from imgrec.config.schema import Node, leaves
 from imgrec.errors import printable
-from imgrec.training.module import Classifier
+from imgrec.inference.metrics import Report
+from imgrec.training.callbacks.history import METRICS, History
+from imgrec.training.callbacks.pictures import draw_result
+from imgrec.training.loggers.tensorboard import ResumableTensorBoardLogger
+from imgrec.training.timeline import PARTS, share_column
+
+SHARES = tuple(map(share_column, PARTS))
+CHARTS = {
+    "train and validation": {
+        "loss": ["train/loss", "val/loss"],
+        "accuracy": ["train/accuracy", "val/accuracy"],
+        "loss by step": ["train/step_loss", "val/loss"],
+    },
+    "speed": {"where the time goes": [f"speed/{name}" for name in SHARES]},
+}
 
 
 class LogRun(pl.Callback):
-    """Logs on the first rank. TensorBoard gets both together, from TensorBoardExtras."""
+    """Logs the config at the start and a row of `history` after each epoch, on the first rank."""
 
-    def __init__(self, config: Node) -> None:
-        self.config = config
+    def __init__(self, config: Node, history: History) -> None:
+        self.config, self.history = config, history
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.logger is not None and not isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.log_hyperparams(flat_config(self.config))
+        logger, resumed = trainer.logger, trainer.ckpt_path is not None
+        if isinstance(logger, ResumableTensorBoardLogger):
+            if not resumed:
+                logger.log_charts(CHARTS)
+        elif logger is not None and not isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(flat_config(self.config))
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, Classifier)
-        report = pl_module.test_report
-        if trainer.logger is not None and not isinstance(trainer.logger, TensorBoardLogger):
-            figures = {"test/loss": report.loss, "test/accuracy": report.accuracy, "test/macro_f1": report.macro_f1}
-            trainer.logger.log_metrics(figures, trainer.global_step)
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(epoch_points(self.history.rows[-1]), trainer.global_step)
+
+
+def epoch_points(row: dict[str, Any]) -> dict[str, float]:
+    """The tags of what a logger gets of a row of metrics.csv, in which the rate is that of StepMetrics."""
+    speed = {f"speed/{name}": row[name] for name in ("images_per_second", *SHARES) if name in row}
+    if "seconds" in row:
+        speed["speed/epoch_seconds"] = row["seconds"]
+    return {name: row[name] for name in METRICS if name in row} | speed
+
+
+def log_result(trainer: pl.Trainer, report: Report | None, history: History, config: Node, sheet: Path | None) -> None:
+    """At the end of a run: the figures of the test and its pictures; `sheet` is the one of the worst errors.
+
+    TensorBoard's table of hyper-parameters gets the figures with the keys that differ from the defaults.
+    """
+    logger, best, step = trainer.logger, history.best() or history.rows[-1], history.rows[-1]["step"]
+    if logger is None or isinstance(logger, DummyLogger):
+        return
+    figures = {"val/best_accuracy": best["val/accuracy"]}
+    if report is not None:
+        figures |= {"test/loss": report.loss, "test/accuracy": report.accuracy, "test/macro_f1": report.macro_f1}
+    if isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(flat_config(changed_keys(config)), figures, step)
+    else:
+        logger.log_metrics(figures, step)
+    if report is not None:
+        draw_result(trainer, report, sheet, step)
 
 
 def flat_config(config: Node) -> dict[str, bool | int | float | str]:

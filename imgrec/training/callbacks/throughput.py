@@ -12,7 +12,7 @@ from imgrec.training.timeline import NOT_STEPS, PARTS, CudaClock, HostClock, Tim
 
 
 class Throughput(pl.Callback):
-    """Logs images_per_second (all devices), seconds, and the share of each part of the time (PARTS) of each training epoch.
+    """Measures images_per_second (all devices), seconds, and the share of each part of the time (PARTS) of each training epoch.
 
     `timeline` is told the other parts of the time by those who know them: the loader that a batch is waited for and has
     come, StepBoundary and BestCheckpoint that they save.
@@ -67,5 +67,5 @@ class Throughput(pl.Callback):
             figures["images_per_second"] = trainer.world_size * self._images / stepping
         now = self._seconds.stamp()
         figures["seconds"] = now - self._epoch_start
-        pl_module.log_dict(figures, rank_zero_only=True)
+        pl_module.log_dict(figures, logger=False, rank_zero_only=True)
         self._images, self._epoch_start = 0, now

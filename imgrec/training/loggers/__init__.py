@@ -1,8 +1,28 @@
 """Lightning's loggers, continued by a resumed run: the same run in the same place, and no point twice."""
 
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from PIL import Image
+from torch import Tensor
 
 Points = Mapping[str, float]
+
+
+@runtime_checkable
+class PictureLogger(Protocol):
+    """A logger that shows pictures: tensorboard, wandb, mlflow."""
+
+    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """A picture under `name`, such as val/recall, at a step."""
+
+
+@runtime_checkable
+class HistogramLogger(Protocol):
+    """A logger that shows histograms: tensorboard, wandb."""
+
+    def log_histogram(self, name: str, values: Tensor, step: int) -> None:
+        """A histogram of all the values, on any device, under `name` at a step."""
 
 
 def new_points(metrics: Points, step: int | None, last_steps: Mapping[str, int]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from PIL import Image
 from pytorch_lightning.loggers import MLFlowLogger
 
 from imgrec.errors import ConfigError, first_line
@@ -35,7 +36,11 @@ class ResumableMLFlowLogger(MLFlowLogger):
                 client.update_run(run_id, status="RUNNING")
             else:
                 experiment = client.get_experiment_by_name(experiment_name)
-                experiment_id = experiment.experiment_id if experiment else client.create_experiment(experiment_name)
+                if experiment is None:  # of a file of ours: MLflow would put pictures into mlruns where the command was typed
+                    place = (folder / "artifacts").as_uri() if uri.startswith("sqlite:") else None
+                    experiment_id = client.create_experiment(experiment_name, artifact_location=place)
+                else:
+                    experiment_id = experiment.experiment_id
                 name = run_name or "/".join(folder.parts[-3:-1])
                 run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
                 atomic_write(stored, run_id)
@@ -49,6 +54,10 @@ class ResumableMLFlowLogger(MLFlowLogger):
     def log_hyperparams(self, params: dict[str, Any]) -> None:  # type: ignore[override]
         """Those that are not stored yet: MLflow refuses another value, such as the num_workers of a resumed run."""
         super().log_hyperparams({name: value for name, value in params.items() if name not in self._params})
+
+    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """An artifact `name`/STEP.png: a resumed run replaces it."""
+        self.experiment.log_image(self.run_id, picture, artifact_file=f"{name}/{step:08}.png")
 
     def log_metrics(self, metrics: Points, step: int | None = None) -> None:
         if metrics := new_points(metrics, step, self._last_steps):

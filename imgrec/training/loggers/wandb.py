@@ -4,8 +4,11 @@ import secrets
 import sys
 from pathlib import Path
 
+import numpy as np
 import wandb
+from PIL import Image
 from pytorch_lightning.loggers import WandbLogger
+from torch import Tensor
 
 from imgrec.errors import ConfigError, first_line
 from imgrec.files import atomic_write
@@ -54,6 +57,15 @@ class ResumableWandbLogger(WandbLogger):
         run.define_metric(X_AXIS)
         run.define_metric("*", step_metric=X_AXIS, step_sync=True)
         super().__init__(experiment=run, offline=offline, save_dir=save_dir, project=project)
+
+    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """A picture under `name` at a step."""
+        self.log_image(name, [picture], step)
+
+    def log_histogram(self, name: str, values: Tensor, step: int) -> None:
+        """A histogram of all the values under `name` at a step."""
+        histogram = wandb.Histogram(np_histogram=np.histogram(values.float().cpu().numpy(), bins=64))
+        self.experiment.log({name: histogram, X_AXIS: step})
 
     def close(self) -> None:
         """End the run in W&B, until it is resumed."""

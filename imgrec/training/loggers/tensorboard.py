@@ -1,21 +1,17 @@
-"""What TensorBoard shows beside the curves: a batch as the network sees it, hyper-parameters with their result."""
+"""logger=tensorboard: curves, pictures and hyper-parameters in event files, which a resumed run cuts back to its checkpoint."""
 
 import os
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
-from torchvision.utils import make_grid
-
-from imgrec.config.schema import Node
-from imgrec.training.callbacks.history import History
-from imgrec.training.callbacks.logger import flat_config
-from imgrec.training.module import Classifier
+from torch import Tensor
 
 EVENTS = "events.out.tfevents.*"
 LOGGERS = (
@@ -25,36 +21,25 @@ LOGGERS = (
     "tensorboard.",
     "torch.utils.tensorboard.",
 )
+Charts = Mapping[str, Mapping[str, list[str]]]  # page -> title -> tags of the curves in it
 
 
-class TensorBoardExtras(pl.Callback):
-    """Writes to the TensorBoard logger of the trainer; without one it does nothing."""
+class ResumableTensorBoardLogger(TensorBoardLogger):
+    """Lightning's TensorBoardLogger with the pictures, histograms and charts of a run; on the first rank."""
 
-    def __init__(self, *, images: int, config: Node, history: History) -> None:
-        """images: most of the first batch that are shown. config: the run's, for the table of hyper-parameters."""
-        self.images, self.config, self.history = images, config, history
+    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
+        """A picture under `name` at a step."""
+        self.experiment.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx or trainer.global_step or not self.images or not isinstance(trainer.logger, TensorBoardLogger):
-            return
-        assert isinstance(pl_module, Classifier)
-        images = pl_module.augmented(batch)[0][: self.images]
-        grid = make_grid(images, nrow=8, normalize=True, scale_each=True)  # normalised images lie around 0
-        trainer.logger.experiment.add_image("batch as the network sees it", grid, 0)
+    def log_histogram(self, name: str, values: Tensor, step: int) -> None:
+        """A histogram of all the values under `name` at a step."""
+        self.experiment.add_histogram(name, values, step)
 
-    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        logger = trainer.logger
-        if not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
-            return
-        assert isinstance(pl_module, Classifier)
-        report = pl_module.test_report
-        best = self.history.best() or self.history.rows[-1]
-        metrics = {
-            "final/test accuracy": report.accuracy,
-            "final/test macro F1": report.macro_f1,
-            "final/val accuracy": best["val/accuracy"],
-        }
-        logger.log_hyperparams(flat_config(self.config), metrics)
+    def log_charts(self, charts: Charts) -> None:
+        """Charts with several curves each, on the page "Custom scalars"."""
+        self.experiment.add_custom_scalars(
+            {page: {title: ["Multiline", tags] for title, tags in found.items()} for page, found in charts.items()}
+        )
 
 
 @contextmanager

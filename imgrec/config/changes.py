@@ -1,0 +1,64 @@
+"""What of a run's config differs from the defaults."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from imgrec.config.compose import hydra_tree
+from imgrec.config.options import conf_dir, option_names
+from imgrec.config.plain_data import read_plain
+from imgrec.config.schema import Node, leaves
+
+NO_SETTINGS = ("name", "id", "runs_dir", "resume")  # where a run is, and not what it trains
+
+
+def changed_keys(config: Node) -> Node:
+    """The keys of a run's config that differ from the shipped options nearest to it, and these options where they are no defaults.
+
+    {"data": "mnist", "optim.lr": 0.1}: of a group that names code, the nearest option is that of the same code with the
+    fewest other values; the keys of other code than imgrec ships differ all.
+    """
+    defaults = _default_options()
+    chosen = {group: _nearest_option(group, config[group], default) for group, default in defaults.items()}
+    words = [f"{group}={option}" for group, option in chosen.items()]
+    of_data = _differing(config, words, [])
+    if dict(leaves(hydra_tree("train", words, None)[0])).get("data.num_classes") is None:
+        of_data.pop("data.num_classes", None)  # as many as the data has
+    # Keys of the model and others are ${data.KEY} in the yaml: they differ where they are not what the data has.
+    data = [(key, value, True) for key, value in leaves({"data": config["data"]}) if "${" not in str(value)]
+    others = _differing(config, words, data)
+    options = {group: option for group, option in chosen.items() if option != defaults[group]}
+    return options | {key: value for key, value in of_data.items() if key.startswith("data.")} | others
+
+
+def _differing(config: Node, words: list[str], data: list[tuple[str, Any, bool]]) -> Node:
+    """The leaves that differ from the config of these options with these keys."""
+    reference = dict(leaves(hydra_tree("train", words, None, data)[0]))
+    return {key: value for key, value in leaves(config) if key not in NO_SETTINGS and reference.get(key, ...) != value}
+
+
+@cache
+def _default_options() -> dict[str, str]:
+    (*entries,) = _shipped("train")["defaults"]
+    return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items() if option}
+
+
+@cache
+def _shipped(name: str) -> Node:
+    content: Node = read_plain(conf_dir() / f"{name}.yaml", fix="Install imgrec again.")
+    return content
+
+
+def _nearest_option(group: str, node: Node, default: str) -> str:
+    """The option whose code the node names, and of several that with the fewest other values, the default before others."""
+    if "_target_" not in node:
+        return default
+    values = dict(leaves(node))
+
+    def differences(option: str) -> Iterator[Any]:
+        for key, value in leaves(_shipped(f"{group}/{option}")):
+            if not (isinstance(value, str) and "${" in value) and (key not in values or values[key] != value):
+                yield key
+
+    same = [option for option in option_names(group) if _shipped(f"{group}/{option}").get("_target_") == node["_target_"]]
+    return min(same, key=lambda option: (len(list(differences(option))), option != default), default=default)

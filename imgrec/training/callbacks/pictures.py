@@ -1,0 +1,65 @@
+"""What loggers show beside the curves: a batch as the network sees it, the confusion matrix, the recall of each class, the worst errors."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from pytorch_lightning.loggers import Logger
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from imgrec.inference.confusion_matrix import draw_confusion_matrix
+from imgrec.inference.metrics import Report
+from imgrec.inference.recall_bars import draw_recall_bars
+from imgrec.training.loggers import PictureLogger
+from imgrec.training.module import Classifier
+
+LEAST_SIDE = 64  # pixels: smaller images are shown with larger pixels
+
+
+class Pictures(pl.Callback):
+    """Draws on the first rank, for a logger that shows pictures; without one it does nothing."""
+
+    def __init__(self, *, images: int, every_epochs: int) -> None:
+        """images: most of the first batch that are shown. every_epochs: between pictures of a validation; 0: of the test alone."""
+        self.images, self.every_epochs = images, every_epochs
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx or trainer.global_step or not self.images or not isinstance(trainer.logger, PictureLogger):
+            return
+        assert isinstance(pl_module, Classifier)
+        trainer.logger.log_picture("train/batch", batch_picture(pl_module.augmented(batch)[0][: self.images]), 0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        epoch = trainer.current_epoch + 1
+        if self.every_epochs and epoch % self.every_epochs == 0 and isinstance(trainer.logger, PictureLogger):
+            draw_report(trainer.logger, "val", pl_module.validation_report, trainer.global_step, f"val split after epoch {epoch}")
+
+
+def batch_picture(images: Tensor) -> Image.Image:
+    """Network input [B, C, H, W], each image from its darkest to its brightest value, in rows of eight."""
+    larger = max(1, LEAST_SIDE // images.shape[-1])
+    images = images.repeat_interleave(larger, dim=-1).repeat_interleave(larger, dim=-2)
+    grid = make_grid(images.float(), nrow=8, normalize=True, scale_each=True)  # normalised images lie around 0
+    return Image.fromarray(grid.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+
+
+def draw_report(logger: PictureLogger, split: str, report: Report, step: int, title: str) -> None:
+    """The confusion matrix and the recall of each class under `split`. 0.6 s for ten classes."""
+    title = f"{title}: {report.accuracy:.2%} of {report.count:,} images right"
+    for name, draw in (("confusion_matrix", draw_confusion_matrix), ("recall", draw_recall_bars)):
+        logger.log_picture(f"{split}/{name}", Image.open(io.BytesIO(draw(report, title=title))), step)
+
+
+def draw_result(trainer: pl.Trainer, report: Report, sheet: Path | None, step: int) -> None:
+    """At the end of a run, where it has Pictures: those of the test, and its worst errors from `sheet`, if that is there."""
+    logger: Logger | None = trainer.logger
+    if not isinstance(logger, PictureLogger) or not any(isinstance(callback, Pictures) for callback in trainer.callbacks):
+        return
+    draw_report(logger, "test", report, step, "test split")
+    if sheet is not None and sheet.exists():
+        logger.log_picture("test/worst_errors", Image.open(sheet), step)
