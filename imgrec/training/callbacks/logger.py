@@ -14,6 +14,7 @@ from imgrec.inference.metrics import Report
 from imgrec.training.callbacks.history import METRICS, History
 from imgrec.training.callbacks.pictures import draw_result
 from imgrec.training.loggers.tensorboard import ResumableTensorBoardLogger
+from imgrec.training.run_dir import RESUMABLE_KEYS
 from imgrec.training.timeline import PARTS, share_column
 
 SHARES = tuple(map(share_column, PARTS))
@@ -66,7 +67,8 @@ def log_result(trainer: pl.Trainer, report: Report | None, history: History, con
     if report is not None:
         figures |= {"test/loss": report.loss, "test/accuracy": report.accuracy, "test/macro_f1": report.macro_f1}
     if isinstance(logger, TensorBoardLogger):
-        logger.log_hyperparams(flat_config(changed_keys(config)), figures, step)
+        changes = {key: value for key, value in changed_keys(config).items() if key not in RESUMABLE_KEYS}
+        logger.log_hyperparams(flat_config(changes), figures, step)
     else:
         logger.log_metrics(figures, step)
     if report is not None:

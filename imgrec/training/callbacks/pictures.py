@@ -62,4 +62,5 @@ def draw_result(trainer: pl.Trainer, report: Report, sheet: Path | None, step: i
         return
     draw_report(logger, "test", report, step, "test split")
     if sheet is not None and sheet.exists():
-        logger.log_picture("test/worst_errors", Image.open(sheet), step)
+        with Image.open(sheet) as picture:
+            logger.log_picture("test/worst_errors", picture, step)
