@@ -145,8 +145,8 @@ def _train(
     from imgrec.training.callbacks.logger import log_result
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
     from imgrec.training.data_check import checked_data
+    from imgrec.training.event_files import truncate_event_files
     from imgrec.training.lightning_compat import compiling, deterministic_errors
-    from imgrec.training.loggers.tensorboard import truncate_event_files
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
     from imgrec.training.threads import chosen_threads

@@ -16,7 +16,7 @@ from test_train import WHOLE, start
 from imgrec.config.schema import RunConfig
 from imgrec.train import fit
 from imgrec.training.callbacks import console
-from imgrec.training.callbacks.steps import FIGURES
+from imgrec.training.callbacks.steps import STEP_FIGURES
 
 # 21 images after the validation cut: the third batch has 5.
 KEYS = ("batch_size=8", "epochs=2", "augment=none", "loss.l2=0.01", "logger=csv", "trainer.log_every_steps=1", "id=a", *WHOLE)
@@ -27,7 +27,7 @@ def step_figures(run: RunConfig, devices: int = 1) -> dict[str, list[float]]:
     run_ranks(devices, lambda rank: fit(run, quiet=True)["status"])
     with (Path(run.runs_dir) / run.name / "a/csv/metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("train/step_loss")]
-    return {name: [float(row[name]) for row in rows] for name in FIGURES}
+    return {name: [float(row[name]) for row in rows] for name in STEP_FIGURES}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_step_has_one_loss_and_the_same_norms_on_any_devices_and_in_any_parts(
     small: Callable[..., RunConfig], undivided: dict[str, list[float]], devices: int, most: int
 ) -> None:
     found = step_figures(small(*KEYS, f"max_device_batch={most}", "trainer.devices=auto"), devices)
-    for name in FIGURES:
+    for name in STEP_FIGURES:
         assert found[name] == pytest.approx(undivided[name], rel=1e-3), name
 
 
@@ -54,7 +54,7 @@ def test_a_step_has_one_loss_and_the_same_norms_on_any_devices_and_in_any_parts(
 def test_sharded_weights_have_the_norms_of_whole_ones(small: Callable[..., RunConfig]) -> None:
     keys = (*KEYS, "loss.l2=0", "trainer.devices=auto")
     whole, sharded = (step_figures(small(*keys, f"trainer.strategy={name}", f"name={name}"), 2) for name in ("ddp", "fsdp"))
-    for name in FIGURES:
+    for name in STEP_FIGURES:
         assert sharded[name] == pytest.approx(whole[name], rel=1e-4), name
 
 

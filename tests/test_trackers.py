@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from error_parts import raises_error
+from marks import slow_but
 from PIL import Image
 from resumed_runs import STEPS_PER_EPOCH, assert_same, finish_run, kill_run, load_run
 from sklearn.metrics import recall_score
@@ -30,10 +31,11 @@ from imgrec.inference.metrics import make_report
 from imgrec.inference.recall_bars import MOST_BARS, draw_recall_bars, weakest_recalls
 from imgrec.train import fit
 from imgrec.training.callbacks import pictures
+from imgrec.training.callbacks.histograms import Histograms
 from imgrec.training.callbacks.history import History
 from imgrec.training.callbacks.logger import CHARTS
 from imgrec.training.callbacks.pictures import LEAST_SIDE, batch_picture
-from imgrec.training.callbacks.steps import FIGURES, StepMetrics
+from imgrec.training.callbacks.steps import STEP_FIGURES, StepMetrics
 from imgrec.training.module import Classifier
 from imgrec.training.run_dir import RESUMABLE_KEYS
 
@@ -65,7 +67,7 @@ def picture_size(file: Path) -> tuple[int, int]:
         return picture.size
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.01])
+@pytest.mark.parametrize("clip", slow_but(0.01, among=[0.0, 0.01]))
 def test_the_norms_of_a_step_are_those_of_plain_gradient_descent(small: Small, clip: float) -> None:
     run = small(
         *("optim=gd", "batch_size=full", "optim.lr=0.1", "scheduler=constant", "augment=none", "max_device_batch=7"),
@@ -93,7 +95,7 @@ def test_figures_on_their_way_from_a_gpu_are_logged_when_they_have_come_and_befo
     assert logged == []
     came.query = iter([True, False]).__next__
     steps.write(trainer)
-    assert logged == [(10, dict(zip(FIGURES, [1.0, 2.0, 3.0, 4.0], strict=True)) | {"optim/lr": 0.5})]
+    assert logged == [(10, dict(zip(STEP_FIGURES, [1.0, 2.0, 3.0, 4.0], strict=True)) | {"optim/lr": 0.5})]
     steps.write(trainer, wait=True)
     assert [(step, points["train/step_loss"], points["optim/lr"]) for step, points in logged] == [(10, 1.0, 0.5), (20, 2.0, 0.25)]
 
@@ -194,6 +196,24 @@ def test_a_batch_is_shown_image_by_image_from_its_darkest_to_its_brightest(chann
         wanted = (image - image.min()) / (image.max() - image.min())
         assert np.abs(found - wanted).max() < 1 / 255
         assert found.shape == (side, side, 3)
+
+
+def test_a_gradient_that_overflows_has_a_histogram_of_its_finite_values() -> None:
+    class Recorder:
+        def log_histogram(self, name: str, values: torch.Tensor, step: int) -> None:
+            logged[name] = values.tolist(), step
+
+    logged: dict[str, Any] = {}
+    net = torch.nn.Linear(2, 1)
+    net.weight.grad, net.bias.grad = torch.tensor([[float("inf"), 3.0]]), torch.tensor([float("nan")])
+    trainer: Any = SimpleNamespace(logger=Recorder(), is_last_batch=True, current_epoch=1, global_step=7, is_global_zero=True)
+    trainer.precision_plugin = SimpleNamespace()
+    classifier = Classifier.__new__(Classifier)
+    torch.nn.Module.__init__(classifier)
+    classifier.net = net
+    Histograms(every_epochs=2).on_before_optimizer_step(trainer, classifier, torch.optim.SGD(net.parameters()))
+    assert logged.pop("gradients/weight") == ([3.0], 8)
+    assert {name: len(values) for name, (values, _) in logged.items()} == {"weights/weight": 2, "weights/bias": 1}
 
 
 def test_epochs_between_pictures_are_no_negative_number(small: Small) -> None:

@@ -26,6 +26,7 @@ from imgrec.errors import CheckpointError, ImgrecError, Stopped
 from imgrec.training.callbacks.finite import NotFiniteError
 from imgrec.training.callbacks.steps import StepMetrics
 from imgrec.training.checkpoint import CheckpointWriter, ResumePoint, to_cpu
+from imgrec.training.event_files import event_file_sizes
 from imgrec.training.lightning_compat import (
     LoopPosition,
     Plain,
@@ -37,7 +38,6 @@ from imgrec.training.lightning_compat import (
     restore_trained_weights,
     set_loop_position,
 )
-from imgrec.training.loggers.tensorboard import event_file_sizes
 from imgrec.training.module import Classifier
 from imgrec.training.resume_state import StepSnapshot, restore_rank_state, take_rank_state
 from imgrec.training.timeline import Timeline

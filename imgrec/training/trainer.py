@@ -30,8 +30,8 @@ from imgrec.training.callbacks.logger import LogRun
 from imgrec.training.callbacks.profile import Profile
 from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.callbacks.time_budget import TimeBudget
+from imgrec.training.event_files import event_errors
 from imgrec.training.lightning_compat import NoProfiler, prepare_trainer, silence_known_warnings
-from imgrec.training.loggers.tensorboard import event_errors
 from imgrec.training.run_dir import RunDir
 from imgrec.training.step_boundary import StepBoundary
 from imgrec.training.strategies import make_strategy

@@ -30,8 +30,8 @@ class Histograms(pl.Callback):
             if parameter.grad is not None:
                 found[f"gradients/{name}"] = parameter.grad / scale
             for tag, values in gather_whole(found, keep=trainer.is_global_zero).items():  # of shards all ranks have to
-                if isinstance(logger, HistogramLogger):
-                    logger.log_histogram(tag, values, trainer.global_step + 1)
+                if isinstance(logger, HistogramLogger) and (finite := values[values.isfinite()]).numel():
+                    logger.log_histogram(tag, finite, trainer.global_step + 1)  # a step of 16 bits may overflow, and is left out
 
 
 def build_histograms(*, every_epochs: int) -> Histograms | None:

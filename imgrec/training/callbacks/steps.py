@@ -14,11 +14,11 @@ from imgrec.distributed.sharding import is_sharded
 from imgrec.training.callbacks.history import History
 from imgrec.training.module import Classifier
 
-FIGURES = ("train/step_loss", "optim/gradient_norm", "optim/weight_norm", "optim/update_ratio")
+STEP_FIGURES = ("train/step_loss", "optim/gradient_norm", "optim/weight_norm", "optim/update_ratio")
 
 
 class StepMetrics(pl.Callback):
-    """Logs FIGURES and optim/lr every trainer.log_every_steps, and optim/lr each epoch; with logger=none it logs nothing.
+    """Logs STEP_FIGURES and optim/lr every trainer.log_every_steps, and optim/lr each epoch; with logger=none it logs nothing.
 
     `loss`: of the newest step; where several ranks train, of the newest that was logged, as the ranks have to add it up.
     The norms are of all weights that the step trains: of the gradient before it is clipped, of the weights before the
@@ -30,7 +30,7 @@ class StepMetrics(pl.Callback):
     def __init__(self, *, history: History) -> None:
         self.history = history
         self._norms: StepNorms | None = None  # of the step under way, where it is logged
-        self._pending: list[tuple[int, float, Tensor, torch.cuda.Event | None]] = []  # step, rate, FIGURES
+        self._pending: list[tuple[int, float, Tensor, torch.cuda.Event | None]] = []  # step, rate, STEP_FIGURES
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._step = trainer.global_step
@@ -69,7 +69,7 @@ class StepMetrics(pl.Callback):
                 copied.synchronize()
             self._pending.pop(0)
             if logger := _logger(trainer):
-                logger.log_metrics({**dict(zip(FIGURES, figures.tolist(), strict=True)), "optim/lr": rate}, step)
+                logger.log_metrics({**dict(zip(STEP_FIGURES, figures.tolist(), strict=True)), "optim/lr": rate}, step)
 
     def _note(self, step: int, figures: Tensor) -> None:
         copied = None
