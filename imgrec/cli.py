@@ -15,6 +15,7 @@ from imgrec.terminal import lenient_streams
 COMMANDS = {
     "train": "train a classifier and test it",
     "evaluate": "metrics of a checkpoint on any split or another folder",
+    "compare": "runs beside one another, and whether one is better than the first",
     "predict": "classes and probabilities of files and folders",
     "lr_find": "suggest a learning rate and draw its curve",
     "benchmark": "how fast loader and step are here, and with which settings they are faster",

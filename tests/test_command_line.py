@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from marks import slow_but
 
 from imgrec.check import CheckConfig
+from imgrec.compare import CompareConfig
 from imgrec.config.checks import all_keys
 from imgrec.config.compose import compose_config, read_overrides
 from imgrec.config.load import load_config
@@ -27,6 +28,7 @@ from imgrec.sweeps.grid import plan_sweep
 TYPES = {
     "evaluate": dotted_types(EvaluateConfig),
     "predict": dotted_types(PredictConfig),
+    "compare": dotted_types(CompareConfig),
     "slurm": dotted_types(JobConfig),
     "pack": dotted_types(PackConfig),
     "check": dotted_types(CheckConfig),
@@ -144,6 +146,8 @@ def test_the_comma_of_a_sweep_parts_texts_as_it_parts_numbers(tmp_path: Path, mo
         ("train", ["data=imagenet", "photos"], ["data=imagenet", "data.root=photos"]),
         ("lr_find", ["photos", "steps=5"], ["data=imagefolder", "data.root=photos", "steps=5"]),
         ("evaluate", ["runs/a/1", "split=val"], ["ckpt=runs/a/1", "split=val"]),
+        ("compare", ["runs/a/1"], ["runs=runs/a/1"]),
+        ("compare", ["runs/a/1", "runs/a/2", "seed=1", "b,c"], ["runs=[runs/a/1,runs/a/2,'b,c']", "seed=1"]),
         ("predict", ["runs/a/1", "a b.jpg"], ["ckpt=runs/a/1", "files=a b.jpg"]),
         ("predict", ["runs/a/1", "photos/**/*.jpg"], ["ckpt=runs/a/1", "files=photos/**/*.jpg"]),
         ("predict", ["ckpt=runs/a/1", "a.jpg", "b,c.jpg"], ["ckpt=runs/a/1", "files=[a.jpg,'b,c.jpg']"]),

@@ -21,7 +21,7 @@ LAYERS = (
     ("inference",),
     ("training",),
     ("sweeps",),
-    ("cli", "train", "evaluate", "predict", "lr_find", "benchmark", "pack", "check", "slurm"),
+    ("cli", "train", "evaluate", "compare", "predict", "lr_find", "benchmark", "pack", "check", "slurm"),
 )
 # What takes long to import, so that an import inside a function keeps it out of the first second.
 SLOW = {

@@ -31,6 +31,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "runs/digits_resnet/1 split=val",
         "runs/digits_resnet/1 folder=FOLDER out=figures.json",
     ),
+    "compare": (
+        "runs/digits_resnet/1 runs/digits_resnet/2",
+        "runs/digits_resnet/*/ baseline=runs/digits_resnet/3 out=resnets.json",
+    ),
     "predict": (
         "runs/digits_resnet/1 FOLDER",
         "runs/digits_resnet/1 a.png b.png out=predictions.json top_k=5",
@@ -50,7 +54,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-PATHS = {"data.root": "FOLDER", "ckpt": "RUN", "files": "FILES..."}  # how a path without its key is shown
+PATHS = {"data.root": "FOLDER", "ckpt": "RUN", "files": "FILES...", "runs": "RUNS..."}  # how a path without its key is shown
 KeyPath = tuple[str, ...]  # the parts of a key: ("finetune", "freeze_epochs")
 
 

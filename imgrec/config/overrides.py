@@ -28,6 +28,7 @@ POSITIONAL = {
     "pack": ("data.root",),
     "check": ("data.root",),
     "evaluate": ("ckpt",),
+    "compare": ("runs",),
     "predict": ("ckpt", "files"),
     "models": ("filter",),
 }
@@ -94,12 +95,12 @@ def _is_path(command: str, word: str, keys: Callable[[], Defaults]) -> bool:
 
 
 def _positional(command: str, paths: list[str], given: set[str]) -> list[Override]:
-    """The overrides that `paths` stand for. The last key of `predict` takes any number of them."""
+    """The overrides that `paths` stand for. The last key of `predict`, and that of `compare`, takes any number of them."""
     if not paths:
         return []
     keys = [key for key in POSITIONAL[command] if key not in given]
     values = [Override(f"{key}={path}", "", key, path) for key, path in zip(keys, paths, strict=False)]
-    if keys[-1:] == ["files"] and len(paths) > len(keys):
+    if keys[-1:] in (["files"], ["runs"]) and len(paths) > len(keys):
         values[-1] = replace(values[-1], given=paths[len(keys) - 1 :])
     elif len(paths) > len(keys):
         more = f", or type {shlex.quote(f'folder={paths[len(keys)]}')}" if command == "evaluate" else ""

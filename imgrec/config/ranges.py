@@ -40,6 +40,7 @@ _KEYS: dict[Range, str] = {
     Range(1, 8192): "data.image_size",  # 8192 are 0.8 GB for one picture in colour
     Range(1, 178_956_970): "data.max_pixels",  # from there on PIL refuses to open it
     Range(1, 100): "quality",
+    Range(100): "resamples",  # of fewer an interval's ends are the extremes
     Range(-inf): "data.scale",
     Range(1, 604_800): "trainer.timeout_s",  # a week; torch counts it in 32 bits of milliseconds
     POSITIVE: """

@@ -218,12 +218,6 @@ def _identity(plan: SweepPlan) -> list[str]:
     return [*kind, *(argument.text for argument in plan.arguments if argument.is_swept or argument.key not in RESUMABLE_KEYS)]
 
 
-def metrics(folder: str) -> list[dict[str, str]]:
-    """The rows of metrics.csv, one an epoch; none where no epoch has ended."""
-    file = Path(folder) / "metrics.csv"
-    return list(csv.DictReader(file.read_text().splitlines())) if file.exists() else []
-
-
 def _read(path: Path) -> SweepFolder:
     file, fix = path / "sweep.json", f"Remove {path} if its jobs are not needed, or set another id, or resume=false."
     stored = read_mapping(file, {"arguments": list[str], "monitor": str, "jobs": list}, fix=fix)

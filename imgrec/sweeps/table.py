@@ -6,9 +6,10 @@ from rich.progress import ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
 
-from imgrec.sweeps.folder import Job, SweepFolder, metrics
+from imgrec.sweeps.folder import Job, SweepFolder
 from imgrec.sweeps.grid import SweepPlan
 from imgrec.terminal import Terminal, duration, percent, percents
+from imgrec.training.stored_run import metrics_rows
 
 
 class LastEpochColumn(ProgressColumn):
@@ -18,7 +19,7 @@ class LastEpochColumn(ProgressColumn):
     folder: str | None = None
 
     def render(self, task: Task) -> Text:
-        rows = metrics(self.folder) if self.folder else []
+        rows = metrics_rows(self.folder) if self.folder else []
         return Text(
             f"epoch {rows[-1]['epoch']}: val/accuracy {percent(float(rows[-1]['val/accuracy']))}"
             if rows and rows[-1]["val/accuracy"]

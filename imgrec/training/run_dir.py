@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,12 +229,15 @@ def _config(path: Path) -> Node:
 
 def differing_keys(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
     """Keys in which a run differs from a stored config, with both values (the run's, the stored one)."""
-    new, old = dict(leaves(run.to_dict())), dict(leaves(stored))
-    return {
-        key: (new.get(key), old.get(key))
-        for key in new.keys() | old.keys()
-        if key not in RESUMABLE_KEYS and _without_slashes(new.get(key)) != _without_slashes(old.get(key))
-    }
+    return {key: (new, old) for key, (new, old) in differing_values([run.to_dict(), stored]).items()}
+
+
+def differing_values(configs: Sequence[Node]) -> dict[str, list[Any]]:
+    """Keys in which configs differ, with the value of each, None where it has no such key; without RESUMABLE_KEYS."""
+    every = [dict(leaves(config)) for config in configs]
+    keys = dict.fromkeys(key for each in every for key in each if key not in RESUMABLE_KEYS)
+    values = {key: [each.get(key) for each in every] for key in keys}
+    return {key: row for key, row in values.items() if any(_without_slashes(value) != _without_slashes(row[0]) for value in row)}
 
 
 def _without_slashes(value: Any) -> Any:
