@@ -15,7 +15,7 @@ from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, plural, shorten
 from imgrec.files import atomic_write, check_output, first_bytes, is_our_png
 from imgrec.inference.curves import draw_curves
-from imgrec.terminal import Terminal, duration, percent
+from imgrec.terminal import Terminal, duration, percent, percents
 from imgrec.training.comparison import (
     Comparison,
     Entry,
@@ -30,7 +30,7 @@ from imgrec.training.comparison import (
 )
 from imgrec.training.stored_run import curve, read_run
 
-MARK = b'{\n "imgrec": "compare"'  # how our JSON begins
+OUR_JSON = b'{\n "imgrec": "compare"'  # how our JSON begins
 MOST_KEYS = 20  # rows of the table of keys
 MOST_LETTERS = 30  # of a value in a table
 CURVES = {"val/accuracy": "validation accuracy", "val/loss": "validation loss"}
@@ -54,12 +54,15 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     config = parse_settings(CompareConfig, compose_config("compare", argv, config_dir, types=dotted_types(CompareConfig)))
     paths, start = _run_paths(config)
     out, plot = _check_files(config)
-    entries = make_entries([read_run(path, "baseline" if path == start and config.baseline else "runs") for path in paths])
+    runs = [read_run(path, "baseline" if path == start and config.baseline else "runs") for path in paths]
+    if len(runs) < 2:
+        given = paths[0] if paths else "null"
+        raise ConfigError(f"runs={given}: compare needs two runs or more. Type imgrec compare runs/NAME/1 runs/NAME/2.")
+    entries = make_entries(runs)
     baseline = next(entry for entry in entries if any(run.path == start for run in entry.runs))
     terminal = Terminal()
     with terminal.progress_shown():
         comparisons, notes = compare_entries(entries, baseline, resamples=config.resamples, seed=config.seed)
-    runs = [run for entry in entries for run in entry.runs]
     names = dict(zip([run.path for run in runs], run_names(runs), strict=True))
     labels = {entry.letter: entry_name([names[run.path] for run in entry.runs]) for entry in entries}
     values = entry_values(entries)
@@ -85,27 +88,24 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     return 0
 
 
-def _run_paths(config: CompareConfig) -> tuple[list[Path], Path]:
-    """The run directories, the baseline's too, and that of the baseline."""
+def _run_paths(config: CompareConfig) -> tuple[list[Path], Path | None]:
+    """The run directories, the baseline's too, and that of the baseline: by default the first."""
     named = [config.runs] if isinstance(config.runs, str) else config.runs or []
     paths = [Path(os.path.normpath(name)) for name in named]
     start = Path(os.path.normpath(config.baseline)) if config.baseline is not None else None
     if start is not None and start not in paths:
         paths.insert(0, start)
-    if len(paths) < 2:
-        given = "null" if not named else named[0]
-        raise ConfigError(f"runs={given}: compare needs two runs or more. Type imgrec compare runs/NAME/1 runs/NAME/2.")
     seen: dict[Path, Path] = {}
     for path in paths:
         if (first := seen.setdefault(path.resolve(), path)) is not path:
             raise ConfigError(f"runs={path}: this run is named twice{f', also as {first}' * (first != path)}. Remove one.")
-    return paths, start or paths[0]
+    return paths, start or next(iter(paths), None)
 
 
 def _check_files(config: CompareConfig) -> tuple[Path, Path | None]:
     out = Path(config.out)
     plot = None if config.plot == "none" else Path(config.plot) if config.plot else out.with_suffix(".png")
-    check_output("out", out, (".json",), ours=lambda path: first_bytes(path).startswith(MARK), overwrite=config.overwrite)
+    check_output("out", out, (".json",), ours=lambda path: first_bytes(path).startswith(OUR_JSON), overwrite=config.overwrite)
     if plot is not None:
         check_output("plot", plot, (".png",), ours=is_our_png, overwrite=config.overwrite)
     return out, plot
@@ -178,13 +178,13 @@ def _accuracy(entry: Entry) -> str:
     """'98.33% (96.4 to 99.2)', of several seeds '98.12% ± 0.21'."""
     if len(entry.runs) > 1 or entry.runs[0].test is None:
         return _share(entry.figures("accuracy"))
-    low, high = _interval(entry.runs[0].test)
-    return f"{percent(entry.runs[0].test['accuracy'])} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{percent(entry.runs[0].test['accuracy'])} {percents(_interval(entry.runs[0].test))}"
 
 
-def _interval(test: dict[str, Any]) -> tuple[float, float]:
+def _interval(test: dict[str, Any]) -> list[float]:
+    """Of the accuracy; the result.json of an older run has none."""
     low, high = share_interval(round(test["accuracy"] * test["count"]), test["count"]).tolist()
-    return low, high
+    return [low, high]
 
 
 def _share(values: Sequence[float]) -> str:

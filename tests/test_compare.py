@@ -226,6 +226,7 @@ def test_a_run_without_common_images_has_its_figures_and_a_reason(case, tmp_path
 REFUSED = {
     "": ("runs=null", "two", "imgrec compare runs/NAME/1 runs/NAME/2"),
     "n/1": ("runs=n/1", "two", "imgrec compare runs/NAME/1 runs/NAME/2"),
+    "no/*/": ("runs=no/*", "runs/NAME/ID"),
     "n/1 ./n/1/": ("runs=n/1", "twice", "Remove one"),
     "n/1 n": ("runs=n", "n/*/"),
     "n/1 none": ("runs=none", "runs/NAME/ID"),

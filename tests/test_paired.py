@@ -97,7 +97,7 @@ def test_the_bootstrap_has_the_variance_of_the_closed_form_and_follows_its_seed(
 def test_samples_drawn_in_parts_are_as_many(monkeypatch):
     cells = paired_cells(*predictions(50, 3), 3)
     whole = paired_bootstrap(cells, 3, resamples=40, seed=0)
-    monkeypatch.setattr("imgrec.analysis.paired.AT_ONCE", 7 * len(cells.counts))
+    monkeypatch.setattr("imgrec.analysis.paired.DRAWN_AT_ONCE", 7 * len(cells.counts))
     assert paired_bootstrap(cells, 3, resamples=40, seed=0) == whole
 
 

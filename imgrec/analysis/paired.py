@@ -10,8 +10,8 @@ from scipy import sparse, special  # scipy.stats takes a second to import
 from imgrec.files import on_progress
 
 Labels = NDArray[np.integer[Any]]  # [N], from 0 to K - 1
-Floats = NDArray[np.float64]
-AT_ONCE = 4_000_000  # counts that are drawn at once: 32 MB
+_Floats = NDArray[np.float64]
+DRAWN_AT_ONCE = 4_000_000  # counts that are drawn at once: 32 MB
 
 
 class Difference(NamedTuple):
@@ -50,13 +50,13 @@ def only_right(cells: Cells) -> tuple[int, int]:
     return int(cells.counts[first & ~second].sum()), int(cells.counts[second & ~first].sum())
 
 
-def accuracy_differences(cells: Cells, counts: NDArray[np.int64]) -> Floats:
+def accuracy_differences(cells: Cells, counts: NDArray[np.int64]) -> _Floats:
     """[B] for B samples of the cells, int [B, M]."""
     right = (cells.second == cells.true).astype(np.int64) - (cells.first == cells.true)
     return np.asarray(counts @ right / counts.sum(axis=1), dtype=np.float64)
 
 
-def macro_f1_differences(cells: Cells, counts: NDArray[np.int64], classes: int) -> Floats:
+def macro_f1_differences(cells: Cells, counts: NDArray[np.int64], classes: int) -> _Floats:
     """[B] for B samples of the cells, int [B, M]. Classes without images in a sample are left out of its mean."""
     rows = np.arange(len(cells.true))
 
@@ -69,7 +69,7 @@ def macro_f1_differences(cells: Cells, counts: NDArray[np.int64], classes: int) 
 
     present = summed(cells.true) > 0
 
-    def macro_f1(predicted: Labels) -> Floats:
+    def macro_f1(predicted: Labels) -> _Floats:
         hits, whole = summed(cells.true, where=predicted == cells.true), summed(cells.true, predicted)
         f1 = np.divide(2 * hits, whole, out=np.zeros(hits.shape), where=present)
         return np.asarray(f1.sum(axis=1) / present.sum(axis=1))
@@ -87,8 +87,8 @@ def paired_bootstrap(
     """
     generator, images = np.random.default_rng(seed), int(cells.counts.sum())
     shares = cells.counts / images
-    drawn: list[tuple[Floats, Floats]] = []
-    step = max(1, AT_ONCE // len(shares))
+    drawn: list[tuple[_Floats, _Floats]] = []
+    step = max(1, DRAWN_AT_ONCE // len(shares))
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         counts = generator.multinomial(images, shares, size=size)
