@@ -11,7 +11,7 @@ from imgrec.inference.picture_text import drawn_text, shortened
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00", "#8B5A2B")
 STYLES = ("-", "--", ":", "-.")  # after each round of colours another one
 LABEL_WIDTH = 110  # letters of a line of the legend
-FEW_EPOCHS = 12  # epochs up to which each has a marker
+MARKED_EPOCHS = 12  # epochs up to which each has a marker
 STEEP = 10.0  # largest over smallest value above which the axis is logarithmic
 
 Line = tuple[Sequence[float], Sequence[float]]  # epochs, values
@@ -33,7 +33,7 @@ def draw_curves(panels: Mapping[str, Sequence[Sequence[Line]]], labels: Sequence
         axes = figure.add_subplot(1, len(panels), number)
         for lines, look in zip(curves, looks, strict=True):
             for epochs, values in lines:
-                marker = "o" if len(epochs) <= FEW_EPOCHS else ""
+                marker = "o" if len(epochs) <= MARKED_EPOCHS else ""
                 axes.plot(epochs, values, marker=marker, markersize=3, linewidth=1.4, alpha=0.9, **look)
         _scale(axes, [values for lines in curves for _, values in lines if values], is_share=name.endswith("accuracy"))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
