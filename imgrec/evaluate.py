@@ -89,6 +89,7 @@ def _evaluate(
     from imgrec.inference.measure import measure_images
     from imgrec.inference.metrics import report_tables
     from imgrec.inference.predictor import Predictor
+    from imgrec.inference.reliability import draw_reliability, measure_reliability, reliability_sentence
     from imgrec.inference.split_predictions import write_predictions
 
     terminal = Terminal(quiet=group.rank > 0)
@@ -134,6 +135,8 @@ def _evaluate(
         terminal.say(
             "The loss counts every image alike: class weights follow the training counts, which are not read for a folder."
         )
+    reliability = measure_reliability(predictions, images.labels, predictor.temperature)
+    terminal.say(reliability_sentence(reliability))
     content = {
         "imgrec": "evaluate",
         "checkpoint": str(file.relative_to(out.parent) if file.is_relative_to(out.parent) else file),
@@ -141,6 +144,7 @@ def _evaluate(
         "split": config.split if config.folder is None else None,
         "folder": config.folder,
         "figures": report.to_dict(),
+        "calibration": reliability,
         "unread_images": bad,
         "image_size": predictor.preprocessing["image_size"],
         "changed_images": {} if changes is None else dict(changes.counts),
@@ -154,7 +158,10 @@ def _evaluate(
     if plot is not None:
         title = f"{checkpoint.run.name}, {what}: {report.accuracy:.2%} {percents(report.accuracy_interval)} of {report.count:,} images right"
         atomic_write(plot, draw_confusion_matrix(report, title=title))
-    terminal.say(f"figures in {out}" + ("" if plot is None else f", confusion matrix in {plot}"))
+    if files.reliability is not None:
+        title = f"{checkpoint.run.name}, {what}: {report.count:,} images"
+        atomic_write(files.reliability, draw_reliability(predictions, images.labels, reliability, title=title))
+    terminal.say(f"figures in {out}" + ("" if plot is None else f", confusion matrix in {plot}, reliability beside it"))
     terminal.say(write_predictions(files, predictions, images, checkpoint.classes))
     return 0
 

@@ -36,6 +36,7 @@ class PredictConfig:
     num_workers: int | Literal["auto"]
     device: Device
     precision: Precision | None
+    calibrated: bool
     trainer: ProcessesConfig
     overwrite: bool
 
@@ -72,7 +73,8 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
 
     terminal = Terminal(quiet=group.rank > 0)
     group.set_status("reading the checkpoint")
-    predictor = Predictor(load_checkpoint(ckpt), device=config.device, precision=config.precision)
+    checkpoint = load_checkpoint(ckpt)
+    predictor = Predictor(checkpoint, device=config.device, precision=config.precision, calibrated=config.calibrated)
     top_k = min(config.top_k, len(predictor.classes))
     start = time.perf_counter()
     mine, parts = group.scatter(files, config.batch_size)

@@ -146,6 +146,7 @@ def _train(
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
     from imgrec.training.data_check import checked_data
     from imgrec.training.event_files import truncate_event_files
+    from imgrec.training.final_test import test_network
     from imgrec.training.lightning_compat import compiling, deterministic_errors
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
@@ -214,14 +215,16 @@ def _train(
         terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, of_weights, resume))
 
         _fit(trainer, classifier, loaders, history, boundary)
-        tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
-        group = WorkerGroup(world.rank, world.size, heartbeat=heartbeat)
-        report, predictions = summary.test_network(trainer, classifier, loaders, tested, group)
+        tested, group = (
+            read_tested(run_dir.checkpoints, writer.weights, terminal.say),
+            WorkerGroup(world.rank, world.size, heartbeat=heartbeat),
+        )
+        tests = test_network(trainer, classifier, loaders, tested, run_dir.checkpoints, group)
         bad_images = sorted({path for paths in group.all_gather(loaders.bad_images()) for path in paths})
-        result = summary.run_result(run, history, tested, report, bad_images, device, size, command, loaders)
+        result = summary.run_result(run, history, tested, tests, bad_images, device, size, command, loaders)
         if world.rank == 0:
-            log = partial(log_result, trainer, report, history, run.to_dict(), run_dir.prediction_files.sheet)
-            summary.finish_run(run_dir, terminal, result, report, predictions, data, log)
+            log = partial(log_result, trainer, tests.report, history, run.to_dict(), run_dir.prediction_files.sheet)
+            summary.finish_run(run_dir, terminal, result, tests, data, log)
         return result
 
 

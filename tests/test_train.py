@@ -347,6 +347,12 @@ def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small, c
     assert len(re.findall(r"^ +\d/2 ", said.out, re.M)) == 2
 
 
+RESULT = {
+    "summary": "", "train_seconds": 1.0, "held_back": None, "diagnosis": [],
+    "calibration": {"temperature": None, "reason": "few images", "test": None},
+}  # fmt: skip
+
+
 def test_the_result_in_a_line_has_an_interval_for_each_accuracy():
     report = make_report([[176, 4], [0, 180]], top5_hits=0, loss=0.0331, classes=["a", "b"])
     low, high = (100 * limit for limit in binomtest(356, 360).proportion_ci(method="wilson"))
@@ -370,7 +376,7 @@ def test_a_class_without_errors_is_not_among_the_weakest(capsys):
     print_result(
         Terminal(),
         Path("runs/n/1"),
-        {"summary": "", "train_seconds": 1.0, "held_back": None, "diagnosis": []},
+        RESULT,
         report,
         None,
         None,
@@ -385,9 +391,7 @@ def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsy
     run_dir = Path("my runs/it's (1)/1")
     if has_events:
         (run_dir / "tensorboard").mkdir(parents=True)
-    print_result(
-        Terminal(), run_dir, {"summary": "", "train_seconds": 1.0, "held_back": None, "diagnosis": []}, None, None, "my photos"
-    )
+    print_result(Terminal(), run_dir, RESULT, None, None, "my photos")
     typed = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]
     assert typed == [
         ["imgrec", "evaluate", str(run_dir), "split=val"],

@@ -93,6 +93,10 @@ class DataModule(pl.LightningDataModule):
     def test_dataloader(self) -> Loader[Batch]:
         return self._evaluation_loader("test")
 
+    def predict_dataloader(self) -> Loader[Batch]:
+        """Of the validation images once more, for the temperature of the weights that are tested."""
+        return self._evaluation_loader("val")
+
     def _evaluation_loader(self, split: Split) -> Loader[Batch]:
         """Every image once over all ranks; a rank may get an empty last batch, so that all have equally many."""
         images = self._validation if split == "val" and self._validation is not None else self.data.split(split)

@@ -24,7 +24,7 @@ from imgrec.inference.device import check_memory, inference
 from imgrec.inference.metrics import ConfusionTally, Report
 from imgrec.inference.rank_data import compare_ranks
 from imgrec.inference.split_predictions import PredictionCollector, SplitPredictions, scores_of
-from imgrec.models.losses import one_hot
+from imgrec.models.losses import answered, one_hot
 
 
 class MeasuredNetwork(Protocol):
@@ -35,6 +35,7 @@ class MeasuredNetwork(Protocol):
     preprocessing: Preprocessing
     device: torch.device
     precision: Precision
+    temperature: float
 
     def logits(self, images: Tensor) -> Tensor: ...
 
@@ -75,7 +76,7 @@ def measure_images(
     tally = ConfusionTally(num_classes=classes, device=network.device)
     collector = PredictionCollector(images=len(images), classes=classes)
     empty, none = torch.zeros(0, classes, device=network.device), torch.zeros(0, dtype=torch.int64, device=network.device)
-    collector.update(empty, empty, none, none)  # a process may have no images
+    collector.update(empty, empty, none, none, None if network.temperature == 1 else empty)  # a process may have no images
     bad: list[str] = []
     done = 0
     on_gpu = network.device.type == "cuda"
@@ -91,7 +92,8 @@ def measure_images(
                     logits = network.logits(batch.images)
                     targets = one_hot(labels, classes, logits.dtype)
                     tally.update(logits, labels, loss(logits, targets))
-                    collector.update(logits, loss.probabilities(logits), labels, batch.indices.to(network.device))
+                    answers = answered(loss, logits, network.temperature)
+                    collector.update(logits, answers[0], labels, batch.indices.to(network.device), answers[1])
             done += len(batch.labels) + len(batch.bad)
             watch(done, len(share))
     bad = [path for part in group.all_gather(bad) for path in part]

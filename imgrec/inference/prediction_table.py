@@ -24,17 +24,18 @@ class PredictionFiles(NamedTuple):
     errors: Path  # a table of those with another class than theirs
     sheet: Path | None  # a picture of the first of them
     predictions: Path  # a table of all images
+    reliability: Path | None = None  # a picture of how far the probabilities hold
 
 
 def check_prediction_files(start: Path, *, sheet: bool, overwrite: bool) -> PredictionFiles:
     """START_errors.csv and so on, each checked."""
-    names = ("errors.csv", "errors.png", "predictions.parquet")
-    errors, picture, predictions = (start.with_name(f"{start.name}_{name}") for name in names)
+    names = ("errors.csv", "errors.png", "predictions.parquet", "reliability.png")
+    errors, picture, predictions, reliability = (start.with_name(f"{start.name}_{name}") for name in names)
     for table in (errors, predictions):
         check_output("out", table, (table.suffix,), ours=is_our_table, overwrite=overwrite)
-    if sheet:
-        check_output("out", picture, (picture.suffix,), ours=is_our_png, overwrite=overwrite)
-    return PredictionFiles(errors, picture if sheet else None, predictions)
+    for drawn in (picture, reliability) if sheet else ():
+        check_output("out", drawn, (drawn.suffix,), ours=is_our_png, overwrite=overwrite)
+    return PredictionFiles(errors, picture if sheet else None, predictions, reliability if sheet else None)
 
 
 def column_names(top_k: int) -> list[str]:

@@ -48,13 +48,19 @@ class Predictor:
     """A network, `model`, with its classes and preprocessing, on a device.
 
     precision: None is the run's; 16-mixed is bf16-mixed off CUDA, as in training. Raises ConfigError for a device that is not
-    available, CheckpointError for weights that do not fit their config.
+    available, CheckpointError for weights that do not fit their config. calibrated: divide the logits by the temperature that was
+    fitted at the end of the training, where there is one.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, device: Device = "auto", precision: Precision | None = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: Device = "auto", precision: Precision | None = None, calibrated: bool = True
+    ) -> None:
         self.checkpoint = checkpoint
         self.classes = checkpoint.classes
         self.preprocessing = checkpoint.preprocessing
+        check_type("calibrated", calibrated, bool)
+        fitted = checkpoint.calibration if calibrated else None
+        self.temperature = 1.0 if fitted is None else fitted.temperature
         self.device = choose_device(str(device))
         check_type("precision", precision, Precision | None)
         trained = checkpoint.run.trainer.precision
@@ -107,7 +113,7 @@ class Predictor:
         if not len(images):
             return torch.empty(0, len(self.classes))
         with inference(self.device, self.precision, len(images)):
-            answer = self.loss.probabilities(self.logits(images)).float().cpu()
+            answer = self.loss.probabilities(self.logits(images) / self.temperature).float().cpu()
         if answer.isnan().any():
             hint = "Train again" if self.precision == "32" else "Set precision=32, or train again"
             raise CheckpointError(f"{self.checkpoint.file}: the network's answer is not a number. {hint} with a lower optim.lr.")
@@ -241,11 +247,13 @@ def _check_workers(num_workers: object) -> None:
         raise ConfigError(f"num_workers={num_workers}: expected an integer, 0 or more, or auto. Set num_workers='auto'.")
 
 
-def load(path: str | os.PathLike[str], *, device: Device = "auto") -> Predictor:
+def load(path: str | os.PathLike[str], *, device: Device = "auto", calibrated: bool = True) -> Predictor:
     """The predictor of a checkpoint or run directory: `imgrec.load("runs/mnist_resnet/1").predict("seven.png")`.
+
+    calibrated=False: probabilities without the temperature that was fitted on the validation images.
 
     Raises CheckpointError for a file that is not a whole checkpoint of imgrec.
     """
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"path={path!r}: expected the path of a checkpoint or run directory. Type imgrec.load('runs/NAME/ID').")
-    return Predictor(load_checkpoint(Path(path)), device=device)
+    return Predictor(load_checkpoint(Path(path)), device=device, calibrated=calibrated)

@@ -33,6 +33,7 @@ class SplitPredictions(NamedTuple):
     probability: NDArray[np.float32]  # [N], of the predicted class
     true_probability: NDArray[np.float32]  # [N], of the label
     probabilities: NDArray[np.float32]  # [N, K]; [N, 0] above MOST_PROBABILITIES
+    uncalibrated: NDArray[np.float32] | None = None  # [N], `probability` without the temperature; None where there is none
 
 
 class PredictionCollector:
@@ -43,23 +44,54 @@ class PredictionCollector:
         self.kept = classes if images * classes <= MOST_PROBABILITIES else 0
         self._batches: list[tuple[Tensor, ...]] = []
 
-    def update(self, logits: Tensor, probabilities: Tensor, labels: Tensor, indices: Tensor) -> None:
-        """Of a batch: float [B, K], float [B, K], int64 [B], int64 [B]. The class is the logits' best, as in the confusion matrix."""
+    def update(
+        self, logits: Tensor, probabilities: Tensor, labels: Tensor, indices: Tensor, uncalibrated: Tensor | None = None
+    ) -> None:
+        """Of a batch: float [B, K], float [B, K], int64 [B], int64 [B]. The class is the logits' best, as in the confusion matrix.
+
+        uncalibrated: the probabilities without a temperature, where they are others.
+        """
         predicted = logits.argmax(dim=1)
         both = probabilities.gather(1, torch.stack([predicted, labels], dim=1)).float()
         whole = probabilities if self.kept else probabilities.new_empty(len(labels), 0)  # a slice would keep all of it
-        self._batches.append((indices, predicted, both[:, 0], both[:, 1], whole.float()))
+        without = () if uncalibrated is None else (uncalibrated.gather(1, predicted[:, None])[:, 0].float(),)
+        self._batches.append((indices, predicted, both[:, 0], both[:, 1], whole.float(), *without))
 
     def gather(self, group: WorkerGroup) -> SplitPredictions | None:
         """The predictions of all ranks on rank 0, None on the others; all must call it. Then it is empty."""
-        columns = tuple(torch.cat(column).cpu().numpy() for column in zip(*self._batches, strict=True))
-        self._batches.clear()
-        shares = [share for share in group.gather([columns]) if share]
-        if group.rank > 0:
-            return None
-        whole = [np.concatenate(column) for column in zip(*shares, strict=True)]
-        order = whole[0].argsort()
-        return SplitPredictions(*(column[order] for column in whole))
+        whole = _gathered(self._batches, group)
+        return None if whole is None else SplitPredictions(*whole)
+
+
+class LogitCollector:
+    """The logits of images of a split on this rank, on the device; of many images only each n-th, up to MOST_PROBABILITIES numbers."""
+
+    def __init__(self, *, images: int, classes: int) -> None:
+        """images: how many the split has, over all ranks."""
+        self.every = max(1, -(-images * classes // MOST_PROBABILITIES))
+        self._batches: list[tuple[Tensor, ...]] = []
+
+    def update(self, logits: Tensor, labels: Tensor, indices: Tensor) -> None:
+        """Of a batch: float [B, K], int64 [B], int64 [B]."""
+        kept = indices % self.every == 0
+        self._batches.append((indices[kept], logits[kept].float(), labels[kept]))
+
+    def gather(self, group: WorkerGroup) -> tuple[Tensor, Tensor] | None:
+        """Logits float32 [N, K] and labels int64 [N] of all ranks in the split's order on rank 0, None on the others; all must call it."""
+        whole = _gathered(self._batches, group)
+        return None if whole is None else (torch.from_numpy(whole[1]), torch.from_numpy(whole[2]))
+
+
+def _gathered(batches: list[tuple[Tensor, ...]], group: WorkerGroup) -> list[NDArray[Any]] | None:
+    """The columns of the batches of all ranks on rank 0, sorted by the first, which are indices; `batches` is then empty."""
+    columns = tuple(torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True))
+    batches.clear()
+    shares = [share for share in group.gather([columns]) if share]
+    if group.rank > 0:
+        return None
+    whole = [np.concatenate(column) for column in zip(*shares, strict=True)]
+    order = whole[0].argsort()
+    return [column[order] for column in whole]
 
 
 def scores_of(predictions: SplitPredictions | None, images: ImageSet, group: WorkerGroup) -> ProbabilityScores:

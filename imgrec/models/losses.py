@@ -78,6 +78,12 @@ class Loss(nn.Module):
         return total
 
 
+def answered(loss: Loss, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor | None]:
+    """The probabilities with a temperature, and those without; None where it is 1. float32 [B, K]."""
+    without = loss.probabilities(logits)
+    return (without, None) if temperature == 1 else (loss.probabilities(logits / temperature), without)
+
+
 class CrossEntropy(Loss):
     """-sum_c t_c log p_c, with targets smoothed to (1 - e) t_c + e / K (Szegedy 2016, Inception-v3, section 7)."""
 

@@ -24,9 +24,9 @@ from imgrec.distributed.sharding import is_sharded
 from imgrec.distributed.sync_batchnorm import convert_sync_batchnorm, has_sync_batchnorm
 from imgrec.errors import ConfigError, DataError
 from imgrec.inference.metrics import ConfusionTally, Report, exact_float
-from imgrec.inference.split_predictions import PredictionCollector
+from imgrec.inference.split_predictions import LogitCollector, PredictionCollector
 from imgrec.models.layers import layers
-from imgrec.models.losses import Loss, one_hot
+from imgrec.models.losses import Loss, answered, one_hot
 from imgrec.models.summary import trains_on_one
 from imgrec.training.lightning_compat import QuickHooks, ask_once, skip_unused_hooks
 from imgrec.training.optimizer import build_optimizer, decayed, optimizer_node
@@ -65,6 +65,7 @@ class Classifier(QuickHooks, pl.LightningModule):
 
     validation_report: Report  # of the last validation
     test_report: Report  # of the last test
+    temperature = 1.0  # of the tested weights, by which the logits of the test are divided
     training_side: int | None = None  # pixels of training images that are smaller than data.image_size
     _objectives: Tensor  # their sum over the micro-batches of the global batch so far, on this rank
 
@@ -114,6 +115,7 @@ class Classifier(QuickHooks, pl.LightningModule):
         self.scheduler = run.scheduler if with_schedule else None
         self.sums = EpochSums(self.device)
         self.predictions = PredictionCollector(images=int(data.counts("test").sum()), classes=len(self.classes))
+        self.validation = LogitCollector(images=int(data.counts("val").sum()), classes=len(self.classes))
         skip_unused_hooks(self, pl.LightningModule)
 
     def set_network_from_images(self, loaders: DataModule) -> None:
@@ -214,15 +216,26 @@ class Classifier(QuickHooks, pl.LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self._measure(batch)
-        self.predictions.update(logits, self.loss.probabilities(logits), batch.labels, batch.indices)
+        probabilities, uncalibrated = answered(self.loss, logits, self.temperature)
+        self.predictions.update(logits, probabilities, batch.labels, batch.indices, uncalibrated)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Collects the logits of validation images."""
+        logits = self._logits(batch)
+        self.validation.update(logits, batch.labels, batch.indices)
+        return logits
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """float [B, K] of images that are not trained on."""
+        if self._skips_forward(batch):
+            return torch.zeros(0, len(self.classes), device=batch.labels.device)
+        pixels = self.preprocess(batch.images).contiguous(memory_format=self.memory_format)
+        logits: Tensor = self.net(pixels).float()
+        return logits
 
     def _measure(self, batch: Batch) -> Tensor:
         """Adds a batch to the tally; its logits, float [B, K]."""
-        if self._skips_forward(batch):
-            logits = torch.zeros(0, len(self.classes), device=batch.labels.device)
-        else:
-            pixels = self.preprocess(batch.images).contiguous(memory_format=self.memory_format)
-            logits = self.net(pixels).float()
+        logits = self._logits(batch)
         targets = one_hot(batch.labels, len(self.classes), logits.dtype)
         self.tally.update(logits, batch.labels, self.loss(logits, targets))
         return logits

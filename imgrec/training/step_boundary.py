@@ -128,14 +128,17 @@ class StepBoundary(pl.Callback):
 
     # After each of them the next batch is waited for.
     on_validation_batch_end = on_test_batch_end = on_test_start  # type: ignore[assignment]
+    on_predict_start = on_predict_batch_end = on_test_start  # type: ignore[assignment]
 
     def on_test_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, *args: Any) -> None:
         self._pass_boundary(trainer, batch)
 
-    on_validation_batch_start = on_test_batch_start  # type: ignore[assignment]
+    on_validation_batch_start = on_predict_batch_start = on_test_batch_start  # type: ignore[assignment]
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._flags.wait()
+
+    on_predict_end = on_test_end
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._entry is not None:
@@ -187,7 +190,7 @@ class StepBoundary(pl.Callback):
 
     def _report(self, trainer: pl.Trainer, what: str) -> None:
         batch = (
-            f"step {trainer.global_step + 1}" if trainer.training else f"a {'validation' if trainer.validating else 'test'} batch"
+            f"step {trainer.global_step + 1}" if trainer.training else f"a {'test' if trainer.testing else 'validation'} batch"
         )
         self.heartbeat.doing = f"{what} {batch} (epoch {trainer.current_epoch + 1})"
 
@@ -228,8 +231,8 @@ class StepBoundary(pl.Callback):
         reason = self._stop_reason(trainer)
         signals.request_stop(reason)
         step = f"at step {now.step} (epoch {trainer.current_epoch + 1} of {trainer.max_epochs})"
-        if trainer.testing:
-            step = "in the test"  # everything is saved
+        if trainer.testing or trainer.predicting:
+            step = "in the test"  # everything is saved, but for the temperature
         else:
             restore_trained_weights(trainer)
             self._save(trainer, now)

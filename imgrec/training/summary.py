@@ -1,4 +1,4 @@
-"""The start screen of a training, the test of the best checkpoint, result.json and the lines at the end."""
+"""The start screen of a training, result.json and the lines at the end."""
 
 import shlex
 import time
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from rich.table import Table
 
@@ -18,18 +17,18 @@ from imgrec.data.datamodule import DataModule
 from imgrec.data.image_data import ImageData
 from imgrec.data.jpeg import FASTEST
 from imgrec.data.split_folders import EMPTY_FOLDER
-from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import plural
 from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report, worst_classes
 from imgrec.inference.paths import BEST, LAST
-from imgrec.inference.split_predictions import SplitPredictions, scores_of, write_predictions
+from imgrec.inference.split_predictions import write_predictions
 from imgrec.models.summary import ModelSize
 from imgrec.terminal import Terminal, duration, percent, percents
+from imgrec.training.calibrate import calibration_sentence
 from imgrec.training.callbacks.history import History
 from imgrec.training.checkpoint import ResumePoint, Tested
+from imgrec.training.final_test import Tests
 from imgrec.training.held_back import held_back
-from imgrec.training.module import Classifier
 from imgrec.training.optimizer import rate_sentence, written_rate
 from imgrec.training.run_dir import RunDir
 
@@ -132,23 +131,11 @@ def _name(node: dict[str, Any]) -> str:
     return str(node["_target_"]).rpartition(".")[2]
 
 
-def test_network(
-    trainer: pl.Trainer, classifier: Classifier, loaders: DataModule, tested: Tested, group: WorkerGroup
-) -> tuple[Report | None, SplitPredictions | None]:
-    """The report of a checkpoint on the test split, and on rank 0 the predictions. Loads its weights into `classifier`."""
-    classifier.load_state_dict(tested.content["state_dict"])
-    if not loaders.data.counts("test").any():
-        return None, None
-    trainer.test(classifier, datamodule=loaders, verbose=False)
-    predictions = classifier.predictions.gather(group)
-    return classifier.test_report.with_scores(scores_of(predictions, loaders.data.split("test"), group)), predictions
-
-
 def run_result(
     run: RunConfig,
     history: History,
     tested: Tested,
-    report: Report | None,
+    tests: Tests,
     left_out: list[str],
     device: str,
     size: ModelSize,
@@ -156,7 +143,7 @@ def run_result(
     loaders: DataModule,
 ) -> dict[str, Any]:
     """The content of result.json."""
-    best, last, shares = history.best(), history.rows[-1], history.time_shares()
+    best, last, shares, report = history.best(), history.rows[-1], history.time_shares(), tests.report
     rows = {BEST: best, LAST: last}
 
     def measured_with(name: str) -> Node | None:
@@ -172,6 +159,7 @@ def run_result(
         "best": best,
         "last": last,
         "test": None if report is None else report.to_dict(),
+        "calibration": tests.calibration,
         "weights": {  # with which these figures were measured
             "best": measured_with(BEST),
             "last": measured_with(LAST),
@@ -237,16 +225,15 @@ def finish_run(
     run_dir: RunDir,
     terminal: Terminal,
     result: dict[str, Any],
-    report: Report | None,
-    predictions: SplitPredictions | None,
+    tests: Tests,
     data: ImageData,
     log: Callable[[], None],
 ) -> None:
     """Write the files of the test, `log` the result, and then write result.json, with which the run is finished; print the result."""
-    files = predictions and write_predictions(run_dir.prediction_files, predictions, data.split("test"), data.classes)
+    files = tests.predictions and write_predictions(run_dir.prediction_files, tests.predictions, data.split("test"), data.classes)
     log()
     run_dir.record(result)
-    print_result(terminal, run_dir.path, result, report, files, data.splits.unlabelled)
+    print_result(terminal, run_dir.path, result, tests.report, files, data.splits.unlabelled)
 
 
 def print_result(
@@ -263,6 +250,7 @@ def print_result(
             recall = f"recall {percent(row['recall'])} {percents(row['recall_interval'])} of {plural(row['support'], 'image')}"
             metrics = f"{recall}, precision {percent(row['precision'])}"
             terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}")
+    terminal.say(calibration_sentence(result["calibration"]))
     if files:
         terminal.say(files)
     terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
