@@ -75,8 +75,12 @@ def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path | N
 
 
 def _check(config: CheckConfig, out: Path, skip_list: Path | None) -> int:
+    import numpy as np
+
+    from imgrec.analysis.copy_faults import find_copies
     from imgrec.analysis.data_faults import find_faults, names_to_leave_out
     from imgrec.analysis.file_scan import scan_files
+    from imgrec.analysis.fingerprint import WORDS, fingerprint
     from imgrec.data.datasets import ImageFolder
     from imgrec.data.image_data import ImageData
     from imgrec.data.loader import worker_count
@@ -93,9 +97,15 @@ def _check(config: CheckConfig, out: Path, skip_list: Path | None) -> int:
     workers = worker_count(config.num_workers, in_memory=False, processes_here=1)
     with terminal.progress_shown():
         splits = _file_splits(data)
-        scan = scan_files([*splits.values()], data.root, num_workers=workers)
+        scan = scan_files([*splits.values()], data.root, num_workers=workers, fingerprint=fingerprint, words=WORDS)
     counts = {split: data.counts(split) for split in splits}
-    findings = find_faults(scan, splits, counts, data.classes, data.preprocessing()["image_size"])
+    labels = np.concatenate([images.labels for images in splits.values()])
+    numbers = np.repeat(np.arange(len(splits)), [len(images) for images in splits.values()])  # 0 for train
+    findings = [
+        *find_faults(scan, splits, counts, data.classes, data.preprocessing()["image_size"]),
+        *find_copies(scan, labels, numbers),
+    ]
+    findings.sort(key=lambda finding: not finding.kind.is_fault)
     how = f"{scan.decoded:,} decoded" if scan.decoded else "none has changed since the last check"
     sizes = {split: len(images) for split, images in splits.items()}
     terminal.say(

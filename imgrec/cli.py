@@ -20,7 +20,7 @@ COMMANDS = {
     "lr_find": "suggest a learning rate and draw its curve",
     "benchmark": "how fast loader and step are here, and with which settings they are faster",
     "pack": "pack image files into tar shards with an index, which are read faster",
-    "check": "find damaged, odd and blank images of a data set, and classes that are missing",
+    "check": "find damaged, odd and doubled images of a data set, leaks into its test, and missing classes",
     "models": "list the networks that can be selected",
     "slurm": "submit a training to a cluster's queue",
 }

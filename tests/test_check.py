@@ -18,8 +18,10 @@ from test_data_folder import folder
 
 import imgrec.analysis.file_scan
 from imgrec import cli
+from imgrec.analysis.copy_faults import find_copies
 from imgrec.analysis.data_faults import find_faults, names_to_leave_out
 from imgrec.analysis.file_scan import Scan, look_at, scan_files
+from imgrec.analysis.fingerprint import WORDS, fingerprint
 from imgrec.analysis.image_faults import (
     BLANK_SPREAD,
     GRID,
@@ -41,11 +43,11 @@ SIZE = 48  # data.image_size: images below 24 pixels are tiny, from 384 on they 
 
 def planted() -> dict[str, tuple[bytes, set[str]]]:
     """Image files, each with the kinds that have to be found in it."""
-    photo, sixteen = picture(1, 200, 150), Image.fromarray(np.arange(120 * 90, dtype=np.uint16).reshape(90, 120) * 6)
-    jpeg, png = encode(photo, "JPEG", quality=90), encode(photo, "PNG")
+    photos = iter([picture(seed, 200, 150) for seed in range(1, 12)])
+    sixteen = Image.fromarray(np.arange(120 * 90, dtype=np.uint16).reshape(90, 120) * 6)
+    jpeg, png = encode(next(photos), "JPEG", quality=90), encode(next(photos), "PNG")
     floats = Image.fromarray(np.random.default_rng(0).normal(0, 1, (90, 120)).astype(np.float32))
     black = np.zeros((150, 200, 3), dtype=np.uint8) + np.random.default_rng(1).integers(0, 3, (150, 200, 1), dtype=np.uint8)
-    two = [photo, picture(2, 200, 150)]
     return {
         "empty.jpg": (b"", {"unreadable"}),
         "page.jpg": (b"<!DOCTYPE html><title>404</title>" * 40, {"unreadable"}),
@@ -57,17 +59,17 @@ def planted() -> dict[str, tuple[bytes, set[str]]]:
         "floats.tif": (encode(floats, "TIFF"), {"no_scale"}),
         "really_png.jpg": (png, {"wrong_extension"}),
         "really_jpeg.png": (jpeg, {"wrong_extension"}),
-        "icon.png": (encode(picture(3, 30, 20), "PNG"), {"tiny"}),
-        "strip.jpg": (encode(picture(4, 400, 60), "JPEG"), {"extreme_aspect"}),
+        "icon.png": (encode(picture(23, 30, 20), "PNG"), {"tiny"}),
+        "strip.jpg": (encode(picture(24, 400, 60), "JPEG"), {"extreme_aspect"}),
         "white.jpg": (encode(Image.new("RGB", (200, 150), "white"), "JPEG"), {"blank"}),
         "lens_cap.png": (encode(Image.fromarray(black), "PNG"), {"blank"}),
-        "camera.jpg": (encode(picture(5, 400, 390), "JPEG"), {"larger_than_needed"}),
-        "print.jpg": (encode(photo.convert("CMYK"), "JPEG"), {"cmyk"}),
+        "camera.jpg": (encode(picture(25, 400, 390), "JPEG"), {"larger_than_needed"}),
+        "print.jpg": (encode(next(photos).convert("CMYK"), "JPEG"), {"cmyk"}),
         "xray.png": (encode(sixteen, "PNG"), {"sixteen_bits"}),
-        "palette.png": (encode(photo.convert("P"), "PNG"), {"palette"}),
-        "cut_out.png": (encode(photo.convert("RGBA"), "PNG"), {"alpha"}),
-        "moving.webp": (encode(two[0], "WEBP", save_all=True, append_images=two[1:]), {"animated"}),
-        "phone.jpg": (encode(photo, "JPEG", exif=b"Exif\0\0" + exif_block(6)), {"exif_rotated"}),
+        "palette.png": (encode(next(photos).convert("P"), "PNG"), {"palette"}),
+        "cut_out.png": (encode(next(photos).convert("RGBA"), "PNG"), {"alpha"}),
+        "moving.webp": (encode(next(photos), "WEBP", save_all=True, append_images=[next(photos)]), {"animated"}),
+        "phone.jpg": (encode(next(photos), "JPEG", exif=b"Exif\0\0" + exif_block(6)), {"exif_rotated"}),
         "two_faults.jpg": (encode(Image.new("RGB", (20, 200), "gray"), "PNG"), {"wrong_extension", "tiny", "extreme_aspect", "blank"}),
     }  # fmt: skip
 
@@ -81,7 +83,7 @@ def photos(tmp_path_factory) -> Path:
             (root / split / name).mkdir(parents=True)
             for i, ending in enumerate(("jpg", "JPEG", "png", "webp", "bmp", "tif")):
                 form = {"JPG": "JPEG", "TIF": "TIFF"}.get(ending.upper(), ending.upper())
-                content = encode(picture(100 * k + i + (split == "test") * 10, 160, 120), form)
+                content = encode(picture(100 * (k + 1) + i + (split == "test") * 10, 160, 120), form)
                 (root / split / name / f"good{i}.{ending}").write_bytes(content)
     for name, (content, _) in planted().items():
         (root / "train/cat" / name).write_bytes(content)
@@ -114,7 +116,6 @@ def test_all_that_was_planted_is_found_and_nothing_else(photos: Path) -> None:
     assert "train/cat/icon.png: 30x20" in said["tiny"]
     assert "train/cat/empty.jpg: the file is empty" in said["unreadable"]
     assert "train/cat/really_png.jpg: PNG" in said["wrong_extension"]
-    assert [finding.kind.is_fault for finding in findings] == sorted((f.kind.is_fault for f in findings), reverse=True)
 
 
 @pytest.mark.slow
@@ -206,6 +207,43 @@ def test_classes_that_are_missing_or_rare() -> None:
     }
     counts["train"][0] -= 1
     assert [kind.name for kind in find_class_faults(counts, ("ant", "bee", "cat"))] == ["missing_class"]
+
+
+def test_copies_across_splits_and_classes_are_found_and_nothing_else(tmp_path: Path) -> None:
+    pictures = [picture(seed, 200, 150) for seed in range(24)]
+    files = {
+        f"{split}/{name}/{k}.png": pictures[k]
+        for k, (split, name) in enumerate([(s, n) for s in ("train", "test") for n in "ab"] * 6)
+    }
+    small = pictures[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((160, 120), Image.Resampling.BICUBIC)
+    files |= {
+        "train/a/again.bmp": pictures[4],  # as train/a/4
+        "train/b/other_class.png": pictures[8],  # as train/a/8
+        "test/a/leaked.png": pictures[12],  # as train/a/12
+        "test/a/leaked_again.bmp": pictures[12],
+        "test/a/mirrored.jpg": small,  # as train/a/0
+        "test/b/again.bmp": pictures[3],  # as test/b/3
+        "train/a/white.png": Image.new("RGB", (200, 150), "white"),
+        "test/b/white.png": Image.new("RGB", (200, 151), "white"),
+    }
+    for name, image in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image.save(tmp_path / name)
+    data = folder(tmp_path, **KEYS)
+    splits = [data.read().train, data.read().test]
+    result = scan_files(splits, data.root, num_workers=0, fingerprint=fingerprint, words=WORDS)
+    labels = np.concatenate([images.labels for images in splits])
+    findings = find_copies(result, labels, np.repeat([0, 2], [len(images) for images in splits]))
+    found = {finding.kind.name: set(result.names[finding.rows].astype(str)) for finding in findings}
+    assert found == {
+        "leak": {"test/a/leaked.png", "test/a/leaked_again.bmp", "test/a/mirrored.jpg"},
+        "two_labels": {"train/a/8.png", "train/b/other_class.png"},
+        "duplicate": {"train/a/again.bmp", "test/a/leaked_again.bmp", "test/b/again.bmp"},
+    }
+    assert set(names_to_leave_out(result, findings).astype(str)) == found["leak"] | found["two_labels"] | found["duplicate"]
+    said = {finding.kind.name: finding.sentences for finding in findings}
+    assert "test/a/leaked.png and train/a/12.png: the same pixels" in said["leak"]
+    assert any(line.startswith("test/a/mirrored.jpg and train/a/0.png:") for line in said["leak"])
 
 
 # What is kept

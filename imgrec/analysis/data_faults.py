@@ -4,14 +4,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
-from imgrec.analysis.file_scan import Scan, describe
-from imgrec.analysis.image_faults import FaultKind, find_class_faults, find_image_faults
+from imgrec.analysis.file_scan import Scan
+from imgrec.analysis.image_faults import (
+    ASPECT,
+    LARGE,
+    STATE_KINDS,
+    TINY,
+    WRONG_EXTENSION,
+    FaultKind,
+    find_class_faults,
+    find_image_faults,
+)
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
+from imgrec.data.decode import FORMATS
 from imgrec.data.file_index import ImageNames
 from imgrec.data.folder import ImageFiles
 from imgrec.data.split_record import show_name
+from imgrec.errors import DataError
 
 SHOWN_EXAMPLES = 5  # of a kind
 
@@ -23,6 +35,7 @@ class DataFinding:
     kind: FaultKind
     rows: Indices  # of the scan; none where classes are meant
     sentences: list[str]  # the first of them
+    leave_out: Indices  # rows that a skip list has
 
     @property
     def count(self) -> int:
@@ -32,19 +45,23 @@ class DataFinding:
 def find_faults(
     scan: Scan, splits: Mapping[Split, ImageFiles], counts: Mapping[Split, Indices], classes: tuple[str, ...], image_size: int
 ) -> list[DataFinding]:
-    """Faults before hints. splits: those that were scanned, in this order."""
+    """Of single files and of classes. splits: those that were scanned, in this order."""
+    none: Indices = np.zeros(0, dtype=np.int64)
     of_images = [
-        DataFinding(kind, rows, [_example(scan, splits, row, kind) for row in rows[:SHOWN_EXAMPLES].tolist()])
+        DataFinding(
+            kind,
+            rows,
+            [_example(scan, splits, row, kind) for row in rows[:SHOWN_EXAMPLES].tolist()],
+            rows if kind.leave_out else none,
+        )
         for kind, rows in find_image_faults(scan.facts, image_size).items()
     ]
-    none: Indices = np.zeros(0, dtype=np.int64)
-    of_classes = [DataFinding(kind, none, sentences) for kind, sentences in find_class_faults(counts, classes).items()]
-    return sorted([*of_images, *of_classes], key=lambda finding: not finding.kind.is_fault)
+    return of_images + [DataFinding(kind, none, said, none) for kind, said in find_class_faults(counts, classes).items()]
 
 
 def names_to_leave_out(scan: Scan, findings: list[DataFinding]) -> ImageNames:
     """Of the images that a skip list has, sorted."""
-    rows = [finding.rows for finding in findings if finding.kind.leave_out]
+    rows = [finding.leave_out for finding in findings]
     return np.unique(scan.names[np.concatenate(rows)]) if rows else scan.names[:0]
 
 
@@ -58,5 +75,23 @@ def image_at(splits: Mapping[Split, ImageFiles], row: int) -> tuple[ImageFiles, 
 
 
 def _example(scan: Scan, splits: Mapping[Split, ImageFiles], row: int, kind: FaultKind) -> str:
-    said = describe(*image_at(splits, row), kind)
+    said = _describe(*image_at(splits, row), kind)
     return show_name(scan.names[row]) + (f": {said}" if said else "")
+
+
+def _describe(images: ImageFiles, row: int, kind: FaultKind) -> str:
+    """What a person wants to know of an image of this kind: why it cannot be read, its format, or its sides; else nothing."""
+    if kind in STATE_KINDS.values():
+        try:
+            images.decode(row)
+        except DataError as error:
+            reason = str(error).removeprefix(images.path(row)).removeprefix(" cannot be read").removeprefix(": ")
+            return reason.rstrip(".")
+        return "it can be read now"
+    if kind not in (WRONG_EXTENSION, TINY, ASPECT, LARGE):
+        return ""
+    try:
+        with images.open(row) as file, Image.open(file, formats=FORMATS) as image:
+            return f"{image.format}" if kind == WRONG_EXTENSION else f"{image.width}x{image.height}"
+    except Exception:  # PIL's parsers raise any, and a moment ago there was none
+        return "it cannot be read now"

@@ -1,14 +1,11 @@
 """Every image file of a data set decoded once, by all cores; what was found is kept, and taken for files that have not changed."""
 
-import hashlib
 import io
 import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,25 +13,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imgrec.analysis.image_faults import (
-    ASPECT,
     FACTS,
     GRID,
-    LARGE,
-    STATE_KINDS,
     SURE_SPREAD,
-    TINY,
-    WRONG_EXTENSION,
-    FaultKind,
     FileState,
     Sign,
     sample,
     spread,
 )
+from imgrec.analysis.scan_cache import cache_file, file_stamps, read_facts, write_facts
 from imgrec.data import jpeg
 from imgrec.data.batch import Indices
-from imgrec.data.cache import cache_folder, write_cached
-from imgrec.data.decode import FORMATS, MIRRORED_AXES, Preprocessing, ScaleError, decode_bytes, read_orientation
-from imgrec.data.file_index import SETTLED_NS, THREADS, ImageNames
+from imgrec.data.decode import FORMATS, MIRRORED_AXES, ScaleError, decode_bytes, read_orientation
+from imgrec.data.file_index import SETTLED_NS, ImageNames
 from imgrec.data.folder import ImageFiles
 from imgrec.data.loader import Loader
 from imgrec.data.skip_list import names_below
@@ -42,9 +33,7 @@ from imgrec.errors import DataError
 from imgrec.files import IMAGE_FORMATS, file_extension, on_progress
 
 FILES_AT_ONCE = 64  # files that a worker decodes before it hands over what it found
-STATED_AT_ONCE = 4096  # files that a thread looks at
 MOST_FILE_BYTES = 2**30  # of a file; 100 million pixels of 8 bytes take 0.8 GB
-FACTS_VERSION = 1  # of what is kept
 FORMAT_OF = {extension: form for form, extensions in IMAGE_FORMATS.items() for extension in extensions.split()}
 SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # PIL's names for one format in two wrappers
 MANY_PICTURES, JPEG_HEADER = b"MPF\0", 2**16  # the mark of several pictures in a JPEG, and the bytes in which it stands
@@ -185,24 +174,6 @@ def _signs(image: Image.Image) -> Sign:
     return signs
 
 
-def describe(images: ImageFiles, row: int, kind: FaultKind) -> str:
-    """What a person wants to know of an image of this kind: why it cannot be read, its format, or its sides; else nothing."""
-    if kind in STATE_KINDS.values():
-        try:
-            images.decode(row)
-        except DataError as error:
-            reason = str(error).removeprefix(images.path(row)).removeprefix(" cannot be read").removeprefix(": ")
-            return reason.rstrip(".")
-        return "it can be read now"
-    if kind not in (WRONG_EXTENSION, TINY, ASPECT, LARGE):
-        return ""
-    try:
-        with images.open(row) as file, Image.open(file, formats=FORMATS) as image:
-            return f"{image.format}" if kind == WRONG_EXTENSION else f"{image.width}x{image.height}"
-    except Exception:  # PIL's parsers raise any, and a moment ago there was none
-        return "it cannot be read now"
-
-
 def scan_files(
     splits: Sequence[ImageFiles],
     root: str,
@@ -217,10 +188,10 @@ def scan_files(
     decoded again the next time. An exception keeps what was done before it.
     """
     names = np.concatenate([names_below(root, images) for images in splits])
-    stamps = _stamps(root, names)
+    stamps = file_stamps(root, names)
     facts, fingerprints = np.zeros(len(names), dtype=FACTS), np.zeros((len(names), words), dtype=np.uint64)
-    cache = _cache_file(root, splits[0], fingerprint)
-    known = _read(cache, names, stamps, facts, fingerprints)
+    cache = cache_file(root, splits[0], words)
+    known = read_facts(cache, names, stamps, facts, fingerprints)
     rows = np.flatnonzero(~known)
     if not len(rows):
         return Scan(names, facts, fingerprints, 0)
@@ -234,84 +205,5 @@ def scan_files(
                 facts[done], fingerprints[done], known[done] = part.facts, part.fingerprints, True
                 on_progress.get()("decoding images", len(done), len(rows))
     finally:
-        _write(cache, known & settled, names, stamps, facts, fingerprints)
+        write_facts(cache, known & settled, names, stamps, facts, fingerprints)
     return Scan(names, facts, fingerprints, len(rows))
-
-
-def _stamps(root: str, names: ImageNames) -> NDArray[np.int64]:
-    """int64 [N, 3]: size, and times of change of content and of state; -1 for a file that is gone."""
-    folder = os.path.join(os.fsencode(root), b"")
-
-    def look(first: int) -> list[tuple[int, int, int]]:
-        found = []
-        for name in names[first : first + STATED_AT_ONCE].tolist():
-            try:
-                status = os.stat(os.path.join(folder, name))
-                found.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-            except OSError:  # `decode` says so
-                found.append((-1, -1, -1))
-        return found
-
-    with ThreadPoolExecutor(THREADS, "imgrec-stat") as pool:
-        parts = list(pool.map(look, range(0, len(names), STATED_AT_ONCE)))
-    return np.array([stamp for part in parts for stamp in part], dtype=np.int64).reshape(-1, 3)
-
-
-def _cache_file(root: str, images: ImageFiles, fingerprint: Fingerprint | None) -> Path | None:
-    """Of a folder and all by which a file would be decoded to other pixels, or not at all."""
-    reading: Preprocessing = images.preprocessing
-    how = (
-        FACTS_VERSION,
-        reading["channels"],
-        reading["max_pixels"],
-        reading["scale"],
-        images.reading["decoder"],
-        fingerprint is None,
-    )
-    name = hashlib.blake2b(os.fsencode(os.path.realpath(root)) + repr(how).encode(), digest_size=16).hexdigest()
-    folder = cache_folder()
-    return None if folder is None else folder / f"facts-{name}"
-
-
-def _read(
-    cache: Path | None,
-    names: ImageNames,
-    stamps: NDArray[np.int64],
-    facts: NDArray[np.void],
-    fingerprints: NDArray[np.uint64],
-) -> NDArray[np.bool_]:
-    """Fill in what was kept of files that have not changed; returns which these are: none where the file is missing or damaged."""
-    known = np.zeros(len(names), dtype=bool)
-    if cache is None or not cache.is_file():
-        return known
-    try:
-        with np.load(io.BytesIO(cache.read_bytes()), allow_pickle=False) as kept:
-            old_names, old_stamps, old_facts, old_prints = (kept[key] for key in ("names", "stamps", "facts", "fingerprints"))
-        os.utime(cache)  # it is not the oldest
-    except Exception:  # the parsers of zipfile and numpy raise any
-        return known
-    if old_facts.dtype != FACTS or old_prints.shape[1:] != fingerprints.shape[1:]:
-        return known
-    if np.array_equal(old_names, names):
-        old = new = np.arange(len(names))
-    else:
-        _, old, new = np.intersect1d(old_names, names, assume_unique=True, return_indices=True)
-    same = (old_stamps[old] == stamps[new]).all(axis=1)
-    old, new = old[same], new[same]
-    facts[new], fingerprints[new], known[new] = old_facts[old], old_prints[old], True
-    return known
-
-
-def _write(
-    cache: Path | None,
-    kept: NDArray[np.bool_],
-    names: ImageNames,
-    stamps: NDArray[np.int64],
-    facts: NDArray[np.void],
-    fingerprints: NDArray[np.uint64],
-) -> None:
-    if cache is None:
-        return
-    buffer = io.BytesIO()
-    np.savez(buffer, names=names[kept], stamps=stamps[kept], facts=facts[kept], fingerprints=fingerprints[kept])
-    write_cached(cache, buffer.getvalue())

@@ -1,0 +1,84 @@
+"""What copies among the images of a data set mean: leaks, contradictions, repetitions."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgrec.analysis.data_faults import SHOWN_EXAMPLES, DataFinding
+from imgrec.analysis.duplicates import Duplicates, find, usual_distance
+from imgrec.analysis.file_scan import Scan
+from imgrec.analysis.image_faults import FaultKind, FileState
+from imgrec.data.batch import Indices
+from imgrec.data.file_index import ImageNames
+from imgrec.data.split_record import show_name
+
+# Pairs of different photographs as near as `usual_distance` are about 3 in a data set, 100 times fewer with so many bits less:
+# these are faults, the others hints.
+SURE_BITS = 4
+LEAK = FaultKind(
+    "leak", True, "train has the same picture, so the figures of val and test say too much",
+    "Leave these out of val and test: write=skip. Where patients or bursts belong together, set data.group_from.",
+)  # fmt: skip
+TWO_LABELS = FaultKind(
+    "two_labels", True, "the same picture is in two classes",
+    "Look which class is right and remove the other; write=skip leaves out both where the pixels are the same.",
+)  # fmt: skip
+DUPLICATE = FaultKind(
+    "duplicate", True, "the same pixels are in the class and the split already", "Remove it, or leave it out: write=skip keeps the first."
+)  # fmt: skip
+NEAR_DUPLICATE = FaultKind(
+    "near_duplicate", False, "nearly the same picture is in the class and the split already, perhaps mirrored or turned",
+    "Where such images come from one source, data.group_from keeps them in one split.",
+)  # fmt: skip
+LOOKS_ALIKE = FaultKind(
+    "looks_alike", False, "a picture that looks like it is in another split or class: of one source, or by chance",
+    "Look at some: where they are of one source, data.group_from keeps them in one split.",
+)  # fmt: skip
+TOO_ALIKE = FaultKind(
+    "too_alike", False, "the pictures look so much alike that only those with the same pixels were compared",
+    "Nothing: it is so with letters, and with frames of one camera.",
+)  # fmt: skip
+
+
+def find_copies(scan: Scan, labels: Indices, splits: Indices) -> list[DataFinding]:
+    """Of the images of a scan [N] with these labels and splits, 0 for train."""
+    whole = np.flatnonzero(scan.facts["state"] == FileState.WHOLE)
+    images = scan.fingerprints[whole], labels[whole], splits[whole]
+    sure = find(*images, distance=max(0, usual_distance(len(whole)) - SURE_BITS))
+    near = find(*images)
+    one_place = ~sure.across_splits & ~sure.two_labels & sure.same_pixels
+    leaked, contradicting = np.flatnonzero(sure.in_train), np.unique(sure.pairs[sure.two_labels])
+    repeated = np.unique(sure.pairs[one_place, 1])
+    elsewhere = near.across_splits | near.two_labels
+    none: Indices = whole[:0]
+    found = [
+        (LEAK, leaked, leaked, sure, sure.across_splits),
+        (TWO_LABELS, contradicting, np.unique(sure.pairs[sure.two_labels & sure.same_pixels]), sure, sure.two_labels),
+        (DUPLICATE, repeated, repeated, sure, one_place),
+        (NEAR_DUPLICATE, np.setdiff1d(near.pairs[~elsewhere, 1], repeated), none, near, ~elsewhere & ~near.same_pixels),
+        (LOOKS_ALIKE, np.setdiff1d(near.pairs[elsewhere, 1], np.union1d(leaked, contradicting)), none, near, elsewhere),
+    ]
+    names = scan.names[whole]
+    findings = [
+        DataFinding(kind, whole[rows], _examples(names, copies, shown, rows), whole[left_out])
+        for kind, rows, left_out, copies, shown in found
+        if len(rows)
+    ]
+    return findings + [DataFinding(TOO_ALIKE, none, ["all of them"], none)] * near.too_alike
+
+
+def _examples(names: ImageNames, copies: Duplicates, shown: NDArray[np.bool_], rows: Indices) -> list[str]:
+    """The first of the rows, each with one of those of the shown pairs that it is in."""
+    return [
+        _example(names, copies, np.flatnonzero(shown & (copies.pairs == row).any(axis=1)), row)
+        for row in rows[:SHOWN_EXAMPLES].tolist()
+    ]
+
+
+def _example(names: ImageNames, copies: Duplicates, pairs: Indices, row: int) -> str:
+    """'test/cat/1.jpg and train/cat/7.jpg: 2 of 64 bits differ'"""
+    if not len(pairs):  # one of several with the same pixels, of which the first is paired
+        return show_name(names[row])
+    other = int(copies.pairs[pairs[0]].sum()) - row
+    bits = copies.distances[pairs[0]]
+    how = "the same pixels" if copies.same_pixels[pairs[0]] else f"{bits} of 64 bits differ" if bits else "no bit of 64 differs"
+    return f"{show_name(names[row])} and {show_name(names[other])}: {how}"
