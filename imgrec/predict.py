@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from imgrec.config.compose import compose_config
-from imgrec.config.schema import Device, Precision, ProcessesConfig, dotted_types, parse_settings
+from imgrec.config.schema import Device, Precision, ProcessesConfig, SetMethod, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
@@ -21,6 +21,10 @@ from imgrec.inference import prediction_table
 from imgrec.inference.paths import expand_files, find_checkpoint
 from imgrec.terminal import Terminal
 
+if TYPE_CHECKING:
+    from imgrec.inference.predictor import Prediction
+
+NONE = "none of these"  # where answers would be wrong more often than risk=
 MOST_SHOWN = 50  # files whose rows are printed too
 
 
@@ -32,6 +36,10 @@ class PredictConfig:
     files: str | list[str] | None
     out: str
     top_k: int
+    coverage: float | None
+    sets: SetMethod
+    sets_by_class: bool
+    risk: float | None
     batch_size: int
     num_workers: int | Literal["auto"]
     device: Device
@@ -69,11 +77,20 @@ def _check_files(config: PredictConfig, files: list[str]) -> Path:
 
 def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerGroup) -> int:
     from imgrec.inference.checkpoint import load_checkpoint
+    from imgrec.inference.guarantee import find_guarantee
     from imgrec.inference.predictor import Predictor
 
     terminal = Terminal(quiet=group.rank > 0)
     group.set_status("reading the checkpoint")
     checkpoint = load_checkpoint(ckpt)
+    guarantee = find_guarantee(
+        checkpoint,
+        coverage=config.coverage,
+        risk=config.risk,
+        sets=config.sets,
+        sets_by_class=config.sets_by_class,
+        calibrated=config.calibrated,
+    )
     predictor = Predictor(checkpoint, device=config.device, precision=config.precision, calibrated=config.calibrated)
     top_k = min(config.top_k, len(predictor.classes))
     start = time.perf_counter()
@@ -83,18 +100,18 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
     with terminal.bar() as bar:
         task = bar.add_task("images", total=len(files), note="")
         predictions = predictor.predict_files(
-            mine, top_k=top_k, batch_size=config.batch_size, num_workers=config.num_workers, timeout_s=group.alone_timeout_s
+            mine,
+            top_k=top_k,
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            timeout_s=group.alone_timeout_s,
+            guarantee=guarantee,
         )
         each = zip(mine, predictions, strict=True)
         for part in parts:
             own: list[prediction_table.PredictionRow] = []
             for path, prediction in islice(each, part):
-                if isinstance(prediction, DataError):
-                    own.append(
-                        prediction_table.prediction_row(path, [], top_k=top_k, error=str(prediction).removeprefix(f"{path} "))
-                    )
-                else:
-                    own.append(prediction_table.prediction_row(path, prediction.top, top_k=top_k))
+                own.append(_row(config, path, prediction, top_k))
                 group.set_status(f"predicting, {len(own)} of {part} files done")
                 bar.advance(task)
             rows += group.gather(own)
@@ -103,9 +120,9 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
         return 0
     group.set_status("writing the table")
     out = Path(config.out)
-    columns = prediction_table.column_names(top_k)
+    columns = prediction_table.column_names(top_k, added=_added(config))
     prediction_table.write_table(out, [{name: [row[name] for row in rows] for name in columns}])
-    _say(terminal, rows, top_k, out, time.perf_counter() - start)
+    _say(terminal, rows, _added(config), top_k, out, time.perf_counter() - start)
     bad = [row for row in rows if row["error"]]
     if len(bad) == len(rows):
         first = f"{bad[0]['path']} {bad[0]['error']}"
@@ -115,7 +132,26 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
     return 0
 
 
-def _say(terminal: Terminal, rows: list[prediction_table.PredictionRow], top_k: int, out: Path, seconds: float) -> None:
+def _added(config: PredictConfig) -> list[str]:
+    """The column that a guarantee adds."""
+    return [prediction_table.SET] if config.coverage is not None else ["answer"] if config.risk is not None else []
+
+
+def _row(config: PredictConfig, path: str, prediction: "Prediction | DataError", top_k: int) -> prediction_table.PredictionRow:
+    added = dict.fromkeys(_added(config))
+    if isinstance(prediction, DataError):
+        error = str(prediction).removeprefix(f"{path} ")
+        return prediction_table.prediction_row(path, [], top_k=top_k, added=added, error=error)
+    if "answer" in added:
+        added["answer"] = prediction.class_name if prediction.answered else NONE
+    elif prediction_table.SET in added:
+        added[prediction_table.SET] = prediction.classes
+    return prediction_table.prediction_row(path, prediction.top, top_k=top_k, added=added)
+
+
+def _say(
+    terminal: Terminal, rows: list[prediction_table.PredictionRow], added: list[str], top_k: int, out: Path, seconds: float
+) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -128,23 +164,44 @@ def _say(terminal: Terminal, rows: list[prediction_table.PredictionRow], top_k: 
         table.add_column("file", overflow="fold")
         table.add_column("class", overflow="fold")
         table.add_column("probability", justify="right")
-        table.add_column("then" if top_k > 1 else "", overflow="fold")
+        table.add_column(added[0] if added else "then" if top_k > 1 else "", overflow="fold")
         for row in rows:
             name = Text(os.path.relpath(row["path"], parent) if parent else row["path"])
             if row["error"]:
                 table.add_row(name, Text("-"), Text("-"), Text(row["error"], style="yellow"))
             else:
-                then = [f"{row[f'class_{k}']} {row[f'probability_{k}']:.4f}" for k in range(2, top_k + 1)]
-                table.add_row(name, Text(row["class"], style="bold"), f"{row['probability']:.4f}", Text(", ".join(then)))
+                last = (
+                    _shown(row[added[0]])
+                    if added
+                    else ", ".join(f"{row[f'class_{k}']} {row[f'probability_{k}']:.4f}" for k in range(2, top_k + 1))
+                )
+                table.add_row(name, Text(row["class"], style="bold"), f"{row['probability']:.4f}", Text(last))
         terminal.say(table)
         terminal.say()
     bad = sum(row["error"] is not None for row in rows)
     unread = f"; {bad:,} of them could not be read, the column 'error' says why" if bad else ""
     pace = f" ({len(rows) / seconds:,.0f} a second)" if len(rows) > MOST_SHOWN else ""
+    if said := _said(rows, added):
+        terminal.say(said)
     terminal.say(
         f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {out}{unread}",
         style="yellow" if bad else None,
     )
+
+
+def _shown(value: str | list[str]) -> str:
+    return value if isinstance(value, str) else ", ".join(value) or "-"
+
+
+def _said(rows: list[prediction_table.PredictionRow], added: list[str]) -> str | None:
+    """What the added column holds, in one line."""
+    values = [row[added[0]] for row in rows if not row["error"]] if added else []
+    if not values:
+        return None
+    if added == ["answer"]:
+        return f"{sum(value != NONE for value in values):,} of {len(values):,} answered"
+    sizes = [len(value) for value in values]
+    return f"{sum(sizes) / len(sizes):.2f} classes in a set on average; {sizes.count(1):,} of {len(sizes):,} sets have one, {sizes.count(0):,} none"
 
 
 def _parent(paths: list[str]) -> str:

@@ -70,10 +70,12 @@ def test_every_number_has_a_range_that_its_default_keeps(path, default):
 def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
     null = {
         "augment.crop_scale",
+        "coverage",
         "cpus_per_task",
         "data.scale",
         "data.window_shards",
         "optim.base_batch",
+        "risk",
         "tasks_per_node",
         "trainer.grace_s",
         "trainer.max_minutes",

@@ -18,7 +18,6 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from imgrec.analysis.prediction_sets import (
     APART,
     RISK_LEVEL,
-    SET_METHODS,
     SetRule,
     conformal_quantile,
     conformal_rank,
@@ -154,7 +153,7 @@ def test_the_rank_is_that_of_whole_numbers(count, hundredths):
         assert conformal_quantile(scores, coverage) == rank - 1
 
 
-@given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(SET_METHODS), u=st.sampled_from([0.0, 0.3, 1.0]))
+@given(seed=st.integers(0, 2**32 - 1), method=st.sampled_from(["lac", "aps", "raps"]), u=st.sampled_from([0.0, 0.3, 1.0]))
 def test_a_set_without_random_numbers_is_a_beginning_of_the_ranked_classes_and_grows_with_the_coverage(seed, method, u):
     calibration, (new, _) = draw(seed), draw(seed + 1)
     scores = own_scores(method, *calibration, u)

@@ -7,16 +7,15 @@ fitted ones have to be exchangeable.
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from imgrec.errors import ConfigError, first_names
+from imgrec.config.schema import SetMethod
+from imgrec.errors import ConfigError, plural, shorten
 
-Floats = NDArray[np.floating[Any]]
-SetMethod = Literal["lac", "aps", "raps"]
-SET_METHODS: tuple[SetMethod, ...] = get_args(SetMethod)
+FloatArray = NDArray[np.floating[Any]]
 # Of RAPS, as its authors take them for ImageNet in the code of arXiv 2107.07511. Fixed: choosing them would cost images.
 PENALTY = 0.01  # for each class ranked before this one, beyond
 FREE_CLASSES = 5
@@ -27,10 +26,10 @@ RISKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # that a message
 
 def set_scores(
     method: SetMethod,
-    probability: ArrayLike,
-    before: ArrayLike,
-    rank: ArrayLike,
-    u: ArrayLike,
+    probability: FloatArray,
+    before: FloatArray,
+    rank: NDArray[np.integer[Any]],
+    u: FloatArray | float,
     *,
     penalty: float = PENALTY,
     free: int = FREE_CLASSES,
@@ -43,16 +42,14 @@ def set_scores(
     lac: 1 - p (Sadinle 2019). aps: before + u p (Romano 2020, arXiv 2006.02544). raps: that and a penalty for each class
     from rank `free` on (Angelopoulos 2021, arXiv 2009.14193).
     """
-    p = np.asarray(probability, dtype=np.float64)
+    p = probability.astype(np.float64)
     if method == "lac":
         return 1 - p
-    scores = np.asarray(before, dtype=np.float64) + u * p
-    if method == "raps":
-        scores = scores + penalty * np.maximum(0, np.asarray(rank) + 1 - free)
-    return np.asarray(scores)
+    scores: NDArray[np.float64] = before + u * p
+    return scores if method == "aps" else scores + penalty * np.maximum(0, rank + 1 - free)
 
 
-def ranked_classes(probabilities: Floats) -> tuple[Floats, NDArray[np.intp]]:
+def ranked_classes(probabilities: FloatArray) -> tuple[FloatArray, NDArray[np.intp]]:
     """float [N, K] -> `before` and `rank` of each class of each image, [N, K]; of equal classes the first is ranked first."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     sums = np.cumsum(np.take_along_axis(probabilities, order, axis=1), axis=1, dtype=np.float64)
@@ -71,7 +68,7 @@ class SetRule:
     penalty: float = PENALTY
     free: int = FREE_CLASSES
 
-    def sets(self, probabilities: Floats, u: ArrayLike) -> NDArray[np.bool_]:
+    def sets(self, probabilities: FloatArray, u: FloatArray | float) -> NDArray[np.bool_]:
         """float [N, K], and u of [N] or one for all -> bool [N, K]."""
         before, rank = ranked_classes(probabilities)
         own = np.broadcast_to(u, len(probabilities))[:, None]
@@ -93,9 +90,9 @@ def fit_sets(
         return np.full(len(classes), conformal_quantile(scores, coverage))
     counts = np.bincount(labels, minlength=len(classes))
     if short := np.flatnonzero(counts < images_for_coverage(coverage)).tolist():
-        short.sort(key=lambda label: int(counts[label]))
-        of = first_names([classes[label] for label in short], 3)
-        raise _too_few(coverage, int(counts[short[0]]), f" of class {of}")
+        fewest = min(short, key=lambda label: int(counts[label]))
+        others = f", and too few of {plural(len(short) - 1, 'other class', 'es')}" if len(short) > 1 else ""
+        raise _too_few(coverage, int(counts[fewest]), f" of class {shorten(classes[fewest])}{others}")
     by_label = np.split(scores[np.argsort(labels, kind="stable")], np.cumsum(counts)[:-1])
     return np.array([conformal_quantile(own, coverage) for own in by_label])
 
@@ -118,7 +115,7 @@ def images_for_coverage(coverage: float) -> int:
     return math.ceil(share / (1 - share))
 
 
-def risk_threshold(probability: Floats, wrong: NDArray[np.bool_], risk: float) -> float:
+def risk_threshold(probability: FloatArray, wrong: NDArray[np.bool_], risk: float) -> float:
     """t, so that of the images whose most probable class has more than t at most `risk` are wrong, with a probability of 95%.
 
     probability: of the most probable class of each of N images [N]; wrong: whether it is not the right one. Answers to the
@@ -135,7 +132,7 @@ def risk_threshold(probability: Floats, wrong: NDArray[np.bool_], risk: float) -
     return threshold
 
 
-def _lowest_threshold(probability: Floats, wrong: NDArray[np.bool_], risk: float) -> float | None:
+def _lowest_threshold(probability: FloatArray, wrong: NDArray[np.bool_], risk: float) -> float | None:
     """That of the most images that may be answered."""
     count, sequences = len(probability), 0
     while images_for_risk(risk, RISK_LEVEL / (sequences + 1)) * APART**sequences <= count:
@@ -160,7 +157,7 @@ def _p_values(errors: NDArray[Any], answered: NDArray[np.intp], risk: float) -> 
     return np.asarray(bdtr(errors, answered, risk))
 
 
-def _cuts(probability: Floats, wrong: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.intp], NDArray[np.intp]]:
+def _cuts(probability: FloatArray, wrong: NDArray[np.bool_]) -> tuple[FloatArray, NDArray[np.intp], NDArray[np.intp]]:
     """The probabilities, descending; then for each threshold how many are answered and how many of those are wrong."""
     order = np.argsort(-probability, kind="stable")
     values = probability[order]
@@ -182,7 +179,7 @@ def _too_few(coverage: float, count: int, what: str) -> ConfigError:
     )
 
 
-def _why_none(probability: Floats, wrong: NDArray[np.bool_], risk: float) -> str:
+def _why_none(probability: FloatArray, wrong: NDArray[np.bool_], risk: float) -> str:
     least = images_for_risk(risk)
     if len(probability) < least:
         return f"it takes at least {least:,} validation images, none of them wrong, and there are {len(probability):,}."

@@ -57,7 +57,7 @@ _KEYS: dict[Range, str] = {
         scheduler.warmup_share loss.label_smoothing callbacks.ema.decay
         callbacks.progressive_size.begin_share""",
     # ReduceLROnPlateau refuses a factor of 1.
-    Range(0, 1, open_low=True, open_high=True): "data.val_share data.test_share scheduler.factor",
+    Range(0, 1, open_low=True, open_high=True): "data.val_share data.test_share scheduler.factor coverage risk",
     Range(0, 180): "augment.rotation",
     Range(0, 89): "augment.shear",
     Range(0, 0.95): "augment.perspective",  # at 1 two corners may meet, and the image has no inverse

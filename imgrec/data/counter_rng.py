@@ -20,7 +20,7 @@ _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 
 # One stream per use, so that switching one augmentation on does not change the draws of the others.
-CROP_BOX, POLICY, GEOMETRY, ELASTIC, ERASE, MIX, NETWORK, TEST_SPLIT, VAL_SPLIT = range(9)
+CROP_BOX, POLICY, GEOMETRY, ELASTIC, ERASE, MIX, NETWORK, TEST_SPLIT, VAL_SPLIT, CLASS_SETS = range(10)
 
 
 def _finalise(x: int) -> int:

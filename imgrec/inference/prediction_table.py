@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from imgrec.files import LEADING_COLUMNS, atomic_output, check_output, is_our_png, is_our_table
 
 SUFFIXES = (".csv", ".json", ".parquet")
+SET = "set"  # a column with a list of names in each row
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,17 +39,20 @@ def check_prediction_files(start: Path, *, sheet: bool, overwrite: bool) -> Pred
     return PredictionFiles(errors, picture if sheet else None, predictions, reliability if sheet else None)
 
 
-def column_names(top_k: int) -> list[str]:
-    """path, class, probability, class_2, probability_2, ..., error."""
+def column_names(top_k: int, *, added: Iterable[str] = ()) -> list[str]:
+    """path, class, probability, class_2, probability_2, ..., what is added, error."""
     more = [name for k in range(2, top_k + 1) for name in (f"class_{k}", f"probability_{k}")]
-    return [*LEADING_COLUMNS[0], *more, "error"]
+    return [*LEADING_COLUMNS[0], *more, *added, "error"]
 
 
-def prediction_row(path: str, top: Sequence[tuple[str, float]], *, top_k: int, error: str | None = None) -> PredictionRow:
-    """A file's row. None where there is no value."""
+def prediction_row(
+    path: str, top: Sequence[tuple[str, float]], *, top_k: int, added: Mapping[str, Any] | None = None, error: str | None = None
+) -> PredictionRow:
+    """A file's row. None where there is no value. A list of names in `added` is one value."""
     values: list[str | float | None] = [value for name, probability in top for value in (name, six_digits(probability))]
     values += [None] * (2 * top_k - len(values))
-    return dict(zip(column_names(top_k), [path, *values, error], strict=True))
+    added = added or {}
+    return dict(zip(column_names(top_k, added=added), [path, *values, *added.values(), error], strict=True))
 
 
 def six_digits(probability: float) -> float:
@@ -68,8 +72,17 @@ def _csv(file: BinaryIO, parts: Iterable[Columns]) -> None:
         writer = csv.writer(text, lineterminator="\n")
         if not number:
             writer.writerow(part)
-        writer.writerows(zip(*part.values(), strict=True))  # None becomes nothing
+        columns = [[_joined(value) for value in values] if name == SET else values for name, values in part.items()]
+        writer.writerows(zip(*columns, strict=True))  # None becomes nothing
         file.write(text.getvalue().encode(errors="surrogateescape"))  # a file name's own bytes, also where they are no UTF-8
+
+
+def _joined(names: list[str] | None) -> str | None:
+    return None if names is None else "; ".join(names)
+
+
+def _as_utf8(value: str | list[str] | None) -> Any:
+    return list(map(_as_utf8, value)) if isinstance(value, list) else value and value.encode(errors="replace").decode()
 
 
 def _json(file: BinaryIO, parts: Iterable[Columns]) -> None:
@@ -90,10 +103,11 @@ def _parquet(file: BinaryIO, parts: Iterable[Columns]) -> None:
             return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
         if name.startswith("probability"):
             return pa.array(values, pa.float64())
+        kind = pa.list_(pa.string()) if name == SET else pa.string()
         try:
-            return pa.array(values, pa.string())
+            return pa.array(values, kind)
         except UnicodeEncodeError:  # Parquet's strings are UTF-8 by definition; other bytes in a file name become '?'
-            return pa.array([value and value.encode(errors="replace").decode() for value in values], pa.string())
+            return pa.array(list(map(_as_utf8, values)), kind)
 
     writer = None
     for part in parts:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, distributed
 
 from imgrec.config.annotations import check_type, is_number
-from imgrec.config.schema import Device, Node, Precision, Split
+from imgrec.config.schema import Device, Node, Precision, SetMethod, Split
 from imgrec.data.decode import fit_to_size, load_image
 from imgrec.data.file_index import pack_names
 from imgrec.data.loader import Loader, worker_count
@@ -26,6 +26,7 @@ from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
 from imgrec.inference.device import check_memory, choose_device, inference, is_out_of_memory
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.file_batches import FileBatches
+from imgrec.inference.guarantee import Guarantee, find_guarantee
 from imgrec.inference.measure import measure_images
 from imgrec.inference.metrics import Report
 from imgrec.models.layers import head_names
@@ -37,11 +38,17 @@ FEW_FILES = 256  # up to so many are read without worker processes, which take s
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable class of an image; `top` has the first top_k with their probabilities, the highest first."""
+    """The most probable class of an image; `top` has the first top_k with their probabilities, the highest first.
+
+    classes: with coverage=, the set that holds the right class, the most probable first; it may be empty. answered: with
+    risk=, whether the class may be answered.
+    """
 
     class_name: str
     probability: float
     top: list[tuple[str, float]]
+    classes: list[str] | None = None
+    answered: bool = True
 
 
 class Predictor:
@@ -59,6 +66,7 @@ class Predictor:
         self.classes = checkpoint.classes
         self.preprocessing = checkpoint.preprocessing
         check_type("calibrated", calibrated, bool)
+        self.calibrated = calibrated
         fitted = checkpoint.calibration if calibrated else None
         self.temperature = 1.0 if fitted is None else fitted.temperature
         self.device = choose_device(str(device))
@@ -119,15 +127,29 @@ class Predictor:
             raise CheckpointError(f"{self.checkpoint.file}: the network's answer is not a number. {hint} with a lower optim.lr.")
         return answer
 
-    def predict(self, images: Picture | Sequence[Picture], *, top_k: int = 1, batch_size: int = BATCH_SIZE) -> list[Prediction]:
+    def predict(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        top_k: int = 1,
+        batch_size: int = BATCH_SIZE,
+        coverage: float | None = None,
+        sets: SetMethod = "lac",
+        sets_by_class: bool = False,
+        risk: float | None = None,
+    ) -> list[Prediction]:
         """One Prediction an image, in the order of `images`.
 
         images: one or a sequence of paths, PIL images, uint8 arrays [H, W] or [H, W, C], uint8 tensors [C, H, W]; or one uint8
         array [B, H, W, C] or [B, H, W], or tensor [B, C, H, W]. Gray and colour are converted, sizes fitted as in evaluation.
+        coverage, sets, sets_by_class, risk: as in conf/predict.yaml; ConfigError where the validation images cannot guarantee it.
         DataError for what cannot be read.
         """
+        guarantee = find_guarantee(
+            self.checkpoint, coverage=coverage, risk=risk, sets=sets, sets_by_class=sets_by_class, calibrated=self.calibrated
+        )
         batches = self._batches(images, batch_size)
-        return [prediction for batch in batches for prediction in self.ranked(self.probabilities(batch), top_k)]
+        return [prediction for batch in batches for prediction in self._predictions(batch, top_k, guarantee)]
 
     def embed(self, images: Picture | Sequence[Picture], *, batch_size: int = BATCH_SIZE) -> Tensor:
         """float32 [N, D] on the CPU: what the network's last layer, its head, gets for each image. `images` as in `predict`.
@@ -167,6 +189,7 @@ class Predictor:
         batch_size: int = BATCH_SIZE,
         num_workers: int | Literal["auto"] = "auto",
         timeout_s: float | None = None,
+        guarantee: Guarantee | None = None,
     ) -> Iterator[Prediction | DataError]:
         """Like `predict`, with worker processes that read the files; a file that cannot be read gives a DataError instead of a Prediction.
 
@@ -182,9 +205,20 @@ class Predictor:
         files, on_gpu = FileBatches(pack_names(paths), self.preprocessing), self.device.type == "cuda"
         with closing(Loader(files, batches, num_workers=num_workers, timeout_s=timeout_s, for_gpu=on_gpu)) as loader:
             for batch in loader:
-                predictions = iter(self.ranked(self.probabilities(batch.images), top_k))
+                predictions = iter(self._predictions(batch.images, top_k, guarantee))
                 for error in batch.errors:
                     yield next(predictions) if error is None else DataError(error)
+
+    def _predictions(self, images: Tensor, top_k: int, guarantee: Guarantee | None) -> list[Prediction]:
+        probabilities = self.probabilities(images)
+        predictions = self.ranked(probabilities, top_k)
+        if guarantee is None:
+            return predictions
+        if guarantee.threshold is not None:
+            return [replace(each, answered=each.probability > guarantee.threshold) for each in predictions]
+        sets = guarantee.class_sets(images, probabilities)
+        names = ([self.classes[label] for label in labels] for labels in sets)
+        return [replace(each, classes=own) for each, own in zip(predictions, names, strict=True)]
 
     def ranked(self, probabilities: Tensor, top_k: int) -> list[Prediction]:
         """float [B, K] -> the top_k classes of each row; of equal ones the first in the class list, as argmax chooses."""

@@ -1,0 +1,87 @@
+"""What the validation images of a checkpoint guarantee of its predictions: sets with a coverage, or answers with a risk."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from imgrec.analysis.prediction_sets import SetRule, fit_sets, risk_threshold, set_scores
+from imgrec.analysis.validation_record import ValidationRecord
+from imgrec.config.annotations import check_type
+from imgrec.config.ranges import check_range
+from imgrec.config.schema import SetMethod
+from imgrec.data.counter_rng import CLASS_SETS, hash_words
+from imgrec.errors import CheckpointError, ConfigError
+from imgrec.inference.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """One of the two, the other is None."""
+
+    rule: SetRule | None
+    threshold: float | None  # answered are images whose most probable class has more than that
+
+    def class_sets(self, images: Tensor, probabilities: Tensor) -> list[list[int]]:
+        """uint8 [B, C, S, S], float32 [B, K] -> the labels in each set, the most probable first.
+
+        The random number of an image comes from its pixels: it is the same in each run, in any batch and on any rank.
+        """
+        assert self.rule is not None
+        chances = probabilities.numpy()
+        inside = self.rule.sets(chances, 0.0 if self.rule.method == "lac" else _numbers(_pixel_words(images)))
+        order = np.argsort(-chances, axis=1, kind="stable")
+        ranked = np.take_along_axis(inside, order, axis=1)
+        return [labels[own].tolist() for labels, own in zip(order, ranked, strict=True)]
+
+
+def find_guarantee(
+    checkpoint: Checkpoint,
+    *,
+    coverage: float | None,
+    risk: float | None,
+    sets: SetMethod,
+    sets_by_class: bool,
+    calibrated: bool,
+) -> Guarantee | None:
+    """None without coverage and risk; ConfigError or CheckpointError where the validation images cannot guarantee it."""
+    if coverage is None and risk is None:
+        return None
+    if coverage is not None and risk is not None:
+        raise ConfigError(f"coverage={coverage} and risk={risk} are two answers. Set one of them.")
+    for key, value in (("coverage", coverage), ("risk", risk)):
+        check_type(key, value, float | None)
+        check_range(key, value, None)
+    check_type("sets", sets, SetMethod)
+    wanted = f"coverage={coverage}" if risk is None else f"risk={risk}"
+    if not calibrated:
+        raise ConfigError(f"calibrated=false: {wanted} is fitted on calibrated probabilities. Leave calibrated out.")
+    record = _validation_record(checkpoint, wanted)
+    if risk is not None:
+        return Guarantee(None, risk_threshold(record.probability, record.predicted != record.label, risk))
+    assert coverage is not None
+    u = _numbers(np.arange(1, len(record.label) + 1, dtype=np.uint64))
+    scores = set_scores(sets, record.true_probability, record.before, record.rank, u)
+    return Guarantee(SetRule(sets, fit_sets(scores, record.label, checkpoint.classes, coverage, by_class=sets_by_class)), None)
+
+
+def _validation_record(checkpoint: Checkpoint, wanted: str) -> ValidationRecord:
+    if checkpoint.calibration is None:
+        raise CheckpointError(
+            f"{wanted}: {checkpoint.file} has no record of validation images, which this is fitted on. "
+            f"Train again with validation images (data.val_share), or leave {wanted.partition('=')[0]} out."
+        )
+    return checkpoint.calibration.validation
+
+
+def _pixel_words(images: Tensor) -> NDArray[np.uint64]:
+    """64 bits of a hash of the pixels of each image [B]."""
+    digests = b"".join(blake2b(image, digest_size=8).digest() for image in images.numpy())
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def _numbers(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """A uniform number in [0, 1) for each word [B]."""
+    return hash_words(0, CLASS_SETS, [words])
