@@ -70,6 +70,7 @@ DAMAGES = {
     "temperature text": lambda c: c | {"temperature": "1.43"},
     "temperature 0": lambda c: c | {"temperature": 0},
     "temperature negative": lambda c: c | {"temperature": -1.0},
+    "temperature tiny": lambda c: c | {"temperature": 1e-300},
     "temperature nan": lambda c: c | {"temperature": float("nan")},
     "temperature infinite": lambda c: c | {"temperature": float("inf")},
     "temperature too large for a float": lambda c: c | {"temperature": 10**400},

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from imgrec.analysis.calibration import TEMPERATURES
 from imgrec.analysis.validation_record import ValidationRecord
 from imgrec.config.annotations import check_type
 from imgrec.config.schema import Node
@@ -38,8 +39,9 @@ class Calibration:
         for name, kind in TYPES.items():
             check_type(f"{CALIBRATION}.{name}", node.get(name), kind)
         values = {name: node[name] for name in FIGURES}
-        if not all(0 <= value <= sys.float_info.max for value in values.values()) or not values["temperature"]:
-            raise ConfigError(f"'{CALIBRATION}' has a temperature or log loss that is not positive and finite.")
+        low, high = TEMPERATURES
+        if not (low <= values["temperature"] <= high and all(0 <= values[name] <= sys.float_info.max for name in FIGURES)):
+            raise ConfigError(f"'{CALIBRATION}' has a temperature outside {low:g} to {high:g}, or a log loss that is not finite.")
         if unknown := set(node) - set(TYPES):
             raise ConfigError(f"'{CALIBRATION}' has a key that imgrec does not write: {str(unknown.pop())[:50]!r}.")
         arrays = {

@@ -47,7 +47,7 @@ def reliability_sentence(measured: Node) -> str:
     sentence = f"calibration error {before['calibration_error']:.1%} ({100 * low:.1f} to {100 * high:.1f})"
     if after is None:
         return sentence
-    return f"{sentence}, {after['equal_width']['calibration_error']:.1%} with temperature {measured['temperature']:.3g}"
+    return f"{sentence}, {after['equal_width']['calibration_error']:.1%} with temperature {measured['temperature']:.2f}"
 
 
 def draw_reliability(predictions: SplitPredictions, labels: NDArray[np.int64], measured: Node, *, title: str) -> bytes:
@@ -58,7 +58,7 @@ def draw_reliability(predictions: SplitPredictions, labels: NDArray[np.int64], m
     figure = Figure(figsize=(6, 7), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     above.plot([0, 1], [0, 1], color="gray", linestyle="--", linewidth=1, label="as often right as it says")
-    labels_of = {"before": "without temperature", "after": f"with temperature {measured['temperature']:.3g}"}
+    labels_of = {"before": "without temperature", "after": f"with temperature {measured['temperature']:.2f}"}
     for name, color in (("before", "tab:orange"), ("after", "tab:blue")):
         if measured[name] is None:
             continue

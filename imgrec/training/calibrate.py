@@ -101,4 +101,4 @@ def calibration_sentence(node: Node) -> str:
     if reason is not None:
         return none
     losses = f"log loss {node['log_loss_after']:.4f} instead of {node['log_loss_before']:.4f}"
-    return f"temperature {node['temperature']:.3g}: {losses} on {plural(node['images'], 'validation image')}"
+    return f"temperature {node['temperature']:.2f}: {losses} on {plural(node['images'], 'validation image')}"
