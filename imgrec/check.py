@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from imgrec.data.image_data import ImageData
 
 CHECK_MARK = b'{\n "imgrec": "check"'  # how our JSON begins
+PAGE_START = b"<!doctype html><!-- imgrec check -->"  # and our page
 ORDER: tuple[Split, ...] = ("train", "val", "test")
 MOST_LISTED = 100_000  # names of a kind in the JSON
 
@@ -53,14 +54,16 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     return _check(config, *_output_files(config, data))
 
 
-def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path | None]:
-    """The JSON and the skip list to write, each checked."""
+def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path, Path | None]:
+    """The JSON, the page and the skip list to write, each checked."""
     out, root = Path(config.out), data.own.get("root")
     if root is not None and out.resolve().is_relative_to(Path(root).resolve()):
         raise ConfigError(f"out={out} is in data.root={root}, where check writes nothing. Set out=FILE.json in another folder.")
     check_output("out", out, (".json",), ours=lambda path: first_bytes(path).startswith(CHECK_MARK), overwrite=config.overwrite)
+    page = out.with_suffix(".html")
+    check_output("out", page, (".html",), ours=lambda path: first_bytes(path).startswith(PAGE_START), overwrite=config.overwrite)
     if config.write is None:
-        return out, None
+        return out, page, None
     from imgrec.data.skip_list import LIST_MARK
 
     skip_list, read = out.with_suffix(".skip.txt"), data.own["skip_list"]
@@ -71,10 +74,10 @@ def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path | N
     check_output(
         "out", skip_list, (".txt",), ours=lambda path: first_bytes(path).startswith(LIST_MARK), overwrite=config.overwrite
     )
-    return out, skip_list
+    return out, page, skip_list
 
 
-def _check(config: CheckConfig, out: Path, skip_list: Path | None) -> int:
+def _check(config: CheckConfig, out: Path, page: Path, skip_list: Path | None) -> int:
     import numpy as np
 
     from imgrec.analysis.copy_faults import find_copies
@@ -108,14 +111,16 @@ def _check(config: CheckConfig, out: Path, skip_list: Path | None) -> int:
     findings.sort(key=lambda finding: not finding.kind.is_fault)
     how = f"{scan.decoded:,} decoded" if scan.decoded else "none has changed since the last check"
     sizes = {split: len(images) for split, images in splits.items()}
-    terminal.say(
-        f"{data.root}: {', '.join(f'{split} {size:,}' for split, size in sizes.items())} images of "
+    summary = (
+        f"{', '.join(f'{split} {size:,}' for split, size in sizes.items())} images of "
         f"{plural(len(data.classes), 'class', 'es')}; {how}, {time.perf_counter() - start:,.1f} s"
     )
+    terminal.say(f"{data.root}: {summary}")
     _print(findings, terminal)
     terminal.say()
     atomic_write(out, json.dumps(_content(data.root, sizes, scan, findings), indent=1))
-    terminal.say(f"{out} has all names")
+    atomic_write(page, _page(data.root, summary, splits, findings))
+    terminal.say(f"{out} has all names, {page} the images")
     if skip_list is not None:
         _write_skip_list(skip_list, names_to_leave_out(scan, findings), data.root, terminal)
     return ExitCode.FAULTS if any(finding.kind.is_fault for finding in findings) else ExitCode.OK
@@ -161,6 +166,21 @@ def _content(root: str, sizes: "Mapping[Split, int]", scan: "Scan", findings: "S
             for finding in findings
         ],
     }
+
+
+def _page(root: str, summary: str, splits: "dict[Split, ImageFiles]", findings: "Sequence[DataFinding]") -> str:
+    from imgrec.analysis.check_page import Example, check_page, thumbnail
+    from imgrec.analysis.data_faults import image_at
+
+    def example(finding: "DataFinding", number: int) -> Example:
+        rows = [*finding.rows[number : number + 1].tolist(), *finding.partners[number : number + 1]]
+        pictures = [thumbnail(*image_at(splits, row)) for row in rows if row is not None]
+        return Example(finding.sentences[number], pictures)
+
+    sections = [
+        (finding.kind, finding.count, [example(finding, k) for k in range(len(finding.sentences))]) for finding in findings
+    ]
+    return check_page(f"Check of {root}", summary, sections)
 
 
 def _write_skip_list(path: Path, names: "ImageNames", root: str, terminal: Terminal) -> None:

@@ -1,7 +1,11 @@
 """imgrec check: each fault that was planted is found and nothing else, and a skip list leaves the images out."""
 
+import base64
+import html
+import io
 import json
 import os
+import re
 import shutil
 import unicodedata
 from pathlib import Path
@@ -18,14 +22,17 @@ from test_data_folder import folder
 
 import imgrec.analysis.file_scan
 from imgrec import cli
+from imgrec.analysis.check_page import Example, check_page, thumbnail
 from imgrec.analysis.copy_faults import find_copies
 from imgrec.analysis.data_faults import find_faults, names_to_leave_out
 from imgrec.analysis.file_scan import Scan, look_at, scan_files
 from imgrec.analysis.fingerprint import WORDS, fingerprint
 from imgrec.analysis.image_faults import (
+    ASPECT,
     BLANK_SPREAD,
     GRID,
     IMBALANCE,
+    LARGE,
     STATE_KINDS,
     SURE_SPREAD,
     FileState,
@@ -35,6 +42,7 @@ from imgrec.analysis.image_faults import (
     spread,
     tiny_side,
 )
+from imgrec.check import PAGE_START
 from imgrec.data.split_record import find_changes
 from imgrec.errors import DataError
 
@@ -300,6 +308,30 @@ def test_a_skip_list_that_does_not_fit_is_refused(photos: Path, tmp_path: Path) 
         folder(photos, skip_list=str(listed), **KEYS).read()
 
 
+# The page
+
+
+def test_the_page_has_the_images_escaped_names_and_no_links_to_elsewhere(photos: Path) -> None:
+    images = folder(photos, **KEYS).read().train
+    rows = {Path(images.path(row)).name: row for row in range(len(images))}
+    pictures = [thumbnail(images, rows[name]) for name in ("camera.jpg", "good0.jpg", "empty.jpg")]
+    assert pictures[2] is None
+    said = "<b>a&amp;b</b>.jpg: 'odd'"
+    page = check_page("<i>", "2 & 3", [(ASPECT, 1234, [Example(said, pictures)]), (LARGE, 1, [Example("no image", [])])])
+    shown = re.findall('src="([^"]*)"', page)
+    for source, name in zip(shown, ("camera.jpg", "good0.jpg"), strict=True):
+        image = Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))))
+        whole = Image.open(images.path(rows[name]))
+        assert max(image.size) == 160
+        reference = np.asarray(whole.convert("RGB").resize(image.size), dtype=float)
+        assert abs(np.asarray(image, dtype=float) - reference).mean() < 6
+    assert "<b>a" not in page
+    assert html.unescape(re.sub("<[^>]*>", "", page)).count(said) == 1
+    assert page.startswith(PAGE_START.decode())
+    assert not re.search("https?:|<script|<link", page)
+    assert "1,233 more" in page
+
+
 # The command
 
 
@@ -318,6 +350,7 @@ def test_the_command_finds_faults_and_its_skip_list_removes_them(
     said = capsys.readouterr().out
     assert "train/cat/icon.png: 30x20" in said
     assert "data.skip_list=check.skip.txt" in said
+    assert Path("check.html").read_text().count("<img") == 17  # with several kinds one comes several times
     content = json.loads(Path("check.json").read_text())
     assert content["faults"] == sum(finding["count"] for finding in content["findings"] if finding["is_fault"])
     found = {finding["kind"]: finding["images"] for finding in content["findings"]}

@@ -58,27 +58,29 @@ def find_copies(scan: Scan, labels: Indices, splits: Indices) -> list[DataFindin
         (LOOKS_ALIKE, np.setdiff1d(near.pairs[elsewhere, 1], np.union1d(leaked, contradicting)), none, near, elsewhere),
     ]
     names = scan.names[whole]
-    findings = [
-        DataFinding(kind, whole[rows], _examples(names, copies, shown, rows), whole[left_out])
-        for kind, rows, left_out, copies, shown in found
-        if len(rows)
-    ]
+    findings = []
+    for kind, rows, left_out, copies, shown in found:
+        if len(rows):
+            others = [_partner(copies, shown, row) for row in rows[:SHOWN_EXAMPLES].tolist()]
+            sentences = [_sentence(names, copies, row, pair) for row, pair in zip(rows.tolist(), others, strict=False)]
+            partners = tuple(
+                None if pair is None else int(whole[copies.pairs[pair].sum() - row])
+                for row, pair in zip(rows, others, strict=False)
+            )
+            findings.append(DataFinding(kind, whole[rows], sentences, whole[left_out], partners))
     return findings + [DataFinding(TOO_ALIKE, none, ["all of them"], none)] * near.too_alike
 
 
-def _examples(names: ImageNames, copies: Duplicates, shown: NDArray[np.bool_], rows: Indices) -> list[str]:
-    """The first of the rows, each with one of those of the shown pairs that it is in."""
-    return [
-        _example(names, copies, np.flatnonzero(shown & (copies.pairs == row).any(axis=1)), row)
-        for row in rows[:SHOWN_EXAMPLES].tolist()
-    ]
+def _partner(copies: Duplicates, shown: NDArray[np.bool_], row: int) -> int | None:
+    """The first of the shown pairs that has the row; None for one of several with the same pixels, of which only the first is paired."""
+    pairs = np.flatnonzero(shown & (copies.pairs == row).any(axis=1))
+    return int(pairs[0]) if len(pairs) else None
 
 
-def _example(names: ImageNames, copies: Duplicates, pairs: Indices, row: int) -> str:
+def _sentence(names: ImageNames, copies: Duplicates, row: int, pair: int | None) -> str:
     """'test/cat/1.jpg and train/cat/7.jpg: 2 of 64 bits differ'"""
-    if not len(pairs):  # one of several with the same pixels, of which the first is paired
+    if pair is None:
         return show_name(names[row])
-    other = int(copies.pairs[pairs[0]].sum()) - row
-    bits = copies.distances[pairs[0]]
-    how = "the same pixels" if copies.same_pixels[pairs[0]] else f"{bits} of 64 bits differ" if bits else "no bit of 64 differs"
+    other, bits = int(copies.pairs[pair].sum()) - row, copies.distances[pair]
+    how = "the same pixels" if copies.same_pixels[pair] else f"{bits or 'no'} of 64 bits differ"
     return f"{show_name(names[row])} and {show_name(names[other])}: {how}"

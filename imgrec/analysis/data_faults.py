@@ -36,6 +36,7 @@ class DataFinding:
     rows: Indices  # of the scan; none where classes are meant
     sentences: list[str]  # the first of them
     leave_out: Indices  # rows that a skip list has
+    partners: tuple[int | None, ...] = ()  # rows of the pictures that those of the sentences are copies of
 
     @property
     def count(self) -> int:
