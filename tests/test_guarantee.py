@@ -9,8 +9,10 @@ import pytest
 import torch
 from error_parts import assert_refused, raises_error
 from PIL import Image
+from sklearn.datasets import load_digits
 from untrained_run import CLASSES, save_untrained_run
 
+import imgrec
 from imgrec import cli
 from imgrec.analysis.validation_record import ValidationRecord
 from imgrec.errors import CheckpointError, ConfigError
@@ -157,3 +159,17 @@ def test_python_refuses_what_the_command_line_refuses(run, words):
     key = list(words)[-1]
     with raises_error(ConfigError, f"{key}={str(words[key]).lower()}"):
         load(run).predict([], **words)
+
+
+@pytest.mark.slow
+def test_the_checkpoint_of_a_training_guarantees_a_coverage(tmp_path):
+    """By the record of validation images that the training stored."""
+    result = imgrec.fit(
+        data="digits", model="simple_cnn", epochs=3, optim="adam", num_workers=0, logger="none", runs_dir=str(tmp_path)
+    )
+    images, labels = load_digits(return_X_y=True)
+    pictures = np.round(images / 16 * 255).astype(np.uint8).reshape(-1, 8, 8)
+    found = result.load().predict(list(pictures), coverage=0.95)
+    covered = np.mean([str(label) in each.classes for each, label in zip(found, labels, strict=True)])
+    assert covered > 0.93  # of all images, those of the training too: their sets hold their class more often
+    assert np.mean([len(each.classes) for each in found]) < 3
