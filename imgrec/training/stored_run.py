@@ -6,10 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgrec.config.annotations import check_type
 from imgrec.config.plain_data import read_mapping
@@ -18,7 +15,12 @@ from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.files import LEADING_COLUMNS
 from imgrec.training.run_dir import RunDir
 
-Codes = NDArray[np.int64]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Codes = NDArray[np.int64]
+
 TEST = {"accuracy": float, "macro_f1": float, "loss": float, "count": int, "per_class": list[dict[str, Any]]}  # of a result.json
 
 
@@ -27,8 +29,8 @@ class StoredPredictions(NamedTuple):
 
     key: str  # "path" or "index": by what an image is found
     names: Any  # pyarrow's array [N]: the path within data.root, or the index in the split
-    true: Codes  # [N]
-    predicted: Codes  # [N]
+    true: "Codes"  # [N]
+    predicted: "Codes"  # [N]
     classes: tuple[str, ...]  # sorted
 
 
@@ -51,7 +53,7 @@ class StoredRun:
 class SharedImages(NamedTuple):
     """The images that several runs were tested on."""
 
-    rows: list[Codes]  # of each run's predictions, in the same order
+    rows: "list[Codes]"  # of each run's predictions, in the same order
     relabelled: int  # images left out, as the runs have them under different classes
 
 
@@ -115,6 +117,7 @@ def curve(run: StoredRun, name: str) -> tuple[list[float], list[float]]:
 
 
 def _read_predictions(path: Path, config: Node, test: dict[str, Any]) -> StoredPredictions | None:
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -150,6 +153,7 @@ def shared_images(tests: Sequence[StoredPredictions]) -> SharedImages:
 
     An index names an image only within one split, so tests by index share images where the classes of all of these are the same.
     """
+    import numpy as np
     import pyarrow.compute as pc
 
     first = tests[0]
