@@ -18,6 +18,7 @@ from imgrec.analysis.validation_record import ValidationRecord
 from imgrec.errors import CheckpointError, ConfigError
 from imgrec.inference.calibration import Calibration
 from imgrec.inference.checkpoint import load_checkpoint
+from imgrec.inference.guarantee import find_guarantee
 from imgrec.inference.predictor import load
 
 IMAGES, VALIDATION = 25, 400
@@ -91,15 +92,21 @@ def test_lac_holds_the_classes_above_the_threshold_in_each_format(run, record, f
 
 
 @pytest.mark.parametrize("sets", ["aps", "raps"])
-def test_an_image_has_the_same_set_in_any_batch_and_from_any_source(run, sets):
+def test_an_image_has_the_same_set_in_any_batch_and_from_any_source(run, files, tmp_path, sets):
     predictor, images = load(run), pictures(0, IMAGES)
     found = [each.classes for each in predictor.predict(list(images), coverage=0.8, sets=sets)]
+    rows = json.loads(predict(run, files, tmp_path / "a.json", "coverage=0.8", f"sets={sets}", "batch_size=7").read_text())
+    assert [row["set"] for row in rows[:IMAGES]] == found
     turned = predictor.predict(list(images[::-1]), coverage=0.8, sets=sets, batch_size=3)
     assert [each.classes for each in turned][::-1] == found
     ranked = predictor.predict(list(images), top_k=10)
     assert all([name for name, _ in each.top][: len(names)] == names for each, names in zip(ranked, found, strict=True))
     twice = predictor.predict(np.stack([images[0]] * 4), coverage=0.8, sets=sets)
     assert [each.classes for each in twice] == [found[0]] * 4
+    guarantee = find_guarantee(predictor.checkpoint, coverage=0.8, risk=None, sets=sets, sets_by_class=False, calibrated=True)
+    batch = torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1)  # in any layout in memory
+    answers = predictor.probabilities(batch[:, :1])
+    assert guarantee.class_sets(batch, answers) == guarantee.class_sets(batch.contiguous(), answers)
 
 
 def test_by_class_a_class_that_is_harder_has_a_lower_threshold(run, record):

@@ -17,7 +17,7 @@ from imgrec.errors import ConfigError, plural, shorten
 
 FloatArray = NDArray[np.floating[Any]]
 # Of RAPS, as its authors take them for ImageNet in the code of arXiv 2107.07511. Fixed: choosing them would cost images.
-PENALTY = 0.01  # for each class ranked before this one, beyond
+PENALTY = 0.01  # for each class from rank FREE_CLASSES on
 FREE_CLASSES = 5
 RISK_LEVEL = 0.05  # the error among the answered may exceed the risk with this probability, over the choice of validation images
 APART = 4  # each sequence of tests starts at so many times the images of the one before
@@ -70,6 +70,8 @@ class SetRule:
 
     def sets(self, probabilities: FloatArray, u: FloatArray | float) -> NDArray[np.bool_]:
         """float [N, K], and u of [N] or one for all -> bool [N, K]."""
+        if self.method == "lac":  # which needs no ranks, and the sort is most of the time
+            return np.asarray(1 - probabilities.astype(np.float64) <= self.thresholds)
         before, rank = ranked_classes(probabilities)
         own = np.broadcast_to(u, len(probabilities))[:, None]
         scores = set_scores(self.method, probabilities, before, rank, own, penalty=self.penalty, free=self.free)

@@ -78,7 +78,7 @@ def _validation_record(checkpoint: Checkpoint, wanted: str) -> ValidationRecord:
 
 def _pixel_words(images: Tensor) -> NDArray[np.uint64]:
     """64 bits of a hash of the pixels of each image [B]."""
-    digests = b"".join(blake2b(image, digest_size=8).digest() for image in images.numpy())
+    digests = b"".join(blake2b(image, digest_size=8).digest() for image in images.contiguous().numpy())
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
 
 
