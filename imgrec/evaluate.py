@@ -87,7 +87,7 @@ def _evaluate(
     from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
     from imgrec.inference.evaluation import at_image_size, evaluation_images
     from imgrec.inference.measure import measure_images
-    from imgrec.inference.metrics import report_tables
+    from imgrec.inference.metrics_table import report_tables
     from imgrec.inference.predictor import Predictor
     from imgrec.inference.reliability import draw_reliability, measure_reliability, reliability_sentence
     from imgrec.inference.split_predictions import write_predictions

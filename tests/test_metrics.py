@@ -18,7 +18,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from imgrec.analysis.scores import ProbabilityScores
-from imgrec.inference.metrics import ConfusionTally, Report, make_report, report_tables, worst_classes
+from imgrec.inference.metrics import ConfusionTally, Report, make_report, worst_classes
+from imgrec.inference.metrics_table import report_tables
 
 
 def drawn(samples: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
