@@ -15,19 +15,23 @@ from imgrec.config.instantiate import build, check_signature
 from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, Split, dotted_types, parse_settings
 from imgrec.config.start_checks import check_data
 from imgrec.distributed.command import run_command
-from imgrec.errors import ConfigError, ExitCode, plural
-from imgrec.files import atomic_output, atomic_write, check_output, first_bytes
-from imgrec.terminal import Terminal
+from imgrec.errors import ConfigError, DataError, ExitCode, plural
+from imgrec.files import atomic_output, atomic_write, check_output, first_bytes, is_utf8
+from imgrec.inference.prediction_table import write_table
+from imgrec.inference.tested_images import find_test_table, read_test_table
+from imgrec.terminal import Terminal, percent, percents
 
 if TYPE_CHECKING:
     from imgrec.analysis.data_faults import DataFinding
     from imgrec.analysis.file_scan import Scan
+    from imgrec.data.batch import Indices
     from imgrec.data.file_index import ImageNames
     from imgrec.data.folder import ImageFiles
     from imgrec.data.image_data import ImageData
 
 CHECK_MARK = b'{\n "imgrec": "check"'  # how our JSON begins
 PAGE_START = b"<!doctype html><!-- imgrec check -->"  # and our page
+SPLITS_MARK = b"path,label,split,copy_of\n"  # how our table of splits begins
 ORDER: tuple[Split, ...] = ("train", "val", "test")
 MOST_LISTED = 100_000  # names of a kind in the JSON
 
@@ -38,7 +42,8 @@ class CheckConfig:
 
     data: Node
     out: str
-    write: Literal["skip"] | None
+    write: Literal["skip", "splits"] | None
+    ckpt: str | None
     num_workers: int | Literal["auto"]
     overwrite: bool
 
@@ -49,13 +54,14 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     config = parse_settings(CheckConfig, compose_config("check", argv, config_dir, types=types))
     data = DataConfig.from_node(config.data)
     check_data(data)
-    if config.write is not None and "skip_list" not in data.own:
-        raise ConfigError(f"write={config.write}: only data=imagefolder reads a skip list. Remove write={config.write}.")
-    return _check(config, *_output_files(config, data))
+    if config.write == "skip" and "skip_list" not in data.own:
+        raise ConfigError("write=skip: only data=imagefolder reads a skip list. Remove write=skip.")
+    table = None if config.ckpt is None else find_test_table(config.ckpt)
+    return _check(config, *_output_files(config, data), table)
 
 
 def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path, Path | None]:
-    """The JSON, the page and the skip list to write, each checked."""
+    """The JSON, the page, and the skip list or the table of splits to write, each checked."""
     out, root = Path(config.out), data.own.get("root")
     if root is not None and out.resolve().is_relative_to(Path(root).resolve()):
         raise ConfigError(f"out={out} is in data.root={root}, where check writes nothing. Set out=FILE.json in another folder.")
@@ -64,6 +70,12 @@ def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path, Pa
     check_output("out", page, (".html",), ours=lambda path: first_bytes(path).startswith(PAGE_START), overwrite=config.overwrite)
     if config.write is None:
         return out, page, None
+    if config.write == "splits":
+        splits = out.with_suffix(".splits.csv")
+        check_output(
+            "out", splits, (".csv",), ours=lambda path: first_bytes(path).startswith(SPLITS_MARK), overwrite=config.overwrite
+        )
+        return out, page, splits
     from imgrec.data.skip_list import LIST_MARK
 
     skip_list, read = out.with_suffix(".skip.txt"), data.own["skip_list"]
@@ -77,10 +89,10 @@ def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path, Pa
     return out, page, skip_list
 
 
-def _check(config: CheckConfig, out: Path, page: Path, skip_list: Path | None) -> int:
+def _check(config: CheckConfig, out: Path, page: Path, written: Path | None, table: Path | None) -> int:
     import numpy as np
 
-    from imgrec.analysis.copy_faults import find_copies
+    from imgrec.analysis.copy_faults import LEAK, find_copies, find_named_alike, groups_to_unite
     from imgrec.analysis.data_faults import find_faults, names_to_leave_out
     from imgrec.analysis.file_scan import scan_files
     from imgrec.analysis.fingerprint import WORDS, fingerprint
@@ -107,6 +119,7 @@ def _check(config: CheckConfig, out: Path, page: Path, skip_list: Path | None) -
     findings = [
         *find_faults(scan, splits, counts, data.classes, data.preprocessing()["image_size"]),
         *find_copies(scan, labels, numbers),
+        *find_named_alike(scan, labels, numbers),
     ]
     findings.sort(key=lambda finding: not finding.kind.is_fault)
     how = f"{scan.decoded:,} decoded" if scan.decoded else "none has changed since the last check"
@@ -118,11 +131,19 @@ def _check(config: CheckConfig, out: Path, page: Path, skip_list: Path | None) -
     terminal.say(f"{data.root}: {summary}")
     _print(findings, terminal)
     terminal.say()
-    atomic_write(out, json.dumps(_content(data.root, sizes, scan, findings), indent=1))
+    content = _content(data.root, sizes, scan, findings)
+    if table is not None:
+        leaked = next((finding.rows for finding in findings if finding.kind == LEAK), numbers[:0])
+        content["leak_worth"] = _say_worth(table, splits, leaked, data.root, terminal)
+    atomic_write(out, json.dumps(content, indent=1))
     atomic_write(page, _page(data.root, summary, splits, findings))
     terminal.say(f"{out} has all names, {page} the images")
-    if skip_list is not None:
-        _write_skip_list(skip_list, names_to_leave_out(scan, findings), data.root, terminal)
+    if config.write == "splits" and written is not None:
+        groups = groups_to_unite(scan, labels, numbers)
+        named = [data.classes[label] for label in labels.tolist()]
+        _write_splits(written, scan, named, groups, splits, config, data.root, terminal)
+    elif written is not None:
+        _write_skip_list(written, names_to_leave_out(scan, findings), data.root, terminal)
     return ExitCode.FAULTS if any(finding.kind.is_fault for finding in findings) else ExitCode.OK
 
 
@@ -194,6 +215,74 @@ def _write_skip_list(path: Path, names: "ImageNames", root: str, terminal: Termi
     if len(listed) < len(names):
         terminal.say(
             f"{plural(len(names) - len(listed), 'name')} with a line break cannot be listed: rename these files", "yellow"
+        )
+
+
+def _say_worth(
+    table: Path, splits: "Mapping[Split, ImageFiles]", leaked: "Indices", root: str, terminal: Terminal
+) -> dict[str, object]:
+    """Prints the test accuracy with and without the leaked images, rows of the scan, and gives what the JSON has of it."""
+    import numpy as np
+
+    from imgrec.analysis.data_faults import image_at
+    from imgrec.analysis.leaks import leak_worth
+
+    tested = read_test_table(table)
+    places = (image_at(splits, row) for row in leaked.tolist())
+    copied = {os.path.abspath(images.path(row)) for images, row in places}
+    here = {os.path.abspath(images.path(row)) for images in splits.values() for row in range(len(images))}
+    known = np.array([path in here for path in tested.paths.tolist()])
+    if not known.any():
+        folder = os.path.commonpath(list(map(os.path.dirname, tested.paths.tolist())))
+        raise DataError(
+            f"ckpt={table.parent}: its test was on images of {folder}, not of {root}. Set data.root=FOLDER as in the run."
+        )
+    is_leaked = np.array([path in copied for path in tested.paths.tolist()])
+    worth = leak_worth(tested.correct[known], is_leaked[known])
+    missing = f"; {plural(int((~known).sum()), 'image')} of its test not in {root}" * (not known.all())
+    whole = f"test {percent(worth.accuracy)} {percents(worth.interval)}"
+    without = (
+        f", without the {plural(worth.leaked, 'leaked image')} {percent(worth.clean_accuracy)} {percents(worth.clean_interval)}"
+    )
+    terminal.say(f"{whole}{without if worth.leaked else ', and none of its images has a copy in train'}{missing}", "bold")
+    return {"table": str(table), **worth._asdict()}
+
+
+def _write_splits(
+    path: Path,
+    scan: "Scan",
+    classes: "Sequence[str]",
+    groups: "Indices",
+    splits: "Mapping[Split, ImageFiles]",
+    config: CheckConfig,
+    root: str,
+    terminal: Terminal,
+) -> None:
+    """A table for data=table of the images that can be read, each group in one split."""
+    import numpy as np
+
+    from imgrec.analysis.image_faults import FileState
+    from imgrec.analysis.leaks import first_of_group, unite_groups
+
+    numbers = np.repeat(np.arange(len(splits)), [len(images) for images in splits.values()])
+    united = unite_groups(scan.names, groups, numbers, config.data["split_seed"])
+    names, order = list(map(os.fsdecode, scan.names.tolist())), list(splits)
+    kept = [row for row in np.flatnonzero(scan.facts["state"] == FileState.WHOLE).tolist() if is_utf8(names[row])]
+    firsts = first_of_group(scan.names, groups).tolist()
+    columns = {
+        "path": [names[row] for row in kept],
+        "label": [classes[row] for row in kept],
+        "split": [order[united[row]] for row in kept],
+        "copy_of": [names[firsts[row]] for row in kept],
+    }
+    write_table(path, [columns])
+    moved = int((united != numbers)[kept].sum())
+    words = ["imgrec", "train", "data=table", f"data.file={path}", f"data.root={root}", "data.split=split"]
+    terminal.say(f"{path} has {plural(moved, 'image')} in another split, so that copies are in one: {shlex.join(words)}")
+    if len(kept) < len(names):
+        terminal.say(
+            f"{plural(len(names) - len(kept), 'image')} that cannot be read, or with a name that is no UTF-8, are not in it",
+            "yellow",
         )
 
 

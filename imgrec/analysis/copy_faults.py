@@ -4,9 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.analysis.data_faults import SHOWN_EXAMPLES, DataFinding
-from imgrec.analysis.duplicates import Duplicates, find, usual_distance
+from imgrec.analysis.duplicates import Duplicates, find, merge_groups, usual_distance
 from imgrec.analysis.file_scan import Scan
 from imgrec.analysis.image_faults import FaultKind, FileState
+from imgrec.analysis.name_groups import groups_across_splits
 from imgrec.data.batch import Indices
 from imgrec.data.file_index import ImageNames
 from imgrec.data.split_record import show_name
@@ -37,6 +38,36 @@ TOO_ALIKE = FaultKind(
     "too_alike", False, "the pictures look so much alike that only those with the same pixels were compared",
     "Nothing: it is so with letters, and with frames of one camera.",
 )  # fmt: skip
+
+NAMED_ALIKE = FaultKind(
+    "named_alike", False, "by its name, as of a burst or a film, it belongs to images of its class in another split",
+    "If so, keep them in one split: data.group_from finds in names what belongs together, or write=splits.",
+)  # fmt: skip
+
+
+def find_named_alike(scan: Scan, labels: Indices, splits: Indices) -> list[DataFinding]:
+    """Of the images of a scan [N]: those of `groups_across_splits`, but for those in the first split of their group."""
+    groups = groups_across_splits(scan.names, labels, splits)
+    grouped = np.flatnonzero(groups >= 0)
+    if not len(grouped):
+        return []
+    grouped = grouped[np.lexsort((splits[grouped], groups[grouped]))]
+    first = grouped[np.unique(groups[grouped], return_index=True)[1]]
+    rows = grouped[splits[grouped] > splits[first[groups[grouped]]]]
+    rows.sort()
+    partners = tuple(first[groups[rows[:SHOWN_EXAMPLES]]].tolist())
+    said = [
+        f"{show_name(scan.names[row])} and {show_name(scan.names[other])}" for row, other in zip(rows, partners, strict=False)
+    ]
+    return [DataFinding(NAMED_ALIKE, rows, said, rows[:0], partners)]
+
+
+def groups_to_unite(scan: Scan, labels: Indices, splits: Indices) -> Indices:
+    """What should be in one split [N], -1 alone: copies, nearly the same pictures, and what is named alike in several splits."""
+    whole = np.flatnonzero(scan.facts["state"] == FileState.WHOLE)
+    copies = np.full(len(splits), -1)
+    copies[whole] = find(scan.fingerprints[whole], labels[whole], splits[whole]).groups
+    return merge_groups(copies, groups_across_splits(scan.names, labels, splits))
 
 
 def find_copies(scan: Scan, labels: Indices, splits: Indices) -> list[DataFinding]:

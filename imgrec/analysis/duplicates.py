@@ -45,13 +45,13 @@ def find(fingerprints: NDArray[np.uint64], labels: Indices, splits: Indices, dis
     distance: at which two pictures are nearly the same, `usual_distance` by default. Those without a perceptual hash, of nearly
     one colour, are copies by their pixels only.
     """
-    content, first = _number(fingerprints[:, 1], fingerprints[:, 0])
+    content, first = number_rows(fingerprints[:, 1], fingerprints[:, 0])
     try:
         near, distances = _near(fingerprints[first, 2:], usual_distance(len(first)) if distance is None else distance)
         too_alike = False
     except TooAlike:
         near, distances, too_alike = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.uint8), True
-    member, first = _number(labels, splits, content)  # in the order of contents
+    member, first = number_rows(labels, splits, content)  # in the order of contents
     one, two, edge = _member_pairs(near, content[first])
     others = np.setdiff1d(np.arange(len(content)), first)
     pairs = np.concatenate([np.stack([first[one], first[two]], axis=1), np.stack([first[member[others]], others], axis=1)])
@@ -75,7 +75,7 @@ def find(fingerprints: NDArray[np.uint64], labels: Indices, splits: Indices, dis
     )
 
 
-def _number(*columns: NDArray[np.generic]) -> tuple[Indices, Indices]:
+def number_rows(*columns: NDArray[np.generic]) -> tuple[Indices, Indices]:
     """Rows numbered by their values, the last column first: the number of each [N], and the first row of each number [M]."""
     order = np.lexsort(columns)
     new = np.zeros(len(order), dtype=bool)
@@ -122,3 +122,15 @@ def _connect(pairs: Indices, count: int) -> Indices:
     groups = np.flatnonzero(size > 1)
     numbers[groups[np.argsort(first[groups])]] = np.arange(len(groups))
     return numbers[component]
+
+
+def merge_groups(*groups: Indices) -> Indices:
+    """What several groupings [N] connect, each -1 for an image alone; numbered as `groups` of Duplicates."""
+    return _connect(np.concatenate(list(map(_with_first, groups))), len(groups[0]))
+
+
+def _with_first(groups: Indices) -> Indices:
+    """Pairs [M, 2] of the first image of a group and each of the group."""
+    grouped = np.flatnonzero(groups >= 0)
+    first = grouped[np.unique(groups[grouped], return_index=True)[1]]
+    return np.stack([first[groups[grouped]], grouped], axis=1)
