@@ -45,6 +45,7 @@ from imgrec.analysis.image_faults import (
 from imgrec.check import PAGE_START
 from imgrec.data.split_record import find_changes
 from imgrec.errors import DataError
+from imgrec.files import on_progress
 
 SIZE = 48  # data.image_size: images below 24 pixels are tiny, from 384 on they are larger than needed
 
@@ -281,6 +282,23 @@ def test_only_files_that_changed_are_decoded_again(photos: Path, tmp_path: Path,
     for file in (tmp_path / "cache").rglob("facts-*"):
         file.write_bytes(file.read_bytes()[:-200])
     assert scan(folder(root, **KEYS))[0].decoded == len(changed.names)
+
+
+def test_a_check_that_is_stopped_goes_on_where_it_was(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGREC_CACHE", str(tmp_path))
+    monkeypatch.setattr(imgrec.analysis.file_scan, "SETTLED_NS", 0)
+    monkeypatch.setattr(imgrec.analysis.file_scan, "FILES_AT_ONCE", 10)
+
+    def stop(what: str, count: int, of: int | None) -> None:
+        if what == "decoding images":
+            raise KeyboardInterrupt
+
+    token = on_progress.set(stop)
+    with pytest.raises(KeyboardInterrupt):
+        scan(folder(photos, **KEYS))
+    on_progress.reset(token)
+    result, _ = scan(folder(photos, **KEYS))
+    assert result.decoded == len(result.names) - 10
 
 
 # The skip list
