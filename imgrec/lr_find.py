@@ -7,7 +7,6 @@ parameter group, reads the loss of one micro-batch, takes the slope over the rat
 a checkpoint: hence our own callback.
 """
 
-import io
 import math
 import shlex
 import sys
@@ -27,6 +26,7 @@ from imgrec.distributed.process_group import connected_world, on_first_rank
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError
 from imgrec.files import atomic_write, check_output, is_our_png
+from imgrec.inference.drawing import png_bytes
 from imgrec.terminal import Terminal
 from imgrec.training.precision import chosen_precision
 
@@ -165,7 +165,7 @@ def draw_curve(curve: Curve, suggestion: Suggestion, file: Path) -> None:
     from matplotlib.figure import Figure
 
     done, smoothed = curve.rates[: len(curve.losses)], curve.smoothed()
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(done, curve.losses, color="0.75", linewidth=1, label="loss of the batch")
     axes.plot(done, smoothed, color="tab:blue", linewidth=2, label="smoothed")
@@ -184,9 +184,7 @@ def draw_curve(curve: Curve, suggestion: Suggestion, file: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
-    with io.BytesIO() as png:
-        figure.savefig(png, format="png", metadata={"Software": "imgrec"})
-        atomic_write(file, png.getvalue())
+    atomic_write(file, png_bytes(figure))
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:

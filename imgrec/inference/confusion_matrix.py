@@ -1,6 +1,5 @@
 """The confusion matrix as a table for the terminal and as a picture."""
 
-import io
 from typing import Any
 
 import numpy as np
@@ -8,8 +7,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from imgrec.inference.drawing import png_bytes, set_title
 from imgrec.inference.metrics import Report
-from imgrec.inference.picture_text import class_labels, drawn_text
+from imgrec.inference.picture_text import class_labels
 
 MOST_PAIRS = 10  # confusions listed where the matrix does not fit
 MOST_NUMBERS = 20  # classes up to which the cells show their counts
@@ -86,8 +86,5 @@ def draw_confusion_matrix(report: Report, *, title: str) -> bytes:
                 color = "white" if shares[true, predicted] > 0.5 else "black"
                 axes.text(predicted, true, str(count), ha="center", va="center", fontsize=8, color=color)
     axes.set(xlabel="predicted", ylabel="true")
-    text, fonts = drawn_text(title)
-    axes.set_title(text, fontsize=10, family=fonts, parse_math=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120, metadata={"Software": "imgrec"})
-    return content.getvalue()
+    set_title(axes, title)
+    return png_bytes(figure)

@@ -1,10 +1,10 @@
 """Figures of several runs by epoch, over one another, as a picture."""
 
-import io
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
+from imgrec.inference.drawing import png_bytes
 from imgrec.inference.picture_text import drawn_text, shortened
 
 # Okabe and Ito's colours, which the colour-blind tell apart, without the yellow, which white paper swallows.
@@ -46,9 +46,7 @@ def draw_curves(panels: Mapping[str, Sequence[Sequence[Line]]], labels: Sequence
     legend = figure.legend(handles, shown, loc="outside lower left", fontsize=9, frameon=False)
     for text, families in zip(legend.get_texts(), fonts, strict=True):
         text.set(family=families, parse_math=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120, metadata={"Software": "imgrec"})
-    return content.getvalue()
+    return png_bytes(figure)
 
 
 def _scale(axes: Any, curves: Sequence[Sequence[float]], *, is_share: bool) -> None:

@@ -1,10 +1,10 @@
 """The recall of each class as a picture."""
 
-import io
 from typing import Any
 
+from imgrec.inference.drawing import png_bytes, set_title
 from imgrec.inference.metrics import Report
-from imgrec.inference.picture_text import class_labels, drawn_text
+from imgrec.inference.picture_text import class_labels
 
 MOST_BARS = 40  # classes, which a screen shows
 ROOM = 0.3  # recall from which the text has room in its bar
@@ -36,8 +36,5 @@ def draw_recall_bars(report: Report, *, title: str) -> bytes:
     figure.legend(loc="outside lower right", fontsize=8, frameon=False)
     figure.supxlabel(legend, fontsize=7, parse_math=False)
     shown = "" if len(rows) == len(report.per_class) else f", the weakest {len(rows)} of {len(report.per_class)} classes"
-    text, fonts = drawn_text(title + shown)
-    axes.set_title(text, fontsize=10, family=fonts, parse_math=False)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120, metadata={"Software": "imgrec"})
-    return content.getvalue()
+    set_title(axes, title + shown)
+    return png_bytes(figure)

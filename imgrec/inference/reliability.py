@@ -1,15 +1,14 @@
 """How far the probabilities of a test are from the shares that are right: figures, a sentence and a picture."""
 
-import io
-
 import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.analysis.calibration import CalibrationError, calibration_error, reliability_bins
 from imgrec.analysis.intervals import share_interval
 from imgrec.config.schema import Node
-from imgrec.inference.picture_text import drawn_text
+from imgrec.inference.drawing import png_bytes, set_title
 from imgrec.inference.split_predictions import SplitPredictions
+from imgrec.terminal import percents
 
 LEAST_DRAWN = 10  # images of a bin, where one has as many: the share of fewer says nothing
 
@@ -43,8 +42,7 @@ def _errors(confidence: NDArray[np.float32], right: NDArray[np.bool]) -> Node:
 def reliability_sentence(measured: Node) -> str:
     """'calibration error 4.1% (3.2 to 5.0), 1.2% with temperature 1.43', of bins of equal width."""
     before, after = measured["before"]["equal_width"], measured["after"]
-    low, high = before["interval"]
-    sentence = f"calibration error {before['calibration_error']:.1%} ({100 * low:.1f} to {100 * high:.1f})"
+    sentence = f"calibration error {before['calibration_error']:.1%} {percents(before['interval'])}"
     if after is None:
         return sentence
     return f"{sentence}, {after['equal_width']['calibration_error']:.1%} with temperature {measured['temperature']:.2f}"
@@ -82,9 +80,6 @@ def draw_reliability(predictions: SplitPredictions, labels: NDArray[np.int64], m
         below.stairs(bins.images, bins.edges, color=color, linewidth=1.5)
     above.set(xlim=(0, 1.01), ylim=(0, 1.02), ylabel=f"share that is right (bins of {LEAST_DRAWN} images or more)")
     figure.legend(loc="outside upper left", fontsize=9, frameon=False)
-    text, fonts = drawn_text(title)
-    above.set_title(text, fontsize=10, family=fonts, parse_math=False)
+    set_title(above, title)
     below.set(xlabel="probability of the predicted class", ylabel="images", yscale="log", ylim=(0.8, None))
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120, metadata={"Software": "imgrec"})
-    return content.getvalue()
+    return png_bytes(figure)
