@@ -154,7 +154,11 @@ def _runs_table(entries: Sequence[Entry], labels: dict[str, str]) -> Any:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
     table.add_column("run", overflow="fold")
-    for heading in (["seeds"] * seeds) + ["test accuracy (95%)", "macro F1", "loss", "best val/accuracy", "epochs", "time"]:
+    untested = not all(
+        entry.figures("accuracy") for entry in entries
+    )  # else the column is left out, so that 80 letters are enough
+    validation = ["best val/accuracy"] * untested
+    for heading in [*["seeds"] * seeds, "test accuracy (95%)", "macro F1", "loss", *validation, "epochs", "time"]:
         table.add_column(heading, justify="right")
     for entry in entries:
         best = [max(values) for run in entry.runs if (values := curve(run, "val/accuracy")[1])]
@@ -167,7 +171,7 @@ def _runs_table(entries: Sequence[Entry], labels: dict[str, str]) -> Any:
             _accuracy(entry),
             _share(entry.figures("macro_f1")),
             _number(entry.figures("loss")),
-            _share(best),
+            *[_share(best)] * untested,
             str(epochs[0]) if len(set(epochs)) == 1 else f"{min(epochs)} to {max(epochs)}",
             duration(sum(seconds) / len(seconds)) if seconds else "-",
         )

@@ -14,12 +14,20 @@ from untrained_run import TINY
 
 from imgrec import cli, config
 from imgrec.analysis.intervals import share_interval
-from imgrec.files import is_our_png
+from imgrec.files import is_our_png, on_progress
 from imgrec.inference.curves import draw_curves
 from imgrec.inference.metrics import make_report
 from imgrec.inference.prediction_table import write_table
 from imgrec.train import fit
-from imgrec.training.comparison import Comparison, comparison_sentence, entry_name, letters, main_values
+from imgrec.training.comparison import (
+    Comparison,
+    compare_entries,
+    comparison_sentence,
+    entry_name,
+    letters,
+    main_values,
+    make_entries,
+)
 from imgrec.training.stored_run import read_run, shared_images
 
 WORDS = (*TINY, "logger=none", "num_workers=0", "trainer.accelerator=cpu", "epochs=1")
@@ -126,6 +134,17 @@ def test_each_run_is_held_against_the_baseline_and_p_is_corrected(tmp_path, caps
     assert "corrected for 2 comparisons by Holm's method" in said
 
 
+def test_the_bar_counts_the_samples_of_all_comparisons(tmp_path):
+    entries = make_entries(
+        [read_run(run(tmp_path / f"n/{seed}", 0.8, seed, settings={"optim.lr": seed}), "runs") for seed in range(3)]
+    )
+    seen = []
+    token = on_progress.set(lambda what, more, total: seen.append((more, total)))
+    compare_entries(entries, entries[0], resamples=100, seed=0)
+    on_progress.reset(token)
+    assert seen == [(100, 200), (100, 200)]
+
+
 def test_runs_that_differ_in_their_seed_are_one_row(tmp_path, capsys):
     shares = {"a": (0.7, 0.72, 0.68), "b": (0.95, 0.93)}
     folders = {
@@ -220,6 +239,8 @@ def test_a_run_without_common_images_has_its_figures_and_a_reason(case, tmp_path
     assert [note.startswith(SAID[case]) for note in found["notes"]] == [True]
     said = capsys.readouterr().out
     assert f"\n{found['notes'][0]}\n" in said
+    untested = case in ("unfinished", "no test")  # then the best validation stands for the test
+    assert ("best val/accuracy" in said, said.count("75.00%")) == (untested, 2 * untested)
     assert not (tmp_path / "compare.png").exists()
 
 

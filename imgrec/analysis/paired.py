@@ -1,13 +1,11 @@
 """Whether one classifier is better than another on the same images, how much, and with which certainty."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, special  # scipy.stats takes a second to import
-
-from imgrec.files import on_progress
 
 Labels = NDArray[np.integer[Any]]  # [N], from 0 to K - 1
 _Floats = NDArray[np.float64]
@@ -78,12 +76,18 @@ def macro_f1_differences(cells: Cells, counts: NDArray[np.int64], classes: int) 
 
 
 def paired_bootstrap(
-    cells: Cells, classes: int, *, resamples: int, seed: int, level: float = 0.95
+    cells: Cells,
+    classes: int,
+    *,
+    resamples: int,
+    seed: int,
+    level: float = 0.95,
+    watch: Callable[[int], None] = lambda more: None,
 ) -> tuple[Difference, Difference]:
     """Differences of accuracy and macro F1, with percentile intervals over samples of the images with replacement.
 
     The count of each cell in a sample is multinomial, which is the same as drawing images one by one (Efron and
-    Tibshirani 1993, chapter 13).
+    Tibshirani 1993, chapter 13). watch: called with how many more samples are drawn.
     """
     generator, images = np.random.default_rng(seed), int(cells.counts.sum())
     shares = cells.counts / images
@@ -93,7 +97,7 @@ def paired_bootstrap(
         size = min(step, resamples - start)
         counts = generator.multinomial(images, shares, size=size)
         drawn.append((accuracy_differences(cells, counts), macro_f1_differences(cells, counts, classes)))
-        on_progress.get()("samples of the images", size, resamples)
+        watch(size)
     whole = cells.counts[None]
     values = accuracy_differences(cells, whole)[0], macro_f1_differences(cells, whole, classes)[0]
     tail = (1 - level) / 2

@@ -1,6 +1,6 @@
 """Several runs beside one another: those of one config as one entry, the keys that differ, and who is better than the baseline."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, stdev
@@ -20,6 +20,7 @@ from imgrec.analysis.paired import (
 )
 from imgrec.config.annotations import format_value
 from imgrec.errors import plural
+from imgrec.files import on_progress
 from imgrec.training.run_dir import differing_values
 from imgrec.training.stored_run import SharedImages, StoredPredictions, StoredRun, shared_images
 
@@ -144,7 +145,7 @@ def compare_entries(
     entries: Sequence[Entry], baseline: Entry, *, resamples: int, seed: int
 ) -> tuple[list[Comparison], list[str]]:
     """Each entry against the baseline, p corrected by Holm's method; and a sentence for each that has no test."""
-    found: list[Comparison] = []
+    pairs: list[tuple[Entry, SharedImages]] = []
     notes: list[str] = []
     for entry in entries:
         if entry is baseline:
@@ -158,14 +159,21 @@ def compare_entries(
                 f"{entry.letter} was tested on other images than {baseline.letter}: only the figures above can be compared."
             )
             continue
-        found.append(_compare(entry, baseline, shared, resamples, seed))
+        pairs.append((entry, shared))
+
+    def watch(more: int) -> None:
+        on_progress.get()("samples of the images", more, resamples * len(pairs))
+
+    found = [_compare(entry, baseline, shared, resamples, seed, watch) for entry, shared in pairs]
     corrected = holm([comparison.p for comparison in found])
     return [Comparison(**vars(comparison) | {"corrected_p": p}) for comparison, p in zip(found, corrected, strict=True)], list(
         dict.fromkeys(notes)
     )
 
 
-def _compare(entry: Entry, baseline: Entry, shared: SharedImages, resamples: int, seed: int) -> Comparison:
+def _compare(
+    entry: Entry, baseline: Entry, shared: SharedImages, resamples: int, seed: int, watch: Callable[[int], None]
+) -> Comparison:
     tests = [*baseline.predictions, *entry.predictions]
     true = tests[0].true[shared.rows[0]]
     first, second, *more = [test.predicted[rows] for test, rows in zip(tests, shared.rows, strict=True)]
@@ -176,7 +184,7 @@ def _compare(entry: Entry, baseline: Entry, shared: SharedImages, resamples: int
         cells = paired_cells(true, first, second, classes)
         only = only_right(cells)
         p = mcnemar_exact(*only)
-        accuracy, macro_f1 = paired_bootstrap(cells, classes, resamples=resamples, seed=seed)
+        accuracy, macro_f1 = paired_bootstrap(cells, classes, resamples=resamples, seed=seed, watch=watch)
     else:
         right: NDArray[np.bool_] = np.stack([first, second, *more]) == true
         accuracy, p = seeds_difference(right[: len(baseline.runs)], right[len(baseline.runs) :])
