@@ -134,7 +134,7 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
 
 def _added(config: PredictConfig) -> list[str]:
     """The column that a guarantee adds."""
-    return [prediction_table.SET] if config.coverage is not None else ["answer"] if config.risk is not None else []
+    return [prediction_table.SET] if config.coverage is not None else [prediction_table.ANSWER] if config.risk is not None else []
 
 
 def _row(config: PredictConfig, path: str, prediction: "Prediction | DataError", top_k: int) -> prediction_table.PredictionRow:
@@ -142,8 +142,8 @@ def _row(config: PredictConfig, path: str, prediction: "Prediction | DataError",
     if isinstance(prediction, DataError):
         error = str(prediction).removeprefix(f"{path} ")
         return prediction_table.prediction_row(path, [], top_k=top_k, added=added, error=error)
-    if "answer" in added:
-        added["answer"] = prediction.class_name if prediction.answered else NONE
+    if prediction_table.ANSWER in added:
+        added[prediction_table.ANSWER] = prediction.class_name if prediction.answered else NONE
     elif prediction_table.SET in added:
         added[prediction_table.SET] = prediction.classes
     return prediction_table.prediction_row(path, prediction.top, top_k=top_k, added=added)
@@ -198,7 +198,7 @@ def _said(rows: list[prediction_table.PredictionRow], added: list[str]) -> str |
     values = [row[added[0]] for row in rows if not row["error"]] if added else []
     if not values:
         return None
-    if added == ["answer"]:
+    if added == [prediction_table.ANSWER]:
         return f"{sum(value != NONE for value in values):,} of {len(values):,} answered"
     sizes = [len(value) for value in values]
     return f"{sum(sizes) / len(sizes):.2f} classes in a set on average; {sizes.count(1):,} of {len(sizes):,} sets have one, {sizes.count(0):,} none"

@@ -215,16 +215,20 @@ def _train(
         terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, of_weights, resume))
 
         _fit(trainer, classifier, loaders, history, boundary)
-        tested, group = (
-            read_tested(run_dir.checkpoints, writer.weights, terminal.say),
-            WorkerGroup(world.rank, world.size, heartbeat=heartbeat),
-        )
+        tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
+        group = WorkerGroup(world.rank, world.size, heartbeat=heartbeat)
         tests = test_network(trainer, classifier, loaders, tested, run_dir.checkpoints, group)
         bad_images = sorted({path for paths in group.all_gather(loaders.bad_images()) for path in paths})
         result = summary.run_result(run, history, tested, tests, bad_images, device, size, command, loaders)
         if world.rank == 0:
-            log = partial(log_result, trainer, tests.report, history, run.to_dict(), run_dir.prediction_files.sheet)
-            summary.finish_run(run_dir, terminal, result, tests, data, log)
+            summary.finish_run(
+                run_dir,
+                terminal,
+                result,
+                tests,
+                data,
+                log=partial(log_result, trainer, tests.report, history, run.to_dict(), run_dir.prediction_files.sheet),
+            )
         return result
 
 

@@ -30,7 +30,7 @@ def predictions(draw: st.DrawFn, most_classes: int = 6) -> Drawn:
     return Drawn(probabilities, random.integers(0, draw(st.integers(1, classes)), count))
 
 
-@fewer(15)
+@fewer(8)
 @given(predictions())
 def test_one_against_the_rest_is_scikit_learn_s(drawn: Drawn) -> None:
     probabilities, labels = drawn
@@ -45,7 +45,7 @@ def test_one_against_the_rest_is_scikit_learn_s(drawn: Drawn) -> None:
         assert np.isnan(found.auroc[label]) == (not own.any() or own.all())
 
 
-@fewer(15)
+@fewer(8)
 @given(predictions())
 def test_log_loss_and_brier_score_are_scikit_learn_s(drawn: Drawn) -> None:
     probabilities, labels = drawn
@@ -59,7 +59,7 @@ def test_log_loss_and_brier_score_are_scikit_learn_s(drawn: Drawn) -> None:
     assert brier_score(probabilities, labels) == pytest.approx(theirs, abs=near)
 
 
-@fewer(15)
+@fewer(8)
 @given(predictions())
 def test_the_correlation_is_scikit_learn_s_and_torchmetrics(drawn: Drawn) -> None:
     predicted, classes = drawn.probabilities.argmax(axis=1), drawn.probabilities.shape[1]

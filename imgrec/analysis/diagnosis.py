@@ -16,10 +16,8 @@ ROSE = 1.1  # factor on the lowest validation loss, of the mean of the last AFTE
 JUMPED = 0.1  # share of the first epoch's training loss by which a loss is above that of the epoch before
 JUMPS = 2  # of them show a rate that is too high: one alone may come from a few hard batches
 FEW_EPOCHS = 5  # of fewer no rule looks at the shape of a curve
-UNLEARNED, LITTLE = (
-    0.7,
-    0.5,
-)  # share of the first epoch's training loss that is left, and most validation accuracy, of a rate too low
+UNLEARNED = 0.7  # share of the first epoch's training loss that is left with a rate too low
+LITTLE = 0.5  # the best validation accuracy up to which a rate may be too low
 IMPROVED = 0.95  # factor on the validation loss within the last quarter of the epochs
 FEW_IMAGES = 5  # a class of fewer may be missed by chance
 LEARNED_NOTHING = "learned nothing"

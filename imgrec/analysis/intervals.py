@@ -17,12 +17,12 @@ def share_interval(hits: npt.ArrayLike, count: npt.ArrayLike) -> _Floats:
 
     Wilson's (1927), below EXACT_BELOW samples the exact one of Clopper and Pearson (1934).
     """
-    hit, of = np.broadcast_arrays(np.asarray(hits, dtype=np.float64), np.asarray(count, dtype=np.float64))
-    few = of < EXACT_BELOW
-    found = np.empty((*of.shape, 2))
-    found[~few] = wilson(hit[~few] / of[~few], of[~few])
-    found[few] = _clopper_pearson(hit[few], of[few])
-    return found
+    hit, total = np.broadcast_arrays(np.asarray(hits, dtype=np.float64), np.asarray(count, dtype=np.float64))
+    few = total < EXACT_BELOW
+    ends = np.empty((*total.shape, 2))
+    ends[~few] = wilson(hit[~few] / total[~few], total[~few])
+    ends[few] = _clopper_pearson(hit[few], total[few])
+    return ends
 
 
 def wilson(share: npt.ArrayLike, count: npt.ArrayLike) -> _Floats:
@@ -30,20 +30,20 @@ def wilson(share: npt.ArrayLike, count: npt.ArrayLike) -> _Floats:
     share, count = np.asarray(share, dtype=np.float64), np.asarray(count, dtype=np.float64)
     centre = share + Z**2 / (2 * count)
     half = Z * np.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    found = np.stack([centre - half, centre + half], axis=-1) / (1 + Z**2 / count)[..., None]
-    found[share == 0, 0], found[share == 1, 1] = 0, 1  # not by a rounding error beside them
-    return found
+    ends = np.stack([centre - half, centre + half], axis=-1) / (1 + Z**2 / count)[..., None]
+    ends[share == 0, 0], ends[share == 1, 1] = 0, 1  # not by a rounding error beside them
+    return ends
 
 
 def _clopper_pearson(hits: _Floats, count: _Floats) -> _Floats:
     from scipy.special import betaincinv  # 0.1 s
 
     tail = (1 - LEVEL) / 2
-    found = np.tile([0.0, 1.0], (len(hits), 1))
+    ends = np.tile([0.0, 1.0], (len(hits), 1))
     some, misses = hits > 0, hits < count
-    found[some, 0] = betaincinv(hits[some], count[some] - hits[some] + 1, tail)
-    found[misses, 1] = betaincinv(hits[misses] + 1, count[misses] - hits[misses], 1 - tail)
-    return found
+    ends[some, 0] = betaincinv(hits[some], count[some] - hits[some] + 1, tail)
+    ends[misses, 1] = betaincinv(hits[misses] + 1, count[misses] - hits[misses], 1 - tail)
+    return ends
 
 
 def macro_intervals(confusion: npt.ArrayLike) -> dict[str, _Floats]:

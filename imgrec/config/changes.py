@@ -20,20 +20,20 @@ def changed_keys(config: Node) -> Node:
     """
     defaults = _default_options()
     chosen = {group: _nearest_option(group, config[group], default) for group, default in defaults.items()}
-    words = [f"{group}={option}" for group, option in chosen.items()]
-    of_data = _differing(config, words, [])
-    if dict(leaves(hydra_tree("train", words, None)[0])).get("data.num_classes") is None:
+    overrides = [f"{group}={option}" for group, option in chosen.items()]
+    of_data = _differing(config, overrides, [])
+    if dict(leaves(hydra_tree("train", overrides, None)[0])).get("data.num_classes") is None:
         of_data.pop("data.num_classes", None)  # as many as the data has
     # Keys of the model and others are ${data.KEY} in the yaml: they differ where they are not what the data has.
     data = [(key, value, True) for key, value in leaves({"data": config["data"]}) if "${" not in str(value)]
-    others = _differing(config, words, data)
+    others = _differing(config, overrides, data)
     options = {group: option for group, option in chosen.items() if option != defaults[group]}
     return options | {key: value for key, value in of_data.items() if key.startswith("data.")} | others
 
 
-def _differing(config: Node, words: list[str], data: list[tuple[str, Any, bool]]) -> Node:
+def _differing(config: Node, overrides: list[str], data: list[tuple[str, Any, bool]]) -> Node:
     """The leaves that differ from the config of these options with these keys."""
-    reference = dict(leaves(hydra_tree("train", words, None, data)[0]))
+    reference = dict(leaves(hydra_tree("train", overrides, None, data)[0]))
     return {key: value for key, value in leaves(config) if key not in NO_SETTINGS and reference.get(key, ...) != value}
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from imgrec.files import LEADING_COLUMNS, atomic_output, check_output, is_our_png, is_our_table
 
 SUFFIXES = (".csv", ".json", ".parquet")
-SET = "set"  # a column with a list of names in each row
+SET = "set"  # the column of coverage=, with a list of names in each row
+ANSWER = "answer"  # the column of risk=
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
