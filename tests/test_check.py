@@ -47,6 +47,12 @@ from imgrec.data.split_record import find_changes
 from imgrec.errors import DataError
 from imgrec.files import on_progress
 
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGREC_CACHE", "")
+
+
 SIZE = 48  # data.image_size: images below 24 pixels are tiny, from 384 on they are larger than needed
 
 
@@ -264,6 +270,7 @@ def test_only_files_that_changed_are_decoded_again(photos: Path, tmp_path: Path,
     first, _ = scan(folder(root, **KEYS))
     assert first.decoded == len(first.names)
     assert scan(folder(root, **KEYS))[0].decoded == len(first.names)  # they are seconds old, and a change may not show
+    assert not [*(tmp_path / "cache").rglob("facts-*")]
     monkeypatch.setattr(imgrec.analysis.file_scan, "SETTLED_NS", 0)
     scan(folder(root, **KEYS))
     again, _ = scan(folder(root, **KEYS))

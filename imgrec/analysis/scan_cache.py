@@ -91,7 +91,7 @@ def write_facts(
     facts: NDArray[np.void],
     fingerprints: NDArray[np.uint64],
 ) -> None:
-    if cache is None:
+    if cache is None or not kept.any():
         return
     buffer = io.BytesIO()
     np.savez(buffer, names=names[kept], stamps=stamps[kept], facts=facts[kept], fingerprints=fingerprints[kept])
