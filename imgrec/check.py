@@ -95,7 +95,6 @@ def _check(config: CheckConfig, out: Path, page: Path, written: Path | None, tab
     from imgrec.analysis.copy_faults import LEAK, find_copies, find_named_alike, groups_to_unite
     from imgrec.analysis.data_faults import find_faults, names_to_leave_out
     from imgrec.analysis.file_scan import scan_files
-    from imgrec.analysis.fingerprint import WORDS, fingerprint
     from imgrec.data.datasets import ImageFolder
     from imgrec.data.image_data import ImageData
     from imgrec.data.loader import worker_count
@@ -112,7 +111,7 @@ def _check(config: CheckConfig, out: Path, page: Path, written: Path | None, tab
     workers = worker_count(config.num_workers, in_memory=False, processes_here=1)
     with terminal.progress_shown():
         splits = _file_splits(data)
-        scan = scan_files([*splits.values()], data.root, num_workers=workers, fingerprint=fingerprint, words=WORDS)
+        scan = scan_files([*splits.values()], data.root, num_workers=workers)
     counts = {split: data.counts(split) for split in splits}
     labels = np.concatenate([images.labels for images in splits.values()])
     numbers = np.repeat(np.arange(len(splits)), [len(images) for images in splits.values()])  # 0 for train

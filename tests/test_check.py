@@ -26,7 +26,6 @@ from imgrec.analysis.check_page import Example, check_page, thumbnail
 from imgrec.analysis.copy_faults import find_copies
 from imgrec.analysis.data_faults import find_faults, names_to_leave_out
 from imgrec.analysis.file_scan import Scan, look_at, scan_files
-from imgrec.analysis.fingerprint import WORDS, fingerprint
 from imgrec.analysis.image_faults import (
     ASPECT,
     BLANK_SPREAD,
@@ -246,7 +245,7 @@ def test_copies_across_splits_and_classes_are_found_and_nothing_else(tmp_path: P
         image.save(tmp_path / name)
     data = folder(tmp_path, **KEYS)
     splits = [data.read().train, data.read().test]
-    result = scan_files(splits, data.root, num_workers=0, fingerprint=fingerprint, words=WORDS)
+    result = scan_files(splits, data.root, num_workers=0)
     labels = np.concatenate([images.labels for images in splits])
     findings = find_copies(result, labels, np.repeat([0, 2], [len(images) for images in splits]))
     found = {finding.kind.name: set(result.names[finding.rows].astype(str)) for finding in findings}

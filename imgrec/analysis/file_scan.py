@@ -4,7 +4,7 @@ import io
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from imgrec.analysis.fingerprint import CONTENT_WORDS, SIDE, WORDS, content_hash, perceptual_hashes, small_picture
 from imgrec.analysis.image_faults import (
     FACTS,
     GRID,
@@ -38,8 +39,6 @@ FORMAT_OF = {extension: form for form, extensions in IMAGE_FORMATS.items() for e
 SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # PIL's names for one format in two wrappers
 MANY_PICTURES, JPEG_HEADER = b"MPF\0", 2**16  # the mark of several pictures in a JPEG, and the bytes in which it stands
 PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")  # where a PNG may say that it is turned
-# Of uint8 [C, H, W], uint64 [words].
-Fingerprint = Callable[[NDArray[np.uint8]], NDArray[np.uint64]]
 
 
 class Scan(NamedTuple):
@@ -47,7 +46,7 @@ class Scan(NamedTuple):
 
     names: ImageNames  # [N], below the root
     facts: NDArray[np.void]  # FACTS [N]
-    fingerprints: NDArray[np.uint64]  # [N, words]; zeros where a file is not whole
+    fingerprints: NDArray[np.uint64]  # [N, WORDS]; zeros where a file is not whole
     decoded: int  # files that were decoded now
 
 
@@ -59,15 +58,16 @@ class _Part(NamedTuple):
 class _Files:
     """The source of a Loader: the facts of `FILES_AT_ONCE` files from `first` on, of those to be decoded."""
 
-    def __init__(self, splits: Sequence[ImageFiles], rows: Indices, fingerprint: Fingerprint | None, words: int) -> None:
-        self.splits, self.rows, self.fingerprint, self.words = splits, rows, fingerprint, words
+    def __init__(self, splits: Sequence[ImageFiles], rows: Indices) -> None:
+        self.splits, self.rows = splits, rows
         self.ends = np.cumsum([len(images) for images in splits])
 
     def __getitem__(self, first: int) -> _Part:
         rows = self.rows[first : first + FILES_AT_ONCE].tolist()
-        part = _Part(np.zeros(len(rows), dtype=FACTS), np.zeros((len(rows), self.words), dtype=np.uint64))
+        part = _Part(np.zeros(len(rows), dtype=FACTS), np.zeros((len(rows), WORDS), dtype=np.uint64))
         channels = self.splits[0].preprocessing["channels"]
         samples, sampled = np.zeros((len(rows), channels, GRID, GRID), dtype=np.uint8), []
+        small = np.zeros((len(rows), channels, SIDE, SIDE), dtype=np.uint8)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's, about unusual metadata
             for k, row in enumerate(rows):
@@ -75,14 +75,14 @@ class _Files:
                 part.facts[k] = (*header, 0)
                 if pixels is None:
                     continue
-                if self.fingerprint is not None:
-                    part.fingerprints[k] = self.fingerprint(pixels)
+                part.fingerprints[k, :CONTENT_WORDS], small[k] = content_hash(pixels), small_picture(pixels)
                 if (pixels_of_grid := sample(pixels)) is None:
                     part.facts[k]["spread"] = spread(pixels)
                 else:
                     samples[k] = pixels_of_grid
                     sampled.append(k)
-            # All at once takes 3 us an image, one by one 40.
+            # All at once takes 3 us an image, one by one 40 and more; what was not decoded is black, and has no perceptual hash.
+            part.fingerprints[:, CONTENT_WORDS:] = perceptual_hashes(small)
             part.facts["spread"][sampled] = spread(samples)[sampled]
             for k in sampled:
                 if part.facts[k]["spread"] <= SURE_SPREAD:  # few images; keeping the pixels of all would take too much memory
@@ -179,25 +179,23 @@ def scan_files(
     root: str,
     *,
     num_workers: int,
-    fingerprint: Fingerprint | None = None,
-    words: int = 0,
 ) -> Scan:
     """Facts and fingerprints of all files of the splits below `root`, those that changed or are new decoded by `num_workers` processes.
 
-    words: of a fingerprint. A file is known by its name, size and times of change; one that changed in the last seconds is
+    A file is known by its name, size and times of change; one that changed in the last seconds is
     decoded again the next time. An exception keeps what was done before it.
     """
     names = np.concatenate([names_below(root, images) for images in splits])
     stamps = file_stamps(root, names)
-    facts, fingerprints = np.zeros(len(names), dtype=FACTS), np.zeros((len(names), words), dtype=np.uint64)
-    cache = cache_file(root, splits[0], words)
+    facts, fingerprints = np.zeros(len(names), dtype=FACTS), np.zeros((len(names), WORDS), dtype=np.uint64)
+    cache = cache_file(root, splits[0])
     known = read_facts(cache, names, stamps, facts, fingerprints)
     rows = np.flatnonzero(~known)
     if not len(rows):
         return Scan(names, facts, fingerprints, 0)
     settled = stamps[:, 1:].max(axis=1) < time.time_ns() - SETTLED_NS
     requests = range(0, len(rows), FILES_AT_ONCE)
-    source = _Files(splits, rows, fingerprint, words)
+    source = _Files(splits, rows)
     try:
         with closing(Loader(source, requests, num_workers=min(num_workers, len(requests)))) as parts:
             for first, part in zip(requests, parts, strict=True):

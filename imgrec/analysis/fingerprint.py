@@ -12,8 +12,8 @@ from torch.nn.functional import interpolate
 SIDE, LOW = 32, 8  # of the thumbnail, and of its low frequencies, as in imagehash's phash
 FLAT = 2.0  # gray levels, the deviation of a thumbnail below which its hash says nothing: noise, or the blocks of a JPEG
 GRAY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # PIL's convert("L")
-ORIENTATIONS = 8
-WORDS = 2 + ORIENTATIONS
+CONTENT_WORDS, ORIENTATIONS = 2, 8
+WORDS = CONTENT_WORDS + ORIENTATIONS
 
 
 def _low_frequencies() -> NDArray[np.float32]:

@@ -38,7 +38,7 @@ def file_stamps(root: str, names: ImageNames) -> NDArray[np.int64]:
     return np.array([stamp for part in parts for stamp in part], dtype=np.int64).reshape(-1, 3)
 
 
-def cache_file(root: str, images: ImageFiles, words: int) -> Path | None:
+def cache_file(root: str, images: ImageFiles) -> Path | None:
     """Of a folder and all by which a file would be decoded to other pixels, or not at all."""
     reading: Preprocessing = images.preprocessing
     how = (
@@ -47,7 +47,6 @@ def cache_file(root: str, images: ImageFiles, words: int) -> Path | None:
         reading["max_pixels"],
         reading["scale"],
         images.reading["decoder"],
-        words,
     )
     name = hashlib.blake2b(os.fsencode(os.path.realpath(root)) + repr(how).encode(), digest_size=16).hexdigest()
     folder = cache_folder()
