@@ -45,12 +45,18 @@ def blank(image: Image.Image) -> Image.Image:
     return Image.fromarray(noise)
 
 
+def zeroed(content: bytes) -> bytes:
+    """An eighth of it, from its middle on."""
+    middle, count = len(content) // 2, len(content) // 8
+    return content[:middle] + bytes(count) + content[middle + count :]
+
+
 # The content of a faulty file, of a good one's.
 FAULTS: dict[str, tuple[str, Callable[[bytes, Image.Image], bytes]]] = {
     "empty": ("unreadable", lambda content, image: b""),
     "a web page": ("unreadable", lambda content, image: b"<!DOCTYPE html><title>404</title>" * 40),
     "half of the file": ("truncated", lambda content, image: content[: len(content) // 2]),
-    "zeros in its middle": ("truncated", lambda content, image: content[:20_000] + bytes(9_000) + content[29_000:]),
+    "zeros in its middle": ("truncated", lambda content, image: zeroed(content)),
     "a PNG called .jpg": ("wrong_extension", lambda content, image: encoded(image, "PNG")),
     "an icon": ("tiny", lambda content, image: encoded(image.resize((40, 30)))),
     "a strip": ("extreme_aspect", lambda content, image: encoded(image.resize((500, 70)))),
