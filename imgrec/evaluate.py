@@ -161,7 +161,9 @@ def _evaluate(
     if files.reliability is not None:
         title = f"{checkpoint.run.name}, {what}: {report.count:,} images"
         atomic_write(files.reliability, draw_reliability(predictions, images.labels, reliability, title=title))
-    terminal.say(f"figures in {out}" + ("" if plot is None else f", confusion matrix in {plot}, reliability beside it"))
+    terminal.say(f"figures in {out}" + ("" if plot is None else f", confusion matrix in {plot}"))
+    if files.reliability is not None:
+        terminal.say(f"reliability diagram in {files.reliability}")
     terminal.say(write_predictions(files, predictions, images, checkpoint.classes))
     return 0
 

@@ -280,6 +280,8 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has 
         ("trainer.ema_decay=3", ("'trainer.ema_decay=3'", "callbacks.ema.decay")),
         ("trainer.early_stopping_patience=3", ("'trainer.early_stopping_patience=3'", "callbacks.early_stopping.patience")),
         ("early_stopping_patience=3", ("'early_stopping_patience=3'", "callbacks.early_stopping.patience")),
+        ("trainer.max_epochs=4", ("'trainer.max_epochs=4'", "Did you mean epochs?")),  # Lightning's name
+        ("max_epochs=4", ("'max_epochs=4'", "Did you mean epochs?")),
         # what a signature says
         ("optim.base_batch=8 optim.batch_rule=linaer", ("optim.batch_rule=linaer", "linear, sqrt or none")),
         ("optim.base_batch=8.5", ("optim.base_batch=8.5", "integer or null")),

@@ -93,6 +93,7 @@ def test_evaluate_says_what_the_training_said_and_draws_it(trained, capsys):
     before, after = (found["calibration"][name]["equal_width"] for name in ("before", "after"))
     assert f"calibration error {before['calibration_error']:.1%} (" in said
     assert f", {after['calibration_error']:.1%} with temperature {result['calibration']['temperature']:.2f}\n" in said
+    assert f"reliability diagram in {result.folder / 'evaluate_test_reliability.png'}\n" in said
     with Image.open(result.folder / "evaluate_test_reliability.png") as picture:
         assert picture.info["Software"] == "imgrec"
 

@@ -120,14 +120,14 @@ def test_the_table_off_a_terminal_is_plain() -> None:
     scores = ProbabilityScores(0.5, 0.375, np.array([0.75, 0.25, 0.5, np.nan]), np.array([0.75, 0.5, 0.25, np.nan]))
     Console(file=file, width=80).print(report_tables(small().with_scores(scores), most=20, rules=False))
     assert [line.rstrip() for line in file.getvalue().splitlines()] == [
-        "class       precision  recall (95% interval)        f1  samples",
+        "class       precision  recall (95% interval)        f1  images",
         "cat            1.0000  0.7500 (0.194 to 0.994)  0.8571        4",
         "dog            0.0000  0.0000 (0.000 to 0.842)  0.0000        2",
         "[red]          0.6667  1.0000 (0.398 to 1.000)  0.8000        4",
         "bird           0.0000  0.0000                   0.0000        0",
         "macro mean     0.5556  0.5833 (0.374 to 0.766)  0.5524       10",
         "",
-        "all 10 samples                    95% interval",
+        "all 10 images                     95% interval",
         "accuracy                  0.7000  0.3475 to 0.9333",
         "balanced accuracy         0.5833  0.3739 to 0.7665",
         "macro F1                  0.5524  0.3283 to 0.7570",
@@ -137,7 +137,7 @@ def test_the_table_off_a_terminal_is_plain() -> None:
         "log loss                  0.5000",
         "Brier score               0.3750",
         "loss                      0.2500",
-        "without samples, so not in the macro mean: 1 of 4 classes (bird)",
+        "without images, so not in the macro mean: 1 of 4 classes (bird)",
     ]
     assert file.getvalue().isascii()
     assert "\x1b" not in file.getvalue()

@@ -90,7 +90,7 @@ def test_they_are_listed_at_once_before_the_first_step_and_one_switch_leaves_the
         file.write_bytes(file.read_bytes()[:300])
     assert cli.main(words(root)) == 2
     shown = capsys.readouterr()
-    assert_refused(shown.err, bad[0], "cannot be read", "3 others", "Remove", "data.on_bad_image=skip")
+    assert_refused(shown.err, bad[0], "cannot be read", "3 others", "Remove", "data.on_bad_image=skip", "imgrec check")
     for line, file in zip(shown.out.splitlines(), bad[1:], strict=True):
         assert_error(line, file, "cannot be read")
     assert list((root / "runs").iterdir()) == []

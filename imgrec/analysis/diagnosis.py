@@ -141,5 +141,5 @@ def _validation_too_small(epochs: Epochs, images: int) -> Finding | None:
     return Finding(
         "validation too small",
         f"validation is too small to tell epochs apart: {best:.1%} of {images:,} images is {low:.1%} to {high:.1%}, and each of the last "
-        f"{within} epochs lies within. Set monitor=val/loss, or a larger data.val_share.",
+        f"{within} epochs lies within. Set monitor=val/loss, or take more validation images (data.val_share).",
     )

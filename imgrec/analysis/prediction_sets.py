@@ -177,7 +177,7 @@ def _too_few(coverage: float, count: int, what: str) -> ConfigError:
     hint = f"Set coverage={most}, or train" if most else "Train"
     return ConfigError(
         f"coverage={coverage}: it takes {images_for_coverage(coverage):,} validation images, and there are {count:,}{what}. "
-        f"{hint} with a larger data.val_share."
+        f"{hint} with more validation images (data.val_share)."
     )
 
 
@@ -198,4 +198,4 @@ def _why_none(probability: FloatArray, wrong: NDArray[np.bool_], risk: float) ->
 
 
 def _risk_hint(risk: float | None) -> str:
-    return "Train a better network." if risk is None else f"Set risk={risk}, or train with a larger data.val_share."
+    return "Train a better network." if risk is None else f"Set risk={risk}, or train with more validation images (data.val_share)."

@@ -193,7 +193,10 @@ def nearest_key(key: str, known: Collection[str], groups: Sequence[str]) -> str 
     beside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == head}
     if (near_end := nearest(last, list(beside))) is not None:
         return beside[near_end]
-    return None if head else nearest(key, groups)
+    if not head and (group := nearest(key, groups)) is not None:
+        return group
+    # trainer.max_epochs, as Lightning calls it -> epochs
+    return next((name for name in known if last.endswith(f"_{name}")), None)
 
 
 def _siblings(key: str, known: Mapping[str, Any]) -> str:

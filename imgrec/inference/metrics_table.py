@@ -23,7 +23,7 @@ def report_tables(report: Report, *, most: int, rules: bool) -> Group:
     )
     table.add_column("precision", justify="right")
     table.add_column("recall (95% interval)", no_wrap=True)
-    for heading in ("f1", "samples"):
+    for heading in ("f1", "images"):
         table.add_column(heading, justify="right")
     for row in rows:
         recall = _with_interval(row["recall"], row["recall_interval"] if row["support"] else None)
@@ -34,7 +34,7 @@ def report_tables(report: Report, *, most: int, rules: bool) -> Group:
     parts: list[RenderableType] = [table, "", _totals(report, rules)]
     if report.absent_classes:
         count = f"{len(report.absent_classes)} of {len(report.per_class)} classes"
-        parts.append(Text(f"without samples, so not in the macro mean: {count} ({first_names(report.absent_classes, 5)})"))
+        parts.append(Text(f"without images, so not in the macro mean: {count} ({first_names(report.absent_classes, 5)})"))
     return Group(*parts)
 
 
@@ -51,7 +51,7 @@ def _totals(report: Report, rules: bool) -> Table:
         ("Brier score", report.brier, None),
         ("loss", report.loss, None),
     ]
-    table = _table(rules, f"all {report.count:,} samples")
+    table = _table(rules, f"all {report.count:,} images")
     table.add_column("")
     table.add_column("95% interval")
     for name, figure, interval in rows:

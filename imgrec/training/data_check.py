@@ -68,7 +68,7 @@ def _refuse_unreadable(data: ImageData, record: DataRecord, say: Callable[[str],
     key = "on_bad_image" if any(one.split == "train" for one in found) else "on_bad_image_eval"
     raise DataError(
         f"{found[0].reason}{others} Remove or replace {'them' if others else 'it'}, "
-        f"or leave unreadable images out with data.{key}=skip."
+        f"or leave unreadable images out with data.{key}=skip. imgrec check looks at every image."
     )
 
 
