@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from marks import slow_but
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn.datasets import load_digits
 
-from imgrec.analysis.diagnosis import Epochs, diagnose, never_predicted
+from imgrec.analysis.diagnosis import Epochs, diagnose, never_predicted, unlike_validation
 from imgrec.train import fit
 from imgrec.training.result import Result
 
@@ -95,6 +96,16 @@ def test_classes_that_are_never_predicted():
     assert never_predicted(np.eye(3, dtype=int), "abc") == []
 
 
+def test_a_test_unlike_validation():
+    (found,) = unlike_validation((0.98, 50), (0.0, 56))
+    assert found.rule == "test unlike validation"
+    test, val = (binomtest(hits, of).proportion_ci(method="wilson") for hits, of in ((0, 56), (49, 50)))
+    shown = [f"({100 * one.low:.1f} to {100 * one.high:.1f})" for one in (test, val)]
+    says(found.sentence, f"0.0% {shown[0]} of 56", f"98.0% {shown[1]} of 50", "imgrec check")
+    assert unlike_validation((0.98, 50), (0.90, 50)) == [], "the intervals overlap"
+    assert unlike_validation((0.0, 56), (0.98, 50)) == [], "a better test needs no advice"
+
+
 def noisy_digits(folder: Path) -> str:
     """A third of the images in the folder of a class by chance: to know them is to have learned them by heart."""
     digits, chance = load_digits(), np.random.default_rng(0)
@@ -105,7 +116,20 @@ def noisy_digits(folder: Path) -> str:
     return str(folder)
 
 
+def relabelled_test(folder: Path) -> str:
+    """Digits in three splits; in the test each has the name of the next digit."""
+    digits = load_digits()
+    for row in range(600):
+        split = ("train", "train", "val", "test")[row % 4]
+        place = folder / split / f"{(digits.target[row] + (split == 'test')) % 10}"
+        place.mkdir(exist_ok=True, parents=True)
+        Image.fromarray((digits.images[row] * 15.9).astype(np.uint8)).save(place / f"{row}.png")
+    return str(folder)
+
+
+FOLDERS = {"over-fitted": noisy_digits, "test unlike validation": relabelled_test}
 TRAININGS = {
+    "test unlike validation": "augment=none optim=adam epochs=4",
     "over-fitted": "augment=none optim=adam optim.lr=0.01 epochs=30 data.val_share=0.3 data.test_share=0.1",
     "rate too high": "optim=sgd optim.lr=0.3 scheduler=constant epochs=8",
     "rate too low": "optim=sgd optim.lr=0.0005 epochs=8",
@@ -119,10 +143,10 @@ TRAININGS = {
 @pytest.mark.parametrize("rule", slow_but("learned nothing", among=TRAININGS))
 def test_a_training_shows_it(rule: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["model=simple_cnn", f"runs_dir={tmp_path}", "logger=none", "trainer.accelerator=cpu", *TRAININGS[rule].split()]
-    if rule == "over-fitted":
+    if rule in FOLDERS:
         words += [
             "data=imagefolder",
-            f"data.root={noisy_digits(tmp_path / 'digits')}",
+            f"data.root={FOLDERS[rule](tmp_path / 'digits')}",
             "data.image_size=8",
             "data.channels=1",
             "data.mean=[0.3]",

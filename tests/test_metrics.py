@@ -121,11 +121,11 @@ def test_the_table_off_a_terminal_is_plain() -> None:
     Console(file=file, width=80).print(report_tables(small().with_scores(scores), most=20, rules=False))
     assert [line.rstrip() for line in file.getvalue().splitlines()] == [
         "class       precision  recall (95% interval)        f1  images",
-        "cat            1.0000  0.7500 (0.194 to 0.994)  0.8571        4",
-        "dog            0.0000  0.0000 (0.000 to 0.842)  0.0000        2",
-        "[red]          0.6667  1.0000 (0.398 to 1.000)  0.8000        4",
-        "bird           0.0000  0.0000                   0.0000        0",
-        "macro mean     0.5556  0.5833 (0.374 to 0.766)  0.5524       10",
+        "cat            1.0000  0.7500 (0.194 to 0.994)  0.8571       4",
+        "dog            0.0000  0.0000 (0.000 to 0.842)  0.0000       2",
+        "[red]          0.6667  1.0000 (0.398 to 1.000)  0.8000       4",
+        "bird           0.0000  0.0000                   0.0000       0",
+        "macro mean     0.5556  0.5833 (0.374 to 0.766)  0.5524      10",
         "",
         "all 10 images                     95% interval",
         "accuracy                  0.7000  0.3475 to 0.9333",

@@ -67,6 +67,22 @@ def never_predicted(confusion: npt.ArrayLike, classes: Sequence[str]) -> list[Fi
     return [Finding("never predicted", sentence)]
 
 
+def unlike_validation(validated: tuple[float, int], tested: tuple[float, int]) -> list[Finding]:
+    """A finding where the 95% interval of the test accuracy is below that of validation; each: (accuracy, images), of the same weights."""
+    intervals = [share_interval(round(accuracy * images), images) for accuracy, images in (tested, validated)]
+    if intervals[0][1] >= intervals[1][0]:
+        return []
+    test, val = (
+        f"{accuracy:.1%} ({100 * low:.1f} to {100 * high:.1f}) of {images:,} images"
+        for (accuracy, images), (low, high) in zip((tested, validated), intervals, strict=True)
+    )
+    sentence = (
+        f"the test is unlike validation: accuracy {test}, in validation {val}. The test has images of another kind, or those of "
+        "validation are nearly in train too: look for copies with imgrec check."
+    )
+    return [Finding("test unlike validation", sentence)]
+
+
 def _learned_nothing(epochs: Epochs, images: int, most_frequent: float, lr: float) -> Finding | None:
     best = float(epochs.val_accuracy.max())
     if share_interval(round(best * images), images)[0] > most_frequent:

@@ -198,4 +198,6 @@ def _why_none(probability: FloatArray, wrong: NDArray[np.bool_], risk: float) ->
 
 
 def _risk_hint(risk: float | None) -> str:
-    return "Train a better network." if risk is None else f"Set risk={risk}, or train with more validation images (data.val_share)."
+    return (
+        "Train a better network." if risk is None else f"Set risk={risk}, or train with more validation images (data.val_share)."
+    )

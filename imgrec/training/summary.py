@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from imgrec.analysis.diagnosis import LEARNED_NOTHING, Epochs, Finding, diagnose, never_predicted
+from imgrec.analysis.diagnosis import LEARNED_NOTHING, Epochs, Finding, diagnose, never_predicted, unlike_validation
 from imgrec.analysis.intervals import share_interval
 from imgrec.config.schema import DataConfig, Node, RunConfig, Split
 from imgrec.data.datamodule import DataModule
@@ -169,7 +169,7 @@ def run_result(
         "train_seconds": round(sum(row.get("seconds", 0.0) for row in history.rows), 2),
         "time_shares": {part: round(share, 4) for part, share in shares.items()},
         "held_back": held_back(shares, run, loaders),
-        "diagnosis": [finding._asdict() for finding in _diagnosis(run, history, report, loaders)],
+        "diagnosis": [finding._asdict() for finding in _diagnosis(run, history, rows[tested.name] or last, report, loaders)],
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": device,
         "parameters": size.parameters,
@@ -178,8 +178,10 @@ def run_result(
     }
 
 
-def _diagnosis(run: RunConfig, history: History, report: Report | None, loaders: DataModule) -> list[Finding]:
-    """What the curves say, and the test."""
+def _diagnosis(
+    run: RunConfig, history: History, tested: Mapping[str, Any], report: Report | None, loaders: DataModule
+) -> list[Finding]:
+    """What the curves say, and the test; tested: the metrics of the epoch whose weights were tested."""
     keys = ("train/loss", "val/loss", "val/accuracy")
     figures = [[row[key] for key in keys] for row in history.rows if all(key in row for key in keys)]
     counts = loaders.data.counts("val")
@@ -191,6 +193,8 @@ def _diagnosis(run: RunConfig, history: History, report: Report | None, loaders:
     )
     if report is None or any(finding.rule == LEARNED_NOTHING for finding in found):
         return found
+    if "val/accuracy" in tested:
+        found += unlike_validation((tested["val/accuracy"], loaders.images_read("val")), (report.accuracy, report.count))
     return [*found, *never_predicted(report.confusion, loaders.data.classes)]
 
 
