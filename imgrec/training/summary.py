@@ -194,7 +194,9 @@ def _diagnosis(
     if report is None or any(finding.rule == LEARNED_NOTHING for finding in found):
         return found
     if "val/accuracy" in tested:
-        found += unlike_validation((tested["val/accuracy"], loaders.images_read("val")), (report.accuracy, report.count))
+        validated = tested["val/accuracy"], loaders.images_read("val")
+        if unlike := unlike_validation(validated, (report.accuracy, report.count)):
+            return [*found, *unlike]  # which classes it never predicts follows
     return [*found, *never_predicted(report.confusion, loaders.data.classes)]
 
 
