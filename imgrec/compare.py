@@ -13,7 +13,7 @@ from imgrec.config.compose import compose_config
 from imgrec.config.schema import dotted_types, parse_settings
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, plural, shorten
-from imgrec.files import atomic_write, check_output, first_bytes, is_our_png
+from imgrec.files import atomic_write, begins_with, check_output, is_our_png
 from imgrec.inference.curves import draw_curves
 from imgrec.terminal import Terminal, duration, percent, percents
 from imgrec.training.comparison import (
@@ -105,7 +105,7 @@ def _run_paths(config: CompareConfig) -> tuple[list[Path], Path | None]:
 def _check_files(config: CompareConfig) -> tuple[Path, Path | None]:
     out = Path(config.out)
     plot = None if config.plot == "none" else Path(config.plot) if config.plot else out.with_suffix(".png")
-    check_output("out", out, (".json",), ours=lambda path: first_bytes(path).startswith(OUR_JSON), overwrite=config.overwrite)
+    check_output("out", out, (".json",), ours=begins_with(OUR_JSON), overwrite=config.overwrite)
     if plot is not None:
         check_output("plot", plot, (".png",), ours=is_our_png, overwrite=config.overwrite)
     return out, plot

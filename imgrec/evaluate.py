@@ -15,7 +15,7 @@ from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError, first_names
-from imgrec.files import atomic_write, check_output, first_bytes, is_our_png
+from imgrec.files import atomic_write, begins_with, check_output, is_our_png
 from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.prediction_table import PredictionFiles, check_prediction_files
 from imgrec.terminal import Terminal, percents
@@ -74,7 +74,7 @@ def _check_files(config: EvaluateConfig) -> tuple[Path, Path, Path | None, Predi
         run_dir = Path()  # the checkpoint was moved out of its run
     out = Path(config.out) if config.out else run_dir / f"evaluate_{what}.json"
     plot = None if config.plot == "none" else Path(config.plot) if config.plot else out.with_suffix(".png")
-    check_output("out", out, (".json",), ours=lambda path: first_bytes(path).startswith(MARK), overwrite=config.overwrite)
+    check_output("out", out, (".json",), ours=begins_with(MARK), overwrite=config.overwrite)
     if plot is not None:
         check_output("plot", plot, (".png",), ours=is_our_png, overwrite=config.overwrite)
     return file, out, plot, check_prediction_files(out.with_suffix(""), sheet=plot is not None, overwrite=config.overwrite)

@@ -248,6 +248,11 @@ def first_bytes(path: Path) -> bytes:
         return file.read(256)
 
 
+def begins_with(start: bytes) -> Callable[[Path], bool]:
+    """For `check_output`: whether a file begins as those that imgrec writes."""
+    return lambda path: first_bytes(path).startswith(start)
+
+
 def is_our_png(path: Path) -> bool:
     """Whether a PNG names imgrec as the software that wrote it."""
     return b"Software\0imgrec" in first_bytes(path)

@@ -133,7 +133,7 @@ TRAININGS = {
     "over-fitted": "augment=none optim=adam optim.lr=0.01 epochs=30 data.val_share=0.3 data.test_share=0.1",
     "rate too high": "optim=sgd optim.lr=0.3 scheduler=constant epochs=8",
     "rate too low": "optim=sgd optim.lr=0.0005 epochs=8",
-    "learned nothing": "optim=sgd optim.lr=1e-7 scheduler=constant epochs=2",
+    "learned nothing": "optim=sgd optim.lr=1e-7 scheduler=constant epochs=2 trainer.limit_train_batches=2",
     "still improving": "optim=adam optim.lr=0.0003 epochs=3",
     "validation too small": "optim=adam epochs=15 data.val_share=0.05",
     "never predicted": "optim=adam epochs=2 loss.class_weights=none sampling=weighted class_weights={3:1e-6}",

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from marks import fewer
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -105,7 +106,7 @@ def hashes(rng: np.random.Generator, count: int) -> Words:
     return words
 
 
-@settings(max_examples=15, deadline=None)
+@fewer(8)
 @given(st.integers(0, 60), st.integers(0, 4), st.integers(0, 2**32 - 1), st.sampled_from([7, 2**20]))
 def test_near_pairs_are_those_of_all_pairs(count: int, distance: int, seed: int, at_once: int) -> None:
     words = hashes(np.random.default_rng(seed), count)
@@ -130,7 +131,7 @@ def test_many_pictures_are_compared_by_shared_bits() -> None:
         assert any(mask & changes == 0 for mask in keys)
 
 
-@settings(max_examples=25, deadline=None)
+@fewer(12)
 @given(st.integers(0, 40), st.integers(0, 2**32 - 1))
 def test_copies_are_those_of_all_pairs(count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
