@@ -68,7 +68,19 @@ def test_a_network_that_was_trained_before_begins_low():
 def test_nothing_learned():
     found = rules(train=(2.3,) * 8, val=(2.3,) * 8, accuracy=(0.1, 0.11, 0.1, 0.1, 0.105, 0.1, 0.1, 0.1), images=200)
     assert list(found) == ["learned nothing"]
-    says(found["learned nothing"], "11.0% of 200", "10.0%", "optim.lr=0.01", "imgrec lr_find")
+    says(
+        found["learned nothing"], "11.0% (7.4% to 16.1%) of 200", "not surely above the 10.0%", "optim.lr=0.01", "imgrec lr_find"
+    )
+
+
+def test_a_validation_of_one_class_says_nothing_of_what_was_learned():
+    """Always answering it is right."""
+    epochs = Epochs(np.array([2.0, 1.0]), np.array([2.0, 1.9]), np.array([0.9, 1.0]))
+    assert diagnose(epochs, images=5000, most_frequent=1.0, lr=0.01) == []
+
+
+def test_a_loss_that_stays_at_zero_does_not_improve():
+    assert rules(train=(1.0, *[0.0] * 7), val=(1.0, *[0.0] * 7), accuracy=(0.9, *[1.0] * 7)) == {}
 
 
 def test_still_improving():

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imgrec.analysis.intervals import share_interval
-from imgrec.errors import first_names
+from imgrec.errors import first_names, plural
 
 Figures = npt.NDArray[np.float64]
 
@@ -85,12 +85,14 @@ def unlike_validation(validated: tuple[float, int], tested: tuple[float, int]) -
 
 def _learned_nothing(epochs: Epochs, images: int, most_frequent: float, lr: float) -> Finding | None:
     best = float(epochs.val_accuracy.max())
-    if share_interval(round(best * images), images)[0] > most_frequent:
+    low, high = share_interval(round(best * images), images)
+    if low > most_frequent or most_frequent == 1:  # of a single class nothing can be told
         return None
     return Finding(
         LEARNED_NOTHING,
-        f"learned nothing: the best validation accuracy, {best:.1%} of {images:,} images, is not above the {most_frequent:.1%} "
-        f"of always answering the most frequent class. Find another rate than optim.lr={lr:g} with imgrec lr_find, or look at the labels.",
+        f"learned nothing that shows: the best validation accuracy, {best:.1%} ({low:.1%} to {high:.1%}) of {plural(images, 'image')}, "
+        f"is not surely above the {most_frequent:.1%} of always answering the most frequent class. "
+        f"Find another rate than optim.lr={lr:g} with imgrec lr_find, or look at the labels.",
     )
 
 
@@ -137,7 +139,12 @@ def _still_improving(epochs: Epochs) -> Finding | None:
     # A schedule that ends low lowers the loss at its end, whatever is still to gain: a network that over-fits gains nothing.
     count, val = len(epochs.val_loss), epochs.val_loss
     start = count - 1 - max(1, count // 4)
-    if count < 2 or not val[-1] <= min(IMPROVED * val[start], val.min()) or val[-1] > epochs.train_loss[-1]:
+    if (
+        count < 2
+        or val[-1] >= val[start]
+        or not val[-1] <= min(IMPROVED * val[start], val.min())
+        or val[-1] > epochs.train_loss[-1]
+    ):
         return None
     return Finding(
         "still improving",
