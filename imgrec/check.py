@@ -15,7 +15,7 @@ from imgrec.config.instantiate import build, check_signature
 from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, Split, dotted_types, parse_settings
 from imgrec.config.start_checks import check_data
 from imgrec.distributed.command import run_command
-from imgrec.errors import ConfigError, DataError, ExitCode, plural
+from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable
 from imgrec.files import atomic_output, atomic_write, check_output, first_bytes, is_utf8
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.tested_images import find_test_table, read_test_table
@@ -78,11 +78,7 @@ def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path, Pa
         return out, page, splits
     from imgrec.data.skip_list import LIST_MARK
 
-    skip_list, read = out.with_suffix(".skip.txt"), data.own["skip_list"]
-    if read is not None and skip_list.resolve() == Path(read).resolve():
-        raise ConfigError(
-            f"out={out}: {skip_list} is read as data.skip_list, and would lose its names. Set out=ANOTHER.json, or data.skip_list=null."
-        )
+    skip_list = out.with_suffix(".skip.txt")
     check_output(
         "out", skip_list, (".txt",), ours=lambda path: first_bytes(path).startswith(LIST_MARK), overwrite=config.overwrite
     )
@@ -142,7 +138,7 @@ def _check(config: CheckConfig, out: Path, page: Path, written: Path | None, tab
         named = [data.classes[label] for label in labels.tolist()]
         _write_splits(written, scan, named, groups, splits, config, data.root, terminal)
     elif written is not None:
-        _write_skip_list(written, names_to_leave_out(scan, findings), data.root, terminal)
+        _write_skip_list(written, names_to_leave_out(scan, findings), config.data, terminal)
     return ExitCode.FAULTS if any(finding.kind.is_fault for finding in findings) else ExitCode.OK
 
 
@@ -154,15 +150,18 @@ def _file_splits(data: "ImageData") -> "dict[Split, ImageFiles]":
 
 
 def _print(findings: "Sequence[DataFinding]", terminal: Terminal) -> None:
+    from imgrec.analysis.data_faults import SHOWN_EXAMPLES
+
     for title, is_fault in (("faults", True), ("hints", False)):
         shown = [finding for finding in findings if finding.kind.is_fault == is_fault]
         terminal.say()
         terminal.say(title if shown else f"no {title}", "bold")
         for finding in shown:
-            kind, left = finding.kind, finding.count - len(finding.sentences)
+            kind, shown_lines = finding.kind, finding.sentences[:SHOWN_EXAMPLES]
+            left = finding.count - len(shown_lines)
             terminal.say(f"  {finding.count:>7,} {kind.name}: {kind.what}", "red" if is_fault else "yellow")
             terminal.say(f"{'':10}{kind.advice}")
-            for line in finding.sentences + [f"and {left:,} more"] * bool(left):
+            for line in shown_lines + [f"and {left:,} more"] * bool(left):
                 terminal.say(f"{'':12}{line}", "dim")
 
 
@@ -190,30 +189,37 @@ def _content(root: str, sizes: "Mapping[Split, int]", scan: "Scan", findings: "S
 
 def _page(root: str, summary: str, splits: "dict[Split, ImageFiles]", findings: "Sequence[DataFinding]") -> str:
     from imgrec.analysis.check_page import Example, check_page, thumbnail
-    from imgrec.analysis.data_faults import image_at
+    from imgrec.analysis.data_faults import SHOWN_EXAMPLES, image_at
+    from imgrec.analysis.image_faults import STATE_KINDS
 
     def example(finding: "DataFinding", number: int) -> Example:
         rows = [*finding.rows[number : number + 1].tolist(), *finding.partners[number : number + 1]]
+        if finding.kind in STATE_KINDS.values():  # they cannot be decoded, and may be long
+            rows = []
         pictures = [thumbnail(*image_at(splits, row)) for row in rows if row is not None]
         return Example(finding.sentences[number], pictures)
 
     sections = [
-        (finding.kind, finding.count, [example(finding, k) for k in range(len(finding.sentences))]) for finding in findings
+        (finding.kind, finding.count, [example(finding, k) for k in range(len(finding.sentences[:SHOWN_EXAMPLES]))])
+        for finding in findings
     ]
-    return check_page(f"Check of {root}", summary, sections)
+    return check_page(f"Check of {printable(root)}", summary, sections)
 
 
-def _write_skip_list(path: Path, names: "ImageNames", root: str, terminal: Terminal) -> None:
-    from imgrec.data.skip_list import write_skip_list
+def _write_skip_list(path: Path, names: "ImageNames", data: Node, terminal: Terminal) -> None:
+    """Write these names, after those that data.skip_list has: the new list takes its place."""
+    from imgrec.data.skip_list import read_skip_list, write_skip_list
 
-    listed = [name for name in names.tolist() if b"\n" not in name]
+    before = [] if (read := data.get("skip_list")) is None else read_skip_list(read).tolist()
+    added = [name for name in names.tolist() if b"\n" not in name]
+    listed = before + added
     with atomic_output(path) as file:
         write_skip_list(file, listed)
-    train = shlex.join(["imgrec", "train", "data=imagefolder", f"data.root={root}", f"data.skip_list={path}"])
+    train = shlex.join(["imgrec", "train", "data=imagefolder", f"data.root={data['root']}", f"data.skip_list={path}"])
     terminal.say(f"{path} leaves out {plural(len(listed), 'image')}: {train}")
-    if len(listed) < len(names):
+    if len(added) < len(names):
         terminal.say(
-            f"{plural(len(names) - len(listed), 'name')} with a line break cannot be listed: rename these files", "yellow"
+            f"{plural(len(names) - len(added), 'name')} with a line break cannot be listed: rename these files", "yellow"
         )
 
 

@@ -1,6 +1,7 @@
 """imgrec check: each fault that was planted is found and nothing else, and a skip list leaves the images out."""
 
 import base64
+import errno
 import html
 import io
 import json
@@ -9,6 +10,7 @@ import re
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ import imgrec.analysis.file_scan
 from imgrec import cli
 from imgrec.analysis.check_page import Example, check_page, thumbnail
 from imgrec.analysis.copy_faults import find_copies
-from imgrec.analysis.data_faults import find_faults, names_to_leave_out
+from imgrec.analysis.data_faults import SHOWN_EXAMPLES, find_faults, names_to_leave_out
 from imgrec.analysis.file_scan import Scan, look_at, scan_files
 from imgrec.analysis.image_faults import (
     ASPECT,
@@ -42,6 +44,8 @@ from imgrec.analysis.image_faults import (
     tiny_side,
 )
 from imgrec.check import PAGE_START
+from imgrec.data.folder import ImageFiles
+from imgrec.data.skip_list import LIST_MARK, read_skip_list
 from imgrec.data.split_record import find_changes
 from imgrec.errors import DataError
 from imgrec.files import on_progress
@@ -307,6 +311,62 @@ def test_a_check_that_is_stopped_goes_on_where_it_was(photos: Path, tmp_path: Pa
     assert result.decoded == len(result.names) - 10
 
 
+def test_a_file_that_cannot_be_opened_is_tried_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGREC_CACHE", str(tmp_path))
+    monkeypatch.setattr(imgrec.analysis.file_scan, "SETTLED_NS", 0)
+
+    def open_or_fail(images: ImageFiles, index: int, real=ImageFiles.open):
+        if images.names[index] == b"cat/good0.jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(images, index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageFiles, "open", open_or_fail)
+        failed, splits = scan(folder(photos, **KEYS))
+        findings = find_faults(failed, splits, {"train": np.ones(2)}, ("a", "b"), SIZE)
+    rows = next(finding.rows for finding in findings if finding.kind.name == "not_opened")
+    assert failed.names[rows].tolist() == [b"train/cat/good0.jpg", b"test/cat/good0.jpg"]
+    assert not set(rows) & {row for finding in findings for row in finding.leave_out}
+    again, _ = scan(folder(photos, **KEYS))
+    assert again.decoded == 2
+    assert (again.facts[rows]["state"] == FileState.WHOLE).all()
+
+
+def test_files_that_vanish_while_they_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain image is read a second time, which may come too late."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for k in range(4):
+            Image.new("RGB", (60, 60), "white").save(tmp_path / name / f"{k}.png")
+    data = folder(tmp_path, **KEYS)
+    monkeypatch.setattr(ImageFiles, "open", lambda images, row, real=ImageFiles.open: _opened_once(real(images, row)))
+    found, splits = scan(data)
+    shutil.rmtree(tmp_path / "a")
+    findings = find_faults(found, splits, {"train": np.ones(2)}, ("a", "b"), SIZE)
+    assert {finding.kind.name for finding in findings} == {"blank"}
+
+
+def _opened_once(file: BinaryIO) -> BinaryIO:
+    os.unlink(file.name)
+    return file
+
+
+def test_an_example_says_why_once_and_reads_no_file_of_gibibytes(tmp_path: Path) -> None:
+    """Its name is printed as letters that a terminal shows, and the reason follows it."""
+    for name in ("a", "b\nc"):
+        (tmp_path / name).mkdir()
+        for k in range(5):
+            (tmp_path / name / f"{k}\n.png").write_bytes(encode(picture(k, 60, 60), "PNG")[: 200 if k == 1 else None])
+    with (tmp_path / "a/long.png").open("wb") as file:
+        file.truncate(2**30 + 1)  # a hole, which takes no room on the disk
+    found, splits = scan(folder(tmp_path, **KEYS))
+    findings = find_faults(found, splits, {"train": np.ones(2)}, ("a", "b"), SIZE)
+    said = {finding.kind.name: finding.sentences for finding in findings}
+    assert said["too_large"] == ["a/long.png: 1.0 GiB"]
+    assert len(said["truncated"]) == 2
+    assert not any("cannot be read" in line or str(tmp_path) in line for line in said["truncated"])
+
+
 # The skip list
 
 
@@ -387,6 +447,51 @@ def test_the_command_finds_faults_and_its_skip_list_removes_them(
     assert tree(photos) == before
 
 
+def test_a_new_skip_list_keeps_the_names_of_the_one_that_is_read(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("check.skip.txt").write_bytes(LIST_MARK + b"\ntrain/cat/empty.jpg\n")
+    words = ["check", str(photos), f"data.image_size={SIZE}", "data.max_pixels=1000000", "num_workers=0"]
+    assert cli.main([*words, "data.skip_list=check.skip.txt", "write=skip"]) == 3
+    kept = read_skip_list("check.skip.txt").tolist()
+    assert cli.main([*words, "out=whole.json", "write=skip"]) == 3
+    assert sorted(kept) == read_skip_list("whole.skip.txt").tolist()
+
+
+def test_names_that_are_no_text_are_written_and_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split, name in (("train", b"a"), ("train", b"b\xff\x1b[31m\n"), ("val", b"a"), ("test", b"a")):
+        inner = os.path.join(b"set\xff", split.encode(), name)
+        os.makedirs(inner)
+        for k in range(2):
+            Path(os.fsdecode(inner), f"{k}.png").write_bytes(encode(picture(k + len(name) * 10, 60, 60), "PNG"))
+    assert cli.main(["check", os.fsdecode(b"set\xff"), f"data.image_size={SIZE}", "num_workers=0"]) == 3
+    said = capsys.readouterr().out
+    assert "val has no b??[31m?" in said
+    assert "\x1b" not in said
+    assert "Check of set?" in Path("check.html").read_text(encoding="utf-8")
+
+
+def test_classes_that_are_missing_are_all_in_the_file_and_a_few_on_the_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for split, count in (("train", 40), ("val", 1), ("test", 1)):
+        for k in range(count):
+            (tmp_path / f"set/{split}/c{k:02}").mkdir(parents=True)
+            (tmp_path / f"set/{split}/c{k:02}/a.png").write_bytes(encode(picture(k, 60, 60), "PNG"))
+    assert cli.main(["check", "set", f"data.image_size={SIZE}", "num_workers=0"]) == 3
+    said = capsys.readouterr().out
+    assert said.count(" has no c") == SHOWN_EXAMPLES
+    assert "and 73 more" in said
+    assert Path("check.html").read_text().count(" has no c") == SHOWN_EXAMPLES
+    kinds = {finding["kind"]: finding for finding in json.loads(Path("check.json").read_text())["findings"]}
+    assert len(kinds["missing_class"]["examples"]) == 78
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "parts"),
@@ -394,7 +499,7 @@ def test_the_command_finds_faults_and_its_skip_list_removes_them(
         (["{photos}", "out={photos}/check.json"], ["out={photos}/check.json", "data.root={photos}", "out=FILE.json"]),
         (["{photos}", "out=theirs.json"], ["out=theirs.json", "overwrite=true"]),
         (["{photos}", "data.skip_list=none.txt"], ["data.skip_list=none.txt", "write=skip"]),
-        (["{photos}", "out=list.json", "data.skip_list=list.skip.txt", "write=skip"], ["out=list.json", "data.skip_list=null"]),
+        (["{photos}", "out=list.json", "data.skip_list=list.skip.txt", "write=skip"], ["out=list.skip.txt", "overwrite=true"]),
         (["data=digits"], ["data", "Digits", "data=imagefolder data.root=FOLDER"]),
         (["data=table", "data.file=t.csv", "write=skip"], ["write=skip", "data=imagefolder", "Remove write=skip"]),
     ],

@@ -1,12 +1,14 @@
 """What was found in a data set, kind by kind, with examples."""
 
+import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from imgrec.analysis.file_scan import Scan
+from imgrec.analysis.file_scan import MOST_FILE_BYTES, Scan
 from imgrec.analysis.image_faults import (
     ASPECT,
     LARGE,
@@ -23,7 +25,7 @@ from imgrec.data.decode import FORMATS
 from imgrec.data.file_index import ImageNames
 from imgrec.data.folder import ImageFiles
 from imgrec.data.split_record import show_name
-from imgrec.errors import DataError
+from imgrec.errors import DataError, printable
 
 SHOWN_EXAMPLES = 5  # of a kind
 
@@ -34,7 +36,7 @@ class DataFinding:
 
     kind: FaultKind
     rows: Indices  # of the scan; none where classes are meant
-    sentences: list[str]  # the first of them
+    sentences: list[str]  # of the first of the rows; of all classes
     leave_out: Indices  # rows that a skip list has
     partners: tuple[int | None, ...] = ()  # rows of the pictures that those of the sentences are copies of
 
@@ -83,16 +85,25 @@ def _example(scan: Scan, splits: Mapping[Split, ImageFiles], row: int, kind: Fau
 def _describe(images: ImageFiles, row: int, kind: FaultKind) -> str:
     """What a person wants to know of an image of this kind: why it cannot be read, its format, or its sides; else nothing."""
     if kind in STATE_KINDS.values():
-        try:
-            images.decode(row)
-        except DataError as error:
-            reason = str(error).removeprefix(images.path(row)).removeprefix(" cannot be read").removeprefix(": ")
-            return reason.rstrip(".")
-        return "it can be read now"
+        return _reason(images, row)
     if kind not in (WRONG_EXTENSION, TINY, ASPECT, LARGE):
         return ""
     try:
-        with images.open(row) as file, Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), images.open(row) as file, Image.open(file, formats=FORMATS) as image:
             return f"{image.format}" if kind == WRONG_EXTENSION else f"{image.width}x{image.height}"
     except Exception:  # PIL's parsers raise any, and a moment ago there was none
         return "it cannot be read now"
+
+
+def _reason(images: ImageFiles, row: int) -> str:
+    """Why a file cannot be read; one that the scan did not read as it is too long is not read here either."""
+    path = images.path(row)
+    try:
+        if (size := os.path.getsize(path)) > MOST_FILE_BYTES:
+            return f"{size / 2**30:.1f} GiB"
+        images.decode(row)
+    except OSError as error:
+        return error.strerror or str(error)
+    except DataError as error:
+        return str(error).removeprefix(printable(path)).removeprefix(" cannot be read").removeprefix(": ").rstrip(".")
+    return "it can be read now"

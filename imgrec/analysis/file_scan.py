@@ -87,8 +87,8 @@ class _Files:
             for k in sampled:
                 if part.facts[k]["spread"] <= SURE_SPREAD:  # few images; keeping the pixels of all would take too much memory
                     _, pixels = look_at(*self._place(rows[k]))
-                    assert pixels is not None
-                    part.facts[k]["spread"] = spread(pixels)
+                    if pixels is not None:  # it was a moment ago
+                        part.facts[k]["spread"] = spread(pixels)
         return part
 
     def _place(self, row: int) -> tuple[ImageFiles, int]:
@@ -118,7 +118,7 @@ def look_at(images: ImageFiles, row: int) -> tuple[_Header, NDArray[np.uint8] | 
                 return NO_HEADER._replace(state=FileState.TOO_LARGE), None
             content = file.read()  # once for the decoder and for the header: a second look at the file takes 10% of its time
     except OSError:
-        return NO_HEADER, None
+        return NO_HEADER._replace(state=FileState.NOT_OPENED), None
     state, pixels = FileState.WHOLE, None
     try:
         pixels = decode_bytes(content, path, images.preprocessing, images.reading["decoder"]).numpy()
@@ -182,8 +182,8 @@ def scan_files(
 ) -> Scan:
     """Facts and fingerprints of all files of the splits below `root`, those that changed or are new decoded by `num_workers` processes.
 
-    A file is known by its name, size and times of change; one that changed in the last seconds is
-    decoded again the next time. An exception keeps what was done before it.
+    A file is known by its name, size and times of change; one that changed in the last seconds is decoded again the next
+    time, and so is one that could not be opened. An exception keeps what was done before it.
     """
     names = np.concatenate([names_below(root, images) for images in splits])
     stamps = file_stamps(root, names)
@@ -203,5 +203,5 @@ def scan_files(
                 facts[done], fingerprints[done], known[done] = part.facts, part.fingerprints, True
                 on_progress.get()("decoding images", len(done), len(rows))
     finally:
-        write_facts(cache, known & settled, names, stamps, facts, fingerprints)
+        write_facts(cache, known & settled & (facts["state"] != FileState.NOT_OPENED), names, stamps, facts, fingerprints)
     return Scan(names, facts, fingerprints, len(rows))

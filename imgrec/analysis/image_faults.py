@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
+from imgrec.errors import printable
 
 TINY_SIDE = 32  # pixels; but half of data.image_size where that is smaller, as for digits of 28x28
 TINY_SHARE = 1 / 4  # of data.image_size: an image that is enlarged four times and more has few of the details others have
@@ -30,6 +31,7 @@ class FileState(IntEnum):
     DAMAGED = 2  # it has a header, but not all pixels
     TOO_LARGE = 3
     NO_SCALE = 4  # of its values is not known which are black and white
+    NOT_OPENED = 5  # the system does not let it be read; another time it may
 
 
 class Sign(IntFlag):
@@ -71,6 +73,9 @@ STATE_KINDS = {
     FileState.NO_SCALE: FaultKind(
         "no_scale", True, "values of more than 8 bits, and which are black and white is not known",
         "Set data.scale=[BLACK,WHITE].",
+    ),
+    FileState.NOT_OPENED: FaultKind(
+        "not_opened", True, "the system does not let the file be read", "Look at its permissions, and at the disk; then check again."
     ),
 }  # fmt: skip
 WRONG_EXTENSION = FaultKind(
@@ -146,13 +151,13 @@ def spread(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 def find_class_faults(counts: Mapping[Split, Indices], classes: tuple[str, ...]) -> dict[FaultKind, list[str]]:
     """Sentences of each kind that there is; counts: int64 [K] of each split that has images, `train` among them."""
-    train = counts["train"]
+    train, names = counts["train"], list(map(printable, classes))
     missing = [
-        f"{split} has no {classes[row]}"
+        f"{split} has no {names[row]}"
         for split, found in counts.items()
         for row in np.flatnonzero((found == 0) & (train > 0)).tolist()
     ]
     most, least = int(train.argmax()), int(np.where(train > 0, train, train.max()).argmin())
     uneven = train[most] >= IMBALANCE * train[least]
-    sizes = [f"{classes[most]} has {train[most]:,} images, {classes[least]} {train[least]:,}"] if uneven else []
+    sizes = [f"{names[most]} has {train[most]:,} images, {names[least]} {train[least]:,}"] if uneven else []
     return {kind: found for kind, found in ((MISSING_CLASS, missing), (IMBALANCE_KIND, sizes)) if found}
