@@ -140,9 +140,8 @@ def _read_predictions(path: Path, config: Node, test: dict[str, Any]) -> StoredP
             f"{file} was cut or changed: {first_line(error)}. Remove it to compare the run without tests on its images."
         ) from error
     root = os.path.join(str(config["data"].get("root") or ""), "")
-    if (
-        key == "path" and root and pc.all(pc.starts_with(names, pattern=root)).as_py()
-    ):  # the folder may have moved between two runs
+    # Below data.root, as the folder may have moved between two runs.
+    if key == "path" and root and pc.all(pc.starts_with(names, pattern=root)).as_py():
         names = pc.utf8_slice_codeunits(names, start=len(root))
     true, predicted = (column.to_numpy().astype(np.int64) for column in codes)
     return StoredPredictions(key, names, true, predicted, classes)
