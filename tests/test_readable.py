@@ -94,7 +94,9 @@ def test_they_are_listed_at_once_before_the_first_step_and_one_switch_leaves_the
     for line, file in zip(shown.out.splitlines(), bad[1:], strict=True):
         assert_error(line, file, "cannot be read")
     assert list((root / "runs").iterdir()) == []
-    assert cli.main(words(root, "data.on_bad_image=skip")) == 0
+    (listed := tmp_path / "listed.txt").write_text("train/a/001.jpg\n")
+    assert cli.main(words(root, "data.on_bad_image=skip", f"data.skip_list={listed}")) == 0
+    assert f"without those in {listed}" in " ".join(capsys.readouterr().out.split())
     result = json.loads((root / "runs/imagefolder_lenet/1/result.json").read_text())
     assert result["left_out"] == list(map(str, bad))
     assert result["test"]["count"] == 5

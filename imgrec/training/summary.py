@@ -108,7 +108,9 @@ def _data_row(config: DataConfig, loaders: DataModule) -> str:
     splits = ", ".join(f"{split} {count.sum():,}" for split, count in counts.items() if count.any())
     per_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
     shape = f"{config.image_size}x{config.image_size}x{config.channels}"
-    return f"{_name(config.own)}: {splits} images of {shape}, {len(data.classes)} classes with {per_class} in train"
+    listed = config.own.get("skip_list")
+    without = "" if listed is None else f", without those in {listed}"
+    return f"{_name(config.own)}: {splits} images of {shape}, {len(data.classes)} classes with {per_class} in train{without}"
 
 
 def _decoded(config: DataConfig) -> str:
