@@ -18,8 +18,10 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from imgrec.analysis.scores import ProbabilityScores
+from imgrec.inference.confusion_matrix import confusion_table
 from imgrec.inference.metrics import ConfusionTally, Report, make_report, worst_classes
 from imgrec.inference.metrics_table import report_tables
+from imgrec.terminal import Terminal
 
 
 def drawn(samples: int, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,6 +151,16 @@ def test_beside_a_long_class_name_a_figure_and_its_interval_stay_in_a_line() -> 
     Console(file=file, width=80, force_terminal=True).print(report_tables(found, most=20, rules=True))
     assert len(re.findall(r"\d\.\d{4} \(\d\.\d{3} to \d\.\d{3}\)", file.getvalue())) == 3  # of two classes and their mean
     assert "\u2026" not in file.getvalue()
+
+
+def test_a_class_name_stands_in_the_tables_as_it_is_and_in_one_line() -> None:
+    found = make_report([[1, 1], [0, 2]], top5_hits=4, loss=0.1, classes=["[red]cat", "d\no\x1bg"])
+    terminal, file = Terminal(), io.StringIO()
+    terminal.console = Console(file=file, width=100)
+    for table in (report_tables(found, most=20, rules=False), confusion_table(found, width=100, most=20)):
+        terminal.say(table)
+    assert file.getvalue().count("\n[red]cat ") == 2
+    assert file.getvalue().count("\nd?o?g ") == 2
 
 
 def test_without_the_probability_of_each_class_the_log_loss_alone_is_added() -> None:

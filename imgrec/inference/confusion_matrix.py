@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from imgrec.errors import printable
 from imgrec.inference.drawing import png_bytes, set_title
 from imgrec.inference.metrics import Report
 from imgrec.inference.picture_text import class_labels
@@ -18,7 +19,7 @@ MOST_NAMES = 60  # classes up to which the axes have names
 
 def confusion_table(report: Report, *, width: int, most: int) -> Any:
     """A row for each true class; above `most` classes or `width` characters only the most frequent confusions."""
-    names = [row["name"] for row in report.per_class]
+    names = [printable(row["name"]) for row in report.per_class]
     if len(names) > most:
         return _pairs(report, names)
     digits = len(str(np.max(report.confusion)))

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from imgrec.errors import first_names
+from imgrec.errors import first_names, printable
 from imgrec.inference.metrics import Report, worst_classes
 
 
@@ -27,7 +26,7 @@ def report_tables(report: Report, *, most: int, rules: bool) -> Group:
         table.add_column(heading, justify="right")
     for row in rows:
         recall = _with_interval(row["recall"], row["recall_interval"] if row["support"] else None)
-        table.add_row(escape(row["name"]), f"{row['precision']:.4f}", recall, f"{row['f1']:.4f}", str(row["support"]))
+        table.add_row(Text(printable(row["name"])), f"{row['precision']:.4f}", recall, f"{row['f1']:.4f}", str(row["support"]))
     recall = _with_interval(report.macro_recall, report.macro_recall_interval)
     macro = (f"{report.macro_precision:.4f}", recall, f"{report.macro_f1:.4f}")
     table.add_row("macro mean", *macro, str(report.count), style="bold")
