@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from imgrec.analysis.duplicates import find, usual_distance
-from imgrec.analysis.file_scan import Scan, scan_files
+from imgrec.analysis.duplicates import find_duplicates, usual_distance
 from imgrec.analysis.image_faults import FileState, find_image_faults
 from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import build
@@ -30,6 +29,7 @@ from imgrec.data.decode import decode
 from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData
 from imgrec.errors import DataError
+from imgrec.scan.file_scan import Scan, scan_files
 
 Change = Callable[[Image.Image], Image.Image]
 
@@ -116,7 +116,7 @@ def judge(scan: Scan, splits: list[ImageFiles], planted: Mapping[str, tuple[str,
     labels = np.concatenate([images.labels for images in splits])
     numbers = np.repeat(np.arange(len(splits)), [len(images) for images in splits])
     start = time.process_time()
-    copies = find(scan.fingerprints[whole], labels[whole], numbers[whole])
+    copies = find_duplicates(scan.fingerprints[whole], labels[whole], numbers[whole])
     seconds = time.process_time() - start
     pairs = {frozenset((names[one], names[two])) for one, two in whole[copies.pairs].tolist()}
     for kind in COPIES:

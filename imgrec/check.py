@@ -16,18 +16,18 @@ from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, Split, dotted_type
 from imgrec.config.start_checks import check_data
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable
-from imgrec.files import atomic_output, atomic_write, check_output, first_bytes, is_utf8
+from imgrec.files import atomic_output, atomic_write, begins_with, check_output, is_utf8
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.tested_images import find_test_table, read_test_table
 from imgrec.terminal import Terminal, percent, percents
 
 if TYPE_CHECKING:
-    from imgrec.analysis.data_faults import DataFinding
-    from imgrec.analysis.file_scan import Scan
     from imgrec.data.batch import Indices
     from imgrec.data.file_index import ImageNames
     from imgrec.data.folder import ImageFiles
     from imgrec.data.image_data import ImageData
+    from imgrec.scan.data_faults import DataFinding
+    from imgrec.scan.file_scan import Scan
 
 CHECK_MARK = b'{\n "imgrec": "check"'  # how our JSON begins
 PAGE_START = b"<!doctype html><!-- imgrec check -->"  # and our page
@@ -65,36 +65,32 @@ def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path, Pa
     out, root = Path(config.out), data.own.get("root")
     if root is not None and out.resolve().is_relative_to(Path(root).resolve()):
         raise ConfigError(f"out={out} is in data.root={root}, where check writes nothing. Set out=FILE.json in another folder.")
-    check_output("out", out, (".json",), ours=lambda path: first_bytes(path).startswith(CHECK_MARK), overwrite=config.overwrite)
+    check_output("out", out, (".json",), ours=begins_with(CHECK_MARK), overwrite=config.overwrite)
     page = out.with_suffix(".html")
-    check_output("out", page, (".html",), ours=lambda path: first_bytes(path).startswith(PAGE_START), overwrite=config.overwrite)
+    check_output("out", page, (".html",), ours=begins_with(PAGE_START), overwrite=config.overwrite)
     if config.write is None:
         return out, page, None
     if config.write == "splits":
         splits = out.with_suffix(".splits.csv")
-        check_output(
-            "out", splits, (".csv",), ours=lambda path: first_bytes(path).startswith(SPLITS_MARK), overwrite=config.overwrite
-        )
+        check_output("out", splits, (".csv",), ours=begins_with(SPLITS_MARK), overwrite=config.overwrite)
         return out, page, splits
     from imgrec.data.skip_list import LIST_MARK
 
     skip_list = out.with_suffix(".skip.txt")
-    check_output(
-        "out", skip_list, (".txt",), ours=lambda path: first_bytes(path).startswith(LIST_MARK), overwrite=config.overwrite
-    )
+    check_output("out", skip_list, (".txt",), ours=begins_with(LIST_MARK), overwrite=config.overwrite)
     return out, page, skip_list
 
 
 def _check(config: CheckConfig, out: Path, page: Path, written: Path | None, table: Path | None) -> int:
     import numpy as np
 
-    from imgrec.analysis.copy_faults import LEAK, find_copies, find_named_alike, groups_to_unite
-    from imgrec.analysis.data_faults import find_faults, names_to_leave_out
-    from imgrec.analysis.file_scan import scan_files
     from imgrec.data.datasets import ImageFolder
     from imgrec.data.image_data import ImageData
     from imgrec.data.loader import worker_count
     from imgrec.data.table import ImageTable
+    from imgrec.scan.copy_faults import LEAK, find_copies, find_named_alike, groups_to_unite
+    from imgrec.scan.data_faults import find_faults, names_to_leave_out
+    from imgrec.scan.file_scan import scan_files
 
     check_signature("data", config.data)
     data = build("data", config.data, ImageData)
@@ -150,7 +146,7 @@ def _file_splits(data: "ImageData") -> "dict[Split, ImageFiles]":
 
 
 def _print(findings: "Sequence[DataFinding]", terminal: Terminal) -> None:
-    from imgrec.analysis.data_faults import SHOWN_EXAMPLES
+    from imgrec.scan.data_faults import SHOWN_EXAMPLES
 
     for title, is_fault in (("faults", True), ("hints", False)):
         shown = [finding for finding in findings if finding.kind.is_fault == is_fault]
@@ -188,9 +184,9 @@ def _content(root: str, sizes: "Mapping[Split, int]", scan: "Scan", findings: "S
 
 
 def _page(root: str, summary: str, splits: "dict[Split, ImageFiles]", findings: "Sequence[DataFinding]") -> str:
-    from imgrec.analysis.check_page import Example, check_page, thumbnail
-    from imgrec.analysis.data_faults import SHOWN_EXAMPLES, image_at
     from imgrec.analysis.image_faults import STATE_KINDS
+    from imgrec.scan.check_page import Example, check_page, thumbnail
+    from imgrec.scan.data_faults import SHOWN_EXAMPLES, image_at
 
     def example(finding: "DataFinding", number: int) -> Example:
         rows = [*finding.rows[number : number + 1].tolist(), *finding.partners[number : number + 1]]
@@ -229,8 +225,8 @@ def _say_worth(
     """Prints the test accuracy with and without the leaked images, rows of the scan, and gives what the JSON has of it."""
     import numpy as np
 
-    from imgrec.analysis.data_faults import image_at
     from imgrec.analysis.leaks import leak_worth
+    from imgrec.scan.data_faults import image_at
 
     tested = read_test_table(table)
     places = (image_at(splits, row) for row in leaked.tolist())

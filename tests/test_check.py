@@ -22,12 +22,8 @@ from marks import fewer
 from PIL import Image
 from test_data_folder import folder
 
-import imgrec.analysis.file_scan
+import imgrec.scan.file_scan
 from imgrec import cli
-from imgrec.analysis.check_page import Example, check_page, thumbnail
-from imgrec.analysis.copy_faults import find_copies
-from imgrec.analysis.data_faults import SHOWN_EXAMPLES, find_faults, names_to_leave_out
-from imgrec.analysis.file_scan import Scan, look_at, scan_files
 from imgrec.analysis.image_faults import (
     ASPECT,
     BLANK_SPREAD,
@@ -49,6 +45,10 @@ from imgrec.data.skip_list import LIST_MARK, read_skip_list
 from imgrec.data.split_record import find_changes
 from imgrec.errors import DataError
 from imgrec.files import on_progress
+from imgrec.scan.check_page import Example, check_page, thumbnail
+from imgrec.scan.copy_faults import find_copies
+from imgrec.scan.data_faults import SHOWN_EXAMPLES, find_faults, names_to_leave_out
+from imgrec.scan.file_scan import Scan, look_at, scan_files
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +138,7 @@ def test_all_that_was_planted_is_found_and_nothing_else(photos: Path) -> None:
 
 @pytest.mark.slow
 def test_workers_find_the_same(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(imgrec.analysis.file_scan, "FILES_AT_ONCE", 3)
+    monkeypatch.setattr(imgrec.scan.file_scan, "FILES_AT_ONCE", 3)
     here, there = (scan(folder(photos, **KEYS), workers)[0] for workers in (0, 2))
     np.testing.assert_array_equal(here.facts, there.facts)
     np.testing.assert_array_equal(here.names, there.names)
@@ -274,7 +274,7 @@ def test_only_files_that_changed_are_decoded_again(photos: Path, tmp_path: Path,
     assert first.decoded == len(first.names)
     assert scan(folder(root, **KEYS))[0].decoded == len(first.names)  # they are seconds old, and a change may not show
     assert not [*(tmp_path / "cache").rglob("facts-*")]
-    monkeypatch.setattr(imgrec.analysis.file_scan, "SETTLED_NS", 0)
+    monkeypatch.setattr(imgrec.scan.file_scan, "SETTLED_NS", 0)
     scan(folder(root, **KEYS))
     again, _ = scan(folder(root, **KEYS))
     assert again.decoded == 0
@@ -296,8 +296,8 @@ def test_only_files_that_changed_are_decoded_again(photos: Path, tmp_path: Path,
 
 def test_a_check_that_is_stopped_goes_on_where_it_was(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMGREC_CACHE", str(tmp_path))
-    monkeypatch.setattr(imgrec.analysis.file_scan, "SETTLED_NS", 0)
-    monkeypatch.setattr(imgrec.analysis.file_scan, "FILES_AT_ONCE", 10)
+    monkeypatch.setattr(imgrec.scan.file_scan, "SETTLED_NS", 0)
+    monkeypatch.setattr(imgrec.scan.file_scan, "FILES_AT_ONCE", 10)
 
     def stop(what: str, count: int, of: int | None) -> None:
         if what == "decoding images":
@@ -313,7 +313,7 @@ def test_a_check_that_is_stopped_goes_on_where_it_was(photos: Path, tmp_path: Pa
 
 def test_a_file_that_cannot_be_opened_is_tried_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMGREC_CACHE", str(tmp_path))
-    monkeypatch.setattr(imgrec.analysis.file_scan, "SETTLED_NS", 0)
+    monkeypatch.setattr(imgrec.scan.file_scan, "SETTLED_NS", 0)
 
     def open_or_fail(images: ImageFiles, index: int, real=ImageFiles.open):
         if images.names[index] == b"cat/good0.jpg":

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imgrec.analysis import near_pairs
-from imgrec.analysis.duplicates import find, usual_distance
+from imgrec.analysis.duplicates import find_duplicates, usual_distance
 from imgrec.analysis.fingerprint import fingerprint
 from imgrec.analysis.near_pairs import TooAlike, find_near
 
@@ -140,7 +140,7 @@ def test_copies_are_those_of_all_pairs(count: int, seed: int) -> None:
     for row in range(1, count, 3):
         prints[row] = prints[rng.integers(row)]
     labels, splits = rng.integers(0, 3, count), rng.integers(0, 3, count)
-    found = find(prints, labels, splits, 8)
+    found = find_duplicates(prints, labels, splits, 8)
 
     def copies(i: int, j: int) -> bool:
         near = prints[i, 2] and prints[j, 2] and differing(prints[i, 2:], prints[j, 2:]) <= 8
@@ -169,7 +169,7 @@ def test_copies_are_those_of_all_pairs(count: int, seed: int) -> None:
 
 def test_a_thousand_equal_images_are_a_thousand_pairs() -> None:
     prints = np.tile(fingerprint(picture(0)), (1000, 1))
-    found = find(prints, np.zeros(1000, dtype=np.int64), np.zeros(1000, dtype=np.int64))
+    found = find_duplicates(prints, np.zeros(1000, dtype=np.int64), np.zeros(1000, dtype=np.int64))
     assert found.pairs.tolist() == [[0, row] for row in range(1, 1000)]
     assert not found.groups.any()
     assert not found.across_splits.any() | found.two_labels.any() | found.in_train.any()
@@ -182,7 +182,7 @@ def test_pictures_that_all_look_alike_are_no_near_duplicates(monkeypatch: pytest
     prints[1, 0] = 0
     with pytest.raises(TooAlike):
         find_near(prints[:, 2:], 4)
-    found = find(prints, np.arange(50), np.zeros(50, dtype=np.int64))
+    found = find_duplicates(prints, np.arange(50), np.zeros(50, dtype=np.int64))
     assert found.too_alike
     assert found.pairs.tolist() == [[0, 1]]
 

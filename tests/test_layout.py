@@ -1,6 +1,7 @@
 """The layout that the architecture promises: imports go one way, without cycles, and a public name stands in one module."""
 
 import ast
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -18,6 +19,7 @@ LAYERS = (
     ("distributed",),
     ("data", "models"),
     ("storage", "analysis"),
+    ("scan",),
     ("inference",),
     ("training",),
     ("sweeps",),
@@ -37,6 +39,11 @@ SLOW = {
     "optuna",
     "pyarrow",
 }
+# What imgrec.analysis imports beside its own modules and the standard library, of which it opens nothing: arrays in, figures out.
+PURE = {"numpy", "scipy", "torch", "xxhash"} | {
+    f"imgrec.{name}" for name in ("errors", "files", "config.schema", "data.batch", "data.counter_rng", "data.splits")
+}
+OPENING = {"os", "io", "pathlib", "shutil", "subprocess", "multiprocessing", "concurrent", "socket"}
 
 
 class Import(NamedTuple):
@@ -127,6 +134,13 @@ def test_imports_inside_functions_keep_a_slow_library_out_of_the_first_second(mo
     for target, place in imports(module):
         if place == "function" and target in MODULES:
             assert slow_imports(target) - here, f"{target} imports nothing slow that {module} does not import anyway"
+
+
+def test_analysis_reads_no_files() -> None:
+    allowed = PURE | (sys.stdlib_module_names - OPENING)
+    for module in MODULES:
+        if module.startswith("imgrec.analysis."):
+            assert {target for target, _ in imports(module) if not target.startswith("imgrec.analysis.")} <= allowed, module
 
 
 def test_inference_and_models_need_no_lightning_and_nothing_of_training() -> None:

@@ -39,7 +39,9 @@ def usual_distance(count: int) -> int:
     return min(8, max(2, int(most // 2) * 2))
 
 
-def find(fingerprints: NDArray[np.uint64], labels: Indices, splits: Indices, distance: int | None = None) -> Duplicates:
+def find_duplicates(
+    fingerprints: NDArray[np.uint64], labels: Indices, splits: Indices, distance: int | None = None
+) -> Duplicates:
     """Copies by `fingerprint`s, uint64 [N, 10], of images with these labels [N] and splits [N], 0 for that of training.
 
     distance: at which two pictures are nearly the same, `usual_distance` by default. Those without a perceptual hash, of nearly

@@ -3,14 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.analysis.data_faults import SHOWN_EXAMPLES, DataFinding
-from imgrec.analysis.duplicates import Duplicates, find, merge_groups, usual_distance
-from imgrec.analysis.file_scan import Scan
+from imgrec.analysis.duplicates import Duplicates, find_duplicates, merge_groups, usual_distance
 from imgrec.analysis.image_faults import FaultKind, FileState
 from imgrec.analysis.name_groups import groups_across_splits
 from imgrec.data.batch import Indices
 from imgrec.data.file_index import ImageNames
 from imgrec.data.split_record import show_name
+from imgrec.scan.data_faults import SHOWN_EXAMPLES, DataFinding
+from imgrec.scan.file_scan import Scan
 
 # Pairs of different photographs as near as `usual_distance` are about 3 in a data set, 100 times fewer with so many bits less:
 # these are faults, the others hints.
@@ -66,7 +66,7 @@ def groups_to_unite(scan: Scan, labels: Indices, splits: Indices) -> Indices:
     """What should be in one split [N], -1 alone: copies, nearly the same pictures, and what is named alike in several splits."""
     whole = np.flatnonzero(scan.facts["state"] == FileState.WHOLE)
     copies = np.full(len(splits), -1)
-    copies[whole] = find(scan.fingerprints[whole], labels[whole], splits[whole]).groups
+    copies[whole] = find_duplicates(scan.fingerprints[whole], labels[whole], splits[whole]).groups
     return merge_groups(copies, groups_across_splits(scan.names, labels, splits))
 
 
@@ -74,8 +74,8 @@ def find_copies(scan: Scan, labels: Indices, splits: Indices) -> list[DataFindin
     """Of the images of a scan [N] with these labels and splits, 0 for train."""
     whole = np.flatnonzero(scan.facts["state"] == FileState.WHOLE)
     images = scan.fingerprints[whole], labels[whole], splits[whole]
-    sure = find(*images, distance=max(0, usual_distance(len(whole)) - SURE_BITS))
-    near = find(*images)
+    sure = find_duplicates(*images, distance=max(0, usual_distance(len(whole)) - SURE_BITS))
+    near = find_duplicates(*images)
     one_place = ~sure.across_splits & ~sure.two_labels & sure.same_pixels
     leaked, contradicting = np.flatnonzero(sure.in_train), np.unique(sure.pairs[sure.two_labels])
     repeated = np.unique(sure.pairs[one_place, 1])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from imgrec.analysis.file_scan import MOST_FILE_BYTES, Scan
 from imgrec.analysis.image_faults import (
     ASPECT,
     LARGE,
@@ -26,6 +25,7 @@ from imgrec.data.file_index import ImageNames
 from imgrec.data.folder import ImageFiles
 from imgrec.data.split_record import show_name
 from imgrec.errors import DataError, printable
+from imgrec.scan.file_scan import MOST_FILE_BYTES, Scan
 
 SHOWN_EXAMPLES = 5  # of a kind
 

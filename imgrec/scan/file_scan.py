@@ -22,7 +22,6 @@ from imgrec.analysis.image_faults import (
     sample,
     spread,
 )
-from imgrec.analysis.scan_cache import cache_file, file_stamps, read_facts, write_facts
 from imgrec.data import jpeg
 from imgrec.data.batch import Indices
 from imgrec.data.decode import FORMATS, MIRRORED_AXES, ScaleError, decode_bytes, read_orientation
@@ -32,6 +31,7 @@ from imgrec.data.loader import Loader
 from imgrec.data.skip_list import names_below
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_FORMATS, file_extension, on_progress
+from imgrec.scan.scan_cache import cache_file, file_stamps, read_facts, write_facts
 
 FILES_AT_ONCE = 64  # files that a worker decodes before it hands over what it found
 MOST_FILE_BYTES = 2**30  # of a file; 100 million pixels of 8 bytes take 0.8 GB
