@@ -41,7 +41,7 @@ SLOW = {
 }
 # What imgrec.analysis imports beside its own modules and the standard library, of which it opens nothing: arrays in, figures out.
 PURE = {"numpy", "scipy", "torch", "xxhash"} | {
-    f"imgrec.{name}" for name in ("errors", "files", "config.schema", "data.batch", "data.counter_rng", "data.splits")
+    f"imgrec.{name}" for name in ("errors", "config.schema", "data.batch", "data.counter_rng", "data.splits")
 }
 OPENING = {"os", "io", "pathlib", "shutil", "subprocess", "multiprocessing", "concurrent", "socket"}
 

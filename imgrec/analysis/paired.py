@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, special  # scipy.stats takes a second to import
 
+from imgrec.analysis.intervals import LEVEL
+
 Labels = NDArray[np.integer[Any]]  # [N], from 0 to K - 1
 _Floats = NDArray[np.float64]
 DRAWN_AT_ONCE = 4_000_000  # counts that are drawn at once: 32 MB
@@ -81,7 +83,6 @@ def paired_bootstrap(
     *,
     resamples: int,
     seed: int,
-    level: float = 0.95,
     watch: Callable[[int], None] = lambda more: None,
 ) -> tuple[Difference, Difference]:
     """Differences of accuracy and macro F1, with percentile intervals over samples of the images with replacement.
@@ -100,7 +101,7 @@ def paired_bootstrap(
         watch(size)
     whole = cells.counts[None]
     values = accuracy_differences(cells, whole)[0], macro_f1_differences(cells, whole, classes)[0]
-    tail = (1 - level) / 2
+    tail = (1 - LEVEL) / 2
     intervals = [np.quantile(np.concatenate(part), [tail, 1 - tail]) for part in zip(*drawn, strict=True)]
     accuracy, macro_f1 = (
         Difference(float(value), *map(float, interval)) for value, interval in zip(values, intervals, strict=True)
@@ -108,7 +109,7 @@ def paired_bootstrap(
     return accuracy, macro_f1
 
 
-def seeds_difference(first: NDArray[np.bool_], second: NDArray[np.bool_], *, level: float = 0.95) -> tuple[Difference, float]:
+def seeds_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[Difference, float]:
     """The difference of the mean accuracies of two trainings, each with several seeds (one of them may have one), and its p.
 
     first, second: bool [seeds, N], which of N images are right; two images or more. The variance is that of the seeds, the
@@ -128,7 +129,7 @@ def seeds_difference(first: NDArray[np.bool_], second: NDArray[np.bool_], *, lev
         return Difference(value, value, value), float(value == 0)
     degrees = variance**2 / (of_seeds**2 / freedom + of_images**2 / (len(by_image) - 1))
     error = variance**0.5
-    margin = float(special.stdtrit(degrees, 0.5 + level / 2)) * error
+    margin = float(special.stdtrit(degrees, 0.5 + LEVEL / 2)) * error
     return Difference(value, value - margin, value + margin), 2 * float(special.stdtr(degrees, -abs(value) / error))
 
 
