@@ -18,6 +18,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from imgrec.analysis.scores import ProbabilityScores
+from imgrec.inference import recall_bars
 from imgrec.inference.confusion_matrix import confusion_table
 from imgrec.inference.metrics import ConfusionTally, Report, make_report, worst_classes
 from imgrec.inference.metrics_table import report_tables
@@ -161,6 +162,14 @@ def test_a_class_name_stands_in_the_tables_as_it_is_and_in_one_line() -> None:
         terminal.say(table)
     assert file.getvalue().count("\n[red]cat ") == 2
     assert file.getvalue().count("\nd?o?g ") == 2
+
+
+def test_the_bars_number_a_class_without_letters_as_the_confusion_matrix_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    labels = recall_bars.class_labels
+    monkeypatch.setattr(recall_bars, "class_labels", lambda *given, **sizes: asked.append(given) or labels(*given, **sizes))
+    recall_bars.draw_recall_bars(small(), title="")
+    assert asked == [(["cat", "dog", "[red]", "bird"], [1, 0, 2])]  # the weakest first; a bird is in no image
 
 
 def test_without_the_probability_of_each_class_the_log_loss_alone_is_added() -> None:

@@ -20,8 +20,8 @@ def draw_recall_bars(report: Report, *, title: str) -> bytes:
     from matplotlib.figure import Figure
 
     rows = weakest_recalls(report, MOST_BARS)
-    names = [row["name"] for row in rows]
-    labels, legend, fonts = class_labels(names, width=24, line=90)
+    names = [row["name"] for row in report.per_class]
+    labels, legend, fonts = class_labels(names, [names.index(row["name"]) for row in rows], width=24, line=90)
     figure = Figure(figsize=(7, 1.4 + 0.24 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     axes.barh(range(len(rows)), [row["recall"] for row in rows], color="#4c78a8", height=0.7)
