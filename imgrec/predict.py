@@ -171,7 +171,7 @@ def _say(
                 table.add_row(name, Text("-"), Text("-"), Text(row["error"], style="yellow"))
             else:
                 last = (
-                    _shown(row[added[0]])
+                    _cell_text(row[added[0]])
                     if added
                     else ", ".join(f"{row[f'class_{k}']} {row[f'probability_{k}']:.4f}" for k in range(2, top_k + 1))
                 )
@@ -181,7 +181,7 @@ def _say(
     bad = sum(row["error"] is not None for row in rows)
     unread = f"; {bad:,} of them could not be read, the column 'error' says why" if bad else ""
     pace = f" ({len(rows) / seconds:,.0f} a second)" if len(rows) > MOST_SHOWN else ""
-    if said := _said(rows, added):
+    if said := _describe_added(rows, added):
         terminal.say(said)
     terminal.say(
         f"{len(rows):,} file{'' if len(rows) == 1 else 's'}{pace} in {out}{unread}",
@@ -189,12 +189,12 @@ def _say(
     )
 
 
-def _shown(value: str | list[str]) -> str:
+def _cell_text(value: str | list[str]) -> str:
     return value if isinstance(value, str) else ", ".join(value) or "-"
 
 
-def _said(rows: list[prediction_table.PredictionRow], added: list[str]) -> str | None:
-    """What the added column holds, in one line."""
+def _describe_added(rows: list[prediction_table.PredictionRow], added: list[str]) -> str | None:
+    """What the column that a guarantee added holds, in one line."""
     values = [row[added[0]] for row in rows if not row["error"]] if added else []
     if not values:
         return None
