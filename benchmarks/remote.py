@@ -1,8 +1,8 @@
 """How fast shards on a server become training batches, against the same shards in a folder; and how well a window mixes.
 
-usage: python benchmarks/remote.py root=DIR [rounds=5] [copies=4] [workers=2] [latency_ms=50] [faults_percent=2] [cache_gb=2]
+usage: python benchmarks/remote.py root=DIR [rounds=5] [copies=4] [workers=1] [latency_ms=50] [faults_percent=2] [cache_gb=2]
 
-DIR/train/CLASS/*.jpg. The server runs on this machine, and so takes time from the workers; it answers after `latency_ms`, and
+DIR/train/CLASS/*.jpg. The server runs on this machine: of two cores one worker leaves it one. It answers after `latency_ms`, and
 `faults_percent` of its answers are wrong in the ways of tests/range_server.py. All sides draw a random resized crop to 224, in
 batches of 64 and in the same order; rounds are interleaved, and what is compared is the time of an epoch with the start of its
 workers: with an empty cache, and with one that holds all. The first batch is timed from building the data set, with an empty
@@ -93,7 +93,7 @@ def results(
     *,
     rounds: int = 5,
     copies: int = 4,
-    workers: int = 2,
+    workers: int = 1,
     latency_ms: int = 50,
     faults_percent: int = 2,
     cache_gb: int = 2,
@@ -102,7 +102,7 @@ def results(
         place = Path(scratch)
         data = folder_data(str(linked(root, place / "photos", copies)))
         packing = Packing("keep", 256, 90, SHARD_IMAGES)
-        pack_images(data, place / "packed", packing, num_workers=workers, advance=lambda images: None)
+        pack_images(data, place / "packed", packing, num_workers=os.cpu_count() or 1, advance=lambda images: None)
         seconds: dict[str, list[float]] = {"folder": [], "cold": [], "warm": []}
         first: dict[str, list[float]] = {"folder": [], "cold": [], "warm": []}
         with server(place / "packed", latency_ms, faults_percent) as url:
