@@ -84,11 +84,12 @@ def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path, Pa
 def _check(config: CheckConfig, out: Path, page: Path, written: Path | None, table: Path | None) -> int:
     import numpy as np
 
+    from imgrec.analysis.name_groups import groups_across_splits
     from imgrec.data.datasets import ImageFolder
     from imgrec.data.image_data import ImageData
     from imgrec.data.loader import worker_count
     from imgrec.data.table import ImageTable
-    from imgrec.scan.copy_faults import LEAK, find_copies, find_named_alike, groups_to_unite
+    from imgrec.scan.copy_faults import LEAK, describe_copies, describe_named_alike, find_near_copies, groups_to_unite
     from imgrec.scan.data_faults import find_faults, names_to_leave_out
     from imgrec.scan.file_scan import scan_files
 
@@ -107,10 +108,11 @@ def _check(config: CheckConfig, out: Path, page: Path, written: Path | None, tab
     counts = {split: data.counts(split) for split in splits}
     labels = np.concatenate([images.labels for images in splits.values()])
     numbers = np.repeat(np.arange(len(splits)), [len(images) for images in splits.values()])  # 0 for train
+    near, named_alike = find_near_copies(scan, labels, numbers), groups_across_splits(scan.names, labels, numbers)
     findings = [
         *find_faults(scan, splits, counts, data.classes, data.preprocessing()["image_size"]),
-        *find_copies(scan, labels, numbers),
-        *find_named_alike(scan, labels, numbers),
+        *describe_copies(scan, labels, numbers, near),
+        *describe_named_alike(scan, numbers, named_alike),
     ]
     findings.sort(key=lambda finding: not finding.kind.is_fault)
     how = f"{scan.decoded:,} decoded" if scan.decoded else "none has changed since the last check"
@@ -130,7 +132,7 @@ def _check(config: CheckConfig, out: Path, page: Path, written: Path | None, tab
     atomic_write(page, _page(data.root, summary, splits, findings))
     terminal.say(f"{out} has all names, {page} the images")
     if config.write == "splits" and written is not None:
-        groups = groups_to_unite(scan, labels, numbers)
+        groups = groups_to_unite(scan, near, named_alike)
         named = [data.classes[label] for label in labels.tolist()]
         _write_splits(written, scan, named, groups, splits, config, data.root, terminal)
     elif written is not None:
@@ -186,13 +188,14 @@ def _content(root: str, sizes: "Mapping[Split, int]", scan: "Scan", findings: "S
 def _page(root: str, summary: str, splits: "dict[Split, ImageFiles]", findings: "Sequence[DataFinding]") -> str:
     from imgrec.analysis.image_faults import STATE_KINDS
     from imgrec.scan.check_page import Example, check_page, thumbnail
-    from imgrec.scan.data_faults import SHOWN_EXAMPLES, image_at
+    from imgrec.scan.data_faults import SHOWN_EXAMPLES
+    from imgrec.scan.file_scan import image_at
 
     def example(finding: "DataFinding", number: int) -> Example:
         rows = [*finding.rows[number : number + 1].tolist(), *finding.partners[number : number + 1]]
         if finding.kind in STATE_KINDS.values():  # they cannot be decoded, and may be long
             rows = []
-        pictures = [thumbnail(*image_at(splits, row)) for row in rows if row is not None]
+        pictures = [thumbnail(*image_at(splits.values(), row)) for row in rows if row is not None]
         return Example(finding.sentences[number], pictures)
 
     sections = [
@@ -226,10 +229,10 @@ def _say_worth(
     import numpy as np
 
     from imgrec.analysis.leaks import leak_worth
-    from imgrec.scan.data_faults import image_at
+    from imgrec.scan.file_scan import image_at
 
     tested = read_test_table(table)
-    places = (image_at(splits, row) for row in leaked.tolist())
+    places = (image_at(splits.values(), row) for row in leaked.tolist())
     copied = {os.path.abspath(images.path(row)) for images, row in places}
     here = {os.path.abspath(images.path(row)) for images in splits.values() for row in range(len(images))}
     known = np.array([path in here for path in tested.paths.tolist()])

@@ -46,7 +46,7 @@ from imgrec.data.split_record import find_changes
 from imgrec.errors import DataError
 from imgrec.files import on_progress
 from imgrec.scan.check_page import Example, check_page, thumbnail
-from imgrec.scan.copy_faults import find_copies
+from imgrec.scan.copy_faults import describe_copies, find_near_copies
 from imgrec.scan.data_faults import SHOWN_EXAMPLES, find_faults, names_to_leave_out
 from imgrec.scan.file_scan import Scan, look_at, scan_files
 
@@ -251,7 +251,8 @@ def test_copies_across_splits_and_classes_are_found_and_nothing_else(tmp_path: P
     splits = [data.read().train, data.read().test]
     result = scan_files(splits, data.root, num_workers=0)
     labels = np.concatenate([images.labels for images in splits])
-    findings = find_copies(result, labels, np.repeat([0, 2], [len(images) for images in splits]))
+    numbers = np.repeat([0, 2], [len(images) for images in splits])
+    findings = describe_copies(result, labels, numbers, find_near_copies(result, labels, numbers))
     found = {finding.kind.name: set(result.names[finding.rows].astype(str)) for finding in findings}
     assert found == {
         "leak": {"test/a/leaked.png", "test/a/leaked_again.bmp", "test/a/mirrored.jpg"},

@@ -5,7 +5,6 @@ from numpy.typing import NDArray
 
 from imgrec.analysis.duplicates import Duplicates, find_duplicates, merge_groups, usual_distance
 from imgrec.analysis.image_faults import FaultKind, FileState
-from imgrec.analysis.name_groups import groups_across_splits
 from imgrec.data.batch import Indices
 from imgrec.data.file_index import ImageNames
 from imgrec.data.split_record import show_name
@@ -45,9 +44,8 @@ NAMED_ALIKE = FaultKind(
 )  # fmt: skip
 
 
-def find_named_alike(scan: Scan, labels: Indices, splits: Indices) -> list[DataFinding]:
-    """Of the images of a scan [N]: those of `groups_across_splits`, but for those in the first split of their group."""
-    groups = groups_across_splits(scan.names, labels, splits)
+def describe_named_alike(scan: Scan, splits: Indices, groups: Indices) -> list[DataFinding]:
+    """Of the images of a scan [N] those in `groups_across_splits`, but for those in the first split of their group."""
     grouped = np.flatnonzero(groups >= 0)
     if not len(grouped):
         return []
@@ -62,20 +60,28 @@ def find_named_alike(scan: Scan, labels: Indices, splits: Indices) -> list[DataF
     return [DataFinding(NAMED_ALIKE, rows, said, rows[:0], partners)]
 
 
-def groups_to_unite(scan: Scan, labels: Indices, splits: Indices) -> Indices:
+def find_near_copies(scan: Scan, labels: Indices, splits: Indices) -> Duplicates:
+    """Copies and nearly the same pictures among the whole images of a scan; labels and splits [N], 0 for train."""
+    whole = _whole(scan)
+    return find_duplicates(scan.fingerprints[whole], labels[whole], splits[whole])
+
+
+def _whole(scan: Scan) -> Indices:
+    return np.flatnonzero(scan.facts["state"] == FileState.WHOLE)
+
+
+def groups_to_unite(scan: Scan, near: Duplicates, named_alike: Indices) -> Indices:
     """What should be in one split [N], -1 alone: copies, nearly the same pictures, and what is named alike in several splits."""
-    whole = np.flatnonzero(scan.facts["state"] == FileState.WHOLE)
-    copies = np.full(len(splits), -1)
-    copies[whole] = find_duplicates(scan.fingerprints[whole], labels[whole], splits[whole]).groups
-    return merge_groups(copies, groups_across_splits(scan.names, labels, splits))
+    copies = np.full(len(named_alike), -1)
+    copies[_whole(scan)] = near.groups
+    return merge_groups(copies, named_alike)
 
 
-def find_copies(scan: Scan, labels: Indices, splits: Indices) -> list[DataFinding]:
-    """Of the images of a scan [N] with these labels and splits, 0 for train."""
-    whole = np.flatnonzero(scan.facts["state"] == FileState.WHOLE)
+def describe_copies(scan: Scan, labels: Indices, splits: Indices, near: Duplicates) -> list[DataFinding]:
+    """Of the images of a scan [N] with these labels and splits, 0 for train; near: of `find_near_copies`."""
+    whole = _whole(scan)
     images = scan.fingerprints[whole], labels[whole], splits[whole]
     sure = find_duplicates(*images, distance=max(0, usual_distance(len(whole)) - SURE_BITS))
-    near = find_duplicates(*images)
     one_place = ~sure.across_splits & ~sure.two_labels & sure.same_pixels
     leaked, contradicting = np.flatnonzero(sure.in_train), np.unique(sure.pairs[sure.two_labels])
     repeated = np.unique(sure.pairs[one_place, 1])

@@ -25,7 +25,7 @@ from imgrec.data.file_index import ImageNames
 from imgrec.data.folder import ImageFiles
 from imgrec.data.split_record import show_name
 from imgrec.errors import DataError, printable
-from imgrec.scan.file_scan import MOST_FILE_BYTES, Scan
+from imgrec.scan.file_scan import MOST_FILE_BYTES, Scan, image_at
 
 SHOWN_EXAMPLES = 5  # of a kind
 
@@ -68,17 +68,8 @@ def names_to_leave_out(scan: Scan, findings: list[DataFinding]) -> ImageNames:
     return np.unique(scan.names[np.concatenate(rows)]) if rows else scan.names[:0]
 
 
-def image_at(splits: Mapping[Split, ImageFiles], row: int) -> tuple[ImageFiles, int]:
-    """The split of a row of the scan, and its row there."""
-    for images in splits.values():
-        if row < len(images):
-            return images, row
-        row -= len(images)
-    raise IndexError(row)
-
-
 def _example(scan: Scan, splits: Mapping[Split, ImageFiles], row: int, kind: FaultKind) -> str:
-    said = _describe(*image_at(splits, row), kind)
+    said = _describe(*image_at(splits.values(), row), kind)
     return show_name(scan.names[row]) + (f": {said}" if said else "")
 
 

@@ -4,7 +4,7 @@ import io
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -60,7 +60,6 @@ class _Files:
 
     def __init__(self, splits: Sequence[ImageFiles], rows: Indices) -> None:
         self.splits, self.rows = splits, rows
-        self.ends = np.cumsum([len(images) for images in splits])
 
     def __getitem__(self, first: int) -> _Part:
         rows = self.rows[first : first + FILES_AT_ONCE].tolist()
@@ -71,7 +70,7 @@ class _Files:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's, about unusual metadata
             for k, row in enumerate(rows):
-                header, pixels = look_at(*self._place(row))
+                header, pixels = look_at(*image_at(self.splits, row))
                 part.facts[k] = (*header, 0)
                 if pixels is None:
                     continue
@@ -86,15 +85,19 @@ class _Files:
             part.facts["spread"][sampled] = spread(samples)[sampled]
             for k in sampled:
                 if part.facts[k]["spread"] <= SURE_SPREAD:  # few images; keeping the pixels of all would take too much memory
-                    _, pixels = look_at(*self._place(rows[k]))
+                    _, pixels = look_at(*image_at(self.splits, rows[k]))
                     if pixels is not None:  # it was a moment ago
                         part.facts[k]["spread"] = spread(pixels)
         return part
 
-    def _place(self, row: int) -> tuple[ImageFiles, int]:
-        split = int(np.searchsorted(self.ends, row, side="right"))
-        images = self.splits[split]
-        return images, row - int(self.ends[split]) + len(images)
+
+def image_at(splits: Iterable[ImageFiles], row: int) -> tuple[ImageFiles, int]:
+    """The split of a row of a scan of `splits`, and its row there."""
+    for images in splits:
+        if row < len(images):
+            return images, row
+        row -= len(images)
+    raise IndexError(row)
 
 
 class _Header(NamedTuple):
