@@ -18,7 +18,7 @@ from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable
 from imgrec.files import atomic_output, atomic_write, begins_with, check_output, is_utf8
 from imgrec.inference.prediction_table import write_table
-from imgrec.inference.tested_images import find_test_table, read_test_table
+from imgrec.inference.stored_predictions import find_test_table, read_predictions
 from imgrec.terminal import Terminal, percent, percents
 
 if TYPE_CHECKING:
@@ -231,18 +231,21 @@ def _say_worth(
     from imgrec.analysis.leaks import leak_worth
     from imgrec.scan.file_scan import image_at
 
-    tested = read_test_table(table)
+    tested = read_predictions(table, None, fix="Type imgrec evaluate RUN.")
+    if tested.key != "path":
+        raise DataError(f"{table}: its images have no paths. Name a run on the files of {root} with ckpt=.")
+    paths, correct = [os.path.abspath(name) for name in tested.names.to_pylist()], tested.true == tested.predicted
     places = (image_at(splits.values(), row) for row in leaked.tolist())
     copied = {os.path.abspath(images.path(row)) for images, row in places}
     here = {os.path.abspath(images.path(row)) for images in splits.values() for row in range(len(images))}
-    known = np.array([path in here for path in tested.paths.tolist()])
+    known = np.array([path in here for path in paths])
     if not known.any():
-        folder = os.path.commonpath(list(map(os.path.dirname, tested.paths.tolist())))
+        folder = os.path.commonpath(list(map(os.path.dirname, paths)))
         raise DataError(
             f"ckpt={table.parent}: its test was on images of {folder}, not of {root}. Set data.root=FOLDER as in the run."
         )
-    is_leaked = np.array([path in copied for path in tested.paths.tolist()])
-    worth = leak_worth(tested.correct[known], is_leaked[known])
+    is_leaked = np.array([path in copied for path in paths])
+    worth = leak_worth(correct[known], is_leaked[known])
     missing = f"; {plural(int((~known).sum()), 'image')} of its test not in {root}" * (not known.all())
     whole = f"test {percent(worth.accuracy)} {percents(worth.interval)}"
     without = (

@@ -107,7 +107,7 @@ def test_two_trainings_are_compared_image_by_image(trained, tmp_path, capsys):
     assert (against["entry"], against["baseline"], against["images"]) == ("B", "A", tests[0]["count"])
     assert against["accuracy"][0] == pytest.approx(tests[1]["accuracy"] - tests[0]["accuracy"], abs=1e-12)
     assert against["macro_f1"][0] == pytest.approx(tests[1]["macro_f1"] - tests[0]["macro_f1"], abs=1e-12)
-    rows = [read_run(trained / str(number), "runs").predictions for number in (1, 2)]
+    rows = [read_run(trained / str(number), "runs").comparable for number in (1, 2)]
     right = [row.true == row.predicted for row in rows]
     only = [int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())]
     assert against["only"] == only
@@ -200,7 +200,7 @@ def test_images_are_matched_by_their_path_in_data_root(tmp_path):
         images=[f"/there/{names[row]}" for row in order],
         settings={"data.root": "/there/", "optim.lr": 0.1},
     )
-    rows, relabelled = shared_images([read_run(path, "runs").predictions for path in (one, two)])
+    rows, relabelled = shared_images([read_run(path, "runs").comparable for path in (one, two)])
     kept = sorted(set(order.tolist()) - {0, 1, 2})
     assert rows[0].tolist() == kept
     assert order[rows[1]].tolist() == kept

@@ -1,5 +1,6 @@
 """The config: every number has a range that is kept, values against types, the nearest word, and a tree that comes back from yaml."""
 
+import json
 import os
 import re
 import time
@@ -294,6 +295,12 @@ def test_a_yaml_file_is_read_as_it_was_written(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "written.yaml"
     file.write_text(yaml.safe_dump(content))
     assert read_plain(file, fix="") == content
+
+
+def test_a_json_file_may_have_more_values_than_a_config(tmp_path):
+    content = {"confusion": [[0] * 400] * 400}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert read_plain(tmp_path / "result.json", fix="") == content
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ LAYERS = (
     ("scan",),
     ("inference",),
     ("training",),
+    ("report",),
     ("sweeps",),
     ("cli", "train", "evaluate", "compare", "predict", "lr_find", "benchmark", "pack", "check", "slurm"),
 )

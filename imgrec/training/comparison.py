@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
@@ -21,8 +22,9 @@ from imgrec.analysis.paired import (
 from imgrec.config.annotations import format_value
 from imgrec.errors import plural
 from imgrec.files import on_progress
+from imgrec.inference.stored_predictions import StoredPredictions
 from imgrec.training.run_dir import differing_values
-from imgrec.training.stored_run import SharedImages, StoredPredictions, StoredRun, shared_images
+from imgrec.training.stored_run import SharedImages, StoredRun, shared_images
 
 SHOWN_DIFFERENCE = 0.05  # p up to which a difference is called one
 NAMES = ("name",)  # keys that say what a run is called
@@ -35,10 +37,10 @@ class Entry:
     letter: str
     runs: tuple[StoredRun, ...]
 
-    @property
+    @cached_property
     def predictions(self) -> list[StoredPredictions]:
         """Of each run; fewer than runs where one has none."""
-        return [run.predictions for run in self.runs if run.predictions is not None]
+        return [found for run in self.runs if (found := run.comparable) is not None]
 
     def figures(self, name: str) -> list[float]:
         """A figure of each run's test, none where it has no test."""

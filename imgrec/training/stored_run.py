@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from imgrec.config.annotations import check_type
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, DataError, first_line
-from imgrec.files import LEADING_COLUMNS
+from imgrec.inference.stored_predictions import StoredPredictions, read_predictions
 from imgrec.training.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -24,16 +23,6 @@ if TYPE_CHECKING:
 TEST = {"accuracy": float, "macro_f1": float, "loss": float, "count": int, "per_class": list[dict[str, Any]]}  # of a result.json
 
 
-class StoredPredictions(NamedTuple):
-    """The classes of the images of a test, and what was predicted, as numbers in the order of `classes`."""
-
-    key: str  # "path" or "index": by what an image is found
-    names: Any  # pyarrow's array [N]: the path within data.root, or the index in the split
-    true: "Codes"  # [N]
-    predicted: "Codes"  # [N]
-    classes: tuple[str, ...]  # sorted
-
-
 @dataclass(frozen=True)
 class StoredRun:
     """A run directory, read."""
@@ -43,6 +32,11 @@ class StoredRun:
     result: dict[str, Any] | None  # None: the run is not finished
     epochs: list[dict[str, float]]  # the figures of each epoch; none before the first has ended
     predictions: StoredPredictions | None  # None where there is no table of them
+
+    @property
+    def comparable(self) -> StoredPredictions | None:
+        """The predictions as those of another run can be compared with them; None where there are none."""
+        return self.predictions and self.predictions.by_name(str(self.config["data"].get("root") or ""))
 
     @property
     def test(self) -> dict[str, Any] | None:
@@ -57,8 +51,11 @@ class SharedImages(NamedTuple):
     relabelled: int  # images left out, as the runs have them under different classes
 
 
-def read_run(path: Path, key: str) -> StoredRun:
-    """The run in a folder, which was given as `key`. DataError for a folder that is no run directory, and for a file in it that was cut or changed."""
+def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
+    """The run in a folder, which was given as `key`; probabilities: with those of every class, where they were kept.
+
+    DataError for a folder that is no run directory, and for a file in it that was cut or changed.
+    """
     if not path.exists():
         raise DataError(f"{key}={path}: there is no such folder. Name run directories such as runs/NAME/ID.")
     if not (path / "config.yaml").is_file():
@@ -67,7 +64,7 @@ def read_run(path: Path, key: str) -> StoredRun:
     result = RunDir(path, "finished").result() if (path / "result.json").exists() else None
     if result is not None and result["test"] is not None:
         _check_test(path / "result.json", result["test"])
-    predictions = None if result is None or result["test"] is None else _read_predictions(path, config, result["test"])
+    predictions = None if result is None or result["test"] is None else _read_predictions(path, result["test"], probabilities)
     return StoredRun(path, config, result, read_epochs(path), predictions)
 
 
@@ -116,35 +113,13 @@ def curve(run: StoredRun, name: str) -> tuple[list[float], list[float]]:
     return [epoch for epoch, _ in points], [value for _, value in points]
 
 
-def _read_predictions(path: Path, config: Node, test: dict[str, Any]) -> StoredPredictions | None:
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
+def _read_predictions(path: Path, test: dict[str, Any], probabilities: bool) -> StoredPredictions | None:
     file = RunDir(path, "finished").prediction_files.predictions
     if not file.exists():
         return None
-    classes = tuple(sorted({str(row["name"]) for row in test["per_class"]}))
-    try:
-        key = pq.read_schema(file).names[0]
-        if [key, "true", "predicted"] not in LEADING_COLUMNS:
-            raise ValueError(f"its first column is {key}")
-        table = pq.read_table(file, columns=[key, "true", "predicted"])
-        names = table[key].combine_chunks()
-        codes = [pc.index_in(table[name].combine_chunks(), value_set=pa.array(classes)) for name in ("true", "predicted")]
-        if any(column.null_count for column in codes):
-            raise ValueError("it has classes that result.json has not")
-    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
-        raise DataError(
-            f"{file} was cut or changed: {first_line(error)}. Remove it to compare the run without tests on its images."
-        ) from error
-    root = os.path.join(str(config["data"].get("root") or ""), "")
-    # Below data.root, as the folder may have moved between two runs.
-    if key == "path" and root and pc.all(pc.starts_with(names, pattern=root)).as_py():
-        names = pc.utf8_slice_codeunits(names, start=len(root))
-    true, predicted = (column.to_numpy().astype(np.int64) for column in codes)
-    return StoredPredictions(key, names, true, predicted, classes)
+    classes = [row["name"] for row in test["per_class"]]
+    fix = "Remove it to see the run without what needs its images."
+    return read_predictions(file, classes, fix=fix, probabilities=probabilities)
 
 
 def shared_images(tests: Sequence[StoredPredictions]) -> SharedImages:

@@ -1,0 +1,60 @@
+"""What a report knows of a run, read once from the files of its folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imgrec.config.schema import Node
+from imgrec.inference.stored_predictions import StoredPredictions
+from imgrec.training.comparison import run_names
+from imgrec.training.stored_run import StoredRun, read_run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run, and what of its content every section needs."""
+
+    run: StoredRun
+    name: str  # the last two parts of its folder: digits_resnet/1
+    classes: tuple[str, ...]  # C, in the order of the labels; none where there was no test
+    confusion: "NDArray[np.int64] | None"  # [C, C], rows are the true classes; None where there was no test
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.run.path
+
+    @property
+    def config(self) -> Node:
+        """The resolved config."""
+        return self.run.config
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The content of result.json; None of a run that is not finished."""
+        return self.run.result
+
+    @property
+    def test(self) -> dict[str, Any] | None:
+        """The figures of the test; None of a run that is not finished, and where there is no test split."""
+        return self.run.test
+
+    @property
+    def predictions(self) -> StoredPredictions | None:
+        """What was predicted for each image of the test, in the order of `classes`; None where there is no table."""
+        return self.run.predictions
+
+
+def read_run_facts(path: Path) -> Facts:
+    """DataError for a folder that is no run directory, and for a file in it that was cut or changed."""
+    import numpy as np
+
+    run = read_run(path, "runs", probabilities=True)
+    test = run.test
+    classes = () if test is None else tuple(str(row["name"]) for row in test["per_class"])
+    confusion = None if test is None else np.asarray(test["confusion"], dtype=np.int64)
+    return Facts(run, run_names([run])[0], classes, confusion)

@@ -1,0 +1,71 @@
+"""One HTML page without a network: light and dark, on a phone, a screen and paper."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+# No request leaves the page, whatever a name in it may hold.
+NO_NETWORK = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+PAGE_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1c1e; --soft: #5b5b62; --paper: #fff; --box: #f3f3f5; --line: #d5d5da; --accent: #0b57b0;
+  --second: #a34800; --good: #1b6e2f; --bad: #b3261e; --heat: 11, 87, 176 }
+@media (prefers-color-scheme: dark) { :root { --ink: #ececf0; --soft: #a9a9b2; --paper: #17171a; --box: #26262b; --line: #45454d;
+  --accent: #8ab8ff; --second: #ffb37a; --good: #7fd491; --bad: #ff8a80; --heat: 138, 184, 255 } }
+* { box-sizing: border-box }
+body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--ink);
+  background: var(--paper); overflow-wrap: anywhere }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem } p { margin: .4rem 0; max-width: 48rem } a { color: var(--accent) }
+.soft { color: var(--soft) } .good { color: var(--good) } .bad { color: var(--bad) } .n { text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums } .big { font-size: 2.2rem; font-weight: 600; line-height: 1.2 }
+.wide { overflow-x: auto } .box { background: var(--box); border-radius: 6px; padding: .6rem .8rem; margin: .6rem 0 }
+.row { display: flex; flex-wrap: wrap; gap: 1rem 2rem } .row > * { flex: 1 1 18rem; min-width: 0 }
+table { border-collapse: collapse; margin: .5rem 0 } caption { text-align: left; color: var(--soft) }
+th, td { padding: .15rem 1.2rem .15rem 0; text-align: left; vertical-align: top } th { border-bottom: 1px solid var(--line) }
+th.n, td.n { text-align: right } td { min-width: 3rem } tbody tr:hover { background: var(--box) }
+th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
+th button::after { content: "\\2195"; color: var(--soft); padding-left: .2em } th[aria-sort=ascending] button::after { content: "\\2191" }
+th[aria-sort=descending] button::after { content: "\\2193" }
+code, pre { font: .9em/1.45 ui-monospace, monospace } pre { background: var(--box); border-radius: 6px; padding: .6rem .8rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0 }
+svg, img { max-width: 100%; height: auto } details { margin: .5rem 0 } summary { cursor: pointer }
+nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0 }
+@page { size: A4; margin: 14mm }
+@media print { :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --box: #f3f3f5; --line: #bbb; --accent: #0b57b0;
+  --second: #a34800; --good: #1b6e2f; --bad: #b3261e; --heat: 11, 87, 176 } body { max-width: none; padding: 0; font-size: 10pt } nav { display: none }
+  h2, h3 { break-after: avoid } tr, figure, svg, img, .box { break-inside: avoid } .wide { overflow: visible } }
+"""
+
+
+class Section(NamedTuple):
+    """A part of the page. html: safe, everything of a user's in it escaped; script and style: once in the page, however many sections have it."""
+
+    id: str  # stays, so that links and scripts find it
+    heading: str  # text, which is escaped
+    html: str
+    script: str = ""
+    style: str = ""
+
+
+def text(value: object) -> str:
+    """A user's text as HTML, also within an attribute's quotes."""
+    return escape(str(value).encode(errors="replace").decode())  # bytes of a file name that are no UTF-8 become '?'
+
+
+def render(title: str, sections: Sequence[Section]) -> str:
+    """The page: the title, links to the sections, and the sections in their order."""
+    links = "".join(f'<li><a href="#{section.id}">{text(section.heading)}</a></li>' for section in sections)
+    body = "".join(
+        f'<section aria-labelledby="{section.id}"><h2 id="{section.id}">{text(section.heading)}</h2>{section.html}</section>\n'
+        for section in sections
+    )
+    styles = "".join(dict.fromkeys(section.style for section in sections))
+    scripts = "".join(dict.fromkeys(section.script for section in sections))
+    return (
+        f'<!doctype html><!-- imgrec report --><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{text(title)}</title>'
+        f"<style>{PAGE_STYLE}{styles}</style></head><body><header><h1>{text(title)}</h1>"
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{body}</main>'
+        f"{f'<script>{scripts}</script>' if scripts else ''}</body></html>\n"
+    )
