@@ -6,16 +6,16 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from imgrec.config.compose import compose_config
+from imgrec.config.compose import compose_config, read_overrides
 from imgrec.config.instantiate import build, check_signature
 from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, Split, dotted_types, parse_settings
 from imgrec.config.start_checks import check_data
 from imgrec.distributed.command import run_command
-from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable
+from imgrec.errors import ConfigError, DataError, ExitCode, plural
 from imgrec.files import atomic_output, atomic_write, begins_with, check_output, is_utf8
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import find_test_table, read_predictions
@@ -26,14 +26,12 @@ if TYPE_CHECKING:
     from imgrec.data.file_index import ImageNames
     from imgrec.data.folder import ImageFiles
     from imgrec.data.image_data import ImageData
-    from imgrec.scan.data_faults import DataFinding
+    from imgrec.inference.suspects import Suspects
     from imgrec.scan.file_scan import Scan
 
 CHECK_MARK = b'{\n "imgrec": "check"'  # how our JSON begins
 PAGE_START = b"<!doctype html><!-- imgrec check -->"  # and our page
 SPLITS_MARK = b"path,label,split,copy_of\n"  # how our table of splits begins
-ORDER: tuple[Split, ...] = ("train", "val", "test")
-MOST_LISTED = 100_000  # names of a kind in the JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +42,74 @@ class CheckConfig:
     out: str
     write: Literal["skip", "splits"] | None
     ckpt: str | None
+    suspects: bool
     num_workers: int | Literal["auto"]
     overwrite: bool
+
+
+class Files(NamedTuple):
+    """The files that a check writes."""
+
+    out: Path
+    page: Path
+    written: Path | None  # the skip list, or the table of splits
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Decode all files, print what was found, write the files; returns ExitCode.FAULTS where there are faults."""
     types = dotted_types(CheckConfig) | {f"data.{key}": str | None for key in OWN_TEXTS}
     config = parse_settings(CheckConfig, compose_config("check", argv, config_dir, types=types))
+    if config.suspects:
+        if config.ckpt is None:
+            raise ConfigError("suspects=true needs a run, whose data is checked. Set ckpt=runs/NAME/ID.")
+        return _check_run(config, config.ckpt, _moved(argv, config_dir))
     data = DataConfig.from_node(config.data)
     check_data(data)
     if config.write == "skip" and "skip_list" not in data.own:
         raise ConfigError("write=skip: only data=imagefolder reads a skip list. Remove write=skip.")
     table = None if config.ckpt is None else find_test_table(config.ckpt)
-    return _check(config, *_output_files(config, data), table)
+    files = _output_files(config, data)
+    return _check_files(config, _build(config.data), files, table)
 
 
-def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path, Path | None]:
-    """The JSON, the page, and the skip list or the table of splits to write, each checked."""
+def _moved(argv: Sequence[str], config_dir: str | None) -> Node:
+    """The keys of the run's data that the command line changes: where it is now; ConfigError for others."""
+    changes: Node = {}
+    for override in read_overrides("check", argv, config_dir):
+        if override.key in ("data.root", "data.file"):
+            changes[override.key.removeprefix("data.")] = override.value
+        elif override.key.startswith("data") and (override.key, override.value) != ("data", "imagefolder"):
+            raise ConfigError(
+                f"{override.text} has no effect: suspects=true takes the data of the run. Remove it; data.root=FOLDER says where it is now."
+            )
+    return changes
+
+
+def _check_run(config: CheckConfig, ckpt: str, changes: Node) -> int:
+    """The labels of a run's data, and where that is image files all of `_check_files`."""
+    from imgrec.inference.checkpoint import load_checkpoint
+    from imgrec.inference.evaluation import stored_data
+    from imgrec.inference.held_out import describe_missing, root_of, run_held_out
+    from imgrec.inference.suspects import Suspects, write_suspects
+
+    checkpoint = load_checkpoint(ckpt)
+    data = stored_data(checkpoint, changes)
+    config = replace(config, data=checkpoint.run.data.to_node() | changes)
+    files, terminal, root = _output_files(config, DataConfig.from_node(config.data)), Terminal(), root_of(data)
+    with terminal.progress_shown():
+        parts = run_held_out(checkpoint, data, changes)
+    suspects = Suspects(parts, data.classes, root, trained_on=int(data.counts("train").sum()))
+    if missing := describe_missing(parts, root):
+        terminal.say(missing, "yellow")
+    if _has_files(data):
+        is_here = not changes and any(part.split == "test" for part in parts)
+        return _check_files(config, data, files, find_test_table(ckpt) if is_here else None, suspects)
+    write_suspects(suspects, type(data).__name__, files.out, files.page, terminal)
+    return ExitCode.OK
+
+
+def _output_files(config: CheckConfig, data: DataConfig) -> Files:
+    """The files to write, each checked."""
     out, root = Path(config.out), data.own.get("root")
     if root is not None and out.resolve().is_relative_to(Path(root).resolve()):
         raise ConfigError(f"out={out} is in data.root={root}, where check writes nothing. Set out=FILE.json in another folder.")
@@ -69,42 +117,57 @@ def _output_files(config: CheckConfig, data: DataConfig) -> tuple[Path, Path, Pa
     page = out.with_suffix(".html")
     check_output("out", page, (".html",), ours=begins_with(PAGE_START), overwrite=config.overwrite)
     if config.write is None:
-        return out, page, None
+        return Files(out, page, None)
     if config.write == "splits":
         splits = out.with_suffix(".splits.csv")
         check_output("out", splits, (".csv",), ours=begins_with(SPLITS_MARK), overwrite=config.overwrite)
-        return out, page, splits
+        return Files(out, page, splits)
     from imgrec.data.skip_list import LIST_MARK
 
     skip_list = out.with_suffix(".skip.txt")
     check_output("out", skip_list, (".txt",), ours=begins_with(LIST_MARK), overwrite=config.overwrite)
-    return out, page, skip_list
+    return Files(out, page, skip_list)
 
 
-def _check(config: CheckConfig, out: Path, page: Path, written: Path | None, table: Path | None) -> int:
+def _build(node: Node) -> "ImageData":
+    from imgrec.data.image_data import ImageData
+
+    check_signature("data", node)
+    data = build("data", node, ImageData)
+    if not _has_files(data):
+        raise ConfigError(
+            f"data: {type(data).__name__} has no folder of image files. Set data=imagefolder data.root=FOLDER, or data=table; "
+            "for shards type imgrec pack verify=DIR, for labels ckpt=RUN suspects=true."
+        )
+    return data
+
+
+def _has_files(data: "ImageData") -> bool:
+    from imgrec.data.datasets import ImageFolder
+    from imgrec.data.table import ImageTable
+
+    return isinstance(data, ImageFolder | ImageTable)
+
+
+def _check_files(
+    config: CheckConfig, data: "ImageData", files: Files, table: Path | None, suspects: "Suspects | None" = None
+) -> int:
+    """All that can be found in image files, and the suspects that were found before."""
     import numpy as np
 
     from imgrec.analysis.name_groups import groups_across_splits
-    from imgrec.data.datasets import ImageFolder
-    from imgrec.data.image_data import ImageData
     from imgrec.data.loader import worker_count
-    from imgrec.data.table import ImageTable
+    from imgrec.inference.held_out import root_of
+    from imgrec.scan.check_output import findings_content, findings_page, print_findings
     from imgrec.scan.copy_faults import LEAK, describe_copies, describe_named_alike, find_near_copies, groups_to_unite
     from imgrec.scan.data_faults import find_faults, names_to_leave_out
-    from imgrec.scan.file_scan import scan_files
+    from imgrec.scan.file_scan import file_splits, scan_files
 
-    check_signature("data", config.data)
-    data = build("data", config.data, ImageData)
-    if not isinstance(data, ImageFolder | ImageTable):
-        raise ConfigError(
-            f"data: {type(data).__name__} has no folder of image files. Set data=imagefolder data.root=FOLDER, or data=table; "
-            "for shards type imgrec pack verify=DIR."
-        )
-    terminal, start = Terminal(), time.perf_counter()
+    terminal, start, root = Terminal(), time.perf_counter(), root_of(data)
     workers = worker_count(config.num_workers, in_memory=False, processes_here=1)
     with terminal.progress_shown():
-        splits = _file_splits(data)
-        scan = scan_files([*splits.values()], data.root, num_workers=workers)
+        splits = file_splits(data)
+        scan = scan_files([*splits.values()], root, num_workers=workers)
     counts = {split: data.counts(split) for split in splits}
     labels = np.concatenate([images.labels for images in splits.values()])
     numbers = np.repeat(np.arange(len(splits)), [len(images) for images in splits.values()])  # 0 for train
@@ -115,94 +178,34 @@ def _check(config: CheckConfig, out: Path, page: Path, written: Path | None, tab
         *describe_named_alike(scan, numbers, named_alike),
     ]
     findings.sort(key=lambda finding: not finding.kind.is_fault)
+    also = [suspects] if suspects is not None and suspects.count else []
     how = f"{scan.decoded:,} decoded" if scan.decoded else "none has changed since the last check"
     sizes = {split: len(images) for split, images in splits.items()}
     summary = (
         f"{', '.join(f'{split} {size:,}' for split, size in sizes.items())} images of "
         f"{plural(len(data.classes), 'class', 'es')}; {how}, {time.perf_counter() - start:,.1f} s"
     )
-    terminal.say(f"{data.root}: {summary}")
-    _print(findings, terminal)
+    terminal.say(f"{root}: {summary}")
+    print_findings([*findings, *also], terminal)
     terminal.say()
-    content = _content(data.root, sizes, scan, findings)
+    if suspects is not None:
+        terminal.say(suspects.looked_at())
+    content = findings_content(root, sizes, scan, findings, [] if suspects is None else [suspects.content()])
     if table is not None:
         leaked = next((finding.rows for finding in findings if finding.kind == LEAK), numbers[:0])
-        content["leak_worth"] = _say_worth(table, splits, leaked, data.root, terminal)
-    atomic_write(out, json.dumps(content, indent=1))
-    atomic_write(page, _page(data.root, summary, splits, findings))
-    terminal.say(f"{out} has all names, {page} the images")
-    if config.write == "splits" and written is not None:
+        content["leak_worth"] = _say_worth(table, splits, leaked, root, terminal)
+    atomic_write(files.out, json.dumps(content, indent=1))
+    atomic_write(
+        files.page, findings_page(root, summary, splits, findings, [(each.kind, each.count, each.examples()) for each in also])
+    )
+    terminal.say(f"{files.out} has all names, {files.page} the images")
+    if config.write == "splits" and files.written is not None:
         groups = groups_to_unite(scan, near, named_alike)
         named = [data.classes[label] for label in labels.tolist()]
-        _write_splits(written, scan, named, groups, splits, config, data.root, terminal)
-    elif written is not None:
-        _write_skip_list(written, names_to_leave_out(scan, findings), config.data, terminal)
+        _write_splits(files.written, scan, named, groups, splits, config, root, terminal)
+    elif files.written is not None:
+        _write_skip_list(files.written, names_to_leave_out(scan, findings), config.data, terminal)
     return ExitCode.FAULTS if any(finding.kind.is_fault for finding in findings) else ExitCode.OK
-
-
-def _file_splits(data: "ImageData") -> "dict[Split, ImageFiles]":
-    from imgrec.data.folder import ImageFiles
-
-    found = {split: getattr(data.splits, split) for split in ORDER}
-    return {split: images for split, images in found.items() if isinstance(images, ImageFiles)}
-
-
-def _print(findings: "Sequence[DataFinding]", terminal: Terminal) -> None:
-    from imgrec.scan.data_faults import SHOWN_EXAMPLES
-
-    for title, is_fault in (("faults", True), ("hints", False)):
-        shown = [finding for finding in findings if finding.kind.is_fault == is_fault]
-        terminal.say()
-        terminal.say(title if shown else f"no {title}", "bold")
-        for finding in shown:
-            kind, shown_lines = finding.kind, finding.sentences[:SHOWN_EXAMPLES]
-            left = finding.count - len(shown_lines)
-            terminal.say(f"  {finding.count:>7,} {kind.name}: {kind.what}", "red" if is_fault else "yellow")
-            terminal.say(f"{'':10}{kind.advice}")
-            for line in shown_lines + [f"and {left:,} more"] * bool(left):
-                terminal.say(f"{'':12}{line}", "dim")
-
-
-def _content(root: str, sizes: "Mapping[Split, int]", scan: "Scan", findings: "Sequence[DataFinding]") -> dict[str, object]:
-    """What the JSON has."""
-    return {
-        "imgrec": "check",
-        "root": root,
-        "images": dict(sizes),
-        "faults": sum(finding.count for finding in findings if finding.kind.is_fault),
-        "findings": [
-            {
-                "kind": finding.kind.name,
-                "is_fault": finding.kind.is_fault,
-                "count": finding.count,
-                "what": finding.kind.what,
-                "advice": finding.kind.advice,
-                "examples": finding.sentences,
-                "images": list(map(os.fsdecode, scan.names[finding.rows[:MOST_LISTED]].tolist())),
-            }
-            for finding in findings
-        ],
-    }
-
-
-def _page(root: str, summary: str, splits: "dict[Split, ImageFiles]", findings: "Sequence[DataFinding]") -> str:
-    from imgrec.analysis.image_faults import STATE_KINDS
-    from imgrec.scan.check_page import Example, check_page, thumbnail
-    from imgrec.scan.data_faults import SHOWN_EXAMPLES
-    from imgrec.scan.file_scan import image_at
-
-    def example(finding: "DataFinding", number: int) -> Example:
-        rows = [*finding.rows[number : number + 1].tolist(), *finding.partners[number : number + 1]]
-        if finding.kind in STATE_KINDS.values():  # they cannot be decoded, and may be long
-            rows = []
-        pictures = [thumbnail(*image_at(splits.values(), row)) for row in rows if row is not None]
-        return Example(finding.sentences[number], pictures)
-
-    sections = [
-        (finding.kind, finding.count, [example(finding, k) for k in range(len(finding.sentences[:SHOWN_EXAMPLES]))])
-        for finding in findings
-    ]
-    return check_page(f"Check of {printable(root)}", summary, sections)
 
 
 def _write_skip_list(path: Path, names: "ImageNames", data: Node, terminal: Terminal) -> None:

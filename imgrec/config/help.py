@@ -46,7 +46,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "data=table data.file=train.csv data.root=FOLDER out=packed format=keep",
         "verify=packed",
     ),
-    "check": ("FOLDER", "FOLDER write=skip out=reports/check.json", "data=table data.file=train.csv data.root=FOLDER"),
+    "check": (
+        "FOLDER",
+        "FOLDER write=skip out=reports/check.json",
+        "data=table data.file=train.csv data.root=FOLDER",
+        "ckpt=runs/digits_resnet/1 suspects=true",
+    ),
     "slurm": (
         "nodes=2 gpus_per_node=4 time=8h -- data=imagenet data.root=FOLDER",
         "gpus_per_node=0 tasks_per_node=4 dry_run=true -- model=vgg",

@@ -55,8 +55,8 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
     """
     changes = {key: value for key, value in changes.items() if value is not None}
     node = checkpoint.run.data.to_node()
-    _check_changes(changes, node, folder)
     if folder is not None:
+        _check_changes(changes, node, folder)
         bad = cast(BadImage, ({"on_bad_image_eval": "refuse"} | node | changes)["on_bad_image_eval"])
         reading = Reading(on_bad_image=bad, on_bad_image_eval=bad, decoder="auto")
         if node["_target_"] in shipped_targets("data") and (label_from := node.get("label_from")) is not None:
@@ -66,14 +66,7 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
         else:
             images = folder_split(folder, checkpoint.classes, checkpoint.preprocessing, **reading)
         return EvaluationImages(images, None, None)
-    # The root comes from the file: nothing is written there unless the user says so.
-    node = {key: _without_download(value) for key, value in _without_download(node).items()}
-    data: ImageData = build_stored("data", node | changes)
-    if (then := checkpoint.record()) is not None:
-        data = data.following(then)
-    where = str(next(filter(None, map((node | changes).get, ("root", "file"))), _set_name(node)))
-    if other := other_classes(checkpoint.classes, data.classes):
-        raise DataError(f"{where} has {other}. Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*.")
+    data, then = stored_data(checkpoint, changes), checkpoint.record()
     found = data.split(split)
     if then is None or split not in then.splits:  # which has been added since then
         return EvaluationImages(found, torch.from_numpy(data.counts("train")), None)
@@ -82,11 +75,32 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
         found = found.take(np.flatnonzero(np.isin(names, recorded)))
     if not len(found):
         raise DataError(
-            f"{where} has none of the images that the run had in {split}. "
+            f"{_where(node | changes)} has none of the images that the run had in {split}. "
             "Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*."
         )
     counts = torch.from_numpy(np.bincount(then.splits["train"].labels, minlength=len(data.classes)))
     return EvaluationImages(found, counts, find_changes(then, data.record(content=(split,))))
+
+
+def stored_data(checkpoint: Checkpoint, changes: Node) -> ImageData:
+    """The data of a run, its images in the splits that they had in the training, with `changes` to keys of the stored config.
+
+    ConfigError for a key that the set does not have, DataError for classes that are not the checkpoint's.
+    """
+    node = checkpoint.run.data.to_node()
+    _check_changes(changes, node, None)
+    # The root comes from the file: nothing is written there unless the user says so.
+    node = {key: _without_download(value) for key, value in _without_download(node).items()} | changes
+    data: ImageData = build_stored("data", node)
+    if (then := checkpoint.record()) is not None:
+        data = data.following(then)
+    if other := other_classes(checkpoint.classes, data.classes):
+        raise DataError(f"{_where(node)} has {other}. Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*.")
+    return data
+
+
+def _where(node: Node) -> str:
+    return str(next(filter(None, map(node.get, ("root", "file"))), _set_name(node)))
 
 
 def _without_download(value: Any) -> Any:

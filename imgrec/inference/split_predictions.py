@@ -159,7 +159,7 @@ def _columns(predictions: SplitPredictions, images: ImageSet, classes: Sequence[
     """The image, its class and the predicted one as lists, the probabilities of both as arrays."""
     found, names = predictions.indices[rows], np.array(classes, dtype=object)
     return {
-        **_image_column(images, found),
+        **image_column(images, found),
         "true": names[images.labels[found]].tolist(),
         "predicted": names[predictions.predicted[rows]].tolist(),
         "probability": predictions.probability[rows],
@@ -167,7 +167,7 @@ def _columns(predictions: SplitPredictions, images: ImageSet, classes: Sequence[
     }
 
 
-def _image_column(images: ImageSet, rows: Indices) -> dict[str, Any]:
+def image_column(images: ImageSet, rows: Indices) -> dict[str, Any]:
     """By what an image is found: its path, or where images have no names its index in the split."""
     if images.names is None:
         return {"index": rows}

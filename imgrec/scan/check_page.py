@@ -49,9 +49,12 @@ def thumbnail(images: ImageFiles, row: int) -> bytes | None:
     return out.getvalue()
 
 
-def check_page(title: str, summary: str, sections: Sequence[tuple[FaultKind, int, list[Example]]]) -> str:
-    """The page; sections: a kind, how many there are of it, and examples."""
+def check_page(
+    title: str, summary: str, sections: Sequence[tuple[FaultKind, int, list[Example]]], *, labels_alone: bool = False
+) -> str:
+    """The page; sections: a kind, how many there are of it, and examples. labels_alone: files were not looked at."""
     faults = sum(count for kind, count, _ in sections if kind.is_fault)
+    verdict = "" if labels_alone else f"<p><b>{plural(faults, 'fault') if faults else 'No faults'}.</b></p>"
     rows = "".join(
         f'<tr><td class="n">{count:,}</td><td><a href="#{kind.name}">{_title(kind)}</a></td><td>{"fault" if kind.is_fault else "hint"}</td></tr>'
         for kind, count, _ in sections
@@ -59,7 +62,7 @@ def check_page(title: str, summary: str, sections: Sequence[tuple[FaultKind, int
     return (
         f'<!doctype html><!-- imgrec check --><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main><h1>{escape(title)}</h1><p>{escape(summary)}</p>"
-        f"<p><b>{plural(faults, 'fault') if faults else 'No faults'}.</b></p>{f'<table>{rows}</table>' if rows else ''}"
+        f"{verdict}{f'<table>{rows}</table>' if rows else ''}"
         f"{''.join(_section(*section) for section in sections)}</main></body></html>\n"
     )
 

@@ -22,17 +22,21 @@ from imgrec.analysis.image_faults import (
     sample,
     spread,
 )
+from imgrec.config.schema import Split
 from imgrec.data import jpeg
 from imgrec.data.batch import Indices
 from imgrec.data.decode import FORMATS, MIRRORED_AXES, ScaleError, decode_bytes, read_orientation
 from imgrec.data.file_index import SETTLED_NS, ImageNames
 from imgrec.data.folder import ImageFiles
+from imgrec.data.image_data import ImageData
+from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader
 from imgrec.data.skip_list import names_below
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_FORMATS, file_extension, on_progress
 from imgrec.scan.scan_cache import cache_file, file_stamps, read_facts, write_facts
 
+ORDER: tuple[Split, ...] = ("train", "val", "test")
 FILES_AT_ONCE = 64  # files that a worker decodes before it hands over what it found
 MOST_FILE_BYTES = 2**30  # of a file; 100 million pixels of 8 bytes take 0.8 GB
 FORMAT_OF = {extension: form for form, extensions in IMAGE_FORMATS.items() for extension in extensions.split()}
@@ -89,6 +93,12 @@ class _Files:
                     if pixels is not None:  # it was a moment ago
                         part.facts[k]["spread"] = spread(pixels)
         return part
+
+
+def file_splits(data: ImageData) -> dict[Split, ImageFiles]:
+    """The splits of a data set that have image files, train first."""
+    found: dict[Split, ImageSet | None] = {split: getattr(data.splits, split) for split in ORDER}
+    return {split: images for split, images in found.items() if isinstance(images, ImageFiles)}
 
 
 def image_at(splits: Iterable[ImageFiles], row: int) -> tuple[ImageFiles, int]:

@@ -1,0 +1,95 @@
+"""What a check found: on the terminal, in the JSON and on the page."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from imgrec.analysis.image_faults import STATE_KINDS, FaultKind
+from imgrec.config.schema import Split
+from imgrec.data.folder import ImageFiles
+from imgrec.errors import printable
+from imgrec.scan.check_page import Example, check_page, thumbnail
+from imgrec.scan.data_faults import SHOWN_EXAMPLES, DataFinding
+from imgrec.scan.file_scan import Scan, image_at
+from imgrec.terminal import Terminal
+
+MOST_LISTED = 100_000  # names of a kind in the JSON
+
+
+class Listed(Protocol):
+    """What the terminal shows of a kind."""
+
+    @property
+    def kind(self) -> FaultKind: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def sentences(self) -> list[str]: ...  # of the first
+
+
+def print_findings(findings: Sequence[Listed], terminal: Terminal) -> None:
+    """Faults, then hints, each with its count, what to do, and the first of them."""
+    for title, is_fault in (("faults", True), ("hints", False)):
+        shown = [finding for finding in findings if finding.kind.is_fault == is_fault]
+        terminal.say()
+        terminal.say(title if shown else f"no {title}", "bold")
+        for finding in shown:
+            print_finding(finding, terminal, SHOWN_EXAMPLES)
+
+
+def print_finding(finding: Listed, terminal: Terminal, most: int) -> None:
+    """`most`: examples."""
+    kind, shown = finding.kind, finding.sentences[:most]
+    left = finding.count - len(shown)
+    terminal.say(f"  {finding.count:>7,} {kind.name}: {kind.what}", "red" if kind.is_fault else "yellow")
+    terminal.say(f"{'':10}{kind.advice}")
+    for line in shown + [f"and {left:,} more"] * bool(left):
+        terminal.say(f"{'':12}{line}", "dim")
+
+
+def findings_content(
+    root: str, sizes: Mapping[Split, int], scan: Scan | None, findings: Sequence[DataFinding], also: Sequence[dict[str, Any]]
+) -> dict[str, object]:
+    """What the JSON has. scan: what the findings have rows of; None without findings. also: kinds that have entries of their own."""
+    return {
+        "imgrec": "check",
+        "root": root,
+        "images": dict(sizes),
+        "faults": sum(finding.count for finding in findings if finding.kind.is_fault),
+        "findings": [*([] if scan is None else (_entry(finding, scan) for finding in findings)), *also],
+    }
+
+
+def _entry(finding: DataFinding, scan: Scan) -> dict[str, Any]:
+    return {
+        "kind": finding.kind.name,
+        "is_fault": finding.kind.is_fault,
+        "count": finding.count,
+        "what": finding.kind.what,
+        "advice": finding.kind.advice,
+        "examples": finding.sentences,
+        "images": list(map(os.fsdecode, scan.names[finding.rows[:MOST_LISTED]].tolist())),
+    }
+
+
+def findings_page(
+    root: str,
+    summary: str,
+    splits: Mapping[Split, ImageFiles],
+    findings: Sequence[DataFinding],
+    also: Sequence[tuple[FaultKind, int, list[Example]]],
+) -> str:
+    """The page. splits: those that were scanned, in this order, none where the labels alone were looked at; also: sections that have their examples."""
+
+    def example(finding: DataFinding, number: int) -> Example:
+        rows = [*finding.rows[number : number + 1].tolist(), *finding.partners[number : number + 1]]
+        if finding.kind in STATE_KINDS.values():  # they cannot be decoded, and may be long
+            rows = []
+        pictures = [thumbnail(*image_at(splits.values(), row)) for row in rows if row is not None]
+        return Example(finding.sentences[number], pictures)
+
+    sections = [
+        (finding.kind, finding.count, [example(finding, k) for k in range(len(finding.sentences[:SHOWN_EXAMPLES]))])
+        for finding in findings
+    ]
+    return check_page(f"Check of {printable(root)}", summary, [*sections, *also], labels_alone=not splits)
