@@ -1,7 +1,9 @@
 """The terminal and the log file: the same lines go to both, with colour and a live bar on a terminal only."""
 
 import os
+import re
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -127,13 +129,14 @@ class Terminal:
             file = lenient_output(log.open("a", buffering=1, encoding="utf-8"))
             self.log = PlainConsole(file=file, width=LOG_WIDTH, no_color=True, highlight=False)
 
-    def say(self, what: Any = "", style: str | None = None) -> None:
-        """Print a line or a rich table; lines are never wrapped."""
+    def say(self, what: Any = "", style: str | None = None, *, wrap: bool = False) -> None:
+        """Print a line or a rich table. wrap: a line that is too long for a terminal is broken after a comma; others are its matter."""
         for console in (self.console, self.log):
             if console is None:
                 continue
             if isinstance(what, str) or console.is_terminal:
-                console.print(what, style=style, soft_wrap=isinstance(what, str), markup=False)
+                text = _broken(what, console.width) if wrap and console.is_terminal else what
+                console.print(text, style=style, soft_wrap=isinstance(what, str), markup=False)
             else:  # a table pads its rows: fine on a terminal, noise in a file
                 with console.capture() as drawn:
                     console.print(what, style=style, markup=False)
@@ -179,6 +182,14 @@ class Terminal:
                 yield
             finally:
                 on_progress.reset(token)
+
+
+def _broken(line: str, width: int) -> str:
+    """Lines of at most `width` characters where there are enough commas, and brackets around words, to break it at."""
+    bound = re.sub(r"(?<!,) (?!\([a-z])", "\0", line)
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    lines = textwrap.wrap(bound, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def percent(share: float) -> str:

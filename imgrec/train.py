@@ -31,7 +31,7 @@ from imgrec.sweeps.run import sweep
 from imgrec.terminal import Terminal
 from imgrec.training.precision import chosen_precision
 from imgrec.training.result import Result
-from imgrec.training.run_dir import RunDir, check_extended, join_run_dir, shorter_run
+from imgrec.training.run_dir import RunDir, check_extended, join_run_dir
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -94,14 +94,12 @@ def fit(
         result = run_dir.result()
         Terminal(quiet=quiet or world.rank > 0).say(
             f"{run_dir.path} is finished: {result['summary']}. "
-            f"To train it longer set extend={run_dir.path} and another id, to train again another id, or id=null."
+            f"To train it longer set epochs={2 * run.epochs}, to train again another id, or id=null."
         )
         return Result(result, run_dir.path)
     on_first_rank(lambda: check_start(run))
     if run.extend is not None and run_dir.state == "new":
         on_first_rank(lambda: check_extended(run))
-    if run_dir.state == "new" and world.rank == 0 and (longer := shorter_run(run, run_dir.path)):
-        Terminal(quiet=quiet).say(f"{longer}.")
     command = list(sys.argv if command is None else command)
     with run_dir.opened(run), signals.request_cleared():
         if world.started_by == "alone" and (ranks := wanted_processes(run.trainer)) > 1:
@@ -140,7 +138,7 @@ def _train(
 ) -> dict[str, Any]:
     from imgrec.data.datamodule import DataModule, build_data
     from imgrec.models.summary import measure_size
-    from imgrec.training import summary
+    from imgrec.training import more_epochs, summary
     from imgrec.training.callbacks.history import History
     from imgrec.training.callbacks.logger import log_result
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
@@ -154,7 +152,7 @@ def _train(
     from imgrec.training.trainer import build_trainer, opened_logger, prepare_process, run_callbacks
 
     prepare_process(run)
-    resume = find_resume_point(run_dir.checkpoints, terminal.say)
+    resume = find_resume_point(run_dir.checkpoints, terminal.say, run.epochs)
 
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
@@ -166,15 +164,14 @@ def _train(
     heartbeat.doing = "starting"
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume, record)
     boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
-    start, left_out = (resume.start, resume.left_out) if resume else ((0, 0), set())
     with terminal.progress_shown():
         loaders = DataModule(
             run,
             data,
             augment,
             devices=world.size,
-            start=start,
-            left_out=left_out,
+            start=resume.start if resume else (0, 0),
+            left_out=resume.left_out if resume else set(),
             doing=lambda: heartbeat.doing,
             mark=boundary.timeline.enter,
         )
@@ -185,6 +182,8 @@ def _train(
     if resume is None and not of_weights:
         classifier.set_network_from_images(loaders)
     history = History(run_dir.path / "metrics.csv", run.monitor, lost_best=resume is not None and resume.lost_best)
+    callbacks = run_callbacks(run, run_dir, terminal, history, boundary, [*extended, *callbacks])
+    beginning = more_epochs.checked_beginning(run, net, callbacks, loaders.plan, run_dir, resume, terminal.say)
     threads = chosen_threads(
         run.trainer,
         world,
@@ -203,7 +202,7 @@ def _train(
             run.trainer,
             loaders.plan,
             world,
-            callbacks=run_callbacks(run, run_dir, terminal, history, boundary, [*extended, *callbacks]),
+            callbacks=callbacks,
             logger=logger,
             checkpoint_io=writer,
             max_epochs=run.epochs,
@@ -218,8 +217,17 @@ def _train(
         tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
         group = WorkerGroup(world.rank, world.size, heartbeat=heartbeat)
         tests = test_network(trainer, classifier, loaders, tested, run_dir.checkpoints, group)
-        bad_images = sorted({path for paths in group.all_gather(loaders.bad_images()) for path in paths})
-        result = summary.run_result(run, history, tested, tests, bad_images, device, size, command, loaders)
+        result = summary.run_result(
+            run,
+            history,
+            tested,
+            tests,
+            device,
+            size,
+            command,
+            longer=more_epochs.longer_command(beginning, run_dir.path, command, len(history.rows)),
+            loaders=loaders,
+        )
         if world.rank == 0:
             summary.finish_run(
                 run_dir,

@@ -23,7 +23,7 @@ def rules(
     images: int = 5000,
 ) -> dict[str, str]:
     epochs = Epochs(*(np.array(curve) for curve in (train, val, accuracy)))
-    return dict(diagnose(epochs, images=images, most_frequent=0.1, lr=0.01))
+    return dict(diagnose(epochs, images=images, most_frequent=0.1, lr=0.01, longer="epochs=16 id=1"))
 
 
 def says(sentence: str, *parts: str) -> None:
@@ -76,7 +76,7 @@ def test_nothing_learned():
 def test_a_validation_of_one_class_says_nothing_of_what_was_learned():
     """Always answering it is right."""
     epochs = Epochs(np.array([2.0, 1.0]), np.array([2.0, 1.9]), np.array([0.9, 1.0]))
-    assert diagnose(epochs, images=5000, most_frequent=1.0, lr=0.01) == []
+    assert diagnose(epochs, images=5000, most_frequent=1.0, lr=0.01, longer="") == []
 
 
 def test_a_loss_that_stays_at_zero_does_not_improve():
@@ -86,7 +86,7 @@ def test_a_loss_that_stays_at_zero_does_not_improve():
 def test_still_improving():
     found = rules(val=(1.9, 1.1, 0.7, 0.5, 0.45, 0.4, 0.36, 0.33))
     assert list(found) == ["still improving"]
-    says(found["still improving"], "0.4 to 0.33", "epoch 6", "epochs=16", "extend=")
+    says(found["still improving"], "0.4 to 0.33", "epoch 6", "Train longer: epochs=16 id=1")
 
 
 def test_validation_too_small():

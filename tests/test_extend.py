@@ -1,4 +1,4 @@
-"""extend=RUN: a finished run that is trained longer, and the sentence that says how."""
+"""extend=RUN: a new run that starts where a finished one ended."""
 
 import shutil
 from pathlib import Path
@@ -7,19 +7,18 @@ from typing import Any
 import pytest
 import torch
 from damaged_content import DAMAGES
-from error_parts import assert_error, assert_refused, raises_error
+from error_parts import raises_error
 from marks import slow_but
 from processes import exit_codes
 from resumed_runs import assert_same, kill_this_process, patch_call
 from small_run import SMALL
 
-from imgrec import cli, config
+from imgrec import config
 from imgrec.config.schema import RunConfig
 from imgrec.errors import CheckpointError, ConfigError
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.train import fit
 from imgrec.training.module import Classifier
-from imgrec.training.run_dir import choose_run_dir
 
 # One step an epoch, over all images, so that their order decides nothing.
 FULL = (
@@ -94,22 +93,6 @@ def test_its_schedule_is_that_of_a_new_run_and_it_resumes_bit_for_bit(tmp_path: 
     assert_same(
         [resumed[key] for key in ("state_dict", "optimizer_states")], [outcome[key] for key in ("state_dict", "optimizer_states")]
     )
-
-
-def test_more_epochs_of_a_finished_run_say_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", *FULL, f"runs_dir={tmp_path}"]
-    assert cli.main([*words, "epochs=1"]) == 0
-    assert cli.main([*words, "epochs=3"]) == 0
-    said = next(line for line in capsys.readouterr().out.splitlines() if "extend=" in line)
-    assert_error(said, f"{tmp_path}/r/1", "epochs=1", "2 more", "epochs=2", f"extend={tmp_path}/r/1")
-    assert cli.main([*words, "epochs=5", "id=2"]) == 2
-    assert_refused(
-        capsys.readouterr().err, f"{tmp_path}/r/2", "epochs=3", "2 more", "epochs=2", f"extend={tmp_path}/r/2", "another id"
-    )
-    assert cli.main([*words, "epochs=2", f"extend={tmp_path}/r/2"]) == 0
-    assert f"{tmp_path}/r/2 is extended" in capsys.readouterr().out
-    with raises_error(ConfigError, f"{tmp_path}/r/2", "epochs=2", 3):  # fewer
-        choose_run_dir(load(tmp_path, "epochs=2", "id=2"))
 
 
 @pytest.fixture(scope="module")

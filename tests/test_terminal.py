@@ -260,3 +260,23 @@ def test_each_pass_over_images_has_a_bar_with_its_count(monkeypatch):
     rows = [(task.description, task.completed, task.total) for task in bar.tasks]
     assert rows == [("listing", 7, None), ("reading", 5, 5), ("reading", 1, 9)]
     assert on_progress.get() is not report
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_the_last_screen_fits_80_columns(monkeypatch, tmp_path, broken):
+    """A terminal has whole figures in each line, a log the line as it is."""
+    parts = ["test accuracy 99.17% (97.6 to 99.7), top-5 100.00%,", "macro F1 99.17% (97.6 to 99.7), loss 0.0250 on 360 images"]
+    line = " ".join([*parts, "(best epoch 26 by val/accuracy)"])
+    monkeypatch.setenv("COLUMNS", "80")
+    with redirect_stdout(Screen() if broken else io.StringIO()) as screen:
+        terminal = Terminal(log=tmp_path / "log.txt")
+        terminal.say(line, wrap=True)
+        terminal.close()
+    said = screen.getvalue().splitlines()
+    assert said == [parts[0], f"  {parts[1]}", "  (best epoch 26 by val/accuracy)"] if broken else [line]
+    assert (tmp_path / "log.txt").read_text() == f"{line}\n"

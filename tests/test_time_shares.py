@@ -21,7 +21,7 @@ from imgrec.config.instantiate import instantiate
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.train import fit
 from imgrec.training.callbacks.profile import RECORDED
-from imgrec.training.held_back import HELD_BACK, data_setting, held_back
+from imgrec.training.held_back import HELD_BACK, LEAST_S, data_setting, held_back
 from imgrec.training.module import Classifier
 from imgrec.training.timeline import PARTS, CudaClock, HostClock, Timeline, share_column, share_columns
 
@@ -203,8 +203,15 @@ def test_a_run_that_nothing_holds_back_says_nothing_nor_one_that_measures_nothin
 def test_at_the_share_of_the_limit_nothing_is_said():
     run: Any = SimpleNamespace(trainer=SimpleNamespace(limit_val_batches=1.0))
     loaders: Any = SimpleNamespace(evaluation_plan=lambda split: SimpleNamespace(steps_per_epoch=4))
-    assert held_back({"validation": HELD_BACK}, run, loaders) is None
-    assert held_back({"validation": HELD_BACK + 0.01}, run, loaders) is not None
+    assert held_back({"validation": HELD_BACK}, 3600, run, loaders) is None
+    assert held_back({"validation": HELD_BACK + 0.01}, 3600, run, loaders) is not None
+
+
+def test_a_few_seconds_are_worth_no_setting():
+    run: Any = SimpleNamespace(trainer=SimpleNamespace(save_every_steps=None))
+    loaders: Any = None
+    assert held_back({"checkpoint": 0.5}, 2 * LEAST_S - 0.1, run, loaders) is None
+    assert held_back({"checkpoint": 0.5}, 2 * LEAST_S, run, loaders) is not None
 
 
 def test_more_workers_are_named_only_where_cores_are_left():
@@ -280,6 +287,6 @@ def test_a_run_too_short_for_a_profile_says_so(small, capsys):
 def test_a_long_validation_is_told_what_makes_it_shorter(limit, batches, advice):
     run: Any = SimpleNamespace(trainer=SimpleNamespace(limit_val_batches=limit))
     loaders: Any = SimpleNamespace(evaluation_plan=lambda split: SimpleNamespace(steps_per_epoch=batches))
-    said = held_back({"validation": 0.5}, run, loaders)
+    said = held_back({"validation": 0.5}, 3600, run, loaders)
     assert said is not None
     assert advice in said

@@ -39,17 +39,18 @@ class Finding(NamedTuple):
     sentence: str
 
 
-def diagnose(epochs: Epochs, *, images: int, most_frequent: float, lr: float) -> list[Finding]:
+def diagnose(epochs: Epochs, *, images: int, most_frequent: float, lr: float, longer: str) -> list[Finding]:
     """What the curves say, the gravest first; of a training that learned nothing only that.
 
-    images: of validation; most_frequent: share of them that the most frequent class has; lr: optim.lr.
+    images: of validation; most_frequent: share of them that the most frequent class has; lr: optim.lr; longer: what to type
+    to train longer.
     """
     if len(epochs.train_loss) < 2 or not images:
         return []
     if (nothing := _learned_nothing(epochs, images, most_frequent, lr)) is not None:
         return [nothing]
     rate = _rate_too_high(epochs, lr) or _rate_too_low(epochs, lr)
-    rules = (rate, _over_fitted(epochs), _still_improving(epochs), _validation_too_small(epochs, images))
+    rules = (rate, _over_fitted(epochs), _still_improving(epochs, longer), _validation_too_small(epochs, images))
     return [finding for finding in rules if finding is not None]
 
 
@@ -135,7 +136,7 @@ def _over_fitted(epochs: Epochs) -> Finding | None:
     )
 
 
-def _still_improving(epochs: Epochs) -> Finding | None:
+def _still_improving(epochs: Epochs, longer: str) -> Finding | None:
     # A schedule that ends low lowers the loss at its end, whatever is still to gain: a network that over-fits gains nothing.
     count, val = len(epochs.val_loss), epochs.val_loss
     start = count - 1 - max(1, count // 4)
@@ -149,7 +150,7 @@ def _still_improving(epochs: Epochs) -> Finding | None:
     return Finding(
         "still improving",
         f"still improving at the end: the validation loss fell from {val[start]:.3g} to {val[-1]:.3g} since epoch {start + 1}, and is not "
-        f"above the training loss. Train longer: the same command with epochs={2 * count}, or epochs={count} extend=RUN_DIRECTORY.",
+        f"above the training loss. Train longer: {longer}",
     )
 
 

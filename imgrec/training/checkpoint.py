@@ -124,6 +124,7 @@ class ResumePoint:
     state: Node
     lost_best: bool  # whether best.ckpt does not hold the best weights so far
     saved_at: float  # time.time()
+    epochs: int  # of the config that it was saved with; `epochs` may have become more since
     checkpoint: dict[str, Any] | None = None  # on rank 0, until it is loaded: training does not hold it in memory
 
     @property
@@ -161,19 +162,24 @@ class ResumePoint:
         return read_checkpoint(self.file) if checkpoint is None else checkpoint
 
 
-def find_resume_point(folder: Path, say: Callable[[str], None]) -> ResumePoint | None:
+def find_resume_point(folder: Path, say: Callable[[str], None], epochs: int) -> ResumePoint | None:
     """Where the run with these checkpoints resumes, the same on all ranks; None where nothing was saved yet.
+
+    epochs: of the run. One that was trained to the end of fewer resumes there.
 
     A damaged checkpoint is left out, with a message. CheckpointError where none is left, or the format is another.
     """
     checkpoint: dict[str, Any] | None = None  # on rank 0, from which the others get the file's name and the entry alone
 
-    def find() -> tuple[Path, Node, bool, float] | None:
+    def find() -> tuple[Path, Node, bool, float, int] | None:
         nonlocal checkpoint
         if (latest := latest_checkpoint(folder, say)) is None:
             return None
         file, checkpoint = latest
-        return file, checkpoint["resume"], _has_lost_best(folder, checkpoint, say), file.stat().st_mtime
+        position, before = checkpoint["resume"]["position"], checkpoint["imgrec"]["config"]["epochs"]
+        if position["stage"] == "end" and position["epoch"] == before < epochs:  # else it ended early, or is complete
+            position["stage"] = "train"
+        return file, checkpoint["resume"], _has_lost_best(folder, checkpoint, say), file.stat().st_mtime, before
 
     point = on_first_rank(find)
     return None if point is None else ResumePoint(*point, checkpoint)

@@ -23,6 +23,7 @@ class Tests(NamedTuple):
     report: Report | None
     predictions: SplitPredictions | None  # on rank 0
     calibration: Node  # of `calibration_result`
+    bad_images: list[str]  # that could not be read, of all splits and ranks
 
 
 def test_network(
@@ -39,4 +40,5 @@ def test_network(
         predictions = classifier.predictions.gather(group)
         report = classifier.test_report.with_scores(scores_of(predictions, loaders.data.split("test"), group))
     labels = loaders.data.split("test").labels if report else np.empty(0, dtype=np.int64)
-    return Tests(report, predictions, on_first_rank(lambda: calibration_result(calibration, predictions, labels)))
+    bad_images = sorted({path for paths in group.all_gather(loaders.bad_images()) for path in paths})
+    return Tests(report, predictions, on_first_rank(lambda: calibration_result(calibration, predictions, labels)), bad_images)

@@ -7,6 +7,7 @@ from imgrec.data.datamodule import DataModule
 from imgrec.training.timeline import Part
 
 HELD_BACK = 0.2  # share of a training's time above which the end names what took it
+LEAST_S = 5.0  # of that time: for fewer seconds no setting is worth a change
 
 TOOK: dict[Part, str] = {
     "data_wait": "waiting for images",
@@ -17,10 +18,13 @@ TOOK: dict[Part, str] = {
 }
 
 
-def held_back(shares: Mapping[Part, float], run: RunConfig, loaders: DataModule) -> str | None:
-    """A sentence with the largest part of the time that no training step used, and what to set; None where none is large."""
+def held_back(shares: Mapping[Part, float], seconds: float, run: RunConfig, loaders: DataModule) -> str | None:
+    """A sentence with the largest part of the time that no training step used, and what to set; None where none is large.
+
+    seconds: of the training, whose `shares` these are.
+    """
     part = max(TOOK, key=lambda part: shares.get(part, 0.0))
-    if (share := shares.get(part, 0.0)) <= HELD_BACK:
+    if (share := shares.get(part, 0.0)) <= HELD_BACK or share * seconds < LEAST_S:
         return None
     return f"{share:.0%} of the training's time was {TOOK[part]}. {_setting(part, run, loaders)}"
 

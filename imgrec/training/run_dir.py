@@ -144,14 +144,26 @@ class RunDir:
         for unfinished in self.checkpoints.glob("*.unfinished"):  # of a start that was killed while it wrote
             unfinished.unlink()
         if self.state == "new":
-            atomic_write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
+            self._write_config(run)
+
+    def take_more_epochs(self, run: RunConfig) -> None:
+        """Make a run that is to be trained on an unfinished one of the new number of epochs.
+
+        Killed between the two it is an unfinished run of fewer epochs, which the same command takes for what it is.
+        """
+        (self.path / "result.json").unlink(missing_ok=True)
+        self._write_config(run)
+
+    def _write_config(self, run: RunConfig) -> None:
+        atomic_write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
 
 
 def join_run_dir(run: RunConfig) -> RunDir:
     """The run directory of all ranks of the run: rank 0 chooses it. Nothing is written."""
     if RUN_DIR_VARIABLE in os.environ:
         path = Path(os.environ[RUN_DIR_VARIABLE])
-        return RunDir(path, _state(path))
+        state = _state(path)
+        return RunDir(path, "unfinished" if state == "finished" and fewer_epochs(run, path) else state)
     return on_first_rank(lambda: choose_run_dir(run))
 
 
@@ -159,8 +171,8 @@ def choose_run_dir(run: RunConfig) -> RunDir:
     """The directory that the run belongs in. Nothing is written.
 
     With `id`, or in a SLURM job, that one; otherwise the newest unfinished run of the same config that no process uses,
-    also where newer ones are finished or have another config, or the next free number. Raises ConfigError where it holds a run
-    of another config, unless that was not trained up to its first save.
+    also where newer ones are finished or have another config, or the next free number. A finished run of fewer epochs is
+    unfinished. Raises ConfigError where it holds a run of another config, unless that was not trained up to its first save.
     """
     job = os.environ.get("SLURM_JOB_ID") or None
     for key, value in (("name", run.name), ("id", run.id), ("SLURM_JOB_ID", job)):
@@ -182,8 +194,10 @@ def choose_run_dir(run: RunConfig) -> RunDir:
         if state != "new" and not run.resume:
             raise ConfigError(f"id={run_id} resume=false: {path} holds a run already. Set another id, or resume=true.")
         if state != "new" and (differ := differing_keys(run, _config(path))):
-            if state == "finished" and (longer := _longer(run, path)):
-                raise ConfigError(f"{longer} and another id.")
+            if fewer_epochs(run, path):
+                if not (path / CHECKPOINTS / LAST).exists():
+                    raise ConfigError(f"{path} has no {CHECKPOINTS}/{LAST}, from which it could be trained on. Set another id.")
+                return RunDir(path, "unfinished")
             raise ConfigError(
                 f"{path} holds a run of another config: {_listed(differ)}. Set another id, or the values of that run."
             )
@@ -263,24 +277,25 @@ def check_extended(run: RunConfig) -> None:
         raise ConfigError(f"{given}: that run differs: {_listed(differ)}. Set the values of that run.")
 
 
-def shorter_run(run: RunConfig, path: Path) -> str | None:
-    """What to type where the newest run beside `path` is finished, and `run` is that one with more epochs."""
+def shorter_run(run: RunConfig, path: Path) -> tuple[Path, int] | None:
+    """The newest run beside `path` and its epochs, where that is finished and `run` is that one with more epochs."""
     numbered = sorted((int(other.name), other) for other in path.parent.glob("*") if other.name.isdecimal() and other != path)
     if run.extend is not None or not numbered or _state(newest := numbered[-1][1]) != "finished":
         return None
     try:
-        return _longer(run, newest)
+        before = fewer_epochs(run, newest)
     except DataError:  # its config is damaged, and it is another run
         return None
+    return None if before is None else (newest, before)
 
 
-def _longer(run: RunConfig, path: Path) -> str | None:
-    """'epochs=30 extend=runs/n/1 trains it for 30 more', where the finished run in `path` is `run` with fewer epochs."""
+def fewer_epochs(run: RunConfig, path: Path) -> int | None:
+    """The epochs of the run in `path`, where it is `run` with fewer of them; with `time` their number is no setting."""
     differ = differing_keys(run, _config(path))
-    if differ.keys() != {"epochs"} or not isinstance(before := differ["epochs"][1], int) or run.epochs <= before:
+    if run.time is not None or differ.keys() != {"epochs"}:
         return None
-    more = run.epochs - before
-    return f"{path} is this training with epochs={before}. To train that for {more} more, set epochs={more} extend={path}"
+    before = differ["epochs"][1]
+    return before if isinstance(before, int) and before < run.epochs else None
 
 
 def _listed(differ: dict[str, tuple[Any, Any]]) -> str:

@@ -58,8 +58,9 @@ def polynomial(*, total_steps: int, steps_per_epoch: int, warmup_share: float, p
 
 def exponential(*, total_steps: int, steps_per_epoch: int, warmup_share: float, gamma_per_epoch: float) -> Factor:
     """gamma_per_epoch ** (epochs since the warm-up), in each step (torch's ExponentialLR at the ends of epochs)."""
-    epochs = (total_steps - warmup_steps(total_steps, warmup_share)) / steps_per_epoch
-    return _after_warmup(total_steps, warmup_share, lambda x: gamma_per_epoch ** (x * epochs))
+    warmup = warmup_steps(total_steps, warmup_share)
+    # Of the step alone, so that a run of more epochs begins with the same bits.
+    return _with_warmup(total_steps, warmup_share, lambda step: gamma_per_epoch ** (max(step - warmup, 0) / steps_per_epoch))
 
 
 def step(*, total_steps: int, steps_per_epoch: int, warmup_share: float, every_epochs: int, factor: float) -> Factor:
@@ -172,6 +173,16 @@ def lightning_schedulers(
     )
     schedulers.append({"scheduler": reduce, "interval": "epoch", "frequency": 1, "monitor": schedule.monitor})
     return schedulers
+
+
+def begins_alike(node: dict[str, Any], *, steps: int, total_steps: tuple[int, int], steps_per_epoch: int) -> bool:
+    """Whether the schedules of two lengths have the same rate, to the last bit, in the first `steps` steps and the one after."""
+    first, second = (
+        instantiate(node | {"_partial_": False}, total_steps=total, steps_per_epoch=steps_per_epoch) for total in total_steps
+    )
+    if isinstance(first, Plateau):
+        return len({warmup_steps(total, first.warmup_share) for total in total_steps}) == 1
+    return all(first(step) == second(step) for step in range(steps + 1))
 
 
 def stretch(node: dict[str, Any], scheduler: object, *, total_steps: int, steps_per_epoch: int) -> None:

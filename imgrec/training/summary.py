@@ -58,7 +58,7 @@ def start_screen(
     settings = ", ".join(f"{key}={run.model[key]}" for key in ("name", "depth", "stem", "head") if key in run.model)
     network = _name(run.model) + (f" ({settings})" if settings else "")
     rows = {
-        "run": str(run_dir) if resume is None else _resumed(run_dir, resume),
+        "run": str(run_dir) if resume is None else _resumed(run, run_dir, resume),
         "device": device,
         "data": _data_row(run.data, loaders) + ("" if run.sampling == "shuffle" else f", sampling={run.sampling}"),
         "network": f"{network}: {size.parameters:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image",
@@ -93,8 +93,10 @@ def _far_shares(data: ImageData) -> str:
     return f"{', '.join(far)}: groups stay whole. Try another data.split_seed" if far else ""
 
 
-def _resumed(run_dir: Path, resume: ResumePoint) -> str:
+def _resumed(run: RunConfig, run_dir: Path, resume: ResumePoint) -> str:
     """'resuming runs/digits_resnet/1 from step 200, stopped on 2026-11-26 14:20'"""
+    if run.epochs > resume.epochs:
+        return f"{run_dir} is trained on from step {resume.position.step:,}, with {run.epochs} epochs instead of {resume.epochs}"
     file = "" if resume.file.name == LAST else f" ({resume.file.name})"
     stopped = time.strftime("%Y-%m-%d %H:%M", time.localtime(resume.saved_at))
     return f"resuming {run_dir} from step {resume.position.step:,}{file}, stopped on {stopped}"
@@ -138,14 +140,16 @@ def run_result(
     history: History,
     tested: Tested,
     tests: Tests,
-    left_out: list[str],
     device: str,
     size: ModelSize,
     command: Sequence[str],
+    *,
+    longer: str,
     loaders: DataModule,
 ) -> dict[str, Any]:
-    """The content of result.json."""
+    """The content of result.json; longer: what to type to train it longer."""
     best, last, shares, report = history.best(), history.rows[-1], history.time_shares(), tests.report
+    seconds = sum(row.get("seconds", 0.0) for row in history.rows)
     rows = {BEST: best, LAST: last}
 
     def measured_with(name: str) -> Node | None:
@@ -167,11 +171,13 @@ def run_result(
             "last": measured_with(LAST),
             "test": None if report is None else measured_with(tested.name),
         },
-        "left_out": left_out,
-        "train_seconds": round(sum(row.get("seconds", 0.0) for row in history.rows), 2),
+        "left_out": tests.bad_images,
+        "train_seconds": round(seconds, 2),
         "time_shares": {part: round(share, 4) for part, share in shares.items()},
-        "held_back": held_back(shares, run, loaders),
-        "diagnosis": [finding._asdict() for finding in _diagnosis(run, history, rows[tested.name] or last, report, loaders)],
+        "held_back": held_back(shares, seconds, run, loaders),
+        "diagnosis": [
+            finding._asdict() for finding in _diagnosis(run, history, rows[tested.name] or last, report, loaders, longer)
+        ],
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": device,
         "parameters": size.parameters,
@@ -181,7 +187,7 @@ def run_result(
 
 
 def _diagnosis(
-    run: RunConfig, history: History, tested: Mapping[str, Any], report: Report | None, loaders: DataModule
+    run: RunConfig, history: History, tested: Mapping[str, Any], report: Report | None, loaders: DataModule, longer: str
 ) -> list[Finding]:
     """What the curves say, and the test; tested: the metrics of the epoch whose weights were tested."""
     keys = ("train/loss", "val/loss", "val/accuracy")
@@ -192,6 +198,7 @@ def _diagnosis(
         images=loaders.images_read("val"),
         most_frequent=counts.max() / max(1, counts.sum()),
         lr=written_rate(run.optim),
+        longer=longer,
     )
     if report is None or any(finding.rule == LEARNED_NOTHING for finding in found):
         return found
@@ -204,9 +211,17 @@ def _diagnosis(
 
 def command_line(argv: Sequence[str]) -> str:
     """The shell command of these arguments."""
-    script = Path(argv[0])
-    start = ["python", "-m", "imgrec.train"] if script.parts[-2:] == ("imgrec", "train.py") else [script.name]
+    start = ["python", "-m", "imgrec.train"] if _is_module(argv) else [Path(argv[0]).name]
     return shlex.join([*start, *argv[1:]])
+
+
+def is_train_command(argv: Sequence[str]) -> bool:
+    """Whether these arguments are `imgrec train` or `python -m imgrec.train`, and not a script that calls imgrec.fit."""
+    return _is_module(argv) or (Path(argv[0]).name, *argv[1:2]) == ("imgrec", "train")
+
+
+def _is_module(argv: Sequence[str]) -> bool:
+    return Path(argv[0]).parts[-2:] == ("imgrec", "train.py")
 
 
 def result_sentence(
@@ -252,12 +267,12 @@ def print_result(
     unlabelled: a folder to predict.
     """
     terminal.say()
-    terminal.say(result["summary"], style="bold green")
+    terminal.say(result["summary"], style="bold green", wrap=True)
     if report is not None:
         for row in [row for row in worst_classes(report, len(report.per_class)) if row["recall"] < 1][:WORST]:
             recall = f"recall {percent(row['recall'])} {percents(row['recall_interval'])} of {plural(row['support'], 'image')}"
             metrics = f"{recall}, precision {percent(row['precision'])}"
-            terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}")
+            terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}", wrap=True)
     terminal.say(calibration_sentence(result["calibration"]))
     if files:
         terminal.say(files)

@@ -28,6 +28,10 @@ class BatchNormStatistics(pl.Callback):
         self.images, self.until_step = images, until_step
         self._batches: list[Batch] = []
 
+    def begins_alike(self, net: nn.Module, *, epochs: int, longer: int, step: int) -> bool:
+        """The validation of the last epoch is one that is not measured for, and in a longer run is not the last."""
+        return epochs == 1 or not self.images or step > self.until_step or not trained_norms(net)
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
         norms = trained_norms(pl_module.net)

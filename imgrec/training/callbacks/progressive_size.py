@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import nn
 
 from imgrec.config.schema import Node
 from imgrec.data.datamodule import DataModule
@@ -30,6 +31,9 @@ class ProgressiveSize(pl.Callback):
             return self.last
         side = round((self.first + share * (self.last - self.first)) / self.multiple) * self.multiple
         return min(max(side, self.first), self.last)
+
+    def begins_alike(self, net: nn.Module, *, epochs: int, longer: int, step: int) -> bool:
+        return all(self.side(epoch, epochs) == self.side(epoch, longer) for epoch in range(epochs))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
