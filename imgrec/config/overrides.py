@@ -7,14 +7,18 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import accumulate
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from imgrec.config.checks import nearest_key
 from imgrec.config.options import group_names, option_names
 from imgrec.config.plain_data import DEEPEST
 from imgrec.errors import ConfigError, nearest
 from imgrec.files import TABLE_EXTENSIONS
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
 OVERRIDE = re.compile(r"(\+{0,2}|~)([^\W\d][\w.@:$-]*)=(.*)", re.DOTALL)
 DELETION = re.compile(r"(~)([^\W\d][\w.]*)()")  # of a key or a group, which is refused in its own words
@@ -173,15 +177,22 @@ def literal_text(text: str) -> str | None:
 
 def hydra_value(text: str) -> Any:
     """Hydra's Override of KEY=text; None where its grammar has no such value."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     if _depth(text) > DEEPEST:  # the parser and OmegaConf descend in recursion
         return None
     try:
-        return OverridesParser.create().parse_override(f"key={text}")
+        return _parser().parse_override(f"key={text}")
     except (HydraException, ValueError):  # ValueError: an integer of more digits than Python reads
         return None
+
+
+@cache
+def _parser() -> "OverridesParser":
+    """A new one takes longer than to read a value with it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
 
 
 def _depth(text: str) -> int:
