@@ -7,7 +7,6 @@ reference: it has all keys, and its values show their types.
 
 import pickle
 import re
-import typing
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
@@ -114,24 +113,32 @@ def hydra_tree(
     from yaml import YAMLError
 
     # What the user's own yaml composes to depends on files that change and on the environment.
-    compose_options = _compose_options if config_dir else _shipped_options
+    resolve = _resolve if keys or of_weights or config_dir else _shipped_tree
     try:
         with COMPOSING:
             OmegaConf.register_new_resolver("by_size", by_size, replace=True)
             OmegaConf.register_new_resolver("of_weights", (of_weights or {}).get, replace=True)
-            composed, choices = compose_options(command, tuple(options), config_dir)
-            config = pickle.loads(composed)  # 0.4 ms; a deepcopy takes 3
-            for key, value, add in keys:
-                OmegaConf.update(config, key, value, force_add=add)
-            tree = OmegaConf.to_container(config, resolve=True)
+            tree, choices = resolve(command, tuple(options), config_dir, tuple(keys))
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:  # of a yaml of the user's
         if text := next((f"{key}={value}" for key, value, _ in keys if "${" in str(value)), None):
             raise ConfigError(
                 f"{text}: expected another key in ${{}}, such as ${{seed}}, or a variable, such as ${{oc.env:HOME}}."
             ) from error
         raise ConfigError(f"the config cannot be composed: {first_line(error)}.") from error
-    assert isinstance(tree, dict)
-    return typing.cast(Node, tree), dict(choices)
+    return pickle.loads(tree), dict(choices)
+
+
+def _resolve(
+    command: str, options: tuple[str, ...], config_dir: str | None, keys: tuple[tuple[str, Any, bool], ...]
+) -> tuple[bytes, dict[str, str]]:
+    """(pickled tree, choice made in each group)."""
+    from omegaconf import OmegaConf
+
+    composed, choices = (_compose_options if config_dir else _shipped_options)(command, options, config_dir)
+    config = pickle.loads(composed)  # 0.4 ms; a deepcopy takes 3
+    for key, value, add in keys:
+        OmegaConf.update(config, key, value, force_add=add)
+    return pickle.dumps(OmegaConf.to_container(config, resolve=True)), choices
 
 
 def _compose_options(command: str, options: tuple[str, ...], config_dir: str | None) -> tuple[bytes, dict[str, str]]:
@@ -153,11 +160,14 @@ def _compose_options(command: str, options: tuple[str, ...], config_dir: str | N
         GlobalHydra.instance().hydra = outer
     named = group_names(config_dir)
     choices = {group: option for group, option in config.hydra.runtime.choices.items() if group in named}
-    return pickle.dumps(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])), choices
+    OmegaConf.set_struct(config, None)  # what may be added is checked by the key
+    del config["hydra"]
+    return pickle.dumps(config), choices
 
 
 # A tenth of a second and 13 KB each, and the keys of most command lines stand beside the same options.
 _shipped_options = lru_cache(maxsize=1024)(_compose_options)
+_shipped_tree = lru_cache(maxsize=1024)(_resolve)
 
 
 @cache
