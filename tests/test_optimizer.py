@@ -381,3 +381,25 @@ def test_what_cannot_be_is_one_sentence(settings: dict[str, Any], parts: tuple[s
     node = {"_target_": "torch.optim.SGD", **settings}
     with raises_error(ConfigError, *parts):
         build_optimizer(node, Small(), batch=64, decay_on="weights", layer_decay=1.0, layers=None)
+
+
+@pytest.mark.parametrize("name", ["momentum", "nesterov"])
+def test_a_first_step_that_overflows_leaves_nothing_in_the_momentum_of_a_fused_optimizer(name: str) -> None:
+    """As GradScaler leaves it out, the step after it is the first. torch fills new memory with NaN here."""
+    nets = [Small(), Small()]
+    torch.use_deterministic_algorithms(True)
+    try:
+        fused, plain = (build(name, net, fused=fused) for net, fused in zip(nets, (True, False), strict=True))
+        for step, overflows in enumerate((True, False, False)):
+            for net in nets:
+                for index, parameter in enumerate(net.parameters()):
+                    gradient = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(10 * step + index))
+                    parameter.grad = torch.full_like(parameter, torch.inf) if overflows else gradient
+            fused.grad_scale, fused.found_inf = torch.ones(()), torch.tensor(float(overflows))  # what GradScaler sets
+            fused.step()
+            if not overflows:
+                plain.step()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for found, expected in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(found, expected)

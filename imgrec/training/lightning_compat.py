@@ -22,6 +22,7 @@ from operator import attrgetter
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import DDPStrategy, Strategy
@@ -182,6 +183,18 @@ def silence_known_warnings() -> None:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", f"(?s).*{message}")
+
+
+def compile_in_place(net: nn.Module, *, dynamic: bool | None) -> None:
+    """What net.compile does; torch.compile(net) would rename every key of its state dict.
+
+    torch 2.11 compiles no frame of torch.nn itself, and so nothing of a network that is an nn.Sequential. This frame is ours.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return net._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    net._compiled_call_impl = torch.compile(call, dynamic=dynamic)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from imgrec.inference.split_predictions import LogitCollector, PredictionCollect
 from imgrec.models.layers import layers
 from imgrec.models.losses import Loss, answered, one_hot
 from imgrec.models.summary import trains_on_one
-from imgrec.training.lightning_compat import QuickHooks, ask_once, skip_unused_hooks
+from imgrec.training.lightning_compat import QuickHooks, ask_once, compile_in_place, skip_unused_hooks
 from imgrec.training.optimizer import build_optimizer, decayed, optimizer_node
 from imgrec.training.scheduler import lightning_schedulers, stretch
 
@@ -92,9 +92,9 @@ class Classifier(QuickHooks, pl.LightningModule):
         if run.trainer.sync_batchnorm:
             net = convert_sync_batchnorm(net, on_cuda=trains_on_cuda(run.trainer))
         if run.trainer.compile:
-            # In place: torch.compile(net) would rename every key of the state dict. Code for each batch size: that for any size,
-            # which torch compiles at the second one, rounds otherwise, and a resumed run would go over to it at another step.
-            net.compile(dynamic=None if skips else False)
+            # Code for each batch size: that for any size, which torch compiles at the second one, rounds otherwise, and a resumed
+            # run would go over to it at another step.
+            compile_in_place(net, dynamic=None if skips else False)
         self.make_optimizer = partial(
             build_optimizer,
             optimizer_node(run.optim, run.trainer, run.finetune),

@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.nn import Parameter
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from imgrec.config.instantiate import instantiate, wrong_result
 from imgrec.config.schema import FinetuneConfig, Node, TrainerConfig
@@ -59,10 +60,13 @@ def optimizer_node(node: Node, trainer: TrainerConfig, finetune: FinetuneConfig)
     """The conf/optim node without fused kernels where they do not work.
 
     They unscale gradients in their step, after clipping (Lightning refuses them with bf16 too); not all of them take
-    sharded tensors; and SGD's needs momentum of all parameters or of none, while unfrozen ones have none yet.
+    sharded tensors; SGD's needs momentum of all parameters or of none, while unfrozen ones have none yet; and its momentum
+    begins at zero (see `_begin_momentum_at_zero`), which with dampening is not how torch begins it.
     """
     clipped_in_16_bits = trainer.precision != "32" and trainer.gradient_clip > 0
-    if node.get("fused") and (clipped_in_16_bits or trainer.strategy == "fsdp" or finetune.freeze_epochs):
+    if node.get("fused") and (
+        clipped_in_16_bits or trainer.strategy == "fsdp" or finetune.freeze_epochs or node.get("dampening")
+    ):
         return node | {"fused": False}
     return node
 
@@ -148,4 +152,24 @@ def build_optimizer(
     if not isinstance(optimizer, Optimizer):
         raise wrong_result("optim", node, "a torch.optim.Optimizer", optimizer)
     check_on_load(optimizer)
+    _begin_momentum_at_zero(optimizer)
     return optimizer
+
+
+def _begin_momentum_at_zero(optimizer: Optimizer) -> None:
+    """Before the first step of a fused SGD: torch leaves that memory as it was until a step writes it.
+
+    A first step with an infinite gradient, as 16-mixed has them, writes nothing, and the next one would take what lay
+    there for momentum: NaN, found on an H100 with torch 2.11. From zeros the first step is the same to the bit.
+    """
+
+    def begin(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if optimizer.state:
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                if parameter.grad is not None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
+
+    if isinstance(optimizer, SGD) and optimizer.defaults["fused"]:
+        optimizer.register_step_pre_hook(begin)
