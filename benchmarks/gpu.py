@@ -3,9 +3,10 @@
     python benchmarks/gpu.py out=FOLDER             # gpu.json and gpu.txt there, in `seconds` at most
     python benchmarks/gpu.py device=cpu side=32 batch=8 steps=2 warm_up=1 rounds=1 depths=18 speed_images=64
 
-Images per second of ResNet-18 and -50 in bfloat16 from memory, JPEG files and shards, in interleaved rounds; the share of
-the time in which the GPU computes; the memory; the seconds of an epoch of experiment=cifar10_speed on random pixels; and
-decoding on the GPU against the CPU. Both sides copy uint8 and normalise on the device.
+Images per second of ResNet-18 and -50 in bfloat16 from memory, JPEG files and shards, in interleaved rounds, and of a
+ResNet-18 on images so small that what a step costs the CPU decides; the share of the time in which the GPU computes; the
+memory; the seconds of an epoch of experiment=cifar10_speed on random pixels; and decoding on the GPU against the CPU.
+Both sides copy uint8 and normalise on the device.
 """
 
 import csv
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,10 @@ class Sizes:
     speed_images: int = 50_000
     seconds: float = 210.0  # no round is begun after that
     out: str = "gpu-report"
+
+    def small(self) -> "Sizes":
+        """Of a step that launches as many kernels, each with little to do."""
+        return replace(self, side=min(self.side, 32), batch=max(1, self.batch // 4), steps=8 * self.steps)
 
     @property
     def images(self) -> int:
@@ -283,15 +289,23 @@ def attempt(failed: list[str], name: str, measurement: Callable[[], Row]) -> Ite
 
 def throughput(sizes: Sizes, folder: Path, end: float, failed: list[str]) -> Iterator[Row]:
     spare = 4 * CLASSES  # for validation, which is cut off by class and rounded
-    pixels = torch.randint(0, 256, (sizes.images + 2 * spare, 3, sizes.side, sizes.side), dtype=torch.uint8)
-    random_pixels(pixels)
-    share = f"data.val_share={spare / len(pixels)}"
+
+    def draw(sizes: Sizes) -> Tensor:
+        return torch.randint(0, 256, (sizes.images + 2 * spare, 3, sizes.side, sizes.side), dtype=torch.uint8)
+
+    small = sizes.small()
+    pixels, small_pixels = draw(sizes), draw(small)
+
+    def in_memory(pixels: Tensor) -> list[str]:
+        return ["data=fake", "augment=none", f"data.num_classes={CLASSES}", f"data.val_share={spare / len(pixels)}"]
+
     photos = write_photos(folder / "photos", min(PHOTOS, sizes.images), sizes.workers)
     for split, count in (("train", sizes.images), ("val", spare)):
         link_photos(folder / "files" / split, photos, count)
     pack.main([f"{folder}/files", f"out={folder}/shards", f"num_workers={sizes.workers}"])
     sources = {
-        "memory": (["data=fake", "augment=none", f"data.num_classes={CLASSES}", share], lambda: memory_batches(sizes, pixels)),
+        "memory": (in_memory(pixels), lambda: memory_batches(sizes, pixels)),
+        "small": (in_memory(small_pixels), lambda: memory_batches(small, small_pixels)),
         "jpeg": (
             [f"data={folder}/files", "augment=basic", f"num_workers={sizes.workers}"],
             lambda: file_batches(sizes, folder / "files" / "train"),
@@ -302,35 +316,51 @@ def throughput(sizes: Sizes, folder: Path, end: float, failed: list[str]) -> Ite
             lambda: file_batches(sizes, folder / "files" / "train"),
         ),
     }
-    cases = [(int(depth), source) for depth in sizes.depths.split(",") for source in sources]
+    depths = [int(depth) for depth in sizes.depths.split(",")]
+    cases = [(depths[0], "small"), *((depth, source) for depth in depths for source in ("memory", "jpeg", "shards"))]
     for number, (depth, source) in enumerate(cases):
-        data, batches = sources[source]
         now = time.monotonic()
         until = now + (end - now) / (len(cases) - number)  # each its share of the time that is left
+        of, drawn = (small, small_pixels) if source == "small" else (sizes, pixels)
+        name, (data, batches) = f"gpu_resnet{depth}_{source}", sources[source]
+        yield from attempt(failed, name, partial(against_loop, of, name, folder, depth, data, batches, drawn, until, end))
 
-        def ours(depth: int = depth, data: list[str] = data) -> Measured:
-            clock = Clock(sizes)
-            if sizes.device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            resnet(sizes, folder / "runs", depth, data, clock)
-            return clock.measured()
 
-        def theirs(depth: int = depth, batches: Callable[[], Any] = batches) -> Measured:
-            if sizes.device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            return loop(sizes, depth, batches())
+def against_loop(
+    sizes: Sizes,
+    name: str,
+    folder: Path,
+    depth: int,
+    data: list[str],
+    batches: Callable[[], Iterator[tuple[Tensor, Tensor]]],
+    drawn: Tensor,
+    until: float,
+    end: float,
+) -> Row:
+    """Rounds of a ResNet with imgrec and in the loop until time.monotonic() `until`, then the GPU's share, if it is not `end` yet."""
+    random_pixels(drawn)
 
-        def case(
-            name: str = f"gpu_resnet{depth}_{source}", depth: int = depth, data: list[str] = data, until: float = until
-        ) -> Row:
-            row = compare(sizes, name, ours, theirs, until)
-            if sizes.device == "cuda" and time.monotonic() < end:
-                share_of = DeviceShare(sizes)
-                resnet(sizes, folder / "runs", depth, data, share_of)
-                row["gpu_share"] = round(share_of.share, 3)
-            return row
+    def watched(watch: pl.Callback) -> None:
+        resnet(sizes, folder / "runs", depth, data, watch)
 
-        yield from attempt(failed, f"gpu_resnet{depth}_{source}", case)
+    def forget_peak() -> None:
+        if sizes.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+
+    def ours() -> Measured:
+        forget_peak()
+        watched(clock := Clock(sizes))
+        return clock.measured()
+
+    def theirs() -> Measured:
+        forget_peak()
+        return loop(sizes, depth, batches())
+
+    row = compare(sizes, name, ours, theirs, until)
+    if sizes.device == "cuda" and time.monotonic() < end:
+        watched(share_of := DeviceShare(sizes))
+        row["gpu_share"] = round(share_of.share, 3)
+    return row
 
 
 def speed_recipe(sizes: Sizes, folder: Path) -> Row:

@@ -5,7 +5,7 @@
 #   WHEELS=FOLDER     wheels of what that Python lacks (hydra-core, omegaconf, antlr4-python3-runtime, simplejpeg)
 #   OUT=gpu-report    where the reports go
 # To fill WHEELS on a machine with a network and the same version of Python, for which simplejpeg is compiled:
-#   pip wheel --no-deps -w FOLDER hydra-core omegaconf antlr4-python3-runtime==4.9.3 simplejpeg
+#   pip wheel --no-deps -w FOLDER hydra-core 'omegaconf<2.4' antlr4-python3-runtime==4.9.3 simplejpeg
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3} OUT=${OUT:-gpu-report} WHEELS=${WHEELS:-}
@@ -26,8 +26,8 @@ folder.mkdir()
 END
 export PYTHONPATH="$PWD:$site" OMP_NUM_THREADS=${OMP_NUM_THREADS:-4} PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
 "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "torch has no CUDA device here."; exit 2; }
-# Four processes share the card: most of a test is the start of its processes.
-parallel=$("$PYTHON" -c 'import importlib.util as u; print("-n 4 --dist worksteal" if u.find_spec("xdist") else "")')
+# Processes share the card: most of a test is the start of its own ones, which take two cores each.
+parallel=$("$PYTHON" -c 'import importlib.util as u, os; n = max(1, min(8, os.cpu_count() // 2)); print(f"-n {n} --dist worksteal" if u.find_spec("xdist") else "")')
 # Warnings are shown and fail no test: torch warns of set_sync_debug_mode, inductor of TF32, Python 3.12 of forks beside threads.
 # shellcheck disable=SC2086
 timeout 240 "$PYTHON" -m pytest -p no:cacheprovider -W default -m gpu tests/gpu $parallel --durations=15 --tb=short 2>&1 | tee "$OUT/tests.txt"

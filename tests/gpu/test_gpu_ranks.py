@@ -15,7 +15,7 @@ from imgrec.distributed.sync_batchnorm import convert_sync_batchnorm
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.models.resnet import resnet
 from imgrec.train import fit
-from imgrec.training.strategies import DDP
+from imgrec.training.strategies import DDP, FSDP
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 # Equal over any number of ranks: no dropout, which each draws for itself, and batch norm over all of them.
@@ -43,25 +43,34 @@ def train(rank: int, folder: Path, device: str, words: tuple[str, ...]) -> list[
     return [result["last"]["train/loss"], result["last"]["val/loss"]]
 
 
-def train_wrapped_in_ddp(rank: int, folder: Path, device: str, words: tuple[str, ...]) -> list[float]:
+def train_with_strategy(rank: int, folder: Path, device: str, words: tuple[str, ...], strategy: str) -> list[float]:
+    """One rank with the strategy of several."""
     from imgrec.training import trainer
 
-    trainer.make_strategy = lambda name, world_size: DDP(gradient_as_bucket_view=True)  # type: ignore[assignment]
-    return train(rank, folder, device, ("trainer.devices=1", *words))
+    trainer.make_strategy = lambda name, world_size: FSDP() if strategy == "fsdp" else DDP(gradient_as_bucket_view=True)  # type: ignore[assignment]
+    return train(rank, folder, device, ("trainer.devices=1", f"trainer.strategy={strategy}", *words))
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
-def test_one_rank_connected_by_nccl_trains_what_a_plain_process_does(tmp_path: Path, device: str, precision: str) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_rank_connected_by_nccl_trains_what_a_plain_process_does(
+    tmp_path: Path, device: str, strategy: str, precision: str
+) -> None:
     words = (f"trainer.precision={precision}", "trainer.deterministic=true", "trainer.devices=1")
+    words += ("trainer.channels_last=false", "optim.fused=false") if strategy == "fsdp" else ()  # as FSDP has them
     plain = fresh_results(train, tmp_path / "plain", device, words)
-    wrapped = fresh_results(train_wrapped_in_ddp, tmp_path / "ddp", device, words, backend=BACKENDS[device])
+    wrapped = fresh_results(train_with_strategy, tmp_path / "one", device, words, strategy, backend=BACKENDS[device])
     assert wrapped == plain
-    found, expected = weights(tmp_path / "ddp"), weights(tmp_path / "plain")
+    found, expected = weights(tmp_path / "one"), weights(tmp_path / "plain")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_on_one_device_train_what_one_does(tmp_path: Path, device: str, strategy: str) -> None:
+    if (device, strategy) == ("cuda", "fsdp"):
+        pytest.skip(
+            "gloo cannot gather shards of CUDA memory (pytorch/pytorch#152645: it crashes), and NCCL wants a GPU for each rank"
+        )
     one = fresh_results(train, tmp_path / "one", device, ("trainer.devices=1", "trainer.deterministic=true"))
     words = (f"trainer.strategy={strategy}", "trainer.deterministic=true", *SYNCED)
     two = fresh_results(train, tmp_path / "two", device, words, size=2, backend="gloo")
