@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imgrec.analysis.confusions import most_certain_errors
 from imgrec.analysis.scores import ProbabilityScores, probability_scores
 from imgrec.data.batch import Indices, Request
 from imgrec.data.folder import ImageFiles
@@ -108,8 +109,8 @@ def scores_of(predictions: SplitPredictions | None, images: ImageSet, group: Wor
 
 def worst_errors(predictions: SplitPredictions, images: ImageSet) -> Indices:
     """Rows of the predictions that are wrong: the most probable first, of equal ones the one whose class is the least probable."""
-    wrong = np.flatnonzero(predictions.predicted != images.labels[predictions.indices])
-    return wrong[np.lexsort((predictions.true_probability[wrong], -predictions.probability[wrong]))]
+    true = images.labels[predictions.indices]
+    return most_certain_errors(true, predictions.predicted, predictions.probability, predictions.true_probability)
 
 
 def write_predictions(files: PredictionFiles, predictions: SplitPredictions, images: ImageSet, classes: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from imgrec.report.facts import Facts
 from imgrec.report.page import Section, render, text
+from imgrec.report.pictures import image_sections
 
 
 def report_page(facts: Facts) -> str:
@@ -11,7 +12,7 @@ def report_page(facts: Facts) -> str:
 
 def report_sections(facts: Facts) -> list[Section]:
     """The sections in their order."""
-    return [_result(facts)]
+    return [_result(facts), *image_sections(facts)]
 
 
 def _result(facts: Facts) -> Section:

@@ -52,6 +52,7 @@ RESUMABLE_KEYS = (
     "trainer.save_every_minutes",
 )
 
+TRAIN_BATCH = "train_batch.png"  # in a run directory: the first batch, as the network saw it
 LOST_LOCK_S = 120.0  # an NFSv4 server releases the locks of a lost machine after 90 s
 # What is read of a result.json.
 RESULT = {"summary": str, "best": dict | None, "last": dict, "test": dict | None, "train_seconds": float}

@@ -1,4 +1,4 @@
-"""What loggers show beside the curves: a batch as the network sees it, the confusion matrix, the recall of each class, the worst errors."""
+"""What loggers and the report show beside the curves: a batch as the network sees it, the confusion matrix, the recall of each class, the worst errors."""
 
 import io
 from pathlib import Path
@@ -11,27 +11,34 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from imgrec.files import atomic_write
 from imgrec.inference.confusion_matrix import draw_confusion_matrix
 from imgrec.inference.metrics import Report
 from imgrec.inference.recall_bars import draw_recall_bars
 from imgrec.training.loggers import PictureLogger
 from imgrec.training.module import Classifier
+from imgrec.training.run_dir import TRAIN_BATCH
 
 LEAST_SIDE = 64  # pixels: smaller images are shown with larger pixels
+MOST_WIDE = 800  # pixels of TRAIN_BATCH: 0.5 MB of photographs
 
 
 class Pictures(pl.Callback):
-    """Draws on the first rank, for a logger that shows pictures; without one it does nothing."""
+    """Draws on the first rank: the first batch into the run directory, and for a logger that shows pictures all of them."""
 
     def __init__(self, *, images: int, every_epochs: int) -> None:
         """images: most of the first batch that are shown. every_epochs: between pictures of a validation; 0: of the test alone."""
         self.images, self.every_epochs = images, every_epochs
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx or trainer.global_step or not self.images or not isinstance(trainer.logger, PictureLogger):
+        if batch_idx or trainer.global_step or not self.images or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, Classifier)
-        trainer.logger.log_picture("train/batch", batch_picture(pl_module.augmented(batch)[0][: self.images]), 0)
+        picture = batch_picture(pl_module.augmented(batch)[0][: self.images])
+        if isinstance(trainer.logger, PictureLogger):
+            trainer.logger.log_picture("train/batch", picture, 0)
+        picture.thumbnail((MOST_WIDE, picture.height))
+        atomic_write(Path(trainer.default_root_dir) / TRAIN_BATCH, png_file(picture))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, Classifier)
@@ -46,6 +53,13 @@ def batch_picture(images: Tensor) -> Image.Image:
     images = images.repeat_interleave(larger, dim=-1).repeat_interleave(larger, dim=-2)
     grid = make_grid(images.float(), nrow=8, normalize=True, scale_each=True)  # normalised images lie around 0
     return Image.fromarray(grid.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+
+
+def png_file(picture: Image.Image) -> bytes:
+    """The content of a .png."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def draw_report(logger: PictureLogger, split: str, report: Report, step: int, title: str) -> None:
