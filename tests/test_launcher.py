@@ -386,7 +386,7 @@ def test_bad_input_of_processes_that_torchrun_started_is_one_line(
 
 STANDIN = """\
 #!{python}
-import json, os, signal, sys, time
+import gc, json, os, signal, sys, time
 from pathlib import Path
 sys.path[:0] = {path}
 from imgrec.distributed import launcher, signals
@@ -398,7 +398,7 @@ def train(run, *, quiet, command):
     (folder / f"pid_{{rank}}").write_text(str(os.getpid()))
     if run.name == "well":
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS")
-        (folder / f"seen_{{rank}}.json").write_text(json.dumps([[os.environ[name] for name in names], run.to_dict(), sys.argv, os.getcwd()]))
+        (folder / f"seen_{{rank}}.json").write_text(json.dumps([[os.environ[name] for name in names], run.to_dict(), sys.argv, os.getcwd(), gc.get_threshold()[2]]))
         if rank == 0:
             (folder / "result.json").write_text(json.dumps(dict(command=command, summary="", best=None, last={{}}, test=None, train_seconds=0.0)))
     elif run.name == "killed" and rank == 1:
@@ -481,13 +481,14 @@ def test_children_get_torchruns_variables_and_the_config_from_a_file(start_run: 
     folder = tmp_path / "well" / "1"
     words = list(process.args[3:])
     for rank in (0, 1):
-        seen, run, argv, place = json.loads((folder / f"seen_{rank}.json").read_text())
+        seen, run, argv, place, collections = json.loads((folder / f"seen_{rank}.json").read_text())
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // 2)))
         assert seen == [str(rank), str(rank), "2", "2", "0", "127.0.0.1", "imgrec", threads]
         assert run == load_config("train", words[1:]).to_dict()
         assert argv[1:4] == ["-m", "imgrec.train", "--rank"]
         assert not set(argv) & set(words)
         assert place == os.getcwd()
+        assert collections == 100  # its imports are looked through by no garbage collection, as those of a command
     assert json.loads((folder / "result.json").read_text())["command"] == ["imgrec", *words]
 
 

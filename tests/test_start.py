@@ -35,3 +35,16 @@ def test_a_start_imports_what_it_needs_and_no_more(code: str) -> None:
     show = f"import sys; print('heavy:', *sorted({HEAVY!r} & {{name.partition('.')[0] for name in sys.modules}}))"
     said = run_command(sys.executable, "-c", f"{code}\n{show}").stdout
     assert set(said.splitlines()[-1].split()[1:]) == STARTS[code]
+
+
+@pytest.mark.parametrize("words", slow_but("train --help", among=("train --help", "models lenet")))
+def test_a_start_looks_through_no_old_objects(words: str) -> None:
+    """Which are a million after the imports."""
+    code = f"""
+import gc
+from imgrec.cli import main
+young, middle, _ = gc.get_threshold()
+main({words.split()})
+print(gc.get_threshold() == (young, middle, 100), gc.get_stats()[2]["collections"])
+"""
+    assert run_command(sys.executable, "-c", code).stdout.splitlines()[-1] == "True 0"

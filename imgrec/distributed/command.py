@@ -8,6 +8,7 @@ from imgrec.config.help import help_text
 from imgrec.config.options import conf_dir
 from imgrec.config.start_checks import check_temporary_folder
 from imgrec.distributed import signals
+from imgrec.distributed.garbage import collect_seldom
 from imgrec.distributed.process_group import error_line
 from imgrec.distributed.world import read_world
 from imgrec.errors import NO_ROOM, UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped, printable
@@ -19,6 +20,7 @@ Command = Callable[[list[str], str | None], int]  # (overrides, --config-dir) ->
 @lenient_streams()
 def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
     """Call a command with its arguments and return its exit code. An error of the user is one line on stderr; IMGREC_DEBUG=1 shows the traceback."""
+    collect_seldom()
     try:
         config_dir, overrides = _split_config_dir(list(argv))
         own = overrides[: overrides.index("--")] if "--" in overrides else overrides  # the others are of another command

@@ -27,6 +27,7 @@ from imgrec import errors
 from imgrec.config.schema import Node
 from imgrec.distributed import signals, watchdog
 from imgrec.distributed.diagnosis import AGAIN
+from imgrec.distributed.garbage import collect_seldom
 from imgrec.distributed.ports import LOCAL, SOCKET_VARIABLE
 from imgrec.distributed.world import RUN_DIR_VARIABLE
 from imgrec.errors import UNWRITABLE, Died, ExitCode, ImgrecError, Stopped
@@ -220,6 +221,7 @@ def run_rank(argv: Sequence[str], work: Callable[[Node], object]) -> None:
 
     argv: the arguments that `launch` added: the file with the task, the file for the report, the parent's process id.
     """
+    collect_seldom()
     task_file, report_file, parent = argv
     # Its loader workers' sockets are where the parent removes them, however this process ends.
     multiprocessing.current_process()._config["tempdir"] = tempfile.mkdtemp(dir=Path(task_file).parent)  # type: ignore[attr-defined]
