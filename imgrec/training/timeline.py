@@ -11,6 +11,7 @@ import torch
 Part = Literal["data_wait", "copy", "compute", "optimizer", "communication", "validation", "checkpoint", "other"]
 PARTS: tuple[Part, ...] = get_args(Part)
 NOT_STEPS: tuple[Part, ...] = ("validation", "checkpoint")  # the others are what the training steps take
+MOST_MARKS = 64  # moments that wait to be added up: to ask the device at each one would cost as much as the mark itself
 
 
 class Clock(Protocol):
@@ -86,7 +87,8 @@ class Timeline:
         """From now on the time is that of `part`."""
         self.part = part
         self._marks.append((part, self.clock.stamp()))
-        self._add_passed()
+        if len(self._marks) > MOST_MARKS:
+            self._add_passed()
 
     @contextmanager
     def during(self, part: Part) -> Iterator[None]:
