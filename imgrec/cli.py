@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "train a classifier and test it",
     "evaluate": "metrics of a checkpoint on any split or another folder",
     "compare": "runs beside one another, and whether one is better than the first",
+    "report": "a page and a model card of runs, as a training writes them at its end",
     "predict": "classes and probabilities of files and folders",
     "lr_find": "suggest a learning rate and draw its curve",
     "benchmark": "how fast loader and step are here, and with which settings they are faster",
@@ -49,7 +50,7 @@ def _run(argv: Sequence[str]) -> int:
             is_words = "=" in name or Path(name).is_dir()
             near = f" Type imgrec train {shlex.join(argv)}." if is_words else did_you_mean(name, list(COMMANDS))
             raise ConfigError(f"{name}: there is no such command.{near} There are: {', '.join(COMMANDS)}.")
-        module = "imgrec.models.__main__" if name == "models" else f"imgrec.{name}"
+        module = f"imgrec.{name}.__main__" if name in ("models", "report") else f"imgrec.{name}"
         return int(import_module(module).main(overrides, config_dir))
 
     return run_command(name, command, argv[1:])

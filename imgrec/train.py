@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from imgrec.config.load import load_config
@@ -138,7 +139,7 @@ def _train(
 ) -> dict[str, Any]:
     from imgrec.data.datamodule import DataModule, build_data
     from imgrec.models.summary import measure_size
-    from imgrec.training import more_epochs, summary
+    from imgrec.training import last_screen, more_epochs, summary
     from imgrec.training.callbacks.history import History
     from imgrec.training.callbacks.logger import log_result
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
@@ -229,15 +230,22 @@ def _train(
             loaders=loaders,
         )
         if world.rank == 0:
-            summary.finish_run(
+            last_screen.finish_run(
                 run_dir,
                 terminal,
                 result,
                 tests,
                 data,
                 log=partial(log_result, trainer, tests.report, history, run.to_dict(), run_dir.prediction_files.sheet),
+                report=partial(_write_report, run_dir.path) if run.report else None,
             )
         return result
+
+
+def _write_report(folder: Path) -> None:
+    from imgrec.report.write import write_report
+
+    write_report(folder)
 
 
 def _stop_if_requested(world: World) -> None:

@@ -13,6 +13,7 @@ SMALL = (
     "batch_size=4",
     "num_workers=0",
     "logger=none",
+    "report=false",
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.limit_train_batches=2",

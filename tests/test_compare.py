@@ -1,22 +1,19 @@
 """imgrec compare: runs beside one another, what differs, and whether one is better than the first."""
 
-import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
-import yaml
 from error_parts import assert_refused
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
-from untrained_run import TINY
+from written_runs import WORDS, write_run
 
 from imgrec import cli, config
 from imgrec.analysis.intervals import share_interval
 from imgrec.files import is_our_png, on_progress
 from imgrec.inference.curves import draw_curves
-from imgrec.inference.metrics import make_report
 from imgrec.inference.prediction_table import write_table
 from imgrec.train import fit
 from imgrec.training.comparison import (
@@ -30,9 +27,6 @@ from imgrec.training.comparison import (
 )
 from imgrec.training.stored_run import read_run, shared_images
 
-WORDS = (*TINY, "logger=none", "num_workers=0", "trainer.accelerator=cpu", "epochs=1")
-SETTINGS = config.load("train", WORDS).to_dict()
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -41,34 +35,6 @@ def trained(tmp_path_factory):
     for rate in (0.003, 0.01):
         fit(config.load("train", [*WORDS, f"runs_dir={folder}", "name=digits", f"optim.lr={rate}"]), quiet=True)
     return folder / "digits"
-
-
-def write_run(folder, *, true, predicted, images=None, settings=None, finished=True, test=True):
-    """The files of a run with these labels of K classes 0, 1, ...; images: their paths, else they have an index."""
-    folder.mkdir(parents=True)
-    names = [str(number) for number in range(max(*true, *predicted) + 1)]
-    tree = json.loads(json.dumps(SETTINGS))
-    for key, value in (settings or {}).items():
-        *path, last = key.split(".")
-        node = tree
-        for part in path:
-            node = node[part]
-        node[last] = value
-    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
-    with (folder / "metrics.csv").open("w") as file:
-        csv.writer(file).writerows([("epoch", "val/accuracy", "val/loss"), (1, 0.5, 1.25), (2, 0.75, "")])
-    if not finished:
-        return folder
-    confusion = np.zeros((len(names), len(names)), int)
-    np.add.at(confusion, (true, predicted), 1)
-    figures = make_report(confusion, top5_hits=0, loss=0.5, classes=names).to_dict() if test else None
-    result = {"summary": "", "best": None, "last": {"epoch": 2}, "test": figures, "train_seconds": 61.0}
-    (folder / "result.json").write_text(json.dumps(result))
-    column = {"index": np.arange(len(true))} if images is None else {"path": images}
-    labels = {key: [names[code] for code in codes] for key, codes in (("true", true), ("predicted", predicted))}
-    if test:
-        write_table(folder / "predictions.parquet", [column | labels])
-    return folder
 
 
 def labels(share, seed, images=100, classes=4):

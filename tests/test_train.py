@@ -38,7 +38,8 @@ from imgrec.terminal import Terminal
 from imgrec.train import fit
 from imgrec.training.callbacks.ema import average
 from imgrec.training.callbacks.history import METRICS
-from imgrec.training.summary import print_result, result_sentence
+from imgrec.training.last_screen import print_result
+from imgrec.training.summary import result_sentence
 from imgrec.training.timeline import PARTS, share_column
 from imgrec.training.trainer import configured_callbacks
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Binning = Literal["equal_width", "equal_mass"]
 BINS = 15  # as in Guo 2017
+LEAST_DRAWN = 10  # images of a bin, where one has as many, to be drawn: the share of fewer says nothing
 RESAMPLES = 1000
 LEVELS = 500  # of confidence that the bootstrap tells apart: their width of 0.002 is far below the error of a share
 TEMPERATURES = (0.01, 100.0)  # between which one is fitted

@@ -35,6 +35,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "runs/digits_resnet/1 runs/digits_resnet/2",
         "runs/digits_resnet/*/ baseline=runs/digits_resnet/3 out=resnets.json",
     ),
+    "report": ("runs/digits_resnet/1", "runs/digits_resnet/*/"),
     "predict": (
         "runs/digits_resnet/1 FOLDER",
         "runs/digits_resnet/1 a.png b.png out=predictions.json top_k=5",

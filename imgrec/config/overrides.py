@@ -33,6 +33,7 @@ POSITIONAL = {
     "check": ("data.root",),
     "evaluate": ("ckpt",),
     "compare": ("runs",),
+    "report": ("runs",),
     "predict": ("ckpt", "files"),
     "models": ("filter",),
 }
@@ -99,7 +100,7 @@ def _is_path(command: str, word: str, keys: Callable[[], Defaults]) -> bool:
 
 
 def _positional(command: str, paths: list[str], given: set[str]) -> list[Override]:
-    """The overrides that `paths` stand for. The last key of `predict`, and that of `compare`, takes any number of them."""
+    """The overrides that `paths` stand for. The last key of `predict`, and that of `compare` and `report`, takes any number of them."""
     if not paths:
         return []
     keys = [key for key in POSITIONAL[command] if key not in given]

@@ -132,6 +132,7 @@ class RunConfig:
     finetune: FinetuneConfig
     decay_on: Literal["weights", "all"]
     monitor: Monitor
+    report: bool
     profile: bool
     data: DataConfig
     model: Node

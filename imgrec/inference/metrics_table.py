@@ -10,6 +10,20 @@ from rich.text import Text
 from imgrec.errors import first_names, printable
 from imgrec.inference.metrics import Report, worst_classes
 
+# What a report says of the whole: key, name, and the key of its interval.
+TOTALS = (
+    ("accuracy", "accuracy", "accuracy_interval"),
+    ("top5", "top-5 accuracy", "top5_interval"),
+    ("balanced_accuracy", "balanced accuracy", "macro_recall_interval"),
+    ("macro_f1", "macro F1", "macro_f1_interval"),
+    ("matthews_correlation", "Matthews correlation", None),
+    ("macro_auroc", "AUROC, macro", None),
+    ("macro_average_precision", "average precision, macro", None),
+    ("log_loss", "log loss", None),
+    ("brier", "Brier score", None),
+    ("loss", "loss", None),
+)
+
 
 def report_tables(report: Report, *, most: int, rules: bool) -> Group:
     """The metrics per class, worst F1 first where there are more than `most` classes, and those of the whole.
@@ -38,22 +52,11 @@ def report_tables(report: Report, *, most: int, rules: bool) -> Group:
 
 
 def _totals(report: Report, rules: bool) -> Table:
-    rows: list[tuple[str, float | None, Sequence[float] | None]] = [
-        ("accuracy", report.accuracy, report.accuracy_interval),
-        ("top-5 accuracy", report.top5, report.top5_interval),
-        ("balanced accuracy", report.balanced_accuracy, report.macro_recall_interval),
-        ("macro F1", report.macro_f1, report.macro_f1_interval),
-        ("Matthews correlation", report.matthews_correlation, None),
-        ("AUROC, macro", report.macro_auroc, None),
-        ("average precision, macro", report.macro_average_precision, None),
-        ("log loss", report.log_loss, None),
-        ("Brier score", report.brier, None),
-        ("loss", report.loss, None),
-    ]
     table = _table(rules, f"all {report.count:,} images")
     table.add_column("")
     table.add_column("95% interval")
-    for name, figure, interval in rows:
+    for key, name, key_of_interval in TOTALS:
+        figure, interval = getattr(report, key), key_of_interval and getattr(report, key_of_interval)
         if figure is not None:
             table.add_row(name, f"{figure:.4f}", "" if interval is None else "{:.4f} to {:.4f}".format(*interval))
     return table

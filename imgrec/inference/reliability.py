@@ -3,14 +3,12 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.analysis.calibration import CalibrationError, calibration_error, reliability_bins
+from imgrec.analysis.calibration import LEAST_DRAWN, CalibrationError, calibration_error, reliability_bins
 from imgrec.analysis.intervals import share_interval
 from imgrec.config.schema import Node
 from imgrec.inference.drawing import png_bytes, set_title
 from imgrec.inference.split_predictions import SplitPredictions
 from imgrec.terminal import percents
-
-LEAST_DRAWN = 10  # images of a bin, where one has as many: the share of fewer says nothing
 
 
 def measure_reliability(predictions: SplitPredictions, labels: NDArray[np.int64], temperature: float) -> Node:

@@ -1,8 +1,18 @@
 """The report of a run: which sections it has, in which order."""
 
 from imgrec.report.facts import Facts
-from imgrec.report.page import Section, render, text
+from imgrec.report.figures import class_section, reliability_section, result_section
+from imgrec.report.page import Section, render
 from imgrec.report.pictures import image_sections
+from imgrec.report.questions import question_sections
+from imgrec.report.run_sections import (
+    config_section,
+    curves_section,
+    data_section,
+    environment_section,
+    repeat_section,
+    time_section,
+)
 
 
 def report_page(facts: Facts) -> str:
@@ -12,9 +22,16 @@ def report_page(facts: Facts) -> str:
 
 def report_sections(facts: Facts) -> list[Section]:
     """The sections in their order."""
-    return [_result(facts), *image_sections(facts)]
-
-
-def _result(facts: Facts) -> Section:
-    said = f"{facts.name} is not finished" if facts.result is None else facts.result["summary"]
-    return Section("result", "Result", f"<p>{text(said)}.</p>")
+    return [
+        result_section(facts),
+        *question_sections(facts),
+        curves_section(facts),
+        *image_sections(facts),
+        class_section(facts),
+        reliability_section(facts),
+        data_section(facts),
+        time_section(facts),
+        config_section(facts),
+        environment_section(facts),
+        repeat_section(facts),
+    ]

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imgrec.config.annotations import check_type
 from imgrec.config.schema import Node
+from imgrec.errors import ConfigError, DataError
 from imgrec.inference.stored_predictions import StoredPredictions
 from imgrec.training.comparison import run_names
 from imgrec.training.stored_run import StoredRun, read_run
@@ -12,6 +14,16 @@ from imgrec.training.stored_run import StoredRun, read_run
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+CLASS_KEYS = {
+    "support": int,
+    "recall": float,
+    "precision": float,
+    "f1": float,
+    "auroc": float | None,
+    "average_precision": float | None,
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +34,11 @@ class Facts:
     name: str  # the last two parts of its folder: digits_resnet/1
     classes: tuple[str, ...]  # C, in the order of the labels; none where there was no test
     confusion: "NDArray[np.int64] | None"  # [C, C], rows are the true classes; None where there was no test
+
+    @property
+    def images(self) -> dict[str, dict[str, int]]:
+        """Of each split, how many images each class has; empty where the version that trained did not write it."""
+        return (self.result or {}).get("images") or {}
 
     @property
     def folder(self) -> Path:
@@ -54,7 +71,20 @@ def read_run_facts(path: Path) -> Facts:
     import numpy as np
 
     run = read_run(path, "runs", probabilities=True)
-    test = run.test
-    classes = () if test is None else tuple(str(row["name"]) for row in test["per_class"])
-    confusion = None if test is None else np.asarray(test["confusion"], dtype=np.int64)
-    return Facts(run, run_names([run])[0], classes, confusion)
+    name = run_names([run])[0]
+    if run.test is None:
+        return Facts(run, name, (), None)
+    classes = tuple(row["name"] for row in run.test["per_class"])
+    try:
+        for row in run.test["per_class"]:
+            for key, kind in CLASS_KEYS.items():
+                check_type(f"test.per_class.{key}", row.get(key), kind)
+        check_type("test.confusion", run.test.get("confusion"), list[list[int]])
+        confusion = np.asarray(run.test["confusion"], dtype=np.int64)
+        if confusion.shape != (len(classes), len(classes)):
+            raise ValueError(f"test.confusion is not of {len(classes)} classes.")
+    except (ConfigError, ValueError) as error:
+        raise DataError(
+            f"{path / 'result.json'} was cut or changed: {error} Remove it: the same command then finishes the run again."
+        ) from error
+    return Facts(run, name, classes, confusion)

@@ -21,8 +21,9 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem } p { margin: .4rem 0; max-width: 4
 .wide { overflow-x: auto } .box { background: var(--box); border-radius: 6px; padding: .6rem .8rem; margin: .6rem 0 }
 .row { display: flex; flex-wrap: wrap; gap: 1rem 2rem } .row > * { flex: 1 1 18rem; min-width: 0 }
 table { border-collapse: collapse; margin: .5rem 0 } caption { text-align: left; color: var(--soft) }
-th, td { padding: .15rem 1.2rem .15rem 0; text-align: left; vertical-align: top } th { border-bottom: 1px solid var(--line) }
-th.n, td.n { text-align: right } td { min-width: 3rem } tbody tr:hover { background: var(--box) }
+th, td { padding: .15rem 1.2rem .15rem 0; text-align: left; vertical-align: top } thead th { border-bottom: 1px solid var(--line) } tbody th { font-weight: 500 }
+th.n, td.n { text-align: right } td { min-width: 3rem; max-width: 24rem } thead th { white-space: nowrap }
+tbody :is(th, td):first-child { min-width: 8rem } tbody tr:hover { background: var(--box) }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
 th button::after { content: "\\2195"; color: var(--soft); padding-left: .2em } th[aria-sort=ascending] button::after { content: "\\2191" }
 th[aria-sort=descending] button::after { content: "\\2193" }
@@ -35,6 +36,9 @@ nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2re
   --second: #a34800; --good: #1b6e2f; --bad: #b3261e; --heat: 11, 87, 176 } body { max-width: none; padding: 0; font-size: 10pt } nav { display: none }
   h2, h3 { break-after: avoid } tr, figure, svg, img, .box { break-inside: avoid } .wide { overflow: visible } }
 """
+
+
+BEGINNING = "<!doctype html><!-- imgrec report -->"  # by which a page of ours is known
 
 
 class Section(NamedTuple):
@@ -62,7 +66,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     styles = "".join(dict.fromkeys(section.style for section in sections))
     scripts = "".join(dict.fromkeys(section.script for section in sections))
     return (
-        f'<!doctype html><!-- imgrec report --><html lang="en"><head><meta charset="utf-8">'
+        f'{BEGINNING}<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{text(title)}</title>'
         f"<style>{PAGE_STYLE}{styles}</style></head><body><header><h1>{text(title)}</h1>"

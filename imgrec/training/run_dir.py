@@ -39,6 +39,7 @@ RESUMABLE_KEYS = (
     "data.on_bad_image_eval",
     "num_workers",
     "profile",
+    "report",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",

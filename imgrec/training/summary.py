@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,20 +19,17 @@ from imgrec.data.jpeg import FASTEST
 from imgrec.data.split_folders import EMPTY_FOLDER
 from imgrec.errors import plural
 from imgrec.inference.checkpoint import package_versions
-from imgrec.inference.metrics import Report, worst_classes
+from imgrec.inference.metrics import Report
 from imgrec.inference.paths import BEST, LAST
-from imgrec.inference.split_predictions import write_predictions
 from imgrec.models.summary import ModelSize
-from imgrec.terminal import Terminal, duration, percent, percents
-from imgrec.training.calibrate import calibration_sentence
+from imgrec.terminal import percent, percents
 from imgrec.training.callbacks.history import History
 from imgrec.training.checkpoint import ResumePoint, Tested
 from imgrec.training.final_test import Tests
 from imgrec.training.held_back import held_back
 from imgrec.training.optimizer import rate_sentence, written_rate
-from imgrec.training.run_dir import RunDir
 
-WORST = 3  # classes printed at the end
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FAR_SHARE = 1.5  # factor on the wanted share of a split above which the start screen says it
 
 
@@ -171,6 +168,7 @@ def run_result(
             "last": measured_with(LAST),
             "test": None if report is None else measured_with(tested.name),
         },
+        "images": {split: dict(zip(loaders.data.classes, loaders.data.counts(split).tolist(), strict=True)) for split in SPLITS},
         "left_out": tests.bad_images,
         "train_seconds": round(seconds, 2),
         "time_shares": {part: round(share, 4) for part, share in shares.items()},
@@ -242,55 +240,3 @@ def result_sentence(
     accuracy = f"test accuracy {percent(report.accuracy)} {percents(report.accuracy_interval)}"
     macro = f"macro F1 {percent(report.macro_f1)} {percents(report.macro_f1_interval)}"
     return f"{accuracy}{top5}, {macro}, loss {report.loss:.4f} on {report.count:,} images ({epoch})"
-
-
-def finish_run(
-    run_dir: RunDir,
-    terminal: Terminal,
-    result: dict[str, Any],
-    tests: Tests,
-    data: ImageData,
-    log: Callable[[], None],
-) -> None:
-    """Write the files of the test, `log` the result, and then write result.json, with which the run is finished; print the result."""
-    files = tests.predictions and write_predictions(run_dir.prediction_files, tests.predictions, data.split("test"), data.classes)
-    log()
-    run_dir.record(result)
-    print_result(terminal, run_dir.path, result, tests.report, files, data.splits.unlabelled)
-
-
-def print_result(
-    terminal: Terminal, run_dir: Path, result: dict[str, Any], report: Report | None, files: str | None, unlabelled: str | None
-) -> None:
-    """Print the result, of the classes with errors those with the lowest F1, the files of the test, and the next commands.
-
-    unlabelled: a folder to predict.
-    """
-    terminal.say()
-    terminal.say(result["summary"], style="bold green", wrap=True)
-    if report is not None:
-        for row in [row for row in worst_classes(report, len(report.per_class)) if row["recall"] < 1][:WORST]:
-            recall = f"recall {percent(row['recall'])} {percents(row['recall_interval'])} of {plural(row['support'], 'image')}"
-            metrics = f"{recall}, precision {percent(row['precision'])}"
-            terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}", wrap=True)
-    terminal.say(calibration_sentence(result["calibration"]))
-    if files:
-        terminal.say(files)
-    terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
-    if result["held_back"]:
-        terminal.say(result["held_back"], style="yellow")
-    for finding in result["diagnosis"]:
-        terminal.say(finding["sentence"], style="yellow")
-    terminal.say("next:")
-    path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
-    terminal.say(f"  imgrec evaluate {path}{split}")
-    terminal.say(f"  imgrec predict {path} {shlex.quote(unlabelled or 'FOLDER_OR_IMAGES')}")
-    if (run_dir / "tensorboard").is_dir():
-        terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}")
-
-
-def _confused(report: Report, name: str) -> str:
-    names = [row["name"] for row in report.per_class]
-    counts = list(report.confusion[names.index(name)])
-    counts[names.index(name)] = 0
-    return f", most often predicted as {names[counts.index(max(counts))]}"

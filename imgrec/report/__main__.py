@@ -1,0 +1,45 @@
+"""The report of runs, as `train` writes it at its end: python -m imgrec.report runs/NAME/1 runs/NAME/2"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgrec.config.compose import compose_config
+from imgrec.config.schema import dotted_types, parse_settings
+from imgrec.distributed.command import run_command
+from imgrec.errors import ConfigError, ExitCode
+from imgrec.files import on_progress
+from imgrec.terminal import Terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """The keys of conf/report.yaml."""
+
+    runs: str | list[str] | None
+    overwrite: bool
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Write the report of each run, and say where it is."""
+    config = parse_settings(ReportConfig, compose_config("report", argv, config_dir, types=dotted_types(ReportConfig)))
+    folders = [config.runs] if isinstance(config.runs, str) else config.runs or []
+    if not folders:
+        raise ConfigError("runs=null: there is no run to report on. Type imgrec report runs/NAME/1.")
+    from imgrec.report.write import write_report
+
+    terminal = Terminal()
+    with terminal.progress_shown():
+        for name in folders:
+            files = write_report(Path(os.path.normpath(name)), overwrite=config.overwrite)
+            on_progress.get()("reports", 1, len(folders))
+            terminal.say(str(files.page) + ("" if files.card is None else f" and {files.card.name}"))
+            if files.kept:
+                terminal.say(f"{files.kept} was edited, and stays: overwrite=true writes it anew", style="yellow")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("report", main, sys.argv[1:]))

@@ -1,0 +1,182 @@
+"""The five questions of a report, each answered from the run's figures: the ids of the headings stay, so that a script finds them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from imgrec.analysis.intervals import share_interval
+from imgrec.errors import plural
+from imgrec.report.facts import Facts
+from imgrec.report.figures import missing_test
+from imgrec.report.page import Section, text
+from imgrec.report.previous import compare_with_previous
+from imgrec.terminal import percent, percents
+
+WORST_CLASS, WHY, OVER_FITTED = "which-class-is-worst", "why", "is-it-over-fitted"
+BETTER, NEXT = "is-it-better-than-the-last-run", "what-next"
+RARE = 0.5  # of the median class' training images: fewer are few
+SURE = 0.7  # mean probability of wrong answers from which on the network is sure of them
+MOST_RIVALS = 3  # classes that the worst one is confused with
+
+
+def question_sections(facts: Facts) -> list[Section]:
+    """In the order in which they are asked."""
+    return [
+        Section(WORST_CLASS, "Which class is worst?", _worst(facts)),
+        Section(WHY, "Why?", _why(facts)),
+        Section(OVER_FITTED, "Is it over-fitted?", _over_fitted(facts)),
+        Section(BETTER, "Is it better than the last run?", _better(facts)),
+        Section(NEXT, "What next?", _next(facts)),
+    ]
+
+
+def worst_class(facts: Facts) -> dict[str, Any] | None:
+    """The row of the class with the lowest F1, of equal ones the lower recall; None where all are right, and where there is no test."""
+    rows = [row for row in (facts.test or {}).get("per_class", []) if row["support"]]
+    worst = min(rows, key=lambda row: (row["f1"], row["recall"]), default=None)
+    return worst if worst is not None and worst["f1"] < 1 else None
+
+
+def _worst(facts: Facts) -> str:
+    if facts.test is None:
+        return missing_test(facts)
+    if (worst := worst_class(facts)) is None:
+        return "<p>None: every image of the test is right.</p>"
+    said = (
+        f"<p><b data-class>{text(worst['name'])}</b>: F1 {percent(worst['f1'])}, the lowest. Of its {plural(worst['support'], 'image')} "
+        f"{percent(worst['recall'])} {_recall_interval(worst)} are found (recall), and {percent(worst['precision'])} of the images that are "
+        f'called {text(worst["name"])} are right (precision). <a href="#classes">All classes</a></p>'
+    )
+    rivals = _not_told_apart(facts, worst)
+    if rivals:
+        said += (
+            f'<p class="soft">Its interval overlaps that of {plural(rivals, "other class", "es")} with errors: on other images one of them '
+            "may be the worst.</p>"
+        )
+    return said
+
+
+def _recall_interval(row: Mapping[str, Any]) -> str:
+    return percents(share_interval(round(row["recall"] * row["support"]), row["support"]).tolist())
+
+
+def _not_told_apart(facts: Facts, worst: Mapping[str, Any]) -> int:
+    """How many other classes with errors may have as low a recall."""
+    assert facts.test is not None
+    rows = [row for row in facts.test["per_class"] if row["support"] and row["recall"] < 1 and row["name"] != worst["name"]]
+    if not rows:
+        return 0
+    support = np.array([row["support"] for row in rows])
+    lows = share_interval(np.rint([row["recall"] * row["support"] for row in rows]), support)[:, 0]
+    high = share_interval(round(worst["recall"] * worst["support"]), worst["support"])[1]
+    return int((lows <= high).sum())
+
+
+def _why(facts: Facts) -> str:
+    if facts.test is None or facts.confusion is None:
+        return missing_test(facts)
+    if (worst := worst_class(facts)) is None:
+        return "<p>There is nothing to explain: every image of the test is right.</p>"
+    place = facts.classes.index(worst["name"])
+    reasons = [*_taken_for(facts, place), *_few_images(facts, worst), *_how_sure(facts, place)]
+    items = "".join(f"<li>{reason}</li>" for reason in reasons)
+    return f"<p>What the figures show of {text(worst['name'])}:</p><ul>{items}</ul>"
+
+
+def _taken_for(facts: Facts, place: int) -> list[str]:
+    """With which classes it is confused, in both directions."""
+    assert facts.confusion is not None
+    said = []
+    for counts, what in (
+        (facts.confusion[place], "of its images {} called another class: {}"),
+        (facts.confusion[:, place], "of other classes' images {} called so: {}"),
+    ):
+        others = counts.copy()
+        others[place] = 0
+        most = [k for k in np.argsort(-others, kind="stable")[:MOST_RIVALS].tolist() if others[k]]
+        if most:
+            wrong, more = int(others.sum()), ", ..." * (int((others > 0).sum()) > len(most))
+            named = ", ".join(f"{text(facts.classes[k])} ({others[k]:,})" for k in most) + more
+            said.append(f"{wrong:,} {what.format('are' if wrong > 1 else 'is', named)}")
+    return said
+
+
+def _few_images(facts: Facts, worst: Mapping[str, Any]) -> list[str]:
+    said = []
+    if counts := facts.images.get("train", {}):
+        own, median = counts.get(worst["name"], 0), float(np.median(list(counts.values())))
+        if own < RARE * median:
+            said.append(f"It is rare: {plural(own, 'training image')}, where the middle class has {median:,.0f}.")
+        else:
+            said.append(f"It is not rare: {plural(own, 'training image')}, where the middle class has {median:,.0f}.")
+    low, high = share_interval(round(worst["recall"] * worst["support"]), worst["support"]).tolist()
+    if high - low > 0.2:
+        said.append(
+            f"The test has only {plural(worst['support'], 'image')} of it, so part of it may be chance: recall {percent(worst['recall'])} {_recall_interval(worst)}."
+        )
+    return said
+
+
+def _how_sure(facts: Facts, place: int) -> list[str]:
+    found = facts.predictions
+    if found is None or found.probability is None:
+        return []
+    missed = (found.true == place) & (found.predicted != place)
+    if not missed.any():
+        return []
+    mean = float(found.probability[missed].mean(dtype=np.float64))
+    if mean >= SURE:
+        return [f"The network is sure of its wrong answers ({mean:.0%} on average): look whether these labels are right."]
+    return [f"The network is unsure where it is wrong ({mean:.0%} on average): the images are hard, or too few."]
+
+
+def findings(facts: Facts) -> list[dict[str, str]]:
+    """Of the diagnosis at the end of the run: rule and sentence."""
+    return [row for row in (facts.result or {}).get("diagnosis") or [] if {"rule", "sentence"} <= row.keys()]
+
+
+def _over_fitted(facts: Facts) -> str:
+    rows = [row for row in facts.run.epochs if {"train/loss", "val/loss", "train/accuracy", "val/accuracy"} <= row.keys()]
+    if not rows:
+        return "<p>No epoch has both a training and a validation loss: it cannot be told.</p>"
+    found = next((row["sentence"] for row in findings(facts) if row["rule"] == "over-fitted"), None)
+    best, last = min(rows, key=lambda row: row["val/loss"]), rows[-1]
+    gap = (
+        f"In the last epoch the training loss is {last['train/loss']:.3g} and the validation loss {last['val/loss']:.3g}, the accuracies "
+        f"{percent(last['train/accuracy'])} and {percent(last['val/accuracy'])}; the validation loss was lowest in epoch {best['epoch']:.0f} of {len(rows)}."
+    )
+    said = f'<b class="bad">Yes</b>: {text(found)}' if found else '<b class="good">No sign of it.</b>'
+    note = "Figures of training are of augmented images while the weights changed, so they may be worse than those of validation."
+    return f'<p>{said}</p><p>{gap}</p><p class="soft">{note} <a href="#curves">The curves</a></p>'
+
+
+def _better(facts: Facts) -> str:
+    if facts.test is None:
+        return missing_test(facts)
+    comparison = compare_with_previous(facts)
+    keys = ", ".join(f"<code>{text(key)}={text(now)}</code> (was {text(before)})" for key, before, now in comparison.changed)
+    changed = f"<p>What differs in the config: {keys}.</p>" if keys else ""
+    return f"<p>{text(comparison.sentence)}</p>{changed}"
+
+
+def _next(facts: Facts) -> str:
+    found = findings(facts)
+    held = (facts.result or {}).get("held_back")
+    advice = [row["sentence"] for row in found] + ([str(held)] if held else [])
+    if facts.result is None:
+        return "<p>Start the same command again: it resumes the run where it was saved.</p>"
+    items = "".join(f"<li>{text(sentence[0].upper() + sentence[1:])}</li>" for sentence in advice)
+    said = "What the diagnosis says:" if found else "The rules of the diagnosis found nothing to change."
+    commands = text("\n".join(_commands(facts)))
+    return f"<p>{said}</p>{f'<ul>{items}</ul>' if items else ''}<p>Commands:</p><pre>{commands}</pre>"
+
+
+def _commands(facts: Facts) -> Sequence[str]:
+    import shlex
+
+    folder = shlex.quote(str(facts.folder))
+    checked = (
+        [f"imgrec check ckpt={folder} data.root={shlex.quote(str(root))}"] if (root := facts.config["data"].get("root")) else []
+    )
+    return [f"imgrec evaluate {folder}", f"imgrec predict {folder} FOLDER_OR_IMAGES", *checked]

@@ -1,0 +1,92 @@
+"""The end of a training: the files of the test, result.json, the report, and the last screen."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from imgrec.data.image_data import ImageData
+from imgrec.errors import ImgrecError, first_line, plural
+from imgrec.inference.metrics import Report, worst_classes
+from imgrec.inference.split_predictions import write_predictions
+from imgrec.terminal import Terminal, duration, percent, percents
+from imgrec.training.calibrate import calibration_sentence
+from imgrec.training.final_test import Tests
+from imgrec.training.run_dir import RunDir
+
+WORST = 3  # classes printed at the end
+
+
+def finish_run(
+    run_dir: RunDir,
+    terminal: Terminal,
+    result: dict[str, Any],
+    tests: Tests,
+    data: ImageData,
+    log: Callable[[], None],
+    report: Callable[[], object] | None,
+) -> None:
+    """Write the files of the test, `log` the result, and then write result.json, with which the run is finished; print the result.
+
+    report: writes report.html; the run is finished also where that fails.
+    """
+    files = tests.predictions and write_predictions(run_dir.prediction_files, tests.predictions, data.split("test"), data.classes)
+    log()
+    run_dir.record(result)
+    said = None if report is None else _report(run_dir.path, report)
+    print_result(terminal, run_dir.path, result, tests.report, files, data.splits.unlabelled, said)
+
+
+def _report(folder: Path, write: Callable[[], object]) -> str:
+    """Write the report, and say where it is or why there is none."""
+    try:
+        write()
+    except Exception as error:  # whatever it is, the run is finished and its figures are wanted
+        reason = first_line(error) if isinstance(error, ImgrecError) else f"{type(error).__name__}: {first_line(error)}"
+        return f"no report.html was written: {reason}. Type imgrec report {shlex.quote(str(folder))}"
+    return f"report in {folder / 'report.html'}"
+
+
+def print_result(
+    terminal: Terminal,
+    run_dir: Path,
+    result: dict[str, Any],
+    report: Report | None,
+    files: str | None,
+    unlabelled: str | None,
+    written: str | None = None,
+) -> None:
+    """Print the result, of the classes with errors those with the lowest F1, the files of the test, and the next commands.
+
+    unlabelled: a folder to predict; written: what `_report` says.
+    """
+    terminal.say()
+    terminal.say(result["summary"], style="bold green", wrap=True)
+    if report is not None:
+        for row in [row for row in worst_classes(report, len(report.per_class)) if row["recall"] < 1][:WORST]:
+            recall = f"recall {percent(row['recall'])} {percents(row['recall_interval'])} of {plural(row['support'], 'image')}"
+            metrics = f"{recall}, precision {percent(row['precision'])}"
+            terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}", wrap=True)
+    terminal.say(calibration_sentence(result["calibration"]))
+    if files:
+        terminal.say(files)
+    terminal.say(f"{duration(result['train_seconds'])} of training; results in {run_dir}")
+    if written:
+        terminal.say(written)
+    if result["held_back"]:
+        terminal.say(result["held_back"], style="yellow")
+    for finding in result["diagnosis"]:
+        terminal.say(finding["sentence"], style="yellow")
+    terminal.say("next:")
+    path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
+    terminal.say(f"  imgrec evaluate {path}{split}")
+    terminal.say(f"  imgrec predict {path} {shlex.quote(unlabelled or 'FOLDER_OR_IMAGES')}")
+    if (run_dir / "tensorboard").is_dir():
+        terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}")
+
+
+def _confused(report: Report, name: str) -> str:
+    names = [row["name"] for row in report.per_class]
+    counts = list(report.confusion[names.index(name)])
+    counts[names.index(name)] = 0
+    return f", most often predicted as {names[counts.index(max(counts))]}"
