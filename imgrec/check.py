@@ -88,21 +88,21 @@ def _moved(argv: Sequence[str], config_dir: str | None) -> Node:
 def _check_run(config: CheckConfig, ckpt: str, changes: Node) -> int:
     """The labels of a run's data, and where that is image files all of `_check_files`."""
     from imgrec.inference.checkpoint import load_checkpoint
-    from imgrec.inference.evaluation import stored_data
-    from imgrec.inference.held_out import describe_missing, root_of, run_held_out
+    from imgrec.inference.evaluation import stored_data, whole_data
+    from imgrec.inference.held_out import describe_missing, folds_held_out, is_folds_folder, root_of, run_held_out
     from imgrec.inference.suspects import Suspects, write_suspects
 
-    checkpoint = load_checkpoint(ckpt)
-    data = stored_data(checkpoint, changes)
+    checkpoint = load_checkpoint(Path(ckpt) / "1" if (folds := is_folds_folder(ckpt)) else ckpt)
+    data = whole_data(checkpoint, changes) if folds else stored_data(checkpoint, changes)
     config = replace(config, data=checkpoint.run.data.to_node() | changes)
     files, terminal, root = _output_files(config, DataConfig.from_node(config.data)), Terminal(), root_of(data)
     with terminal.progress_shown():
-        parts = run_held_out(checkpoint, data, changes)
-    suspects = Suspects(parts, data.classes, root, trained_on=int(data.counts("train").sum()))
+        parts = folds_held_out(Path(ckpt), checkpoint, data) if folds else run_held_out(checkpoint, data, changes)
+    suspects = Suspects(parts, data.classes, root, trained_on=0 if folds else int(data.counts("train").sum()))
     if missing := describe_missing(parts, root):
         terminal.say(missing, "yellow")
     if _has_files(data):
-        is_here = not changes and any(part.split == "test" for part in parts)
+        is_here = not changes and not folds and any(part.split == "test" for part in parts)
         return _check_files(config, data, files, find_test_table(ckpt) if is_here else None, suspects)
     write_suspects(suspects, type(data).__name__, files.out, files.page, terminal)
     return ExitCode.OK

@@ -172,7 +172,7 @@ def _runs_table(entries: Sequence[Entry], labels: dict[str, str]) -> Any:
             _share(entry.figures("macro_f1")),
             _number(entry.figures("loss")),
             *[_share(best)] * untested,
-            str(epochs[0]) if len(set(epochs)) == 1 else f"{min(epochs)} to {max(epochs)}",
+            "-" if not any(epochs) else str(epochs[0]) if len(set(epochs)) == 1 else f"{min(epochs)} to {max(epochs)}",
             duration(sum(seconds) / len(seconds)) if seconds else "-",
         )
     return table

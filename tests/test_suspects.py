@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from imgrec.data.datasets import Digits, ImageFolder
 from imgrec.data.image_set import ImageSet
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.inference.held_out import find_predicted
+from imgrec.inference.measure import Measured
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.predictor import Predictor
 from imgrec.inference.split_predictions import SplitPredictions
@@ -59,13 +61,12 @@ def test_planted_labels_of_a_set_in_memory(
 ) -> None:
     run, wrong = digits_run
 
-    def predict(predictor: Predictor, images: ImageSet, *, timeout_s: float) -> SplitPredictions:
+    def measure(predictor: Predictor, images: ImageSet, *args: Any, **keys: Any) -> Measured:
         said = answers(images.labels, 10, np.array([5]))
-        return SplitPredictions(
-            np.arange(len(images)), said["said"], said["probability"], said["true_probability"], said["probabilities"]
-        )
+        found = (said["said"], said["probability"], said["true_probability"], said["probabilities"])
+        return Measured(None, SplitPredictions(np.arange(len(images)), *found), [])  # type: ignore[arg-type]
 
-    monkeypatch.setattr(imgrec.inference.held_out, "predict_images", predict)
+    monkeypatch.setattr(imgrec.inference.held_out, "measure_here", measure)
     code, said, _ = say(capsys, f"ckpt={run}", "suspects=true")
     assert code == 0
     (found,) = json.loads(Path("check.json").read_text())["findings"]

@@ -98,6 +98,9 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     if command == "train":
         lines += ["-m, --multirun         a sweep: optim.lr=0.01,0.1 seed=0,1,2 runs every combination"]
         lines += ["-m --search            Optuna chooses the values: 'optim.lr=log(1e-4,1e-1)' 'model.depth=20,32' trials=30"]
+        lines += [
+            "folds=5                cross-validation: five runs, each validated on a fifth of the training images, and one table"
+        ]
     if command in EXAMPLES:
         lines += ["", "Examples", *(f"  imgrec {command} {example}" for example in EXAMPLES[command])]
     return "\n".join(lines)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection
 from copy import copy
 from functools import cached_property
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, NamedTuple, NotRequired, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from imgrec.config.annotations import describe_type, format_value
 from imgrec.config.schema import Split
 from imgrec.data.decode import Preprocessing
+from imgrec.data.folds import fold_numbers, in_fold
 from imgrec.data.image_set import ImageSet
 from imgrec.data.split_record import DataRecord
 from imgrec.data.splits import Images, check_groups, check_labels, split_off
@@ -28,6 +29,7 @@ class Common(Preprocessing):
     val_share: float
     split_seed: int
     changed: OnChange
+    fold: NotRequired[list[int] | None]  # of `imgrec train folds=K` alone, so no yaml has it: [number from 1, K]
 
 
 class Splits(NamedTuple):
@@ -65,6 +67,7 @@ class ImageData:
         val_share: float,
         split_seed: int,
         changed: OnChange,
+        fold: list[int] | None = None,
     ) -> None:
         for name, values in (("mean", mean), ("std", std)):
             if len(values) != channels:
@@ -74,7 +77,10 @@ class ImageData:
             raise ConfigError(
                 f"data.scale={format_value(scale)}: expected [BLACK,WHITE], the lower value first. Set data.scale=[0,4095]."
             )
+        if fold is not None and not (len(fold) == 2 and 1 <= fold[0] <= fold[1]):
+            raise ConfigError(f"data.fold={format_value(fold)}: expected [NUMBER,FOLDS]. Type imgrec train folds=5 instead.")
         self.num_classes, self.val_share, self.split_seed, self.changed = num_classes, val_share, split_seed, changed
+        self.fold = fold
         self._record: DataRecord | None = None
         self.group_shares: dict[Split, tuple[float, float]] = {}  # where groups were cut off: as wanted, and of the images
         self.ignored: Counter[str] = Counter()  # files that were passed over by `read`, by their extension
@@ -104,7 +110,7 @@ class ImageData:
     def following(self, record: DataRecord) -> Self:
         """The same data, to be read anew: where it is cut, images go to the splits that they have in the record."""
         other = copy(self)
-        for name in ("_as_read", "splits"):
+        for name in ("_as_read", "splits", "held_out"):
             other.__dict__.pop(name, None)
         other._record = record
         return other
@@ -141,11 +147,33 @@ class ImageData:
         for name, images in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
             if images is not None:
                 check_labels(images.labels, splits.classes, name)
-        if splits.val is None:
+        if self.fold is not None:
+            held_out = self.held_out
+            train, val = splits.train.take(np.flatnonzero(~held_out)), splits.train.take(np.flatnonzero(held_out))
+            splits = splits._replace(train=train, val=val)
+        elif splits.val is None:
             train, val = self.cut(splits.train, splits.classes, "val", self.val_share)
             splits = splits._replace(train=train, val=val)
         check_groups({name: images for name in ("train", "val", "test") if (images := getattr(splits, name)) is not None})
         return splits
+
+    @property
+    def pool(self) -> ImageSet:
+        """The images of which folds are cut: train, before one for validation is cut off. A validation split of the data's own is none of it."""
+        return self._as_read.train
+
+    @property
+    def given_validation(self) -> ImageSet | None:
+        """The validation split that the data has of its own."""
+        return self._as_read.val
+
+    @cached_property
+    def held_out(self) -> NDArray[np.bool_]:
+        """Which images of the pool [N] are in `fold`, so for validation; DataError where there are too few of a class."""
+        assert self.fold is not None
+        number, folds = self.fold
+        numbers = fold_numbers(self.pool, folds, classes=self._as_read.classes, seed=self.split_seed)
+        return in_fold(self.pool, numbers, number - 1, self._record)
 
     def record(self, *, content: Collection[Split] = get_args(Split)) -> DataRecord:
         """What the splits hold; content: the splits whose sizes or checksums are recorded too."""

@@ -87,15 +87,28 @@ def stored_data(checkpoint: Checkpoint, changes: Node) -> ImageData:
 
     ConfigError for a key that the set does not have, DataError for classes that are not the checkpoint's.
     """
+    data, then = _build_data(checkpoint, changes), checkpoint.record()
+    return _checked(checkpoint, data if then is None else data.following(then), changes)
+
+
+def whole_data(checkpoint: Checkpoint, changes: Node) -> ImageData:
+    """`stored_data` of the run of a fold without its folds: its pool is that of all of them."""
+    return _checked(checkpoint, _build_data(checkpoint, changes, fold=None), changes)
+
+
+def _build_data(checkpoint: Checkpoint, changes: Node, **keys: None) -> ImageData:
     node = checkpoint.run.data.to_node()
     _check_changes(changes, node, None)
     # The root comes from the file: nothing is written there unless the user says so.
-    node = {key: _without_download(value) for key, value in _without_download(node).items()} | changes
-    data: ImageData = build_stored("data", node)
-    if (then := checkpoint.record()) is not None:
-        data = data.following(then)
+    node = {key: _without_download(value) for key, value in _without_download(node).items()}
+    data: ImageData = build_stored("data", node | changes | keys)
+    return data
+
+
+def _checked(checkpoint: Checkpoint, data: ImageData, changes: Node) -> ImageData:
     if other := other_classes(checkpoint.classes, data.classes):
-        raise DataError(f"{_where(node)} has {other}. Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*.")
+        where = _where(checkpoint.run.data.to_node() | changes)
+        raise DataError(f"{where} has {other}. Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*.")
     return data
 
 

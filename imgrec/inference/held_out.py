@@ -1,10 +1,12 @@
 """What a run says of images that it was not trained on: its validation images, and those of its test by the table of that."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from imgrec.config.schema import Node, Split
 from imgrec.data.image_data import ImageData
@@ -14,7 +16,8 @@ from imgrec.errors import DataError, plural
 from imgrec.files import on_progress
 from imgrec.inference.checkpoint import Checkpoint
 from imgrec.inference.evaluation import evaluation_images
-from imgrec.inference.measure import measure_images
+from imgrec.inference.measure import Measured, measure_images
+from imgrec.inference.paths import CHECKPOINTS
 from imgrec.inference.predictor import Predictor
 from imgrec.inference.split_predictions import SplitPredictions, image_column
 from imgrec.inference.stored_predictions import TABLES, StoredPredictions, read_predictions
@@ -38,6 +41,20 @@ class HeldOut(NamedTuple):
         return _below(root, found) if key == "path" else [f"{self.split} {index}" for index in found.tolist()]
 
 
+def is_folds_folder(path: str) -> bool:
+    """Whether it is the folder of finished `imgrec train folds=K`."""
+    folder = Path(path)
+    return not (folder / CHECKPOINTS).exists() and (folder / "1" / CHECKPOINTS).is_dir() and (folder / TABLES[0]).is_file()
+
+
+def folds_held_out(folder: Path, checkpoint: Checkpoint, data: ImageData) -> list[HeldOut]:
+    """Of the training images by the table of all folds, and of the test by that of the first one.
+
+    checkpoint: of the first; data: of `whole_data`. DataError where none of the images are there.
+    """
+    return _some([_of_table(folder / TABLES[0], "train", data.pool, checkpoint, data), *_of_test(checkpoint, data)], folder)
+
+
 def run_held_out(checkpoint: Checkpoint, data: ImageData, changes: Node) -> list[HeldOut]:
     """Of validation as the network answers now, and of the test as its table says, where there is one.
 
@@ -46,25 +63,35 @@ def run_held_out(checkpoint: Checkpoint, data: ImageData, changes: Node) -> list
     found: list[HeldOut] = []
     if data.counts("val").any():
         images = evaluation_images(checkpoint, split="val", folder=None, changes=changes).images
-        found.append(
-            HeldOut("val", images, predict_images(Predictor(checkpoint), images, timeout_s=checkpoint.run.trainer.timeout_s))
-        )
+        measured = measure_here(Predictor(checkpoint), images, None, timeout_s=checkpoint.run.trainer.timeout_s)
+        assert measured.predictions is not None, "one process"
+        found.append(HeldOut("val", images, measured.predictions))
+    return _some([*found, *_of_test(checkpoint, data)], checkpoint.file.parent.parent)
+
+
+def _of_test(checkpoint: Checkpoint, data: ImageData) -> list[HeldOut]:
     folder = checkpoint.file.parent.parent
-    table = next((file for name in TABLES if (file := folder / name).is_file()), None)
-    if table is not None and data.counts("test").any():
-        images = data.split("test")
-        stored = read_predictions(table, data.classes, fix="Type imgrec evaluate RUN, which writes one.", probabilities=True)
-        found.append(HeldOut("test", images, *find_predicted(stored, images, then=data_root(checkpoint), now=root_of(data))))
-    if not any(len(part.predictions.indices) for part in found):
+    tables = [file for name in TABLES if (file := folder / name).is_file()]
+    there = data.counts("test").any()
+    return [_of_table(table, "test", data.split("test"), checkpoint, data) for table in tables[:1] if there]
+
+
+def _of_table(table: Path, split: Split, images: ImageSet, checkpoint: Checkpoint, data: ImageData) -> HeldOut:
+    stored = read_predictions(table, data.classes, fix="Type imgrec evaluate RUN, which writes one.", probabilities=True)
+    return HeldOut(split, images, *find_predicted(stored, images, then=data_root(checkpoint), now=root_of(data)))
+
+
+def _some(parts: list[HeldOut], folder: Path) -> list[HeldOut]:
+    if not any(len(part.predictions.indices) for part in parts):
         raise DataError(
             f"ckpt={folder}: its data has no images that the network was not trained on: no validation split, and no table of a "
             "test. Type imgrec evaluate RUN, which writes one."
         )
-    return found
+    return parts
 
 
-def predict_images(predictor: Predictor, images: ImageSet, *, timeout_s: float) -> SplitPredictions:
-    """What a network says of labelled images, in this process, with a bar."""
+def measure_here(predictor: Predictor, images: ImageSet, counts: Tensor | None, *, timeout_s: float) -> Measured:
+    """`measure_images` in this process, with a bar."""
     done = 0
 
     def watch(now: int, of: int) -> None:
@@ -73,11 +100,7 @@ def predict_images(predictor: Predictor, images: ImageSet, *, timeout_s: float) 
         done = now
 
     with worker_group(timeout_s) as group:
-        predictions = measure_images(
-            predictor, images, None, batch_size=None, num_workers="auto", group=group, watch=watch
-        ).predictions
-    assert predictions is not None, "one process"
-    return predictions
+        return measure_images(predictor, images, counts, batch_size=None, num_workers="auto", group=group, watch=watch)
 
 
 def find_predicted(stored: StoredPredictions, images: ImageSet, then: str, now: str) -> tuple[SplitPredictions, int]:
@@ -105,7 +128,7 @@ def find_predicted(stored: StoredPredictions, images: ImageSet, then: str, now: 
 def describe_missing(parts: list[HeldOut], root: str) -> str:
     """A sentence, or nothing where no image is missing."""
     missing = sum(part.missing for part in parts)
-    return f"{plural(missing, 'image')} of the test left out: not in {root} now, or under another label" if missing else ""
+    return f"{plural(missing, 'image')} of the tables left out: not in {root} now, or under another label" if missing else ""
 
 
 def data_root(checkpoint: Checkpoint) -> str:

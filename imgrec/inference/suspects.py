@@ -84,14 +84,17 @@ class Suspects:
         return [suspect.sentence() for suspect in self.listed]
 
     def looked_at(self) -> str:
-        """'labels: 504 images that the network was not trained on (val 144, test 360) looked at; the 1,293 of train are not, ...'"""
+        """'labels: 504 images that the network was not trained on (val 144, test 360) looked at'"""
         sizes = {part.split: len(part.labels) for part in self.parts}
         held_out = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
         images = f"{sum(sizes.values()):,} images that the network was not trained on ({held_out})"
-        said = f"labels of {images}: {f'about {self.count:,} are wrong' if self.count else 'none seems wrong'}"
+        said = f"labels of {images}: {f'{self.count:,} are suspect' if self.count else 'none is suspect'}"
         if not self.trained_on:
             return said
-        return f"{said}. It has learned those of the {self.trained_on:,} images of train, so these are not looked at"
+        return (
+            f"{said}. It has learned those of the {self.trained_on:,} images of train, so these are not looked at: with "
+            "imgrec train folds=5 they are"
+        )
 
     def content(self) -> dict[str, Any]:
         """What the JSON has of the kind."""
