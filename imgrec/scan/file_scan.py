@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imgrec.analysis.fingerprint import CONTENT_WORDS, SIDE, WORDS, content_hash, perceptual_hashes, small_picture
+from imgrec.analysis.fingerprint import CONTENT_WORDS, LOW, WORDS, content_hash, low_frequencies, perceptual_hashes
 from imgrec.analysis.image_faults import (
     FACTS,
     GRID,
@@ -70,7 +70,7 @@ class _Files:
         part = _Part(np.zeros(len(rows), dtype=FACTS), np.zeros((len(rows), WORDS), dtype=np.uint64))
         channels = self.splits[0].preprocessing["channels"]
         samples, sampled = np.zeros((len(rows), channels, GRID, GRID), dtype=np.uint8), []
-        small = np.zeros((len(rows), channels, SIDE, SIDE), dtype=np.uint8)
+        low = np.zeros((len(rows), LOW * LOW), dtype=np.float32)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's, about unusual metadata
             for k, row in enumerate(rows):
@@ -78,14 +78,14 @@ class _Files:
                 part.facts[k] = (*header, 0)
                 if pixels is None:
                     continue
-                part.fingerprints[k, :CONTENT_WORDS], small[k] = content_hash(pixels), small_picture(pixels)
+                part.fingerprints[k, :CONTENT_WORDS], low[k] = content_hash(pixels), low_frequencies(pixels)
                 if (pixels_of_grid := sample(pixels)) is None:
                     part.facts[k]["spread"] = spread(pixels)
                 else:
                     samples[k] = pixels_of_grid
                     sampled.append(k)
             # All at once takes 3 us an image, one by one 40 and more; what was not decoded is black, and has no perceptual hash.
-            part.fingerprints[:, CONTENT_WORDS:] = perceptual_hashes(small)
+            part.fingerprints[:, CONTENT_WORDS:] = perceptual_hashes(low)
             part.facts["spread"][sampled] = spread(samples)[sampled]
             for k in sampled:
                 if part.facts[k]["spread"] <= SURE_SPREAD:  # few images; keeping the pixels of all would take too much memory
@@ -155,7 +155,8 @@ def look_at(images: ImageFiles, row: int) -> tuple[_Header, NDArray[np.uint8] | 
 def _read_header(content: bytes, path: str, state: FileState) -> _Header:
     """Raises what PIL raises."""
     found = jpeg.read_header(content) if content.startswith(jpeg.SIGNATURE) else None
-    if found is not None and not found.has_metadata and MANY_PICTURES not in content[:JPEG_HEADER]:  # a tenth of PIL's time
+    several = jpeg.has_segment(content, jpeg.APP2) and MANY_PICTURES in content[:JPEG_HEADER]
+    if found is not None and not found.has_metadata and not several:  # a tenth of PIL's time
         form, width, height = "JPEG", found.width, found.height
         signs = Sign.CMYK if found.colorspace in ("CMYK", "YCCK") else Sign(0)
     else:

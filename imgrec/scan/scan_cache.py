@@ -16,7 +16,7 @@ from imgrec.data.file_index import THREADS, ImageNames
 from imgrec.data.folder import ImageFiles
 
 STATED_AT_ONCE = 4096  # files that a thread looks at
-FACTS_VERSION = 2  # of what is kept: one more when facts or fingerprints are computed in another way
+FACTS_VERSION = 3  # of what is kept: one more when facts or fingerprints are computed in another way
 
 
 def file_stamps(root: str, names: ImageNames) -> NDArray[np.int64]:
