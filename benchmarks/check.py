@@ -133,7 +133,9 @@ def judge(scan: Scan, splits: list[ImageFiles], planted: Mapping[str, tuple[str,
     for kind in COPIES:
         of_kind = [frozenset((name, original)) for name, (planted_kind, original) in planted.items() if planted_kind == kind]
         bits = np.array([pairs[pair] for pair in of_kind if pair in pairs])
-        print(f"{len(bits):>5} of {len(of_kind)} found: copy, {kind}; {(bits <= max(0, most - SURE_BITS)).sum()} as a fault, the others as a hint")
+        print(
+            f"{len(bits):>5} of {len(of_kind)} found: copy, {kind}; {(bits <= max(0, most - SURE_BITS)).sum()} as a fault, the others as a hint"
+        )
     photograph = {name: "/".join(planted.get(name, ("", name))[1].split("/")[1:]).split("_0")[0] for name in names}
     false = [pair for pair in pairs if len({photograph[name] for name in pair}) > 1]
     alarms = {name for found in faults.values() for name in found} - {

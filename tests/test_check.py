@@ -312,6 +312,33 @@ def test_a_check_that_is_stopped_goes_on_where_it_was(photos: Path, tmp_path: Pa
     assert result.decoded == len(result.names) - 10
 
 
+def test_a_check_that_is_killed_goes_on_where_it_was(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGREC_CACHE", str(tmp_path))
+    for name, value in {"SETTLED_NS": 0, "FILES_AT_ONCE": 10, "PORTION_S": -1.0}.items():
+        monkeypatch.setattr(imgrec.scan.file_scan, name, value)
+    decoded = []
+
+    def die(what: str, count: int, of: int | None) -> None:
+        decoded.append(what == "decoding images")
+        if sum(decoded) == 2:
+            os._exit(9)
+
+    if not (child := os.fork()):
+        on_progress.set(die)
+        scan(folder(photos, **KEYS))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    portions = [*tmp_path.rglob("facts-*-portion-*")]
+    assert len(portions) == 2
+    portions[0].write_bytes(portions[0].read_bytes()[:-200])
+    result, _ = scan(folder(photos, **KEYS))
+    assert result.decoded == len(result.names) - 10
+    assert not [*tmp_path.rglob("facts-*-portion-*")]
+    monkeypatch.setenv("IMGREC_CACHE", "")
+    fresh, _ = scan(folder(photos, **KEYS))
+    np.testing.assert_array_equal(result.facts, fresh.facts)
+    np.testing.assert_array_equal(result.fingerprints, fresh.fingerprints)
+
+
 def test_a_file_that_cannot_be_opened_is_tried_again(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMGREC_CACHE", str(tmp_path))
     monkeypatch.setattr(imgrec.scan.file_scan, "SETTLED_NS", 0)

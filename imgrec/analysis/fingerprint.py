@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 SIDE, LOW = 32, 8  # of the thumbnail, and of its low frequencies, as in imagehash's phash
 FLAT = 2.0  # gray levels, the deviation of a thumbnail below which its hash says nothing: noise, or the blocks of a JPEG
-# Of a larger picture a part of the rows is looked at, and of a row a part of the bytes: of 500x375 one in seven. A turned copy
-# is then within 6 bits in 99.7 to 100% of photographs, and all pixels would take three times as long (benchmarks/NOTES.md).
+# Of a larger picture a part of the rows is looked at, and of a row a part of the bytes: of 500x375 one in ten. A turned copy
+# is then within 6 bits for all of 700 photographs; a resize of all takes twice as long (benchmarks/NOTES.md).
 SAMPLED_ROWS, SAMPLED_BYTES = 128, 256
 QUARTERS = (0, 2, 1, 3)  # of a step that four rows are shifted by, so that no vertical line falls between all of them
 CONTENT_WORDS, ORIENTATIONS = 2, 8

@@ -38,6 +38,7 @@ from imgrec.scan.scan_cache import cache_file, file_stamps, read_facts, write_fa
 
 ORDER: tuple[Split, ...] = ("train", "val", "test")
 FILES_AT_ONCE = 64  # files that a worker decodes before it hands over what it found
+PORTION_S = 10.0  # after so many seconds what was found is kept, so that a check that is killed loses little
 MOST_FILE_BYTES = 2**30  # of a file; 100 million pixels of 8 bytes take 0.8 GB
 FORMAT_OF = {extension: form for form, extensions in IMAGE_FORMATS.items() for extension in extensions.split()}
 SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # PIL's names for one format in two wrappers
@@ -197,7 +198,7 @@ def scan_files(
     """Facts and fingerprints of all files of the splits below `root`, those that changed or are new decoded by `num_workers` processes.
 
     A file is known by its name, size and times of change; one that changed in the last seconds is decoded again the next
-    time, and so is one that could not be opened. An exception keeps what was done before it.
+    time, and so is one that could not be opened. What was found is kept every PORTION_S, and at an exception.
     """
     names = np.concatenate([names_below(root, images) for images in splits])
     stamps = file_stamps(root, names)
@@ -210,12 +211,21 @@ def scan_files(
     settled = stamps[:, 1:].max(axis=1) < time.time_ns() - SETTLED_NS
     requests = range(0, len(rows), FILES_AT_ONCE)
     source = _Files(splits, rows)
+
+    def keep(done: NDArray[np.bool_], *, portion: bool) -> None:
+        kept = done & settled & (facts["state"] != FileState.NOT_OPENED)
+        write_facts(cache, kept, names, stamps, facts, fingerprints, portion=portion)
+
+    unkept, began = np.zeros_like(known), time.monotonic()
     try:
         with closing(Loader(source, requests, num_workers=min(num_workers, len(requests)))) as parts:
             for first, part in zip(requests, parts, strict=True):
                 done = rows[first : first + FILES_AT_ONCE]
-                facts[done], fingerprints[done], known[done] = part.facts, part.fingerprints, True
+                facts[done], fingerprints[done], known[done], unkept[done] = part.facts, part.fingerprints, True, True
+                if time.monotonic() > began + PORTION_S:
+                    keep(unkept, portion=True)
+                    unkept[:], began = False, time.monotonic()
                 on_progress.get()("decoding images", len(done), len(rows))
     finally:
-        write_facts(cache, known & settled & (facts["state"] != FileState.NOT_OPENED), names, stamps, facts, fingerprints)
+        keep(known, portion=False)
     return Scan(names, facts, fingerprints, len(rows))

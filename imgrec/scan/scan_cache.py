@@ -4,12 +4,15 @@ import hashlib
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.analysis.image_faults import FACTS
+from imgrec.data.batch import Indices
 from imgrec.data.cache import cache_folder, write_cached
 from imgrec.data.decode import Preprocessing
 from imgrec.data.file_index import THREADS, ImageNames
@@ -60,26 +63,42 @@ def read_facts(
     facts: NDArray[np.void],
     fingerprints: NDArray[np.uint64],
 ) -> NDArray[np.bool_]:
-    """Fill in what was kept of files that have not changed; returns which these are: none where the file is missing or damaged."""
+    """Fill in what was kept of files that have not changed; returns which these are. A file that is missing or damaged has none."""
     known = np.zeros(len(names), dtype=bool)
-    if cache is None or not cache.is_file():
-        return known
-    try:
-        with np.load(io.BytesIO(cache.read_bytes()), allow_pickle=False) as kept:
-            old_names, old_stamps, old_facts, old_prints = (kept[key] for key in ("names", "stamps", "facts", "fingerprints"))
-        os.utime(cache)  # it is not the oldest
-    except Exception:  # the parsers of zipfile and numpy raise any
-        return known
-    if old_facts.dtype != FACTS or old_prints.shape[1:] != fingerprints.shape[1:]:
-        return known
-    if np.array_equal(old_names, names):
-        old = new = np.arange(len(names))
-    else:
-        _, old, new = np.intersect1d(old_names, names, assume_unique=True, return_indices=True)
-    same = (old_stamps[old] == stamps[new]).all(axis=1)
-    old, new = old[same], new[same]
-    facts[new], fingerprints[new], known[new] = old_facts[old], old_prints[old], True
+    order: Indices | None = None
+    for file in [] if cache is None else [cache, *_portions(cache)]:
+        kept = _read(file, fingerprints.shape[1])
+        if kept is None:
+            continue
+        if np.array_equal(kept["names"], names):
+            new = old = np.arange(len(names))
+        else:
+            order = np.argsort(names) if order is None else order
+            places = np.searchsorted(names, kept["names"], sorter=order).clip(max=len(names) - 1)
+            new = order[places]
+            old = np.flatnonzero(names[new] == kept["names"])
+            new = new[old]
+        same = (kept["stamps"][old] == stamps[new]).all(axis=1)
+        old, new = old[same], new[same]
+        facts[new], fingerprints[new], known[new] = kept["facts"][old], kept["fingerprints"][old], True
     return known
+
+
+def _read(file: Path, words: int) -> dict[str, NDArray[Any]] | None:
+    if not file.is_file():
+        return None
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as content:
+            kept = {key: content[key] for key in ("names", "stamps", "facts", "fingerprints")}
+        os.utime(file)  # it is not the oldest
+    except Exception:  # the parsers of zipfile and numpy raise any
+        return None
+    return kept if kept["facts"].dtype == FACTS and kept["fingerprints"].shape[1:] == (words,) else None
+
+
+def _portions(cache: Path) -> list[Path]:
+    """What checks wrote that did not end."""
+    return list(cache.parent.glob(f"{cache.name}-portion-*"))
 
 
 def write_facts(
@@ -89,9 +108,19 @@ def write_facts(
     stamps: NDArray[np.int64],
     facts: NDArray[np.void],
     fingerprints: NDArray[np.uint64],
+    *,
+    portion: bool = False,
 ) -> None:
+    """Of the files that are `kept`. portion: beside what is there already; else instead of it."""
     if cache is None or not kept.any():
         return
     buffer = io.BytesIO()
     np.savez(buffer, names=names[kept], stamps=stamps[kept], facts=facts[kept], fingerprints=fingerprints[kept])
+    if portion:
+        write_cached(cache.with_name(f"{cache.name}-portion-{os.urandom(4).hex()}"), buffer.getvalue())
+        return
+    portions = _portions(cache)
     write_cached(cache, buffer.getvalue())
+    for file in portions:
+        with suppress(OSError):
+            file.unlink()
