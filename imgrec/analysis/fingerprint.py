@@ -89,12 +89,12 @@ def _sampling(height: int, width: int, channels: int) -> _Sampling:
     return _Sampling(
         slice(int(rows[0]), None, row_step),
         [slice(start, start + step * (length // step), step) for start in starts],
-        _frequencies_at(rows, height),
+        _frequencies_at(rows.astype(np.float64), height),
         _frequencies_at((places // channels).mean(axis=0), width),
     )
 
 
-def _frequencies_at(places: NDArray[np.generic], count: int) -> NDArray[np.float32]:
+def _frequencies_at(places: NDArray[np.float64], count: int) -> NDArray[np.float32]:
     """The first LOW rows of the DCT-II of SIDE values, to which those at these places of `count` pixels are resized [LOW, places].
 
     Bilinear with antialias, as torch resizes.
@@ -102,7 +102,8 @@ def _frequencies_at(places: NDArray[np.generic], count: int) -> NDArray[np.float
     scale = count / SIDE
     centres = (np.arange(SIDE)[:, None] + 0.5) * scale - 0.5
     weights = np.clip(1 - np.abs(places - centres) / max(scale, 1), 0, None)
-    return (DCT @ (weights / weights.sum(axis=1, keepdims=True))).astype(np.float32)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return DCT @ weights.astype(np.float32)
 
 
 def low_frequencies(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -117,8 +118,8 @@ def low_frequencies(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     for row, columns in enumerate(sampling.columns):
         sampled[row::4] = rows[row::4, columns]
     levels = sampled.astype(np.float32)  # in a step of its own: 48 us in all, not 60
-    low: NDArray[np.float32] = sampling.of_rows @ levels @ sampling.of_columns.T
-    return low.ravel()
+    low: NDArray[np.float32] = np.dot(np.dot(sampling.of_rows, levels), sampling.of_columns.T).ravel()
+    return low
 
 
 def _channels_last(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
