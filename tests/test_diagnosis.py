@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn.datasets import load_digits
 
-from imgrec.analysis.diagnosis import Epochs, diagnose, never_predicted, unlike_validation
+from imgrec.analysis.diagnosis import Epochs, diagnose, label_noise, never_predicted, unlike_validation
 from imgrec.train import fit
 from imgrec.training.result import Result
 
@@ -118,12 +118,37 @@ def test_a_test_unlike_validation():
     assert unlike_validation((0.0, 56), (0.98, 50)) == [], "a better test needs no advice"
 
 
+def test_label_noise():
+    right = np.arange(400) >= 80
+    probability = np.where(np.arange(400) % 2, 0.9, 0.6)  # of errors as of right answers
+    (found,) = label_noise(right, probability)
+    assert found.rule == "label noise"
+    says(found.sentence, "40 of 80", "75.0%", "20%", "imgrec check ckpt=RUN_DIRECTORY suspects=true")
+    assert label_noise(right, np.where(right, 0.9, 0.6)) == [], "errors that are unsure"
+    few = np.arange(400) >= 8
+    assert label_noise(few, probability) == [], "2% of the labels may be chance"
+    assert label_noise(~right, probability) == [], "most answers are wrong"
+    assert label_noise(np.arange(10_000) >= 4000, np.arange(10_000) % 10 / 10 + (np.arange(10_000) >= 4000)) == [], (
+        "a weak network"
+    )
+
+
 def noisy_digits(folder: Path) -> str:
     """A third of the images in the folder of a class by chance: to know them is to have learned them by heart."""
     digits, chance = load_digits(), np.random.default_rng(0)
     for row in range(400):
         label = digits.target[row] if chance.random() > 1 / 3 else chance.integers(10)
         (place := folder / f"{label}").mkdir(exist_ok=True, parents=True)
+        Image.fromarray((digits.images[row] * 15.9).astype(np.uint8)).save(place / f"{row}.png")
+    return str(folder)
+
+
+def mislabelled_digits(folder: Path) -> str:
+    """A fifth of all images in the folder of another class."""
+    digits, chance = load_digits(), np.random.default_rng(0)
+    for row, label in enumerate(digits.target.tolist()):
+        other = (label + chance.integers(1, 10)) % 10 if chance.random() < 0.2 else label
+        (place := folder / f"{other}").mkdir(exist_ok=True, parents=True)
         Image.fromarray((digits.images[row] * 15.9).astype(np.uint8)).save(place / f"{row}.png")
     return str(folder)
 
@@ -139,9 +164,10 @@ def relabelled_test(folder: Path) -> str:
     return str(folder)
 
 
-FOLDERS = {"over-fitted": noisy_digits, "test unlike validation": relabelled_test}
+FOLDERS = {"over-fitted": noisy_digits, "test unlike validation": relabelled_test, "label noise": mislabelled_digits}
 TRAININGS = {
     "test unlike validation": "augment=none optim=adam epochs=4",
+    "label noise": "optim=adam epochs=10",
     "over-fitted": "augment=none optim=adam optim.lr=0.01 epochs=30 data.val_share=0.3 data.test_share=0.1",
     "rate too high": "optim=sgd optim.lr=0.3 scheduler=constant epochs=8",
     "rate too low": "optim=sgd optim.lr=0.0005 epochs=8",
@@ -168,3 +194,11 @@ def test_a_training_shows_it(rule: str, tmp_path: Path, capsys: pytest.CaptureFi
     found = {finding["rule"]: finding["sentence"] for finding in result["diagnosis"]}
     assert rule in found
     assert " ".join(found[rule].split()) in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_the_digits_have_no_label_noise(tmp_path: Path) -> None:
+    words = ["model=simple_cnn", f"runs_dir={tmp_path}", "logger=none", "trainer.accelerator=cpu", "optim=adam", "seed=1"]
+    for epochs in (1, 3, 10):
+        found = [finding["rule"] for finding in fit([*words, f"epochs={epochs}"])["diagnosis"]]
+        assert "label noise" not in found, epochs

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from imgrec.analysis.diagnosis import LEARNED_NOTHING, Epochs, Finding, diagnose, never_predicted, unlike_validation
+from imgrec.analysis.diagnosis import LEARNED_NOTHING, Epochs, Finding, diagnose, label_noise, never_predicted, unlike_validation
 from imgrec.analysis.intervals import share_interval
 from imgrec.config.schema import DataConfig, Node, RunConfig, Split
 from imgrec.data.datamodule import DataModule
@@ -174,7 +174,7 @@ def run_result(
         "time_shares": {part: round(share, 4) for part, share in shares.items()},
         "held_back": held_back(shares, seconds, run, loaders),
         "diagnosis": [
-            finding._asdict() for finding in _diagnosis(run, history, rows[tested.name] or last, report, loaders, longer)
+            finding._asdict() for finding in _diagnosis(run, history, rows[tested.name] or last, tests, loaders, longer)
         ],
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": device,
@@ -185,7 +185,7 @@ def run_result(
 
 
 def _diagnosis(
-    run: RunConfig, history: History, tested: Mapping[str, Any], report: Report | None, loaders: DataModule, longer: str
+    run: RunConfig, history: History, tested: Mapping[str, Any], tests: Tests, loaders: DataModule, longer: str
 ) -> list[Finding]:
     """What the curves say, and the test; tested: the metrics of the epoch whose weights were tested."""
     keys = ("train/loss", "val/loss", "val/accuracy")
@@ -198,13 +198,19 @@ def _diagnosis(
         lr=written_rate(run.optim),
         longer=longer,
     )
+    report, predictions = tests.report, tests.predictions
     if report is None or any(finding.rule == LEARNED_NOTHING for finding in found):
         return found
     if "val/accuracy" in tested:
         validated = tested["val/accuracy"], loaders.images_read("val")
         if unlike := unlike_validation(validated, (report.accuracy, report.count)):
             return [*found, *unlike]  # which classes it never predicts follows
-    return [*found, *never_predicted(report.confusion, loaders.data.classes)]
+    if missed := never_predicted(report.confusion, loaders.data.classes):
+        return [*found, *missed]  # whose images have answers as sure as others
+    if predictions is None:  # on another rank than the first, which writes the result
+        return found
+    right = predictions.predicted == loaders.data.split("test").labels[predictions.indices]
+    return [*found, *label_noise(right, predictions.probability)]
 
 
 def command_line(argv: Sequence[str]) -> str:
