@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +60,18 @@ def read_parquet(path):
     return pyarrow.parquet.read_table(path).to_pylist()
 
 
-def test_the_tables_hold_what_the_network_says_of_each_file(run, pngs, tmp_path, capsys):
-    assert evaluate(run, f"folder={pngs}", f"out={tmp_path}/x.json", "batch_size=16") == 0
-    rows = read_parquet(tmp_path / "x_predictions.parquet")
+@pytest.fixture(scope="module")
+def evaluated(run, pngs, tmp_path_factory):
+    """The folder with x.json and its files, and what was printed."""
+    folder, said = tmp_path_factory.mktemp("evaluated"), io.StringIO()
+    with redirect_stdout(said):
+        assert evaluate(run, f"folder={pngs}", f"out={folder}/x.json", "batch_size=16") == 0
+    return folder, said.getvalue()
+
+
+def test_the_tables_hold_what_the_network_says_of_each_file(run, pngs, evaluated):
+    folder, said = evaluated
+    rows = read_parquet(folder / "x_predictions.parquet")
     assert [row["path"] for row in rows] == sorted(map(str, pngs.glob("*/*.png")))
     recognizer = load(run, device="cpu")
     for row in rows:
@@ -71,24 +81,24 @@ def test_the_tables_hold_what_the_network_says_of_each_file(run, pngs, tmp_path,
         assert row["probabilities"] == pytest.approx([chances[name] for name in recognizer.classes], abs=1e-6)
         assert row["probability"] == row["probabilities"][int(row["predicted"])]
         assert row["true_probability"] == row["probabilities"][int(row["true"])]
-    errors = read_csv(tmp_path / "x_errors.csv")
+    errors = read_csv(folder / "x_errors.csv")
     wrong = sorted((row for row in rows if row["true"] != row["predicted"]), key=lambda row: -row["probability"])
     assert [(row["path"], row["true"], row["predicted"]) for row in errors] == [
         (row["path"], row["true"], row["predicted"]) for row in wrong
     ]
     for name in ("probability", "true_probability"):
         assert [float(row[name]) for row in errors] == pytest.approx([row[name] for row in wrong], rel=6e-6)
-    figures = json.loads((tmp_path / "x.json").read_text())["figures"]
+    figures = json.loads((folder / "x.json").read_text())["figures"]
     assert len(errors) == figures["count"] - np.trace(figures["confusion"]) > 10
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        f"{len(errors)} errors in {tmp_path}/x_errors.csv, the worst in x_errors.png; every prediction in x_predictions.parquet"
+    assert said.splitlines()[-1] == (
+        f"{len(errors)} errors in {folder}/x_errors.csv, the worst in x_errors.png; every prediction in x_predictions.parquet"
     )
 
 
-def test_the_contact_sheet_shows_the_worst_errors_in_their_order(run, pngs, tmp_path):
-    assert evaluate(run, f"folder={pngs}", f"out={tmp_path}/x.json") == 0
-    errors = read_csv(tmp_path / "x_errors.csv")[:MOST_TILES]
-    with Image.open(tmp_path / "x_errors.png") as picture:
+def test_the_contact_sheet_shows_the_worst_errors_in_their_order(evaluated):
+    folder, _ = evaluated
+    errors = read_csv(folder / "x_errors.csv")[:MOST_TILES]
+    with Image.open(folder / "x_errors.png") as picture:
         sheet = picture.convert("RGB")
         assert picture.info["Software"] == "imgrec"
     for number, row in enumerate(errors):
@@ -138,7 +148,7 @@ def test_a_training_writes_those_of_its_test_with_an_index_for_images_in_memory(
     assert len(errors) == len(images) - np.trace(result["test"]["confusion"])
     assert f"{len(errors)} errors in {folder}/errors.csv" in capsys.readouterr().out
     # evaluate says the same of the same weights and images
-    assert evaluate(folder) == 0
+    assert evaluate(folder, "plot=none") == 0
     assert read_csv(folder / "evaluate_test_errors.csv") == errors
     assert read_parquet(folder / "evaluate_test_predictions.parquet") == rows
 
@@ -158,7 +168,7 @@ def test_skipped_images_are_in_no_table(run, pngs, tmp_path):
     (tmp_path / "some" / first.parent.name / "b.png").write_bytes(first.read_bytes())
     (tmp_path / "some" / first.parent.name / "a.png").write_bytes(first.read_bytes()[:-40])
     words = (run, f"folder={tmp_path}/some", f"out={tmp_path}/x.json")
-    assert evaluate(*words, "data.on_bad_image_eval=skip") == 0
+    assert evaluate(*words, "data.on_bad_image_eval=skip", "plot=none") == 0
     assert [Path(row["path"]).name for row in read_parquet(tmp_path / "x_predictions.parquet")] == ["b.png"]
 
 
