@@ -71,8 +71,8 @@ def test_the_code_of_a_batch_depends_on_its_size_alone(small: Callable[..., RunC
             compiled.extend(tuple(value.shape) for value in inputs if isinstance(value, torch.Tensor) and value.dim() == 4)
             return graph.forward
 
-        compile_with = torch.nn.Module.compile
-        torch.nn.Module.compile = lambda net, **how: compile_with(net, backend=backend, **how)  # type: ignore[method-assign]
+        compile_with = torch.compile
+        torch.compile = lambda call, **how: compile_with(call, backend=backend, **how)  # type: ignore[assignment]
         fit(small("model=simple_cnn", "model.widths=[4]", "trainer.compile=true", "batch_size=5"), quiet=True)
         return compiled
 
@@ -121,8 +121,8 @@ def test_measuring_statistics_of_batch_norm_compiles_nothing(small: Callable[...
     def train(rank: int) -> list[int]:
         from torch._dynamo.utils import counters
 
-        compile_with = torch.nn.Module.compile
-        torch.nn.Module.compile = lambda net, **how: compile_with(net, backend="eager", **how)  # type: ignore[method-assign]
+        compile_with = torch.compile
+        torch.compile = lambda call, **how: compile_with(call, backend="eager", **how)  # type: ignore[assignment]
         graphs = []
         for images in (0, 12):
             torch._dynamo.reset()
