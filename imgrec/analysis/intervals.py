@@ -12,33 +12,40 @@ Z = 1.959963984540054  # the normal quantile at 97.5%
 EXACT_BELOW = 40
 
 
-def share_interval(hits: npt.ArrayLike, count: npt.ArrayLike) -> _Floats:
+def share_interval(hits: npt.ArrayLike, count: npt.ArrayLike, *, together: int = 1) -> _Floats:
     """The 95% interval of hits / count: [..., 2], low and high; 0 to 1 where count is 0.
 
-    Wilson's (1927), below EXACT_BELOW samples the exact one of Clopper and Pearson (1934).
+    Wilson's (1927), below EXACT_BELOW samples the exact one of Clopper and Pearson (1934). together: of so many intervals that
+    all of them hold with 95% (Bonferroni 1936, which needs no independence).
     """
     hit, total = np.broadcast_arrays(np.asarray(hits, dtype=np.float64), np.asarray(count, dtype=np.float64))
     few = total < EXACT_BELOW
+    tail = (1 - LEVEL) / 2 / together
     ends = np.empty((*total.shape, 2))
-    ends[~few] = wilson(hit[~few] / total[~few], total[~few])
-    ends[few] = _clopper_pearson(hit[few], total[few])
+    ends[~few] = wilson(hit[~few] / total[~few], total[~few], z=Z if together == 1 else _normal_quantile(1 - tail))
+    ends[few] = _clopper_pearson(hit[few], total[few], tail)
     return ends
 
 
-def wilson(share: npt.ArrayLike, count: npt.ArrayLike) -> _Floats:
+def wilson(share: npt.ArrayLike, count: npt.ArrayLike, *, z: float = Z) -> _Floats:
     """Wilson's score interval of a share of `count` samples, which need not be whole numbers: [..., 2]. count: above 0."""
     share, count = np.asarray(share, dtype=np.float64), np.asarray(count, dtype=np.float64)
-    centre = share + Z**2 / (2 * count)
-    half = Z * np.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    ends = np.stack([centre - half, centre + half], axis=-1) / (1 + Z**2 / count)[..., None]
+    centre = share + z**2 / (2 * count)
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    ends = np.stack([centre - half, centre + half], axis=-1) / (1 + z**2 / count)[..., None]
     ends[share == 0, 0], ends[share == 1, 1] = 0, 1  # not by a rounding error beside them
     return ends
 
 
-def _clopper_pearson(hits: _Floats, count: _Floats) -> _Floats:
+def _normal_quantile(share: float) -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri(share))
+
+
+def _clopper_pearson(hits: _Floats, count: _Floats, tail: float) -> _Floats:
     from scipy.special import betaincinv  # 0.1 s
 
-    tail = (1 - LEVEL) / 2
     ends = np.tile([0.0, 1.0], (len(hits), 1))
     some, misses = hits > 0, hits < count
     ends[some, 0] = betaincinv(hits[some], count[some] - hits[some] + 1, tail)
