@@ -40,6 +40,7 @@ class PredictConfig:
     sets: SetMethod
     sets_by_class: bool
     risk: float | None
+    tta: Literal["flip", "crops", "ten_crops"] | None
     batch_size: int
     num_workers: int | Literal["auto"]
     device: Device
@@ -79,6 +80,7 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.guarantee import find_guarantee
     from imgrec.inference.predictor import Predictor
+    from imgrec.inference.tta import mirror_note
 
     terminal = Terminal(quiet=group.rank > 0)
     group.set_status("reading the checkpoint")
@@ -90,8 +92,13 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
         sets=config.sets,
         sets_by_class=config.sets_by_class,
         calibrated=config.calibrated,
+        tta=config.tta,
     )
-    predictor = Predictor(checkpoint, device=config.device, precision=config.precision, calibrated=config.calibrated)
+    predictor = Predictor(
+        checkpoint, device=config.device, precision=config.precision, calibrated=config.calibrated, tta=config.tta
+    )
+    if note := mirror_note(checkpoint, config.tta):
+        terminal.say(note, style="yellow")
     top_k = min(config.top_k, len(predictor.classes))
     start = time.perf_counter()
     mine, parts = group.scatter(files, config.batch_size)

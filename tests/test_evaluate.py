@@ -165,6 +165,31 @@ def assert_scores(found, labels, predicted, answers):
     assert found["macro_average_precision"] == pytest.approx(np.mean(averages), abs=1e-6)
 
 
+def test_slices_of_files_are_by_what_pil_says_of_them(run, pngs, tmp_path, capsys):
+    assert evaluate(f"ckpt={run}", f"folder={pngs}", f"out={tmp_path}/f.json", "by=brightness,type,size", "plot=none") == 0
+    said = capsys.readouterr().out
+    assert "by=type: all images have PNG" in said
+    assert "by=size: all images have 64 pixels" in said
+    rows = json.loads((tmp_path / "f.json").read_text())["slices"]
+    names = [name for folder in sorted(pngs.iterdir()) for name in find_images(str(pngs), folder.name)]
+    levels = np.array([np.asarray(Image.open(pngs / name)).mean() for name in names]).round(1)
+    answers = load(run, device="cpu").predict([pngs / name for name in names])
+    right = np.array([answer.class_name == name[0] for answer, name in zip(answers, names, strict=True)])
+    assert len(rows) == 5
+    for row, begin, end in zip(
+        rows, *(np.quantile(levels, np.arange(k, 5 + k) / 5, method="inverted_cdf") for k in (0, 1)), strict=True
+    ):
+        inside = (levels > (begin if row is not rows[0] else -1)) & (levels <= end)
+        assert (row["by"], row["images"], row["accuracy"]) == ("brightness", inside.sum(), right[inside].mean())
+
+
+def test_without_the_temperature_the_log_loss_is_the_loss_of_every_image(run, pngs, tmp_path):
+    assert evaluate(f"ckpt={run}", f"folder={pngs}", f"out={tmp_path}/f.json", "calibrated=false", "plot=none") == 0
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["figures"]["log_loss"] == pytest.approx(found["figures"]["loss"], rel=1e-6)
+    assert (found["calibration"]["temperature"], found["calibration"]["after"]) == (1.0, None)
+
+
 def test_python_evaluates_too(run, pngs):
     predictor = load(run, device="cpu")
     first = predictor.evaluate(num_workers=0)
@@ -212,6 +237,7 @@ def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
         ("data.image_size=20", ("data.image_size=20", "imgrec.models.simple_cnn.SimpleCNN", "8 pixels", "Leave it out")),
         ("data.image_size=0", ("data.image_size=0", "1")),
         ("folder={tmp} data.on_bad_image_eval=drop", ("data.on_bad_image_eval=drop", "refuse, skip or null")),
+        ("by=camera", ("by=camera", "size, brightness, type", "by=brightness")),
         ("out={tmp}/notes.json", ("out={tmp}/notes.json", "exists", "out=ANOTHER", "overwrite=true")),
     ],
 )

@@ -103,7 +103,9 @@ def test_an_image_has_the_same_set_in_any_batch_and_from_any_source(run, files, 
     assert all([name for name, _ in each.top][: len(names)] == names for each, names in zip(ranked, found, strict=True))
     twice = predictor.predict(np.stack([images[0]] * 4), coverage=0.8, sets=sets)
     assert [each.classes for each in twice] == [found[0]] * 4
-    guarantee = find_guarantee(predictor.checkpoint, coverage=0.8, risk=None, sets=sets, sets_by_class=False, calibrated=True)
+    guarantee = find_guarantee(
+        predictor.checkpoint, coverage=0.8, risk=None, sets=sets, sets_by_class=False, calibrated=True, tta=None
+    )
     batch = torch.from_numpy(images)[:, None].expand(-1, 3, -1, -1)  # in any layout in memory
     answers = predictor.probabilities(batch[:, :1])
     assert guarantee.class_sets(batch, answers) == guarantee.class_sets(batch.contiguous(), answers)

@@ -68,6 +68,14 @@ class ImageTable(FileData):
             return self.cut_test(splits["train"], classes)
         return Splits(classes, splits["train"], splits.get("val"), splits.get("test"))
 
+    def column_of(self, column: str, images: ImageFiles) -> list[str]:
+        """The texts of a column for images of its splits; ConfigError for one that the table does not have."""
+        table = read_columns(self.file, {"path": self.columns["path"], "by": column}, group="")
+        names = pack_names(_find_files(table, self.root))
+        order = np.argsort(names)
+        rows = order[np.searchsorted(names, images.names, sorter=order)]
+        return [table.columns["by"][row].strip() for row in rows.tolist()]
+
 
 def _split_rows(table: Table) -> dict[Split, Indices]:
     """The rows of each split; DataError for a text that is no split, or no rows of train."""

@@ -35,15 +35,15 @@ class Table(NamedTuple):
         return texts
 
 
-def read_columns(file: str, wanted: Mapping[str, str]) -> Table:
-    """The columns `wanted`, {config key: name of the column}, of all rows.
+def read_columns(file: str, wanted: Mapping[str, str], group: str = "data.") -> Table:
+    """The columns `wanted`, {config key: name of the column}, of all rows. group: of the keys, for errors.
 
     ConfigError for a column that the table does not have, DataError for a file that cannot be read.
     """
     if not os.path.isfile(file):
         raise DataError(f"data.file={file}: there is no such file. Set data.file=TABLE.csv.")
     try:
-        table = (_read_parquet if file.lower().endswith(".parquet") else _read_csv)(file, wanted)
+        table = (_read_parquet if file.lower().endswith(".parquet") else _read_csv)(file, wanted, group)
     except OSError as error:
         raise DataError(
             f"data.file={file} cannot be read: {error.strerror or first_line(error)}. Fix it, or name another."
@@ -53,7 +53,7 @@ def read_columns(file: str, wanted: Mapping[str, str]) -> Table:
     return table
 
 
-def _read_csv(file: str, wanted: Mapping[str, str]) -> Table:
+def _read_csv(file: str, wanted: Mapping[str, str], group: str) -> Table:
     with open(file, "rb") as binary:
         utf16 = binary.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as Excel saves "Unicode text"
     headers: dict[str, list[str]] = {}
@@ -70,7 +70,7 @@ def _read_csv(file: str, wanted: Mapping[str, str]) -> Table:
             text.seek(0)
             reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
             header = list(map(str.strip, next(filter(None, reader), [])))
-            chosen = itemgetter(*_places(file, wanted, header), 0)  # 0: of a single place it would return no tuple
+            chosen = itemgetter(*_places(file, wanted, header, group), 0)  # 0: of a single place it would return no tuple
             for row in reader:
                 if len(row) != len(header):
                     if not row:
@@ -101,12 +101,12 @@ def _undecodable(file: str) -> str:
     return file
 
 
-def _read_parquet(file: str, wanted: Mapping[str, str]) -> Table:
+def _read_parquet(file: str, wanted: Mapping[str, str], group: str) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        _places(file, wanted, pq.read_schema(file).names)
+        _places(file, wanted, pq.read_schema(file).names, group)
         found = pq.read_table(file, columns=list(dict.fromkeys(wanted.values())))
         columns = {key: found.column(name).cast(pa.string()).to_pylist() for key, name in wanted.items()}
     except (pa.ArrowException, UnicodeError) as error:  # UnicodeError: texts of a damaged file
@@ -116,14 +116,14 @@ def _read_parquet(file: str, wanted: Mapping[str, str]) -> Table:
     return Table(file, {key: [text or "" for text in texts] for key, texts in columns.items()}, range(1, len(found) + 1))
 
 
-def _places(file: str, wanted: Mapping[str, str], header: Sequence[str]) -> list[int]:
+def _places(file: str, wanted: Mapping[str, str], header: Sequence[str], group: str) -> list[int]:
     if not header:
         raise DataError(f"{file} is empty. Its first line names the columns, and each other line is an image.")
     for key, name in wanted.items():
         if header.count(name) != 1:
             what = f"{header.count(name)} columns" if name in header else "no column"
             raise ConfigError(
-                f"data.{key}={name}: {file} has {what} of this name.{did_you_mean(name, header)} "
-                f"It has: {first_names(header, 10)}. Set data.{key}=COLUMN."
+                f"{group}{key}={name}: {file} has {what} of this name.{did_you_mean(name, header)} "
+                f"It has: {first_names(header, 10)}. Set {group}{key}=COLUMN."
             )
     return [header.index(name) for name in wanted.values()]

@@ -25,12 +25,13 @@ from imgrec.inference.stored_code import build_stored
 
 class EvaluationImages(NamedTuple):
     """The images to measure on; the training counts per class (int64 [K]), which class weights follow, and how the data
-    differs from what the run was trained on: both None for a folder.
+    differs from what the run was trained on; the data set that has them: all None for a folder.
     """
 
     images: ImageSet
     counts: Tensor | None
     changes: Changes | None
+    data: ImageData | None
 
 
 def at_image_size(checkpoint: Checkpoint, image_size: int | None) -> Checkpoint:
@@ -65,11 +66,11 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
             images = named_split(folder, files, checkpoint.classes, checkpoint.preprocessing, label_from=pattern, **reading)
         else:
             images = folder_split(folder, checkpoint.classes, checkpoint.preprocessing, **reading)
-        return EvaluationImages(images, None, None)
+        return EvaluationImages(images, None, None, None)
     data, then = stored_data(checkpoint, changes), checkpoint.record()
     found = data.split(split)
     if then is None or split not in then.splits:  # which has been added since then
-        return EvaluationImages(found, torch.from_numpy(data.counts("train")), None)
+        return EvaluationImages(found, torch.from_numpy(data.counts("train")), None, data)
     recorded, names = then.splits[split].names, composed_names(found.names)
     if recorded is not None and names is not None:
         found = found.take(np.flatnonzero(np.isin(names, recorded)))
@@ -79,7 +80,7 @@ def evaluation_images(checkpoint: Checkpoint, *, split: Split, folder: str | Non
             "Set data.root=FOLDER as it was, or folder=DIR to measure on DIR/CLASS/*."
         )
     counts = torch.from_numpy(np.bincount(then.splits["train"].labels, minlength=len(data.classes)))
-    return EvaluationImages(found, counts, find_changes(then, data.record(content=(split,))))
+    return EvaluationImages(found, counts, find_changes(then, data.record(content=(split,))), data)
 
 
 def stored_data(checkpoint: Checkpoint, changes: Node) -> ImageData:

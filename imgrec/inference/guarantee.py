@@ -15,6 +15,7 @@ from imgrec.config.schema import SetMethod
 from imgrec.data.counter_rng import CLASS_SETS, hash_words
 from imgrec.errors import CheckpointError, ConfigError
 from imgrec.inference.checkpoint import Checkpoint
+from imgrec.models.views import Views
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def find_guarantee(
     sets: SetMethod,
     sets_by_class: bool,
     calibrated: bool,
+    tta: Views | None,
 ) -> Guarantee | None:
     """None without coverage and risk; ConfigError or CheckpointError where the validation images cannot guarantee it."""
     if coverage is None and risk is None:
@@ -58,6 +60,8 @@ def find_guarantee(
     wanted = f"coverage={coverage}" if risk is None else f"risk={risk}"
     if not calibrated:
         raise ConfigError(f"calibrated=false: {wanted} is fitted on calibrated probabilities. Leave calibrated out.")
+    if tta is not None:
+        raise ConfigError(f"tta={tta}: {wanted} is fitted on probabilities of single images. Leave tta out.")
     record = _validation_record(checkpoint, wanted)
     if risk is not None:
         return Guarantee(None, risk_threshold(record.probability, record.predicted != record.label, risk))

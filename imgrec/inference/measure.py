@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imgrec.config.schema import Precision
-from imgrec.data.batch import Request
+from imgrec.data.batch import Batch, Request
 from imgrec.data.decode import Preprocessing
 from imgrec.data.folder import announced, reading_rows
 from imgrec.data.image_set import ImageSet
@@ -57,20 +57,17 @@ def measure_images(
     num_workers: int | Literal["auto"],
     group: WorkerGroup,
     watch: Callable[[int, int], None] = lambda done, total: None,
+    seen: Callable[[Batch], None] = lambda batch: None,
 ) -> Measured:
     """What the network says of `evaluation_images`.
 
     The same computation as the test at the end of training, so the same figures. Each process of the group measures its
     share, all must call it, and all get the whole report, but only the first one the predictions. `watch` is called
-    after each batch, with how many of this process' images are done and how many there are.
+    after each batch, with how many of this process' images are done and how many there are; `seen` with the batch.
     """
     compare_ranks(DataRecord.of(network.classes, {"test": images}, content=()), group.all_gather)
-    size, classes = batch_size or min(EVALUATION_BATCH, network.checkpoint.run.max_device_batch), len(network.classes)
-    check_memory(min(size, len(images)), network.preprocessing)
-    share = contiguous_shares(len(images), size, group.size)[group.rank]
-    rows = reading_rows(images)
-    parts = [rows[start : min(start + size, share.stop)] for start in share[::size]]
-    requests = [Request(0, indices, len(indices)) for indices in parts]
+    size, requests = evaluation_requests(network, images, batch_size, group)
+    classes, share = len(network.classes), sum(len(request.indices) for request in requests)
     workers = worker_count(num_workers, in_memory=isinstance(images, InMemoryImages), processes_here=read_world().local_size)
     loss = network.checkpoint.loss(counts).to(network.device)
     tally = ConfusionTally(num_classes=classes, device=network.device)
@@ -86,6 +83,7 @@ def measure_images(
         for number, batch in enumerate(batches, 1):
             group.set_status(f"measuring batch {number} of {len(requests)}")
             bad += batch.bad
+            seen(batch)
             if len(batch.labels):
                 labels = batch.labels.to(network.device)
                 with inference(network.device, network.precision, size):
@@ -95,7 +93,7 @@ def measure_images(
                     answers = answered(loss, logits, network.temperature)
                     collector.update(logits, answers[0], labels, batch.indices.to(network.device), answers[1])
             done += len(batch.labels) + len(batch.bad)
-            watch(done, len(share))
+            watch(done, share)
     bad = [path for part in group.all_gather(bad) for path in part]
     if len(bad) == len(images):
         raise DataError(f"none of {len(images)} images could be read; the first is {bad[0]}. Name a folder of whole images.")
@@ -103,3 +101,15 @@ def measure_images(
         tally.cpu()  # its process group is gloo's
     report, predictions = tally.report(network.classes), collector.gather(group)
     return Measured(report.with_scores(scores_of(predictions, images, group)), predictions, bad)
+
+
+def evaluation_requests(
+    network: MeasuredNetwork, images: ImageSet, batch_size: int | None, group: WorkerGroup
+) -> tuple[int, list[Request]]:
+    """Images in a batch, and the batches that this rank measures; ConfigError where they do not fit in the memory."""
+    size = batch_size or min(EVALUATION_BATCH, network.checkpoint.run.max_device_batch)
+    check_memory(min(size, len(images)), network.preprocessing)
+    share = contiguous_shares(len(images), size, group.size)[group.rank]
+    rows = reading_rows(images)
+    parts = [rows[start : min(start + size, share.stop)] for start in share[::size]]
+    return size, [Request(0, indices, len(indices)) for indices in parts]

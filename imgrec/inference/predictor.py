@@ -1,27 +1,26 @@
 """Prediction with a trained network, from a checkpoint alone; nothing is downloaded. `imgrec.load` returns a Predictor."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, distributed
 
-from imgrec.config.annotations import check_type, is_number
+from imgrec.config.annotations import check_type
 from imgrec.config.schema import Device, Node, Precision, SetMethod, Split
 from imgrec.data.decode import fit_to_size, load_image
 from imgrec.data.file_index import pack_names
 from imgrec.data.loader import Loader, worker_count
-from imgrec.data.picture import describe_picture, is_gray_batch, picture_pixels
+from imgrec.data.picture import describe_picture, picture_pixels
 from imgrec.data.preprocess import Preprocess
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, DataError, first_line, first_names
+from imgrec.inference.arguments import BATCH_SIZE, Picture, check_count, check_workers, listed_pictures
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
 from imgrec.inference.device import check_memory, choose_device, inference, is_out_of_memory
 from imgrec.inference.evaluation import evaluation_images
@@ -29,10 +28,10 @@ from imgrec.inference.file_batches import FileBatches
 from imgrec.inference.guarantee import Guarantee, find_guarantee
 from imgrec.inference.measure import measure_images
 from imgrec.inference.metrics import Report
+from imgrec.inference.tta import preprocessing_for, read_as
 from imgrec.models.layers import head_names
+from imgrec.models.views import Views, image_views, mean_logits
 
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
-BATCH_SIZE = 64  # images
 FEW_FILES = 256  # up to so many are read without worker processes, which take seconds to start
 
 
@@ -56,15 +55,22 @@ class Predictor:
 
     precision: None is the run's; 16-mixed is bf16-mixed off CUDA, as in training. Raises ConfigError for a device that is not
     available, CheckpointError for weights that do not fit their config. calibrated: divide the logits by the temperature that was
-    fitted at the end of the training, where there is one.
+    fitted at the end of the training, where there is one. tta: the logits are the mean over several views of each image.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: Device = "auto", precision: Precision | None = None, calibrated: bool = True
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: Device = "auto",
+        precision: Precision | None = None,
+        calibrated: bool = True,
+        tta: Views | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.classes = checkpoint.classes
-        self.preprocessing = checkpoint.preprocessing
+        self.tta, self.side = tta, checkpoint.preprocessing["image_size"]
+        self.preprocessing = preprocessing_for(checkpoint, tta)  # how images are read; crops of `side` pixels are cut from them
         check_type("calibrated", calibrated, bool)
         self.calibrated = calibrated
         fitted = checkpoint.calibration if calibrated else None
@@ -94,7 +100,12 @@ class Predictor:
 
     def logits(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32 [B, K] on the device; to be called inside `inference`."""
-        pixels = self.preprocess(images.to(self.device)).contiguous(memory_format=self.memory_format)
+        pixels = self.preprocess(images.to(self.device))
+        return mean_logits(self._view_logits, image_views(pixels, self.tta, self.side))
+
+    def _view_logits(self, pixels: Tensor) -> Tensor:
+        """Float [B, C, S, S] -> float32 [B, K]."""
+        pixels = pixels.contiguous(memory_format=self.memory_format)
         try:
             logits: Tensor = self.model(pixels)
         except (RuntimeError, ValueError, AssertionError) as error:
@@ -146,7 +157,13 @@ class Predictor:
         DataError for what cannot be read.
         """
         guarantee = find_guarantee(
-            self.checkpoint, coverage=coverage, risk=risk, sets=sets, sets_by_class=sets_by_class, calibrated=self.calibrated
+            self.checkpoint,
+            coverage=coverage,
+            risk=risk,
+            sets=sets,
+            sets_by_class=sets_by_class,
+            calibrated=self.calibrated,
+            tta=self.tta,
         )
         batches = self._batches(images, batch_size)
         return [prediction for batch in batches for prediction in self._predictions(batch, top_k, guarantee)]
@@ -167,7 +184,8 @@ class Predictor:
             for batch in self._batches(images, batch_size):
                 with inference(self.device, self.precision, len(batch)):
                     self.logits(batch)
-                    features = kept.pop()
+                    features = torch.stack(kept).mean(dim=0)  # of the views
+                    kept.clear()
                     parts.append((features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)).float().cpu())
         finally:
             hook.remove()
@@ -175,8 +193,8 @@ class Predictor:
 
     def _batches(self, images: Picture | Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
         """uint8 [B, C, S, S] of up to `batch_size` pictures."""
-        pictures = _pictures(images)
-        _check_count("batch_size", batch_size)
+        pictures = listed_pictures(images)
+        check_count("batch_size", batch_size)
         check_memory(min(batch_size, len(pictures)), self.preprocessing)
         for start in range(0, len(pictures), batch_size):
             yield torch.stack([self._fitted(pictures[row]) for row in range(start, min(start + batch_size, len(pictures)))])
@@ -195,9 +213,9 @@ class Predictor:
 
         timeout_s: raise Died when they deliver nothing for that long.
         """
-        paths = cast(Sequence[str], _pictures(paths))
-        _check_count("batch_size", batch_size)
-        _check_workers(num_workers)
+        paths = cast(Sequence[str], listed_pictures(paths))
+        check_count("batch_size", batch_size)
+        check_workers(num_workers)
         check_memory(min(batch_size, len(paths)), self.preprocessing)
         few = len(paths) <= FEW_FILES
         num_workers = worker_count(num_workers, in_memory=few, processes_here=read_world().local_size)
@@ -222,7 +240,7 @@ class Predictor:
 
     def ranked(self, probabilities: Tensor, top_k: int) -> list[Prediction]:
         """float [B, K] -> the top_k classes of each row; of equal ones the first in the class list, as argmax chooses."""
-        _check_count("top_k", top_k)
+        check_count("top_k", top_k)
         best = probabilities.sort(dim=1, descending=True, stable=True)
         predictions = []
         for values, labels in zip(best.values[:, :top_k].tolist(), best.indices[:, :top_k].tolist(), strict=True):
@@ -244,13 +262,20 @@ class Predictor:
         Where torch.distributed is initialised each process measures its share, so all must call it; each gets the report of the whole.
         """
         if batch_size is not None:
-            _check_count("batch_size", batch_size)
-        _check_workers(num_workers)
+            check_count("batch_size", batch_size)
+        check_workers(num_workers)
         check_type("data", data, dict | None)
-        images, counts, _ = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
+        found = evaluation_images(self.checkpoint, split=split, folder=folder, changes=data or {})
         connected = distributed.is_available() and distributed.is_initialized()
         group = WorkerGroup(distributed.get_rank(), distributed.get_world_size()) if connected else WorkerGroup()
-        return measure_images(self, images, counts, batch_size=batch_size, num_workers=num_workers, group=group).report
+        return measure_images(
+            self,
+            read_as(found.images, self.preprocessing),
+            found.counts,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            group=group,
+        ).report
 
     def _fitted(self, picture: Picture) -> Tensor:
         """uint8 [C, S, S] of any picture."""
@@ -259,35 +284,15 @@ class Predictor:
         return fit_to_size(picture_pixels(picture, self.preprocessing), self.preprocessing)
 
 
-def _pictures(images: object) -> Sequence[Picture]:
-    """A sequence of one picture or several; DataError for what is neither."""
-    single = isinstance(images, np.ndarray | Tensor) and images.ndim != 4 and not is_gray_batch(images)
-    if single or isinstance(images, str | os.PathLike | Image.Image):
-        return cast(Sequence[Picture], [images])
-    if not isinstance(images, Iterable):
-        raise DataError(
-            f"images are {describe_picture(images)}; expected a path, a PIL image, an array or a tensor, or a list of them."
-        )
-    return cast(Sequence[Picture], images if isinstance(images, Sequence | np.ndarray | Tensor) else list(images))
-
-
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{name}={value}: expected an integer, 1 or more. Set {name}={1 if name == 'top_k' else BATCH_SIZE}.")
-
-
-def _check_workers(num_workers: object) -> None:
-    if num_workers != "auto" and (not is_number(num_workers) or not isinstance(num_workers, int) or num_workers < 0):
-        raise ConfigError(f"num_workers={num_workers}: expected an integer, 0 or more, or auto. Set num_workers='auto'.")
-
-
-def load(path: str | os.PathLike[str], *, device: Device = "auto", calibrated: bool = True) -> Predictor:
+def load(
+    path: str | os.PathLike[str], *, device: Device = "auto", calibrated: bool = True, tta: Views | None = None
+) -> Predictor:
     """The predictor of a checkpoint or run directory: `imgrec.load("runs/mnist_resnet/1").predict("seven.png")`.
 
-    calibrated=False: probabilities without the temperature that was fitted on the validation images.
+    calibrated=False: probabilities without the temperature that was fitted on the validation images. tta: as in conf/predict.yaml.
 
     Raises CheckpointError for a file that is not a whole checkpoint of imgrec.
     """
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"path={path!r}: expected the path of a checkpoint or run directory. Type imgrec.load('runs/NAME/ID').")
-    return Predictor(load_checkpoint(Path(path)), device=device, calibrated=calibrated)
+    return Predictor(load_checkpoint(Path(path)), device=device, calibrated=calibrated, tta=tta)

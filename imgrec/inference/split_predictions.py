@@ -60,7 +60,7 @@ class PredictionCollector:
 
     def gather(self, group: WorkerGroup) -> SplitPredictions | None:
         """The predictions of all ranks on rank 0, None on the others; all must call it. Then it is empty."""
-        whole = _gathered(self._batches, group)
+        whole = gather_columns(self._batches, group)
         return None if whole is None else SplitPredictions(*whole)
 
 
@@ -79,11 +79,11 @@ class LogitCollector:
 
     def gather(self, group: WorkerGroup) -> tuple[Tensor, Tensor] | None:
         """Logits float32 [N, K] and labels int64 [N] of all ranks in the split's order on rank 0, None on the others; all must call it."""
-        whole = _gathered(self._batches, group)
+        whole = gather_columns(self._batches, group)
         return None if whole is None else (torch.from_numpy(whole[1]), torch.from_numpy(whole[2]))
 
 
-def _gathered(batches: list[tuple[Tensor, ...]], group: WorkerGroup) -> list[NDArray[Any]] | None:
+def gather_columns(batches: list[tuple[Tensor, ...]], group: WorkerGroup) -> list[NDArray[Any]] | None:
     """The columns of the batches of all ranks on rank 0, sorted by the first, which are indices; `batches` is then empty."""
     columns = tuple(torch.cat(column).cpu().numpy() for column in zip(*batches, strict=True))
     batches.clear()

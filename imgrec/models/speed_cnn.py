@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imgrec.models.views import mean_logits
+
 IMAGES_AT_ONCE = 32  # whose patches are looked at: of 224 pixels and in colour they take 150 MB
 
 
@@ -30,7 +32,7 @@ class SpeedCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training or not self.flip_in_evaluation:
             return self._logits(x)
-        return (self._logits(x) + self._logits(x.flip(-1))) / 2
+        return mean_logits(self._logits, [x, x.flip(-1)])
 
     def set_from_images(self, batches: Iterable[Tensor]) -> None:
         """Before a training starts: its first images, float [B, channels, H, W] as the network sees them."""
