@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.fft import dctn, idctn
+from scipy.fft import dctn, idctn, irfft2, next_fast_len, rfft2
 from scipy.ndimage import map_coordinates
-from scipy.signal import fftconvolve
 
 FAMILIES = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -215,7 +214,11 @@ def _convolve(x: _Floats, kernel: NDArray[Any]) -> _Floats:
     """[H, W, C] with a kernel of odd sides, of which the sum becomes 1; edges go on outside."""
     rows, columns = (side // 2 for side in kernel.shape)
     padded = np.pad(x, ((rows, rows), (columns, columns), (0, 0)), mode="edge")
-    return np.asarray(fftconvolve(padded, (kernel / kernel.sum())[..., None], mode="valid", axes=(0, 1)).astype(np.float32))
+    shape = [next_fast_len(side, real=True) for side in padded.shape[:2]]  # what wraps around falls on the padding
+    product = rfft2(padded, shape, axes=(0, 1)) * rfft2(kernel / kernel.sum(), shape)[..., None]
+    return np.asarray(
+        irfft2(product, shape, axes=(0, 1))[2 * rows : 2 * rows + x.shape[0], 2 * columns : 2 * columns + x.shape[1]]
+    )
 
 
 def _smear(x: _Floats, radius: float, decay: float, scale: float, angle: float) -> _Floats:
