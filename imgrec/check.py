@@ -162,6 +162,7 @@ def _check_files(
     from imgrec.scan.copy_faults import LEAK, describe_copies, describe_named_alike, find_near_copies, groups_to_unite
     from imgrec.scan.data_faults import find_faults, names_to_leave_out
     from imgrec.scan.file_scan import file_splits, scan_files
+    from imgrec.scan.known_faults import remember_faults
 
     terminal, start, root = Terminal(), time.perf_counter(), root_of(data)
     workers = worker_count(config.num_workers, in_memory=False, processes_here=1)
@@ -178,6 +179,7 @@ def _check_files(
         *describe_named_alike(scan, numbers, named_alike),
     ]
     findings.sort(key=lambda finding: not finding.kind.is_fault)
+    remember_faults(data, findings)
     also = [suspects] if suspects is not None and suspects.count else []
     how = f"{scan.decoded:,} decoded" if scan.decoded else "none has changed since the last check"
     sizes = {split: len(images) for split, images in splits.items()}

@@ -39,7 +39,11 @@ if TYPE_CHECKING:
     import pytorch_lightning as pl
     from torch import nn
 
+    from imgrec.data.augment import Augment
     from imgrec.data.datamodule import DataModule
+    from imgrec.data.image_data import ImageData
+    from imgrec.data.split_record import DataRecord
+    from imgrec.scan.known_faults import KnownFaults
     from imgrec.training.callbacks.history import History
     from imgrec.training.checkpoint import ResumePoint
     from imgrec.training.module import Classifier
@@ -140,13 +144,12 @@ def _train(
     command: Sequence[str],
     callbacks: "Sequence[pl.Callback]",
 ) -> dict[str, Any]:
-    from imgrec.data.datamodule import DataModule, build_data
+    from imgrec.data.datamodule import DataModule
     from imgrec.models.summary import measure_size
     from imgrec.training import last_screen, more_epochs, summary
     from imgrec.training.callbacks.history import History
     from imgrec.training.callbacks.logger import log_result
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
-    from imgrec.training.data_check import checked_data
     from imgrec.training.event_files import truncate_event_files
     from imgrec.training.final_test import test_network
     from imgrec.training.lightning_compat import compiling, deterministic_errors
@@ -160,9 +163,7 @@ def _train(
 
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
-    data, augment = build_data(run)
-    with terminal.progress_shown():
-        data, record = checked_data(data, resume, terminal.say, world)
+    data, augment, record, faults = _read_data(run, resume, terminal, world)
     run = chosen_precision(run.with_classes(len(data.classes)), resume.precision if resume else None)
     _stop_if_requested(world)
     heartbeat.doing = "starting"
@@ -215,7 +216,7 @@ def _train(
         if world.rank == 0:
             truncate_event_files(run_dir.path / "tensorboard", resume.state["events"] if resume else {})
         device = summary.describe_device(trainer.strategy.root_device, world.size, run.trainer.precision)
-        terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, of_weights, resume))
+        terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, of_weights, resume, faults))
 
         _fit(trainer, classifier, loaders, history, boundary)
         tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
@@ -231,6 +232,8 @@ def _train(
             command,
             longer=more_epochs.longer_command(beginning, run_dir.path, command, len(history.rows)),
             loaders=loaders,
+            faults=faults,
+            run_dir=run_dir.path,
         )
         if world.rank == 0:
             last_screen.finish_run(
@@ -249,6 +252,20 @@ def _write_report(folder: Path) -> None:
     from imgrec.report.write import write_report
 
     write_report(folder)
+
+
+def _read_data(
+    run: RunConfig, resume: "ResumePoint | None", terminal: Terminal, world: World
+) -> "tuple[ImageData, Augment, DataRecord | None, KnownFaults]":
+    """What a run is made of; on rank 0 with the record of its images."""
+    from imgrec.data.datamodule import build_data
+    from imgrec.scan.known_faults import known_faults
+    from imgrec.training.data_check import checked_data
+
+    data, augment = build_data(run)
+    with terminal.progress_shown():
+        data, record = checked_data(data, resume, terminal.say, world)
+    return data, augment, record, known_faults(data, record, run)
 
 
 def _stop_if_requested(world: World) -> None:

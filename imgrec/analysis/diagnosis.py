@@ -70,6 +70,17 @@ def never_predicted(confusion: npt.ArrayLike, classes: Sequence[str]) -> list[Fi
     return [Finding("never predicted", sentence)]
 
 
+def leak_suspected(leaked: int, images: int, command: str) -> list[Finding]:
+    """A finding where `leaked` of the images of validation and test have their picture in train; command: says what they are worth."""
+    if not leaked:
+        return []
+    sentence = (
+        f"leak suspected: train has the picture of {leaked:,} of the {images:,} images of validation and test, as imgrec check found, so "
+        f"their figures say too much. See what that is worth: {command}"
+    )
+    return [Finding("leak suspected", sentence)]
+
+
 def unlike_validation(validated: tuple[float, int], tested: tuple[float, int]) -> list[Finding]:
     """A finding where the 95% interval of the test accuracy is below that of validation; each: (accuracy, images), of the same weights."""
     intervals = [share_interval(round(accuracy * images), images) for accuracy, images in (tested, validated)]

@@ -6,7 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 
 CACHE_VARIABLE = "IMGREC_CACHE"
-OURS = ("listing-", "shards-", "readable-", "facts-", "unfinished-")  # how the names of the files begin that are written here
+OURS = (
+    "listing-",
+    "shards-",
+    "readable-",
+    "facts-",
+    "checked-",
+    "unfinished-",
+)  # how the names of the files begin that are written here
 MOST_CACHED = 2**30  # which the names of 25 million images of 40 characters fill
 
 

@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from imgrec.analysis.diagnosis import LEARNED_NOTHING, Epochs, Finding, diagnose, label_noise, never_predicted, unlike_validation
+from imgrec.analysis.diagnosis import (
+    LEARNED_NOTHING,
+    Epochs,
+    Finding,
+    diagnose,
+    label_noise,
+    leak_suspected,
+    never_predicted,
+    unlike_validation,
+)
 from imgrec.analysis.intervals import share_interval
 from imgrec.config.schema import DataConfig, Node, RunConfig, Split
 from imgrec.data.datamodule import DataModule
@@ -22,6 +31,7 @@ from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report
 from imgrec.inference.paths import BEST, LAST
 from imgrec.models.summary import ModelSize
+from imgrec.scan.known_faults import KnownFaults
 from imgrec.terminal import percent, percents
 from imgrec.training.callbacks.history import History
 from imgrec.training.checkpoint import ResumePoint, Tested
@@ -41,8 +51,9 @@ def start_screen(
     size: ModelSize,
     of_weights: Mapping[str, str],
     resume: ResumePoint | None,
+    faults: KnownFaults,
 ) -> Table:
-    """The start screen: run directory, device, data, network, batch and learning rate; of_weights: of `initial_network`."""
+    """The start screen: run directory, device, data and its faults, network, batch, rate; of_weights: of `initial_network`."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -75,6 +86,8 @@ def start_screen(
             )
             + ": no images"
         )
+    if lines := faults.lines():
+        rows["check"] = "\n".join(lines)
     for name, text in (rows | dict(of_weights)).items():
         table.add_row(name, text)
     return table
@@ -143,11 +156,15 @@ def run_result(
     *,
     longer: str,
     loaders: DataModule,
+    faults: KnownFaults,
+    run_dir: Path,
 ) -> dict[str, Any]:
     """The content of result.json; longer: what to type to train it longer."""
     best, last, shares, report = history.best(), history.rows[-1], history.time_shares(), tests.report
     seconds = sum(row.get("seconds", 0.0) for row in history.rows)
     rows = {BEST: best, LAST: last}
+    held_out = sum(int(loaders.data.counts(split).sum()) for split in ("val", "test"))
+    leaks = leak_suspected(faults.leaked, held_out, f"{faults.command} {shlex.quote(f'ckpt={run_dir}')}")
 
     def measured_with(name: str) -> Node | None:
         row = rows[name]
@@ -173,8 +190,10 @@ def run_result(
         "train_seconds": round(seconds, 2),
         "time_shares": {part: round(share, 4) for part, share in shares.items()},
         "held_back": held_back(shares, seconds, run, loaders),
+        "data_faults": [fault._asdict() for fault in faults.found],
         "diagnosis": [
-            finding._asdict() for finding in _diagnosis(run, history, rows[tested.name] or last, tests, loaders, longer)
+            finding._asdict()
+            for finding in [*leaks, *_diagnosis(run, history, rows[tested.name] or last, tests, loaders, longer)]
         ],
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": device,

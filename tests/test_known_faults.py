@@ -1,0 +1,102 @@
+"""What a training says of faults of its data without decoding it: the counts of its classes, and what a check found."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from image_files import encode, picture
+from marks import slow_but
+from small_run import SMALL
+
+from imgrec import cli, config
+from imgrec.analysis.diagnosis import leak_suspected
+from imgrec.data.datamodule import build_data
+from imgrec.scan.known_faults import known_faults
+from imgrec.train import fit
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two classes, each with a copy of an image of train in test; dog is missing in val."""
+    monkeypatch.setenv("IMGREC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "photos"
+    for k, name in enumerate(("cat", "dog")):
+        for split, count in (("train", 4), ("val", 2 * (1 - k)), ("test", 2)):
+            for i in range(count):
+                (root / split / name).mkdir(parents=True, exist_ok=True)
+                image = picture(5000 + 100 * k + i + 20 * len(split), 160, 120)
+                (root / split / name / f"{i}.png").write_bytes(encode(image, "PNG"))
+        (root / "test" / name / "copy.png").write_bytes((root / "train" / name / "0.png").read_bytes())
+    return root
+
+
+def words(root: Path, *more: str) -> list[str]:
+    kept = [word for word in SMALL if not word.startswith(("data", "trainer.limit"))]
+    return [*kept, "data=imagefolder", "data.image_size=48", f"data.root={root}", f"runs_dir={root.parent}/runs", *more]
+
+
+def found(root: Path, *more: str, sampling: str = "shuffle") -> dict[str, str]:
+    run = replace(config.load("train", words(root, *more)), sampling=sampling)
+    data, _ = build_data(run)
+    faults = known_faults(data, data.record(), run)
+    assert faults.command == f"imgrec check {root}"
+    return {fault.kind: str(fault) for fault in faults.found}
+
+
+def test_a_training_knows_what_a_check_found_in_the_same_images(photos: Path) -> None:
+    assert list(found(photos)) == ["missing_class"]
+    assert cli.main(["check", str(photos), "data.image_size=48", "num_workers=0"]) == 3
+    known = found(photos)
+    assert set(known) == {"leak", "missing_class"}
+    assert known["leak"].startswith("2 leak: ")
+    assert known["missing_class"].startswith("val has no dog. ")
+    assert set(found(photos, "data.image_size=16")) == set(known)
+    (photos / "test/cat/copy.png").write_bytes(encode(picture(7), "PNG"))
+    assert list(found(photos)) == ["missing_class"]  # other images: nobody looked at them
+
+
+def test_a_damaged_cache_is_no_check(photos: Path) -> None:
+    assert cli.main(["check", str(photos), "data.image_size=48", "num_workers=0"]) == 3
+    (file,) = photos.parent.joinpath("cache").rglob("checked-*")
+    for content in (b"", b"[[1]]", b"3"):
+        file.write_bytes(content)
+        assert list(found(photos)) == ["missing_class"]
+
+
+def test_an_imbalance_that_the_run_answers_is_not_said(photos: Path) -> None:
+    for k in range(40):
+        (photos / f"train/cat/more{k}.png").write_bytes(encode(picture(k), "PNG"))
+    said = found(photos)["imbalance"]
+    assert said.startswith("cat has 44 images, dog 4. ")
+    assert "sampling=sqrt" in said
+    assert "imbalance" not in found(photos, sampling="sqrt")
+    assert "imbalance" not in found(photos, "loss.class_weights=balanced")
+
+
+def test_a_leak_is_suspected_where_there_is_one() -> None:
+    assert leak_suspected(0, 400, "imgrec check photos ckpt=run") == []
+    ((rule, sentence),) = leak_suspected(37, 1400, "imgrec check photos ckpt=run")
+    assert rule == "leak suspected"
+    assert "37 of the 1,400 images" in sentence
+    assert sentence.endswith("imgrec check photos ckpt=run")
+
+
+@pytest.mark.parametrize("leaking", slow_but(True, among=[True, False]))
+def test_a_training_says_it_at_its_start_and_at_its_end(photos: Path, capsys: pytest.CaptureFixture[str], leaking: bool) -> None:
+    if not leaking:
+        for name in ("cat", "dog"):
+            (photos / "test" / name / "copy.png").unlink()
+    cli.main(["check", str(photos), "data.image_size=48", "num_workers=0"])
+    capsys.readouterr()
+    run = fit(words(photos, "name=a", "id=1"))
+    said = "".join(capsys.readouterr().out.split())
+    assert ("2leak:trainhasthesamepicture" in said) == leaking
+    result = json.loads((run.folder / "result.json").read_text())
+    assert {fault["kind"] for fault in result["data_faults"]} == {"missing_class", *["leak"] * leaking}
+    sentences = {finding["rule"]: finding["sentence"] for finding in result["diagnosis"]}
+    assert ("leak suspected" in sentences) == leaking
+    if leaking:
+        assert sentences["leak suspected"].endswith(f"imgrec check {photos} ckpt={run.folder}")
+        assert "2 of the 8 images" in sentences["leak suspected"]
