@@ -24,9 +24,11 @@ from test_data_folder import folder
 
 import imgrec.scan.file_scan
 from imgrec import cli
+from imgrec.analysis.fingerprint import WORDS
 from imgrec.analysis.image_faults import (
     ASPECT,
     BLANK_SPREAD,
+    FACTS,
     GRID,
     IMBALANCE,
     LARGE,
@@ -263,6 +265,17 @@ def test_copies_across_splits_and_classes_are_found_and_nothing_else(tmp_path: P
     said = {finding.kind.name: finding.sentences for finding in findings}
     assert "test/a/leaked.png and train/a/12.png: the same pixels" in said["leak"]
     assert any(line.startswith("test/a/mirrored.jpg and train/a/0.png:") for line in said["leak"])
+
+
+def test_a_copy_of_val_in_test_is_a_hint_of_its_own() -> None:
+    prints = np.random.default_rng(0).integers(1, 2**64, (6, WORDS), dtype=np.uint64)
+    prints[[4, 5]] = prints[[2, 0]]
+    facts = np.zeros(6, dtype=FACTS)  # whole
+    result = Scan(np.array([b"a", b"b", b"c", b"d", b"e", b"f"]), facts, prints, 0)
+    labels, splits = np.zeros(6, dtype=np.int64), np.array([0, 0, 1, 1, 2, 2])
+    findings = describe_copies(result, labels, splits, find_near_copies(result, labels, splits))
+    assert {finding.kind.name: finding.rows.tolist() for finding in findings} == {"leak": [5], "in_val_and_test": [4]}
+    assert findings[1].sentences == ["e and c: the same pixels"]
 
 
 # What is kept

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from imgrec.analysis import near_pairs
-from imgrec.analysis.duplicates import find_duplicates, usual_distance
+from imgrec.analysis.duplicates import closest, find_duplicates, usual_distance
 from imgrec.analysis.fingerprint import fingerprint, low_frequencies
 from imgrec.analysis.near_pairs import TooAlike, find_near
 
@@ -165,6 +165,11 @@ def test_copies_are_those_of_all_pairs(count: int, seed: int) -> None:
         prints[row] = prints[rng.integers(row)]
     labels, splits = rng.integers(0, 3, count), rng.integers(0, 3, count)
     found = find_duplicates(prints, labels, splits, 8)
+    for distance in (0, 5):
+        for closer, again in zip(
+            closest(found, splits, distance), find_duplicates(prints, labels, splits, distance), strict=True
+        ):
+            np.testing.assert_array_equal(closer, again)
 
     def copies(i: int, j: int) -> bool:
         near = prints[i, 2] and prints[j, 2] and differing(prints[i, 2:], prints[j, 2:]) <= 8

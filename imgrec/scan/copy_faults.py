@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.analysis.duplicates import Duplicates, find_duplicates, merge_groups, usual_distance
+from imgrec.analysis.duplicates import Duplicates, closest, find_duplicates, merge_groups, usual_distance
 from imgrec.analysis.image_faults import FaultKind, FileState
 from imgrec.data.batch import Indices
 from imgrec.data.file_index import ImageNames
@@ -28,6 +28,10 @@ DUPLICATE = FaultKind(
 NEAR_DUPLICATE = FaultKind(
     "near_duplicate", False, "nearly the same picture is in the class and the split already, perhaps mirrored or turned",
     "Where such images come from one source, data.group_from keeps them in one split.",
+)  # fmt: skip
+IN_VAL_AND_TEST = FaultKind(
+    "in_val_and_test", False, "val has the same picture, so the best epoch is chosen by a part of the test",
+    "Keep it in one of them: write=splits.",
 )  # fmt: skip
 LOOKS_ALIKE = FaultKind(
     "looks_alike", False, "a picture that looks like it is in another split or class: of one source, or by chance",
@@ -80,11 +84,13 @@ def groups_to_unite(scan: Scan, near: Duplicates, named_alike: Indices) -> Indic
 def describe_copies(scan: Scan, labels: Indices, splits: Indices, near: Duplicates) -> list[DataFinding]:
     """Of the images of a scan [N] with these labels and splits, 0 for train; near: of `find_near_copies`."""
     whole = _whole(scan)
-    images = scan.fingerprints[whole], labels[whole], splits[whole]
-    sure = find_duplicates(*images, distance=max(0, usual_distance(len(whole)) - SURE_BITS))
+    split = splits[whole]
+    sure = _find_sure(scan.fingerprints[whole], labels[whole], split, near)
     one_place = ~sure.across_splits & ~sure.two_labels & sure.same_pixels
     leaked, contradicting = np.flatnonzero(sure.in_train), np.unique(sure.pairs[sure.two_labels])
     repeated = np.unique(sure.pairs[one_place, 1])
+    held_out = sure.across_splits & (split[sure.pairs] != 0).all(axis=1)
+    measured_twice = np.setdiff1d(sure.pairs[held_out, 1], leaked)
     elsewhere = near.across_splits | near.two_labels
     none: Indices = whole[:0]
     found = [
@@ -92,7 +98,14 @@ def describe_copies(scan: Scan, labels: Indices, splits: Indices, near: Duplicat
         (TWO_LABELS, contradicting, np.unique(sure.pairs[sure.two_labels & sure.same_pixels]), sure, sure.two_labels),
         (DUPLICATE, repeated, repeated, sure, one_place),
         (NEAR_DUPLICATE, np.setdiff1d(near.pairs[~elsewhere, 1], repeated), none, near, ~elsewhere & ~near.same_pixels),
-        (LOOKS_ALIKE, np.setdiff1d(near.pairs[elsewhere, 1], np.union1d(leaked, contradicting)), none, near, elsewhere),
+        (IN_VAL_AND_TEST, measured_twice, none, sure, held_out),
+        (
+            LOOKS_ALIKE,
+            np.setdiff1d(near.pairs[elsewhere, 1], np.concatenate([leaked, contradicting, measured_twice])),
+            none,
+            near,
+            elsewhere,
+        ),
     ]
     names = scan.names[whole]
     findings = []
@@ -106,6 +119,13 @@ def describe_copies(scan: Scan, labels: Indices, splits: Indices, near: Duplicat
             )
             findings.append(DataFinding(kind, whole[rows], sentences, whole[left_out], partners))
     return findings + [DataFinding(TOO_ALIKE, none, ["all of them"], none)] * near.too_alike
+
+
+def _find_sure(fingerprints: NDArray[np.uint64], labels: Indices, splits: Indices, near: Duplicates) -> Duplicates:
+    distance = max(0, usual_distance(len(labels)) - SURE_BITS)
+    if near.too_alike:  # at a smaller distance they may not be
+        return find_duplicates(fingerprints, labels, splits, distance=distance)
+    return closest(near, splits, distance)
 
 
 def _partner(copies: Duplicates, shown: NDArray[np.bool_], row: int) -> int | None:
