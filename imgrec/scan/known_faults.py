@@ -19,7 +19,7 @@ from imgrec.errors import first_names
 from imgrec.scan.data_faults import DataFinding
 from imgrec.scan.file_scan import file_splits
 
-SHOWN = 3  # classes of a line
+LISTED_CLASSES = 3  # of a line
 
 
 class KnownFault(NamedTuple):
@@ -84,7 +84,7 @@ def _words(own: Node) -> list[str]:
 def _of_classes(data: ImageData) -> list[KnownFault]:
     counts = {split: counts for split in get_args(Split) if (counts := data.counts(split)).any()}
     return [
-        KnownFault(kind.name, len(said), f"{first_names(said, SHOWN)}. {kind.advice}", of_classes=True)
+        KnownFault(kind.name, len(said), f"{first_names(said, LISTED_CLASSES)}. {kind.advice}", of_classes=True)
         for kind, said in find_class_faults(counts, data.classes).items()
     ]
 
