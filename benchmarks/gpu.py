@@ -63,6 +63,10 @@ class Sizes:
     seconds: float = 210.0  # no round is begun after that
     out: str = "gpu-report"
 
+    def of_files(self) -> "Sizes":
+        """Its timed steps begin when those are used up that the loader processes prepare ahead, two each."""
+        return replace(self, warm_up=max(self.warm_up, 2 * self.workers))
+
     def small(self) -> "Sizes":
         """Of a step that launches as many kernels, each with little to do."""
         return replace(self, side=min(self.side, 32), batch=max(1, self.batch // 4), steps=8 * self.steps)
@@ -293,14 +297,14 @@ def throughput(sizes: Sizes, folder: Path, end: float, failed: list[str]) -> Ite
     def draw(sizes: Sizes) -> Tensor:
         return torch.randint(0, 256, (sizes.images + 2 * spare, 3, sizes.side, sizes.side), dtype=torch.uint8)
 
-    small = sizes.small()
+    small, files = sizes.small(), sizes.of_files()
     pixels, small_pixels = draw(sizes), draw(small)
 
     def in_memory(pixels: Tensor) -> list[str]:
         return ["data=fake", "augment=none", f"data.num_classes={CLASSES}", f"data.val_share={spare / len(pixels)}"]
 
-    photos = write_photos(folder / "photos", min(PHOTOS, sizes.images), sizes.workers)
-    for split, count in (("train", sizes.images), ("val", spare)):
+    photos = write_photos(folder / "photos", min(PHOTOS, files.images), sizes.workers)
+    for split, count in (("train", files.images), ("val", spare)):
         link_photos(folder / "files" / split, photos, count)
     pack.main([f"{folder}/files", f"out={folder}/shards", f"num_workers={sizes.workers}"])
     sources = {
@@ -308,12 +312,12 @@ def throughput(sizes: Sizes, folder: Path, end: float, failed: list[str]) -> Ite
         "small": (in_memory(small_pixels), lambda: memory_batches(small, small_pixels)),
         "jpeg": (
             [f"data={folder}/files", "augment=basic", f"num_workers={sizes.workers}"],
-            lambda: file_batches(sizes, folder / "files" / "train"),
+            lambda: file_batches(files, folder / "files" / "train"),
         ),
         # The loop reads the files, as torchvision has no shards.
         "shards": (
             ["data=shards", f"data.root={folder}/shards", "augment=basic", f"num_workers={sizes.workers}"],
-            lambda: file_batches(sizes, folder / "files" / "train"),
+            lambda: file_batches(files, folder / "files" / "train"),
         ),
     }
     depths = [int(depth) for depth in sizes.depths.split(",")]
@@ -321,7 +325,7 @@ def throughput(sizes: Sizes, folder: Path, end: float, failed: list[str]) -> Ite
     for number, (depth, source) in enumerate(cases):
         now = time.monotonic()
         until = now + (end - now) / (len(cases) - number)  # each its share of the time that is left
-        of, drawn = (small, small_pixels) if source == "small" else (sizes, pixels)
+        of, drawn = {"small": (small, small_pixels), "memory": (sizes, pixels)}.get(source, (files, pixels))
         name, (data, batches) = f"gpu_resnet{depth}_{source}", sources[source]
         yield from attempt(failed, name, partial(against_loop, of, name, folder, depth, data, batches, drawn, until, end))
 

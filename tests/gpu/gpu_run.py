@@ -1,5 +1,6 @@
 """Runs of a few steps on a device, in this process or in fresh ones: CUDA does not work in a fork of a process that used it."""
 
+import faulthandler
 import multiprocessing
 import os
 import tempfile
@@ -10,13 +11,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from processes import LIMIT_S, free_port, torchrun_variables
+from processes import free_port, torchrun_variables
 from resumed_runs import EVERYTHING
 from torch import distributed
 
 from imgrec import config
 from imgrec.config.schema import RunConfig
 from imgrec.train import fit
+
+LIMIT_S = 150  # ends what hangs before tests/gpu/run.sh ends all tests; the longest took 53 s beside six others
 
 
 def on(device: str) -> tuple[str, ...]:
@@ -87,6 +90,7 @@ def _save_result(rank: int, folder: str, work: Callable[..., Any], args: Sequenc
 def _run_rank(
     rank: int, size: int, port: int, backend: str | None, store: str, work: Callable[..., Any], args: Sequence[Any]
 ) -> None:
+    faulthandler.dump_traceback_later(LIMIT_S - 10)  # says where it hangs
     torch.set_num_threads(1)
     if size > 1:
         os.environ |= torchrun_variables(rank, size, port=port, nodes=size)
