@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn.datasets
 from error_parts import assert_refused
 from image_files import encode, picture
 from untrained_run import CLASSES, save_untrained_run
@@ -16,6 +17,7 @@ from imgrec.config.compose import compose_config
 from imgrec.config.schema import DataConfig
 from imgrec.data.datasets import Digits, ImageFolder
 from imgrec.data.image_set import ImageSet
+from imgrec.data.splits import stratified
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.inference.held_out import find_predicted
 from imgrec.inference.measure import Measured
@@ -165,3 +167,32 @@ def test_what_cannot_be_checked_is_refused(
     code, _, error = say(capsys, *words)
     assert code == 2
     assert_refused(error, *parts)
+
+
+@pytest.mark.slow
+def test_most_labels_that_were_planted_in_the_digits_are_listed_and_few_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits, chance = sklearn.datasets.load_digits(), np.random.default_rng(1)
+    right = digits.target.copy()
+    rows = chance.permutation(len(right))[:90]  # 5%
+    digits.target[rows] = (digits.target[rows] + chance.integers(1, 10, len(rows))) % 10
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: digits)
+    words = ("data=digits", "model=simple_cnn", "epochs=8", "logger=none", "trainer.accelerator=cpu")
+    assert cli.main(["train", "folds=3", *words]) == 0
+    code, said, _ = say(capsys, "ckpt=runs/digits_simple_cnn/folds_1", "suspects=true")
+    assert code == 0
+    assert "not looked at" not in said
+    parts = stratified(digits.target, 0.2, seed=0, classes=CLASSES, key="data.test_share")
+    wrong = {
+        f"{split} {row}"
+        for split, part in zip(("train", "test"), parts, strict=True)
+        for row in np.flatnonzero(digits.target[part] != right[part]).tolist()
+    }
+    (found,) = json.loads(Path("check.json").read_text())["findings"]
+    listed = [image in wrong for image in found["images"]]
+    assert len(wrong) == 90
+    assert all(listed[:25])
+    assert np.mean(listed) > 0.9
+    assert sum(listed) > 0.6 * 90
