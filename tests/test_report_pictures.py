@@ -23,6 +23,7 @@ from imgrec.report.confusion_view import confusion_section, matrix_data
 from imgrec.report.facts import read_run_facts
 from imgrec.report.pictures import batch_section, image_sections, picture_sections
 from imgrec.report.thumbnails import picture_url, read_thumbnails
+from imgrec.train import fit
 
 
 @given(st.randoms(use_true_random=False), st.lists(st.integers(2, 5), min_size=1, max_size=4), st.integers(0, 3))
@@ -161,3 +162,10 @@ def test_images_in_memory_are_found_by_the_checkpoint(tmp_path):
 def test_a_run_without_a_batch_says_so(tmp_path, facts):
     assert "<img" not in batch_section(tmp_path / "train_batch.png").html
     assert "<img" in batch_section(facts.folder / "train_batch.png").html
+
+
+def test_a_training_keeps_its_first_batch(small):
+    folder = fit(small("id=a", "callbacks.pictures.images=3"), quiet=True).folder
+    with Image.open(folder / "train_batch.png") as picture:
+        assert picture.size == (3 * (64 + 2) + 2, 64 + 2 + 2)  # of 16 pixels, enlarged, with margins
+        assert np.ptp(np.asarray(picture)) == 255
