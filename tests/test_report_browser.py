@@ -199,3 +199,35 @@ def test_names_are_text_whatever_they_hold(opened: Open, ten: tuple[Facts, Path]
     for names, button in zip(rows.all_inner_texts(), rows.locator("[data-cell]").all(), strict=True):
         pair = [facts.classes[int(number)] for number in button.get_attribute("data-cell").split(",")]
         assert names.split("\t")[:2] == pair
+
+
+def test_the_class_table_sorts_by_each_of_its_columns(opened: Open, thousand: tuple[Facts, Path]) -> None:
+    facts, file = thousand
+    page = opened(file)
+    assert facts.test is not None
+    rows = {row["name"]: row for row in facts.test["per_class"]}
+    names = page.locator("#class-table tbody tr > :first-child")
+    for heading, key in (("recall", "recall"), ("F1", "f1"), ("in test", "support")):
+        button = page.get_by_role("button", name=heading, exact=True)
+        for direction, sign in (("descending", -1), ("ascending", 1)):
+            button.click()
+            assert button.locator("xpath=..").get_attribute("aria-sort") == direction
+            values = [sign * rows[name][key] for name in names.all_text_contents()]
+            assert len(values) == 1000
+            assert values == pytest.approx(sorted(values), abs=1e-5)  # the page has six digits
+    page.get_by_role("button", name="class", exact=True).click()
+    assert set(names.all_text_contents()) == rows.keys()
+
+
+def test_a_script_finds_the_five_questions(opened: Open, ten: tuple[Facts, Path]) -> None:
+    questions = {
+        "which-class-is-worst": "Which class is worst?",
+        "why": "Why?",
+        "is-it-over-fitted": "Is it over-fitted?",
+        "is-it-better-than-the-last-run": "Is it better than the last run?",
+        "what-next": "What next?",
+    }
+    page = opened(ten[1])
+    assert {id: page.text_content(f"section h2#{id}") for id in questions} == questions
+    for id in questions:
+        assert page.locator(f"section:has(h2#{id}) :is(p, li)").count()
