@@ -11,10 +11,7 @@
     return counts;
   });
   const images = new Map();  // cell -> its images
-  for (const [cell, ...image] of data.images) {
-    if (!images.has(cell)) images.set(cell, []);
-    images.get(cell).push(image);
-  }
+  for (const [cell, ...image] of data.images) images.set(cell, [...(images.get(cell) || []), image]);
   const listed = data.names.map((_, number) => number);
   const LABEL = 11, ROOM = 3;  // pixels: of a letter, between the labels and the matrix
   const LIGHT = { right: "37,99,200", wrong: "190,60,20", strong: "#fff" }, DARK = { right: "120,170,255", wrong: "255,130,80", strong: "#000" };
@@ -23,11 +20,12 @@
   let left = 0, top = 0, shown = size;  // the part that is seen, in cells
   let cursor = null;  // [row, column] in the drawn order
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  let printing = false;
+  let printing = false, drawnSide = 0;
 
   const ruler = canvas.getContext("2d");
   ruler.font = `${LABEL}px system-ui, sans-serif`;
-  const widest = Math.max(20, ...data.names.map((name) => ruler.measureText(name).width));
+  const longest = [...data.names].sort((a, b) => b.length - a.length).slice(0, 20);
+  const widest = Math.max(20, ...longest.map((name) => ruler.measureText(name).width));
 
   function placesIn(order) {
     const place = new Array(size);
@@ -46,6 +44,7 @@
     const sharp = window.devicePixelRatio || 1;
     canvas.width = canvas.height = Math.round(side * sharp);
     canvas.dataset.gutter = gutter;
+    drawnSide = side;
     const pen = canvas.getContext("2d");
     pen.scale(sharp, sharp);
     const ink = printing ? "#000" : getComputedStyle(canvas).color;
@@ -289,7 +288,7 @@
     });
   }
 
-  new ResizeObserver(draw).observe(canvas);
+  new ResizeObserver(() => { if (canvas.clientWidth !== drawnSide) draw(); }).observe(canvas);
   dark.addEventListener("change", draw);
   for (const [name, now] of [["beforeprint", true], ["afterprint", false]]) {
     addEventListener(name, () => { printing = now; draw(); });

@@ -29,7 +29,13 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
 """
 CLASS_STYLE = """
 .share { background: linear-gradient(90deg, rgba(var(--heat), .22) var(--v), transparent var(--v)) no-repeat }
+@media screen { .tall { max-height: 44rem; overflow-y: auto; border-bottom: 1px solid var(--line) }
+  .tall thead th { position: sticky; top: 0; background: var(--paper) } }
+#class-table thead th { white-space: normal; overflow-wrap: normal; vertical-align: bottom }
+@media print { #class-table { font-size: 8pt } #class-table :is(th, td) { padding-right: .6rem; min-width: 0 }
+  #class-table button::after { content: none } }
 """
+FEW_CLASSES = 40  # more scroll in a box of their own, so that what follows is not 60,000 pixels below
 
 
 def result_section(facts: Facts) -> Section:
@@ -91,7 +97,8 @@ def class_section(facts: Facts) -> Section:
     rows = sorted(facts.test["per_class"], key=lambda row: (not row["support"], row["f1"], row["recall"]))
     body = "".join(f"<tr>{''.join(_class_cells(row, counts))}</tr>" for row in rows)
     said = f"<p>{plural(len(rows), 'class', 'es')}, the lowest F1 first. A heading sorts the table.</p>"
-    table = f'<div class="wide"><table id="class-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    tall = " tall" * (len(rows) > FEW_CLASSES)
+    table = f'<div class="wide{tall}"><table id="class-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     return Section("classes", "Classes", said + table, SORT_SCRIPT, CLASS_STYLE)
 
 

@@ -65,7 +65,8 @@ def data_section(facts: Facts) -> Section:
     if rows:
         said += f'<div class="wide"><table id="split-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     elif facts.test is not None:
-        said += f"<p>{plural(facts.test['count'], 'image')} of {plural(len(facts.classes), 'class', 'es')} in the test; the other splits were not counted.</p>"
+        images = f"{facts.test['count']:,} image{'s' * (facts.test['count'] != 1)}"
+        said += f"<p>{images} of {plural(len(facts.classes), 'class', 'es')} in the test; the other splits were not counted.</p>"
     if left_out := (facts.result or {}).get("left_out"):
         shown = ", ".join(map(text, left_out[:5]))
         said += f"<p>{plural(len(left_out), 'image')} could not be read and {'were' if len(left_out) > 1 else 'was'} left out: {shown}{', ...' * (len(left_out) > 5)}</p>"
