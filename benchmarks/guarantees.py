@@ -14,10 +14,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
-from imgrec.analysis.prediction_sets import SetRule, fit_sets, risk_threshold, set_scores
+from imgrec.analysis.prediction_sets import RiskNotShown, SetRule, fit_sets, risk_threshold, set_scores
 from imgrec.analysis.validation_record import ValidationRecord
 from imgrec.config.schema import SetMethod
-from imgrec.errors import ConfigError
 
 SPLITS = 200
 METHODS: tuple[tuple[SetMethod, bool], ...] = (("lac", False), ("aps", False), ("raps", False), ("lac", True))  # and by class
@@ -71,8 +70,7 @@ def fitted_sets(
     """The sets of the images `new`, fitted on the images `own`."""
     record, labels = ValidationRecord.of(pool.probabilities[own], pool.labels[own]), pool.labels[new]
     scores = set_scores(method, record.true_probability, record.before, record.rank, rng.random(len(own)))
-    classes = tuple(map(str, range(pool.probabilities.shape[1])))
-    thresholds = fit_sets(scores, record.label, classes, coverage, by_class=by_class)
+    thresholds = fit_sets(scores, record.label, pool.probabilities.shape[1], coverage, by_class=by_class)
     sets = SetRule(method, thresholds).sets(pool.probabilities[new].astype(np.float32), rng.random(len(new)))
     return Sets(pool.labels[own], labels, sets[np.arange(len(new)), labels], sets.sum(axis=1))
 
@@ -97,7 +95,7 @@ def split_risks(pool: Pool, risk: float, validation: int, splits: int) -> NDArra
         own = rng.permutation(len(wrong))[:validation]
         try:
             answered = probability > risk_threshold(probability[own], wrong[own], risk)
-        except ConfigError:  # says that none can be answered, so none is wrong
+        except RiskNotShown:  # none can be answered, so none is wrong
             continue
         row[:] = answered.mean(), wrong[answered].mean()
     return found

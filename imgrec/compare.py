@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from imgrec.analysis.intervals import share_interval
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import dotted_types, parse_settings
 from imgrec.distributed.command import run_command
@@ -182,13 +181,7 @@ def _accuracy(entry: Entry) -> str:
     """'98.33% (96.4 to 99.2)', of several seeds '98.12% ± 0.21'."""
     if len(entry.runs) > 1 or entry.runs[0].test is None:
         return _share(entry.figures("accuracy"))
-    return f"{percent(entry.runs[0].test['accuracy'])} {percents(_interval(entry.runs[0].test))}"
-
-
-def _interval(test: dict[str, Any]) -> list[float]:
-    """Of the accuracy; the result.json of an older run has none."""
-    low, high = share_interval(round(test["accuracy"] * test["count"]), test["count"]).tolist()
-    return [low, high]
+    return f"{percent(entry.runs[0].test['accuracy'])} {percents(entry.runs[0].test['accuracy_interval'])}"
 
 
 def _share(values: Sequence[float]) -> str:
@@ -240,7 +233,7 @@ def _entry_content(entry: Entry, name: str) -> dict[str, Any]:
         "finished": all(run.result is not None for run in entry.runs),
         "test": {key: mean for key, (mean, _) in figures.items()} or None,
         "deviation": {key: deviation for key, (_, deviation) in figures.items()} if len(tests) > 1 else None,
-        "accuracy_interval": _interval(tests[0]) if len(entry.runs) == 1 and tests else None,
+        "accuracy_interval": tests[0]["accuracy_interval"] if len(entry.runs) == 1 and tests else None,
         "images": [test["count"] for test in tests],
         "epochs": [len(run.epochs) for run in entry.runs],
         "train_seconds": [run.result["train_seconds"] for run in entry.runs if run.result is not None],

@@ -242,7 +242,7 @@ def _train(
                 result,
                 tests,
                 data,
-                log=partial(log_result, trainer, tests.report, history, run.to_dict(), run_dir.prediction_files.sheet),
+                log=partial(log_result, trainer, tests, data, history, run.to_dict(), run_dir.prediction_files.sheet),
                 report=partial(_write_report, run_dir.path) if run.report else None,
             )
         return result

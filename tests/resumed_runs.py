@@ -138,7 +138,7 @@ def assert_same(a: Any, b: Any, at: str = "") -> None:
     """Equal to the last bit."""
     assert type(a) is type(b), at
     if isinstance(a, dict):
-        assert a.keys() == b.keys(), at
+        assert a.keys() == b.keys(), (at, a.keys() ^ b.keys())
         for key in a:
             assert_same(a[key], b[key], f"{at}/{key}")
     elif isinstance(a, list | tuple):

@@ -20,8 +20,9 @@ from imgrec import config
 from imgrec.config.instantiate import locate
 from imgrec.errors import ConfigError, Stopped
 from imgrec.train import fit
-from imgrec.training.loggers.csv import ResumableCSVLogger, read_rows
+from imgrec.training.loggers.csv import ResumableCSVLogger
 from imgrec.training.module import Classifier
+from imgrec.training.stored_run import read_rows
 from imgrec.training.timeline import PARTS
 from imgrec.training.trainer import opened_logger
 

@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedShuffleSplit
 from imgrec.analysis.prediction_sets import (
     APART,
     RISK_LEVEL,
+    RiskNotShown,
     SetRule,
     conformal_quantile,
     conformal_rank,
@@ -29,6 +30,7 @@ from imgrec.analysis.prediction_sets import (
     set_scores,
 )
 from imgrec.errors import ConfigError
+from imgrec.inference.guarantee import answer_threshold, set_thresholds
 
 CLASSES = tuple("abcdefg")
 
@@ -78,7 +80,7 @@ def mapie_sets(score, calibration, new, coverage, random_state, **params):
 def test_lac_gives_the_sets_of_mapie_and_of_crepes(seed, coverage):
     calibration, (new, _) = draw(seed), draw(seed + 1)
     scores = own_scores("lac", *calibration, 0)
-    found = SetRule("lac", fit_sets(scores, calibration[1], CLASSES, coverage, by_class=False)).sets(new, 0)
+    found = SetRule("lac", fit_sets(scores, calibration[1], len(CLASSES), coverage, by_class=False)).sets(new, 0)
     assert np.array_equal(found, mapie_sets("lac", calibration, new, coverage, None))
     assert np.array_equal(found, ConformalClassifier().fit(scores).predict_set(1 - new, confidence=coverage, smoothing=False))
 
@@ -89,7 +91,7 @@ def test_thresholds_by_class_give_the_sets_of_crepes_by_class(seed, coverage):
     calibration, (new, _) = draw(seed), draw(seed + 1)
     assume(np.bincount(calibration[1]).min() >= 2)
     scores = own_scores("lac", *calibration, 0)
-    found = SetRule("lac", fit_sets(scores, calibration[1], CLASSES, coverage, by_class=True)).sets(new, 0)
+    found = SetRule("lac", fit_sets(scores, calibration[1], len(CLASSES), coverage, by_class=True)).sets(new, 0)
     crepes = ConformalClassifier().fit(scores, bins=calibration[1])
     for label in range(len(CLASSES)):
         bins = np.full(len(new), label)
@@ -106,7 +108,7 @@ def test_aps_gives_the_sets_of_mapie(seed, coverage, random):
     )
     numbers = np.random.RandomState(seed)  # MAPIE counts what is left of the class's own probability
     scores = own_scores("aps", *calibration, 1 - numbers.uniform(size=len(calibration[1])))
-    rule = SetRule("aps", fit_sets(scores, calibration[1], CLASSES, coverage, by_class=False))
+    rule = SetRule("aps", fit_sets(scores, calibration[1], len(CLASSES), coverage, by_class=False))
     assert np.array_equal(rule.sets(new, 1 - numbers.uniform(size=len(new)) if random else 0), theirs)
 
 
@@ -122,7 +124,7 @@ def test_raps_gives_the_sets_of_mapie(seed, coverage, random):
     rest, _ = next(StratifiedShuffleSplit(1, test_size=score.size_raps, random_state=numbers).split(x, y))
     regular = {"penalty": score.lambda_star, "free": score.k_star[0]}  # which MAPIE chose on the other part
     scores = own_scores("raps", x[rest], y[rest], 1 - numbers.uniform(size=len(rest)), **regular)
-    thresholds = fit_sets(scores, y[rest], CLASSES, coverage, by_class=False)
+    thresholds = fit_sets(scores, y[rest], len(CLASSES), coverage, by_class=False)
     # Which class is the last that may be in a set, MAPIE 1.6 finds with the penalty of the class before it.
     last = SetRule("raps", thresholds, penalty=score.lambda_star, free=score.k_star[0] + 1).sets(new, 0)
     if not random:
@@ -158,7 +160,7 @@ def test_a_set_without_random_numbers_is_a_beginning_of_the_ranked_classes_and_g
     calibration, (new, _) = draw(seed), draw(seed + 1)
     scores = own_scores(method, *calibration, u)
     small, large = (
-        SetRule(method, fit_sets(scores, calibration[1], CLASSES, coverage, by_class=False)).sets(new, u)
+        SetRule(method, fit_sets(scores, calibration[1], len(CLASSES), coverage, by_class=False)).sets(new, u)
         for coverage in (0.6, 0.9)
     )
     assert not (small & ~large).any()
@@ -174,7 +176,7 @@ def test_too_few_images_are_refused(by_class, parts):
     coverage = 0.95 if by_class else 0.99
     hint = "coverage=0.5" if by_class else "coverage=0.987"
     with raises_error(ConfigError, f"coverage={coverage}", *parts, hint, "data.val_share"):
-        fit_sets(np.zeros(80), labels, ("a", "b"), coverage, by_class=by_class)
+        set_thresholds(np.zeros(80), labels, ("a", "b"), coverage, by_class=by_class)
 
 
 def plain_threshold(probability, wrong, risk):
@@ -208,7 +210,7 @@ def test_the_threshold_is_that_of_one_binomial_test_after_the_other(seed, count,
     wrong = rng.random(count) < error * (1.1 - probability)
     expected = plain_threshold(probability, wrong, risk)
     if expected is None:
-        with raises_error(ConfigError, f"risk={risk}"):
+        with pytest.raises(RiskNotShown):
             risk_threshold(probability, wrong, risk)
     else:
         assert risk_threshold(probability, wrong, risk) == expected
@@ -218,15 +220,15 @@ def test_a_risk_that_cannot_be_shown_says_how_many_images_it_takes():
     assert (1 - 0.01) ** images_for_risk(0.01) <= RISK_LEVEL < (1 - 0.01) ** (images_for_risk(0.01) - 1)
     sure, right = np.linspace(0.5, 1, 200), np.zeros(200, dtype=bool)
     with raises_error(ConfigError, "risk=0.01", "299", "200", "Set risk=0.02", "data.val_share"):
-        risk_threshold(sure, right, 0.01)
+        answer_threshold(sure, right, 0.01)
     # 4 of 400 everywhere: the test at 2% needs 1% of about 800.
     wrong = np.arange(400) % 100 == 50
     needed = next(n for n in range(100, 10**5, 100) if binomtest(n // 100, n, 0.02, alternative="less").pvalue <= RISK_LEVEL)
     with pytest.raises(ConfigError) as error:
-        risk_threshold(np.linspace(0.5, 1, 400), wrong, 0.02)
+        answer_threshold(np.linspace(0.5, 1, 400), wrong, 0.02)
     figure = int(str(error.value).partition("about ")[2].split()[0].replace(",", ""))
     assert math.isclose(figure, needed, rel_tol=0.3)
     with raises_error(ConfigError, "risk=0.05", "would not help", "Set risk=0.2"):
-        risk_threshold(np.linspace(0.5, 1, 400), np.arange(400) % 8 == 0, 0.05)
+        answer_threshold(np.linspace(0.5, 1, 400), np.arange(400) % 8 == 0, 0.05)
     with raises_error(ConfigError, "risk=0.05", "would not help", "Train a better network"):
-        risk_threshold(np.linspace(0.5, 1, 400), np.ones(400, dtype=bool), 0.05)
+        answer_threshold(np.linspace(0.5, 1, 400), np.ones(400, dtype=bool), 0.05)

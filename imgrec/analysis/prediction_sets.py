@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.config.schema import SetMethod
-from imgrec.errors import ConfigError, plural, shorten
 
 FloatArray = NDArray[np.floating[Any]]
 # Of RAPS, as its authors take them for ImageNet in the code of arXiv 2107.07511. Fixed: choosing them would cost images.
@@ -21,7 +20,23 @@ PENALTY = 0.01  # for each class from rank FREE_CLASSES on
 FREE_CLASSES = 5
 RISK_LEVEL = 0.05  # the error among the answered may exceed the risk with this probability, over the choice of validation images
 APART = 4  # each sequence of tests starts at so many times the images of the one before
-RISKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # that a message may name
+RISKS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # one of which may be shown where a smaller one cannot
+
+
+class TooFewImages(Exception):
+    """For a coverage. needed, count: images; label: of the class that has so few, or None; others: further classes with too few."""
+
+    def __init__(self, needed: int, count: int, label: int | None = None, others: int = 0) -> None:
+        super().__init__(f"it takes {needed} images, and there are {count}")
+        self.needed, self.count, self.label, self.others = needed, count, label, others
+
+
+class RiskNotShown(Exception):
+    """Its text says why; least: the least of RISKS that can be shown, None where none can."""
+
+    def __init__(self, reason: str, least: float | None) -> None:
+        super().__init__(reason)
+        self.least = least
 
 
 def set_scores(
@@ -79,22 +94,22 @@ class SetRule:
 
 
 def fit_sets(
-    scores: NDArray[np.float64], labels: NDArray[np.integer[Any]], classes: tuple[str, ...], coverage: float, *, by_class: bool
+    scores: NDArray[np.float64], labels: NDArray[np.integer[Any]], classes: int, coverage: float, *, by_class: bool
 ) -> NDArray[np.float64]:
     """The thresholds [K] with which sets hold the right class of a new image with a probability of at least `coverage`.
 
     scores, labels: of the right class of each of N images. by_class: also among the images of each class, if it has enough
-    (Vovk 2012, arXiv 1209.2673). ConfigError for too few images.
+    (Vovk 2012, arXiv 1209.2673). Raises TooFewImages.
     """
+    needed = images_for_coverage(coverage)
     if not by_class:
-        if len(scores) < images_for_coverage(coverage):
-            raise _too_few(coverage, len(scores), "")
-        return np.full(len(classes), conformal_quantile(scores, coverage))
-    counts = np.bincount(labels, minlength=len(classes))
-    if short := np.flatnonzero(counts < images_for_coverage(coverage)).tolist():
-        fewest = min(short, key=lambda label: int(counts[label]))
-        others = f", and too few of {plural(len(short) - 1, 'other class', 'es')}" if len(short) > 1 else ""
-        raise _too_few(coverage, int(counts[fewest]), f" of class {shorten(classes[fewest])}{others}")
+        if len(scores) < needed:
+            raise TooFewImages(needed, len(scores))
+        return np.full(classes, conformal_quantile(scores, coverage))
+    counts = np.bincount(labels, minlength=classes)
+    if counts.min() < needed:
+        fewest = int(counts.argmin())
+        raise TooFewImages(needed, int(counts[fewest]), fewest, int((counts < needed).sum()) - 1)
     by_label = np.split(scores[np.argsort(labels, kind="stable")], np.cumsum(counts)[:-1])
     return np.array([conformal_quantile(own, coverage) for own in by_label])
 
@@ -125,12 +140,12 @@ def risk_threshold(probability: FloatArray, wrong: NDArray[np.bool_], risk: floa
     `risk` (fixed sequence testing, Angelopoulos 2021, arXiv 2110.01052; the sequence is of numbers of images, not of
     thresholds, so that no test is lost where there are none). An error among the surest does not end it, for there are several
     starts, which share the level. Taken for granted: the lower the threshold, the greater the error among the answered.
-    ConfigError where no threshold holds.
+    Raises RiskNotShown where no threshold holds.
     """
     threshold = _lowest_threshold(probability, wrong, risk)
     if threshold is None:
         others = (other for other in RISKS if other > risk and _lowest_threshold(probability, wrong, other) is not None)
-        raise ConfigError(f"risk={risk}: {_why_none(probability, wrong, risk)} {_risk_hint(next(others, None))}")
+        raise RiskNotShown(_why_none(probability, wrong, risk), next(others, None))
     return threshold
 
 
@@ -172,15 +187,6 @@ def images_for_risk(risk: float, level: float = RISK_LEVEL) -> int:
     return math.ceil(math.log(level) / math.log1p(-risk))
 
 
-def _too_few(coverage: float, count: int, what: str) -> ConfigError:
-    most = math.floor(1000 * count / (count + 1)) / 1000
-    hint = f"Set coverage={most}, or train" if most else "Train"
-    return ConfigError(
-        f"coverage={coverage}: it takes {images_for_coverage(coverage):,} validation images, and there are {count:,}{what}. "
-        f"{hint} with more validation images (data.val_share)."
-    )
-
-
 def _why_none(probability: FloatArray, wrong: NDArray[np.bool_], risk: float) -> str:
     least = images_for_risk(risk)
     if len(probability) < least:
@@ -195,9 +201,3 @@ def _why_none(probability: FloatArray, wrong: NDArray[np.bool_], risk: float) ->
     if errors[best] >= risk * answered[best] or not holds.any():
         return f"{found}, so more of them would not help."
     return f"{found}; it would take about {len(probability) * larger[holds.argmax()]:,.0f} validation images of this kind."
-
-
-def _risk_hint(risk: float | None) -> str:
-    return (
-        "Train a better network." if risk is None else f"Set risk={risk}, or train with more validation images (data.val_share)."
-    )

@@ -10,6 +10,20 @@ from imgrec.config.plain_data import read_plain
 from imgrec.config.schema import Node, leaves
 
 NO_SETTINGS = ("name", "id", "runs_dir", "resume")  # where a run is, and not what it trains
+# What runs differ in most often.
+COMPARED_GROUPS = ("data", "model", "augment", "optim", "scheduler")
+COMPARED_KEYS = ("optim.lr", "batch_size", "epochs", "seed")
+
+
+def compared_keys(config: Node) -> Node:
+    """`changed_keys`, and COMPARED_GROUPS and COMPARED_KEYS also at their defaults.
+
+    TensorBoard's table has the columns of the first run: what that has at its default would be hidden of all others.
+    """
+    values, defaults = dict(leaves(config)), _default_options()
+    shipped = {group: _shipped(f"{group}/{defaults[group]}").get("_target_") for group in COMPARED_GROUPS}
+    at_default = {group: defaults[group] for group, target in shipped.items() if config[group].get("_target_") == target}
+    return at_default | {key: values[key] for key in COMPARED_KEYS if key in values} | changed_keys(config)
 
 
 def changed_keys(config: Node) -> Node:

@@ -1,19 +1,30 @@
 """What the validation images of a checkpoint guarantee of its predictions: sets with a coverage, or answers with a risk."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imgrec.analysis.prediction_sets import SetRule, fit_sets, risk_threshold, set_scores
+from imgrec.analysis.prediction_sets import (
+    FloatArray,
+    RiskNotShown,
+    SetRule,
+    TooFewImages,
+    fit_sets,
+    risk_threshold,
+    set_scores,
+)
 from imgrec.analysis.validation_record import ValidationRecord
 from imgrec.config.annotations import check_type
 from imgrec.config.ranges import check_range
 from imgrec.config.schema import SetMethod
 from imgrec.data.counter_rng import CLASS_SETS, hash_words
-from imgrec.errors import CheckpointError, ConfigError
+from imgrec.errors import CheckpointError, ConfigError, plural, shorten
 from imgrec.inference.checkpoint import Checkpoint
 from imgrec.models.views import Views
 
@@ -64,11 +75,37 @@ def find_guarantee(
         raise ConfigError(f"tta={tta}: {wanted} is fitted on probabilities of single images. Leave tta out.")
     record = _validation_record(checkpoint, wanted)
     if risk is not None:
-        return Guarantee(None, risk_threshold(record.probability, record.predicted != record.label, risk))
+        return Guarantee(None, answer_threshold(record.probability, record.predicted != record.label, risk))
     assert coverage is not None
     u = _numbers(np.arange(1, len(record.label) + 1, dtype=np.uint64))
     scores = set_scores(sets, record.true_probability, record.before, record.rank, u)
-    return Guarantee(SetRule(sets, fit_sets(scores, record.label, checkpoint.classes, coverage, by_class=sets_by_class)), None)
+    thresholds = set_thresholds(scores, record.label, checkpoint.classes, coverage, by_class=sets_by_class)
+    return Guarantee(SetRule(sets, thresholds), None)
+
+
+def set_thresholds(
+    scores: NDArray[np.float64], labels: NDArray[np.integer[Any]], classes: Sequence[str], coverage: float, *, by_class: bool
+) -> NDArray[np.float64]:
+    """`fit_sets`; ConfigError for too few images."""
+    try:
+        return fit_sets(scores, labels, len(classes), coverage, by_class=by_class)
+    except TooFewImages as few:
+        others = f", and too few of {plural(few.others, 'other class', 'es')}" if few.others else ""
+        what = "" if few.label is None else f" of class {shorten(classes[few.label])}{others}"
+        most = math.floor(1000 * few.count / (few.count + 1)) / 1000
+        raise ConfigError(
+            f"coverage={coverage}: it takes {few.needed:,} validation images, and there are {few.count:,}{what}. "
+            f"{f'Set coverage={most}, or train' if most else 'Train'} with more validation images (data.val_share)."
+        ) from few
+
+
+def answer_threshold(probability: FloatArray, wrong: NDArray[np.bool_], risk: float) -> float:
+    """`risk_threshold`; ConfigError where no threshold holds."""
+    try:
+        return risk_threshold(probability, wrong, risk)
+    except RiskNotShown as reason:
+        hint = f"Set risk={reason.least}, or train with more validation images (data.val_share)."
+        raise ConfigError(f"risk={risk}: {reason} {'Train a better network.' if reason.least is None else hint}") from reason
 
 
 def _validation_record(checkpoint: Checkpoint, wanted: str) -> ValidationRecord:

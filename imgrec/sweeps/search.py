@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from imgrec.config.schema import monitor_mode
 from imgrec.sweeps.folder import HAVE_RESULT, Job
 from imgrec.sweeps.grid import Argument, SweepPlan
-from imgrec.training.stored_run import metrics_rows
+from imgrec.training.stored_run import read_rows
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -63,7 +63,7 @@ class Search:
             return
         monitor = self.plan.base["monitor"]
         trial = self.storage.get_trial_id_from_study_id_trial_number(self.storage.get_study_id_from_name(NAME), job.number)
-        for row in metrics_rows(job.folder) if self.plan.prune else ():
+        for row in read_rows(Path(job.folder) / "metrics.csv") if self.plan.prune else ():
             self.storage.set_trial_intermediate_value(trial, int(row["epoch"]), float(row[monitor]))
         if job.status == "pruned":
             self.study.tell(job.number, state=TrialState.PRUNED)

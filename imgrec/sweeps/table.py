@@ -1,6 +1,7 @@
 """What a sweep shows: a line for each job, its last epoch beside the bar, the ranked table."""
 
 import shlex
+from pathlib import Path
 
 from rich.progress import ProgressColumn, Task
 from rich.table import Table
@@ -9,7 +10,7 @@ from rich.text import Text
 from imgrec.sweeps.folder import Job, SweepFolder
 from imgrec.sweeps.grid import SweepPlan
 from imgrec.terminal import Terminal, duration, percent, percents
-from imgrec.training.stored_run import metrics_rows
+from imgrec.training.stored_run import read_rows
 
 
 class LastEpochColumn(ProgressColumn):
@@ -19,10 +20,10 @@ class LastEpochColumn(ProgressColumn):
     folder: str | None = None
 
     def render(self, task: Task) -> Text:
-        rows = metrics_rows(self.folder) if self.folder else []
+        rows = read_rows(Path(self.folder) / "metrics.csv") if self.folder else []
         return Text(
             f"epoch {rows[-1]['epoch']}: val/accuracy {percent(float(rows[-1]['val/accuracy']))}"
-            if rows and rows[-1]["val/accuracy"]
+            if rows and "val/accuracy" in rows[-1]
             else ""
         )
 

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     Codes = NDArray[np.int64]
 
-TEST = {"accuracy": float, "macro_f1": float, "loss": float, "count": int, "per_class": list[dict[str, Any]]}  # of a result.json
+TEST = {
+    "accuracy": float, "accuracy_interval": list[float], "macro_f1": float, "loss": float, "count": int,
+    "per_class": list[dict[str, Any]],
+}  # of a result.json  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,17 +89,17 @@ def _check_test(file: Path, test: dict[str, Any]) -> None:
         raise DataError(f"{file} was cut or changed: {error} Remove it: the same command then finishes the run again.") from error
 
 
-def metrics_rows(folder: str | Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv, one an epoch; none where no epoch has ended."""
-    file = Path(folder) / "metrics.csv"
-    return list(csv.DictReader(file.read_text().splitlines())) if file.exists() else []
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics.csv, without empty cells, none where it is missing; of a killed process the last line may be cut short."""
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    whole = (line for line in lines if line.endswith("\n"))
+    return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]
 
 
 def read_epochs(path: Path) -> list[dict[str, float]]:
     """The figures of metrics.csv, without those that an epoch does not have; DataError where it was cut or changed."""
     try:
-        rows = metrics_rows(path)
-        epochs = [{name: float(text) for name, text in row.items() if text} for row in rows]
+        epochs = [{name: float(text) for name, text in row.items()} for row in read_rows(path / "metrics.csv")]
         if any("epoch" not in row for row in epochs):
             raise ValueError("a row without an epoch")
     except (ValueError, TypeError, OSError, csv.Error) as error:  # TypeError: more values than columns are a list

@@ -12,7 +12,7 @@ from imgrec.training.module import Classifier
 
 
 class Histograms(pl.Callback):
-    """Logs weights/NAME and gradients/NAME of each parameter before the last step of every n-th epoch, which waits for a GPU.
+    """Logs weights/NAME and weights_gradient/NAME of each parameter before the last step of every n-th epoch, which waits for a GPU.
 
     For a logger that shows histograms; the gradients are those before they are clipped.
     """
@@ -28,7 +28,7 @@ class Histograms(pl.Callback):
         for name, parameter in pl_module.net.named_parameters():
             found: dict[str, Any] = {f"weights/{name}": parameter.detach()}
             if parameter.grad is not None:
-                found[f"gradients/{name}"] = parameter.grad / scale
+                found[f"weights_gradient/{name}"] = parameter.grad / scale
             for tag, values in gather_whole(found, keep=trainer.is_global_zero).items():  # of shards all ranks have to
                 if isinstance(logger, HistogramLogger) and (finite := values[values.isfinite()]).numel():
                     logger.log_histogram(tag, finite, trainer.global_step + 1)  # a step of 16 bits may overflow, and is left out

@@ -7,12 +7,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from imgrec.config.changes import changed_keys
+from imgrec.config.changes import compared_keys
 from imgrec.config.schema import Node, leaves
+from imgrec.data.image_data import ImageData
 from imgrec.errors import printable
-from imgrec.inference.metrics import Report
 from imgrec.training.callbacks.history import METRICS, History
 from imgrec.training.callbacks.pictures import draw_result
+from imgrec.training.final_test import Tests
 from imgrec.training.loggers.tensorboard import ResumableTensorBoardLogger
 from imgrec.training.run_dir import RESUMABLE_KEYS
 from imgrec.training.timeline import PARTS, share_column
@@ -55,24 +56,24 @@ def epoch_points(row: dict[str, Any]) -> dict[str, float]:
     return {name: row[name] for name in METRICS if name in row} | speed
 
 
-def log_result(trainer: pl.Trainer, report: Report | None, history: History, config: Node, sheet: Path | None) -> None:
+def log_result(trainer: pl.Trainer, tests: Tests, data: ImageData, history: History, config: Node, sheet: Path | None) -> None:
     """At the end of a run: the figures of the test and its pictures; `sheet` is the one of the worst errors.
 
-    TensorBoard's table of hyper-parameters gets the figures with the keys that differ from the defaults.
+    TensorBoard's table of hyper-parameters gets the figures with the keys that runs differ in.
     """
     logger, best, step = trainer.logger, history.best() or history.rows[-1], history.rows[-1]["step"]
+    report = tests.report
     if logger is None or isinstance(logger, DummyLogger):
         return
     figures = {"val/best_accuracy": best["val/accuracy"]}
     if report is not None:
         figures |= {"test/loss": report.loss, "test/accuracy": report.accuracy, "test/macro_f1": report.macro_f1}
     if isinstance(logger, TensorBoardLogger):
-        changes = {key: value for key, value in changed_keys(config).items() if key not in RESUMABLE_KEYS}
-        logger.log_hyperparams(flat_config(changes), figures, step)
+        keys = {key: value for key, value in compared_keys(config).items() if key not in RESUMABLE_KEYS}
+        logger.log_hyperparams(flat_config(keys), figures, step)
     else:
         logger.log_metrics(figures, step)
-    if report is not None:
-        draw_result(trainer, report, sheet, step)
+    draw_result(trainer, tests, data, sheet, step)
 
 
 def flat_config(config: Node) -> dict[str, bool | int | float | str]:

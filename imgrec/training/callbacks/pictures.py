@@ -1,4 +1,4 @@
-"""What loggers and the report show beside the curves: a batch as the network sees it, the confusion matrix, the recall of each class, the worst errors."""
+"""What loggers and the report show beside the curves: a batch as the network sees it, confusion matrix, recalls, reliability, the worst errors."""
 
 import io
 from pathlib import Path
@@ -11,10 +11,14 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from imgrec.data.image_data import ImageData
+from imgrec.errors import plural
 from imgrec.files import atomic_write
 from imgrec.inference.confusion_matrix import draw_confusion_matrix
 from imgrec.inference.metrics import Report
 from imgrec.inference.recall_bars import draw_recall_bars
+from imgrec.inference.reliability import draw_reliability
+from imgrec.training.final_test import Tests
 from imgrec.training.loggers import PictureLogger
 from imgrec.training.module import Classifier
 from imgrec.training.run_dir import TRAIN_BATCH
@@ -66,15 +70,24 @@ def draw_report(logger: PictureLogger, split: str, report: Report, step: int, ti
     """The confusion matrix and the recall of each class under `split`. 0.6 s for ten classes."""
     title = f"{title}: {report.accuracy:.2%} of {report.count:,} images right"
     for name, draw in (("confusion_matrix", draw_confusion_matrix), ("recall", draw_recall_bars)):
-        logger.log_picture(f"{split}/{name}", Image.open(io.BytesIO(draw(report, title=title))), step)
+        log_png(logger, f"{split}/{name}", draw(report, title=title), step)
 
 
-def draw_result(trainer: pl.Trainer, report: Report, sheet: Path | None, step: int) -> None:
+def log_png(logger: PictureLogger, name: str, content: bytes, step: int) -> None:
+    with Image.open(io.BytesIO(content)) as picture:
+        logger.log_picture(name, picture, step)
+
+
+def draw_result(trainer: pl.Trainer, tests: Tests, data: ImageData, sheet: Path | None, step: int) -> None:
     """At the end of a run, where it has Pictures: those of the test, and its worst errors from `sheet`, if that is there."""
     logger: Logger | None = trainer.logger
     if not isinstance(logger, PictureLogger) or not any(isinstance(callback, Pictures) for callback in trainer.callbacks):
         return
-    draw_report(logger, "test", report, step, "test split")
+    if tests.report is None or tests.predictions is None:
+        return
+    draw_report(logger, "test", tests.report, step, "test split")
+    labels, measured = data.split("test").labels, tests.calibration["test"]
+    title = f"test split: {plural(len(tests.predictions.indices), 'image')}"
+    log_png(logger, "test/reliability", draw_reliability(tests.predictions, labels, measured, title=title), step)
     if sheet is not None and sheet.exists():
-        with Image.open(sheet) as picture:
-            logger.log_picture("test/worst_errors", picture, step)
+        log_png(logger, "test/worst_errors", sheet.read_bytes(), step)

@@ -1,9 +1,7 @@
 """logger=csv: every point of the curves in a file."""
 
-import csv
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
@@ -11,6 +9,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from imgrec.errors import ConfigError
 from imgrec.files import is_directory_name
 from imgrec.training.loggers import Points, new_points
+from imgrec.training.stored_run import read_rows
 
 
 class ResumableCSVLogger(CSVLogger):
@@ -40,10 +39,3 @@ class ResumableCSVLogger(CSVLogger):
 
     def log_hyperparams(self, params: object = None) -> None:
         """Nothing: config.yaml in the run directory has them."""
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics.csv, without empty cells; of a process that was killed, the last line may be cut short."""
-    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-    whole = (line for line in lines if line.endswith("\n"))
-    return [{name: value for name, value in row.items() if value} for row in csv.DictReader(whole)]
