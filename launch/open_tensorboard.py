@@ -7,13 +7,13 @@ import webbrowser
 from contextlib import suppress
 from pathlib import Path
 
-from tensorboard import program
-
 
 def main(folder: str) -> None:
     """Serves until Ctrl-C. The URL is the first line that is printed."""
     if next(Path(folder).rglob("events.out.tfevents.*"), None) is None:
         sys.exit(f"{folder}: there are no runs with logger=tensorboard. Type make train.")
+    from tensorboard import program  # 2 s
+
     server = program.TensorBoard()
     server.configure(argv=["tensorboard", "--logdir", folder])
     url = server.launch()  # at 6006, or the next port that is free

@@ -36,6 +36,7 @@ from imgrec.training.callbacks.history import History
 from imgrec.training.callbacks.logger import CHARTS
 from imgrec.training.callbacks.pictures import LEAST_SIDE, batch_picture
 from imgrec.training.callbacks.steps import STEP_FIGURES, StepMetrics
+from imgrec.training.loggers.tensorboard import ResumableTensorBoardLogger
 from imgrec.training.module import Classifier
 from imgrec.training.run_dir import RESUMABLE_KEYS
 
@@ -156,6 +157,20 @@ def test_what_runs_differ_in_most_is_there_at_its_default_too() -> None:
     own = compared_keys(run.to_dict() | {"model": {"_target_": "mine.Net", "depth": 3}})
     assert "model" not in own
     assert own["model._target_"] == "mine.Net"
+
+
+def test_the_table_shows_first_what_a_run_has_changed(tmp_path: Path) -> None:
+    logger = ResumableTensorBoardLogger(save_dir=str(tmp_path), name="tensorboard", version="")
+    logger.log_settings({"a": 1.0, "b": "x", "c": True}, {"test/accuracy": 0.5}, 3, first={"c", "d"})
+    logger.finalize("success")
+    (file,) = (tmp_path / "tensorboard").glob("events*")
+    events = EventAccumulator(str(file)).Reload()
+    contents = [HParamsPluginData.FromString(each.plugin_data.content) for each in events.summary_metadata.values()]
+    (experiment,) = [content.experiment for content in contents if content.HasField("experiment")]
+    assert {info.name: info.differs for info in experiment.hparam_infos} == {"a": False, "b": False, "c": True}
+    (start,) = [content.session_start_info for content in contents if content.HasField("session_start_info")]
+    assert start.hparams["b"].string_value == "x"
+    assert [(point.step, point.value) for point in events.Scalars("test/accuracy")] == [(3, 0.5)]
 
 
 def test_an_own_option_differs_in_all_its_keys() -> None:

@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from imgrec.config.changes import compared_keys
+from imgrec.config.changes import changed_keys, compared_keys
 from imgrec.config.schema import Node, leaves
 from imgrec.data.image_data import ImageData
 from imgrec.errors import printable
@@ -68,9 +68,12 @@ def log_result(trainer: pl.Trainer, tests: Tests, data: ImageData, history: Hist
     figures = {"val/best_accuracy": best["val/accuracy"]}
     if report is not None:
         figures |= {"test/loss": report.loss, "test/accuracy": report.accuracy, "test/macro_f1": report.macro_f1}
-    if isinstance(logger, TensorBoardLogger):
-        keys = {key: value for key, value in compared_keys(config).items() if key not in RESUMABLE_KEYS}
-        logger.log_hyperparams(flat_config(keys), figures, step)
+    keys = flat_config({key: value for key, value in compared_keys(config).items() if key not in RESUMABLE_KEYS})
+    if isinstance(logger, ResumableTensorBoardLogger):
+        first = {"optim.lr", *(key for key in changed_keys(config) if key.partition(".")[0] != "data")}
+        logger.log_settings(keys, figures, step, first=first)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.log_hyperparams(keys, figures, step)
     else:
         logger.log_metrics(figures, step)
     draw_result(trainer, tests, data, sheet, step)
