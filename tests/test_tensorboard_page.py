@@ -84,7 +84,7 @@ def faults() -> list[str]:
 
 @pytest.fixture(scope="module")
 def page(faults: list[str]) -> Any:
-    pytest.importorskip("playwright", reason='pip install "imgrec[dev]"')
+    pytest.importorskip("playwright", reason="playwright is not installed: pip install 'imgrec[browser]'")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     with opened_page(faults) as page:

@@ -65,9 +65,10 @@ def log_result(trainer: pl.Trainer, tests: Tests, data: ImageData, history: Hist
     report = tests.report
     if logger is None or isinstance(logger, DummyLogger):
         return
-    figures = {"val/best_accuracy": best["val/accuracy"]}
+    figures: dict[str, float] = {}  # in the order of the columns of TensorBoard's table
     if report is not None:
-        figures |= {"test/loss": report.loss, "test/accuracy": report.accuracy, "test/macro_f1": report.macro_f1}
+        figures |= {"test/accuracy": report.accuracy, "test/macro_f1": report.macro_f1, "test/loss": report.loss}
+    figures["val/best_accuracy"] = best["val/accuracy"]
     keys = flat_config({key: value for key, value in compared_keys(config).items() if key not in RESUMABLE_KEYS})
     if isinstance(logger, ResumableTensorBoardLogger):
         first = {"optim.lr", *(key for key in changed_keys(config) if key.partition(".")[0] != "data")}
