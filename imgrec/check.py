@@ -16,7 +16,7 @@ from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, Split, dotted_type
 from imgrec.config.start_checks import check_data
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural
-from imgrec.files import atomic_output, atomic_write, begins_with, check_output, is_utf8
+from imgrec.files import atomic_output, atomic_write, begins_with, check_output
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import find_test_table, read_predictions
 from imgrec.terminal import Terminal, percent, percents
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from imgrec.data.folder import ImageFiles
     from imgrec.data.image_data import ImageData
     from imgrec.inference.suspects import Suspects
-    from imgrec.scan.file_scan import Scan
 
 CHECK_MARK = b'{\n "imgrec": "check"'  # how our JSON begins
 PAGE_START = b"<!doctype html><!-- imgrec check -->"  # and our page
@@ -163,6 +162,7 @@ def _check_files(
     from imgrec.scan.data_faults import find_faults, names_to_leave_out
     from imgrec.scan.file_scan import file_splits, scan_files
     from imgrec.scan.known_faults import remember_faults
+    from imgrec.scan.split_table import split_table
 
     terminal, start, root = Terminal(), time.perf_counter(), root_of(data)
     workers = worker_count(config.num_workers, in_memory=False, processes_here=1)
@@ -204,7 +204,9 @@ def _check_files(
     if config.write == "splits" and files.written is not None:
         groups = groups_to_unite(scan, near, named_alike)
         named = [data.classes[label] for label in labels.tolist()]
-        _write_splits(files.written, scan, named, groups, splits, config, root, terminal)
+        columns, moved = split_table(scan, named, groups, numbers, list(splits), config.data["split_seed"])
+        write_table(files.written, [columns])
+        _say_splits(files.written, moved, len(scan.names) - len(columns["path"]), root, terminal)
     elif files.written is not None:
         _write_skip_list(files.written, names_to_leave_out(scan, findings), config.data, terminal)
     return ExitCode.FAULTS if any(finding.kind.is_fault for finding in findings) else ExitCode.OK
@@ -260,42 +262,11 @@ def _say_worth(
     return {"table": str(table), **worth._asdict()}
 
 
-def _write_splits(
-    path: Path,
-    scan: "Scan",
-    classes: "Sequence[str]",
-    groups: "Indices",
-    splits: "Mapping[Split, ImageFiles]",
-    config: CheckConfig,
-    root: str,
-    terminal: Terminal,
-) -> None:
-    """A table for data=table of the images that can be read, each group in one split."""
-    import numpy as np
-
-    from imgrec.analysis.image_faults import FileState
-    from imgrec.analysis.leaks import first_of_group, unite_groups
-
-    numbers = np.repeat(np.arange(len(splits)), [len(images) for images in splits.values()])
-    united = unite_groups(scan.names, groups, numbers, config.data["split_seed"])
-    names, order = list(map(os.fsdecode, scan.names.tolist())), list(splits)
-    kept = [row for row in np.flatnonzero(scan.facts["state"] == FileState.WHOLE).tolist() if is_utf8(names[row])]
-    firsts = first_of_group(scan.names, groups).tolist()
-    columns = {
-        "path": [names[row] for row in kept],
-        "label": [classes[row] for row in kept],
-        "split": [order[united[row]] for row in kept],
-        "copy_of": [names[firsts[row]] for row in kept],
-    }
-    write_table(path, [columns])
-    moved = int((united != numbers)[kept].sum())
+def _say_splits(path: Path, moved: int, left_out: int, root: str, terminal: Terminal) -> None:
     words = ["imgrec", "train", "data=table", f"data.file={path}", f"data.root={root}", "data.split=split"]
     terminal.say(f"{path} has {plural(moved, 'image')} in another split, so that copies are in one: {shlex.join(words)}")
-    if len(kept) < len(names):
-        terminal.say(
-            f"{plural(len(names) - len(kept), 'image')} that cannot be read, or with a name that is no UTF-8, are not in it",
-            "yellow",
-        )
+    if left_out:
+        terminal.say(f"{plural(left_out, 'image')} that cannot be read, or with a name that is no UTF-8, are not in it", "yellow")
 
 
 if __name__ == "__main__":

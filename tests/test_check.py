@@ -265,6 +265,8 @@ def test_copies_across_splits_and_classes_are_found_and_nothing_else(tmp_path: P
     said = {finding.kind.name: finding.sentences for finding in findings}
     assert "test/a/leaked.png and train/a/12.png: the same pixels" in said["leak"]
     assert any(line.startswith("test/a/mirrored.jpg and train/a/0.png:") for line in said["leak"])
+    assert said["two_labels"] == ["train/b/other_class.png and train/a/8.png: the same pixels"]  # once
+    assert {finding.kind.name: finding.count for finding in findings} == {"leak": 3, "two_labels": 1, "duplicate": 3}
 
 
 def test_a_copy_of_val_in_test_is_a_hint_of_its_own() -> None:

@@ -87,7 +87,10 @@ def describe_copies(scan: Scan, labels: Indices, splits: Indices, near: Duplicat
     split = splits[whole]
     sure = _find_sure(scan.fingerprints[whole], labels[whole], split, near)
     one_place = ~sure.across_splits & ~sure.two_labels & sure.same_pixels
-    leaked, contradicting = np.flatnonzero(sure.in_train), np.unique(sure.pairs[sure.two_labels])
+    leaked, again = np.flatnonzero(sure.in_train), np.unique(sure.pairs[sure.two_labels, 1])
+    contradicting = np.append(
+        again, np.setdiff1d(sure.pairs[sure.two_labels, 0], again)
+    )  # a line for each pair, not for each image
     repeated = np.unique(sure.pairs[one_place, 1])
     held_out = sure.across_splits & (split[sure.pairs] != 0).all(axis=1)
     measured_twice = np.setdiff1d(sure.pairs[held_out, 1], leaked)
@@ -111,13 +114,14 @@ def describe_copies(scan: Scan, labels: Indices, splits: Indices, near: Duplicat
     findings = []
     for kind, rows, left_out, copies, shown in found:
         if len(rows):
-            others = [_partner(copies, shown, row) for row in rows[:SHOWN_EXAMPLES].tolist()]
+            pictures = len(again) if kind == TWO_LABELS else len(rows)
+            others = [_partner(copies, shown, row) for row in rows[: min(SHOWN_EXAMPLES, pictures)].tolist()]
             sentences = [_sentence(names, copies, row, pair) for row, pair in zip(rows.tolist(), others, strict=False)]
             partners = tuple(
                 None if pair is None else int(whole[copies.pairs[pair].sum() - row])
                 for row, pair in zip(rows, others, strict=False)
             )
-            findings.append(DataFinding(kind, whole[rows], sentences, whole[left_out], partners))
+            findings.append(DataFinding(kind, whole[rows], sentences, whole[left_out], partners, pictures))
     return findings + [DataFinding(TOO_ALIKE, none, ["all of them"], none)] * near.too_alike
 
 

@@ -39,10 +39,11 @@ class DataFinding:
     sentences: list[str]  # of the first of the rows; of all classes
     leave_out: Indices  # rows that a skip list has
     partners: tuple[int | None, ...] = ()  # rows of the pictures that those of the sentences are copies of
+    pictures: int | None = None  # where several rows show one, how many there are: of the first of the rows, which have sentences
 
     @property
     def count(self) -> int:
-        return len(self.rows) or len(self.sentences)
+        return self.pictures or len(self.rows) or len(self.sentences)
 
 
 def find_faults(
