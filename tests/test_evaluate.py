@@ -168,8 +168,8 @@ def assert_scores(found, labels, predicted, answers):
 def test_slices_of_files_are_by_what_pil_says_of_them(run, pngs, tmp_path, capsys):
     assert evaluate(f"ckpt={run}", f"folder={pngs}", f"out={tmp_path}/f.json", "by=brightness,type,size", "plot=none") == 0
     said = capsys.readouterr().out
-    assert "by=type: all images have PNG" in said
-    assert "by=size: all images have 64 pixels" in said
+    assert "by=type: all images are in one slice (PNG)" in said
+    assert "by=size: all images are in one slice (64 pixels)" in said
     rows = json.loads((tmp_path / "f.json").read_text())["slices"]
     names = [name for folder in sorted(pngs.iterdir()) for name in find_images(str(pngs), folder.name)]
     levels = np.array([np.asarray(Image.open(pngs / name)).mean() for name in names]).round(1)

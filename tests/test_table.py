@@ -444,10 +444,21 @@ def test_a_table_is_trained_on_evaluated_and_predicted(kaggle, monkeypatch, caps
     write(Path("moved.csv"), [["id", "breed"], *zip(IDS, LABELS, strict=True)])
     (kaggle / "images").rename("pictures")
     assert (
-        imgrec("evaluate", "runs/t/1", "device=cpu", "num_workers=0", "plot=none", "data.root=pictures", "data.file=moved.csv")
+        imgrec(
+            "evaluate",
+            "runs/t/1",
+            "device=cpu",
+            "num_workers=0",
+            "plot=none",
+            "data.root=pictures",
+            "data.file=moved.csv",
+            "by=breed",
+        )
         == 0
     )
     figures = json.loads(Path("runs/t/1/evaluate_test.json").read_text())
+    recalls = {row["name"]: (row["support"], row["recall"]) for row in test["per_class"]}
+    assert {row["name"]: (row["images"], row["accuracy"]) for row in figures["slices"]} == recalls
     assert (figures["figures"], figures["changed_images"]) == (test, {})
     for word, lost in (("data.root=images", "images"), ("data.file=no.csv", "no.csv")):
         capsys.readouterr()

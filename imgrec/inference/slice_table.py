@@ -59,7 +59,9 @@ def slices_sentences(sliced: Sliced) -> list[str]:
                 f"by={each.by}: the {MOST_SLICES} most frequent values are slices, {each.pooled:,} rarer ones are one together"
             )
         if len(each.slices) == 1:
-            said.append(f"by={each.by}: all images have {each.slices[0]}, so there is nothing to compare")
+            said.append(
+                f"by={each.by}: all images are in one slice ({printable(each.slices[0])}), so there is nothing to compare"
+            )
     return said
 
 
