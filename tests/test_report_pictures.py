@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from marks import fewer
 from pictured_run import class_names, write_finished_run
 from PIL import Image
 from untrained_run import save_untrained_run
@@ -26,6 +27,7 @@ from imgrec.report.thumbnails import picture_url, read_thumbnails
 from imgrec.train import fit
 
 
+@fewer(10)
 @given(st.randoms(use_true_random=False), st.lists(st.integers(2, 5), min_size=1, max_size=4), st.integers(0, 3))
 def test_classes_that_are_confused_stand_together_and_the_others_last(random, sizes, alone):
     numbers = list(range(sum(sizes) + alone))
@@ -47,6 +49,7 @@ def test_classes_that_are_confused_stand_together_and_the_others_last(random, si
 rows = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.floats(0, 1, width=32)), min_size=1, max_size=40)
 
 
+@fewer(10)
 @given(rows, st.integers(1, 3))
 def test_each_cell_has_its_first_rows_and_no_cell_a_second_before_another_its_first(rows, most):
     true, predicted, chance = (np.array(column) for column in zip(*rows, strict=True))
@@ -59,6 +62,7 @@ def test_each_cell_has_its_first_rows_and_no_cell_a_second_before_another_its_fi
     assert first_of_each_cell(true, predicted, order, most).tolist() == expected
 
 
+@fewer(10)
 @given(rows)
 def test_the_most_certain_errors_come_first(rows):
     true, predicted, chance = (np.array(column) for column in zip(*rows, strict=True))
