@@ -180,6 +180,7 @@ def test_which_callbacks_do() -> None:
         ("scheduler=constant", "/bin/imgrec train my.folder epochs=4", "imgrec train my.folder epochs=8 id=2"),
         ("scheduler=constant", "/x/imgrec/train.py epochs=4 resume=false", "python -m imgrec.train epochs=8 id=2"),
         ("scheduler=constant", "/x/mine.py --fast", "epochs=8 id=2"),
+        ("scheduler=constant", "imgrec train folds=5 epochs=4 id=x", "imgrec train folds=5 epochs=8"),
         ("scheduler=cosine", "imgrec train epochs=4 id=2 extend=a", "imgrec train epochs=4 'extend=r s/n/2'"),
         ("scheduler=constant time=1h", "imgrec train time=1h", "imgrec train time=1h 'extend=r s/n/2'"),
     ],

@@ -97,10 +97,12 @@ def _shorter_sentence(beginning: Beginning, path: Path, before: int) -> str:
 def longer_command(beginning: Beginning, path: Path, argv: Sequence[str], done: int) -> str:
     """The command that trains the run in `path`, of `done` epochs, for as many more; argv: that of the run.
 
-    Of a script that called `imgrec.fit` the settings alone: what else it has to say is its own.
+    Of a script that called `imgrec.fit` the settings alone: what else it has to say is its own. Of folds all are trained anew.
     """
-    run = beginning.run
-    if done == run.epochs and beginning.obstacle(done, 2 * done) is None:
+    run, keys = beginning.run, [word.partition("=")[0].lstrip("+") for word in argv]
+    if "folds" in keys:
+        settings = {"epochs": str(2 * done)}
+    elif done == run.epochs and beginning.obstacle(done, 2 * done) is None:
         settings = {"epochs": str(2 * done), "id": path.name}
     else:
         settings = ({} if run.time else {"epochs": str(done)}) | {"extend": str(path)}
@@ -108,4 +110,4 @@ def longer_command(beginning: Beginning, path: Path, argv: Sequence[str], done: 
     given = [f"{key}={value}" for key, value in settings.items()]
     if not is_train_command(argv):
         return shlex.join(given)
-    return command_line([*(word for word in argv if word.partition("=")[0].lstrip("+") not in replaced), *given])
+    return command_line([*(word for word, key in zip(argv, keys, strict=True) if key not in replaced), *given])
