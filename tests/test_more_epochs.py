@@ -108,6 +108,7 @@ def test_what_depends_on_their_number_says_what_to_type(tmp_path: Path, capsys: 
     assert_error(said, folder, "epochs=1", *typed)
 
 
+@pytest.mark.slow
 def test_without_an_id_it_is_a_new_run_and_says_how_to_train_the_other_on(tmp_path: Path, capsys: Any) -> None:
     words = ["train", *SMALL, "scheduler=constant", f"runs_dir={tmp_path}", "name=r"]
     assert cli.main(words) == 0
