@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imgrec.config.schema import Node, Split
+from imgrec.data.batch import Indices
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.distributed.worker_group import worker_group
@@ -35,9 +36,9 @@ class HeldOut(NamedTuple):
     def labels(self) -> NDArray[np.int64]:
         return self.images.labels[self.predictions.indices]
 
-    def names(self, root: str) -> list[str]:
-        """The path of each below the root of the data, or its place in the split."""
-        ((key, found),) = image_column(self.images, self.predictions.indices).items()
+    def names(self, rows: Indices, root: str) -> list[str]:
+        """Of rows of the predictions the paths below the root of the data, or the places in the split."""
+        ((key, found),) = image_column(self.images, self.predictions.indices[rows]).items()
         return _below(root, found) if key == "path" else [f"{self.split} {index}" for index in found.tolist()]
 
 

@@ -68,11 +68,15 @@ class Suspects:
             self.estimated = count_by_answers(labels, predicted, probability, quality, len(classes))
         ranked = least_probable(quality, self.estimated)
         self.rows: NDArray[np.int64] = ranked[predicted[ranked] != labels[ranked]]
-        names = [name for part in parts for name in part.names(root)]
-        splits = [part.split for part in parts for _ in range(len(part.labels))]
+        shown = self.rows[:MOST_LISTED]
+        self._part, self._place = _places(parts, shown)
+        names = np.empty(len(shown), dtype=object)
+        for number, part in enumerate(parts):
+            here = self._part == number
+            names[here] = part.names(self._place[here], root)
         self.listed = [
-            Suspect(names[row], splits[row], classes[labels[row]], classes[predicted[row]], float(probability[row]), float(quality[row]))
-            for row in self.rows[:MOST_LISTED].tolist()
+            Suspect(name, parts[part].split, classes[labels[row]], classes[predicted[row]], float(probability[row]), float(quality[row]))
+            for row, name, part in zip(shown.tolist(), names.tolist(), self._part.tolist(), strict=True)
         ]  # fmt: skip
 
     @property
@@ -113,15 +117,18 @@ class Suspects:
 
     def examples(self) -> list[Example]:
         """The first of them with their pictures."""
-        starts = np.cumsum([0, *(len(part.labels) for part in self.parts)])
-        shown = []
-        for row, suspect in zip(self.rows[:PICTURES].tolist(), self.listed, strict=False):
-            number = int(np.searchsorted(starts, row, side="right")) - 1
-            part = self.parts[number]
-            shown.append(
-                Example(suspect.sentence(), [_picture(part.images, int(part.predictions.indices[row - starts[number]]))])
-            )
-        return shown
+        places = zip(self.listed[:PICTURES], self._part.tolist(), self._place.tolist(), strict=False)
+        return [
+            Example(suspect.sentence(), [_picture(self.parts[number].images, int(self.parts[number].predictions.indices[place]))])
+            for suspect, number, place in places
+        ]
+
+
+def _places(parts: list[HeldOut], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The part of each row of all parts one after another, and its row there."""
+    starts = np.cumsum([0, *(len(part.labels) for part in parts)])
+    number = np.searchsorted(starts, rows, side="right") - 1
+    return number, rows - starts[number]
 
 
 def write_suspects(suspects: Suspects, name: str, out: Path, page: Path, terminal: Terminal) -> None:

@@ -7,12 +7,12 @@ the run that was not trained on it, stand in the folder above. The same command 
 
 import gc
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Protocol
 
 import yaml
 from rich.table import Table
@@ -30,6 +30,7 @@ from imgrec.files import atomic_write
 from imgrec.inference.prediction_table import PredictionFiles
 from imgrec.sweeps.folder import Job
 from imgrec.sweeps.grid import is_sweep
+from imgrec.sweeps.job import Fit
 from imgrec.sweeps.table import LastEpochColumn, job_results
 from imgrec.terminal import Terminal, duration, percent, percents
 from imgrec.training.run_dir import RunDir, differing_values
@@ -37,18 +38,12 @@ from imgrec.training.run_dir import RunDir, differing_values
 FOLDS = "folds="
 
 
-class FoldFit(Protocol):
-    """imgrec.train.fit, which the command hands in."""
-
-    def __call__(self, run: RunConfig, /, *, quiet: bool = False, command: Sequence[str] | None = None) -> dict[str, Any]: ...
-
-
 def folds_word(argv: Sequence[str]) -> str | None:
     """folds=5 of a command line; None where it has no such word."""
     return next((word for word in reversed(argv) if word.startswith(FOLDS)), None)
 
 
-def cross_validate(argv: Sequence[str], word: str, config_dir: str | None, fit: FoldFit) -> int:
+def cross_validate(argv: Sequence[str], word: str, config_dir: str | None, fit: Fit) -> int:
     """Run the folds of `imgrec train ARGV` that are not finished, write what they say together, and print the table.
 
     Raises ConfigError and DataError, before the first of them, for what can be checked by then.
@@ -130,7 +125,7 @@ def _check_data(run: RunConfig, terminal: Terminal) -> None:
         )
 
 
-def _train(runs: Sequence[RunConfig], path: Path, terminal: Terminal, fit: FoldFit) -> None:
+def _train(runs: Sequence[RunConfig], path: Path, terminal: Terminal, fit: Fit) -> None:
     epoch = LastEpochColumn()
     with terminal.bar() as bar:
         bar.columns = (*bar.columns, epoch)
@@ -202,8 +197,8 @@ def _print(terminal: Terminal, path: Path, result: Node) -> None:
     terminal.say(f"mean and standard deviation of the folds: accuracy {_mean(own)}{test}")
     terminal.say(f"results in {path}; every prediction in {path}/predictions.parquet")
     terminal.say("next:")
-    terminal.say(f"  imgrec check ckpt={path} suspects=true")
-    terminal.say(f"  imgrec evaluate {path}/1")
+    terminal.say(f"  imgrec check {shlex.quote(f'ckpt={path}')} suspects=true")
+    terminal.say(f"  imgrec evaluate {shlex.quote(f'{path}/1')}")
 
 
 def _accuracy(row: Node | None) -> str:
