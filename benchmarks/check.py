@@ -1,10 +1,10 @@
 """What `imgrec check` finds of 14 kinds of faults that were planted among photographs, what it finds besides, and its time beside decoding's.
 
-    OMP_NUM_THREADS=1 python benchmarks/check.py root=DIR [images=20000] [each=72] [rounds=3] [timed=2000]
+    OMP_NUM_THREADS=1 python benchmarks/check.py root=DIR [images=20000] [each=72] [turns=40]
 
 DIR/CLASS/NN_NAME.jpg: photographs of which NN is the same for windows of one. They are linked into a temporary folder, a fifth of them as a test
 split, and `each` faults of every kind are planted. Windows of one photograph may be nearly the same picture, so between them nothing is judged.
-The time is that of one process, of the first `timed` images of train.
+The time is that of one process.
 """
 
 import os
@@ -32,6 +32,7 @@ from imgrec.errors import DataError
 from imgrec.scan.copy_faults import SURE_BITS
 from imgrec.scan.file_scan import Scan, scan_files
 
+IN_TURN = 256
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -147,26 +148,26 @@ def judge(scan: Scan, splits: list[ImageFiles], planted: Mapping[str, tuple[str,
     )
 
 
-def time_beside_decoding(scan: Callable[[], object], images: ImageFiles, rounds: int) -> None:
-    """Processor time of a check beside that of decoding alone, in turns."""
+def time_beside_decoding(images: ImageFiles, root: str, turns: int) -> None:
+    """Processor time of a check beside that of decoding alone, in turns of IN_TURN images, as others on the machine come and go."""
     ratios = []
-    for _ in range(rounds):
+    for turn in range(turns):
+        part = images.take(np.arange(turn * IN_TURN, (turn + 1) * IN_TURN) % len(images))
         start = time.process_time()
-        for row in range(len(images)):
+        for row in range(len(part)):
             with suppress(DataError):
-                decode(images.path(row), images.preprocessing)
+                decode(part.path(row), part.preprocessing)
         middle = time.process_time()
-        scan()
+        scan_files([part], root, num_workers=0)
         ratios.append((time.process_time() - middle) / (middle - start))
-    print(
-        f"{median(ratios):.2f} times the processor time of decoding alone, {min(ratios):.2f} to {max(ratios):.2f} in {rounds} rounds"
-    )
+    low, high = np.percentile(ratios, [25, 75])
+    print(f"{median(ratios):.2f} times the processor time of decoding alone, {low:.2f} to {high:.2f} in half of {turns} turns")
 
 
 def main() -> None:
     words = dict(word.split("=", 1) for word in sys.argv[1:])
-    usual = {"images": 20000, "each": 72, "rounds": 3, "timed": 2000}
-    images, each, rounds, timed = (int(words.get(key, number)) for key, number in usual.items())
+    usual = {"images": 20000, "each": 72, "turns": 40}
+    images, each, turns = (int(words.get(key, number)) for key, number in usual.items())
     os.environ["IMGREC_CACHE"] = ""  # nothing is kept from one scan to the next
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -176,8 +177,7 @@ def main() -> None:
         splits = [data.splits.train, data.splits.val, data.splits.test]
         assert all(isinstance(images, ImageFiles) for images in splits)
         judge(scan_files(splits, str(root), num_workers=0), splits, planted, 224)
-        part = splits[0].take(np.arange(min(timed, len(splits[0]))))
-        time_beside_decoding(lambda: scan_files([part], str(root), num_workers=0), part, rounds)
+        time_beside_decoding(splits[0], str(root), turns)
 
 
 if __name__ == "__main__":
