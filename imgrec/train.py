@@ -100,9 +100,10 @@ def fit(
         Terminal(quiet=quiet or world.rank > 0).say(f"passed over: {error}", style="yellow")
     if run_dir.state == "finished":
         result = run_dir.result()
+        longer = f"epochs={2 * run.epochs}" if run.time is None else f"extend={run_dir.path} and another id"
         Terminal(quiet=quiet or world.rank > 0).say(
             f"{run_dir.path} is finished: {result['summary']}. "
-            f"To train it longer set epochs={2 * run.epochs}, to train again another id, or id=null."
+            f"To train it longer set {longer}, to train again another id, or id=null."
         )
         return Result(result, run_dir.path)
     on_first_rank(lambda: check_start(run))
