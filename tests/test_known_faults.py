@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from image_files import encode, picture
-from marks import slow_but
 from small_run import SMALL
 
 from imgrec import cli, config
@@ -82,7 +81,8 @@ def test_a_leak_is_suspected_where_there_is_one() -> None:
     assert sentence.endswith("imgrec check photos ckpt=run")
 
 
-@pytest.mark.parametrize("leaking", slow_but(True, among=[True, False]))
+@pytest.mark.slow
+@pytest.mark.parametrize("leaking", [True, False])
 def test_a_training_says_it_at_its_start_and_at_its_end(photos: Path, capsys: pytest.CaptureFixture[str], leaking: bool) -> None:
     if not leaking:
         for name in ("cat", "dog"):
