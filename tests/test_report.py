@@ -178,6 +178,8 @@ def test_five_questions_have_a_heading_with_an_answer(written):
     assert (
         page.sections[WORST_CLASS].removeprefix(QUESTIONS[WORST_CLASS]).startswith(f"{CLASSES[f1.argmin()]}: F1 {f1.min():.2%}")
     )
+    assert f"Yes: over-fitted since epoch 1 {NASTY}" in page.sections[OVER_FITTED]
+    assert "training loss is 1.5 and the validation loss 1.25, the accuracies 25.00% and 50.00%" in page.sections[OVER_FITTED]
     assert "n/1" in page.sections[BETTER]
     assert "optim.lr" in page.sections[BETTER]
 
@@ -221,7 +223,9 @@ MISSING = {
     [
         ("unfinished", "result", "not finished"),
         ("unfinished", "what-next", "resumes"),
+        ("unfinished", "is-it-over-fitted", "cannot be told yet"),
         ("no test", "classes", "no test split"),
+        ("no test", "result", "too high"),
         ("no table", "reliability", "predictions.parquet is missing"),
         ("no probabilities", "reliability", "has no probabilities"),
         ("no epoch", "curves", "No epoch has ended"),

@@ -16,7 +16,11 @@ from imgrec.inference.prediction_table import write_table
 
 WORDS = (*TINY, "logger=none", "num_workers=0", "trainer.accelerator=cpu", "epochs=1")
 SETTINGS = config.load("train", WORDS).to_dict()
-EPOCHS = [("epoch", "val/accuracy", "val/loss"), (1, 0.5, 1.25), (2, 0.75, "")]
+EPOCHS = [
+    ("epoch", "train/loss", "train/accuracy", "val/accuracy", "val/loss"),
+    (1, 1.5, 0.25, 0.5, 1.25),
+    (2, 1.0, 0.5, 0.75, ""),
+]
 
 
 def write_settings(folder: Path, settings: dict[str, Any] | None = None) -> None:

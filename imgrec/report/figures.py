@@ -1,5 +1,6 @@
 """The figures of a test in a report: the first one, the classes, and how far the probabilities hold."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from imgrec.analysis.calibration import calibration_error, reliability_bins
 from imgrec.analysis.intervals import share_interval
+from imgrec.config.annotations import is_number
 from imgrec.errors import plural
 from imgrec.inference.metrics_table import TOTALS
 from imgrec.report.charts import CHART_STYLE, reliability_chart
@@ -48,8 +50,7 @@ def result_section(facts: Facts) -> Section:
         )
         return Section("result", "Result", said)
     if test is None:
-        said = f'<p class="box">{text(result["summary"])}.</p><p>There is no test split, so no figure is of images that nothing was chosen by.</p>'
-        return Section("result", "Result", said)
+        return Section("result", "Result", _validation(facts))
     accuracy = test["accuracy"]
     hits = round(accuracy * test["count"])
     interval = share_interval(hits, test["count"]).tolist()
@@ -59,6 +60,15 @@ def result_section(facts: Facts) -> Section:
         f"images of the test are right.</p>"
     )
     return Section("result", "Result", f"{first}{_totals(test)}")
+
+
+def _validation(facts: Facts) -> str:
+    """The figure of a run without a test split."""
+    assert facts.result is not None
+    share = (facts.result["best"] or facts.result["last"]).get("val/accuracy")
+    big = f'<p class="big">{percent(share)} validation accuracy</p>' if is_number(share) else ""
+    note = "The best epoch was chosen by these images, so the figure is too high by a little: a test split would tell."
+    return f"{big}<p>{text(facts.result['summary'])}.</p><p>{note}</p>"
 
 
 def _totals(test: Mapping[str, Any]) -> str:
@@ -155,7 +165,8 @@ def missing_test(facts: Facts) -> str:
     if facts.result is None:
         return "<p>The run is not finished: it has no test yet.</p>"
     if facts.test is None:
-        return "<p>The run has no test split. <code>imgrec evaluate</code> measures it on any folder.</p>"
+        shown = f"imgrec evaluate {shlex.quote(str(facts.folder))} split=val"
+        return f"<p>The run has no test split. <code>{text(shown)}</code> shows the classes of its validation images.</p>"
     return (
         f"<p>{text(facts.folder / 'predictions.parquet')} is missing, or has no probabilities: it was removed, or an older version wrote it. "
         f"<code>imgrec evaluate {text(facts.folder)}</code> shows the same figures.</p>"

@@ -1,10 +1,12 @@
 """The five questions of a report, each answered from the run's figures: the ids of the headings stay, so that a script finds them."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from imgrec.analysis.diagnosis import AFTER_BEST
 from imgrec.analysis.intervals import share_interval
 from imgrec.errors import plural
 from imgrec.report.facts import Facts
@@ -15,6 +17,7 @@ from imgrec.terminal import percent, percents
 
 WORST_CLASS, WHY, OVER_FITTED = "which-class-is-worst", "why", "is-it-over-fitted"
 BETTER, NEXT = "is-it-better-than-the-last-run", "what-next"
+OVER_FITTED_RULE = "over-fitted"  # of the diagnosis
 RARE = 0.5  # of the median class' training images: fewer are few
 SURE = 0.7  # mean probability of wrong answers from which on the network is sure of them
 MOST_RIVALS = 3  # classes that the worst one is confused with
@@ -107,9 +110,9 @@ def _few_images(facts: Facts, worst: Mapping[str, Any]) -> list[str]:
     if counts := facts.images.get("train", {}):
         own, median = counts.get(worst["name"], 0), float(np.median(list(counts.values())))
         if own < RARE * median:
-            said.append(f"It is rare: {plural(own, 'training image')}, where the middle class has {median:,.0f}.")
+            said.append(f"It is rare: {plural(own, 'training image')}, where the median class has {median:,.0f}.")
         else:
-            said.append(f"It is not rare: {plural(own, 'training image')}, where the middle class has {median:,.0f}.")
+            said.append(f"It is not rare: {plural(own, 'training image')}, where the median class has {median:,.0f}.")
     low, high = share_interval(round(worst["recall"] * worst["support"]), worst["support"]).tolist()
     if high - low > 0.2:
         said.append(
@@ -140,13 +143,17 @@ def _over_fitted(facts: Facts) -> str:
     rows = [row for row in facts.run.epochs if {"train/loss", "val/loss", "train/accuracy", "val/accuracy"} <= row.keys()]
     if not rows:
         return "<p>No epoch has both a training and a validation loss: it cannot be told.</p>"
-    found = next((row["sentence"] for row in findings(facts) if row["rule"] == "over-fitted"), None)
+    found = next((row["sentence"] for row in findings(facts) if row["rule"] == OVER_FITTED_RULE), None)
     best, last = min(rows, key=lambda row: row["val/loss"]), rows[-1]
     gap = (
         f"In the last epoch the training loss is {last['train/loss']:.3g} and the validation loss {last['val/loss']:.3g}, the accuracies "
         f"{percent(last['train/accuracy'])} and {percent(last['val/accuracy'])}; the validation loss was lowest in epoch {best['epoch']:.0f} of {len(rows)}."
     )
-    said = f'<b class="bad">Yes</b>: {text(found)}' if found else '<b class="good">No sign of it.</b>'
+    said = '<b class="good">No sign of it.</b>'
+    if found:
+        said = f'<b class="bad">Yes</b>: {text(found)}'
+    elif "diagnosis" not in (facts.result or {}) or len(rows) <= AFTER_BEST:
+        said = "<b>It cannot be told yet</b>: the diagnosis looks at a finished run of more epochs."
     note = "Figures of training are of augmented images while the weights changed, so they may be worse than those of validation."
     return f'<p>{said}</p><p>{gap}</p><p class="soft">{note} <a href="#curves">The curves</a></p>'
 
@@ -173,10 +180,8 @@ def _next(facts: Facts) -> str:
 
 
 def _commands(facts: Facts) -> Sequence[str]:
-    import shlex
-
     folder = shlex.quote(str(facts.folder))
-    checked = (
-        [f"imgrec check ckpt={folder} data.root={shlex.quote(str(root))}"] if (root := facts.config["data"].get("root")) else []
-    )
-    return [f"imgrec evaluate {folder}", f"imgrec predict {folder} FOLDER_OR_IMAGES", *checked]
+    if facts.test is None:
+        return [f"imgrec evaluate {folder} split=val", f"imgrec predict {folder} FOLDER_OR_IMAGES"]
+    suspects = [f"imgrec check ckpt={folder} suspects=true"] if findings(facts) or worst_class(facts) else []
+    return [f"imgrec evaluate {folder}", f"imgrec predict {folder} FOLDER_OR_IMAGES", *suspects]
