@@ -40,7 +40,7 @@ def images_of(table: list[tuple[int, int]]) -> tuple[Slicing, np.ndarray]:
     return Slicing("kind", tuple(map(str, range(len(table)))), codes), right
 
 
-@fewer(15)
+@fewer(6)
 @given(tables)
 def test_figures_are_those_of_scipy_and_of_closed_forms(table):
     found = measure_slices([(slicing := images_of(table))[0]], slicing[1])
@@ -78,6 +78,7 @@ def test_several_slicings_are_corrected_together_and_one_without_parts_is_left_o
     assert measure_slices([whole], right) == []
 
 
+@fewer(12)
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")) | st.integers(0, 3).map(float), min_size=1, max_size=60))
 def test_numbers_are_cut_between_different_values_into_parts_of_about_as_many(numbers):
     values = np.array(numbers)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from error_parts import assert_refused, raises_error
+from marks import slow_but
 from PIL import Image
 from torchvision.transforms.v2 import functional as F
 from untrained_run import save_untrained_run
@@ -50,7 +51,7 @@ def views_by_torchvision(file: str, tta: str, preprocessing) -> list[torch.Tenso
     return list(F.five_crop(square, [14, 14]) if tta == "crops" else F.ten_crop(square, [14, 14]))
 
 
-@pytest.mark.parametrize("tta", ["flip", "crops", "ten_crops"])
+@pytest.mark.parametrize("tta", slow_but("ten_crops", among=("flip", "crops", "ten_crops")))
 def test_probabilities_are_those_of_the_mean_logits_of_torchvisions_views(run, files, tta):
     plain, several = load(run, device="cpu"), load(run, device="cpu", tta=tta)
     logits = []
