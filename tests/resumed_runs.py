@@ -16,6 +16,7 @@ from processes import exit_codes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imgrec import config
+from imgrec.config.changes import changed_keys
 from imgrec.config.schema import RunConfig
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.sampler import shuffled_order
@@ -102,6 +103,7 @@ def kill_run(run: config.RunConfig, count: int, where: Any, name: str, *, size: 
 
 def finish_run(run: config.RunConfig, *, size: int = 1) -> dict[str, Any]:
     """Train to the end; all that the run has learnt and logged, less times."""
+    changed_keys(run.to_dict())  # what the logger compares it with is composed here once, and not by each fork
     assert exit_codes(size, lambda rank: fit(run, quiet=True)) == [0] * size
     return read_outcome(Path(run.runs_dir) / "r/a")
 

@@ -18,7 +18,12 @@ from imgrec.storage.index import ShardIndex
 from imgrec.storage.pack import Packing
 from imgrec.training.module import Classifier
 
-WORDS = (*(word for word in EVERYTHING if not word.startswith("data")), "data=shards", "data.image_size=16")
+WORDS = (
+    *(word for word in EVERYTHING if not word.startswith("data")),
+    "data=shards",
+    "data.image_size=16",
+    "callbacks.pictures=null",
+)
 
 
 def packed_photos(place: Path) -> Path:

@@ -101,7 +101,7 @@ def test_in_bfloat16_an_empty_part_speaks_the_same_numbers():
 @pytest.mark.slow
 def test_a_network_gives_the_gradients_of_the_whole_batch():
     torch.manual_seed(0)
-    net = resnet(num_classes=3, channels=1, depth=18, stem="small", zero_init_residual=False)
+    net = resnet(num_classes=3, channels=1, depth=20, stem="small", zero_init_residual=False)
     images = torch.randn(6, 1, 8, 8)
 
     def gradients(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ def test_a_network_gives_the_gradients_of_the_whole_batch():
 
 
 def test_names_tensors_and_modes_stay():
-    net = resnet(num_classes=3, channels=1, depth=18, stem="small", zero_init_residual=False)
+    net = resnet(num_classes=3, channels=1, depth=20, stem="small", zero_init_residual=False)
     before = dict(net.named_parameters())
     plain = copy.deepcopy(net)
     assert convert_sync_batchnorm(net, on_cuda=False) is net
@@ -154,7 +154,7 @@ def test_what_cannot_be_synchronised_is_said():
 def test_cuda_has_torchs_norm_and_the_cpu_ours(monkeypatch: pytest.MonkeyPatch, accelerator: str, norm: type):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = load("train", ["data=fake", f"trainer.accelerator={accelerator}"]).trainer
-    net = resnet(num_classes=3, channels=1, depth=18, stem="small", zero_init_residual=False)
+    net = resnet(num_classes=3, channels=1, depth=20, stem="small", zero_init_residual=False)
     plain, before = copy.deepcopy(net), dict(net.named_parameters())
     norms = [name for name, module in net.named_modules() if isinstance(module, nn.BatchNorm2d)]
     assert not has_sync_batchnorm(net)
