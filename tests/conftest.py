@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal import defaults_list
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
@@ -50,10 +51,21 @@ def parse_once(scheme: str, path: str) -> None:
     source.load_config = load_config  # type: ignore[method-assign]
 
 
-# A config takes 80 instead of 126 ms, and a fifth of the suite composes configs.
+def map_no_choices() -> None:
+    """Hydra maps all choices for each yaml, for a ${} in its list of defaults, which hardly any has."""
+    map_choices = defaults_list._create_interpolation_map
+    defaults_list._create_interpolation_map = lambda overrides, entries, self_added: (
+        map_choices(overrides, entries, self_added)
+        if any(not entry.is_self() and entry.is_interpolation() for entry in entries)
+        else None
+    )
+
+
+# A config of new options takes 53 instead of 110 ms, and a fifth of the suite composes configs.
 Plugins.instance()  # fills the registry
 parse_once("file", str(conf_dir().resolve()))
 parse_once("pkg", "hydra.conf")
+map_no_choices()
 
 
 def pytest_collection_finish() -> None:
