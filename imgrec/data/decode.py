@@ -1,6 +1,7 @@
 """From an image file to uint8 [C, S, S]: the same code for training, evaluation and prediction."""
 
 import ctypes
+import logging
 import os
 import stat
 import warnings
@@ -41,6 +42,7 @@ def _silence_libtiff() -> None:
 
 
 _silence_libtiff()
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its messages are printed where no program configures logging
 
 
 class Preprocessing(TypedDict):
