@@ -13,7 +13,7 @@ from imgrec.errors import plural
 from imgrec.inference.metrics_table import TOTALS
 from imgrec.report.charts import CHART_STYLE, reliability_chart
 from imgrec.report.facts import Facts
-from imgrec.report.page import Section, text
+from imgrec.report.page import Section, scrolling, text
 from imgrec.terminal import percent, percents
 
 PERCENTAGES = {"accuracy", "top5", "balanced_accuracy", "macro_f1"}  # written as percent
@@ -79,7 +79,7 @@ def _totals(test: Mapping[str, Any]) -> str:
         if test.get(key) is not None
     )
     head = '<thead><tr><th scope="col">figure</th><th scope="col" class="n">of the test</th><th scope="col" class="n">95% interval</th></tr></thead>'
-    return f'<div class="wide"><table>{head}<tbody>{rows}</tbody></table></div>'
+    return scrolling(f"<table>{head}<tbody>{rows}</tbody></table>", "Figures of the test")
 
 
 def figure_text(key: str, value: float) -> str:
@@ -107,8 +107,8 @@ def class_section(facts: Facts) -> Section:
     rows = sorted(facts.test["per_class"], key=lambda row: (not row["support"], row["f1"], row["recall"]))
     body = "".join(f"<tr>{''.join(_class_cells(row, counts))}</tr>" for row in rows)
     said = f"<p>{plural(len(rows), 'class', 'es')}, the lowest F1 first. A heading sorts the table.</p>"
-    tall = " tall" * (len(rows) > FEW_CLASSES)
-    table = f'<div class="wide{tall}"><table id="class-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f'<table id="class-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    table = scrolling(table, "Classes", "wide tall" if len(rows) > FEW_CLASSES else "wide")
     return Section("classes", "Classes", said + table, SORT_SCRIPT, CLASS_STYLE)
 
 

@@ -56,6 +56,11 @@ def text(value: object) -> str:
     return escape(str(value).encode(errors="replace").decode())  # bytes of a file name that are no UTF-8 become '?'
 
 
+def scrolling(table: str, label: str, kind: str = "wide") -> str:
+    """HTML of a table that scrolls where the screen is too narrow for it, also by keyboard."""
+    return f'<div class="{kind}" tabindex="0" role="group" aria-label="{text(label)}">{table}</div>'
+
+
 def render(title: str, sections: Sequence[Section]) -> str:
     """The page: the title, links to the sections, and the sections in their order."""
     links = "".join(f'<li><a href="#{section.id}">{text(section.heading)}</a></li>' for section in sections)

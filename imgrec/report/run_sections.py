@@ -12,7 +12,7 @@ from imgrec.config.schema import leaves
 from imgrec.errors import ImgrecError, plural
 from imgrec.report.charts import CHART_STYLE, ChartLine, line_chart, share_bars
 from imgrec.report.facts import Facts
-from imgrec.report.page import Section, text
+from imgrec.report.page import Section, scrolling, text
 from imgrec.terminal import duration
 from imgrec.training.stored_run import curve
 
@@ -63,7 +63,8 @@ def data_section(facts: Facts) -> Section:
         for name in ("split", "images", "classes", "fewest", "most")
     )
     if rows:
-        said += f'<div class="wide"><table id="split-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        table = f'<table id="split-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        said += scrolling(table, "Images of the splits")
     elif facts.test is not None:
         images = f"{facts.test['count']:,} image{'s' * (facts.test['count'] != 1)}"
         said += f"<p>{images} of {plural(len(facts.classes), 'class', 'es')} in the test; the other splits were not counted.</p>"
@@ -157,7 +158,7 @@ def _keys(values: Mapping[str, Any]) -> str:
         for key, value in values.items()
     )
     head = '<tr><th scope="col">key</th><th scope="col">value</th></tr>'
-    return f'<div class="wide"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    return scrolling(f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>", "Keys of the config")
 
 
 def environment_section(facts: Facts) -> Section:
@@ -172,7 +173,7 @@ def environment_section(facts: Facts) -> Section:
     body = "".join(
         f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in rows.items() if value is not None
     )
-    return Section("environment", "Environment", f'<div class="wide"><table><tbody>{body}</tbody></table></div>')
+    return Section("environment", "Environment", scrolling(f"<table><tbody>{body}</tbody></table>", "Environment"))
 
 
 def repeat_section(facts: Facts) -> Section:
