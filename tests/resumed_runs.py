@@ -27,6 +27,7 @@ from imgrec.training.timeline import PARTS, share_column
 
 # All that a resume can get wrong: dropout, batch norm, augmentation, mixing, momentum, average, warm-up, accumulation, a short last batch, early stopping.
 EVERYTHING = (
+    "report=false",
     "data=fake",
     "data.num_classes=3",
     "data.image_size=16",

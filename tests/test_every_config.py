@@ -167,7 +167,7 @@ def test_every_recipe_trains_two_steps(recipe, words_for, tmp_path):
     """Its network, augmentation, optimizer and schedule as they are, on small pictures and batches, on the CPU."""
     tree = compose_config("train", [f"experiment={recipe}"])
     batch = [] if tree["batch_size"] == "full" else ["batch_size=4"]
-    small = [f"data.image_size={min(tree['data']['image_size'], 64)}", "data.val_share=0.25", "logger=none"]
+    small = [f"data.image_size={min(tree['data']['image_size'], 64)}", "data.val_share=0.25", "logger=none", "report=false"]
     small.append("callbacks.progressive_size.first=0")  # its sizes are for the recipe's images
     train_two_steps([f"experiment={recipe}", *words_for(tree["data"]), *TINY, *batch, *small], tmp_path)
 

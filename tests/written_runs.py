@@ -14,7 +14,7 @@ from imgrec.analysis.scores import probability_scores
 from imgrec.inference.metrics import make_report
 from imgrec.inference.prediction_table import write_table
 
-WORDS = (*TINY, "logger=none", "num_workers=0", "trainer.accelerator=cpu", "epochs=1")
+WORDS = (*TINY, "logger=none", "report=false", "num_workers=0", "trainer.accelerator=cpu", "epochs=1")
 SETTINGS = config.load("train", WORDS).to_dict()
 EPOCHS = [
     ("epoch", "train/loss", "train/accuracy", "val/accuracy", "val/loss"),

@@ -33,11 +33,11 @@ def finish_run(
     files = tests.predictions and write_predictions(run_dir.prediction_files, tests.predictions, data.split("test"), data.classes)
     log()
     run_dir.record(result)
-    said = None if report is None else _report(run_dir.path, report)
+    said = None if report is None else write_or_say(run_dir.path, report)
     print_result(terminal, run_dir.path, result, tests.report, files, data.splits.unlabelled, said)
 
 
-def _report(folder: Path, write: Callable[[], object]) -> str:
+def write_or_say(folder: Path, write: Callable[[], object]) -> str:
     """Write the report, and say where it is or why there is none."""
     try:
         write()
@@ -58,7 +58,7 @@ def print_result(
 ) -> None:
     """Print the result, of the classes with errors those with the lowest F1, the files of the test, and the next commands.
 
-    unlabelled: a folder to predict; written: what `_report` says.
+    unlabelled: a folder to predict; written: what `write_or_say` says.
     """
     terminal.say()
     terminal.say(result["summary"], style="bold green", wrap=True)
