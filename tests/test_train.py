@@ -308,7 +308,13 @@ def test_what_a_run_leaves(small, tmp_path):
     for figure in ("accuracy", "macro_f1", "loss"):
         assert [(event.step, event.value) for event in points[f"test/{figure}"]] == [(4, pytest.approx(result["test"][figure]))]
     assert {tag.partition("/")[0] for tag in points} == {"train", "val", "test", "speed", "optim"}
-    assert events.Tags()["images"] == ["train/batch", "test/confusion_matrix", "test/recall", "test/worst_errors"]
+    assert events.Tags()["images"] == [
+        "train/batch",
+        "test/confusion_matrix",
+        "test/recall",
+        "test/reliability",
+        "test/worst_errors",
+    ]
 
 
 def test_the_weakest_classes_stand_in_the_log(small):
