@@ -172,6 +172,14 @@ def load_odd(trained, file, data):
         assert_error(line, file)
 
 
+def test_a_checkpoint_from_before_a_key_was_added_loads(trained, tmp_path):
+    checkpoint = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)
+    for key in ("profile", "report"):
+        del checkpoint["imgrec"]["config"][key]
+    torch.save(checkpoint, tmp_path / "earlier.ckpt")
+    load_checkpoint(tmp_path / "earlier.ckpt").network()
+
+
 def test_metadata_that_contains_itself_or_explodes_is_one_line(trained, tmp_path):
     checkpoint = torch.load(trained / "checkpoints/best.ckpt", weights_only=True)
     inside: list[object] = []

@@ -121,14 +121,14 @@ def test_a_test_unlike_validation():
 def test_label_noise():
     right = np.arange(400) >= 80
     probability = np.where(np.arange(400) % 2, 0.9, 0.6)  # of errors as of right answers
-    (found,) = label_noise(right, probability)
+    (found,) = label_noise(right, probability, "look")
     assert found.rule == "label noise"
-    says(found.sentence, "40 of 80", "75.0%", "20%", "imgrec check ckpt=RUN_DIRECTORY suspects=true")
-    assert label_noise(right, np.where(right, 0.9, 0.6)) == [], "errors that are unsure"
+    says(found.sentence, "40 of 80", "75.0%", "20%", "look")
+    assert label_noise(right, np.where(right, 0.9, 0.6), "look") == [], "errors that are unsure"
     few = np.arange(400) >= 8
-    assert label_noise(few, probability) == [], "2% of the labels may be chance"
-    assert label_noise(~right, probability) == [], "most answers are wrong"
-    assert label_noise(np.arange(10_000) >= 4000, np.arange(10_000) % 10 / 10 + (np.arange(10_000) >= 4000)) == [], (
+    assert label_noise(few, probability, "look") == [], "2% of the labels may be chance"
+    assert label_noise(~right, probability, "look") == [], "most answers are wrong"
+    assert label_noise(np.arange(10_000) >= 4000, np.arange(10_000) % 10 / 10 + (np.arange(10_000) >= 4000), "look") == [], (
         "a weak network"
     )
 

@@ -413,6 +413,7 @@ def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsy
     [
         (["/a/imgrec/train.py", "data=digits", "name=two words"], "python -m imgrec.train data=digits 'name=two words'"),
         (["/a/bin/imgrec", "train", "data=digits"], "imgrec train data=digits"),
+        (["/a/imgrec/cli.py", "train", "data=digits"], "imgrec train data=digits"),
         (["study.py"], "study.py"),
     ],
 )

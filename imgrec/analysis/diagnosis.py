@@ -1,5 +1,6 @@
 """What the figures of a training say about it, as rules with numbers: what went wrong, and what to set."""
 
+import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -97,8 +98,15 @@ def unlike_validation(validated: tuple[float, int], tested: tuple[float, int]) -
     return [Finding("test unlike validation", sentence)]
 
 
-def label_noise(right: npt.NDArray[np.bool_], probability: npt.NDArray[np.floating]) -> list[Finding]:
+def suspects_command(folder: str) -> str:
+    """Lists the images of a run, or of folds, whose label is probably wrong."""
+    return f"imgrec check {shlex.quote(f'ckpt={folder}')} suspects=true"
+
+
+def label_noise(right: npt.NDArray[np.bool_], probability: npt.NDArray[np.floating], command: str) -> list[Finding]:
     """A finding where errors are as sure as right answers; of each tested image [N]: whether it was right, and the probability of the answer.
+
+    command: says which labels.
 
     An error of the network is mostly an unsure one. An error that is none, as the label is wrong, is as sure as a right answer, so
     half of such are above the median of these: twice the errors above it are the wrong labels. With a twentieth, a tenth and a fifth
@@ -113,7 +121,7 @@ def label_noise(right: npt.NDArray[np.bool_], probability: npt.NDArray[np.floati
         return []
     sentence = (
         f"label noise: {sure:,} of {plural(wrong, 'error')} in the test are as sure as the typical right answer ({typical:.1%}), so about "
-        f"{2 * sure / len(right):.0%} of the labels are probably wrong. See which: imgrec check ckpt=RUN_DIRECTORY suspects=true."
+        f"{2 * sure / len(right):.0%} of the labels are probably wrong. See which: {command}"
     )
     return [Finding("label noise", sentence)]
 

@@ -18,6 +18,7 @@ from imgrec.inference.calibration import CALIBRATION, Calibration
 from imgrec.inference.stored_code import BUILT
 
 TRAINED = "current_model_state"  # Lightning's name for the trained weights where the average stands in their place
+LATER_KEYS: Node = {"profile": False, "report": False}  # that earlier checkpoints lack in their config, with what was done then
 WRITTEN: dict[str, Any] = {"config": dict, "classes": list[str], "preprocessing": dict, "versions": dict}
 
 
@@ -66,11 +67,11 @@ def check_metadata(checkpoint: dict[str, Any]) -> tuple[RunConfig, Preprocessing
     check_type("'epoch'", checkpoint.get("epoch"), int)
     if not 0 < len(set(info["classes"])) == len(info["classes"]):
         raise ConfigError(f"'classes' has {len(info['classes'])} names, {len(set(info['classes']))} of them different.")
-    stored: Node = {}
+    written, stored = LATER_KEYS | info["config"], {}
     for field in fields(RunConfig):
-        if field.name not in info["config"]:
+        if field.name not in written:
             raise ConfigError(f"it lacks '{field.name}' in its config.")
-        stored[field.name] = info["config"][field.name]
+        stored[field.name] = written[field.name]
     run = run_config(conform(stored, stored, types=run_types(stored)))
     for group in BUILT:
         if "_target_" not in stored[group]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imgrec.analysis.diagnosis import AFTER_BEST
+from imgrec.analysis.diagnosis import AFTER_BEST, suspects_command
 from imgrec.analysis.intervals import share_interval
 from imgrec.errors import plural
 from imgrec.report.facts import Facts
@@ -183,5 +183,5 @@ def _commands(facts: Facts) -> Sequence[str]:
     folder = shlex.quote(str(facts.folder))
     if facts.test is None:
         return [f"imgrec evaluate {folder} split=val", f"imgrec predict {folder} FOLDER_OR_IMAGES"]
-    suspects = [f"imgrec check ckpt={folder} suspects=true"] if findings(facts) or worst_class(facts) else []
+    suspects = [suspects_command(str(facts.folder))] if findings(facts) or worst_class(facts) else []
     return [f"imgrec evaluate {folder}", f"imgrec predict {folder} FOLDER_OR_IMAGES", *suspects]

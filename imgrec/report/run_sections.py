@@ -93,8 +93,8 @@ def _check(facts: Facts) -> str:
             faults = found.get("faults", 0)
             said = f"found {plural(faults, 'fault')}" if faults else "found no faults"
             return f"<h3>Check</h3><p><code>imgrec check</code> {said} ({text(file)}).</p><ul>{items}</ul>"
-    if root:
-        check, again = f"imgrec check {shlex.quote(str(root))}", f"imgrec report {facts.folder}"
+    if root and str(facts.config["data"].get("_target_")).endswith(".ImageFolder"):  # what the command takes without other keys
+        check, again = f"imgrec check {shlex.quote(str(root))}", f"imgrec report {shlex.quote(str(facts.folder))}"
         return f"<p>Not checked for damaged and doubled images: type <code>{text(check)}</code>, then <code>{text(again)}</code>.</p>"
     return ""
 

@@ -17,6 +17,7 @@ from statistics import fmean, stdev
 import yaml
 from rich.table import Table
 
+from imgrec.analysis.diagnosis import suspects_command
 from imgrec.config.annotations import whole_number
 from imgrec.config.instantiate import check_signature
 from imgrec.config.load import load_config
@@ -197,7 +198,7 @@ def _print(terminal: Terminal, path: Path, result: Node) -> None:
     terminal.say(f"mean and standard deviation of the folds: accuracy {_mean(own)}{test}")
     terminal.say(f"results in {path}; every prediction in {path}/predictions.parquet")
     terminal.say("next:")
-    terminal.say(f"  imgrec check {shlex.quote(f'ckpt={path}')} suspects=true")
+    terminal.say(f"  {suspects_command(str(path))}")
     terminal.say(f"  imgrec evaluate {shlex.quote(f'{path}/1')}")
 
 

@@ -18,6 +18,7 @@ from imgrec.analysis.diagnosis import (
     label_noise,
     leak_suspected,
     never_predicted,
+    suspects_command,
     unlike_validation,
 )
 from imgrec.analysis.intervals import share_interval
@@ -193,7 +194,7 @@ def run_result(
         "data_faults": [fault._asdict() for fault in faults.found],
         "diagnosis": [
             finding._asdict()
-            for finding in [*leaks, *_diagnosis(run, history, rows[tested.name] or last, tests, loaders, longer)]
+            for finding in [*leaks, *_diagnosis(run, history, rows[tested.name] or last, tests, loaders, longer, run_dir)]
         ],
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "device": device,
@@ -204,7 +205,7 @@ def run_result(
 
 
 def _diagnosis(
-    run: RunConfig, history: History, tested: Mapping[str, Any], tests: Tests, loaders: DataModule, longer: str
+    run: RunConfig, history: History, tested: Mapping[str, Any], tests: Tests, loaders: DataModule, longer: str, run_dir: Path
 ) -> list[Finding]:
     """What the curves say, and the test; tested: the metrics of the epoch whose weights were tested."""
     keys = ("train/loss", "val/loss", "val/accuracy")
@@ -229,22 +230,26 @@ def _diagnosis(
     if predictions is None:  # on another rank than the first, which writes the result
         return found
     right = predictions.predicted == loaders.data.split("test").labels[predictions.indices]
-    return [*found, *label_noise(right, predictions.probability)]
+    return [*found, *label_noise(right, predictions.probability, suspects_command(str(run_dir)))]
+
+
+_TRAIN, _CLI = ("imgrec", "train.py"), ("imgrec", "cli.py")  # the ends of argv[0]
 
 
 def command_line(argv: Sequence[str]) -> str:
     """The shell command of these arguments."""
-    start = ["python", "-m", "imgrec.train"] if _is_module(argv) else [Path(argv[0]).name]
+    module = _module(argv)
+    start = ["python", "-m", "imgrec.train"] if module == _TRAIN else ["imgrec"] if module == _CLI else [Path(argv[0]).name]
     return shlex.join([*start, *argv[1:]])
 
 
 def is_train_command(argv: Sequence[str]) -> bool:
     """Whether these arguments are `imgrec train` or `python -m imgrec.train`, and not a script that calls imgrec.fit."""
-    return _is_module(argv) or (Path(argv[0]).name, *argv[1:2]) == ("imgrec", "train")
+    return _module(argv) == _TRAIN or shlex.split(command_line(argv))[:2] == ["imgrec", "train"]
 
 
-def _is_module(argv: Sequence[str]) -> bool:
-    return Path(argv[0]).parts[-2:] == ("imgrec", "train.py")
+def _module(argv: Sequence[str]) -> tuple[str, ...]:
+    return Path(argv[0]).parts[-2:]
 
 
 def result_sentence(
