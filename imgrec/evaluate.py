@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from imgrec.config.compose import compose_config
 from imgrec.config.overrides import split_texts
-from imgrec.config.schema import Device, Node, Precision, ProcessesConfig, Split, dotted_types, parse_settings
+from imgrec.config.schema import Device, Node, Precision, ProcessesConfig, Split, Views, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
@@ -53,7 +53,7 @@ class EvaluateConfig:
     folder: str | None
     by: str | list[str] | None
     corruptions: str | list[str] | None
-    tta: Literal["flip", "crops", "ten_crops"] | None
+    tta: Views | None
     data: DataChanges
     batch_size: int | None
     num_workers: int | Literal["auto"]

@@ -40,7 +40,8 @@ IMAGE_FORMATS = {
     "XBM": ".xbm",
     "XPM": ".xpm",
 }
-IMAGE_EXTENSIONS = frozenset(" ".join(IMAGE_FORMATS.values()).split())
+FORMAT_OF = {extension: form for form, extensions in IMAGE_FORMATS.items() for extension in extensions.split()}
+IMAGE_EXTENSIONS = frozenset(FORMAT_OF)
 EXTENSIONS_TEXT = f".jpg, .png, .tif, .webp and {len(IMAGE_EXTENSIONS) - 4} others that PIL reads"  # for errors
 LAYOUTS = "Set data.root=FOLDER with train/CLASS/*.jpg, or with CLASS/*.jpg."  # for errors
 TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".parquet")  # what data=table reads

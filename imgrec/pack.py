@@ -11,7 +11,7 @@ from typing import Literal
 from imgrec.config.annotations import format_value
 from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import build, check_signature
-from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, dotted_types, parse_settings
+from imgrec.config.schema import OWN_TEXTS, SPLITS, DataConfig, Node, dotted_types, parse_settings
 from imgrec.config.start_checks import check_data
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, first_names, plural
@@ -73,7 +73,7 @@ def _pack(config: PackConfig, out: Path, terminal: Terminal) -> int:
     packing = Packing(config.format, config.size, config.quality, config.shard_images)
     start = time.perf_counter()
     with terminal.bar() as bar:
-        task = bar.add_task("images", total=sum(int(data.counts(split).sum()) for split in ("train", "val", "test")), note="")
+        task = bar.add_task("images", total=sum(int(data.counts(split).sum()) for split in SPLITS), note="")
         workers = worker_count(config.num_workers, in_memory=False, processes_here=1)
         index, bad = pack_images(data, out, packing, num_workers=workers, advance=lambda done: bar.advance(task, done))
     images = ", ".join(f"{name} {len(split.labels):,}" for name, split in index.splits.items())

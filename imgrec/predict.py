@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from imgrec.config.compose import compose_config
-from imgrec.config.schema import Device, Precision, ProcessesConfig, SetMethod, dotted_types, parse_settings
+from imgrec.config.schema import Device, Precision, ProcessesConfig, SetMethod, Views, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
@@ -40,7 +40,7 @@ class PredictConfig:
     sets: SetMethod
     sets_by_class: bool
     risk: float | None
-    tta: Literal["flip", "crops", "ten_crops"] | None
+    tta: Views | None
     batch_size: int
     num_workers: int | Literal["auto"]
     device: Device

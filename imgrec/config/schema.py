@@ -14,7 +14,9 @@ Keys = typing.TypeVar("Keys")  # the keys of a command, or of a node, as a froze
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Split = Literal["test", "val", "train"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")  # as people read them
 SetMethod = Literal["lac", "aps", "raps"]
+Views = Literal["flip", "crops", "ten_crops"]  # of an image, whose logits are averaged
 Sampling = Literal["shuffle", "balanced", "sqrt", "weighted"]
 Monitor = Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
 # Keys of the shipped data sets that are text: null, their default, does not show it.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.config.annotations import describe_type, format_value
-from imgrec.config.schema import Split
+from imgrec.config.schema import SPLITS, Split
 from imgrec.data.decode import Preprocessing
 from imgrec.data.folds import fold_numbers, in_fold
 from imgrec.data.image_set import ImageSet
@@ -154,7 +154,7 @@ class ImageData:
         elif splits.val is None:
             train, val = self.cut(splits.train, splits.classes, "val", self.val_share)
             splits = splits._replace(train=train, val=val)
-        check_groups({name: images for name in ("train", "val", "test") if (images := getattr(splits, name)) is not None})
+        check_groups({name: images for name in SPLITS if (images := getattr(splits, name)) is not None})
         return splits
 
     @property
@@ -191,7 +191,7 @@ class ImageData:
             raise ConfigError(f"split={name}: expected {describe_type(Split)}.{did_you_mean(name, get_args(Split))}")
         images: ImageSet | None = getattr(self.splits, name)
         if images is None:
-            present = [split for split in ("train", "val", "test") if getattr(self.splits, split) is not None]
+            present = [split for split in SPLITS if getattr(self.splits, split) is not None]
             raise DataError(f"{type(self).__name__} has no {name} split, only {', '.join(present)}. Set split={present[-1]}.")
         return images
 

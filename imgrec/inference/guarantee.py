@@ -22,11 +22,10 @@ from imgrec.analysis.prediction_sets import (
 from imgrec.analysis.validation_record import ValidationRecord
 from imgrec.config.annotations import check_type
 from imgrec.config.ranges import check_range
-from imgrec.config.schema import SetMethod
+from imgrec.config.schema import SetMethod, Views
 from imgrec.data.counter_rng import CLASS_SETS, hash_words
 from imgrec.errors import CheckpointError, ConfigError, plural, shorten
 from imgrec.inference.checkpoint import Checkpoint
-from imgrec.models.views import Views
 
 
 @dataclass(frozen=True)

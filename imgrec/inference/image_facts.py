@@ -18,11 +18,10 @@ from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.table import ImageTable
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import ConfigError
-from imgrec.files import IMAGE_FORMATS, file_extension
+from imgrec.files import FORMAT_OF, file_extension
 from imgrec.inference.split_predictions import SplitPredictions, gather_columns
 
 SIZE, BRIGHTNESS, TYPE = FACTS_OF_IMAGES = ("size", "brightness", "type")
-FORMAT_NAMES = {extension: form for form, extensions in IMAGE_FORMATS.items() for extension in extensions.split()}
 
 
 class Sliced(NamedTuple):
@@ -91,7 +90,7 @@ def _slicing(
     if name == TYPE:
         assert images.names is not None
         extensions = [file_extension(os.fsdecode(each)) for each in images.names[rows].tolist()]
-        return slice_texts(name, [FORMAT_NAMES.get(extension, extension) for extension in extensions])
+        return slice_texts(name, [FORMAT_OF.get(extension, extension) for extension in extensions])
     return slice_column(name, [columns[name][row] for row in rows.tolist()])
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from imgrec.config.annotations import check_type
-from imgrec.config.schema import Device, Node, Precision, SetMethod, Split
+from imgrec.config.schema import Device, Node, Precision, SetMethod, Split, Views
 from imgrec.data.decode import fit_to_size, load_image
 from imgrec.data.file_index import pack_names
 from imgrec.data.loader import Loader, worker_count
@@ -30,7 +30,7 @@ from imgrec.inference.measure import measure_images
 from imgrec.inference.metrics import Report
 from imgrec.inference.tta import preprocessing_for, read_as
 from imgrec.models.layers import head_names
-from imgrec.models.views import Views, image_views, mean_logits
+from imgrec.models.views import image_views, mean_logits
 
 FEW_FILES = 256  # up to so many are read without worker processes, which take seconds to start
 

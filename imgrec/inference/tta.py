@@ -3,13 +3,13 @@
 from copy import copy
 
 from imgrec.config.annotations import check_type
+from imgrec.config.schema import Views
 from imgrec.data.decode import Preprocessing
 from imgrec.data.folder import ImageFiles
 from imgrec.data.image_set import ImageSet
 from imgrec.data.torch_dataset import DatasetImages
 from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import Checkpoint
-from imgrec.models.views import Views
 
 
 def preprocessing_for(checkpoint: Checkpoint, tta: Views | None) -> Preprocessing:

@@ -1,12 +1,11 @@
 """Several views of an image, whose logits are averaged: its mirror image, or crops (test-time augmentation)."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-Views = Literal["flip", "crops", "ten_crops"]
+from imgrec.config.schema import Views
 
 
 def mean_logits(network: Callable[[Tensor], Tensor], views: Sequence[Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ from imgrec.analysis.image_faults import (
     sample,
     spread,
 )
-from imgrec.config.schema import Split
+from imgrec.config.schema import SPLITS, Split
 from imgrec.data import jpeg
 from imgrec.data.batch import Indices
 from imgrec.data.decode import FORMATS, MIRRORED_AXES, ScaleError, decode_bytes, read_orientation
@@ -33,14 +33,12 @@ from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader
 from imgrec.data.skip_list import names_below
 from imgrec.errors import DataError
-from imgrec.files import IMAGE_FORMATS, file_extension, on_progress
+from imgrec.files import FORMAT_OF, file_extension, on_progress
 from imgrec.scan.scan_cache import cache_file, file_stamps, read_facts, write_facts
 
-ORDER: tuple[Split, ...] = ("train", "val", "test")
 FILES_AT_ONCE = 64  # files that a worker decodes before it hands over what it found
 PORTION_S = 10.0  # after so many seconds what was found is kept, so that a check that is killed loses little
 MOST_FILE_BYTES = 2**30  # of a file; 100 million pixels of 8 bytes take 0.8 GB
-FORMAT_OF = {extension: form for form, extensions in IMAGE_FORMATS.items() for extension in extensions.split()}
 SAME_FORMAT = {"MPO": "JPEG", "DIB": "BMP"}  # PIL's names for one format in two wrappers
 MANY_PICTURES, JPEG_HEADER = b"MPF\0", 2**16  # the mark of several pictures in a JPEG, and the bytes in which it stands
 PNG_METADATA = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")  # where a PNG may say that it is turned
@@ -98,7 +96,7 @@ class _Files:
 
 def file_splits(data: ImageData) -> dict[Split, ImageFiles]:
     """The splits of a data set that have image files, train first."""
-    found: dict[Split, ImageSet | None] = {split: getattr(data.splits, split) for split in ORDER}
+    found: dict[Split, ImageSet | None] = {split: getattr(data.splits, split) for split in SPLITS}
     return {split: images for split, images in found.items() if isinstance(images, ImageFiles)}
 
 

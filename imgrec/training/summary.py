@@ -4,7 +4,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from imgrec.analysis.diagnosis import (
     unlike_validation,
 )
 from imgrec.analysis.intervals import share_interval
-from imgrec.config.schema import DataConfig, Node, RunConfig, Split
+from imgrec.config.schema import SPLITS, DataConfig, Node, RunConfig
 from imgrec.data.datamodule import DataModule
 from imgrec.data.image_data import ImageData
 from imgrec.data.jpeg import FASTEST
@@ -40,7 +40,6 @@ from imgrec.training.final_test import Tests
 from imgrec.training.held_back import held_back
 from imgrec.training.optimizer import rate_sentence, written_rate
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FAR_SHARE = 1.5  # factor on the wanted share of a split above which the start screen says it
 
 
@@ -116,7 +115,7 @@ def _resumed(run: RunConfig, run_dir: Path, resume: ResumePoint) -> str:
 def _data_row(config: DataConfig, loaders: DataModule) -> str:
     """'Digits: train 1,293, val 144, test 360 images of 8x8x1, 10 classes with 125 to 131 in train'"""
     data = loaders.data
-    counts = {split: data.counts(split) for split in reversed(get_args(Split))}
+    counts = {split: data.counts(split) for split in SPLITS}
     fewest, most = counts["train"].min(), counts["train"].max()
     splits = ", ".join(f"{split} {count.sum():,}" for split, count in counts.items() if count.any())
     per_class = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
