@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from imgrec.config.annotations import check_type
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 CLASS_KEYS = {
     "support": int,
     "recall": float,
+    "recall_interval": list[float],
     "precision": float,
     "f1": float,
     "auroc": float | None,
@@ -44,6 +46,11 @@ class Facts:
     def folder(self) -> Path:
         """The run directory."""
         return self.run.path
+
+    @property
+    def quoted(self) -> str:
+        """The run directory, as a shell takes it."""
+        return quote(str(self.folder))
 
     @property
     def config(self) -> Node:

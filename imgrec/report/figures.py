@@ -1,6 +1,5 @@
 """The figures of a test in a report: the first one, the classes, and how far the probabilities hold."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -53,10 +52,10 @@ def result_section(facts: Facts) -> Section:
         return Section("result", "Result", _validation(facts))
     accuracy = test["accuracy"]
     hits = round(accuracy * test["count"])
-    interval = share_interval(hits, test["count"]).tolist()
+    low, high = test["accuracy_interval"]
     first = (
         f'<p class="big"><span data-figure="accuracy" data-value="{accuracy}">{percent(accuracy)}</span> test accuracy</p>'
-        f"<p>With 95% certainty between {100 * interval[0]:.1f} and {100 * interval[1]:.1f}%: <b>{hits:,}</b> of {test['count']:,} "
+        f"<p>With 95% certainty between {100 * low:.1f} and {100 * high:.1f}%: <b>{hits:,}</b> of {test['count']:,} "
         f"images of the test are right.</p>"
     )
     return Section("result", "Result", f"{first}{_totals(test)}")
@@ -118,7 +117,7 @@ def _class_cells(row: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[
         yield f"<td class=n data-value={counts.get(row['name'], 0)}>{counts.get(row['name'], 0):,}</td>"
     yield f"<td class=n data-value={row['support']}>{row['support']:,}</td>"
     if row["support"]:
-        low, high = share_interval(round(row["recall"] * row["support"]), row["support"]).tolist()
+        low, high = row["recall_interval"]
         share = f'class="n share" style=--v:{100 * row["recall"]:.0f}%'
         yield f"<td {share} data-value={row['recall']:.6g}>{percent(row['recall'])}</td>"
         yield f"<td class=n data-value={low:.4g}>{100 * low:.1f} to {100 * high:.1f}</td>"
@@ -165,9 +164,9 @@ def missing_test(facts: Facts) -> str:
     if facts.result is None:
         return "<p>The run is not finished: it has no test yet.</p>"
     if facts.test is None:
-        shown = f"imgrec evaluate {shlex.quote(str(facts.folder))} split=val"
+        shown = f"imgrec evaluate {facts.quoted} split=val"
         return f"<p>The run has no test split. <code>{text(shown)}</code> shows the classes of its validation images.</p>"
     return (
         f"<p>{text(facts.folder / 'predictions.parquet')} is missing, or has no probabilities: it was removed, or an older version wrote it. "
-        f"<code>imgrec evaluate {text(facts.folder)}</code> shows the same figures.</p>"
+        f"<code>imgrec evaluate {text(facts.quoted)}</code> shows the same figures.</p>"
     )

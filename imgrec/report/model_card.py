@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from imgrec.analysis.intervals import share_interval
 from imgrec.errors import plural
 from imgrec.inference.metrics_table import TOTALS
 from imgrec.report.facts import Facts
@@ -97,7 +96,7 @@ def _use(facts: Facts) -> Iterator[str]:
         "or safety need a test of their own, on images of that use.\n"
     )
     yield "## How to use\n"
-    yield f"    imgrec predict {_line(facts.folder)} FOLDER_OR_IMAGES\n"
+    yield f"    imgrec predict {_line(facts.quoted)} FOLDER_OR_IMAGES\n"
     yield "or from Python:\n"
     yield f"    import imgrec\n    predictions = imgrec.load({_line(facts.folder)!r}).predict(['a.jpg', 'b.jpg'])\n"
 
@@ -138,8 +137,7 @@ def _evaluation(facts: Facts) -> Iterator[str]:
             yield f"| {name} | {figure_text(key, test[key])} | {interval_text(key, test.get(interval or ''))} |"
     yield ""
     if (worst := worst_class(facts)) is not None:
-        ends = percents(share_interval(round(worst["recall"] * worst["support"]), worst["support"]).tolist())
-        recall = f"{percent(worst['recall'])} {ends} of {plural(worst['support'], 'image')}"
+        recall = f"{percent(worst['recall'])} {percents(worst['recall_interval'])} of {plural(worst['support'], 'image')}"
         yield f"The worst class is {plain(worst['name'])}: recall {recall}, precision {percent(worst['precision'])}.\n"
 
 

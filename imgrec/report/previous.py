@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from imgrec.analysis.intervals import share_interval
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Node
 from imgrec.errors import DataError
@@ -66,8 +65,7 @@ def _same_data(one: Node, other: Node) -> bool:
 def _accuracy(run: StoredRun) -> str:
     if run.test is None:
         return "no test"
-    interval = share_interval(round(run.test["accuracy"] * run.test["count"]), run.test["count"]).tolist()
-    return f"{percent(run.test['accuracy'])} {percents(interval)}"
+    return f"{percent(run.test['accuracy'])} {percents(run.test['accuracy_interval'])}"
 
 
 def compare_with_previous(facts: Facts) -> PreviousComparison:

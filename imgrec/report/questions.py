@@ -1,13 +1,11 @@
 """The five questions of a report, each answered from the run's figures: the ids of the headings stay, so that a script finds them."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from imgrec.analysis.diagnosis import AFTER_BEST, suspects_command
-from imgrec.analysis.intervals import share_interval
 from imgrec.errors import plural
 from imgrec.report.facts import Facts
 from imgrec.report.figures import missing_test
@@ -48,7 +46,7 @@ def _worst(facts: Facts) -> str:
         return "<p>None: every image of the test is right.</p>"
     said = (
         f"<p><b data-class>{text(worst['name'])}</b>: F1 {percent(worst['f1'])}, the lowest. Of its {plural(worst['support'], 'image')} "
-        f"{percent(worst['recall'])} {_recall_interval(worst)} are found (recall), and {percent(worst['precision'])} of the images that are "
+        f"{percent(worst['recall'])} {percents(worst['recall_interval'])} are found (recall), and {percent(worst['precision'])} of the images that are "
         f'called {text(worst["name"])} are right (precision). <a href="#classes">All classes</a></p>'
     )
     rivals = _not_told_apart(facts, worst)
@@ -60,20 +58,11 @@ def _worst(facts: Facts) -> str:
     return said
 
 
-def _recall_interval(row: Mapping[str, Any]) -> str:
-    return percents(share_interval(round(row["recall"] * row["support"]), row["support"]).tolist())
-
-
 def _not_told_apart(facts: Facts, worst: Mapping[str, Any]) -> int:
     """How many other classes with errors may have as low a recall."""
     assert facts.test is not None
     rows = [row for row in facts.test["per_class"] if row["support"] and row["recall"] < 1 and row["name"] != worst["name"]]
-    if not rows:
-        return 0
-    support = np.array([row["support"] for row in rows])
-    lows = share_interval(np.rint([row["recall"] * row["support"] for row in rows]), support)[:, 0]
-    high = share_interval(round(worst["recall"] * worst["support"]), worst["support"])[1]
-    return int((lows <= high).sum())
+    return sum(row["recall_interval"][0] <= worst["recall_interval"][1] for row in rows)
 
 
 def _why(facts: Facts) -> str:
@@ -113,10 +102,10 @@ def _few_images(facts: Facts, worst: Mapping[str, Any]) -> list[str]:
             said.append(f"It is rare: {plural(own, 'training image')}, where the median class has {median:,.0f}.")
         else:
             said.append(f"It is not rare: {plural(own, 'training image')}, where the median class has {median:,.0f}.")
-    low, high = share_interval(round(worst["recall"] * worst["support"]), worst["support"]).tolist()
+    low, high = worst["recall_interval"]
     if high - low > 0.2:
         said.append(
-            f"The test has only {plural(worst['support'], 'image')} of it, so part of it may be chance: recall {percent(worst['recall'])} {_recall_interval(worst)}."
+            f"The test has only {plural(worst['support'], 'image')} of it, so part of it may be chance: recall {percent(worst['recall'])} {percents((low, high))}."
         )
     return said
 
@@ -180,7 +169,7 @@ def _next(facts: Facts) -> str:
 
 
 def _commands(facts: Facts) -> Sequence[str]:
-    folder = shlex.quote(str(facts.folder))
+    folder = facts.quoted
     if facts.test is None:
         return [f"imgrec evaluate {folder} split=val", f"imgrec predict {folder} FOLDER_OR_IMAGES"]
     suspects = [suspects_command(str(facts.folder))] if findings(facts) or worst_class(facts) else []
