@@ -1,6 +1,7 @@
 """What a training says of faults of its data without decoding it: the counts of its classes, and what a check found."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from small_run import SMALL
 
 from imgrec import cli, config
 from imgrec.analysis.diagnosis import leak_suspected
+from imgrec.config.compose import compose_config
 from imgrec.data.datamodule import build_data
-from imgrec.scan.known_faults import known_faults
+from imgrec.scan.known_faults import OF_SPLITS, check_command, known_faults
 from imgrec.train import fit
 
 
@@ -39,7 +41,7 @@ def found(root: Path, *more: str) -> dict[str, str]:
     run = config.load("train", words(root, *more))
     data, _ = build_data(run)
     faults = known_faults(data, data.record(), run)
-    assert faults.command == f"imgrec check {root}"
+    assert faults.command == f"imgrec check data.root={root}"
     return {fault.kind: str(fault) for fault in faults.found}
 
 
@@ -55,10 +57,41 @@ def test_a_training_knows_what_a_check_found_in_the_same_images(photos: Path) ->
     assert list(found(photos)) == ["missing_class"]  # other images: nobody looked at them
 
 
+def test_whether_an_image_is_tiny_is_known_at_the_size_of_the_check_alone(photos: Path) -> None:
+    (photos / "train/cat/icon.png").write_bytes(encode(picture(3, 12, 12), "PNG"))
+    assert cli.main(["check", str(photos), "data.image_size=48", "num_workers=0"]) == 3
+    assert set(found(photos)) == {"leak", "missing_class", "tiny"}
+    assert set(found(photos, "data.image_size=16")) == {"leak", "missing_class"}
+    assert list(found(photos, "data.channels=1", "data.mean=[0.5]", "data.std=[0.2]")) == ["missing_class"]  # other pixels
+
+
+@pytest.mark.parametrize(
+    ("overrides", "command"),
+    [
+        (("data=imagenet",), "imgrec check data.root=data/imagenet"),
+        (
+            ("data=imagefolder", "data.root=my photos", "data.label_from=^[a-z]+", "data.test_share=0.3"),
+            "imgrec check 'data.root=my photos' 'data.label_from=^[a-z]+' data.test_share=0.3",
+        ),
+        (
+            ("data=table", "data.file=t.csv", "data.split=part", "data.image_size=48"),
+            "imgrec check data=table data.file=t.csv data.split=part",
+        ),
+        (("data=mnist",), ""),
+    ],
+)
+def test_the_command_checks_the_splits_of_the_run(overrides: tuple[str, ...], command: str) -> None:
+    own = config.load("train", overrides).data.to_node()
+    assert check_command(own) == command
+    if command:
+        data = compose_config("check", shlex.split(command)[2:])["data"]
+        assert {key: data.get(key) for key in OF_SPLITS} == {key: own.get(key) for key in OF_SPLITS}
+
+
 def test_a_damaged_cache_is_no_check(photos: Path) -> None:
     assert cli.main(["check", str(photos), "data.image_size=48", "num_workers=0"]) == 3
     (file,) = photos.parent.joinpath("cache").rglob("checked-*")
-    for content in (b"", b"[[1]]", b"3"):
+    for content in (b"", b"[[1]]", b"3", b"{}"):
         file.write_bytes(content)
         assert list(found(photos)) == ["missing_class"]
 
@@ -97,5 +130,5 @@ def test_a_training_says_it_at_its_start_and_at_its_end(photos: Path, capsys: py
     sentences = {finding["rule"]: finding["sentence"] for finding in result["diagnosis"]}
     assert ("leak suspected" in sentences) == leaking
     if leaking:
-        assert sentences["leak suspected"].endswith(f"imgrec check {photos} ckpt={run.folder}")
+        assert sentences["leak suspected"].endswith(f"imgrec check data.root={photos} ckpt={run.folder}")
         assert "2 of the 8 images" in sentences["leak suspected"]

@@ -242,6 +242,20 @@ def test_what_a_run_lacks_is_said_in_its_section(tmp_path, case, section, said):
     assert (files.card is None) == (case in ("unfinished", "no epoch"))
 
 
+def test_what_was_known_of_the_images_is_said_with_the_check_of_the_same_splits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a check.json would be read
+    photos = {"data._target_": "imgrec.data.datasets.ImageFolder", "data.root": "my photos", "data.split_seed": 3}
+    fault = {"kind": "leak", "number": 7, "what": "train has the same picture", "of_classes": False}
+    folder = write_probable_run(tmp_path / "n/1", classes=CLASSES, count=50, settings=photos, data_faults=[fault])
+    write_report(folder)
+    said = read_page(folder).sections["data"]
+    assert "7 leak: train has the same picture" in said
+    assert f"imgrec check 'data.root=my photos' data.split_seed=3, then imgrec report {folder}" in said
+    mnist = {"data._target_": "imgrec.data.datasets.MNIST", "data.root": "data"}
+    write_report(folder := write_probable_run(tmp_path / "n/2", classes=CLASSES, count=50, settings=mnist))
+    assert "imgrec check" not in read_page(folder).sections["data"]
+
+
 def test_a_card_is_what_hugging_face_reads_and_stays_when_it_was_edited(tmp_path, capsys):
     folder = write_probable_run(tmp_path / "n/1", classes=CLASSES, count=100)
     assert cli.main(["report", str(folder)]) == 0

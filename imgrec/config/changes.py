@@ -21,7 +21,7 @@ def compared_keys(config: Node) -> Node:
     TensorBoard's table has the columns of the first run: what that has at its default would be hidden of all others.
     """
     values, defaults = dict(leaves(config)), _default_options()
-    shipped = {group: _shipped(f"{group}/{defaults[group]}").get("_target_") for group in COMPARED_GROUPS}
+    shipped = {group: shipped_option(f"{group}/{defaults[group]}").get("_target_") for group in COMPARED_GROUPS}
     at_default = {group: defaults[group] for group, target in shipped.items() if config[group].get("_target_") == target}
     return at_default | {key: values[key] for key in COMPARED_KEYS if key in values} | changed_keys(config)
 
@@ -53,12 +53,13 @@ def _differing(config: Node, overrides: list[str], data: list[tuple[str, Any, bo
 
 @cache
 def _default_options() -> dict[str, str]:
-    (*entries,) = _shipped("train")["defaults"]
+    (*entries,) = shipped_option("train")["defaults"]
     return {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items() if option}
 
 
 @cache
-def _shipped(name: str) -> Node:
+def shipped_option(name: str) -> Node:
+    """The yaml of "data/mnist", without what it refers to."""
     content: Node = read_plain(conf_dir() / f"{name}.yaml", fix="Install imgrec again.")
     return content
 
@@ -70,9 +71,9 @@ def _nearest_option(group: str, node: Node, default: str) -> str:
     values = dict(leaves(node))
 
     def differences(option: str) -> Iterator[Any]:
-        for key, value in leaves(_shipped(f"{group}/{option}")):
+        for key, value in leaves(shipped_option(f"{group}/{option}")):
             if not (isinstance(value, str) and "${" in value) and (key not in values or values[key] != value):
                 yield key
 
-    same = [option for option in option_names(group) if _shipped(f"{group}/{option}").get("_target_") == node["_target_"]]
+    same = [option for option in option_names(group) if shipped_option(f"{group}/{option}").get("_target_") == node["_target_"]]
     return min(same, key=lambda option: (len(list(differences(option))), option != default), default=default)

@@ -13,6 +13,7 @@ from imgrec.errors import ImgrecError, plural
 from imgrec.report.charts import CHART_STYLE, ChartLine, line_chart, share_bars
 from imgrec.report.facts import Facts
 from imgrec.report.page import Section, scrolling, text
+from imgrec.scan.known_faults import KnownFault, check_command
 from imgrec.terminal import duration
 from imgrec.training.stored_run import curve
 
@@ -81,7 +82,7 @@ def _split_row(split: str, counts: list[int]) -> str:
 
 
 def _check(facts: Facts) -> str:
-    """The result of `imgrec check` on this data, where it lies in the run directory or the working folder."""
+    """The result of `imgrec check` on this data, where it lies in the run directory or the working folder, else what the run knew."""
     root = facts.config["data"].get("root")
     for file in (facts.folder / "check.json", Path("check.json")):
         if (found := _read_check(file)) is not None and (file.parent == facts.folder or _same_folder(found.get("root"), root)):
@@ -93,10 +94,11 @@ def _check(facts: Facts) -> str:
             faults = found.get("faults", 0)
             said = f"found {plural(faults, 'fault')}" if faults else "found no faults"
             return f"<h3>Check</h3><p><code>imgrec check</code> {said} ({text(file)}).</p><ul>{items}</ul>"
-    if root and str(facts.config["data"].get("_target_")).endswith(".ImageFolder"):  # what the command takes without other keys
-        check, again = f"imgrec check {shlex.quote(str(root))}", f"imgrec report {shlex.quote(str(facts.folder))}"
-        return f"<p>Not checked for damaged and doubled images: type <code>{text(check)}</code>, then <code>{text(again)}</code>.</p>"
-    return ""
+    if not (command := check_command(facts.config["data"])):
+        return ""
+    known = "".join(f"<li>{text(KnownFault(**fault))}</li>" for fault in (facts.result or {}).get("data_faults") or [])
+    said = f"<p>Known when it was trained:</p><ul>{known}</ul>" if known else ""
+    return f"{said}<p>Which images are damaged or copies: type <code>{text(command)}</code>, then <code>imgrec report {text(facts.quoted)}</code>.</p>"
 
 
 def _examples(examples: Any) -> str:

@@ -10,7 +10,9 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
-from imgrec.analysis.image_faults import IMBALANCE_KIND, find_class_faults
+from imgrec.analysis.image_faults import IMBALANCE_KIND, TINY, find_class_faults
+from imgrec.config.annotations import format_value
+from imgrec.config.changes import shipped_option
 from imgrec.config.schema import Node, RunConfig, Split
 from imgrec.data.cache import cache_folder, write_cached
 from imgrec.data.image_data import ImageData
@@ -18,8 +20,16 @@ from imgrec.data.split_record import DataRecord
 from imgrec.errors import first_names
 from imgrec.scan.data_faults import DataFinding
 from imgrec.scan.file_scan import file_splits
+from imgrec.scan.scan_cache import how_read
 
 LISTED_CLASSES = 3  # of a line
+FAULTS_VERSION = 2  # of what is kept: one more when its content changes
+# The data that is checked, and its option; and the keys by which images come into splits and classes.
+CHECK_OPTIONS = {"imgrec.data.datasets.ImageFolder": "imagefolder", "imgrec.data.table.ImageTable": "table"}
+OF_SPLITS = (
+    *("file", "root", "path", "label", "split", "group", "label_from", "group_from", "skip_list"),
+    *("test_share", "val_share", "split_seed"),
+)
 
 
 class KnownFault(NamedTuple):
@@ -59,7 +69,7 @@ def known_faults(data: ImageData, record: DataRecord | None, run: RunConfig) -> 
     found = (None if record is None else _checked(data, record)) or _of_classes(data)
     if run.sampling != "shuffle" or run.loss.get("class_weights", "none") != "none":
         found = [fault for fault in found if fault.kind != IMBALANCE_KIND.name]
-    return KnownFaults(found, shlex.join(["imgrec", "check", *_words(run.data.own)]))
+    return KnownFaults(found, check_command(run.data.to_node()))
 
 
 def remember_faults(data: ImageData, findings: Sequence[DataFinding]) -> None:
@@ -71,14 +81,17 @@ def remember_faults(data: ImageData, findings: Sequence[DataFinding]) -> None:
         for finding in findings
         if finding.kind.is_fault and len(finding.rows)
     ]
-    write_cached(file, json.dumps([*of_images, *_of_classes(data)]).encode())
+    content = {"image_size": data.preprocessing()["image_size"], "faults": [*of_images, *_of_classes(data)]}
+    write_cached(file, json.dumps(content).encode())
 
 
-def _words(own: Node) -> list[str]:
-    """What the command line of a check says of image files."""
-    if "file" in own:
-        return ["data=table", *(f"data.{key}={own[key]}" for key in ("file", "root") if own.get(key) is not None)]
-    return [str(own["root"])] if "root" in own else []
+def check_command(data: Node) -> str:
+    """What to type to check image files in the splits that a run has; data: its keys. Nothing for data without image files."""
+    if (option := CHECK_OPTIONS.get(data["_target_"])) is None:
+        return ""
+    default = shipped_option(f"data/{option}")
+    changed = [f"data.{key}={format_value(data[key])}" for key in OF_SPLITS if key in data and data[key] != default[key]]
+    return shlex.join(["imgrec", "check", *[f"data={option}"] * (option != "imagefolder"), *changed])
 
 
 def _of_classes(data: ImageData) -> list[KnownFault]:
@@ -93,19 +106,23 @@ def _checked(data: ImageData, record: DataRecord) -> list[KnownFault]:
     """Nothing where no check is known, or its file is damaged."""
     file = _file(data, record)
     try:
-        return [] if file is None else [KnownFault(*fault) for fault in json.loads(file.read_bytes())]
-    except (OSError, ValueError, TypeError):
+        content = {"faults": []} if file is None else json.loads(file.read_bytes())
+        found = [KnownFault(*fault) for fault in content["faults"]]
+        same_size = file is None or content["image_size"] == data.preprocessing()["image_size"]
+    except (OSError, ValueError, TypeError, KeyError):
         return []
+    return [fault for fault in found if same_size or fault.kind != TINY.name]
 
 
 def _file(data: ImageData, record: DataRecord) -> Path | None:
-    """Of the cache, by the names, labels, sizes and checksums of the images of each split, as the record has them."""
+    """Of the cache, by the names, labels, sizes and checksums of the images of each split, as the record has them, and how they are read."""
     folder, splits = cache_folder(), file_splits(data)
     if folder is None or not splits:
         return None
     digest = hashlib.sha1(record.digest().encode(), usedforsecurity=False)
+    digest.update(repr([(split, how_read(images)) for split, images in splits.items()]).encode())
     for split, images in splits.items():
         content = record.splits[split].content
         digest.update(f"{split} {os.path.realpath(images.path(0))} ".encode(errors="surrogateescape"))
         digest.update(content[np.flatnonzero((content >= 0).any(axis=1))].tobytes())
-    return folder / f"checked-{digest.hexdigest()}-1"
+    return folder / f"checked-{digest.hexdigest()}-{FAULTS_VERSION}"

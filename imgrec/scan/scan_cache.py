@@ -41,17 +41,15 @@ def file_stamps(root: str, names: ImageNames) -> NDArray[np.int64]:
     return np.array([stamp for part in parts for stamp in part], dtype=np.int64).reshape(-1, 3)
 
 
-def cache_file(root: str, images: ImageFiles) -> Path | None:
-    """Of a folder and all by which a file would be decoded to other pixels, or not at all."""
+def how_read(images: ImageFiles) -> tuple[object, ...]:
+    """All by which a file would be decoded to other pixels, or not at all, and judged otherwise."""
     reading: Preprocessing = images.preprocessing
-    how = (
-        FACTS_VERSION,
-        reading["channels"],
-        reading["max_pixels"],
-        reading["scale"],
-        images.reading["decoder"],
-    )
-    name = hashlib.blake2b(os.fsencode(os.path.realpath(root)) + repr(how).encode(), digest_size=16).hexdigest()
+    return (FACTS_VERSION, reading["channels"], reading["max_pixels"], reading["scale"], images.reading["decoder"])
+
+
+def cache_file(root: str, images: ImageFiles) -> Path | None:
+    """Of a folder, and how its files are read."""
+    name = hashlib.blake2b(os.fsencode(os.path.realpath(root)) + repr(how_read(images)).encode(), digest_size=16).hexdigest()
     folder = cache_folder()
     return None if folder is None else folder / f"facts-{name}"
 
