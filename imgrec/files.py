@@ -101,7 +101,10 @@ class Listing(NamedTuple, Generic[Names]):
 
 
 def list_folder(folder: str) -> Listing[list[str]]:
-    """DataError for a folder that cannot be listed, and for a link in it that leads to itself."""
+    """A link by the name of an image that leads nowhere is an image, which cannot be read.
+
+    DataError for a folder that cannot be listed, and for another link in it that leads to itself.
+    """
     images: list[str] = []
     folders: list[str] = []
     links: list[str] = []
@@ -114,6 +117,9 @@ def list_folder(folder: str) -> Listing[list[str]]:
                 continue
             if entry.is_symlink():
                 links.append(name)
+                if file_extension(name) in IMAGE_EXTENSIONS and not os.path.exists(entry.path):
+                    images.append(name)
+                    continue
             # The kinds of entries are known from the listing: no system call for each file.
             if entry.is_file():
                 if (extension := file_extension(name)) in IMAGE_EXTENSIONS:

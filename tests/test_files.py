@@ -20,12 +20,19 @@ def make_tree(root: Path, names: list[str]) -> None:
 def test_images_at_any_depth_sorted_and_without_hidden_ones(tmp_path):
     shown = ["a/z.JPG", "a/b/c/1.png", "a/b/0.webp", "dir.jpg/2.tiff", "b.bmp"]
     make_tree(tmp_path, [*shown, "a/notes.txt", "a/.x.png", ".hidden/3.png", "a/.b/4.png"])
-    os.symlink("nowhere.png", tmp_path / "broken.png")
     os.symlink("a/z.JPG", tmp_path / "link.jpg")
+    os.symlink("nowhere", tmp_path / "notes")
     assert find_images(str(tmp_path)) == sorted([*shown, "link.jpg"])
     ignored = Counter()
     assert find_images(str(tmp_path), "a", ignored=ignored) == ["a/b/0.webp", "a/b/c/1.png", "a/z.JPG"]
     assert ignored == {".txt": 1}
+
+
+@pytest.mark.parametrize("target", ["nowhere.png", "x.png", "a.txt/x.png"])
+def test_an_image_that_a_link_has_lost_is_one_that_cannot_be_read(tmp_path, target):
+    make_tree(tmp_path, ["a.txt"])
+    os.symlink(target, tmp_path / "x.png")
+    assert find_images(str(tmp_path)) == ["x.png"]
 
 
 def test_links_are_followed_except_to_a_folder_that_contains_them(tmp_path):

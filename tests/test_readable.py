@@ -132,7 +132,14 @@ def test_a_run_that_lacks_its_test_alone_ends_with_the_new_setting(
     assert (root / "runs/imagefolder_lenet/1/metrics.csv").read_text() == rows
 
 
-LOOPS = {"train/a/x.jpg": "x.jpg", "train/c": "c", "other": "other", "train/a/deep": "../a/deep"}
+LOOPS = {"train/c": "c", "other": "other", "train/a/deep": "../a/deep"}
+
+
+@pytest.mark.parametrize("target", ["x.jpg", "nowhere.jpg"])
+def test_an_image_that_a_link_has_lost_is_found(tmp_path: Path, target: str) -> None:
+    root = photos(tmp_path)
+    (root / "train/a/x.jpg").symlink_to(target)
+    assert found(root) == {str(root / "train/a/x.jpg")}
 
 
 @pytest.mark.parametrize("link", slow_but("train/c", among=LOOPS))

@@ -75,7 +75,7 @@ STATE_KINDS = {
         "Set data.scale=[BLACK,WHITE].",
     ),
     FileState.NOT_OPENED: FaultKind(
-        "not_opened", True, "the system does not let the file be read", "Look at its permissions, and at the disk; then check again."
+        "not_opened", True, "the system does not let the file be read", "Look at its permissions, at the disk, and where a link leads; then check again."
     ),
 }  # fmt: skip
 WRONG_EXTENSION = FaultKind(
