@@ -292,7 +292,7 @@ REFUSED = {
     "photos": ("runs=photos", "no run directory", "config.yaml"),
     "n": ("runs=n", "n/*/"),
     "n/foreign": ("runs=n/foreign/report.html", "did not write it", "overwrite=true"),
-    "n/cut": ("n/cut/result.json", "test.per_class.support", "Remove it"),
+    "n/cut": ("n/cut/result.json", "test.per_class.0.support", "Remove it"),
     "n/changed": ("n/changed/result.json", "test.confusion", "Remove it"),
 }
 

@@ -15,7 +15,10 @@ MOST_VALUES, DEEPEST = 100_000, 32  # of a config: an alias in yaml, or a refere
 
 
 def read_mapping(file: Path, types: Mapping[str, Any], *, fix: str) -> dict[str, Any]:
-    """The dictionary with keys of these types that imgrec wrote to a file; DataError, which ends with what to do, where that is not in it."""
+    """The dictionary with keys of these types that imgrec wrote to a file, null for those that are missing.
+
+    DataError, which ends with what to do, where that is not in it.
+    """
     content = read_plain(file, fix=fix)
     try:
         check_type(file.name, content, dict)
@@ -23,7 +26,7 @@ def read_mapping(file: Path, types: Mapping[str, Any], *, fix: str) -> dict[str,
             check_type(key, content.get(key), kind)
     except ConfigError as error:
         raise DataError(f"{file} was cut or changed: {error} {fix}") from error
-    return dict(content)
+    return dict.fromkeys(types) | content
 
 
 def read_plain(file: Path, *, fix: str) -> Any:

@@ -154,7 +154,7 @@ def _temperature(facts: Facts) -> str:
     node = (facts.result or {}).get("calibration")
     if not node or node.get("temperature") is None:
         return text(f"No temperature was fitted: {node['reason']}.") if node and node.get("reason") else ""
-    before = node["test"] and node["test"]["before"]["equal_width"]["calibration_error"]
+    before = node["test"]["before"]["equal_width"].get("calibration_error") if node.get("test") else None
     without = f"; without it the error is {before:.1%}" if before is not None else ""
     return f"The probabilities are those with temperature {node['temperature']:.2f}, fitted on the validation images{without}."
 

@@ -75,7 +75,7 @@ def _details(facts: Facts) -> Iterator[str]:
     model = str(facts.config.get("model", {}).get("_target_", "")).rpartition(".")[2]
     data = facts.config["data"]
     yield "## Model details\n"
-    yield f"- **Network:** {plain(model)}, {facts.result.get('parameters', 0):,} parameters, {facts.result.get('flops', 0) / 1e6:,.1f} MFLOPs an image"
+    yield f"- **Network:** {plain(model)}, {facts.result.get('parameters') or 0:,} parameters, {(facts.result.get('flops') or 0) / 1e6:,.1f} MFLOPs an image"
     yield f"- **Input:** images of {data.get('image_size')} x {data.get('image_size')} pixels, {'gray' if data.get('channels') == 1 else 'colour'}; others are resized"
     names = facts.classes or tuple(facts.images.get("train", {}))
     if names:

@@ -125,7 +125,7 @@ def _how_sure(facts: Facts, place: int) -> list[str]:
 
 def findings(facts: Facts) -> list[dict[str, str]]:
     """Of the diagnosis at the end of the run: rule and sentence."""
-    return [row for row in (facts.result or {}).get("diagnosis") or [] if {"rule", "sentence"} <= row.keys()]
+    return [row for row in (facts.result or {}).get("diagnosis") or [] if row.get("rule") and row.get("sentence")]
 
 
 def _over_fitted(facts: Facts) -> str:

@@ -1,18 +1,19 @@
 """What a report says of the run itself: its curves, its data, where the time went, config, environment, and how to repeat it."""
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from imgrec.config.annotations import format_value
 from imgrec.config.changes import changed_keys
+from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import leaves
-from imgrec.errors import ImgrecError, plural
+from imgrec.errors import ConfigError, DataError, ImgrecError, plural
 from imgrec.report.charts import CHART_STYLE, ChartLine, line_chart, share_bars
 from imgrec.report.facts import Facts
 from imgrec.report.page import Section, scrolling, text
+from imgrec.report.stored_values import CHECK_KINDS, check_kinds
 from imgrec.scan.known_faults import KnownFault, check_command
 from imgrec.terminal import duration
 from imgrec.training.stored_run import curve
@@ -108,12 +109,14 @@ def _examples(examples: Any) -> str:
 
 def _read_check(file: Path) -> dict[str, Any] | None:
     """None where there is none, and of a file that another program wrote."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not file.is_file():
         return None
-    is_ours = isinstance(content, dict) and content.get("imgrec") == "check" and isinstance(content.get("findings"), list)
-    return content if is_ours else None
+    try:
+        content = read_mapping(file, {"imgrec": Literal["check"]}, fix="")
+        check_kinds(content, CHECK_KINDS)
+    except (DataError, ConfigError):
+        return None
+    return content
 
 
 def _same_folder(one: Any, other: Any) -> bool:
@@ -169,8 +172,8 @@ def environment_section(facts: Facts) -> Section:
     if result is None:
         return Section("environment", "Environment", "<p>Known at the end of the run.</p>")
     rows = {"device": result.get("device"), "finished": result.get("finished_at"), "seed": result.get("seed")}
-    if "parameters" in result:
-        rows["network"] = f"{result['parameters']:,} parameters, {result.get('flops', 0) / 1e6:,.1f} MFLOPs an image"
+    if result.get("parameters") is not None:
+        rows["network"] = f"{result['parameters']:,} parameters, {(result.get('flops') or 0) / 1e6:,.1f} MFLOPs an image"
     rows |= result.get("versions") or {}
     body = "".join(
         f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>' for name, value in rows.items() if value is not None
