@@ -26,7 +26,7 @@ def read_mapping(file: Path, types: Mapping[str, Any], *, fix: str) -> dict[str,
             check_type(key, content.get(key), kind)
     except ConfigError as error:
         raise DataError(f"{file} was cut or changed: {error} {fix}") from error
-    return dict.fromkeys(types) | content
+    return {**dict.fromkeys(types), **content}
 
 
 def read_plain(file: Path, *, fix: str) -> Any:
