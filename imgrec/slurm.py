@@ -24,7 +24,7 @@ from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, plural
 from imgrec.files import is_directory_name
 from imgrec.sweeps.folder import choose_sweep_folder
-from imgrec.sweeps.folds import folds_word
+from imgrec.sweeps.folds import folds_override
 from imgrec.sweeps.grid import is_sweep, plan_sweep
 from imgrec.training.restart_count import count_start
 from imgrec.training.run_dir import choose_run_dir
@@ -113,9 +113,9 @@ def _check_side(overrides: Sequence[str]) -> None:
 
 def _training(arguments: list[str], config_dir: str | None) -> Training:
     folder = ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
-    if (word := folds_word(arguments)) is not None:
+    if (override := folds_override(arguments)) is not None:
         raise ConfigError(
-            f"{word}: imgrec slurm submits no folds. Type sbatch --wrap {shlex.quote(shlex.join(['imgrec', 'train', *arguments]))}"
+            f"{override}: imgrec slurm submits no folds. Type sbatch --wrap {shlex.quote(shlex.join(['imgrec', 'train', *arguments]))}"
         )
     if not is_sweep(arguments):
         run = load_config("train", arguments, config_dir)

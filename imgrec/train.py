@@ -27,7 +27,7 @@ from imgrec.distributed.watchdog import Watchdog
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import World
 from imgrec.errors import ConfigError, ExitCode, Stopped
-from imgrec.sweeps.folds import cross_validate, folds_word
+from imgrec.sweeps.folds import cross_validate, folds_override
 from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.run import sweep
 from imgrec.terminal import Terminal
@@ -55,8 +55,8 @@ RANK_ARGUMENT = "--rank"  # of the processes that the launcher starts
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """A training, with -m many of them, a sweep, or with folds=K one for each fold."""
     signals.install_handlers()  # before the seconds that importing torch takes
-    if (word := folds_word(argv)) is not None:
-        return cross_validate(argv, word, config_dir, fit)
+    if (override := folds_override(argv)) is not None:
+        return cross_validate(argv, override, config_dir, fit)
     if is_sweep(argv):
         return sweep(argv, config_dir, fit)
     fit(load_config("train", argv, config_dir))

@@ -12,7 +12,7 @@ from imgrec import slurm
 from imgrec.config.compose import compose_config
 from imgrec.config.options import group_names, option_names
 from imgrec.errors import ConfigError
-from imgrec.sweeps.folds import folds_word
+from imgrec.sweeps.folds import folds_override
 from imgrec.sweeps.grid import plan_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -99,4 +99,4 @@ def check(name: str, arguments: list[str]) -> None:
     elif "-m" in arguments:
         plan_sweep([argument for argument in arguments if argument != "-m"], None)
     else:
-        compose_config(name, [argument for argument in arguments if argument != folds_word(arguments)])
+        compose_config(name, [argument for argument in arguments if argument != folds_override(arguments)])

@@ -86,6 +86,7 @@ def written(tmp_path_factory):
     """A run with nasty class names, after another one on the same data, and its page."""
     runs = tmp_path_factory.mktemp("runs")
     write_probable_run(runs / "n/1", classes=CLASSES, count=400, seed=1, settings={"optim.lr": 0.5})
+    write_probable_run(runs / "n/folds_1", classes=CLASSES, count=400, seed=2, settings={"folds": 3})  # no run to compare with
     findings = [{"rule": "over-fitted", "sentence": f"over-fitted since epoch 1 {NASTY}"}]
     folder = write_probable_run(
         runs / "n/2",
@@ -291,6 +292,7 @@ REFUSED = {
     "none": ("runs=none", "no such folder", "runs/NAME/ID"),
     "photos": ("runs=photos", "no run directory", "config.yaml"),
     "n": ("runs=n", "n/*/"),
+    "n/folds_1": ("runs=n/folds_1", "n/folds_1/*/"),
     "n/foreign": ("runs=n/foreign/report.html", "did not write it", "overwrite=true"),
     "n/cut": ("n/cut/result.json", "test.per_class.0.support", "Remove it"),
     "n/changed": ("n/changed/result.json", "test.confusion", "Remove it"),
@@ -303,6 +305,7 @@ def test_what_is_no_run_is_refused_in_a_line(words, tmp_path, monkeypatch, capsy
     (tmp_path / "photos").mkdir()
     for name in ("foreign", "cut", "changed"):
         write_run(tmp_path / "n" / name, true=[0, 1], predicted=[0, 1])
+    write_run(tmp_path / "n/folds_1", true=[0, 1], predicted=[0, 1], settings={"folds": 2})
     (tmp_path / "n/foreign/report.html").write_text("<p>mine</p>")
     for name, key, value in (
         ("cut", "per_class", [{"name": "0", "recall": "<b>"}, {"name": "1"}]),

@@ -2,7 +2,7 @@
 
 The strengths are the authors': those of ImageNet-C, and for images of up to SMALL_SIDE pixels those of their CIFAR-10-C.
 Lengths in pixels are scaled from the 224 and 32 pixels that they were chosen for, but not below those for 32. Two corruptions are made otherwise, as
-the originals cannot be had for any size or from a seed: frost has a drawn texture instead of photographs of frost, and
+the originals are not available for any size or from a seed: frost has a drawn texture instead of photographs of frost, and
 the glass of glass_blur displaces each pixel once instead of swapping pixels one after the other. No library is used:
 imagecorruptions takes no images below 32 pixels and draws from the global state of numpy.
 """

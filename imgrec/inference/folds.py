@@ -33,10 +33,11 @@ def pool_folds(folders: Sequence[Path], files: PredictionFiles) -> tuple[Report,
         assert measured.predictions is not None, "one process"
         rows = np.flatnonzero(data.held_out)[measured.predictions.indices]
         reports.append(measured.report)
-        parts.append(measured.predictions._replace(indices=rows, uncalibrated=None))
+        parts.append(measured.predictions._replace(indices=rows))
     pool = data.pool
     order = np.argsort(np.concatenate([part.indices for part in parts]))
-    pooled = SplitPredictions(*(np.concatenate(column)[order] for column in list(zip(*parts, strict=True))[:5]))
+    columns = ("indices", "predicted", "probability", "true_probability", "probabilities")
+    pooled = SplitPredictions(**{name: np.concatenate([getattr(part, name) for part in parts])[order] for name in columns})
     labels = pool.labels[pooled.indices]
     report = make_report(
         np.sum([part.confusion for part in reports], axis=0),

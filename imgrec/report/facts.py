@@ -65,6 +65,8 @@ class Facts:
 def read_run_facts(path: Path) -> Facts:
     """DataError for a folder that is no run directory, and for a file in it that was cut or changed."""
     run = read_run(path, "runs", probabilities=True)
+    if "folds" in run.config:  # its figures are those of validation images
+        raise DataError(f"runs={path} has the folds of a cross-validation. Name its runs: {path}/*/.")
     name = run_names([run])[0]
     try:
         check_kinds(run.result or {}, RESULT_KINDS if run.result else {})

@@ -44,7 +44,7 @@ def previous_run(facts: Facts) -> StoredRun | None:
     for _, folder in sorted(older, reverse=True)[:MOST_READ]:
         try:
             config = read_mapping(folder / "config.yaml", {"data": dict}, fix="")
-            if _same_data(config, facts.config):
+            if "folds" not in config and _same_data(config, facts.config):
                 return read_run(_as_given(folder, facts.folder), "runs")
         except DataError:  # cut, or of another program: no run to compare with
             continue

@@ -1,7 +1,7 @@
 """Cross-validation: python -m imgrec.train folds=5 model=resnet data=digits
 
 The training images are cut into folds by class (and by group, where the data has some). For each of them a run of its own, in
-RUNS_DIR/NAME/folds_K/1 and so on, is trained on the others and validated on it. Their predictions of all training images, each by
+RUNS_DIR/NAME/folds_1/1 and so on, is trained on the others and validated on it. Their predictions of all training images, each by
 the run that was not trained on it, stand in the folder above. The same command again resumes what was stopped.
 """
 
@@ -28,7 +28,6 @@ from imgrec.distributed import signals
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, ExitCode, Stopped
 from imgrec.files import atomic_write
-from imgrec.inference.prediction_table import PredictionFiles
 from imgrec.sweeps.folder import Job
 from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.job import Fit
@@ -39,24 +38,24 @@ from imgrec.training.run_dir import RunDir, differing_values
 FOLDS = "folds="
 
 
-def folds_word(argv: Sequence[str]) -> str | None:
-    """folds=5 of a command line; None where it has no such word."""
-    return next((word for word in reversed(argv) if word.startswith(FOLDS)), None)
+def folds_override(argv: Sequence[str]) -> str | None:
+    """folds=5 of a command line; None where it has none."""
+    return next((text for text in reversed(argv) if text.startswith(FOLDS)), None)
 
 
-def cross_validate(argv: Sequence[str], word: str, config_dir: str | None, fit: Fit) -> int:
+def cross_validate(argv: Sequence[str], override: str, config_dir: str | None, fit: Fit) -> int:
     """Run the folds of `imgrec train ARGV` that are not finished, write what they say together, and print the table.
 
     Raises ConfigError and DataError, before the first of them, for what can be checked by then.
     """
-    count = whole_number(word.removeprefix(FOLDS))
+    count = whole_number(override.removeprefix(FOLDS))
     if count is None or count < 2:
-        raise ConfigError(f"{word}: expected 2 or more. Type folds=5, or leave it out for a single run.")
+        raise ConfigError(f"{override}: expected 2 or more. Type folds=5, or leave it out for a single run.")
     if is_sweep(argv):
-        raise ConfigError(f"{word}: a sweep trains single runs. Leave -m or {word} out.")
+        raise ConfigError(f"{override}: a sweep trains single runs. Leave -m or {override} out.")
     if (world := read_world()).size > 1:
         raise ConfigError(
-            f"{word} under {world.started_by}: each fold starts its own processes. Type imgrec train {word} ... without it."
+            f"{override} under {world.started_by}: each fold starts its own processes. Type imgrec train {override} ... without it."
         )
     run = load_config("train", [text for text in argv if not text.startswith(FOLDS)], config_dir)
     check_start(run)
@@ -78,7 +77,7 @@ def cross_validate(argv: Sequence[str], word: str, config_dir: str | None, fit: 
 
 
 def choose_folds_folder(run: RunConfig, count: int) -> Path:
-    """RUNS_DIR/NAME/folds_K of the newest cross-validation of this config, finished or not, or of the next number; with `id` that one.
+    """RUNS_DIR/NAME/folds_N of the newest cross-validation of this config, finished or not, or of the next number; with `id` that one.
 
     ConfigError where that holds something else.
     """
@@ -148,8 +147,7 @@ def _pool(path: Path, runs: Sequence[RunConfig]) -> Node:
     from imgrec.inference.folds import fold_result, pool_folds
 
     folders = [path / str(number) for number in range(1, len(runs) + 1)]
-    files = PredictionFiles(path / "errors.csv", path / "errors.png", path / "predictions.parquet")
-    report, folds = pool_folds(folders, files)
+    report, folds = pool_folds(folders, RunDir(path, "finished").prediction_files)
     results = [RunDir(folder, "finished").result() for folder in folders]
     rows = [fold_result(fold, result) for fold, result in zip(folds, results, strict=True)]
     return {
