@@ -16,6 +16,7 @@ RESULT = {
     "left_out": ["a.jpg"],
     "images": {"train": {"a": 9, "b": 9}},
     "time_shares": {"compute": 1.0},
+    "data_faults": [{"kind": "leak", "number": 3, "what": "copies", "of_classes": False}],
     "diagnosis": [{"rule": "rate", "sentence": "too high"}],
     "calibration": {"temperature": 1.5, "test": {"before": {"equal_width": {"calibration_error": 0.1}}}},
 }
@@ -30,6 +31,7 @@ EDITS = {
     "images.train": None,
     "images.train.a": "9",
     "time_shares.compute": math.inf,
+    "data_faults.0.what": None,
     "diagnosis": [None],
     "diagnosis.0.sentence": 5,
     "calibration": [],

@@ -97,7 +97,8 @@ def _check(facts: Facts) -> str:
             return f"<h3>Check</h3><p><code>imgrec check</code> {said} ({text(file)}).</p><ul>{items}</ul>"
     if not (command := check_command(facts.config["data"])):
         return ""
-    known = "".join(f"<li>{text(KnownFault(**fault))}</li>" for fault in (facts.result or {}).get("data_faults") or [])
+    stored = (facts.result or {}).get("data_faults") or []
+    known = "".join(f"<li>{text(KnownFault(*(fault[name] for name in KnownFault._fields)))}</li>" for fault in stored)
     said = f"<p>Known when it was trained:</p><ul>{known}</ul>" if known else ""
     return f"{said}<p>Which images are damaged or copies: type <code>{text(command)}</code>, then <code>imgrec report {text(facts.quoted)}</code>.</p>"
 
