@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from imgrec.analysis import near_pairs
-from imgrec.analysis.duplicates import closest, find_duplicates, usual_distance
+from imgrec.analysis import duplicates, near_pairs
+from imgrec.analysis.duplicates import Duplicates, closest, find_duplicates, usual_distance
 from imgrec.analysis.fingerprint import fingerprint, low_frequencies
 from imgrec.analysis.near_pairs import TooAlike, find_near
 
@@ -194,6 +194,50 @@ def test_copies_are_those_of_all_pairs(count: int, seed: int) -> None:
         assert same == (prints[i, :2].tolist() == prints[j, :2].tolist())
         assert bits == (0 if same else differing(prints[i, 2:], prints[j, 2:]))
         assert (across, two) == (splits[i] != splits[j], labels[i] != labels[j])
+
+
+@fewer(10)
+@given(st.integers(1, 60), st.integers(0, 2**32 - 1))
+def test_fewer_pairs_say_the_same_of_each_image(count: int, seed: int) -> None:
+    """Of pictures in many classes: against all pairs."""
+    rng = np.random.default_rng(seed)
+    prints = np.concatenate([rng.integers(0, 2**64, (4, 2), dtype=np.uint64), hashes(rng, 4)], axis=1)[rng.integers(0, 4, count)]
+    labels, splits = rng.integers(0, 5, count), rng.integers(0, 3, count)
+    every = find_duplicates(prints, labels, splits, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duplicates, "MOST_PAIRS_OF_EDGE", 0)
+        some = find_duplicates(prints, labels, splits, 8)
+    np.testing.assert_array_equal(every.groups, some.groups)
+    np.testing.assert_array_equal(every.in_train, some.in_train)
+    of_every = dict(zip(map(tuple, every.pairs.tolist()), zip(*every[1:5], strict=True), strict=True))
+    of_some = dict(zip(map(tuple, some.pairs.tolist()), zip(*some[1:5], strict=True), strict=True))
+    assert of_some.items() <= of_every.items()
+
+    def shown(found: Duplicates) -> set[tuple[object, ...]]:
+        """Of each image with which distance and pixels it has a copy: in which splits, in which of them under another label, in its place."""
+        one, two = np.concatenate([found.pairs, found.pairs[:, ::-1]]).T
+        differs, across = np.tile(found.two_labels, 2), np.tile(found.across_splits, 2)
+        how = [one, np.tile(found.distances, 2), np.tile(found.same_pixels, 2), splits[two]]
+        rows = [("there", how), ("other label", [column[differs] for column in how])]
+        rows.append(("in its place", [column[~differs & ~across] for column in how]))
+        return {(what, *row) for what, columns in rows for row in zip(*(column.tolist() for column in columns), strict=True)}
+
+    assert shown(some) == shown(every)
+
+
+def test_a_picture_in_every_class_has_a_few_pairs_for_each_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    prints = np.tile(fingerprint(picture(0)), (2000, 1))
+    labels, splits = np.tile(np.arange(1000), 2), np.repeat([0, 1], 1000)
+    found = find_duplicates(prints, labels, splits)
+    assert len(found.pairs) < 5 * 2000  # of 2 million
+    assert found.in_train.tolist() == (splits == 1).tolist()
+    assert not found.groups.any()
+    assert np.unique(found.pairs[found.two_labels]).tolist() == list(range(2000))
+    prints[::2, 0] ^= np.uint64(1)  # two pictures, nearly the same
+    monkeypatch.setattr(duplicates, "MOST_NEAR_PAIRS", 1999)
+    assert find_duplicates(prints, labels, splits).too_alike
+    monkeypatch.setattr(duplicates, "MOST_NEAR_PAIRS", 2000)
+    assert not find_duplicates(prints, labels, splits).too_alike
 
 
 def test_a_thousand_equal_images_are_a_thousand_pairs() -> None:

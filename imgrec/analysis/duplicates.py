@@ -8,15 +8,19 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from imgrec.analysis.near_pairs import TooAlike, find_near
+from imgrec.analysis.near_pairs import MOST_NEAR_PAIRS, TooAlike, find_near
 from imgrec.data.batch import Indices
+
+# Pairs of members of two contents, each of which may be in every class: of more than these some are left out that say nothing new.
+MOST_PAIRS_OF_EDGE = 1000
 
 
 class Duplicates(NamedTuple):
     """Copies among N images, and the pairs that show them.
 
-    Of images with the same pixels, split and label the first stands for all, and each other one is paired with it only. So
-    pairs are few, and yet each difference of split or label between copies is one of theirs.
+    Of images with the same pixels, split and label the first stands for all, and each other one is paired with it only. Of a
+    picture in hundreds of classes each copy has a few pairs. So pairs are few, and yet an image that has a copy in a split, or
+    under another label, has a pair that says so.
     """
 
     pairs: Indices  # [P, 2], first < second, sorted
@@ -47,14 +51,17 @@ def find_duplicates(
     distance: at which two pictures are nearly the same, `usual_distance` by default. Those without a perceptual hash, of nearly
     one colour, are copies by their pixels only.
     """
-    content, first = number_rows(fingerprints[:, 1], fingerprints[:, 0])
+    content, first_of_content = number_rows(fingerprints[:, 1], fingerprints[:, 0])
+    member, first = number_rows(labels, splits, content)  # in the order of contents
+    members = content[first], labels[first], splits[first]
+    distance = usual_distance(len(first_of_content)) if distance is None else distance
     try:
-        near, distances = _near(fingerprints[first, 2:], usual_distance(len(first)) if distance is None else distance)
+        near, distances = _near(fingerprints[first_of_content, 2:], distance)
+        one, two, edge = _member_pairs(near, *members)
         too_alike = False
     except TooAlike:
         near, distances, too_alike = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.uint8), True
-    member, first = number_rows(labels, splits, content)  # in the order of contents
-    one, two, edge = _member_pairs(near, content[first])
+        one, two, edge = _member_pairs(near, *members)
     others = np.setdiff1d(np.arange(len(content)), first)
     pairs = np.concatenate([np.stack([first[one], first[two]], axis=1), np.stack([first[member[others]], others], axis=1)])
     bits = np.concatenate([np.append(distances, np.uint8(0))[edge], np.zeros(len(others), dtype=np.uint8)])
@@ -111,23 +118,57 @@ def _near(hashes: NDArray[np.uint64], distance: int) -> tuple[Indices, NDArray[n
     return rows[pairs], distances
 
 
-def _member_pairs(near: Indices, contents: Indices) -> tuple[Indices, Indices, Indices]:
-    """Pairs of members of near contents, and of one content: of members [M] in the order of their contents.
+def _member_pairs(near: Indices, contents: Indices, labels: Indices, splits: Indices) -> tuple[Indices, Indices, Indices]:
+    """Pairs of members of near contents, and of one content: of members [M], each once, in the order of contents, splits and labels.
 
-    Two members [P] each, and the row of `near` [P], -1 for the same content.
+    Two members [P] each, and the row of `near` [P], -1 for the same content; of two contents with many members `_some_pairs`.
+    Raises TooAlike.
     """
     count = np.bincount(contents)
     start = np.cumsum(count) - count
     several = np.flatnonzero(count > 1)
     edges = np.concatenate([near, np.stack([several, several], axis=1)])
-    left, right = edges.T
-    number = count[left] * count[right]
+    number = count[edges].prod(axis=1)
+    many = number > MOST_PAIRS_OF_EDGE
+    if np.where(many, count[edges].sum(axis=1), number)[: len(near)].sum() > MOST_NEAR_PAIRS:
+        raise TooAlike
+    number[many] = 0
     edge = np.repeat(np.arange(len(edges)), number)
     within = np.arange(len(edge)) - np.repeat(np.cumsum(number) - number, number)
-    one = start[left[edge]] + within // count[right[edge]]
-    two = start[right[edge]] + within % count[right[edge]]
-    kept = (left != right)[edge] | (one < two)
+    left, right = edges[edge].T
+    every = (start[left] + within // count[right], start[right] + within % count[right], edge)
+    some = _some_pairs(edges[many], np.flatnonzero(many), contents, labels, splits)
+    one, two, edge = (np.concatenate(parts) for parts in zip(every, some, strict=True))
+    kept = one < two
     return one[kept], two[kept], np.where(edge < len(near), edge, -1)[kept]
+
+
+def _some_pairs(
+    edges: Indices, numbers: Indices, contents: Indices, labels: Indices, splits: Indices
+) -> tuple[Indices, Indices, Indices]:
+    """Pairs of `_member_pairs` for the edges [E, 2] with these numbers [E], a few for each member.
+
+    Each member of a content is paired with the first and the last that the other content has in each split, which differ in
+    label where any two there do, and with the one of its own split and label. So what a member's copies show its pairs show.
+    """
+    split_count, label_count = int(splits.max(initial=0)) + 1, int(labels.max(initial=0)) + 1
+    place = contents * split_count + splits
+    code = place * label_count + labels
+    found = [np.empty((3, 0), dtype=np.int64)]
+    for here, there in (edges.T, edges.T[::-1]):
+        begin, size = np.searchsorted(contents, here), np.bincount(contents)[here]
+        edge = np.repeat(np.arange(len(edges)), size)
+        member = np.arange(len(edge)) + np.repeat(begin - (np.cumsum(size) - size), size)
+        alike = (there[edge] * split_count + splits[member]) * label_count + labels[member]
+        place_alike = np.searchsorted(code, alike).clip(max=len(code) - 1)
+        partners = [np.where(code[place_alike] == alike, place_alike, member)]  # itself: none
+        for split in range(split_count):
+            wanted = there[edge] * split_count + split
+            first, last = np.searchsorted(place, wanted), np.searchsorted(place, wanted, side="right") - 1
+            partners += [np.where(first <= last, end, member) for end in (first, last)]
+        found += [np.stack([np.minimum(member, other), np.maximum(member, other), numbers[edge]]) for other in partners]
+    one, two, edge = np.unique(np.concatenate(found, axis=1), axis=1)
+    return one, two, edge
 
 
 def _connect(pairs: Indices, count: int) -> Indices:
