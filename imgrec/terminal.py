@@ -130,7 +130,7 @@ class Terminal:
             self.log = PlainConsole(file=file, width=LOG_WIDTH, no_color=True, highlight=False)
 
     def say(self, what: Any = "", style: str | None = None, *, wrap: bool = False) -> None:
-        """Print a line or a rich table. wrap: a line that is too long for a terminal is broken after a comma; others are its matter."""
+        """Print a line or a rich table. wrap: break a line after commas where the terminal is narrower; others the terminal breaks itself."""
         for console in (self.console, self.log):
             if console is None:
                 continue

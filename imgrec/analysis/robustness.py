@@ -55,8 +55,8 @@ def mean_interval(shares: NDArray[np.floating]) -> tuple[float, float]:
     of shares that are 0 or 1 the interval of a share.
     """
     count, mean, variance = len(shares), float(shares.mean()), float(shares.var())
-    if variance == 0 or np.isin(shares, (0, 1)).all():
-        low, high = share_interval(round(count * mean), count) if mean in (0, 1) or variance else wilson(mean, count)
+    if np.isin(shares, (0, 1)).all():
+        low, high = share_interval(round(count * mean), count)
     else:
-        low, high = wilson(mean, max(count, count * mean * (1 - mean) / variance))
+        low, high = wilson(mean, count * mean * (1 - mean) / variance if variance else count)
     return float(low), float(high)
