@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
+import torch
 from error_parts import assert_refused, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +48,7 @@ from imgrec.data.skip_list import LIST_MARK, read_skip_list
 from imgrec.data.split_record import find_changes
 from imgrec.errors import DataError
 from imgrec.files import on_progress
-from imgrec.scan.check_page import Example, check_page, thumbnail
+from imgrec.scan.check_page import Example, check_page, small_jpeg, thumbnail
 from imgrec.scan.copy_faults import describe_copies, find_near_copies
 from imgrec.scan.data_faults import SHOWN_EXAMPLES, find_faults, names_to_leave_out
 from imgrec.scan.file_scan import Scan, look_at, scan_files
@@ -436,6 +437,15 @@ def test_a_skip_list_that_does_not_fit_is_refused(photos: Path, tmp_path: Path) 
 
 
 # The page
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 1, 40), (1, 1, 40), (3, 500, 30)])
+def test_a_small_picture_is_enlarged_and_a_large_one_reduced_in_its_own_shape(shape: tuple[int, int, int]) -> None:
+    with Image.open(io.BytesIO(small_jpeg(torch.full(shape, 77, dtype=torch.uint8)))) as image:
+        assert image.mode == ("L" if shape[0] == 1 else "RGB")
+        assert 80 <= max(image.size) <= 160
+        assert (image.width > image.height, image.width < image.height) == (shape[2] > shape[1], shape[2] < shape[1])
+        assert np.abs(np.asarray(image).astype(int) - 77).max() <= 1
 
 
 def test_the_page_has_the_images_escaped_names_and_no_links_to_elsewhere(photos: Path) -> None:

@@ -29,6 +29,12 @@ def picture_pixels(picture: object, preprocessing: Preprocessing) -> Tensor:
     return to_channels(pixels[None].cpu(), preprocessing["channels"])[0]
 
 
+def to_picture(pixels: Tensor) -> Image.Image:
+    """The PIL image of uint8 [C, H, W], 1 gray or 3 RGB."""
+    planes = pixels.movedim(0, -1).numpy()
+    return Image.fromarray(planes[..., 0] if len(pixels) == 1 else planes)
+
+
 def is_gray_batch(images: object) -> bool:
     """Whether it is an array [B, H, W]. With B=3, and as a tensor, it may be one image [C, H, W], and is no batch."""
     return isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[0] != 3 and images.shape[2] not in (1, 3)

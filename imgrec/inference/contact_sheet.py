@@ -8,6 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 from torch import Tensor
 
+from imgrec.data.picture import to_picture
+
 LEAST_IN_A_ROW, MOST_IN_A_ROW = 4, 8  # so that the title has room; so that a screen shows it
 MOST_TILES = 40  # 5 rows, which a screen shows
 TILE, MARGIN = 144, 6  # pixels: side of an image, around it
@@ -53,6 +55,6 @@ def draw_contact_sheet(images: Tensor, captions: Sequence[str], *, title: str, l
 
 def _tile(image: Tensor) -> Image.Image:
     """uint8 [C, H, W] in a square of TILE pixels; the pixels of small images stay visible."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).convert("RGB")
+    picture = to_picture(image).convert("RGB")
     method = Image.Resampling.NEAREST if max(picture.size) < TILE else Image.Resampling.LANCZOS
     return ImageOps.pad(picture, (TILE, TILE), method, color="white")

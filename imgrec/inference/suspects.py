@@ -1,24 +1,23 @@
 """Images whose label is probably wrong, by what networks say that were not trained on them."""
 
 import json
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from imgrec.analysis.image_faults import FaultKind
 from imgrec.analysis.label_issues import count_by_answers, count_label_issues, least_probable
+from imgrec.config.schema import Split
 from imgrec.data.batch import Request
 from imgrec.data.folder import ImageFiles
 from imgrec.data.image_set import ImageSet
 from imgrec.errors import printable, shorten
 from imgrec.files import atomic_write
 from imgrec.inference.held_out import HeldOut
-from imgrec.scan.check_output import MOST_LISTED, findings_content, findings_page, print_finding
-from imgrec.scan.check_page import Example, thumbnail
+from imgrec.scan.check_output import MOST_LISTED, findings_content, findings_page, kind_entry, print_finding
+from imgrec.scan.check_page import Example, small_jpeg, thumbnail
 from imgrec.terminal import Terminal, percent
 
 SUSPECT = FaultKind(
@@ -27,7 +26,6 @@ SUSPECT = FaultKind(
 )  # fmt: skip
 PRINTED = 10  # suspects on the terminal, where nothing else is printed
 PICTURES = 60  # suspects on the page
-TILE_SIDE = 96  # pixels: smaller pictures of sets in memory are enlarged by a whole factor
 
 
 class Suspect(NamedTuple):
@@ -84,14 +82,18 @@ class Suspects:
         return len(self.rows)
 
     @property
+    def sizes(self) -> dict[Split, int]:
+        """How many images of each split were looked at."""
+        return {part.split: len(part.labels) for part in self.parts}
+
+    @property
     def sentences(self) -> list[str]:
         return [suspect.sentence() for suspect in self.listed]
 
     def looked_at(self) -> str:
         """'labels: 504 images that the network was not trained on (val 144, test 360) looked at'"""
-        sizes = {part.split: len(part.labels) for part in self.parts}
-        held_out = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
-        images = f"{sum(sizes.values()):,} images that the network was not trained on ({held_out})"
+        held_out = ", ".join(f"{split} {size:,}" for split, size in self.sizes.items())
+        images = f"{sum(self.sizes.values()):,} images that the network was not trained on ({held_out})"
         said = f"labels of {images}: {f'{self.count:,} are suspect' if self.count else 'none is suspect'}"
         if not self.trained_on:
             return said
@@ -102,18 +104,9 @@ class Suspects:
 
     def content(self) -> dict[str, Any]:
         """What the JSON has of the kind."""
-        return {
-            "kind": self.kind.name,
-            "is_fault": self.kind.is_fault,
-            "count": self.count,
-            "what": self.kind.what,
-            "advice": self.kind.advice,
-            "looked_at": {part.split: len(part.labels) for part in self.parts},
-            "not_looked_at": self.trained_on,
-            "examples": self.sentences[:PRINTED],
-            "images": [suspect.image for suspect in self.listed],
-            "suspects": [suspect._asdict() for suspect in self.listed],
-        }
+        entry = kind_entry(self, examples=self.sentences[:PRINTED], images=[suspect.image for suspect in self.listed])
+        suspects = [suspect._asdict() for suspect in self.listed]
+        return {**entry, "looked_at": self.sizes, "not_looked_at": self.trained_on, "suspects": suspects}
 
     def examples(self) -> list[Example]:
         """The first of them with their pictures."""
@@ -137,8 +130,7 @@ def write_suspects(suspects: Suspects, name: str, out: Path, page: Path, termina
     if suspects.count:
         print_finding(suspects, terminal, PRINTED)
     terminal.say()
-    sizes = {part.split: len(part.labels) for part in suspects.parts}
-    atomic_write(out, json.dumps(findings_content(name, sizes, None, [], [suspects.content()]), indent=1))
+    atomic_write(out, json.dumps(findings_content(name, suspects.sizes, None, [], [suspects.content()]), indent=1))
     sections = [(suspects.kind, suspects.count, suspects.examples())] * bool(suspects.count)
     atomic_write(page, findings_page(name, suspects.looked_at(), {}, [], sections))
     terminal.say(f"{out} has all of them, {page} pictures")
@@ -148,10 +140,4 @@ def _picture(images: ImageSet, row: int) -> bytes | None:
     """A small JPEG of an image; None where it cannot be read."""
     if isinstance(images, ImageFiles):
         return thumbnail(images, row)
-    pixels = images[Request(0, np.array([row]), 1)].images[0].permute(1, 2, 0).numpy().squeeze()
-    image = Image.fromarray(pixels)
-    factor = max(1, TILE_SIDE // max(image.size))
-    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    out = BytesIO()
-    image.save(out, "JPEG", quality=90)
-    return out.getvalue()
+    return small_jpeg(images[Request(0, np.array([row]), 1)].images[0])

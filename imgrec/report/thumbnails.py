@@ -10,6 +10,7 @@ from torch import Tensor
 
 from imgrec.data.batch import Indices, Request
 from imgrec.data.image_set import ImageSet
+from imgrec.data.picture import to_picture
 from imgrec.errors import DataError
 from imgrec.report.page import text
 
@@ -54,7 +55,7 @@ def _read(images: ImageSet, rows: Indices) -> Iterator[tuple[int, Tensor]]:
 
 def picture_url(image: Tensor) -> str:
     """A data URL of uint8 [C, H, W], reduced to THUMB_SIDE pixels; small images exactly, which takes fewer bytes."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy().squeeze()).convert("RGB")
+    picture = to_picture(image).convert("RGB")
     small = max(picture.size) <= THUMB_SIDE // 2
     picture.thumbnail((THUMB_SIDE, THUMB_SIDE))
     return webp_url(picture, lossless=small)

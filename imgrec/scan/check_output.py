@@ -61,14 +61,20 @@ def findings_content(
 
 
 def _entry(finding: DataFinding, scan: Scan) -> dict[str, Any]:
+    names = map(os.fsdecode, scan.names[finding.rows[:MOST_LISTED]].tolist())
+    return kind_entry(finding, examples=finding.sentences, images=list(names))
+
+
+def kind_entry(found: Listed, *, examples: list[str], images: list[str]) -> dict[str, Any]:
+    """What the JSON has of each kind."""
     return {
-        "kind": finding.kind.name,
-        "is_fault": finding.kind.is_fault,
-        "count": finding.count,
-        "what": finding.kind.what,
-        "advice": finding.kind.advice,
-        "examples": finding.sentences,
-        "images": list(map(os.fsdecode, scan.names[finding.rows[:MOST_LISTED]].tolist())),
+        "kind": found.kind.name,
+        "is_fault": found.kind.is_fault,
+        "count": found.count,
+        "what": found.kind.what,
+        "advice": found.kind.advice,
+        "examples": examples,
+        "images": images,
     }
 
 

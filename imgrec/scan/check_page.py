@@ -7,12 +7,15 @@ from io import BytesIO
 from typing import NamedTuple
 
 from PIL import Image
+from torch import Tensor
 
 from imgrec.analysis.image_faults import FaultKind
 from imgrec.data.folder import ImageFiles
+from imgrec.data.picture import to_picture
 from imgrec.errors import DataError, plural
 
 THUMBNAIL_SIDE = 160  # pixels: about 5 KB of JPEG, of which a page has 200 at most
+_LEAST_SIDE = 96  # pixels: smaller pictures are enlarged by a whole factor
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --soft: #5b5b62; --paper: #fff; --box: #f3f3f5; --fault: #b3261e; --hint: #7a5b00 }
 @media (prefers-color-scheme: dark) {
@@ -42,7 +45,14 @@ def thumbnail(images: ImageFiles, row: int) -> bytes | None:
         pixels = images.decode(row)
     except DataError:
         return None
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy().squeeze())
+    return small_jpeg(pixels)
+
+
+def small_jpeg(pixels: Tensor) -> bytes:
+    """A JPEG of THUMBNAIL_SIDE pixels at most, of uint8 [C, H, W]."""
+    image = to_picture(pixels)
+    if (factor := _LEAST_SIDE // max(image.size)) > 1:
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     out = BytesIO()
     image.save(out, "JPEG", quality=80)
