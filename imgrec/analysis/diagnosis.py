@@ -1,6 +1,5 @@
 """What the figures of a training say about it, as rules with numbers: what went wrong, and what to set."""
 
-import shlex
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -96,11 +95,6 @@ def unlike_validation(validated: tuple[float, int], tested: tuple[float, int]) -
         "validation are nearly in train too: look for copies with imgrec check."
     )
     return [Finding("test unlike validation", sentence)]
-
-
-def suspects_command(folder: str) -> str:
-    """Lists the images of a run, or of folds, whose label is probably wrong."""
-    return f"imgrec check {shlex.quote(f'ckpt={folder}')} suspects=true"
 
 
 def label_noise(right: npt.NDArray[np.bool_], probability: npt.NDArray[np.floating], command: str) -> list[Finding]:

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,3 +65,8 @@ def find_checkpoint(path: str | Path) -> Path:
         f"{path}: no {CHECKPOINTS}/{BEST} or {CHECKPOINTS}/{LAST} in this folder. "
         "Name a run directory such as runs/NAME/ID, or a .ckpt file."
     )
+
+
+def suspects_command(path: Path) -> str:
+    """Lists the images of a run, or of folds, whose label is probably wrong."""
+    return f"imgrec check {shlex.quote(f'ckpt={path}')} suspects=true"

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from imgrec.analysis.diagnosis import AFTER_BEST, suspects_command
+from imgrec.analysis.diagnosis import AFTER_BEST
 from imgrec.errors import plural
+from imgrec.inference.paths import suspects_command
 from imgrec.report.facts import Facts
 from imgrec.report.figures import missing_test
 from imgrec.report.page import Section, text
@@ -172,5 +173,5 @@ def _commands(facts: Facts) -> Sequence[str]:
     folder = facts.quoted
     if facts.test is None:
         return [f"imgrec evaluate {folder} split=val", f"imgrec predict {folder} FOLDER_OR_IMAGES"]
-    suspects = [suspects_command(str(facts.folder))] if findings(facts) or worst_class(facts) else []
+    suspects = [suspects_command(facts.folder)] if findings(facts) or worst_class(facts) else []
     return [f"imgrec evaluate {folder}", f"imgrec predict {folder} FOLDER_OR_IMAGES", *suspects]

@@ -17,7 +17,6 @@ from statistics import fmean, stdev
 import yaml
 from rich.table import Table
 
-from imgrec.analysis.diagnosis import suspects_command
 from imgrec.config.annotations import whole_number
 from imgrec.config.instantiate import check_signature
 from imgrec.config.load import load_config
@@ -28,6 +27,7 @@ from imgrec.distributed import signals
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, ExitCode, Stopped
 from imgrec.files import atomic_write
+from imgrec.inference.paths import suspects_command
 from imgrec.sweeps.folder import Job
 from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.job import Fit
@@ -196,7 +196,7 @@ def _print(terminal: Terminal, path: Path, result: Node) -> None:
     terminal.say(f"mean and standard deviation of the folds: accuracy {_mean(own)}{test}")
     terminal.say(f"results in {path}; every prediction in {path}/predictions.parquet")
     terminal.say("next:")
-    terminal.say(f"  {suspects_command(str(path))}")
+    terminal.say(f"  {suspects_command(path)}")
     terminal.say(f"  imgrec evaluate {shlex.quote(f'{path}/1')}")
 
 

@@ -18,7 +18,6 @@ from imgrec.analysis.diagnosis import (
     label_noise,
     leak_suspected,
     never_predicted,
-    suspects_command,
     unlike_validation,
 )
 from imgrec.analysis.intervals import share_interval
@@ -30,7 +29,7 @@ from imgrec.data.split_folders import EMPTY_FOLDER
 from imgrec.errors import plural
 from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report
-from imgrec.inference.paths import BEST, LAST
+from imgrec.inference.paths import BEST, LAST, suspects_command
 from imgrec.models.summary import ModelSize
 from imgrec.scan.known_faults import KnownFaults
 from imgrec.terminal import percent, percents
@@ -229,7 +228,7 @@ def _diagnosis(
     if predictions is None:  # on another rank than the first, which writes the result
         return found
     right = predictions.predicted == loaders.data.split("test").labels[predictions.indices]
-    return [*found, *label_noise(right, predictions.probability, suspects_command(str(run_dir)))]
+    return [*found, *label_noise(right, predictions.probability, suspects_command(run_dir))]
 
 
 _TRAIN, _CLI = ("imgrec", "train.py"), ("imgrec", "cli.py")  # the ends of argv[0]
