@@ -148,7 +148,7 @@ def test_images_that_are_gone_are_said_in_a_sentence_and_named(facts, tmp_path):
     moved.rename(moved.with_name("elsewhere"))
     images = shown_images.shown_images(facts, facts.confusion)
     moved.with_name("elsewhere").rename(moved)
-    html = picture_sections(images)[0].html
+    html = picture_sections(images, "of the test")[0].html
     assert images.pictures == {}
     assert images.missing in html
     assert images.names[int(images.worst[0])] in html

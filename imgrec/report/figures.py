@@ -1,6 +1,8 @@
 """The figures of a test in a report: the first one, the classes, and how far the probabilities hold."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,24 @@ from imgrec.errors import plural
 from imgrec.inference.metrics_table import TOTALS
 from imgrec.report.charts import CHART_STYLE, reliability_chart
 from imgrec.report.facts import Facts
+from imgrec.report.measured import OF_TEST, OF_VALIDATION, MeasuredImages
 from imgrec.report.page import Section, scrolling, text
 from imgrec.terminal import percent, percents
 
+_CHOSEN_BY = "The best epoch was chosen by these images, so the figure is too high by a little: a test split would tell."
+MEANINGS = {
+    "95% interval": "where the figure would be with as many images of the same kind as one likes; in 95 of 100 tests that is right",
+    "accuracy": "share of the images whose class was predicted",
+    "top-5 accuracy": "the class is one of the five most probable",
+    "balanced accuracy": "mean of the classes' recalls, so that a rare class counts as much as a frequent one",
+    "recall, precision": "of the images of a class, how many are found; of the images that are called so, how many are right",
+    "F1, macro F1": "recall and precision in one figure, low where one of them is low; its mean over the classes",
+    "Matthews correlation": "1 is perfect, 0 no better than a guess, however unequal the classes are",
+    "AUROC": "how often an image of a class is given a higher probability of it than another image",
+    "average precision": "area under the curve of precision over recall; harder than AUROC where a class is rare",
+    "log loss, Brier score": "how far the probabilities are off, 0 is best; a wrong answer that was sure costs most",
+    "loss": "what the training made smaller",
+}
 PERCENTAGES = {"accuracy", "top5", "balanced_accuracy", "macro_f1"}  # written as percent
 # Sorts a table by the column whose button is pressed, numbers by their data-value.
 SORT_SCRIPT = """
@@ -54,11 +71,20 @@ def result_section(facts: Facts) -> Section:
     hits = round(accuracy * test["count"])
     low, high = test["accuracy_interval"]
     first = (
-        f'<p class="big"><span data-figure="accuracy" data-value="{accuracy}">{percent(accuracy)}</span> test accuracy</p>'
+        f'<p class="big"><span data-figure="accuracy" data-value="{accuracy}">{percent(accuracy)}</span> {facts.measured.accuracy}</p>'
         f"<p>With 95% certainty between {100 * low:.1f} and {100 * high:.1f}%: <b>{hits:,}</b> of {test['count']:,} "
-        f"images of the test are right.</p>"
+        f"images {facts.measured.of} are right.</p>{_how_measured(facts)}"
     )
-    return Section("result", "Result", f"{first}{_totals(test)}")
+    return Section("result", "Result", f"{first}{_totals(test, facts.measured)}")
+
+
+def _how_measured(facts: Facts) -> str:
+    assert facts.test is not None
+    if facts.measured is OF_TEST and (there := sum(facts.images.get("test", {}).values())) > facts.test["count"]:
+        return f"<p>The test split has {there:,} images; the others were not tested.</p>"
+    if facts.measured is OF_VALIDATION:
+        return f"<p>{_CHOSEN_BY}</p>"
+    return ""
 
 
 def _validation(facts: Facts) -> str:
@@ -66,19 +92,20 @@ def _validation(facts: Facts) -> str:
     assert facts.result is not None
     share = (facts.result["best"] or facts.result["last"]).get("val/accuracy")
     big = f'<p class="big">{percent(share)} validation accuracy</p>' if is_number(share) else ""
-    note = "The best epoch was chosen by these images, so the figure is too high by a little: a test split would tell."
-    return f"{big}<p>{text(facts.result['summary'])}.</p><p>{note}</p>"
+    return f"{big}<p>{text(facts.result['summary'])}.</p><p>{_CHOSEN_BY}</p>"
 
 
-def _totals(test: Mapping[str, Any]) -> str:
+def _totals(test: Mapping[str, Any], measured: MeasuredImages) -> str:
     rows = "".join(
         f'<tr><th scope="row">{name}</th><td class="n" data-figure="{key}" data-value="{test[key]}">{figure_text(key, test[key])}</td>'
         f'<td class="n">{interval_text(key, test.get(interval or ""))}</td></tr>'
         for key, name, interval in TOTALS
         if test.get(key) is not None
     )
-    head = '<thead><tr><th scope="col">figure</th><th scope="col" class="n">of the test</th><th scope="col" class="n">95% interval</th></tr></thead>'
-    return scrolling(f"<table>{head}<tbody>{rows}</tbody></table>", "Figures of the test")
+    head = f'<thead><tr><th scope="col">figure</th><th scope="col" class="n">{measured.of}</th><th scope="col" class="n">95% interval</th></tr></thead>'
+    meanings = "".join(f"<li>{text(name)}: {text(what)}</li>" for name, what in MEANINGS.items())
+    table = scrolling(f"<table>{head}<tbody>{rows}</tbody></table>", f"Figures {measured.of}")
+    return f"{table}<details><summary>What these figures are</summary><ul>{meanings}</ul></details>"
 
 
 def figure_text(key: str, value: float) -> str:
@@ -98,7 +125,13 @@ def class_section(facts: Facts) -> Section:
     if facts.test is None:
         return Section("classes", "Classes", missing_test(facts))
     counts = facts.images.get("train", {})
-    headings = [("class", ""), *[("in train", "n")] * bool(counts), ("in test", "n"), ("recall", "n"), ("its 95% interval", "n")]
+    headings = [
+        ("class", ""),
+        *[("in train", "n")] * bool(counts),
+        (facts.measured.column, "n"),
+        ("recall", "n"),
+        ("its 95% interval", "n"),
+    ]
     headings += [("precision", "n"), ("F1", "n"), ("AUROC", "n"), ("average precision", "n")]
     head = "".join(
         f'<th scope="col"{f" class={kind}" * bool(kind)}><button type="button">{name}</button></th>' for name, kind in headings
@@ -159,13 +192,19 @@ def _temperature(facts: Facts) -> str:
     return f"The probabilities are those with temperature {node['temperature']:.2f}, fitted on the validation images{without}."
 
 
+def validation_commands(run: Path) -> tuple[str, str]:
+    """What a run without a test split takes for a report of its validation images."""
+    folder = quote(str(run))
+    return f"imgrec evaluate {folder} split=val", f"imgrec report {folder}"
+
+
 def missing_test(facts: Facts) -> str:
     """Why a section that needs a test, or its table, has nothing to show."""
     if facts.result is None:
         return "<p>The run is not finished: it has no test yet.</p>"
     if facts.test is None:
-        shown = f"imgrec evaluate {facts.quoted} split=val"
-        return f"<p>The run has no test split. <code>{text(shown)}</code> shows the classes of its validation images.</p>"
+        evaluate, report = (text(command) for command in validation_commands(facts.folder))
+        return f"<p>The run has no test split. Type <code>{evaluate}</code>, then <code>{report}</code>: it is answered by validation.</p>"
     return (
         f"<p>{text(facts.folder / 'predictions.parquet')} is missing, or has no probabilities: it was removed, or an older version wrote it. "
         f"<code>imgrec evaluate {text(facts.quoted)}</code> shows the same figures.</p>"

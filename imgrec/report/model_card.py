@@ -1,5 +1,6 @@
 """model_card.md: what a network is, was trained on and is worth, in the form that Hugging Face shows (Mitchell 2019, arXiv 1810.03993)."""
 
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +11,11 @@ from imgrec.errors import plural
 from imgrec.inference.metrics_table import TOTALS
 from imgrec.report.facts import Facts
 from imgrec.report.figures import figure_text, interval_text
+from imgrec.report.measured import OF_TEST
 from imgrec.report.questions import findings, worst_class
 from imgrec.terminal import duration, percent, percents
 
+OWN_FOLDERS = ("ImageFolder", "ImageTable", "Shards")  # whose data.root is named as the author named it
 MOST_NAMED_CLASSES = 50  # that are named
 # result.json's figures by the names that Hugging Face lists.
 CARD_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "macro_precision": "precision", "macro_recall": "recall"}
@@ -49,7 +52,7 @@ def _front_matter(facts: Facts) -> dict[str, Any]:
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "imgrec", "pytorch"],
     }
-    if facts.test is None:
+    if facts.test is None or facts.measured is not OF_TEST:
         return front
     measured = [
         {"type": kind, "name": key.replace("_", " "), "value": round(float(facts.test[key]), 6)}
@@ -67,7 +70,9 @@ def _front_matter(facts: Facts) -> dict[str, Any]:
 
 def _data_name(facts: Facts) -> str:
     data = facts.config["data"]
-    return str(data.get("root") or str(data.get("_target_", "")).rpartition(".")[2])
+    kind = str(data.get("_target_", "")).rpartition(".")[2]
+    own = kind in OWN_FOLDERS and data.get("root")
+    return os.path.basename(os.path.normpath(own)) if own else kind
 
 
 def _details(facts: Facts) -> Iterator[str]:
@@ -130,8 +135,13 @@ def _evaluation(facts: Facts) -> Iterator[str]:
     if test is None:
         yield "There was no test split: the figures above are of the validation images, by which the best epoch was chosen.\n"
         return
-    yield f"Of {test['count']:,} test images, by which nothing was chosen, with 95% intervals:\n"
-    yield "| figure | of the test | 95% interval |\n| --- | ---: | --- |"
+    if facts.measured is OF_TEST:
+        there = sum(facts.images.get("test", {}).values())
+        part = f" of {there:,}" if there > test["count"] else ""
+        yield f"Of {test['count']:,}{part} test images, by which nothing was chosen, with 95% intervals:\n"
+    else:
+        yield f"Of {test['count']:,} validation images, by which the best epoch was chosen, as there was no test split, with 95% intervals:\n"
+    yield f"| figure | {facts.measured.of} | 95% interval |\n| --- | ---: | --- |"
     for key, name, interval in TOTALS:
         if test.get(key) is not None:
             yield f"| {name} | {figure_text(key, test[key])} | {interval_text(key, test.get(interval or ''))} |"

@@ -31,6 +31,7 @@ code, pre { font: .9em/1.45 ui-monospace, monospace } pre { background: var(--bo
   white-space: pre-wrap; overflow-wrap: anywhere; margin: .5rem 0 }
 svg, img { max-width: 100%; height: auto } details { margin: .5rem 0 } summary { cursor: pointer }
 nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: 1rem 0 }
+@media screen and (max-width: 28rem) { th, td { padding-right: .7rem } tbody :is(th, td):first-child { min-width: 6.5rem } }
 @page { size: A4; margin: 14mm }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --box: #f3f3f5; --line: #bbb; --accent: #0b57b0;
   --second: #a34800; --good: #1b6e2f; --bad: #b3261e; --heat: 11, 87, 176 } body { max-width: none; padding: 0; font-size: 10pt } nav { display: none }

@@ -39,19 +39,19 @@ def image_sections(facts: Facts) -> list[Section]:
     batch = batch_section(facts.folder / TRAIN_BATCH)
     if facts.confusion is None:
         return [batch]
-    images = shown_images(facts, facts.confusion)
+    images, of = shown_images(facts, facts.confusion), facts.measured.of
     matrix = [
         confusion_section(facts.confusion, facts.classes, images),
-        confused_pairs_section(facts.confusion, facts.classes, images),
+        confused_pairs_section(facts.confusion, facts.classes, images, of),
     ]
-    return [*matrix, batch] if images is None else [*matrix, *picture_sections(images), batch]
+    return [*matrix, batch] if images is None else [*matrix, *picture_sections(images, of), batch]
 
 
-def confused_pairs_section(matrix: Matrix, classes: Sequence[str], images: ShownImages | None) -> Section:
-    """The largest confusions as a table, with pictures where there are any. matrix: counts [K, K], a row for each true class."""
+def confused_pairs_section(matrix: Matrix, classes: Sequence[str], images: ShownImages | None, of: str) -> Section:
+    """The largest confusions as a table, with pictures where there are any. matrix: counts [K, K], a row for each true class; of: "of the test"."""
     pairs = largest_confusions(matrix, PICTURED_PAIRS)
     if not len(pairs):
-        return Section("pairs", "Most confused pairs", "<p>Every image of the test is right.</p>")
+        return Section("pairs", "Most confused pairs", f"<p>Every image {of} is right.</p>")
     support = matrix.sum(axis=1)
     pictured = images is not None and bool(images.pictures)
     rows = ""
@@ -81,10 +81,10 @@ def _thumbs(images: ShownImages, place: int) -> str:
     )
 
 
-def picture_sections(images: ShownImages) -> list[Section]:
+def picture_sections(images: ShownImages, of: str) -> list[Section]:
     """The worst errors and the least certain images. The pictures of all sections are in the style of the first."""
     missing = f"<p>{text(images.missing)}</p>" if images.missing else ""
-    worst = "<p>Every image of the test is right.</p>"
+    worst = f"<p>Every image {of} is right.</p>"
     if len(images.worst):
         worst = (
             "<p>The errors that the network was most certain of: true &rarr; predicted class, and its probability. "

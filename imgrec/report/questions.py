@@ -1,6 +1,7 @@
 """The five questions of a report, each answered from the run's figures: the ids of the headings stay, so that a script finds them."""
 
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from imgrec.analysis.diagnosis import AFTER_BEST
 from imgrec.errors import plural
 from imgrec.inference.paths import suspects_command
 from imgrec.report.facts import Facts
-from imgrec.report.figures import missing_test
+from imgrec.report.figures import missing_test, validation_commands
+from imgrec.report.measured import OF_VALIDATION
 from imgrec.report.page import Section, text
-from imgrec.report.previous import compare_with_previous
+from imgrec.report.previous import PreviousComparison, compare_with_previous
 from imgrec.terminal import percent, percents
 
 WORST_CLASS, WHY, OVER_FITTED = "which-class-is-worst", "why", "is-it-over-fitted"
@@ -19,22 +21,27 @@ BETTER, NEXT = "is-it-better-than-the-last-run", "what-next"
 OVER_FITTED_RULE = "over-fitted"  # of the diagnosis
 RARE = 0.5  # of the median class' training images: fewer are few
 SURE = 0.7  # mean probability of wrong answers from which on the network is sure of them
+NOTHING_FOUND = (
+    "The rules of the diagnosis found nothing to change. More epochs, another network, <code>weights=DEFAULT</code> or more images may "
+    "still help: change one thing at a time, and the report of the next run says whether it is better."
+)
 MOST_RIVALS = 3  # classes that the worst one is confused with
 
 
 def question_sections(facts: Facts) -> list[Section]:
     """In the order in which they are asked."""
+    comparison = None if facts.test is None else compare_with_previous(facts)
     return [
         Section(WORST_CLASS, "Which class is worst?", _worst(facts)),
         Section(WHY, "Why?", _why(facts)),
         Section(OVER_FITTED, "Is it over-fitted?", _over_fitted(facts)),
-        Section(BETTER, "Is it better than the last run?", _better(facts)),
-        Section(NEXT, "What next?", _next(facts)),
+        Section(BETTER, "Is it better than the last run?", _better(facts, comparison)),
+        Section(NEXT, "What next?", _next(facts, comparison)),
     ]
 
 
 def worst_class(facts: Facts) -> dict[str, Any] | None:
-    """The row of the class with the lowest F1, of equal ones the lower recall; None where all are right, and where there is no test."""
+    """The row of the class with the lowest F1, of equal ones the lower recall; None where all are right, and where there are no figures."""
     rows = [row for row in (facts.test or {}).get("per_class", []) if row["support"]]
     worst = min(rows, key=lambda row: (row["f1"], row["recall"]), default=None)
     return worst if worst is not None and worst["f1"] < 1 else None
@@ -44,11 +51,12 @@ def _worst(facts: Facts) -> str:
     if facts.test is None:
         return missing_test(facts)
     if (worst := worst_class(facts)) is None:
-        return "<p>None: every image of the test is right.</p>"
+        return f"<p>None: every image {facts.measured.of} is right.</p>"
     said = (
-        f"<p><b data-class>{text(worst['name'])}</b>: F1 {percent(worst['f1'])}, the lowest. Of its {plural(worst['support'], 'image')} "
-        f"{percent(worst['recall'])} {percents(worst['recall_interval'])} are found (recall), and {percent(worst['precision'])} of the images that are "
-        f'called {text(worst["name"])} are right (precision). <a href="#classes">All classes</a></p>'
+        f"<p><b data-class>{text(worst['name'])}</b>: of its {_images(worst['support'])} {percent(worst['recall'])} "
+        f"{percents(worst['recall_interval'])} are found (recall), and {percent(worst['precision'])} of the images that are called "
+        f"{text(worst['name'])} are right (precision). Its F1, both in one figure, is the lowest: {percent(worst['f1'])}. "
+        '<a href="#classes">All classes</a></p>'
     )
     rivals = _not_told_apart(facts, worst)
     if rivals:
@@ -57,6 +65,10 @@ def _worst(facts: Facts) -> str:
             "may be the worst.</p>"
         )
     return said
+
+
+def _images(count: int, kind: str = "image") -> str:
+    return f"{count:,} {kind}{'s' * (count != 1)}"
 
 
 def _not_told_apart(facts: Facts, worst: Mapping[str, Any]) -> int:
@@ -70,7 +82,7 @@ def _why(facts: Facts) -> str:
     if facts.test is None or facts.confusion is None:
         return missing_test(facts)
     if (worst := worst_class(facts)) is None:
-        return "<p>There is nothing to explain: every image of the test is right.</p>"
+        return f"<p>There is nothing to explain: every image {facts.measured.of} is right.</p>"
     place = facts.classes.index(worst["name"])
     reasons = [*_taken_for(facts, place), *_few_images(facts, worst), *_how_sure(facts, place)]
     items = "".join(f"<li>{reason}</li>" for reason in reasons)
@@ -100,13 +112,13 @@ def _few_images(facts: Facts, worst: Mapping[str, Any]) -> list[str]:
     if counts := facts.images.get("train", {}):
         own, median = counts.get(worst["name"], 0), float(np.median(list(counts.values())))
         if own < RARE * median:
-            said.append(f"It is rare: {plural(own, 'training image')}, where the median class has {median:,.0f}.")
+            said.append(f"It is rare: {_images(own, 'training image')}, where the median class has {median:,.0f}.")
         else:
-            said.append(f"It is not rare: {plural(own, 'training image')}, where the median class has {median:,.0f}.")
+            said.append(f"It is not rare: {_images(own, 'training image')}, where the median class has {median:,.0f}.")
     low, high = worst["recall_interval"]
     if high - low > 0.2:
         said.append(
-            f"The test has only {plural(worst['support'], 'image')} of it, so part of it may be chance: recall {percent(worst['recall'])} {percents((low, high))}."
+            f"Only {_images(worst['support'])} {facts.measured.of} show it, so part of it may be chance: recall {percent(worst['recall'])} {percents(worst['recall_interval'])}."
         )
     return said
 
@@ -148,30 +160,46 @@ def _over_fitted(facts: Facts) -> str:
     return f'<p>{said}</p><p>{gap}</p><p class="soft">{note} <a href="#curves">The curves</a></p>'
 
 
-def _better(facts: Facts) -> str:
-    if facts.test is None:
+def _better(facts: Facts, comparison: PreviousComparison | None) -> str:
+    if comparison is None:
         return missing_test(facts)
-    comparison = compare_with_previous(facts)
     keys = ", ".join(f"<code>{text(key)}={text(now)}</code> (was {text(before)})" for key, before, now in comparison.changed)
     changed = f"<p>What differs in the config: {keys}.</p>" if keys else ""
-    return f"<p>{text(comparison.sentence)}</p>{changed}"
+    if comparison.verdict is None:
+        return f"<p>{text(comparison.sentence)}</p>{changed}"
+    note = (
+        "In brackets are 95% intervals. p says how often chance alone makes such a difference, were both equally good: up to 0.05 the "
+        "difference counts as shown. Not shown does not mean equal: more test images tell more."
+    )
+    return f'<p><b>{comparison.verdict}.</b> {text(comparison.sentence)}</p>{changed}<p class="soft">{note}</p>'
 
 
-def _next(facts: Facts) -> str:
+def _next(facts: Facts, comparison: PreviousComparison | None) -> str:
     found = findings(facts)
     held = (facts.result or {}).get("held_back")
     advice = [row["sentence"] for row in found] + ([str(held)] if held else [])
     if facts.result is None:
         return "<p>Start the same command again: it resumes the run where it was saved.</p>"
-    items = "".join(f"<li>{text(sentence[0].upper() + sentence[1:])}</li>" for sentence in advice)
-    said = "What the diagnosis says:" if found else "The rules of the diagnosis found nothing to change."
-    commands = text("\n".join(_commands(facts)))
+    items = "".join(f"<li>{_advice(sentence)}</li>" for sentence in advice)
+    said = "What the diagnosis says:" if found else NOTHING_FOUND
+    commands = text("\n".join(_commands(facts, comparison)))
     return f"<p>{said}</p>{f'<ul>{items}</ul>' if items else ''}<p>Commands:</p><pre>{commands}</pre>"
 
 
-def _commands(facts: Facts) -> Sequence[str]:
+def _advice(sentence: str) -> str:
+    """A sentence of the diagnosis as HTML, its command as such."""
+    said, colon, command = (sentence[0].upper() + sentence[1:]).partition(": imgrec ")
+    return f"{text(said)}: <code>imgrec {text(command)}</code>" if colon else text(said)
+
+
+def _commands(facts: Facts, comparison: PreviousComparison | None) -> Sequence[str]:
     folder = facts.quoted
+    predict = f"imgrec predict {folder} FOLDER_OR_IMAGES"
     if facts.test is None:
-        return [f"imgrec evaluate {folder} split=val", f"imgrec predict {folder} FOLDER_OR_IMAGES"]
+        return [*validation_commands(facts.folder), predict]
+    compare = []
+    if comparison is not None and comparison.before is not None:
+        compare = [f"imgrec compare {quote(str(comparison.before))} {folder}"]
     suspects = [suspects_command(facts.folder)] if findings(facts) or worst_class(facts) else []
-    return [f"imgrec evaluate {folder}", f"imgrec predict {folder} FOLDER_OR_IMAGES", *suspects]
+    evaluate = f"imgrec evaluate {folder}{' split=val' * (facts.measured is OF_VALIDATION)}"
+    return [evaluate, predict, *suspects, *compare]

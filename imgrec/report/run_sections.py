@@ -69,7 +69,7 @@ def data_section(facts: Facts) -> Section:
         said += scrolling(table, "Images of the splits")
     elif facts.test is not None:
         images = f"{facts.test['count']:,} image{'s' * (facts.test['count'] != 1)}"
-        said += f"<p>{images} of {plural(len(facts.classes), 'class', 'es')} in the test; the other splits were not counted.</p>"
+        said += f"<p>{images} {facts.measured.of}, of {plural(len(facts.classes), 'class', 'es')}; the other splits were not counted.</p>"
     if left_out := (facts.result or {}).get("left_out"):
         shown = ", ".join(map(text, left_out[:5]))
         said += f"<p>{plural(len(left_out), 'image')} could not be read and {'were' if len(left_out) > 1 else 'was'} left out: {shown}{', ...' * (len(left_out) > 5)}</p>"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from imgrec.analysis.confusions import first_of_each_cell, largest_confusions, most_certain_errors
+from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.decode import Preprocessing
 from imgrec.data.folder import ImageFiles
@@ -19,6 +20,7 @@ from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.stored_predictions import StoredPredictions
 from imgrec.report.facts import Facts
+from imgrec.report.measured import OF_TEST, OF_VALIDATION, MeasuredImages
 from imgrec.report.thumbnails import THUMB_SIDE, read_thumbnails
 
 # So that a report of 1,000 classes stays below 3 MB, which its class table and its matrix share.
@@ -98,13 +100,13 @@ def _pictures(facts: Facts, table: StoredPredictions, rows: Indices) -> tuple[di
     try:
         images, places, rows = _find_images(facts, table, rows)
     except ImgrecError as error:
-        return {}, f"The images of the test could not be read again: {first_line(error)}."
+        return {}, f"The images {facts.measured.of} could not be read again: {first_line(error)}."
     found = read_thumbnails(images, places, budget=_PICTURES)
     pictures = {row: found[place] for row, place in zip(rows.tolist(), places.tolist(), strict=True) if place in found}
     if pictures:
         return pictures, None
     where = f", such as {shorten(table.names[int(rows[0])])}" if table.key == "path" else ""
-    return {}, f"There are no pictures, as the images of the test are not found{where}."
+    return {}, f"There are no pictures, as the images {facts.measured.of} are not found{where}."
 
 
 def _find_images(facts: Facts, table: StoredPredictions, rows: Indices) -> tuple[ImageSet, Indices, Indices]:
@@ -118,16 +120,18 @@ def _find_images(facts: Facts, table: StoredPredictions, rows: Indices) -> tuple
         reading = {"on_bad_image": "refuse", "on_bad_image_eval": "refuse", "decoder": data.get("decoder", "auto")}
         files = ImageFiles("", paths, labels, preprocessing=preprocessing, **reading)
         return files, np.arange(len(rows)), rows
-    return find_in_split(facts.folder, table, rows)
+    return find_in_split(facts.folder, table, rows, facts.measured)
 
 
-def find_in_split(run: Path, table: StoredPredictions, rows: Indices) -> tuple[ImageSet, Indices, Indices]:
-    """The images of the test by the checkpoint of a run directory, and which of them are those of which rows; DataError where they are gone."""
+def find_in_split(
+    run: Path, table: StoredPredictions, rows: Indices, measured: MeasuredImages = OF_TEST
+) -> tuple[ImageSet, Indices, Indices]:
+    """The measured images by the checkpoint of a run directory, and which of them are those of which rows; DataError where they are gone."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    checkpoint = load_checkpoint(find_checkpoint(run))
-    images = evaluation_images(checkpoint, split="test", folder=None, changes={}).images
+    split: Split = "val" if measured is OF_VALIDATION else "test"
+    images = evaluation_images(load_checkpoint(find_checkpoint(run)), split=split, folder=None, changes={}).images
     names = table.names.take(rows)
     if table.key == "index" or images.names is None:
         return images, names.to_numpy().astype(np.int64), rows  # a copy, as torch warns of arrays that are not writable

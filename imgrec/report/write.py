@@ -17,7 +17,7 @@ class ReportFiles(NamedTuple):
     """What was written."""
 
     page: Path
-    card: Path | None  # None where the run is not finished, and where the card there was edited
+    card: Path | None  # None of a run that is not finished, and where the card there was edited
     kept: Path | None = None  # that card
 
 

@@ -66,7 +66,7 @@ def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
     config = read_mapping(path / "config.yaml", {"data": dict}, fix=f"Leave {path} out.")
     result = RunDir(path, "finished").result() if (path / "result.json").exists() else None
     if result is not None and result["test"] is not None:
-        _check_test(path / "result.json", result["test"])
+        check_figures(path / "result.json", result["test"])
     predictions = None if result is None or result["test"] is None else _read_predictions(path, result["test"], probabilities)
     return StoredRun(path, config, result, read_epochs(path), predictions)
 
@@ -79,14 +79,17 @@ def _runs_near(path: Path) -> str:
     return f" Type {inside}." if inside is not None else " Name folders such as runs/NAME/ID, which hold a config.yaml."
 
 
-def _check_test(file: Path, test: dict[str, Any]) -> None:
+def check_figures(
+    file: Path, test: dict[str, Any], fix: str = "Remove it: the same command then finishes the run again."
+) -> None:
+    """DataError, which ends with `fix`, unless `test` has what a reader of the figures of a split needs."""
     try:
         for key, kind in TEST.items():
             check_type(f"test.{key}", test.get(key), kind)
         for row in test["per_class"]:
             check_type("test.per_class.name", row.get("name"), str)
     except ConfigError as error:
-        raise DataError(f"{file} was cut or changed: {error} Remove it: the same command then finishes the run again.") from error
+        raise DataError(f"{file} was cut or changed: {error} {fix}") from error
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
