@@ -29,6 +29,17 @@ class PredictionFiles(NamedTuple):
     reliability: Path | None = None  # a picture of how far the probabilities hold
 
 
+class EvaluationFiles(NamedTuple):
+    """The checkpoint of an evaluation, and the files that it writes; None: no picture."""
+
+    ckpt: Path
+    out: Path
+    plot: Path | None
+    slices: Path | None
+    corruptions: Path | None
+    predictions: PredictionFiles
+
+
 def check_prediction_files(start: Path, *, sheet: bool, overwrite: bool) -> PredictionFiles:
     """START_errors.csv and so on, each checked."""
     names = ("errors.csv", "errors.png", "predictions.parquet", "reliability.png")
