@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -37,15 +36,9 @@ from imgrec.training.run_dir import RunDir, check_extended, join_run_dir
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
-    from torch import nn
 
-    from imgrec.data.augment import Augment
     from imgrec.data.datamodule import DataModule
-    from imgrec.data.image_data import ImageData
-    from imgrec.data.split_record import DataRecord
-    from imgrec.scan.known_faults import KnownFaults
     from imgrec.training.callbacks.history import History
-    from imgrec.training.checkpoint import ResumePoint
     from imgrec.training.module import Classifier
     from imgrec.training.step_boundary import StepBoundary
 
@@ -151,7 +144,9 @@ def _train(
     from imgrec.training.callbacks.history import History
     from imgrec.training.callbacks.logger import log_result
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
+    from imgrec.training.data_check import read_data
     from imgrec.training.event_files import truncate_event_files
+    from imgrec.training.extend import starting_network
     from imgrec.training.final_test import test_network
     from imgrec.training.lightning_compat import compiling, deterministic_errors
     from imgrec.training.module import Classifier
@@ -164,7 +159,7 @@ def _train(
 
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
-    data, augment, record, faults = _read_data(run, resume, terminal, world)
+    data, augment, record, faults = read_data(run, resume, terminal, world)
     run = chosen_precision(run.with_classes(len(data.classes)), resume.precision if resume else None)
     _stop_if_requested(world)
     heartbeat.doing = "starting"
@@ -182,7 +177,7 @@ def _train(
             mark=boundary.timeline.enter,
         )
 
-    net, of_weights, extended = _initial_network(run, data.classes, resume)
+    net, of_weights, extended = starting_network(run, data.classes, resume)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
     classifier = Classifier(run, net, data, augment, loaders.plan)
     if resume is None and not of_weights:
@@ -255,37 +250,10 @@ def _write_report(folder: Path) -> None:
     write_report(folder)
 
 
-def _read_data(
-    run: RunConfig, resume: "ResumePoint | None", terminal: Terminal, world: World
-) -> "tuple[ImageData, Augment, DataRecord | None, KnownFaults]":
-    """What a run is made of; on rank 0 with the record of its images."""
-    from imgrec.data.datamodule import build_data
-    from imgrec.scan.known_faults import known_faults
-    from imgrec.training.data_check import checked_data
-
-    data, augment = build_data(run)
-    with terminal.progress_shown():
-        data, record = checked_data(data, resume, terminal.say, world)
-    return data, augment, record, known_faults(data, record, run)
-
-
 def _stop_if_requested(world: World) -> None:
     """Between the parts of a start. A process of several waits for the first step boundary, where all can agree."""
     if world.size == 1 and (reason := signals.stop_reason()) is not None:
         raise Stopped(f"stopped by {reason} while starting; this start trained no step. Start the same command again.")
-
-
-def _initial_network(
-    run: RunConfig, classes: Sequence[str], resume: "ResumePoint | None"
-) -> "tuple[nn.Module, dict[str, str], list[pl.Callback]]":
-    """The network, what the start screen says of its weights, and of a run that extends another what restores the rest."""
-    from imgrec.training.extend import read_extended
-    from imgrec.training.transfer import initial_network
-
-    if run.extend is None or resume is not None:
-        return *initial_network(run, classes), []
-    extended, (net, _) = read_extended(run.extend, classes), initial_network(replace(run, weights=None), classes)
-    return net, {"weights": extended.restore_network(net)}, [extended]
 
 
 def _fit(

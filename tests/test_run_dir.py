@@ -22,7 +22,8 @@ from imgrec.config.load import load_config
 from imgrec.config.schema import run_config
 from imgrec.errors import ConfigError, DataError
 from imgrec.training import run_dir
-from imgrec.training.run_dir import RunDir, choose_run_dir, differing_keys, shorter_run
+from imgrec.training.more_epochs import shorter_run
+from imgrec.training.run_dir import RunDir, choose_run_dir, differing_keys
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,12 @@
-"""Whether all ranks of a run, and a resumed run, have the same images."""
+"""The data of a run: whether all its ranks, and a resumed run, have the same images, and whether these can be read."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar, get_args
 
-from imgrec.config.schema import Split
+from imgrec.config.schema import RunConfig, Split
+from imgrec.data.augment import Augment
+from imgrec.data.datamodule import build_data
 from imgrec.data.image_data import ImageData
 from imgrec.data.readable import Unreadable, are_known_readable, check_readable, find_unreadable, remember_readable
 from imgrec.data.split_record import SHOWN, DataRecord, find_changes, other_classes, show_name, trained_on
@@ -14,9 +16,21 @@ from imgrec.distributed.world import World
 from imgrec.errors import DataError, Stopped, first_names, plural
 from imgrec.inference.checkpoint import read_record
 from imgrec.inference.rank_data import compare_ranks
+from imgrec.scan.known_faults import KnownFaults, known_faults
+from imgrec.terminal import Terminal
 from imgrec.training.checkpoint import ResumePoint
 
 Data = TypeVar("Data", bound=ImageData)
+
+
+def read_data(
+    run: RunConfig, resume: ResumePoint | None, terminal: Terminal, world: World
+) -> tuple[ImageData, Augment, DataRecord | None, KnownFaults]:
+    """The data of a run and its augmentation, on rank 0 the record of its images, and their known faults. A collective."""
+    data, augment = build_data(run)
+    with terminal.progress_shown():
+        data, record = checked_data(data, resume, terminal.say, world)
+    return data, augment, record, known_faults(data, record, run)
 
 
 def checked_data(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,26 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import nn
 
+from imgrec.config.schema import RunConfig
 from imgrec.data.split_record import other_classes
 from imgrec.errors import CheckpointError, ConfigError, DataError, plural
 from imgrec.inference.checkpoint import network_state, read_checkpoint
 from imgrec.inference.metadata import TRAINED
 from imgrec.inference.paths import CHECKPOINTS, LAST
-from imgrec.training.checkpoint import check_lightning_parts, refusing
+from imgrec.training.checkpoint import ResumePoint, check_lightning_parts, refusing
+from imgrec.training.transfer import initial_network
 
 FIX = "Set weights=RUN_DIRECTORY to start from the best weights alone."
+
+
+def starting_network(
+    run: RunConfig, classes: Sequence[str], resume: ResumePoint | None
+) -> tuple[nn.Module, dict[str, str], list[pl.Callback]]:
+    """The network, what the start screen says of its weights, and of a run that extends another what restores the rest."""
+    if run.extend is None or resume is not None:
+        return *initial_network(run, classes), []
+    extended, (net, _) = read_extended(run.extend, classes), initial_network(replace(run, weights=None), classes)
+    return net, {"weights": extended.restore_network(net)}, [extended]
 
 
 def read_extended(run_directory: str, classes: Sequence[str]) -> "ExtendedRun":

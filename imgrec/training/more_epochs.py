@@ -11,9 +11,9 @@ from torch import nn
 from imgrec.config.schema import RunConfig
 from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.process_group import on_first_rank
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, DataError
 from imgrec.training.checkpoint import ResumePoint
-from imgrec.training.run_dir import RunDir, shorter_run
+from imgrec.training.run_dir import RunDir, fewer_epochs
 from imgrec.training.scheduler import begins_alike
 from imgrec.training.summary import command_line, is_train_command
 
@@ -64,6 +64,19 @@ def checked_beginning(
     if resume is None and (shorter := shorter_run(run, run_dir.path)) is not None:
         say(_shorter_sentence(beginning, *shorter))
     return beginning
+
+
+def shorter_run(run: RunConfig, path: Path) -> tuple[Path, int] | None:
+    """The newest run beside `path` and its epochs, where that is finished and `run` is that one with more epochs."""
+    numbered = sorted((int(other.name), other) for other in path.parent.glob("*") if other.name.isdecimal() and other != path)
+    if run.extend is not None or not numbered or not (numbered[-1][1] / "result.json").exists():
+        return None
+    newest = numbered[-1][1]
+    try:
+        before = fewer_epochs(run, newest)
+    except DataError:  # its config is damaged, and it is another run
+        return None
+    return None if before is None else (newest, before)
 
 
 def _check_more_epochs(beginning: Beginning, path: Path, resume: ResumePoint) -> None:

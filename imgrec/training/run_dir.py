@@ -279,18 +279,6 @@ def check_extended(run: RunConfig) -> None:
         raise ConfigError(f"{given}: that run differs: {_listed(differ)}. Set the values of that run.")
 
 
-def shorter_run(run: RunConfig, path: Path) -> tuple[Path, int] | None:
-    """The newest run beside `path` and its epochs, where that is finished and `run` is that one with more epochs."""
-    numbered = sorted((int(other.name), other) for other in path.parent.glob("*") if other.name.isdecimal() and other != path)
-    if run.extend is not None or not numbered or _state(newest := numbered[-1][1]) != "finished":
-        return None
-    try:
-        before = fewer_epochs(run, newest)
-    except DataError:  # its config is damaged, and it is another run
-        return None
-    return None if before is None else (newest, before)
-
-
 def fewer_epochs(run: RunConfig, path: Path) -> int | None:
     """The epochs of the run in `path`, where it is `run` with fewer of them; with `time` their number is no setting."""
     differ = differing_keys(run, _config(path))
