@@ -16,7 +16,7 @@ from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, Split, dotted_type
 from imgrec.config.start_checks import check_data
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural
-from imgrec.files import atomic_output, atomic_write, begins_with, check_output
+from imgrec.files import as_utf8, atomic_output, atomic_write, begins_with, check_output
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import find_test_table, read_predictions
 from imgrec.terminal import Terminal, percent, percents
@@ -243,8 +243,8 @@ def _say_worth(
         raise DataError(f"{table}: its images have no paths. Name a run on the files of {root} with ckpt=.")
     paths, correct = [os.path.abspath(name) for name in tested.names.to_pylist()], tested.true == tested.predicted
     places = (image_at(splits.values(), row) for row in leaked.tolist())
-    copied = {os.path.abspath(images.path(row)) for images, row in places}
-    here = {os.path.abspath(images.path(row)) for images in splits.values() for row in range(len(images))}
+    copied = {as_utf8(os.path.abspath(images.path(row))) for images, row in places}
+    here = {as_utf8(os.path.abspath(images.path(row))) for images in splits.values() for row in range(len(images))}
     known = np.array([path in here for path in paths])
     if not known.any():
         folder = os.path.commonpath(list(map(os.path.dirname, paths)))

@@ -84,6 +84,11 @@ def is_utf8(name: str) -> bool:
     return os.fsencode(name) == name.encode(errors="replace")
 
 
+def as_utf8(text: str) -> str:
+    """A text with '?' for the bytes of a file's name that are no UTF-8, as Parquet, HTML and Markdown have it."""
+    return text.encode(errors="replace").decode()
+
+
 def file_extension(name: str) -> str:
     """'.jpg' of 'a.JPG', or nothing; os.path.splitext takes three times as long."""
     dot = name.rfind(".")
@@ -272,7 +277,8 @@ def is_our_table(path: Path) -> bool:
         import pyarrow.parquet as pq
 
         try:
-            names: list[str] = pq.read_schema(path).names
+            with path.open("rb") as file:  # pyarrow takes no path that is no UTF-8
+                names: list[str] = pq.read_schema(file).names
         except (pa.ArrowInvalid, OSError):
             return False
         return names[:3] in LEADING_COLUMNS

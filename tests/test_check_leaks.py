@@ -1,17 +1,17 @@
 """imgrec check: what leaked images are worth in the test of a run, names of bursts, and splits without leaks."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from error_parts import assert_refused
 from image_files import encode, picture
 
 from imgrec import cli
 from imgrec.analysis.leaks import leak_worth
+from imgrec.inference.prediction_table import write_table
 from imgrec.terminal import percent, percents
 
 WORDS = ("data.image_size=48", "num_workers=0")
@@ -46,7 +46,7 @@ def save_run(run: Path, paths: list[Path], correct: list[bool]) -> None:
     (run / "checkpoints/best.ckpt").touch()
     predicted = ["cat" if right else "dog" for right in correct]
     table = {"path": list(map(str, paths)), "true": ["cat"] * len(paths), "predicted": predicted}
-    pq.write_table(pa.table(table), run / "predictions.parquet")
+    write_table(run / "predictions.parquet", [table])
 
 
 def test_it_says_what_leaks_are_worth_and_writes_splits_without_them(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +74,15 @@ def test_it_says_what_leaks_are_worth_and_writes_splits_without_them(photos: Pat
     assert not {finding["kind"] for finding in again["findings"]} & {"leak", "looks_alike", "named_alike"}
     assert sum(again["images"].values()) == sum(content["images"].values()) - 1  # but for the broken one
     assert say(capsys, *table, "out=again.json", "write=splits")[0] == 0  # a table of ours is written again
+
+
+def test_names_that_are_no_utf8_are_found_in_the_table(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "test/cat/copy.png").rename(photos / "test/cat" / os.fsdecode(b"\xe4.png"))
+    tested = sorted((photos / "test").glob("*/*"))
+    save_run(Path("run"), tested, [True] * len(tested))
+    _, said, _ = say(capsys, str(photos), "ckpt=run")
+    assert "without the 2 leaked images" in said
+    assert "not in" not in said
 
 
 def test_a_test_without_leaks_and_one_of_other_images(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """The report of a run: its figures are those of predictions.parquet, what a user wrote is text in it, and it says what it lacks."""
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from error_parts import assert_refused
+from error_parts import assert_refused, raises_error
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from written_runs import write_probable_run, write_run
 
 from imgrec import cli
 from imgrec.analysis.intervals import share_interval
+from imgrec.errors import DataError
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import read_predictions
 from imgrec.report.charts import ticks
@@ -347,6 +349,19 @@ def test_ticks_are_few_and_inside(low, span):
     found = ticks(low, low + span)
     assert 1 <= len(found) <= 7
     assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in found)
+
+
+def test_classes_whose_names_are_no_utf8_have_a_report(tmp_path):
+    names = [os.fsdecode(b"m\xe4nner"), "cats"]
+    folder = write_probable_run(tmp_path / os.fsdecode(b"n\xe4/1"), classes=names, count=50)
+    write_report(folder)
+    page = read_page(folder)
+    assert {name for (_, name), *_ in page.tables["class-table"][1:]} == {"m?nner", "cats"}
+    assert page.figures["ece"] > 0
+    assert ModelCard((folder / "model_card.md").read_text()).data.eval_results
+    assert read_predictions(folder / "predictions.parquet", names, fix="").classes == tuple(names)
+    with raises_error(DataError, tmp_path, "apart", "rename"):
+        read_predictions(folder / "predictions.parquet", [*names, os.fsdecode(b"m\xe5nner")], fix="")
 
 
 def test_probabilities_of_a_table_come_back_in_the_order_of_the_classes(tmp_path):

@@ -3,6 +3,8 @@
 import json
 import math
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from error_parts import raises_error
 from written_runs import write_probable_run
@@ -83,7 +85,6 @@ def test_a_value_of_another_kind_is_named(run):
     ("path", "value", "key"),
     [
         ("test.accuracy", 1.0, "test.accuracy=1.0"),
-        ("test.count", 31, "test.count=31"),
         ("test.confusion.0.0", -1, "test.confusion"),
         ("test.confusion.0", [1], "test.confusion"),
         ("test.per_class.0.support", 10**30, "test.per_class"),
@@ -125,3 +126,31 @@ def test_a_check_of_another_program_is_none(run, content):
     (run / "check.json").write_text(json.dumps({"imgrec": "check", "faults": 2, "findings": [FINDING]}))
     write_report(run)
     assert "2 leak: copies" in (run / "report.html").read_text()
+
+
+TABLES = {
+    "half": lambda table: table.slice(0, 15),
+    "no rows": lambda table: table.slice(0, 0),
+    "two columns of a name": lambda table: table.append_column("true", table["true"]),
+    **{
+        f"{column}={value}": lambda table, column=column, value=value: table.set_column(
+            table.column_names.index(column), column, pa.array([value] * len(table))
+        )
+        for column, value in [
+            ("index", "1"), ("true", None), ("predicted", 1.5), ("probability", 7), ("probability", math.nan),
+            ("true_probability", -1.0), ("probabilities", 0.5), ("probabilities", [0.5]),
+        ]
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", TABLES)
+def test_an_edited_table_is_refused(run, change):
+    file = run / "predictions.parquet"
+    whole = file.read_bytes()
+    pq.write_table(TABLES[change](pq.read_table(file)), file)
+    try:
+        with raises_error(DataError, file, "Remove it"):
+            write_report(run)
+    finally:
+        file.write_bytes(whole)

@@ -1,6 +1,7 @@
 """imgrec check suspects=true: wrong labels that were planted are the first of its list, and no image is in it that the network learned."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,13 @@ def test_a_table_of_other_images_is_read_by_name(tmp_path: Path) -> None:
         (tmp_path / "there" / name).mkdir(parents=True)
         for i in range(8):
             (tmp_path / "there" / name / f"{i}.png").write_bytes(encode(picture(10 * k + i, 40, 40), "PNG"))
+    (tmp_path / "there/cat/0.png").rename(tmp_path / "there/cat" / os.fsdecode(b"\xe4.png"))
     config = DataConfig.from_node(
         compose_config("train", ["data=imagefolder", f"data.root={tmp_path / 'there'}"])["data"]
     ).to_node()
     config.pop("_target_")
     images = ImageFolder(**config).split("train")
-    names = [name.decode() for name in images.names.tolist()]
+    names = list(map(os.fsdecode, images.names.tolist()))
     chances = np.linspace(0.5, 1, len(names)).astype(np.float32)
     columns = {
         "path": [f"old/{name}" for name in reversed(names)] + ["old/cat/gone.png"],

@@ -132,8 +132,10 @@ def test_the_order_of_the_rows_changes_nothing(kaggle, split):
 
 def test_columns_of_numbers_are_text(tmp_path):
     pictures(tmp_path, [f"{k}.png" for k in range(8)])
-    pq.write_table(pa.table({"id": list(range(8)), "breed": [k % 2 for k in range(8)]}), tmp_path / "t.parquet")
-    assert labels_by_name(table_of(tmp_path / "t.parquet", None)) == {f"{k}.png": str(k % 2) for k in range(8)}
+    file = tmp_path / os.fsdecode(b"t\xe4.parquet")  # no UTF-8
+    with file.open("wb") as output:
+        pq.write_table(pa.table({"id": list(range(8)), "breed": [k % 2 for k in range(8)]}), output)
+    assert labels_by_name(table_of(file, None)) == {f"{k}.png": str(k % 2) for k in range(8)}
 
 
 def test_paths_in_every_form_mean_the_file_below_the_root(tmp_path):

@@ -106,8 +106,9 @@ def _read_parquet(file: str, wanted: Mapping[str, str], group: str) -> Table:
     import pyarrow.parquet as pq
 
     try:
-        _places(file, wanted, pq.read_schema(file).names, group)
-        found = pq.read_table(file, columns=list(dict.fromkeys(wanted.values())))
+        with open(file, "rb") as source:  # pyarrow takes no path that is no UTF-8
+            _places(file, wanted, pq.read_schema(source).names, group)
+            found = pq.read_table(source, columns=list(dict.fromkeys(wanted.values())))
         columns = {key: found.column(name).cast(pa.string()).to_pylist() for key, name in wanted.items()}
     except (pa.ArrowException, UnicodeError) as error:  # UnicodeError: texts of a damaged file
         raise DataError(

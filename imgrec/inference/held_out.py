@@ -14,7 +14,7 @@ from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.distributed.worker_group import worker_group
 from imgrec.errors import DataError, plural
-from imgrec.files import on_progress
+from imgrec.files import as_utf8, on_progress
 from imgrec.inference.checkpoint import Checkpoint
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.measure import Measured, measure_images
@@ -115,7 +115,7 @@ def find_predicted(stored: StoredPredictions, images: ImageSet, then: str, now: 
     ((key, here),) = image_column(images, np.arange(len(images))).items()
     names = stored.names
     if key == "path":
-        names, here = pa.array(_below(then, names.to_pylist())), _below(now, here)
+        names, here = pa.array(_below(as_utf8(then), names.to_pylist())), list(map(as_utf8, _below(now, here)))
     places = pc.index_in(names, value_set=pa.array(here)) if key == stored.key else pa.nulls(len(names), pa.int32())
     rows = places.fill_null(-1).to_numpy().astype(np.int64)
     known = np.flatnonzero((rows >= 0) & (images.labels[rows] == stored.true))

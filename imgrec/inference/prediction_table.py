@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from imgrec.files import LEADING_COLUMNS, atomic_output, check_output, is_our_png, is_our_table
+from imgrec.files import LEADING_COLUMNS, as_utf8, atomic_output, check_output, is_our_png, is_our_table
 
 SUFFIXES = (".csv", ".json", ".parquet")
 SET = "set"  # the column of coverage=, with a list of names in each row
@@ -94,7 +94,7 @@ def _joined(names: list[str] | None) -> str | None:
 
 
 def _as_utf8(value: str | list[str] | None) -> Any:
-    return list(map(_as_utf8, value)) if isinstance(value, list) else value and value.encode(errors="replace").decode()
+    return list(map(_as_utf8, value)) if isinstance(value, list) else value and as_utf8(value)
 
 
 def _json(file: BinaryIO, parts: Iterable[Columns]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgrec.errors import ConfigError, DataError, first_line
-from imgrec.files import LEADING_COLUMNS
+from imgrec.files import LEADING_COLUMNS, as_utf8
 from imgrec.inference.paths import find_checkpoint
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     Codes = NDArray[np.int64]
 
+ROUNDING = 1e-4  # of a probability in 16 bits, above 1
 TABLES = ("predictions.parquet", "evaluate_test_predictions.parquet")  # of the run, and of `imgrec evaluate RUN`
 
 
@@ -35,7 +36,7 @@ class StoredPredictions(NamedTuple):
         import numpy as np
         import pyarrow.compute as pc
 
-        names, folder = self.names, os.path.join(root, "")
+        names, folder = self.names, as_utf8(os.path.join(root, ""))
         if self.key == "path" and root and pc.all(pc.starts_with(names, pattern=folder)).as_py():
             names = pc.utf8_slice_codeunits(names, start=len(folder))
         place = np.argsort(np.argsort(np.array(self.classes, dtype=object)))
@@ -63,22 +64,35 @@ def read_predictions(file: Path, classes: Sequence[str] | None, *, fix: str, pro
 
     optional = ("probability", "true_probability", *(("probabilities",) if probabilities else ()))
     try:
-        opened = pq.ParquetFile(file)  # pq.read_table imports pandas, where it is there: 0.2 s
-        found = opened.schema_arrow.names
-        if found[:3] not in LEADING_COLUMNS or found[1] != "true":
-            raise ValueError(f"its first columns are {', '.join(found[:3])}")
-        table = opened.read(columns=[*found[:3], *(name for name in optional if name in found)])
+        with file.open("rb") as source:  # pyarrow takes no path that is no UTF-8
+            opened = pq.ParquetFile(source)  # pq.read_table imports pandas, where it is there: 0.2 s
+            found = opened.schema_arrow.names
+            if found[:3] not in LEADING_COLUMNS or found[1] != "true":
+                raise ValueError(f"its first columns are {', '.join(found[:3])}")
+            table = opened.read(columns=[*found[:3], *(name for name in optional if name in found)])
+        if not table.num_rows or any(column.null_count for column in table.columns):
+            raise ValueError("it has no rows" if not table.num_rows else "it has empty cells")
+        if not (pa.types.is_integer if found[0] == "index" else pa.types.is_string)(table[found[0]].type):
+            raise ValueError(f"its column {found[0]} has other values")
         labels = [table[name].combine_chunks() for name in ("true", "predicted")]
         if classes is None:
             classes = sorted({name for column in labels for name in pc.unique(column).to_pylist()})
-        codes = [pc.index_in(column, value_set=pa.array(classes, pa.string())) for column in labels]
+        named = list(map(as_utf8, classes))
+        if len(set(named)) < len(named):
+            raise ValueError("it does not tell classes apart whose names are no UTF-8: rename their folders")
+        codes = [pc.index_in(column, value_set=pa.array(named, pa.string())) for column in labels]
         if any(column.null_count for column in codes):
             raise ValueError("it has classes that result.json has not")
         columns = {name: table[name].combine_chunks() for name in optional if name in found}
         chances = {name: column.to_numpy() for name, column in columns.items() if name != "probabilities"}
         if "probabilities" in columns:
+            if not pa.types.is_fixed_size_list(columns["probabilities"].type):
+                raise ValueError("its column probabilities has other values")
             chances["probabilities"] = columns["probabilities"].flatten().to_numpy().reshape(table.num_rows, len(classes))
-    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
+        for name, values in chances.items():
+            if values.dtype.kind != "f" or not ((values >= 0) & (values < 1 + ROUNDING)).all():
+                raise ValueError(f"its column {name} has values that are no probabilities")
+    except (pa.ArrowException, OSError, ValueError, IndexError, KeyError) as error:  # KeyError: two columns of a name
         raise DataError(f"{file} was cut or changed: {first_line(error)}. {fix}") from error
     true, predicted = (column.to_numpy().astype(np.int64) for column in codes)
     return StoredPredictions(found[0], table[found[0]].combine_chunks(), true, predicted, tuple(classes), **chances)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from imgrec.errors import plural
+from imgrec.files import as_utf8
 from imgrec.inference.metrics_table import TOTALS
 from imgrec.report.facts import Facts
 from imgrec.report.figures import figure_text, interval_text
@@ -42,7 +43,7 @@ def model_card(facts: Facts) -> str:
 
 def plain(value: object) -> str:
     """A user's text in one line of Markdown, as it is."""
-    line = " ".join(str(value).encode(errors="replace").decode().split())
+    line = " ".join(as_utf8(str(value)).split())
     return re.sub(r"([\\`*\[\]<>|~$&]|^[#+-]|\b_|_\b)", r"\\\1", line)
 
 
@@ -107,7 +108,7 @@ def _use(facts: Facts) -> Iterator[str]:
 
 
 def _line(value: object) -> str:
-    return " ".join(str(value).encode(errors="replace").decode().split())
+    return " ".join(as_utf8(str(value)).split())
 
 
 def _training(facts: Facts) -> Iterator[str]:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
+from imgrec.files import as_utf8
+
 # No request leaves the page, whatever a name in it may hold.
 NO_NETWORK = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 PAGE_STYLE = """
@@ -54,7 +56,7 @@ class Section(NamedTuple):
 
 def text(value: object) -> str:
     """A user's text as HTML, also within an attribute's quotes."""
-    return escape(str(value).encode(errors="replace").decode())  # bytes of a file name that are no UTF-8 become '?'
+    return escape(as_utf8(str(value)))
 
 
 def scrolling(table: str, label: str, kind: str = "wide") -> str:

@@ -15,6 +15,7 @@ from imgrec.data.decode import Preprocessing
 from imgrec.data.folder import ImageFiles
 from imgrec.data.image_set import ImageSet
 from imgrec.errors import ImgrecError, first_line, printable, shorten
+from imgrec.files import as_utf8
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.paths import find_checkpoint
@@ -77,7 +78,7 @@ def shown_images(facts: Facts, confusion: "np.ndarray[Any, np.dtype[np.int64]]")
 
 def shown_name(name: str) -> str:
     """A user's text in one line of valid Unicode."""
-    return printable(name).encode(errors="replace").decode()
+    return as_utf8(printable(name))
 
 
 def _within(table: StoredPredictions, rows: Indices, letters: int) -> Indices:
@@ -136,6 +137,6 @@ def find_in_split(
     if table.key == "index" or images.names is None:
         return images, names.to_numpy().astype(np.int64), rows  # a copy, as torch warns of arrays that are not writable
     root = images.root if isinstance(images, ImageFiles) else ""
-    known = pa.array([os.path.join(root, os.fsdecode(name)) for name in images.names.tolist()], pa.string())
+    known = pa.array([as_utf8(os.path.join(root, os.fsdecode(name))) for name in images.names.tolist()], pa.string())
     places = pc.fill_null(pc.index_in(names, value_set=known), -1).to_numpy().astype(np.int64)
     return images, places[places >= 0], rows[places >= 0]

@@ -125,7 +125,10 @@ def _read_predictions(path: Path, test: dict[str, Any], probabilities: bool) -> 
         return None
     classes = [row["name"] for row in test["per_class"]]
     fix = "Remove it to see the run without what needs its images."
-    return read_predictions(file, classes, fix=fix, probabilities=probabilities)
+    found = read_predictions(file, classes, fix=fix, probabilities=probabilities)
+    if len(found.true) != test["count"]:
+        raise DataError(f"{file} was cut or changed: it has {len(found.true):,} images, result.json {test['count']:,}. {fix}")
+    return found
 
 
 def shared_images(tests: Sequence[StoredPredictions]) -> SharedImages:
