@@ -20,7 +20,7 @@ UNLEARNED = 0.7  # share of the first epoch's training loss that is left with a 
 LITTLE = 0.5  # the best validation accuracy up to which a rate may be too low
 IMPROVED = 0.95  # factor on the validation loss within the last quarter of the epochs
 FEW_IMAGES = 5  # a class of fewer may be missed by chance
-LEARNED_NOTHING = "learned nothing"
+LEARNED_NOTHING, OVER_FITTED_RULE = "learned nothing", "over-fitted"  # names of rules
 NOISY = 0.03  # estimated share of wrong labels, at the low end of its interval
 SURE_ERRORS = 0.2  # share of the errors that are as sure as the typical right answer; without wrong labels below 0.1
 WIDE = 0.04  # of the interval of the best validation accuracy
@@ -165,7 +165,7 @@ def _over_fitted(epochs: Epochs) -> Finding | None:
     if len(val) - 1 - best < AFTER_BEST or val[-AFTER_BEST:].mean() < ROSE * val[best] or train[-1] >= train[best]:
         return None
     return Finding(
-        "over-fitted",
+        OVER_FITTED_RULE,
         f"over-fitted since epoch {best + 1}: the validation loss rose from {val[best]:.3g} to {val[-1]:.3g} while the training loss fell "
         f"from {train[best]:.3g} to {train[-1]:.3g}; validation accuracy {accuracy[best]:.1%}, then {accuracy[-1]:.1%}. "
         f"Set a stronger augment, such as augment=randaug, more optim.weight_decay, or epochs={best + 1}.",

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.analysis.confusions import cluster_order
-from imgrec.errors import plural
+from imgrec.errors import plural, printable
 from imgrec.report.page import Section
-from imgrec.report.shown_images import ShownImages, shown_name
+from imgrec.report.shown_images import ShownImages
 
 Matrix = NDArray[np.int64]
 MOST_CELLS = 60_000  # drawn: 0.4 MB
@@ -61,7 +61,7 @@ def matrix_data(matrix: Matrix, classes: Sequence[str], images: ShownImages | No
         least = int(np.sort(matrix[matrix > 0])[-MOST_CELLS - 1])
         counts = np.where(matrix > least, matrix, 0)
     rows = [np.stack([row.nonzero()[0], row[row > 0]], axis=1).reshape(-1).tolist() for row in counts]
-    names = [shown_name(name) for name in classes]
+    names = [printable(name) for name in classes]
     support = matrix.sum(axis=1).tolist()
     listed = [] if images is None else _cell_images(images, len(classes))
     return {
@@ -80,6 +80,6 @@ def _cell_images(images: ShownImages, classes: int) -> list[list[int | str]]:
     cells = (table.true[rows] * classes + table.predicted[rows]).tolist()
     thousandths = np.round(table.probability[rows].astype(np.float64) * 1000).astype(int).tolist()
     return [
-        [cell, probability, row if row in images.pictures else -1, shown_name(images.names[row])]
+        [cell, probability, row if row in images.pictures else -1, images.names[row]]
         for cell, probability, row in zip(cells, thousandths, rows.tolist(), strict=True)
     ]

@@ -8,11 +8,11 @@ from PIL import Image
 
 from imgrec.analysis.confusions import largest_confusions
 from imgrec.data.batch import Indices
-from imgrec.errors import plural, shorten
+from imgrec.errors import plural, printable, shorten
 from imgrec.report.confusion_view import Matrix, confusion_section
 from imgrec.report.facts import Facts
 from imgrec.report.page import Section, text
-from imgrec.report.shown_images import PICTURED_PAIRS, ShownImages, shown_images, shown_name
+from imgrec.report.shown_images import PICTURED_PAIRS, ShownImages, shown_images
 from imgrec.report.thumbnails import picture_html, thumbnail_rules, webp_url
 from imgrec.terminal import percent
 from imgrec.training.run_dir import TRAIN_BATCH
@@ -56,7 +56,7 @@ def confused_pairs_section(matrix: Matrix, classes: Sequence[str], images: Shown
     pictured = images is not None and bool(images.pictures)
     rows = ""
     for place, (true, predicted, count) in enumerate(pairs.tolist()):
-        names = [shown_name(classes[number]) for number in (true, predicted)]
+        names = [printable(classes[number]) for number in (true, predicted)]
         label = f"Show {plural(count, 'image')} of {names[0]} predicted as {names[1]}"
         shown = f"{_CELL}{_thumbs(images, place)}</td>" if images is not None and pictured else ""
         rows += (
@@ -117,7 +117,7 @@ def _tile(images: ShownImages, row: int) -> str:
 
 
 def _short(name: str) -> str:
-    shown = shown_name(name)
+    shown = printable(name)
     return text(shown) if len(shown) <= _LONGEST else f'<span title="{text(shown)}">{text(shorten(shown, _LONGEST))}</span>'
 
 

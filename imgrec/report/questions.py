@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imgrec.analysis.diagnosis import AFTER_BEST
+from imgrec.analysis.diagnosis import AFTER_BEST, OVER_FITTED_RULE
 from imgrec.errors import plural
 from imgrec.inference.paths import suspects_command
 from imgrec.report.facts import Facts
@@ -18,7 +18,6 @@ from imgrec.terminal import percent, percents
 
 WORST_CLASS, WHY, OVER_FITTED = "which-class-is-worst", "why", "is-it-over-fitted"
 BETTER, NEXT = "is-it-better-than-the-last-run", "what-next"
-OVER_FITTED_RULE = "over-fitted"  # of the diagnosis
 RARE = 0.5  # of the median class' training images: fewer are few
 SURE = 0.7  # mean probability of wrong answers from which on the network is sure of them
 NOTHING_FOUND = (

@@ -17,22 +17,13 @@ from imgrec.report.stored_values import CHECK_KINDS, check_kinds
 from imgrec.scan.known_faults import KnownFault, check_command
 from imgrec.terminal import duration
 from imgrec.training.stored_run import curve
+from imgrec.training.timeline import PART_NAMES
 
 CURVE_CHARTS = (
     ("Loss", {"train/loss": "training", "val/loss": "validation"}, ""),
     ("Accuracy", {"train/accuracy": "training", "val/accuracy": "validation"}, "%"),
     ("Learning rate", {"lr": "rate"}, ""),
 )
-PART_NAMES = {  # of a run's time, as result.json calls them
-    "data_wait": "waiting for images",
-    "copy": "copying to the device",
-    "compute": "forward and backward",
-    "optimizer": "optimizer",
-    "communication": "other processes",
-    "validation": "validation",
-    "checkpoint": "saving",
-    "other": "the rest",
-}
 MOST_EXAMPLES = 3  # of a finding of the check
 
 

@@ -76,11 +76,6 @@ def shown_images(facts: Facts, confusion: "np.ndarray[Any, np.dtype[np.int64]]")
     return ShownImages(table, names, pair_rows, worst, unsure, cells, pictures, side, missing)
 
 
-def shown_name(name: str) -> str:
-    """A user's text in one line of valid Unicode."""
-    return as_utf8(printable(name))
-
-
 def _within(table: StoredPredictions, rows: Indices, letters: int) -> Indices:
     """The first rows, whose names have so many letters together."""
     import pyarrow.compute as pc

@@ -4,18 +4,12 @@ from collections.abc import Mapping
 
 from imgrec.config.schema import RunConfig
 from imgrec.data.datamodule import DataModule
-from imgrec.training.timeline import Part
+from imgrec.training.timeline import PART_NAMES, Part
 
 HELD_BACK = 0.2  # share of a training's time above which the end names what took it
 LEAST_S = 5.0  # of that time: for fewer seconds no setting is worth a change
 
-TOOK: dict[Part, str] = {
-    "data_wait": "waiting for images",
-    "copy": "copying images to the device",
-    "communication": "waiting for the other processes",
-    "validation": "validation",
-    "checkpoint": "saving",
-}
+BESIDE_STEPS: tuple[Part, ...] = ("data_wait", "copy", "communication", "validation", "checkpoint")  # no step is computed in them
 
 
 def held_back(shares: Mapping[Part, float], seconds: float, run: RunConfig, loaders: DataModule) -> str | None:
@@ -23,10 +17,10 @@ def held_back(shares: Mapping[Part, float], seconds: float, run: RunConfig, load
 
     seconds: of the training, whose `shares` these are.
     """
-    part = max(TOOK, key=lambda part: shares.get(part, 0.0))
+    part = max(BESIDE_STEPS, key=lambda part: shares.get(part, 0.0))
     if (share := shares.get(part, 0.0)) <= HELD_BACK or share * seconds < LEAST_S:
         return None
-    return f"{share:.0%} of the training's time was {TOOK[part]}. {_setting(part, run, loaders)}"
+    return f"{share:.0%} of the training's time was {PART_NAMES[part]}. {_setting(part, run, loaders)}"
 
 
 def _setting(part: Part, run: RunConfig, loaders: DataModule) -> str:

@@ -10,6 +10,16 @@ import torch
 
 Part = Literal["data_wait", "copy", "compute", "optimizer", "communication", "validation", "checkpoint", "other"]
 PARTS: tuple[Part, ...] = get_args(Part)
+PART_NAMES = {
+    "data_wait": "waiting for images",
+    "copy": "copying images to the device",
+    "compute": "forward and backward",
+    "optimizer": "optimizer",
+    "communication": "waiting for the other processes",
+    "validation": "validation",
+    "checkpoint": "saving",
+    "other": "the rest",
+}
 NOT_STEPS: tuple[Part, ...] = ("validation", "checkpoint")  # the others are what the training steps take
 MOST_MARKS = 64  # moments that wait to be added up: to ask the device at each one would cost as much as the mark itself
 
