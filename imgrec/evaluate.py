@@ -11,6 +11,7 @@ from imgrec.config.compose import compose_config
 from imgrec.config.overrides import split_texts
 from imgrec.config.schema import Device, Precision, ProcessesConfig, Split, Views, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu
+from imgrec.data.corruption_names import corruption_names
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
@@ -68,6 +69,7 @@ def _check_files(config: EvaluateConfig) -> EvaluationFiles:
     if config.ckpt is None:
         raise ConfigError("ckpt=null: evaluate needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
     file = find_checkpoint(config.ckpt)
+    corruption_names(_names(config.corruptions))  # ConfigError for another word
     check_gpu("device", config.device)
     if config.folder is not None and not Path(config.folder).is_dir():
         raise DataError(f"folder={config.folder} is no folder. Set folder=FOLDER that holds CLASS/*.jpg.")
@@ -96,7 +98,7 @@ def _names(value: str | list[str] | None) -> list[str]:
 
 def _evaluate(config: EvaluateConfig, files: EvaluationFiles, group: WorkerGroup) -> int:
     from imgrec.inference.checkpoint import load_checkpoint
-    from imgrec.inference.corrupted_images import announce_corrupted, corruption_names, measure_corrupted
+    from imgrec.inference.corrupted_images import announce_corrupted, measure_corrupted
     from imgrec.inference.evaluation import at_image_size, evaluation_images
     from imgrec.inference.evaluation_output import Evaluated, say_evaluation, write_evaluation
     from imgrec.inference.image_facts import BRIGHTNESS, BrightnessCollector, read_slice_columns, slice_images

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from imgrec.config.answers import check_answers
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import Device, Precision, ProcessesConfig, SetMethod, Views, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu
@@ -56,6 +57,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     A file that cannot be read has its reason in the table. DataError, after writing, where no file could be read.
     """
     config = parse_settings(PredictConfig, compose_config("predict", argv, config_dir, types=dotted_types(PredictConfig)))
+    check_answers(coverage=config.coverage, risk=config.risk, calibrated=config.calibrated, tta=config.tta)
     files: list[str] = []  # on the first process
     with worker_group(config.trainer.timeout_s) as group:
         group.set_status("reading the names of the files")

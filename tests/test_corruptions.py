@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from error_parts import raises_error
+from error_parts import assert_refused, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from marks import fewer, slow_but
@@ -24,10 +24,11 @@ from imgrec.analysis.robustness import mean_interval, measure_robustness
 from imgrec.config.instantiate import instantiate
 from imgrec.data import corruptions
 from imgrec.data.batch import Request
-from imgrec.data.corruptions import CORRUPTIONS, FAMILIES, SEVERITIES, STRENGTHS, corrupt
+from imgrec.data.corruption_names import CORRUPTIONS, FAMILIES, corruption_names
+from imgrec.data.corruptions import SEVERITIES, STRENGTHS, corrupt
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import ConfigError
-from imgrec.inference.corrupted_images import CorruptedImages, CorruptedRequest, corruption_names, measure_corrupted
+from imgrec.inference.corrupted_images import CorruptedImages, CorruptedRequest, measure_corrupted
 from imgrec.inference.corruption_table import corruptions_table
 from imgrec.inference.predictor import load
 
@@ -173,6 +174,12 @@ def test_words_are_corruptions_or_families():
     assert corruption_names(["fog", "noise", "fog"]) == ["gaussian_noise", "shot_noise", "impulse_noise", "fog"]
     with raises_error(ConfigError, "corruptions=blurr", "noise, blur, weather, digital", "Did you mean blur?"):
         corruption_names(["blurr"])
+
+
+def test_another_word_is_refused_before_a_checkpoint_is_read(tmp_path, capsys):
+    (tmp_path / "none.ckpt").touch()
+    assert cli.main(["evaluate", str(tmp_path / "none.ckpt"), "corruptions=nois"]) == 2
+    assert_refused(capsys.readouterr().err, "corruptions=nois", "Did you mean noise?")
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,9 @@ from imgrec import cli
 from imgrec.data.folds import fold_numbers, in_fold
 from imgrec.data.split_record import DataRecord
 from imgrec.distributed import signals
-from imgrec.errors import DataError, Stopped
+from imgrec.errors import CheckpointError, DataError, Stopped
 from imgrec.inference.folds import pool_folds
+from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.prediction_table import PredictionFiles
 from imgrec.sweeps.folds import cross_validate
 from imgrec.train import fit
@@ -54,6 +55,12 @@ def test_each_image_is_in_one_fold_with_its_group_and_its_class_in_all(
     else:
         assert all(len(set(numbers[groups == group].tolist())) == 1 for group in set(groups.tolist()))
     assert (np.bincount(labels) - counts).min() >= 1  # each class is in the training images of each fold
+
+
+def test_a_folder_of_folds_is_no_checkpoint_but_its_runs_are(tmp_path: Path) -> None:
+    (tmp_path / "1/checkpoints").mkdir(parents=True)
+    with raises_error(CheckpointError, str(tmp_path), f"such as {tmp_path}/1"):
+        find_checkpoint(tmp_path)
 
 
 def test_too_few_of_a_class_are_refused() -> None:

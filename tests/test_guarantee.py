@@ -138,6 +138,7 @@ def test_where_the_network_is_unsure_it_answers_none_of_these(sure, files, tmp_p
 REFUSED = {
     "both": (["coverage=0.9", "risk=0.1"], ["coverage=0.9", "risk=0.1", "Set one"]),
     "coverage 1": (["coverage=1"], ["coverage=1", "more than 0 and less than 1"]),
+    "percent": (["coverage=95"], ["coverage=95", "Set coverage=0.95"]),
     "risk 0": (["risk=0"], ["risk=0", "more than 0 and less than 1"]),
     "a method": (["coverage=0.9", "sets=lca"], ["sets=lca", "Did you mean lac"]),
     "too few": (["coverage=0.999"], ["coverage=0.999", "999", "400", "Set coverage=0.997", "data.val_share"]),
@@ -153,6 +154,12 @@ def test_what_the_validation_images_cannot_guarantee_is_refused(sure, files, tmp
     assert cli.main(["predict", str(sure), str(files), f"out={tmp_path / 'a.csv'}", *words]) == 2
     assert_refused(capsys.readouterr().err, *parts)
     assert not (tmp_path / "a.csv").exists()
+
+
+def test_what_excludes_one_another_is_refused_before_the_checkpoint_is_looked_for(tmp_path, capsys):
+    for words, parts in ((["tta=flip"], ["tta=flip", "risk=0.1"]), (["coverage=0.9"], ["coverage=0.9", "risk=0.1"])):
+        assert cli.main(["predict", str(tmp_path / "none.ckpt"), str(tmp_path), "risk=0.1", *words]) == 2
+        assert_refused(capsys.readouterr().err, *parts)
 
 
 def test_a_checkpoint_without_a_record_is_refused(tmp_path):

@@ -107,11 +107,12 @@ def test_an_imbalance_that_the_run_answers_is_not_said(photos: Path) -> None:
 
 
 def test_a_leak_is_suspected_where_there_is_one() -> None:
-    assert leak_suspected(0, 400, "imgrec check photos ckpt=run") == []
-    ((rule, sentence),) = leak_suspected(37, 1400, "imgrec check photos ckpt=run")
+    assert leak_suspected(0, 400, "imgrec check photos ckpt=run", tested=True) == []
+    ((rule, sentence),) = leak_suspected(37, 1400, "imgrec check photos ckpt=run", tested=True)
     assert rule == "leak suspected"
     assert "37 of the 1,400 images" in sentence
-    assert sentence.endswith("imgrec check photos ckpt=run")
+    assert sentence.endswith("See what that is worth: imgrec check photos ckpt=run")
+    assert leak_suspected(37, 1400, "imgrec check photos", tested=False)[0].sentence.endswith("See which: imgrec check photos")
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def test_a_run_that_nothing_holds_back_says_nothing_nor_one_that_measures_nothin
 
 
 def test_at_the_share_of_the_limit_nothing_is_said():
-    run: Any = SimpleNamespace(trainer=SimpleNamespace(limit_val_batches=1.0))
+    run: Any = SimpleNamespace(trainer=SimpleNamespace(limit_train_batches=1.0, limit_val_batches=1.0))
     loaders: Any = SimpleNamespace(evaluation_plan=lambda split: SimpleNamespace(steps_per_epoch=4))
     assert held_back({"validation": HELD_BACK}, 3600, run, loaders) is None
     assert held_back({"validation": HELD_BACK + 0.01}, 3600, run, loaders) is not None
@@ -281,11 +281,16 @@ def test_a_run_too_short_for_a_profile_says_so(small, capsys):
 
 
 @pytest.mark.parametrize(
-    ("limit", "batches", "advice"),
-    [(1.0, 8, "trainer.limit_val_batches=0.5"), (8, 8, "trainer.limit_val_batches=4"), (8, 1, "a single batch")],
+    ("trained", "limit", "batches", "advice"),
+    [
+        (1.0, 1.0, 8, "trainer.limit_val_batches=0.5"),
+        (1.0, 8, 8, "trainer.limit_val_batches=4"),
+        (1.0, 8, 1, "a single batch"),
+        (40, 8, 8, "without trainer.limit_train_batches=40"),
+    ],
 )
-def test_a_long_validation_is_told_what_makes_it_shorter(limit, batches, advice):
-    run: Any = SimpleNamespace(trainer=SimpleNamespace(limit_val_batches=limit))
+def test_a_long_validation_is_told_what_makes_it_shorter(trained, limit, batches, advice):
+    run: Any = SimpleNamespace(trainer=SimpleNamespace(limit_train_batches=trained, limit_val_batches=limit))
     loaders: Any = SimpleNamespace(evaluation_plan=lambda split: SimpleNamespace(steps_per_epoch=batches))
     said = held_back({"validation": 0.5}, 3600, run, loaders)
     assert said is not None

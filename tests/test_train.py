@@ -323,7 +323,7 @@ def test_the_weakest_classes_stand_in_the_log(small):
     rows = [row for row in sorted(result["test"]["per_class"], key=lambda row: row["f1"]) if row["recall"] < 1]
     assert len(rows) > 1, "two steps teach nothing"
     log = (Path(run.runs_dir) / run.name / "a" / "log.txt").read_text()
-    assert re.findall(r"weakest: (\w+)", log) == [row["name"] for row in rows]
+    assert re.findall(r"weakest: (\w+)  F1 (\S+%), recall", log) == [(row["name"], f"{row['f1']:.2%}") for row in rows]
 
 
 def test_the_start_screen_has_the_steps_that_are_trained(small):

@@ -70,13 +70,16 @@ def never_predicted(confusion: npt.ArrayLike, classes: Sequence[str]) -> list[Fi
     return [Finding("never predicted", sentence)]
 
 
-def leak_suspected(leaked: int, images: int, command: str) -> list[Finding]:
-    """A finding where `leaked` of the images of validation and test have their picture in train; command: says what they are worth."""
+def leak_suspected(leaked: int, images: int, command: str, *, tested: bool) -> list[Finding]:
+    """A finding where `leaked` of the images of validation and test have their picture in train.
+
+    command: says what they are worth in a test, or which they are where the run was not `tested`.
+    """
     if not leaked:
         return []
     sentence = (
         f"leak suspected: train has the picture of {leaked:,} of the {images:,} images of validation and test, as imgrec check found, so "
-        f"their figures say too much. See what that is worth: {command}"
+        f"their figures say too much. {'See what that is worth' if tested else 'See which'}: {command}"
     )
     return [Finding("leak suspected", sentence)]
 

@@ -68,6 +68,7 @@ _KEYS: dict[Range, str] = {
 RANGES = {key: limits for limits, keys in _KEYS.items() for key in keys.split()}
 ASCENDING = ("augment.crop_scale", "augment.crop_ratio", "scheduler.milestones_epochs")
 
+OF_ALL = ("data.val_share", "data.test_share", "coverage", "risk")  # shares that are given as percent by mistake
 SHARES_OR_COUNTS = [f"trainer.limit_{split}_batches" for split in ("train", "val", "test")]
 
 
@@ -79,6 +80,8 @@ def check_range(path: str, value: Any, default: Any) -> None:
     for number in numbers:
         if not limits.holds(number):
             example = "" if default is None or default == value else f" The default is {format_value(default)}."
+            if path in OF_ALL and 1 < number < 100:
+                example = f" Set {path}={number / 100:g}."
             raise ConfigError(f"{path}={format_value(value)}: {key} must be {limits}.{example}")
         if isinstance(number, int) and number >= 2**63:
             raise ConfigError(f"{path}={format_value(number)[:LONGEST_SHOWN]}: {key} must be less than 2^63.")

@@ -17,13 +17,8 @@ from PIL import Image
 from scipy.fft import dctn, idctn, irfft2, next_fast_len, rfft2
 from scipy.ndimage import map_coordinates
 
-FAMILIES = {
-    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
-    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
-    "weather": ("snow", "frost", "fog", "brightness"),
-    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
-}
-CORRUPTIONS = tuple(name for names in FAMILIES.values() for name in names)
+from imgrec.data.corruption_names import CORRUPTIONS
+
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALL_SIDE = 64  # pixels of the shorter side
 _Floats = NDArray[np.floating[Any]]  # [H, W, C], from 0 to 1

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from imgrec.analysis.robustness import Robustness, measure_robustness
 from imgrec.data.batch import Batch, Request
-from imgrec.data.corruptions import CORRUPTIONS, FAMILIES, SEVERITIES, corrupt
+from imgrec.data.corruption_names import FAMILIES
+from imgrec.data.corruptions import SEVERITIES, corrupt
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader, worker_count
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import read_world
-from imgrec.errors import ConfigError, did_you_mean, plural
+from imgrec.errors import plural
 from imgrec.inference.device import inference
 from imgrec.inference.measure import MeasuredNetwork, evaluation_requests
 from imgrec.inference.split_predictions import gather_columns
@@ -45,19 +46,6 @@ class CorruptedImages:
         for place, (image, index) in enumerate(zip(batch.images.numpy(), batch.indices.tolist(), strict=True)):
             corrupted[place] = corrupt(image, wanted.name, wanted.severity, index=index)
         return batch._replace(images=torch.from_numpy(corrupted))
-
-
-def corruption_names(words: Sequence[str]) -> list[str]:
-    """The corruptions that words name: their own names, families, or true for all. ConfigError for another word."""
-    names: list[str] = []
-    for word in words:
-        if word not in ("true", *FAMILIES, *CORRUPTIONS):
-            known = [*FAMILIES, *CORRUPTIONS]
-            raise ConfigError(
-                f"corruptions={word}: expected true, {', '.join(FAMILIES)}, or one of {', '.join(CORRUPTIONS)}.{did_you_mean(word, known)}"
-            )
-        names += CORRUPTIONS if word == "true" else FAMILIES.get(word, (word,))
-    return [name for name in CORRUPTIONS if name in names]
 
 
 def announce_corrupted(

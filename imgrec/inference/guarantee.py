@@ -21,6 +21,7 @@ from imgrec.analysis.prediction_sets import (
 )
 from imgrec.analysis.validation_record import ValidationRecord
 from imgrec.config.annotations import check_type
+from imgrec.config.answers import check_answers
 from imgrec.config.ranges import check_range
 from imgrec.config.schema import SetMethod, Views
 from imgrec.data.counter_rng import CLASS_SETS, hash_words
@@ -61,17 +62,12 @@ def find_guarantee(
     """None without coverage and risk; ConfigError or CheckpointError where the validation images cannot guarantee it."""
     if coverage is None and risk is None:
         return None
-    if coverage is not None and risk is not None:
-        raise ConfigError(f"coverage={coverage} and risk={risk} are two answers. Set one of them.")
     for key, value in (("coverage", coverage), ("risk", risk)):
         check_type(key, value, float | None)
         check_range(key, value, None)
     check_type("sets", sets, SetMethod)
     wanted = f"coverage={coverage}" if risk is None else f"risk={risk}"
-    if not calibrated:
-        raise ConfigError(f"calibrated=false: {wanted} is fitted on calibrated probabilities. Leave calibrated out.")
-    if tta is not None:
-        raise ConfigError(f"tta={tta}: {wanted} is fitted on probabilities of single images. Leave tta out.")
+    check_answers(coverage=coverage, risk=risk, calibrated=calibrated, tta=tta)
     record = _validation_record(checkpoint, wanted)
     if risk is not None:
         return Guarantee(None, answer_threshold(record.probability, record.predicted != record.label, risk))

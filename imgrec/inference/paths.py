@@ -61,6 +61,8 @@ def find_checkpoint(path: str | Path) -> Path:
     for name in (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", BEST, LAST):
         if (path / name).is_file():
             return path / name
+    if (path / "1" / CHECKPOINTS).is_dir():
+        raise CheckpointError(f"{path}: this folder holds runs. Name one of them, such as {path / '1'}.")
     raise CheckpointError(
         f"{path}: no {CHECKPOINTS}/{BEST} or {CHECKPOINTS}/{LAST} in this folder. "
         "Name a run directory such as runs/NAME/ID, or a .ckpt file."

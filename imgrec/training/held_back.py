@@ -35,6 +35,8 @@ def _setting(part: Part, run: RunConfig, loaders: DataModule) -> str:
         limit, batches = trainer.limit_val_batches, loaders.evaluation_plan("val").steps_per_epoch
         if batches == 1:
             return "It is a single batch: with more training images an epoch its share is smaller."
+        if trainer.limit_train_batches != 1.0:
+            return f"With whole epochs, without trainer.limit_train_batches={trainer.limit_train_batches}, its share is smaller."
         return f"Set trainer.limit_val_batches={limit / 2 if isinstance(limit, float) else batches // 2}."
     if trainer.save_every_steps is not None:
         return f"Set trainer.save_every_steps={10 * trainer.save_every_steps}."

@@ -65,7 +65,7 @@ def print_result(
     if report is not None:
         for row in [row for row in worst_classes(report, len(report.per_class)) if row["recall"] < 1][:WORST]:
             recall = f"recall {percent(row['recall'])} {percents(row['recall_interval'])} of {plural(row['support'], 'image')}"
-            metrics = f"{recall}, precision {percent(row['precision'])}"
+            metrics = f"F1 {percent(row['f1'])}, {recall}, precision {percent(row['precision'])}"
             terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}", wrap=True)
     terminal.say(calibration_sentence(result["calibration"]))
     if files:

@@ -163,7 +163,8 @@ def run_result(
     seconds = sum(row.get("seconds", 0.0) for row in history.rows)
     rows = {BEST: best, LAST: last}
     held_out = sum(int(loaders.data.counts(split).sum()) for split in ("val", "test"))
-    leaks = leak_suspected(faults.leaked, held_out, f"{faults.command} {shlex.quote(f'ckpt={run_dir}')}")
+    worth = f"{faults.command} {shlex.quote(f'ckpt={run_dir}')}"  # which takes the table of a test
+    leaks = leak_suspected(faults.leaked, held_out, faults.command if report is None else worth, tested=report is not None)
 
     def measured_with(name: str) -> Node | None:
         row = rows[name]
