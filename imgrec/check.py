@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+
+from imgrec.analysis.image_faults import STATE_KINDS, FileState
 from imgrec.config.compose import compose_config, read_overrides
 from imgrec.config.instantiate import build, check_signature
 from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, Split, dotted_types, parse_settings
@@ -19,6 +22,8 @@ from imgrec.errors import ConfigError, DataError, ExitCode, plural
 from imgrec.files import as_utf8, atomic_output, atomic_write, begins_with, check_output
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import find_test_table, read_predictions
+from imgrec.scan.kept_findings import KeptFindings, findings_file, keep_findings, read_findings
+from imgrec.scan.terminal_output import print_findings
 from imgrec.terminal import Terminal, percent, percents
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
 CHECK_MARK = b'{\n "imgrec": "check"'  # how our JSON begins
 PAGE_START = b"<!doctype html><!-- imgrec check -->"  # and our page
 SPLITS_MARK = b"path,label,split,copy_of\n"  # how our table of splits begins
+UNCHANGED = "none has changed since the last check"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,7 @@ class Files(NamedTuple):
     out: Path
     page: Path
     written: Path | None  # the skip list, or the table of splits
+    kept: Path | None = None  # in the cache, for the next check
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
@@ -68,7 +75,23 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         raise ConfigError("write=skip: only data=imagefolder reads a skip list. Remove write=skip.")
     table = None if config.ckpt is None else find_test_table(config.ckpt)
     files = _output_files(config, data)
+    if config.write is not None or table is not None:
+        return _check_files(config, _build(config.data), files, table)
+    terminal, start = Terminal(), time.perf_counter()
+    with terminal.progress_shown():
+        files = files._replace(kept=findings_file(config.data))
+    if files.kept is not None and (kept := read_findings(files.kept)) is not None:
+        terminal.say(f"{data.own['root']}: {kept.summary}; {UNCHANGED}, {time.perf_counter() - start:,.1f} s")
+        return _say_again(kept, files, terminal)
     return _check_files(config, _build(config.data), files, table)
+
+
+def _say_again(kept: KeptFindings, files: Files, terminal: Terminal) -> int:
+    findings = kept.listed()
+    print_findings(findings, terminal)
+    terminal.say()
+    _write_files(files, kept.content, kept.page, terminal)
+    return ExitCode.FAULTS if any(finding.kind.is_fault for finding in findings) else ExitCode.OK
 
 
 def _moved(argv: Sequence[str], config_dir: str | None) -> Node:
@@ -152,12 +175,10 @@ def _check_files(
     config: CheckConfig, data: "ImageData", files: Files, table: Path | None, suspects: "Suspects | None" = None
 ) -> int:
     """All that can be found in image files, and the suspects that were found before."""
-    import numpy as np
-
     from imgrec.analysis.name_groups import groups_across_splits
     from imgrec.data.loader import worker_count
     from imgrec.inference.held_out import root_of
-    from imgrec.scan.check_output import findings_content, findings_page, print_findings
+    from imgrec.scan.check_output import findings_content, findings_page
     from imgrec.scan.copy_faults import LEAK, describe_copies, describe_named_alike, find_near_copies, groups_to_unite
     from imgrec.scan.data_faults import find_faults, names_to_leave_out
     from imgrec.scan.file_scan import file_splits, scan_files
@@ -179,15 +200,14 @@ def _check_files(
         *describe_named_alike(scan, numbers, named_alike),
     ]
     findings.sort(key=lambda finding: not finding.kind.is_fault)
-    remember_faults(data, findings)
+    known = remember_faults(data, findings)
     also = [suspects] if suspects is not None and suspects.count else []
-    how = f"{scan.decoded:,} decoded" if scan.decoded else "none has changed since the last check"
+    how = f"{scan.decoded:,} decoded" if scan.decoded else UNCHANGED
     sizes = {split: len(images) for split, images in splits.items()}
     summary = (
-        f"{', '.join(f'{split} {size:,}' for split, size in sizes.items())} images of "
-        f"{plural(len(data.classes), 'class', 'es')}; {how}, {time.perf_counter() - start:,.1f} s"
+        f"{', '.join(f'{split} {size:,}' for split, size in sizes.items())} images of {plural(len(data.classes), 'class', 'es')}"
     )
-    terminal.say(f"{root}: {summary}")
+    terminal.say(f"{root}: {summary}; {how}, {time.perf_counter() - start:,.1f} s")
     print_findings([*findings, *also], terminal)
     terminal.say()
     if suspects is not None:
@@ -196,11 +216,12 @@ def _check_files(
     if table is not None:
         leaked = next((finding.rows for finding in findings if finding.kind == LEAK), numbers[:0])
         content["leak_worth"] = _say_worth(table, splits, leaked, root, terminal)
-    atomic_write(files.out, json.dumps(content, indent=1))
-    atomic_write(
-        files.page, findings_page(root, summary, splits, findings, [(each.kind, each.count, each.examples()) for each in also])
-    )
-    terminal.say(f"{files.out} has all names, {files.page} the images")
+    text, sections = json.dumps(content, indent=1), [(each.kind, each.count, each.examples()) for each in also]
+    page = findings_page(root, summary, splits, findings, sections)
+    _write_files(files, text, page, terminal)
+    lasting = not any(finding.kind == STATE_KINDS[FileState.NOT_OPENED] for finding in findings)
+    if files.kept is not None and known is not None and lasting:
+        keep_findings(files.kept, KeptFindings(summary, text, page, known))
     if config.write == "splits" and files.written is not None:
         groups = groups_to_unite(scan, near, named_alike)
         named = [data.classes[label] for label in labels.tolist()]
@@ -210,6 +231,12 @@ def _check_files(
     elif files.written is not None:
         _write_skip_list(files.written, names_to_leave_out(scan, findings), config.data, terminal)
     return ExitCode.FAULTS if any(finding.kind.is_fault for finding in findings) else ExitCode.OK
+
+
+def _write_files(files: Files, content: str, page: str, terminal: Terminal) -> None:
+    atomic_write(files.out, content)
+    atomic_write(files.page, page)
+    terminal.say(f"{files.out} has all names, {files.page} the images")
 
 
 def _write_skip_list(path: Path, names: "ImageNames", data: Node, terminal: Terminal) -> None:
@@ -233,8 +260,6 @@ def _say_worth(
     table: Path, splits: "Mapping[Split, ImageFiles]", leaked: "Indices", root: str, terminal: Terminal
 ) -> dict[str, object]:
     """Prints the test accuracy with and without the leaked images, rows of the scan, and gives what the JSON has of it."""
-    import numpy as np
-
     from imgrec.analysis.leaks import leak_worth
     from imgrec.scan.file_scan import image_at
 

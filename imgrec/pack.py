@@ -15,6 +15,7 @@ from imgrec.config.schema import OWN_TEXTS, SPLITS, DataConfig, Node, dotted_typ
 from imgrec.config.start_checks import check_data
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, first_names, plural
+from imgrec.storage.index import INDEX, ShardIndex
 from imgrec.terminal import Terminal
 
 MOST_NAMED = 20  # damaged or unreadable images that are named
@@ -88,7 +89,6 @@ def _pack(config: PackConfig, out: Path, terminal: Terminal) -> int:
 
 
 def _verify(folder: Path, terminal: Terminal) -> int:
-    from imgrec.storage.index import INDEX, ShardIndex
     from imgrec.storage.verify import find_damage
 
     if not (folder / INDEX).is_file():
@@ -109,7 +109,6 @@ def _verify(folder: Path, terminal: Terminal) -> int:
 
 
 def _index(folder: Path, terminal: Terminal) -> int:
-    from imgrec.storage.index import INDEX
     from imgrec.storage.webdataset import write_index
 
     if not folder.is_dir() or (folder / INDEX).exists():

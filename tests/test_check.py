@@ -50,8 +50,9 @@ from imgrec.errors import DataError
 from imgrec.files import on_progress
 from imgrec.scan.check_page import Example, check_page, small_jpeg, thumbnail
 from imgrec.scan.copy_faults import describe_copies, find_near_copies
-from imgrec.scan.data_faults import SHOWN_EXAMPLES, find_faults, names_to_leave_out
+from imgrec.scan.data_faults import find_faults, names_to_leave_out
 from imgrec.scan.file_scan import Scan, look_at, scan_files
+from imgrec.scan.terminal_output import SHOWN_EXAMPLES
 
 
 @pytest.fixture(autouse=True)

@@ -37,6 +37,7 @@ SLOW = {
     "rich",
     "matplotlib",
     "sklearn",
+    "scipy",
     "optuna",
     "pyarrow",
 }

@@ -20,6 +20,8 @@ STARTS = {
     "from imgrec.cli import main; main(['train', '--help'])": {"rich", "yaml"},
     REFUSED: {"rich", "yaml", "hydra", "omegaconf"},
     "import imgrec; imgrec.config.load('train', ['model=vgg'])": {"yaml", "hydra", "omegaconf"},
+    # An unchanged folder is checked again without torch and scipy.
+    "import imgrec.check": {"numpy", "rich", "yaml"},
     # Prediction takes no training code: without Lightning and torchmetrics, which imports scipy and matplotlib.
     "import imgrec; imgrec.load": {"torch", "torchvision", "numpy", "PIL", "simplejpeg", "rich", "yaml"},
     # Lightning imports torchmetrics. scikit-learn comes with data that it splits, and Hydra only composes.

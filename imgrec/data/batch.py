@@ -1,11 +1,13 @@
 """A Request goes from the sampler to the data set, and a Batch from there to the device."""
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Indices = NDArray[np.int64]
 
@@ -32,10 +34,10 @@ class Requests(Protocol):
 class Batch(NamedTuple):
     """One batch; a tuple, so that Lightning can move it to the device and DataLoader can pin its memory."""
 
-    images: Tensor  # uint8 [B, C, H, W]
-    labels: Tensor  # int64 [B]
-    indices: Tensor  # int64 [B], as in Request: the draws of each image depend on it
-    partners: Tensor  # int64 [B], row in this batch of the image that each is mixed with, see mixup.py
+    images: "Tensor"  # uint8 [B, C, H, W]
+    labels: "Tensor"  # int64 [B]
+    indices: "Tensor"  # int64 [B], as in Request: the draws of each image depend on it
+    partners: "Tensor"  # int64 [B], row in this batch of the image that each is mixed with, see mixup.py
     epoch: int
     whole: int  # samples in the global batch of which this is a part, with the skipped ones
     bad: tuple[str, ...] = ()  # paths of unreadable images, which were skipped (on_bad_image: skip)

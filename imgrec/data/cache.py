@@ -12,6 +12,7 @@ OURS = (
     "readable-",
     "facts-",
     "checked-",
+    "findings-",
     "unfinished-",
 )  # how the names of the files begin that are written here
 MOST_CACHED = 2**30  # which the names of 25 million images of 40 characters fill

@@ -75,6 +75,10 @@ class FileIndex:
             names = pack_names(sorted(map(os.fsdecode, names.tolist())))
         return names
 
+    def outline(self) -> list[tuple[str, tuple[str, ...], bool]]:
+        """What was looked at, beside the images: each folder, the folders in it, and whether it holds a file that no system left."""
+        return [(path, found.folders, found.filled) for path, (_, found) in sorted(self._folders.items())]
+
     def keep(self) -> None:
         """Write what was listed anew into the cache, if it is worth that."""
         settled = {path: folder for path, folder in self._folders.items() if folder.state is not None}

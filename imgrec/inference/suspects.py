@@ -16,8 +16,9 @@ from imgrec.data.image_set import ImageSet
 from imgrec.errors import printable, shorten
 from imgrec.files import atomic_write
 from imgrec.inference.held_out import HeldOut
-from imgrec.scan.check_output import MOST_LISTED, findings_content, findings_page, kind_entry, print_finding
+from imgrec.scan.check_output import MOST_LISTED, findings_content, findings_page, kind_entry
 from imgrec.scan.check_page import Example, small_jpeg, thumbnail
+from imgrec.scan.terminal_output import print_finding
 from imgrec.terminal import Terminal, percent
 
 SUSPECT = FaultKind(

@@ -1,50 +1,19 @@
-"""What a check found: on the terminal, in the JSON and on the page."""
+"""What a check found, in the JSON and on the page."""
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from imgrec.analysis.image_faults import STATE_KINDS, FaultKind
 from imgrec.config.schema import Split
 from imgrec.data.folder import ImageFiles
 from imgrec.errors import printable
 from imgrec.scan.check_page import Example, check_page, thumbnail
-from imgrec.scan.data_faults import SHOWN_EXAMPLES, DataFinding
+from imgrec.scan.data_faults import DataFinding
 from imgrec.scan.file_scan import Scan, image_at
-from imgrec.terminal import Terminal
+from imgrec.scan.terminal_output import SHOWN_EXAMPLES, Listed
 
 MOST_LISTED = 100_000  # names of a kind in the JSON
-
-
-class Listed(Protocol):
-    """What the terminal shows of a kind."""
-
-    @property
-    def kind(self) -> FaultKind: ...
-    @property
-    def count(self) -> int: ...
-    @property
-    def sentences(self) -> list[str]: ...  # of the first
-
-
-def print_findings(findings: Sequence[Listed], terminal: Terminal) -> None:
-    """Faults, then hints, each with its count, what to do, and the first of them."""
-    for title, is_fault in (("faults", True), ("hints", False)):
-        shown = [finding for finding in findings if finding.kind.is_fault == is_fault]
-        terminal.say()
-        terminal.say(title if shown else f"no {title}", "bold")
-        for finding in shown:
-            print_finding(finding, terminal, SHOWN_EXAMPLES)
-
-
-def print_finding(finding: Listed, terminal: Terminal, most: int) -> None:
-    """`most`: examples."""
-    kind, shown = finding.kind, finding.sentences[:most]
-    left = finding.count - len(shown)
-    terminal.say(f"  {finding.count:>7,} {kind.name}: {kind.what}", "red" if kind.is_fault else "yellow")
-    terminal.say(f"{'':10}{kind.advice}")
-    for line in shown + [f"and {left:,} more"] * bool(left):
-        terminal.say(f"{'':12}{line}", "dim")
 
 
 def findings_content(

@@ -8,8 +8,9 @@ from imgrec.analysis.image_faults import FaultKind, FileState
 from imgrec.data.batch import Indices
 from imgrec.data.file_index import ImageNames
 from imgrec.data.split_record import show_name
-from imgrec.scan.data_faults import SHOWN_EXAMPLES, DataFinding
+from imgrec.scan.data_faults import DataFinding
 from imgrec.scan.file_scan import Scan
+from imgrec.scan.terminal_output import SHOWN_EXAMPLES
 
 # Pairs of different photographs as near as `usual_distance` are about 3 in a data set, 100 times fewer with so many bits less:
 # these are faults, the others hints.

@@ -26,8 +26,7 @@ from imgrec.data.folder import ImageFiles
 from imgrec.data.split_record import show_name
 from imgrec.errors import DataError, printable
 from imgrec.scan.file_scan import MOST_FILE_BYTES, Scan, image_at
-
-SHOWN_EXAMPLES = 5  # of a kind
+from imgrec.scan.terminal_output import SHOWN_EXAMPLES
 
 
 @dataclass(frozen=True)

@@ -72,17 +72,18 @@ def known_faults(data: ImageData, record: DataRecord | None, run: RunConfig) -> 
     return KnownFaults(found, check_command(run.data.to_node()))
 
 
-def remember_faults(data: ImageData, findings: Sequence[DataFinding]) -> None:
-    """What a check found, for `known_faults`."""
+def remember_faults(data: ImageData, findings: Sequence[DataFinding]) -> tuple[str, str] | None:
+    """Write what a check found into the cache, for `known_faults`; the path and the content of the file."""
     if (file := _file(data, data.record())) is None:
-        return
+        return None
     of_images = [
         KnownFault(finding.kind.name, finding.count, finding.kind.what, of_classes=False)
         for finding in findings
         if finding.kind.is_fault and len(finding.rows)
     ]
-    content = {"image_size": data.preprocessing()["image_size"], "faults": [*of_images, *_of_classes(data)]}
-    write_cached(file, json.dumps(content).encode())
+    content = json.dumps({"image_size": data.preprocessing()["image_size"], "faults": [*of_images, *_of_classes(data)]})
+    write_cached(file, content.encode())
+    return str(file), content
 
 
 def check_command(data: Node) -> str:

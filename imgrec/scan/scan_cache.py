@@ -6,7 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from imgrec.analysis.image_faults import FACTS
 from imgrec.data.batch import Indices
 from imgrec.data.cache import cache_folder, write_cached
-from imgrec.data.decode import Preprocessing
 from imgrec.data.file_index import THREADS, ImageNames
-from imgrec.data.folder import ImageFiles
+
+if TYPE_CHECKING:
+    from imgrec.data.decode import Preprocessing
+    from imgrec.data.folder import ImageFiles
 
 STATED_AT_ONCE = 4096  # files that a thread looks at
 FACTS_VERSION = 3  # of what is kept: one more when facts or fingerprints are computed in another way
@@ -41,13 +43,13 @@ def file_stamps(root: str, names: ImageNames) -> NDArray[np.int64]:
     return np.array([stamp for part in parts for stamp in part], dtype=np.int64).reshape(-1, 3)
 
 
-def how_read(images: ImageFiles) -> tuple[object, ...]:
+def how_read(images: "ImageFiles") -> tuple[object, ...]:
     """All by which a file would be decoded to other pixels, or not at all, and judged otherwise."""
     reading: Preprocessing = images.preprocessing
     return (FACTS_VERSION, reading["channels"], reading["max_pixels"], reading["scale"], images.reading["decoder"])
 
 
-def cache_file(root: str, images: ImageFiles) -> Path | None:
+def cache_file(root: str, images: "ImageFiles") -> Path | None:
     """Of a folder, and how its files are read."""
     name = hashlib.blake2b(os.fsencode(os.path.realpath(root)) + repr(how_read(images)).encode(), digest_size=16).hexdigest()
     folder = cache_folder()
