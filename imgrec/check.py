@@ -20,6 +20,7 @@ from imgrec.config.start_checks import check_data
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural
 from imgrec.files import as_utf8, atomic_output, atomic_write, begins_with, check_output
+from imgrec.html_page import page_start
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import find_test_table, read_predictions
 from imgrec.scan.kept_findings import KeptFindings, findings_file, keep_findings, read_findings
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from imgrec.inference.suspects import Suspects
 
 CHECK_MARK = b'{\n "imgrec": "check"'  # how our JSON begins
-PAGE_START = b"<!doctype html><!-- imgrec check -->"  # and our page
 SPLITS_MARK = b"path,label,split,copy_of\n"  # how our table of splits begins
 UNCHANGED = "none has changed since the last check"
 
@@ -137,7 +137,7 @@ def _output_files(config: CheckConfig, data: DataConfig) -> Files:
         raise ConfigError(f"out={out} is in data.root={root}, where check writes nothing. Set out=FILE.json in another folder.")
     check_output("out", out, (".json",), ours=begins_with(CHECK_MARK), overwrite=config.overwrite)
     page = out.with_suffix(".html")
-    check_output("out", page, (".html",), ours=begins_with(PAGE_START), overwrite=config.overwrite)
+    check_output("out", page, (".html",), ours=begins_with(page_start("check").encode()), overwrite=config.overwrite)
     if config.write is None:
         return Files(out, page, None)
     if config.write == "splits":

@@ -42,12 +42,12 @@ from imgrec.analysis.image_faults import (
     spread,
     tiny_side,
 )
-from imgrec.check import PAGE_START
 from imgrec.data.folder import ImageFiles
 from imgrec.data.skip_list import LIST_MARK, read_skip_list
 from imgrec.data.split_record import find_changes
 from imgrec.errors import DataError
 from imgrec.files import on_progress
+from imgrec.html_page import page_start
 from imgrec.scan.check_page import Example, check_page, small_jpeg, thumbnail
 from imgrec.scan.copy_faults import describe_copies, find_near_copies
 from imgrec.scan.data_faults import find_faults, names_to_leave_out
@@ -465,7 +465,7 @@ def test_the_page_has_the_images_escaped_names_and_no_links_to_elsewhere(photos:
         assert abs(np.asarray(image, dtype=float) - reference).mean() < 6
     assert "<b>a" not in page
     assert html.unescape(re.sub("<[^>]*>", "", page)).count(said) == 1
-    assert page.startswith(PAGE_START.decode())
+    assert page.startswith(page_start("check"))
     assert not re.search("https?:|<script|<link", page)
     assert "1,233 more" in page
 

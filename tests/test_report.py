@@ -20,11 +20,11 @@ from written_runs import write_probable_run, write_run
 from imgrec import cli
 from imgrec.analysis.intervals import share_interval
 from imgrec.errors import DataError
+from imgrec.html_page import Section, render
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import read_predictions
 from imgrec.report.charts import ticks
 from imgrec.report.model_card import plain
-from imgrec.report.page import Section, render
 from imgrec.report.questions import BETTER, NEXT, OVER_FITTED, WHY, WORST_CLASS
 from imgrec.report.write import write_report
 from imgrec.train import fit
@@ -203,7 +203,7 @@ def test_what_a_user_wrote_is_text(written):
 
 def test_a_title_and_headings_are_text_and_scripts_and_styles_stand_once():
     sections = [Section(name, NASTY, "<p>x</p>", script="let a = 1;", style="b { color: red }") for name in ("one", "two")]
-    page = Page(render(NASTY, sections))
+    page = Page(render("report", NASTY, sections))
     assert page.text.count(NASTY) == 2 + 2 * len(sections)  # title, h1, links, headings
     assert list(page.sections) == ["one", "two"]
     assert page.text.count("let a = 1;") == page.text.count("b { color: red }") == 1

@@ -1,4 +1,4 @@
-"""The report in a browser: nothing that axe finds, no network, on paper, by mouse and by keyboard. Needs the extra `browser` and chromium."""
+"""The report, and the page of a check, in a browser: nothing that axe finds, no network, on paper, by mouse and by keyboard. Needs the extra `browser` and chromium."""
 
 import json
 import re
@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pictured_run import class_names, write_finished_run
 
+from imgrec.analysis.image_faults import ASPECT, LARGE
 from imgrec.report.assemble import report_page
 from imgrec.report.facts import Facts, read_run_facts
+from imgrec.scan.check_page import Example, check_page, small_jpeg
 
 pytestmark = pytest.mark.slow
 A4 = 688  # pixels of 182 mm, which the margins leave
@@ -79,6 +82,16 @@ def test_axe_finds_nothing(opened: Open, ten: tuple[Facts, Path], dark: bool, wi
     page = opened(ten[1], dark=dark, width=width)
     page.click("[data-cell]")
     result = axe.Axe().run(page)
+    assert [(found["id"], [node["html"] for node in found["nodes"]]) for found in result.response["violations"]] == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_axe_finds_nothing_in_the_page_of_a_check(opened: Open, tmp_path: Path, dark: bool) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install 'imgrec[browser]'")
+    jpeg = small_jpeg(torch.full((3, 40, 60), 120, dtype=torch.uint8))
+    kinds = [(ASPECT, 1234, [Example("a.jpg: 1:9", [jpeg])]), (LARGE, 1, [Example("b.jpg and c.jpg", [jpeg, jpeg])])]
+    (tmp_path / "check.html").write_text(check_page("Check of photos", "train 9", kinds), encoding="utf-8")
+    result = axe.Axe().run(opened(tmp_path / "check.html", dark=dark))
     assert [(found["id"], [node["html"] for node in found["nodes"]]) for found in result.response["violations"]] == []
 
 

@@ -1,8 +1,8 @@
 """The report of a run: which sections it has, in which order."""
 
+from imgrec.html_page import Section, render
 from imgrec.report.facts import Facts
 from imgrec.report.figures import class_section, reliability_section, result_section
-from imgrec.report.page import Section, render
 from imgrec.report.pictures import image_sections
 from imgrec.report.questions import question_sections
 from imgrec.report.run_sections import (
@@ -17,7 +17,7 @@ from imgrec.report.run_sections import (
 
 def report_page(facts: Facts) -> str:
     """The content of report.html."""
-    return render(f"{facts.name}: report", report_sections(facts))
+    return render("report", f"{facts.name}: report", report_sections(facts))
 
 
 def report_sections(facts: Facts) -> list[Section]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from imgrec.analysis.calibration import LEAST_DRAWN, Bins
-from imgrec.report.page import text
+from imgrec.html_page import text
 
 CHART_WIDTH, CHART_HEIGHT = 400, 240  # of a chart, in its own units: pixels on a screen that has room for them
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 12, 30, 40  # around the drawn area

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from imgrec.analysis.confusions import cluster_order
 from imgrec.errors import plural, printable
-from imgrec.report.page import Section
+from imgrec.html_page import Section
 from imgrec.report.shown_images import ShownImages
 
 Matrix = NDArray[np.int64]

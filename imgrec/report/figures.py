@@ -11,11 +11,11 @@ from imgrec.analysis.calibration import calibration_error, reliability_bins
 from imgrec.analysis.intervals import share_interval
 from imgrec.config.annotations import is_number
 from imgrec.errors import plural
+from imgrec.html_page import Section, scrolling, text
 from imgrec.inference.metrics_table import TOTALS
 from imgrec.report.charts import CHART_STYLE, reliability_chart
 from imgrec.report.facts import Facts
 from imgrec.report.measured import OF_TEST, OF_VALIDATION, MeasuredImages
-from imgrec.report.page import Section, scrolling, text
 from imgrec.terminal import percent, percents
 
 _CHOSEN_BY = "The best epoch was chosen by these images, so the figure is too high by a little: a test split would tell."

@@ -9,9 +9,9 @@ from PIL import Image
 from imgrec.analysis.confusions import largest_confusions
 from imgrec.data.batch import Indices
 from imgrec.errors import plural, printable, shorten
+from imgrec.html_page import Section, text
 from imgrec.report.confusion_view import Matrix, confusion_section
 from imgrec.report.facts import Facts
-from imgrec.report.page import Section, text
 from imgrec.report.shown_images import PICTURED_PAIRS, ShownImages, shown_images
 from imgrec.report.thumbnails import picture_html, thumbnail_rules, webp_url
 from imgrec.terminal import percent

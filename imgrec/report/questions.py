@@ -8,11 +8,11 @@ import numpy as np
 
 from imgrec.analysis.diagnosis import AFTER_BEST, OVER_FITTED_RULE
 from imgrec.errors import plural
+from imgrec.html_page import Section, text
 from imgrec.inference.paths import suspects_command
 from imgrec.report.facts import Facts
 from imgrec.report.figures import missing_test, validation_commands
 from imgrec.report.measured import OF_VALIDATION
-from imgrec.report.page import Section, text
 from imgrec.report.previous import PreviousComparison, compare_with_previous
 from imgrec.terminal import percent, percents
 

@@ -10,9 +10,9 @@ from imgrec.config.changes import changed_keys
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import leaves
 from imgrec.errors import ConfigError, DataError, ImgrecError, plural
+from imgrec.html_page import Section, scrolling, text
 from imgrec.report.charts import CHART_STYLE, ChartLine, line_chart, share_bars
 from imgrec.report.facts import Facts
-from imgrec.report.page import Section, scrolling, text
 from imgrec.report.stored_values import CHECK_KINDS, check_kinds
 from imgrec.scan.known_faults import KnownFault, check_command
 from imgrec.terminal import duration

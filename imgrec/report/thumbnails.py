@@ -12,7 +12,7 @@ from imgrec.data.batch import Indices, Request
 from imgrec.data.image_set import ImageSet
 from imgrec.data.picture import to_picture
 from imgrec.errors import DataError
-from imgrec.report.page import text
+from imgrec.html_page import text
 
 THUMB_SIDE = 96  # pixels: 1 to 3 KB of WebP at this quality
 _QUALITY = 70

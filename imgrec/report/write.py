@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgrec.files import atomic_write, begins_with, check_output
+from imgrec.html_page import page_start
 from imgrec.report.assemble import report_page
 from imgrec.report.facts import read_run_facts
 from imgrec.report.model_card import model_card
-from imgrec.report.page import BEGINNING
 
 CARD_MARK = "<!-- written by imgrec, as it was: sha256 {} -->\n"  # the last line of a model card, of what is above it
 
@@ -29,7 +29,7 @@ def write_report(folder: Path, *, overwrite: bool = False) -> ReportFiles:
     """
     facts = read_run_facts(folder)
     page, card = folder / "report.html", folder / "model_card.md"
-    check_output("runs", page, (".html",), ours=begins_with(BEGINNING.encode()), overwrite=overwrite)
+    check_output("runs", page, (".html",), ours=begins_with(page_start("report").encode()), overwrite=overwrite)
     atomic_write(page, report_page(facts))
     if facts.result is None:
         return ReportFiles(page, None)

@@ -41,9 +41,6 @@ nav ul { list-style: none; padding: 0; display: flex; flex-wrap: wrap; gap: .2re
 """
 
 
-BEGINNING = "<!doctype html><!-- imgrec report -->"  # by which a page of ours is known
-
-
 class Section(NamedTuple):
     """A part of the page. html: safe, everything of a user's in it escaped; script and style: once in the page, however many sections have it."""
 
@@ -64,7 +61,12 @@ def scrolling(table: str, label: str, kind: str = "wide") -> str:
     return f'<div class="{kind}" tabindex="0" role="group" aria-label="{text(label)}">{table}</div>'
 
 
-def render(title: str, sections: Sequence[Section]) -> str:
+def page_start(command: str) -> str:
+    """How a page begins that a command wrote, by which it is known as ours."""
+    return f"<!doctype html><!-- imgrec {command} -->"
+
+
+def render(command: str, title: str, sections: Sequence[Section]) -> str:
     """The page: the title, links to the sections, and the sections in their order."""
     links = "".join(f'<li><a href="#{section.id}">{text(section.heading)}</a></li>' for section in sections)
     body = "".join(
@@ -74,7 +76,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     styles = "".join(dict.fromkeys(section.style for section in sections))
     scripts = "".join(dict.fromkeys(section.script for section in sections))
     return (
-        f'{BEGINNING}<html lang="en"><head><meta charset="utf-8">'
+        f'{page_start(command)}<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{text(title)}</title>'
         f"<style>{PAGE_STYLE}{styles}</style></head><body><header><h1>{text(title)}</h1>"
