@@ -101,6 +101,9 @@ def test_columns_are_numbers_or_texts():
     assert slice_column("year", [*years, "unknown"]).pooled == 0
     assert len(slice_column("year", [*years, "unknown"]).slices) == 11
     assert slice_column("year", [*years, ""]).slices[-1] == "(no value)"
+    assert slice_column("year", [*years, "nan", "NaN"]).slices[-1] == "(no value)"  # as tables from pandas have it
+    assert slice_column("floor", ["1", "2", "2", "nan"]).slices == ("2", "1", "nan")
+    assert slice_column("large", [f"{k}e300" for k in range(6)]).slices[1] == "2e+300"
     many = slice_texts("name", [f"{k:03}" for k in range(50)] + ["049"])
     assert (len(many.slices), many.slices[0], many.slices[-1], many.pooled) == (MOST_SLICES + 1, "049", "30 rarer values", 30)
     assert np.bincount(many.codes).tolist() == [2] + [1] * 19 + [30]

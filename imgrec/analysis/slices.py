@@ -72,8 +72,8 @@ def slice_texts(by: str, texts: Sequence[str], *, most: int = MOST_SLICES) -> Sl
 
 
 def slice_column(by: str, texts: Sequence[str]) -> Slicing:
-    """A column of a table [N]: cut as numbers where all of its values are, and there are more than QUANTILE_PARTS of them."""
-    values = sorted(set(texts) - {""})
+    """A column of a table [N]: cut as numbers where all of its values are, and there are more than QUANTILE_PARTS of them. NaN: no value."""
+    values = sorted(text for text in set(texts) if text.lower() not in ("", "nan"))
     numbers = {text: number for text in values if (number := _number(text)) is not None}
     if len(numbers) < len(values) or len(set(numbers.values())) <= QUANTILE_PARTS:
         return slice_texts(by, texts)
@@ -89,7 +89,9 @@ def _number(text: str) -> float | None:
 
 
 def format_number(value: float) -> str:
-    """1234567 -> '1,234,567', 12.3456 -> '12.3'."""
+    """1234567 -> '1,234,567', 12.3456 -> '12.3', 1e300 -> '1e+300'."""
+    if abs(value) >= 1e15:
+        return f"{value:.3g}"
     return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.3g}"
 
 
