@@ -301,6 +301,7 @@ def test_a_loss_that_explodes_stops_at_its_step(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "nan" in said or "inf" in said
     assert_refused(said, "the loss is", "step 2", "epoch 1", "before anything was saved", *LOWER)
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_the_checkpoint_before_a_loss_that_is_not_finite_is_kept(tmp_path, capsys, monkeypatch):

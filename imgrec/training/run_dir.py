@@ -110,7 +110,7 @@ class RunDir:
             yield
         except (ImgrecError, OSError):
             if self.state == "new" and not read_world().rank and not self.checkpoints.exists():
-                for name in ("config.yaml", "log.txt", ".lock"):
+                for name in ("config.yaml", "log.txt", TRAIN_BATCH, ".lock"):
                     (self.path / name).unlink(missing_ok=True)
                 for directory in (self.path, self.path.parent):
                     if not any(directory.iterdir()):
