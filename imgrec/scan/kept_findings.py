@@ -33,7 +33,7 @@ class KeptFindings(NamedTuple):
     summary: str
     content: str  # of the JSON
     page: str
-    known: tuple[str, str]  # by `remember_faults`
+    known: tuple[str, str]  # of `remember_faults`: the name of a file beside this one, and its content
 
     def listed(self) -> list[KeptFinding]:
         """The findings, from the JSON."""
@@ -63,11 +63,12 @@ def read_findings(file: Path) -> KeptFindings | None:
     """None where there is no such file, or it is damaged. What a training knows of the folder is written again."""
     try:
         kept = KeptFindings(*json.loads(file.read_bytes()))
+        name, content = kept.known
+        beside = file.with_name(name)
         os.utime(file)  # it is not the oldest
     except (OSError, ValueError, TypeError):
         return None
-    path, content = kept.known
-    write_cached(Path(path), content.encode())
+    write_cached(beside, content.encode())
     return kept
 
 

@@ -73,7 +73,7 @@ def known_faults(data: ImageData, record: DataRecord | None, run: RunConfig) -> 
 
 
 def remember_faults(data: ImageData, findings: Sequence[DataFinding]) -> tuple[str, str] | None:
-    """Write what a check found into the cache, for `known_faults`; the path and the content of the file."""
+    """Write what a check found into the cache, for `known_faults`; the name and the content of the file."""
     if (file := _file(data, data.record())) is None:
         return None
     of_images = [
@@ -83,7 +83,7 @@ def remember_faults(data: ImageData, findings: Sequence[DataFinding]) -> tuple[s
     ]
     content = json.dumps({"image_size": data.preprocessing()["image_size"], "faults": [*of_images, *_of_classes(data)]})
     write_cached(file, content.encode())
-    return str(file), content
+    return file.name, content
 
 
 def check_command(data: Node) -> str:
