@@ -378,3 +378,11 @@ def test_probabilities_of_a_table_come_back_in_the_order_of_the_classes(tmp_path
     assert read_predictions(tmp_path / "a.parquet", None, fix="").classes == ("a", "b", "c")
     sorted_names = read.by_name("")
     assert (names[read.true] == np.array(sorted_names.classes, dtype=object)[sorted_names.true]).all()
+
+
+@pytest.mark.parametrize(("limit", "said"), [(1.0, "found nothing to change"), (40, "trainer.limit_train_batches=40")])
+def test_without_a_finding_it_says_whether_epochs_were_cut_short(tmp_path, limit, said):
+    folder = write_probable_run(tmp_path / "n/1", classes=CLASSES, count=100, settings={"trainer.limit_train_batches": limit})
+    write_report(folder)
+    assert said in read_page(folder).sections[NEXT]
+    assert ("limit_train_batches=40" in (folder / "model_card.md").read_text()) == (limit == 40)

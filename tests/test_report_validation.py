@@ -48,6 +48,7 @@ def test_its_questions_are_answered_by_validation(tmp_path):
     assert "too high" in page.sections["result"]
     assert "in val" in page.sections["classes"]
     assert f"imgrec evaluate {folder} split=val" in page.sections[NEXT]
+    assert "imgrec compare" not in page.sections[NEXT]  # which is of tests
     assert "of the test" not in page.text
     assert not ModelCard((folder / "model_card.md").read_text()).data.eval_results  # which are those of a test
 

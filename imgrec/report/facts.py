@@ -56,6 +56,12 @@ class Facts:
         return self.run.config
 
     @property
+    def cut_short(self) -> str | None:
+        """The key that left images out of each epoch, with its value; None where all were trained on."""
+        limit = (self.config.get("trainer") or {}).get("limit_train_batches")
+        return None if limit in (None, 1.0) else f"trainer.limit_train_batches={limit}"
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """The content of result.json; None of a run that is not finished."""
         return self.run.result

@@ -121,6 +121,8 @@ def _training(facts: Facts) -> Iterator[str]:
             if present := [count for count in counts.values() if count]:
                 yield f"| {plain(split)} | {sum(present):,} | {min(present):,} | {max(present):,} |"
         yield ""
+    if facts.cut_short:
+        yield f"Of the training images each epoch took those of `{_line(facts.cut_short)}`.\n"
     if left_out := facts.result.get("left_out"):
         yield f"{plural(len(left_out), 'image')} could not be read and had no part in it.\n"
     yield "## Training\n"
@@ -155,7 +157,7 @@ def _evaluation(facts: Facts) -> Iterator[str]:
 def _limitations(facts: Facts) -> Iterator[str]:
     assert facts.result is not None
     yield "## Limitations\n"
-    yield "- The intervals are of images like those of the test. Another camera, place or time, or other shares of the classes, may give other figures."
+    yield f"- The intervals are of images like those {facts.measured.of}. Another camera, place or time, or other shares of the classes, may give other figures."
     for finding in findings(facts):
         sentence = finding["sentence"]
         yield f"- {plain(sentence[0].upper() + sentence[1:])}"

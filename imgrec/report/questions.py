@@ -12,7 +12,7 @@ from imgrec.html_page import Section, text
 from imgrec.inference.paths import suspects_command
 from imgrec.report.facts import Facts
 from imgrec.report.figures import missing_test, validation_commands
-from imgrec.report.measured import OF_VALIDATION
+from imgrec.report.measured import OF_TEST, OF_VALIDATION
 from imgrec.report.previous import PreviousComparison, compare_with_previous
 from imgrec.terminal import percent, percents
 
@@ -180,9 +180,15 @@ def _next(facts: Facts, comparison: PreviousComparison | None) -> str:
     if facts.result is None:
         return "<p>Start the same command again: it resumes the run where it was saved.</p>"
     items = "".join(f"<li>{_advice(sentence)}</li>" for sentence in advice)
-    said = "What the diagnosis says:" if found else NOTHING_FOUND
+    said = "What the diagnosis says:" if found else _without_finding(facts)
     commands = text("\n".join(_commands(facts, comparison)))
     return f"<p>{said}</p>{f'<ul>{items}</ul>' if items else ''}<p>Commands:</p><pre>{commands}</pre>"
+
+
+def _without_finding(facts: Facts) -> str:
+    if facts.cut_short:
+        return f"Each epoch was cut short by <code>{text(facts.cut_short)}</code>: leave it out to train on all images."
+    return NOTHING_FOUND
 
 
 def _advice(sentence: str) -> str:
@@ -197,7 +203,7 @@ def _commands(facts: Facts, comparison: PreviousComparison | None) -> Sequence[s
     if facts.test is None:
         return [*validation_commands(facts.folder), predict]
     compare = []
-    if comparison is not None and comparison.before is not None:
+    if comparison is not None and comparison.before is not None and facts.measured is OF_TEST:
         compare = [f"imgrec compare {quote(str(comparison.before))} {folder}"]
     suspects = [suspects_command(facts.folder)] if findings(facts) or worst_class(facts) else []
     evaluate = f"imgrec evaluate {folder}{' split=val' * (facts.measured is OF_VALIDATION)}"

@@ -133,8 +133,10 @@ def why_not_tested(entry: Entry, baseline: Entry) -> str | None:
     """Why an entry has no test against the baseline, as a sentence; None where it may have one."""
     for each in (baseline, entry):
         if not each.figures("accuracy"):
-            is_unfinished = each.runs[0].result is None
-            return f"{each.letter} {'is not finished' if is_unfinished else 'has no test split'}: it has no test to compare."
+            if each.runs[0].result is None:
+                return f"{each.letter} is not finished: it has no test to compare."
+            report = "After imgrec evaluate RUN split=val of both, imgrec report RUN compares their validation images."
+            return f"{each.letter} has no test split: it has no test to compare. {report}"
         if len(each.predictions) < len(each.runs):
             return f"{each.letter} has no predictions.parquet: only its figures above can be compared."
     first, second = baseline.predictions[0].classes, entry.predictions[0].classes
