@@ -2,8 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 
 _Integers = NDArray[np.int64]
 _Floats = NDArray[np.float32]
@@ -16,6 +14,9 @@ def cluster_order(matrix: _Integers) -> _Integers:
     matrix: counts [K, K], a row for each true class. Hierarchical clustering (average linkage) by the share of its images
     that each of two classes loses to the other. 0.05 s for 1,000 classes.
     """
+    from scipy.cluster.hierarchy import leaves_list, linkage  # 0.2 s
+    from scipy.spatial.distance import squareform
+
     errors = np.array(matrix, dtype=np.float64)
     np.fill_diagonal(errors, 0)
     confused = np.flatnonzero(errors.sum(axis=0) + errors.sum(axis=1))

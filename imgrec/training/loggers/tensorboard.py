@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
-from torch.utils.tensorboard.summary import hparams
 
 Charts = Mapping[str, Mapping[str, list[str]]]  # page -> title -> tags of the curves in it
 
@@ -26,6 +24,9 @@ class ResumableTensorBoardLogger(TensorBoardLogger):
 
     def log_settings(self, settings: dict[str, Any], figures: dict[str, float], step: int, *, first: Container[str]) -> None:
         """A row of the page "HParams", which shows five settings until others are ticked: those in `first` before others."""
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # with the next 0.15 s
+        from torch.utils.tensorboard.summary import hparams
+
         self.log_metrics(figures, step)
         columns, *row = hparams(settings, figures)  # type: ignore[no-untyped-call]
         stored = columns.value[0].metadata.plugin_data
