@@ -178,6 +178,34 @@ def test_a_folder_of_folds_has_the_images_of_all(tmp_path: Path) -> None:
     assert report.count == sum(fold.count for fold in folds) == 22
 
 
+@pytest.mark.slow
+def test_images_that_change_between_folds_are_named(tmp_path: Path) -> None:
+    from image_files import encode, picture
+
+    for k, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            (tmp_path / f"photos/{name}/{i}.png").write_bytes(encode(picture(100 * k + i, 40, 40), "PNG"))
+    own = [word for word in SMALL if not word.startswith("data")]
+    words = ["data=imagefolder", f"data.root={tmp_path / 'photos'}", "data.image_size=32", f"runs_dir={tmp_path}/runs", *own]
+    swaps = tmp_path / "photos/cat/0.png", tmp_path / "photos/cat/zz.png"
+
+    def stopping(run: Any, /, **keys: Any) -> Any:
+        result = fit(run, **keys)
+        signals.request_stop("a test")
+        return result
+
+    with signals.request_cleared(), pytest.raises(Stopped):
+        cross_validate([*words, "folds=2"], "folds=2", None, stopping)
+    swaps[0].rename(swaps[1])
+    with raises_error(DataError, "the images have changed since fold 1", "1 new", "1 gone", "resume=false"):
+        cross_validate([*words, "folds=2"], "folds=2", None, fit)
+    swaps[1].rename(swaps[0])
+    fold = tmp_path / "runs/imagefolder_lenet/folds_1/1"
+    with raises_error(DataError, "9 images", "in two folds", "resume=false"):
+        pool_folds([fold, fold], PredictionFiles(tmp_path / "a.csv", None, tmp_path / "a.parquet"))
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

@@ -9,7 +9,7 @@ import torch
 
 from imgrec.analysis.scores import probability_scores
 from imgrec.config.schema import Node
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, DataError, plural
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.inference.evaluation import stored_data
 from imgrec.inference.held_out import measure_here
@@ -34,6 +34,12 @@ def pool_folds(folders: Sequence[Path], files: PredictionFiles) -> tuple[Report,
         rows = np.flatnonzero(data.held_out)[measured.predictions.indices]
         reports.append(measured.report)
         parts.append(measured.predictions._replace(indices=rows))
+    each, count = np.unique(np.concatenate([part.indices for part in parts]), return_counts=True)
+    if len(twice := each[count > 1]):
+        raise DataError(
+            f"{plural(len(twice), 'image')} of {folders[0].parent} are in two folds, as the images changed while they were trained. "
+            "Set resume=false to train all folds anew."
+        )
     pool = data.pool
     order = np.argsort(np.concatenate([part.indices for part in parts]))
     columns = ("indices", "predicted", "probability", "true_probability", "probabilities")

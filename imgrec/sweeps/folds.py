@@ -25,7 +25,7 @@ from imgrec.config.schema import Node, RunConfig
 from imgrec.config.start_checks import check_start
 from imgrec.distributed import signals
 from imgrec.distributed.world import read_world
-from imgrec.errors import ConfigError, ExitCode, Stopped
+from imgrec.errors import ConfigError, DataError, ExitCode, Stopped
 from imgrec.files import atomic_write
 from imgrec.inference.paths import suspects_command
 from imgrec.sweeps.folder import Job
@@ -64,7 +64,7 @@ def cross_validate(argv: Sequence[str], override: str, config_dir: str | None, f
         _print(terminal, path, RunDir(path, "finished").result())
         return ExitCode.OK
     runs = [_fold_run(run, path, number, count) for number in range(1, count + 1)]
-    _check_data(runs[0], terminal)
+    _check_data(runs[0], path / "1", terminal)
     path.mkdir(parents=True, exist_ok=True)
     atomic_write(path / "config.yaml", yaml.safe_dump(_stored(run, count), sort_keys=False))
     terminal.say(f"{count} folds in {path}", style="bold")
@@ -112,13 +112,21 @@ def _fold_run(run: RunConfig, path: Path, number: int, count: int) -> RunConfig:
     return replace(run, runs_dir=str(path.parent), name=path.name, id=str(number), data=data)
 
 
-def _check_data(run: RunConfig, terminal: Terminal) -> None:
-    """What the folds cannot be cut from is refused before the first is trained."""
+def _check_data(run: RunConfig, folder: Path, terminal: Terminal) -> None:
+    """What the folds cannot be cut from is refused before the first is trained, and what differs from the data of the first, in `folder`."""
     from imgrec.data.datamodule import build_data
+    from imgrec.data.split_record import find_changes
+    from imgrec.inference.checkpoint import load_checkpoint
 
     check_signature("data", run.data.to_node())
     data, _ = build_data(run)
     assert len(data.held_out)
+    then = load_checkpoint(folder).record() if (folder / "result.json").exists() else None
+    if then is not None and (changes := find_changes(then, data.following(then).record())).counts:
+        raise DataError(
+            f"the images have changed since fold 1 was trained: {changes}. "
+            "Restore them to resume, or set resume=false to train all folds anew."
+        )
     if given := data.given_validation:
         terminal.say(
             f"the {len(given):,} images of the data's own validation split are left out: each fold is one", style="yellow"
