@@ -179,6 +179,23 @@ def test_images_are_matched_by_their_path_in_data_root(tmp_path):
     assert f"on the {len(kept)} images" in against["sentence"]
 
 
+def test_images_of_a_table_are_matched_by_their_path_beside_it(tmp_path):
+    true, predicted = labels(0.8, 0)
+    tables = {"n/1": ("here/t.csv", "here"), "n/2": ("t.csv", "."), "n/3": ("/there/all.csv", "/there")}
+    runs = [
+        write_run(
+            tmp_path / name,
+            true=true,
+            predicted=predicted,
+            images=[f"{folder}/{number}.png" for number in range(100)],
+            settings={"data.file": file, "data.root": None},
+        )
+        for name, (file, folder) in tables.items()
+    ]
+    shared = shared_images([read_run(path, "runs").comparable for path in runs])
+    assert [rows.tolist() for rows in shared.rows] == [list(range(100))] * 3
+
+
 OTHERS = {
     "other labels at the same index": lambda folder: write_run(folder, true=np.arange(100) % 4, predicted=np.arange(100) % 4),
     "other names": lambda folder: write_run(folder, true=[0, 3], predicted=[0, 3], images=["a", "b"]),

@@ -21,7 +21,7 @@ from imgrec.inference.measure import Measured, measure_images
 from imgrec.inference.paths import CHECKPOINTS
 from imgrec.inference.predictor import Predictor
 from imgrec.inference.split_predictions import SplitPredictions, image_column
-from imgrec.inference.stored_predictions import TABLES, StoredPredictions, read_predictions
+from imgrec.inference.stored_predictions import TABLES, StoredPredictions, data_root, read_predictions
 
 
 class HeldOut(NamedTuple):
@@ -79,7 +79,9 @@ def _of_test(checkpoint: Checkpoint, data: ImageData) -> list[HeldOut]:
 
 def _of_table(table: Path, split: Split, images: ImageSet, checkpoint: Checkpoint, data: ImageData) -> HeldOut:
     stored = read_predictions(table, data.classes, fix="Type imgrec evaluate RUN, which writes one.", probabilities=True)
-    return HeldOut(split, images, *find_predicted(stored, images, then=data_root(checkpoint), now=root_of(data)))
+    return HeldOut(
+        split, images, *find_predicted(stored, images, then=data_root(checkpoint.run.data.to_node()), now=root_of(data))
+    )
 
 
 def _some(parts: list[HeldOut], folder: Path) -> list[HeldOut]:
@@ -130,12 +132,6 @@ def describe_missing(parts: list[HeldOut], root: str) -> str:
     """A sentence, or nothing where no image is missing."""
     missing = sum(part.missing for part in parts)
     return f"{plural(missing, 'image')} of the tables left out: not in {root} now, or under another label" if missing else ""
-
-
-def data_root(checkpoint: Checkpoint) -> str:
-    """The folder below which a run had its images; nothing for sets in memory."""
-    node = checkpoint.run.data.to_node()
-    return str(node.get("root") or os.path.dirname(node.get("file") or "") or ("." if "file" in node else ""))
 
 
 def root_of(data: ImageData) -> str:

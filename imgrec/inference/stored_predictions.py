@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.files import LEADING_COLUMNS, as_utf8
 from imgrec.inference.paths import find_checkpoint
@@ -42,6 +43,11 @@ class StoredPredictions(NamedTuple):
         place = np.argsort(np.argsort(np.array(self.classes, dtype=object)))
         classes = tuple(sorted(self.classes))
         return StoredPredictions(self.key, names, place[self.true], place[self.predicted], classes)
+
+
+def data_root(data: Node) -> str:
+    """The folder below which a run has its images, by the keys of its data; nothing for sets in memory."""
+    return str(data.get("root") or os.path.dirname(data.get("file") or "") or ("." if "file" in data else ""))
 
 
 def find_test_table(ckpt: str) -> Path:

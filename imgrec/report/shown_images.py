@@ -19,7 +19,7 @@ from imgrec.files import as_utf8
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.paths import find_checkpoint
-from imgrec.inference.stored_predictions import StoredPredictions
+from imgrec.inference.stored_predictions import StoredPredictions, data_root
 from imgrec.report.facts import Facts
 from imgrec.report.measured import OF_TEST, OF_VALIDATION, MeasuredImages
 from imgrec.report.thumbnails import THUMB_SIDE, read_thumbnails
@@ -69,7 +69,7 @@ def shown_images(facts: Facts, confusion: "np.ndarray[Any, np.dtype[np.int64]]")
     cells = np.concatenate([of_errors, _within(table, first_of_each_cell(true, predicted, right, RIGHT_OF_CELL), RIGHT_NAMES)])
     wanted = np.concatenate([worst, *pair_rows, unsure, cells])
     rows = wanted[np.sort(np.unique(wanted, return_index=True)[1])]
-    root = os.path.join(str(facts.config["data"].get("root") or ""), "")
+    root = as_utf8(os.path.join(data_root(facts.config["data"]), ""))
     names = {row: _name(table, value, root) for row, value in zip(rows.tolist(), table.names.take(rows).to_pylist(), strict=True)}
     pictures, missing = _pictures(facts, table, rows[:_MOST_PICTURES])
     side = int(facts.config["data"]["image_size"])

@@ -11,7 +11,7 @@ from imgrec.config.annotations import check_type
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, DataError, first_line
-from imgrec.inference.stored_predictions import StoredPredictions, read_predictions
+from imgrec.inference.stored_predictions import StoredPredictions, data_root, read_predictions
 from imgrec.training.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class StoredRun:
     @property
     def comparable(self) -> StoredPredictions | None:
         """The predictions as those of another run can be compared with them; None where there are none."""
-        return self.predictions and self.predictions.by_name(str(self.config["data"].get("root") or ""))
+        return self.predictions and self.predictions.by_name(data_root(self.config["data"]))
 
     @property
     def test(self) -> dict[str, Any] | None:
