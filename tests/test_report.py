@@ -23,7 +23,7 @@ from imgrec.errors import DataError
 from imgrec.html_page import Section, render
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import read_predictions
-from imgrec.report.charts import ticks
+from imgrec.report.charts import ChartLine, line_chart, ticks
 from imgrec.report.model_card import plain
 from imgrec.report.questions import BETTER, NEXT, OVER_FITTED, WHY, WORST_CLASS
 from imgrec.report.write import write_report
@@ -362,6 +362,14 @@ def test_classes_whose_names_are_no_utf8_have_a_report(tmp_path):
     assert read_predictions(folder / "predictions.parquet", names, fix="").classes == tuple(names)
     with raises_error(DataError, tmp_path, "apart", "rename"):
         read_predictions(folder / "predictions.parquet", [*names, os.fsdecode(b"m\xe5nner")], fix="")
+
+
+@pytest.mark.parametrize("values", [(1.2e-4, 2.1e-4), (3e-8, 2.9e-3), (-0.25, 0.5), (1e6, 4e6), (0.02, 0.08)])
+def test_the_numbers_of_an_axis_are_short_and_those_of_its_ticks(values):
+    shown = re.findall(r'text-anchor="end">([^<]+)<', line_chart("rate", [ChartLine("rate", [1, 2], values)]))
+    assert max(map(len, shown)) <= 7
+    low = 0 if 0 <= values[0] < values[1] / 2 else values[0]
+    assert [float(number) for number in shown] == pytest.approx(ticks(low, values[1]))
 
 
 def test_probabilities_of_a_table_come_back_in_the_order_of_the_classes(tmp_path):

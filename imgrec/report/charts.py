@@ -10,9 +10,10 @@ from imgrec.html_page import text
 CHART_WIDTH, CHART_HEIGHT = 400, 240  # of a chart, in its own units: pixels on a screen that has room for them
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 12, 30, 40  # around the drawn area
 MOST_POINTS = 400  # of a line, more than it has pixels
+_TICK_LETTERS = 6  # of a number on an axis, which the left margin has room for
 MOST_MARKED = 60  # points up to which each has a mark that says its figure
 CHART_STYLE = """
-.chart { width: 100%; max-width: 30rem; font: 12px system-ui, sans-serif } .chart text { fill: var(--soft) } .chart .grid { stroke: var(--line) }
+.chart { overflow: visible; width: 100%; max-width: 30rem; font: 12px system-ui, sans-serif } .chart text { fill: var(--soft) } .chart .grid { stroke: var(--line) }
 .chart .line { fill: none; stroke-width: 2 } .chart .of0 { stroke: var(--accent) } .chart .of1 { stroke: var(--second); stroke-dasharray: 6 3 }
 .chart text.of0 { fill: var(--accent); stroke: none } .chart text.of1 { fill: var(--second); stroke: none } .chart .mark { stroke: var(--soft); stroke-dasharray: 2 3 }
 .chart .dot0 { fill: var(--accent) } .chart .dot1 { fill: var(--second) } .chart .bar { fill: var(--accent); opacity: .35 }
@@ -110,7 +111,13 @@ class Frame(NamedTuple):
 def _figure(value: float, unit: str, *, short: bool = False) -> str:
     if unit == "%":
         return f"{100 * value:g}%" if short else f"{value:.2%}"
-    return f"{value:.3g}" if short else f"{value:.4g}"
+    if not short:
+        return f"{value:.4g}"
+    shown = f"{value:.3g}"
+    if len(shown) <= _TICK_LETTERS:
+        return shown
+    digits, power = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def reliability_chart(bins: Bins, intervals: Sequence[Sequence[float]]) -> str:
