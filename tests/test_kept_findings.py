@@ -173,8 +173,11 @@ def test_a_changed_folder_is_said_as_with_an_empty_cache_and_replaces_what_was_k
     assert (changed[2] == first[2], changed[4]) == (False, False)
     assert said(photos) == (*changed[:4], True)
     (file,) = (cache_folder() or Path()).glob("findings-*")
-    file.write_bytes(file.read_bytes()[:-20])  # damaged
-    assert read_findings(file) is None
+    kept = file.read_bytes()
+    places = range(0, len(kept), 97)
+    for damaged in [kept[:-20], *(kept[:k] + bytes([kept[k] ^ 1]) + kept[k + 1 :] for k in places)]:
+        file.write_bytes(damaged)
+        assert read_findings(file) is None
     assert said(photos)[:4] == changed[:4]
     assert read_findings(file) is not None
     monkeypatch.setenv("IMGREC_CACHE", "")

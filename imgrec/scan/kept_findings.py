@@ -62,7 +62,10 @@ def findings_file(data: Node) -> Path | None:
 def read_findings(file: Path) -> KeptFindings | None:
     """None where there is no such file, or it is damaged. What a training knows of the folder is written again."""
     try:
-        kept = KeptFindings(*json.loads(file.read_bytes()))
+        checksum, _, stored = file.read_bytes().partition(b"\n")
+        if checksum != _digest(stored).encode():
+            return None
+        kept = KeptFindings(*json.loads(stored))
         name, content = kept.known
         beside = file.with_name(name)
         os.utime(file)  # it is not the oldest
@@ -74,7 +77,8 @@ def read_findings(file: Path) -> KeptFindings | None:
 
 def keep_findings(file: Path, kept: KeptFindings) -> None:
     """Instead of those of the same folder in another state."""
-    write_cached(file, json.dumps(kept).encode())
+    stored = json.dumps(kept).encode()
+    write_cached(file, _digest(stored).encode(), b"\n", stored)
     for other in file.parent.glob(f"{file.name.rpartition('-')[0]}-*"):
         if other != file:
             other.unlink(missing_ok=True)
