@@ -57,7 +57,7 @@ def find_test_table(ckpt: str) -> Path:
         if table.is_file():
             return table
     raise ConfigError(
-        f"ckpt={ckpt}: {folder.parent} has no {TABLES[0]} of a test. Type imgrec evaluate {ckpt}, which writes one."
+        f"ckpt={ckpt}: {folder.parent} has no {TABLES[0]} of a test. Type imgrec evaluate {ckpt}, which writes one where its data has a test split."
     )
 
 
