@@ -91,7 +91,8 @@ def test_the_command_checks_the_splits_of_the_run(overrides: tuple[str, ...], co
 def test_a_damaged_cache_is_no_check(photos: Path) -> None:
     assert cli.main(["check", str(photos), "data.image_size=48", "num_workers=0"]) == 3
     (file,) = photos.parent.joinpath("cache").rglob("checked-*")
-    for content in (b"", b"[[1]]", b"3", b"{}"):
+    kept = file.read_bytes()
+    for content in (b"", b"[[1]]", b"3", b"{}", kept[:-1], kept.replace(b"leak", b"weak"), kept.replace(b"1", b"7")):
         file.write_bytes(content)
         assert list(found(photos)) == ["missing_class"]
 

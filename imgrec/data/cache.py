@@ -1,5 +1,6 @@
 """What is kept between runs as it takes long to find out, in a folder of its own. All of it can be lost at any time."""
 
+import hashlib
 import os
 import tempfile
 from contextlib import suppress
@@ -15,6 +16,7 @@ OURS = (
     "findings-",
     "unfinished-",
 )  # how the names of the files begin that are written here
+CHECKSUM_BYTES = 16
 MOST_CACHED = 2**30  # which the names of 25 million images of 40 characters fill
 
 
@@ -42,6 +44,24 @@ def write_cached(file: Path, *parts: bytes) -> None:
             os.unlink(unfinished)
             raise
         _drop_oldest(file.parent)
+
+
+def write_summed(file: Path, content: bytes) -> None:
+    """`write_cached` with a checksum, for `read_summed`."""
+    write_cached(file, _checksum(content), content)
+
+
+def read_summed(file: Path) -> bytes:
+    """What `write_summed` wrote; OSError where there is no such file, ValueError where it is damaged."""
+    stored = file.read_bytes()
+    checksum, content = stored[:CHECKSUM_BYTES], stored[CHECKSUM_BYTES:]
+    if checksum != _checksum(content):
+        raise ValueError(f"{file} is damaged")
+    return content
+
+
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=CHECKSUM_BYTES).digest()
 
 
 def _drop_oldest(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from imgrec.analysis.image_faults import FaultKind
 from imgrec.config.schema import Node
-from imgrec.data.cache import cache_folder, write_cached
+from imgrec.data.cache import cache_folder, read_summed, write_summed
 from imgrec.data.file_index import SETTLED_NS, FileIndex
 from imgrec.errors import DataError
 from imgrec.scan.scan_cache import file_stamps
@@ -62,23 +62,19 @@ def findings_file(data: Node) -> Path | None:
 def read_findings(file: Path) -> KeptFindings | None:
     """None where there is no such file, or it is damaged. What a training knows of the folder is written again."""
     try:
-        checksum, _, stored = file.read_bytes().partition(b"\n")
-        if checksum != _digest(stored).encode():
-            return None
-        kept = KeptFindings(*json.loads(stored))
+        kept = KeptFindings(*json.loads(read_summed(file)))
         name, content = kept.known
         beside = file.with_name(name)
         os.utime(file)  # it is not the oldest
     except (OSError, ValueError, TypeError):
         return None
-    write_cached(beside, content.encode())
+    write_summed(beside, content.encode())
     return kept
 
 
 def keep_findings(file: Path, kept: KeptFindings) -> None:
     """Instead of those of the same folder in another state."""
-    stored = json.dumps(kept).encode()
-    write_cached(file, _digest(stored).encode(), b"\n", stored)
+    write_summed(file, json.dumps(kept).encode())
     for other in file.parent.glob(f"{file.name.rpartition('-')[0]}-*"):
         if other != file:
             other.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from imgrec.analysis.image_faults import IMBALANCE_KIND, TINY, find_class_faults
 from imgrec.config.annotations import format_value
 from imgrec.config.changes import shipped_option
 from imgrec.config.schema import Node, RunConfig, Split
-from imgrec.data.cache import cache_folder, write_cached
+from imgrec.data.cache import cache_folder, read_summed, write_summed
 from imgrec.data.image_data import ImageData
 from imgrec.data.split_record import DataRecord
 from imgrec.errors import first_names
@@ -82,7 +82,7 @@ def remember_faults(data: ImageData, findings: Sequence[DataFinding]) -> tuple[s
         if finding.kind.is_fault and len(finding.rows)
     ]
     content = json.dumps({"image_size": data.preprocessing()["image_size"], "faults": [*of_images, *_of_classes(data)]})
-    write_cached(file, content.encode())
+    write_summed(file, content.encode())
     return file.name, content
 
 
@@ -107,7 +107,7 @@ def _checked(data: ImageData, record: DataRecord) -> list[KnownFault]:
     """Nothing where no check is known, or its file is damaged."""
     file = _file(data, record)
     try:
-        content = {"faults": []} if file is None else json.loads(file.read_bytes())
+        content = {"faults": []} if file is None else json.loads(read_summed(file))
         found = [KnownFault(*fault) for fault in content["faults"]]
         same_size = file is None or content["image_size"] == data.preprocessing()["image_size"]
     except (OSError, ValueError, TypeError, KeyError):
