@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from error_parts import assert_refused
 from huggingface_hub import ModelCard
+from PIL import Image
 from sklearn import metrics
+from small_run import SMALL
 from test_report import read_page
 from written_runs import SETTINGS, write_probable_run
 
@@ -14,6 +16,7 @@ from imgrec import cli
 from imgrec.analysis.paired import mcnemar_exact
 from imgrec.report.questions import BETTER, NEXT, WHY, WORST_CLASS
 from imgrec.report.write import write_report
+from imgrec.train import fit
 
 CLASSES = ["cat", "dog", "cow", "none"]
 WEIGHTS = {"best": {"sha256": "a"}, "last": {"sha256": "b"}, "test": None}
@@ -65,6 +68,24 @@ def test_it_is_compared_with_a_run_that_was_evaluated_too(tmp_path):
     (folders[0] / "evaluate_val.json").unlink()
     write_report(folders[1])
     assert f"imgrec evaluate {folders[0]} split=val" in read_page(folders[1]).sections[BETTER]
+
+
+@pytest.mark.slow  # the files of the other tests are written by hand
+def test_what_evaluate_writes_is_what_the_report_reads(tmp_path):
+    for split in ("train", "val"):
+        for k, name in enumerate(CLASSES[:3]):
+            for i in range(4):
+                (tmp_path / "photos" / split / name).mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (20, 20), (60 * k, 20 * i, len(split))).save(tmp_path / "photos" / split / name / f"{i}.png")
+    words = [word for word in SMALL if not word.startswith(("data.num", "data.train", "data.test", "data=", "trainer.limit"))]
+    fit(["data=imagefolder", f"data.root={tmp_path}/photos", *words, f"runs_dir={tmp_path}", "name=n", "id=1"], quiet=True)
+    folder = tmp_path / "n/1"
+    assert cli.main(["evaluate", str(folder), "split=val", "num_workers=0"]) == 0
+    assert cli.main(["report", str(folder)]) == 0
+    page, (true, predicted) = read_page(folder), labels(folder)
+    assert len(true) == 12
+    assert page.figures["accuracy"] == pytest.approx(metrics.accuracy_score(true, predicted))
+    assert "There are no pictures" not in page.text
 
 
 @pytest.mark.parametrize("other", [{"weights": "b"}, {"tta": "flip"}, {"folder": "photos"}, {"image_size": 999}])
