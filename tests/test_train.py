@@ -398,10 +398,11 @@ def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsy
     run_dir = Path("my runs/it's (1)/1")
     if has_events:
         (run_dir / "tensorboard").mkdir(parents=True)
-    print_result(Terminal(), run_dir, RESULT, None, None, "my photos")
+    print_result(Terminal(), run_dir, RESULT, None, None, "my photos", "report in a.html" if has_events else None)
     typed = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]
     assert typed == [
         ["imgrec", "evaluate", str(run_dir), "split=val"],
+        *[["imgrec", "report", str(run_dir)]] * has_events,
         ["imgrec", "predict", str(run_dir), "my photos"],
         *[["tensorboard", "--logdir", "my runs"]] * has_events,
     ]

@@ -80,6 +80,8 @@ def print_result(
     terminal.say("next:")
     path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
     terminal.say(f"  imgrec evaluate {path}{split}")
+    if report is None and written:  # which then is answered by validation
+        terminal.say(f"  imgrec report {path}")
     terminal.say(f"  imgrec predict {path} {shlex.quote(unlabelled or 'FOLDER_OR_IMAGES')}")
     if (run_dir / "tensorboard").is_dir():
         terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}")
