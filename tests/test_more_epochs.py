@@ -13,6 +13,7 @@ from small_run import SMALL
 from torch import nn
 
 from imgrec import cli, config
+from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import RunConfig
 from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import read_checkpoint
@@ -54,6 +55,17 @@ def test_they_are_trained_in_its_directory_bit_for_bit(tmp_path: Path) -> None:
     assert results["longer"]["last"]["epoch"] == 3
     for key in ("summary", "test", "weights"):
         assert results["longer"][key] == results["unbroken"][key]
+
+
+def test_the_same_command_again_finds_it(tmp_path: Path) -> None:
+    """Its config.yaml is as it was typed, also where the number of classes is the data's."""
+    words = ["data=digits", "data.image_size=16", "scheduler=constant", f"runs_dir={tmp_path}", "name=r", "id=1"]
+    words += [word for word in SMALL if not word.startswith("data")]
+    for epochs in (1, 2):
+        run = config.load("train", [*words, f"epochs={epochs}"])
+        fit(run, quiet=True)
+        assert read_mapping(tmp_path / "r/1/config.yaml", {}, fix="") == run.to_dict()
+    assert choose_run_dir(run).state == "finished"
 
 
 @pytest.mark.slow

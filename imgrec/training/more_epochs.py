@@ -60,7 +60,7 @@ def checked_beginning(
     beginning = Beginning(run, net, callbacks, plan.steps_per_epoch)
     if resume is not None and resume.epochs < run.epochs:
         _check_more_epochs(beginning, run_dir.path, resume)
-        on_first_rank(lambda: run_dir.take_more_epochs(run))
+        on_first_rank(lambda: run_dir.take_more_epochs(run.epochs))
     if resume is None and (shorter := shorter_run(run, run_dir.path)) is not None:
         say(_shorter_sentence(beginning, *shorter))
     return beginning

@@ -146,18 +146,19 @@ class RunDir:
         for unfinished in self.checkpoints.glob("*.unfinished"):  # of a start that was killed while it wrote
             unfinished.unlink()
         if self.state == "new":
-            self._write_config(run)
+            self._write_config(run.to_dict())
 
-    def take_more_epochs(self, run: RunConfig) -> None:
-        """Make a run that is to be trained on an unfinished one of the new number of epochs.
+    def take_more_epochs(self, epochs: int) -> None:
+        """Make a run that is to be trained on an unfinished one of so many epochs. The rest of its config stays as it was typed.
 
         Killed between the two it is an unfinished run of fewer epochs, which the same command takes for what it is.
         """
+        config = _config(self.path) | {"epochs": epochs}
         (self.path / "result.json").unlink(missing_ok=True)
-        self._write_config(run)
+        self._write_config(config)
 
-    def _write_config(self, run: RunConfig) -> None:
-        atomic_write(self.path / "config.yaml", yaml.safe_dump(run.to_dict(), sort_keys=False))
+    def _write_config(self, config: Node) -> None:
+        atomic_write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
 def join_run_dir(run: RunConfig) -> RunDir:
