@@ -51,9 +51,13 @@ class Section(NamedTuple):
     style: str = ""
 
 
+# Marks that turn the direction of all that follows in a line, so that a name could show figures backwards.
+_TURNING = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), "?")
+
+
 def text(value: object) -> str:
     """A user's text as HTML, also within an attribute's quotes."""
-    return escape(as_utf8(str(value)))
+    return escape(as_utf8(str(value)).translate(_TURNING))
 
 
 def scrolling(table: str, label: str, kind: str = "wide") -> str:

@@ -20,7 +20,7 @@ from written_runs import write_probable_run, write_run
 from imgrec import cli
 from imgrec.analysis.intervals import share_interval
 from imgrec.errors import DataError
-from imgrec.html_page import Section, render
+from imgrec.html_page import Section, render, text
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import read_predictions
 from imgrec.report.charts import ChartLine, line_chart, ticks
@@ -207,6 +207,10 @@ def test_a_title_and_headings_are_text_and_scripts_and_styles_stand_once():
     assert page.text.count(NASTY) == 2 + 2 * len(sections)  # title, h1, links, headings
     assert list(page.sections) == ["one", "two"]
     assert page.text.count("let a = 1;") == page.text.count("b { color: red }") == 1
+
+
+def test_a_name_does_not_turn_what_follows_it():
+    assert text("cat\u202e<b>\u2066 شجرة") == "cat?&lt;b&gt;? شجرة"
 
 
 def test_ids_are_in_the_page_once(written):
