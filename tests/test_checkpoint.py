@@ -98,6 +98,8 @@ def test_a_file_that_imgrec_did_not_write(trained, tmp_path):
 def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path):
     file = rewritten(trained, tmp_path, version=FORMAT_VERSION + 1, versions={"imgrec": "9.1"})
     assert_error(refusal(file), file, f"format {FORMAT_VERSION + 1}", f"format {FORMAT_VERSION}", "Train again")
+    file = rewritten(trained, tmp_path, version=torch.zeros(2))
+    assert_error(refusal(file), file, "format Tensor", "Train again")
     config = load_checkpoint(trained).run.to_dict()
     file = rewritten(trained, tmp_path, config={**config, "model": {"_target_": "os.system", "command": "true"}})
     allowed = ("conf/model", "torchvision.models", "timm.models")

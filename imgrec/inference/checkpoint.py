@@ -61,9 +61,9 @@ def read_checkpoint(path: str | Path, *, fix: str = "Name another, such as last.
             f"{file} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT."
         )
     version = checkpoint["imgrec"].get("version")
-    if version != FORMAT_VERSION:
+    if not isinstance(version, int) or version != FORMAT_VERSION:  # a tensor is no bool
         raise CheckpointError(
-            f"{file} has checkpoint format {version}; this imgrec reads format {FORMAT_VERSION}. "
+            f"{file} has checkpoint format {version if isinstance(version, int) else type(version).__name__}; this imgrec reads format {FORMAT_VERSION}. "
             "Train again with this version, or use the imgrec that wrote it."
         )
     try:
