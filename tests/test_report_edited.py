@@ -11,6 +11,7 @@ from written_runs import write_probable_run
 
 from imgrec.errors import DataError
 from imgrec.report.write import write_report
+from imgrec.training.stored_run import read_run
 
 RESULT = {
     "best": {"epoch": 1},
@@ -79,6 +80,19 @@ def refuse(run, path, value, *said):
 def test_a_value_of_another_kind_is_named(run):
     for path, value in EDITS.items():
         refuse(run, path, value, path, "expected")
+
+
+@pytest.mark.parametrize(("path", "value"), [("train_seconds", math.inf), ("test.accuracy_interval", [0.5])])
+def test_a_comparison_refuses_it_too(run, path, value):
+    whole = (run / "result.json").read_text()
+    content = json.loads(whole)
+    edit(content, path, value)
+    (run / "result.json").write_text(json.dumps(content))
+    try:
+        with raises_error(DataError, run / "result.json", path, "expected"):
+            read_run(run, "runs")
+    finally:
+        (run / "result.json").write_text(whole)
 
 
 @pytest.mark.parametrize(

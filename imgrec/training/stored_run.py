@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgrec.config.annotations import check_type
 from imgrec.config.plain_data import read_mapping
+from imgrec.config.ranges import NOT_NEGATIVE
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.inference.stored_predictions import StoredPredictions, data_root, read_predictions
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     Codes = NDArray[np.int64]
 
 TEST = {
-    "accuracy": float, "accuracy_interval": list[float], "macro_f1": float, "loss": float, "count": int,
+    "accuracy": float, "accuracy_interval": tuple[float, float], "macro_f1": float, "loss": float, "count": int,
     "per_class": list[dict[str, Any]],
 }  # of a result.json  # fmt: skip
 
@@ -65,6 +66,11 @@ def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
         raise DataError(f"{key}={path} is no run directory.{_runs_near(path)}")
     config = read_mapping(path / "config.yaml", {"data": dict}, fix=f"Leave {path} out.")
     result = RunDir(path, "finished").result() if (path / "result.json").exists() else None
+    if result is not None and not NOT_NEGATIVE.holds(result["train_seconds"]):
+        raise DataError(
+            f"{path / 'result.json'} was cut or changed: train_seconds={result['train_seconds']}: expected {NOT_NEGATIVE}. "
+            "Remove it: the same command then finishes the run again."
+        )
     if result is not None and result["test"] is not None:
         check_figures(path / "result.json", result["test"])
     predictions = None if result is None or result["test"] is None else _read_predictions(path, result["test"], probabilities)
