@@ -133,7 +133,7 @@ def test_raps_gives_the_sets_of_mapie(seed, coverage, random):
     # From the second penalty on it takes that out of what the random number is multiplied with: larger sets than the score's.
     found = SetRule("raps", thresholds, **regular).sets(new, 1 - numbers.uniform(size=len(new)))
     same = last.sum(axis=1) <= score.k_star[0] + 1
-    assert same.any()
+    assume(same.any())  # with a high coverage all sets may be larger
     assert np.array_equal(found[same], theirs[same])
     assert not (found & ~theirs).any()
 
