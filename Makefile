@@ -75,7 +75,7 @@ docs-serve: $(VENV)/installed-docs
 	$(BIN)/mkdocs serve
 
 tensorboard: $(VENV)/installed
-	@$(BIN)/python launch/open_tensorboard.py runs
+	@$(BIN)/python launch/open_tensorboard runs
 
 wheel: $(VENV)/installed-dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-OPENER = Path(__file__).parent.parent / "launch/open_tensorboard.py"
+OPENER = Path(__file__).parent.parent / "launch/open_tensorboard"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LIMIT_MS = 60_000
 GROUPS = ("optim", "speed", "test", "train", "val")

@@ -315,7 +315,7 @@ OWN: list[tuple[str, str, tuple[object, ...]]] = [
     ("experiment", RECIPE + "epoch: 3", ("epoch=3", "epochs")),
     ("experiment", RECIPE + "optim: {learning_rate: 3}", ("optim.learning_rate=3", "lr, base_batch")),
     ("experiment", RECIPE + "finetune: {freeze_epoch: 3}", ("finetune.freeze_epoch=3", "freeze_epochs")),
-    ("experiment", RECIPE + "data: {val_share: 2}", ("data.val_share=2.0", "more than 0", "less than 1", 0.1)),
+    ("experiment", RECIPE + "data: {val_share: 2}", ("data.val_share=2.0", "more than 0", "less than 1", 0.02)),
     ("experiment", RECIPE + "optim: {lr: fast}", ("optim.lr=fast", "number", LR)),
     # only the signature of the code it names tells: after torch is imported and before any data is read
     ("optim", SGD + "momentun: 0.9", ("optim.momentun=0.9", "torch.optim.SGD", "momentum")),

@@ -83,7 +83,7 @@ def write_result(run: config.RunConfig, accuracy: float, curve: Sequence[float] 
     (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result))
     lines = ["epoch,val/accuracy", *(f"{epoch},{value!r}" for epoch, value in enumerate(curve, 1))]
-    (folder / "metrics.csv").write_text("\n".join(lines))
+    (folder / "metrics.csv").write_text("\n".join([*lines, ""]))
     return result
 
 

@@ -487,7 +487,9 @@ def test_a_label_that_was_changed_is_noticed(kaggle):
 @pytest.mark.slow
 def test_the_commands_of_the_page_about_data_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"^```\n(imgrec train data=table .*?)^```$", DATA_PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(
+        r"^```\n(imgrec train data=table data.file=dogs.*?)^```$", DATA_PAGE.read_text(), re.MULTILINE | re.DOTALL
+    )
     pictures(Path("dogs/images"), [f"{name}.jpg" for name in IDS])
     pictures(Path("dogs/test"), ["900.jpg", "901.jpg"])
     write(Path("dogs/train.csv"), [["id", "breed"], *zip(IDS, LABELS, strict=True)])

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 import threading
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,11 +39,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load_opener() -> Any:
-    spec = importlib.util.spec_from_file_location("open_tensorboard", OPENER)
+    loader = SourceFileLoader("open_tensorboard", str(OPENER))
+    spec = importlib.util.spec_from_loader("open_tensorboard", loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     return module
 
 
