@@ -284,3 +284,9 @@ def is_our_table(path: Path) -> bool:
         return names[:3] in LEADING_COLUMNS
     starts = [",".join(names) + "," if path.suffix == ".csv" else f'[\n{{"{names[0]}": ' for names in LEADING_COLUMNS]
     return first_bytes(path).startswith(tuple(start.encode() for start in starts))
+
+
+def numbered_paths(parent: Path, prefix: str = "") -> list[tuple[int, Path]]:
+    """What lies in a folder under `prefix` and a number, the smallest first."""
+    named = ((path.name.removeprefix(prefix), path) for path in parent.glob(f"{prefix}*"))
+    return sorted((int(number), path) for number, path in named if number.isdecimal())

@@ -3,6 +3,7 @@
 PYTHONPATH=. python tests/image_files.py writes damaged_images.zip anew: 200 damaged files, stored as encoders change.
 """
 
+import errno
 import io
 import random
 import struct
@@ -13,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+import pytest
 from PIL import Image, ImageCms, PngImagePlugin
+
+from imgrec.data.folder import ImageFiles
 
 STORED = Path(__file__).with_name("damaged_images.zip")
 # What PIL does to show a picture of this orientation upright, undone.
@@ -27,6 +31,17 @@ TURNED_BY = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+
+
+def fail_to_open(patched: pytest.MonkeyPatch, name: bytes) -> None:
+    """Image files of this name cannot be read, as on a disk with errors."""
+
+    def open_or_fail(images: ImageFiles, index: int, real=ImageFiles.open):
+        if images.names[index] == name:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(images, index)
+
+    patched.setattr(ImageFiles, "open", open_or_fail)
 
 
 def picture(seed: int, width: int = 60, height: int = 44) -> Image.Image:

@@ -1,7 +1,6 @@
 """imgrec check: each fault that was planted is found and nothing else, and a skip list leaves the images out."""
 
 import base64
-import errno
 import html
 import io
 import json
@@ -18,7 +17,7 @@ import torch
 from error_parts import assert_refused, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
-from image_files import encode, exif_block, file_kinds, picture, stored_damage, turned_files
+from image_files import encode, exif_block, fail_to_open, file_kinds, picture, stored_damage, turned_files
 from marks import fewer
 from PIL import Image
 from test_data_folder import folder
@@ -360,13 +359,8 @@ def test_a_file_that_cannot_be_opened_is_tried_again(photos: Path, tmp_path: Pat
     monkeypatch.setenv("IMGREC_CACHE", str(tmp_path))
     monkeypatch.setattr(imgrec.scan.file_scan, "SETTLED_NS", 0)
 
-    def open_or_fail(images: ImageFiles, index: int, real=ImageFiles.open):
-        if images.names[index] == b"cat/good0.jpg":
-            raise OSError(errno.EIO, "Input/output error")
-        return real(images, index)
-
     with monkeypatch.context() as patched:
-        patched.setattr(ImageFiles, "open", open_or_fail)
+        fail_to_open(patched, b"cat/good0.jpg")
         failed, splits = scan(folder(photos, **KEYS))
         findings = find_faults(failed, splits, {"train": np.ones(2)}, ("a", "b"), SIZE)
     rows = next(finding.rows for finding in findings if finding.kind.name == "not_opened")

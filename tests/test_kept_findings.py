@@ -1,6 +1,5 @@
 """A check of a folder in which nothing has changed says and writes what it did before; any change is noticed."""
 
-import errno
 import json
 import os
 import shutil
@@ -9,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import encode, picture
+from image_files import encode, fail_to_open, picture
 
 import imgrec.scan.file_scan
 import imgrec.scan.kept_findings
 from imgrec import check, cli
 from imgrec.config.compose import compose_config
 from imgrec.data.cache import cache_folder
-from imgrec.data.folder import ImageFiles
 from imgrec.scan.kept_findings import findings_file, read_findings
 
 
@@ -187,13 +185,8 @@ def test_a_changed_folder_is_said_as_with_an_empty_cache_and_replaces_what_was_k
 def test_a_file_that_could_not_be_opened_is_tried_again(
     photos: Path, said: Callable[..., tuple[int, str, str, str, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_or_fail(images: ImageFiles, index: int, real=ImageFiles.open):
-        if images.names[index] == b"a/0.png":
-            raise OSError(errno.EIO, "Input/output error")
-        return real(images, index)
-
     with monkeypatch.context() as patched:
-        patched.setattr(ImageFiles, "open", open_or_fail)
+        fail_to_open(patched, b"a/0.png")
         assert "not_opened" in said(photos)[1]
     again = said(photos)
     assert "not_opened" not in again[1]

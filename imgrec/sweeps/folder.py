@@ -16,7 +16,7 @@ from imgrec.config.overrides import SEARCH
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import monitor_mode, parse_settings
 from imgrec.errors import ConfigError, DataError, Died, ImgrecError, Stopped, first_line
-from imgrec.files import atomic_write
+from imgrec.files import atomic_write, numbered_paths
 from imgrec.sweeps.grid import PRUNE, SweepPlan
 from imgrec.training.locks import NO_LOCKS, lock_file
 from imgrec.training.run_dir import RESUMABLE_KEYS, RunDir
@@ -205,8 +205,8 @@ def choose_sweep_folder(plan: SweepPlan, id: str | None) -> SweepFolder:
         if sorted(stored.arguments) != sorted(arguments):
             raise ConfigError(f"{path} holds another sweep: {' '.join(stored.arguments)}. Set another id.")
         return stored
-    numbers = [int(path.name[6:]) for path in parent.glob("sweep_*") if path.name[6:].isdecimal()]
-    for number in sorted(numbers, reverse=True) if base["resume"] else ():
+    numbers = [number for number, _ in numbered_paths(parent, "sweep_")]
+    for number in reversed(numbers) if base["resume"] else ():
         path = parent / f"sweep_{number}"
         if (path / "sweep.json").exists() and sorted((stored := _read(path)).arguments) == sorted(arguments):
             return stored

@@ -26,7 +26,7 @@ from imgrec.config.start_checks import check_start
 from imgrec.distributed import signals
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, DataError, ExitCode, Stopped
-from imgrec.files import atomic_write
+from imgrec.files import atomic_write, numbered_paths
 from imgrec.inference.paths import suspects_command
 from imgrec.sweeps.folder import Job
 from imgrec.sweeps.grid import is_sweep
@@ -95,7 +95,7 @@ def choose_folds_folder(run: RunConfig, count: int) -> Path:
             what = "holds folds already" if not run.resume else f"holds a run of another config ({', '.join(keys[:3])})"
             raise ConfigError(f"id={run.id}: {path} {what}. Set another id.")
         return path
-    numbers = sorted(int(path.name[6:]) for path in parent.glob("folds_*") if path.name[6:].isdecimal())
+    numbers = [number for number, _ in numbered_paths(parent, "folds_")]
     for number in reversed(numbers if run.resume else []):
         path = parent / f"folds_{number}"
         if (path / "config.yaml").exists() and not differing(path):

@@ -12,6 +12,7 @@ from imgrec.config.schema import RunConfig
 from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import ConfigError, DataError
+from imgrec.files import numbered_paths
 from imgrec.training.checkpoint import ResumePoint
 from imgrec.training.run_dir import RunDir, fewer_epochs
 from imgrec.training.scheduler import begins_alike
@@ -68,7 +69,7 @@ def checked_beginning(
 
 def shorter_run(run: RunConfig, path: Path) -> tuple[Path, int] | None:
     """The newest run beside `path` and its epochs, where that is finished and `run` is that one with more epochs."""
-    numbered = sorted((int(other.name), other) for other in path.parent.glob("*") if other.name.isdecimal() and other != path)
+    numbered = [entry for entry in numbered_paths(path.parent) if entry[1] != path]
     if run.extend is not None or not numbered or not (numbered[-1][1] / "result.json").exists():
         return None
     newest = numbered[-1][1]

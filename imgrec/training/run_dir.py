@@ -17,7 +17,7 @@ from imgrec.config.schema import Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, DataError, ImgrecError
-from imgrec.files import atomic_write, is_directory_name, is_utf8
+from imgrec.files import atomic_write, is_directory_name, is_utf8, numbered_paths
 from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS
 from imgrec.inference.prediction_table import PredictionFiles
 from imgrec.training.locks import is_locked, lock_folder
@@ -210,7 +210,7 @@ def choose_run_dir(run: RunConfig) -> RunDir:
 
 def _choose_number(run: RunConfig, parent: Path) -> RunDir:
     """`choose_run_dir` without an id."""
-    numbered = sorted((int(path.name), path) for path in parent.glob("*") if path.name.isdecimal())
+    numbered = numbered_paths(parent)
     damaged: list[str] = []
     for _, path in reversed(numbered if run.resume else []):
         if _state(path) != "unfinished":

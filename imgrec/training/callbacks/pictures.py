@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from imgrec.data.image_data import ImageData
+from imgrec.data.picture import to_picture
 from imgrec.errors import plural
 from imgrec.files import atomic_write
 from imgrec.inference.confusion_matrix import draw_confusion_matrix
@@ -56,7 +57,7 @@ def batch_picture(images: Tensor) -> Image.Image:
     larger = max(1, LEAST_SIDE // images.shape[-1])
     images = images.repeat_interleave(larger, dim=-1).repeat_interleave(larger, dim=-2)
     grid = make_grid(images.float(), nrow=8, normalize=True, scale_each=True)  # normalised images lie around 0
-    return Image.fromarray(grid.mul(255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
+    return to_picture(grid.mul(255).round().to(torch.uint8).cpu())
 
 
 def png_file(picture: Image.Image) -> bytes:
