@@ -1,5 +1,9 @@
 """imgrec.load(path): the same answer for the same picture, in whatever form it is given."""
 
+import copy
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +17,14 @@ from untrained_run import CLASSES, save_untrained_run
 
 import imgrec
 from imgrec.config.instantiate import instantiate
+from imgrec.config.options import option_names
 from imgrec.data import decode
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.inference.predictor import Predictor
 from imgrec.models.layers import head_names
 
+LIBRARIES = {"timm", "torchvision"}  # whose networks are chosen by model.name
 RGB = ("data.channels=3", "data.mean=[0.3,0.4,0.5]", "data.std=[0.2,0.3,0.4]")
 
 
@@ -90,6 +96,48 @@ def test_embeddings_are_what_the_head_gets(gray, colour):
     assert colour.embed(Image.fromarray(images[0])).shape == colour.embed(images[0]).shape == (1, head.in_features)
     assert gray.embed([]).shape[0] == 0
     assert not head._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", slow_but("lenet", "resnet20", "speed_cnn", among=sorted(set(option_names("model")) - LIBRARIES)))
+def test_the_network_of_any_choice_can_be_used_elsewhere(tmp_path, name):
+    found = imgrec.load(
+        save_untrained_run(tmp_path, "data.image_size=32", *RGB, tiny=("data=digits", f"model={name}")), device="cpu"
+    )
+    images = [picture(40, 30, 3, seed=seed) for seed in range(3)]
+    pixels = found.preprocess(images)
+    assert (pixels.dtype, pixels.shape) == (torch.float32, (3, 3, 32, 32))
+    fitted = torch.stack([decode.fit_to_size(torch.from_numpy(image).permute(2, 0, 1), found.preprocessing) for image in images])
+    with torch.no_grad():
+        logits = found.model(pixels)
+        assert torch.equal(logits, found.logits(fitted))
+        assert torch.equal(logits.softmax(1), found.probabilities(fitted))
+        # The features by another way: the network without its head.
+        bare = copy.deepcopy(found.model)
+        bare.set_submodule(head_names(bare, len(CLASSES))[-1], torch.nn.Identity())
+        torch.testing.assert_close(found.embed(images), bare(pixels) / getattr(bare, "scale", 1), rtol=1e-6, atol=1e-6)
+
+
+def test_preprocess_takes_what_predict_takes(colour, tmp_path):
+    pixels = picture(13, 10, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    middle = decode.fit_to_size(torch.from_numpy(pixels).permute(2, 0, 1), colour.preprocessing)  # resized and cropped
+    mean, std = (torch.tensor(colour.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
+    for form in (tmp_path / "a.png", pixels, [Image.fromarray(pixels)]):
+        torch.testing.assert_close(colour.preprocess(form)[0], (middle / 255 - mean) / std)
+    assert colour.preprocess([]).shape[0] == 0
+
+
+def test_the_pages_example_gives_the_probabilities_of_predict(gray, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b.jpg"):
+        Image.fromarray(picture(9, 8, seed=ord(name[0]))).save(name)
+    page = (Path(__file__).parents[1] / "docs" / "python-api.md").read_text()
+    (block,) = re.findall(r"```python\n(inputs = .*?)```", page, re.DOTALL)
+    exec(block, names := {"predictor": gray})
+    for row, answer in zip(names["probabilities"], gray.predict(["a.jpg", "b.jpg"], top_k=10), strict=True):
+        expected = torch.tensor([dict(answer.top)[name] for name in CLASSES])
+        torch.testing.assert_close(row, expected)
+    assert names["logits"].requires_grad
 
 
 def test_a_map_before_the_head_is_averaged(tmp_path):

@@ -193,10 +193,10 @@ def test_a_checkpoint_records_the_interpolation_that_prediction_uses(photo, tmp_
     for name in ("bilinear", "bicubic"):
         run = save_untrained_run(tmp_path / name, *colour, f"data.interpolation={name}")
         predictor = load(run, device="cpu")
-        inputs.append(predictor._fitted(photo).int())
+        inputs.append((predictor.preprocess(photo)[0] * 255).round().int())
         with Image.open(photo) as picture:
             expected = picture.resize((48, 48), Image.Resampling[name.upper()])
         assert (inputs[-1] - torch.from_numpy(np.array(expected)).permute(2, 0, 1)).abs().max() <= 3
         large = torch.from_numpy(np.array(Image.open(photo))).permute(2, 0, 1)[None]
-        assert (predictor.preprocess(large)[0] * 255 - inputs[-1]).abs().max() <= 1  # resized on the device
+        assert (predictor.preprocess_batch(large)[0] * 255 - inputs[-1]).abs().max() <= 1  # resized on the device
     assert (inputs[0] - inputs[1]).abs().max() > 3

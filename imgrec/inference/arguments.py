@@ -1,16 +1,19 @@
 """The arguments of a Predictor that are given from Python."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from imgrec.config.annotations import is_number
-from imgrec.data.picture import describe_picture, is_gray_batch
+from imgrec.data.decode import Preprocessing, fit_to_size, load_image
+from imgrec.data.picture import describe_picture, is_gray_batch, picture_pixels
 from imgrec.errors import ConfigError, DataError
+from imgrec.inference.device import check_memory
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 BATCH_SIZE = 64  # images
@@ -26,6 +29,23 @@ def listed_pictures(images: object) -> Sequence[Picture]:
             f"images are {describe_picture(images)}; expected a path, a PIL image, an array or a tensor, or a list of them."
         )
     return cast(Sequence[Picture], images if isinstance(images, Sequence | np.ndarray | Tensor) else list(images))
+
+
+def picture_batches(images: Picture | Sequence[Picture], preprocessing: Preprocessing, batch_size: int) -> Iterator[Tensor]:
+    """uint8 [B, C, S, S] of up to `batch_size` pictures, fitted to the size of the preprocessing."""
+    pictures = listed_pictures(images)
+    check_count("batch_size", batch_size)
+    check_memory(min(batch_size, len(pictures)), preprocessing)
+    for start in range(0, len(pictures), batch_size):
+        rows = range(start, min(start + batch_size, len(pictures)))
+        yield torch.stack([_fitted(pictures[row], preprocessing) for row in rows])
+
+
+def _fitted(picture: Picture, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [C, S, S] of any picture."""
+    if isinstance(picture, str | os.PathLike):
+        return load_image(os.fspath(picture), preprocessing)
+    return fit_to_size(picture_pixels(picture, preprocessing), preprocessing)
 
 
 def check_count(name: str, value: object) -> None:

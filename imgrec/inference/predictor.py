@@ -12,15 +12,14 @@ from torch import Tensor, distributed
 
 from imgrec.config.annotations import check_type
 from imgrec.config.schema import Device, Node, Precision, SetMethod, Split, Views
-from imgrec.data.decode import fit_to_size, load_image
 from imgrec.data.file_index import pack_names
 from imgrec.data.loader import Loader, worker_count
-from imgrec.data.picture import describe_picture, picture_pixels
+from imgrec.data.picture import describe_picture
 from imgrec.data.preprocess import Preprocess
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, DataError, first_line, first_names
-from imgrec.inference.arguments import BATCH_SIZE, Picture, check_count, check_workers, listed_pictures
+from imgrec.inference.arguments import BATCH_SIZE, Picture, check_count, check_workers, listed_pictures, picture_batches
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
 from imgrec.inference.device import check_memory, choose_device, inference, is_out_of_memory
 from imgrec.inference.evaluation import evaluation_images
@@ -29,7 +28,7 @@ from imgrec.inference.guarantee import Guarantee, find_guarantee
 from imgrec.inference.measure import measure_images
 from imgrec.inference.metrics import Report
 from imgrec.inference.tta import preprocessing_for, read_as
-from imgrec.models.layers import head_names
+from imgrec.models.layers import head_names, inputs_of
 from imgrec.models.views import image_views, mean_logits
 
 FEW_FILES = 256  # up to so many are read without worker processes, which take seconds to start
@@ -83,7 +82,7 @@ class Predictor:
             self.precision = "bf16-mixed"
         self.memory_format = torch.channels_last if checkpoint.run.trainer.channels_last else torch.contiguous_format
         steps = self.preprocessing
-        self.preprocess = Preprocess(
+        self.preprocess_batch = Preprocess(
             image_size=steps["image_size"], mean=steps["mean"], std=steps["std"], interpolation=steps["interpolation"]
         ).to(self.device)
         # In this process alone: the caller's random numbers stay as they are.
@@ -100,7 +99,7 @@ class Predictor:
 
     def logits(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> float32 [B, K] on the device; to be called inside `inference`."""
-        pixels = self.preprocess(images.to(self.device))
+        pixels = self.preprocess_batch(images.to(self.device))
         return mean_logits(self._view_logits, image_views(pixels, self.tta, self.side))
 
     def _view_logits(self, pixels: Tensor) -> Tensor:
@@ -120,6 +119,15 @@ class Predictor:
                 f"{len(self.classes)} classes. Name another."
             )
         return logits.float()
+
+    def preprocess(self, images: Picture | Sequence[Picture]) -> Tensor:
+        """float32 [N, C, S, S] on the device, as `model` takes it, all at once; `images` as in `predict`.
+
+        With tta=crops or ten_crops S is the side of the square from which the crops are cut.
+        """
+        batches = picture_batches(images, self.preprocessing, BATCH_SIZE)
+        parts = [self.preprocess_batch(batch.to(self.device)) for batch in batches]
+        return torch.cat(parts).contiguous(memory_format=self.memory_format) if parts else torch.empty(0, 0, 0, 0)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W], C as the network was trained on, any H and W (squashed) -> float32 [B, K] on the CPU."""
@@ -165,7 +173,7 @@ class Predictor:
             calibrated=self.calibrated,
             tta=self.tta,
         )
-        batches = self._batches(images, batch_size)
+        batches = picture_batches(images, self.preprocessing, batch_size)
         return [prediction for batch in batches for prediction in self._predictions(batch, top_k, guarantee)]
 
     def embed(self, images: Picture | Sequence[Picture], *, batch_size: int = BATCH_SIZE) -> Tensor:
@@ -177,27 +185,15 @@ class Predictor:
             head = self.model.get_submodule(head_names(self.model, len(self.classes))[-1])
         except ConfigError as error:
             raise CheckpointError(f"{self.checkpoint.file}: {first_line(error).partition('.')[0]}. Name another.") from error
-        kept: list[Tensor] = []
-        hook = head.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
         parts: list[Tensor] = []
-        try:
-            for batch in self._batches(images, batch_size):
+        with inputs_of(head) as kept:
+            for batch in picture_batches(images, self.preprocessing, batch_size):
                 with inference(self.device, self.precision, len(batch)):
                     self.logits(batch)
                     features = torch.stack(kept).mean(dim=0)  # of the views
                     kept.clear()
                     parts.append((features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)).float().cpu())
-        finally:
-            hook.remove()
         return torch.cat(parts) if parts else torch.empty(0, 0)
-
-    def _batches(self, images: Picture | Sequence[Picture], batch_size: int) -> Iterator[Tensor]:
-        """uint8 [B, C, S, S] of up to `batch_size` pictures."""
-        pictures = listed_pictures(images)
-        check_count("batch_size", batch_size)
-        check_memory(min(batch_size, len(pictures)), self.preprocessing)
-        for start in range(0, len(pictures), batch_size):
-            yield torch.stack([self._fitted(pictures[row]) for row in range(start, min(start + batch_size, len(pictures)))])
 
     def predict_files(
         self,
@@ -276,12 +272,6 @@ class Predictor:
             num_workers=num_workers,
             group=group,
         ).report
-
-    def _fitted(self, picture: Picture) -> Tensor:
-        """uint8 [C, S, S] of any picture."""
-        if isinstance(picture, str | os.PathLike):
-            return load_image(os.fspath(picture), self.preprocessing)
-        return fit_to_size(picture_pixels(picture, self.preprocessing), self.preprocessing)
 
 
 def load(

@@ -1,9 +1,10 @@
 """The head of a network, and its parameters in groups from input to head."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from imgrec.errors import ConfigError
 
@@ -29,6 +30,17 @@ def head_names(net: nn.Module, num_classes: int) -> list[str]:
     parts = classifier if isinstance(classifier, list | tuple) else [classifier]
     known = {layer for part in parts if isinstance(part, nn.Module) for layer in part.modules()}
     return [name for name in names if net.get_submodule(name) in known] or names[-1:]
+
+
+@contextmanager
+def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """A list to which each pass through the layer adds its first input."""
+    kept: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 def layers(net: nn.Module, num_classes: int) -> list[list[str]]:
