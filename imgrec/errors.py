@@ -44,6 +44,10 @@ class SourceError(DataError):
     """What data is read from does not answer, or where it is cached there is no room: no image is at fault, and none is skipped."""
 
 
+class OutOfMemory(ImgrecError):
+    """Images of a training that were too many at once for the memory of a device. The next start takes half of them at once."""
+
+
 class CheckpointError(ImgrecError):
     """A checkpoint that cannot be loaded."""
 

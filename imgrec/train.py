@@ -30,6 +30,7 @@ from imgrec.sweeps.folds import cross_validate, folds_override
 from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.run import sweep
 from imgrec.terminal import Terminal
+from imgrec.training.batch_choice import halved_where_memory_ends, with_chosen_batch, within_memory
 from imgrec.training.precision import chosen_precision
 from imgrec.training.result import Result
 from imgrec.training.run_dir import RunDir, check_extended, join_run_dir
@@ -113,7 +114,10 @@ def fit(
             task = {"run": run.to_dict(), "quiet": quiet, "command": command}
             rank_command = [sys.executable, "-m", "imgrec.train", RANK_ARGUMENT]
             assert run_dir.lock is not None
-            launch(rank_command, task, ranks, run_dir=run_dir.path, lock=run_dir.lock.fileno(), timeout_s=run.trainer.timeout_s)
+            lock, timeout_s = run_dir.lock.fileno(), run.trainer.timeout_s
+            launched = partial(launch, rank_command, task, ranks, run_dir=run_dir.path, lock=lock, timeout_s=timeout_s)
+            with closing(Terminal(quiet=quiet, log=run_dir.path / "log.txt")) as terminal:
+                within_memory(launched, terminal.say)
             return Result(run_dir.result(), run_dir.path)
         log = None if world.rank > 0 else run_dir.path / "log.txt"
         with closing(Terminal(quiet=quiet or world.rank > 0, log=log)) as terminal:
@@ -121,7 +125,8 @@ def fit(
             watchdog = Watchdog(grace_s=run.trainer.grace_s, note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
             with signals.handlers_installed(), watchdog, heartbeat:
                 try:
-                    result = _train(run, run_dir, terminal, world, heartbeat, watchdog, command, given)
+                    start = partial(_train, run, run_dir, terminal, world, heartbeat, watchdog, command, given)
+                    result = start() if world.size > 1 else within_memory(start, terminal.say)
                 except Stopped as stopped:
                     terminal.note(str(stopped))  # the terminal may be closed
                     raise
@@ -161,6 +166,7 @@ def _train(
     _stop_if_requested(world)
     data, augment, record, faults = read_data(run, resume, terminal, world)
     run = chosen_precision(run.with_classes(len(data.classes)), resume.precision if resume else None)
+    run, choice = with_chosen_batch(run, run_dir.batch)
     _stop_if_requested(world)
     heartbeat.doing = "starting"
     writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume, record)
@@ -212,9 +218,9 @@ def _train(
         if world.rank == 0:
             truncate_event_files(run_dir.path / "tensorboard", resume.state["events"] if resume else {})
         device = summary.describe_device(trainer.strategy.root_device, world.size, run.trainer.precision)
-        terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, of_weights, resume, faults))
+        terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, of_weights, resume, faults, choice))
 
-        _fit(trainer, classifier, loaders, history, boundary)
+        _fit(run, run_dir, trainer, classifier, loaders, history, boundary)
         tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
         group = WorkerGroup(world.rank, world.size, heartbeat=heartbeat)
         tests = test_network(trainer, classifier, loaders, tested, run_dir.checkpoints, group)
@@ -257,6 +263,8 @@ def _stop_if_requested(world: World) -> None:
 
 
 def _fit(
+    run: RunConfig,
+    run_dir: RunDir,
     trainer: "pl.Trainer",
     classifier: "Classifier",
     loaders: "DataModule",
@@ -268,7 +276,8 @@ def _fit(
     from imgrec.training.lightning_compat import driver_asked
 
     resume = boundary.resume
-    with restoring(resume, lambda: boundary.restored), driver_asked(trainer):
+    halved = halved_where_memory_ends(run, loaders.plan, run_dir.batch, began=lambda: boundary.restored)
+    with halved, restoring(resume, lambda: boundary.restored), driver_asked(trainer):
         if resume is not None and resume.position.stage == "end":
             history.load_state_dict(resume.load()["callbacks"][history.state_key])
             return

@@ -21,6 +21,7 @@ from imgrec.config.options import option_names
 from imgrec.data import decode
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import load_checkpoint
+from imgrec.inference.device import Halving
 from imgrec.inference.predictor import Predictor
 from imgrec.models.layers import head_names
 
@@ -324,13 +325,30 @@ def test_a_device_that_is_not_there_is_named(gray, monkeypatch):
         Predictor(gray.checkpoint, device="cuda")
 
 
-def test_memory_that_runs_out_says_which_key(gray, monkeypatch):
-    def full(images):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")],
+)
+def test_where_memory_runs_out_fewer_images_are_computed_at_once(gray, monkeypatch, error):
+    def forward(pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > most:
+            raise error
+        return whole(pixels)
 
-    monkeypatch.setattr(gray, "logits", full)
-    with raises_error(ConfigError, "batch_size=4", "memory of cpu", "batch_size=2"):
-        gray.probabilities(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+    sizes, most, whole = [], 3, gray.model.forward
+    images = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8)
+    expected, features = gray.probabilities(images), gray.embed(images)
+    monkeypatch.setattr(gray, "halving", Halving())
+    monkeypatch.setattr(gray.model, "forward", forward)
+    torch.testing.assert_close(gray.probabilities(images), expected)
+    assert sizes == [9, 4, 2, 2, 2, 2, 1]
+    sizes.clear()
+    torch.testing.assert_close(gray.embed(images), features)
+    assert sizes == [2, 2, 2, 2, 1]  # what it has learned
+    most = 0
+    with raises_error(ConfigError, "device=cpu", "a single image"):
+        gray.probabilities(images)
 
 
 def test_weights_of_another_network_are_refused(tmp_path):

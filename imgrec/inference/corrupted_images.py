@@ -78,7 +78,7 @@ def measure_corrupted(
     The same for any batch size, workers and ranks: what is drawn for an image follows from its index in the split. `watch` is
     called as in `measure_images`.
     """
-    size, requests = evaluation_requests(network, images, batch_size, group)
+    requests = evaluation_requests(network, images, batch_size, group)
     kinds = [(name, severity) for name in names for severity in SEVERITIES]
     wanted = [CorruptedRequest(name, severity, request) for name, severity in kinds for request in requests]
     workers = worker_count(num_workers, in_memory=False, processes_here=read_world().local_size)
@@ -91,7 +91,7 @@ def measure_corrupted(
         for number, batch in enumerate(batches):
             kind = number // len(requests)
             group.set_status(f"measuring {kinds[kind][0]} of severity {kinds[kind][1]}")
-            with inference(network.device, network.precision, size):
+            with inference(network.device, network.precision):
                 answer = network.logits(batch.images).argmax(dim=1) if len(batch.labels) else batch.labels.to(network.device)
             columns[kind].append((batch.indices, answer == batch.labels.to(network.device)))
             done += len(wanted[number].request.indices)

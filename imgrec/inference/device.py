@@ -1,14 +1,17 @@
 """The device of a prediction: which there are, its precision and its memory."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from imgrec.config.schema import Precision
 from imgrec.data.decode import Preprocessing
 from imgrec.errors import ConfigError
+
+NO_MEMORY = ("can't allocate memory", "STATUS_ALLOC_FAILED")  # of torch's allocator on the CPU; of cuDNN and cuBLAS
 
 
 def choose_device(device: str) -> torch.device:
@@ -23,17 +26,41 @@ def choose_device(device: str) -> torch.device:
 
 
 @contextmanager
-def inference(device: torch.device, precision: Precision, batch_size: int) -> Iterator[None]:
-    """No gradients, and the chosen precision; ConfigError where the device's memory does not hold `batch_size` images."""
+def inference(device: torch.device, precision: Precision) -> Iterator[None]:
+    """No gradients, and the chosen precision; ConfigError where the device's memory does not hold what is computed."""
     try:
         half = torch.float16 if precision == "16-mixed" else torch.bfloat16
         with torch.inference_mode(), torch.autocast(device.type, half, enabled=precision != "32"):
             yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        hint = f"Set batch_size={batch_size // 2}." if batch_size > 1 else "Set device=cpu."
-        raise ConfigError(f"batch_size={batch_size}: so many images do not fit in the memory of {device}. {hint}") from error
+        other = "" if device.type == "cpu" else ", or set device=cpu"
+        raise ConfigError(
+            f"device={device.type}: its memory does not hold a single image in this network. End what else uses it{other}."
+        ) from error
+
+
+class Halving:
+    """Calls a function of images in parts, each half as large from the time on that the memory did not hold one.
+
+    For networks that are not trained, whose answers do not depend on the other images of a batch.
+    """
+
+    most: int | None = None  # images at once; None: as many as there are
+
+    def __call__(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """`compute` of [B, ...] -> [B, ...]; raises what it raises of a single image."""
+        while True:
+            size = min(len(images), self.most or len(images))
+            try:
+                parts = [compute(images[first : first + size]) for first in range(0, len(images) or 1, size or 1)]
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
+            except (RuntimeError, MemoryError) as error:
+                if size <= 1 or not is_out_of_memory(error):
+                    raise
+            # Here the traceback, which holds the tensors of the part, is gone.
+            self.most = size // 2
 
 
 def check_memory(batch_size: int, preprocessing: Preprocessing) -> None:
@@ -48,5 +75,6 @@ def check_memory(batch_size: int, preprocessing: Preprocessing) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the CPU, for which torch has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Of a GPU, or of the CPU and of NVIDIA's libraries, for which torch has no exception of its own."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in NO_MEMORY)

@@ -66,7 +66,7 @@ def measure_images(
     after each batch, with how many of this process' images are done and how many there are; `seen` with the batch.
     """
     compare_ranks(DataRecord.of(network.classes, {"test": images}, content=()), group.all_gather)
-    size, requests = evaluation_requests(network, images, batch_size, group)
+    requests = evaluation_requests(network, images, batch_size, group)
     classes, share = len(network.classes), sum(len(request.indices) for request in requests)
     workers = worker_count(num_workers, in_memory=isinstance(images, InMemoryImages), processes_here=read_world().local_size)
     loss = network.checkpoint.loss(counts).to(network.device)
@@ -86,7 +86,7 @@ def measure_images(
             seen(batch)
             if len(batch.labels):
                 labels = batch.labels.to(network.device)
-                with inference(network.device, network.precision, size):
+                with inference(network.device, network.precision):
                     logits = network.logits(batch.images)
                     targets = one_hot(labels, classes, logits.dtype)
                     tally.update(logits, labels, loss(logits, targets))
@@ -103,13 +103,11 @@ def measure_images(
     return Measured(report.with_scores(scores_of(predictions, images, group)), predictions, bad)
 
 
-def evaluation_requests(
-    network: MeasuredNetwork, images: ImageSet, batch_size: int | None, group: WorkerGroup
-) -> tuple[int, list[Request]]:
-    """Images in a batch, and the batches that this rank measures; ConfigError where they do not fit in the memory."""
+def evaluation_requests(network: MeasuredNetwork, images: ImageSet, batch_size: int | None, group: WorkerGroup) -> list[Request]:
+    """The batches that this rank measures; ConfigError where they do not fit in the memory."""
     size = batch_size or min(EVALUATION_BATCH, network.checkpoint.run.max_device_batch)
     check_memory(min(size, len(images)), network.preprocessing)
     share = contiguous_shares(len(images), size, group.size)[group.rank]
     rows = reading_rows(images)
     parts = [rows[start : min(start + size, share.stop)] for start in share[::size]]
-    return size, [Request(0, indices, len(indices)) for indices in parts]
+    return [Request(0, indices, len(indices)) for indices in parts]

@@ -21,7 +21,7 @@ from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, DataError, first_line, first_names
 from imgrec.inference.arguments import BATCH_SIZE, Picture, check_count, check_workers, listed_pictures, picture_batches
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint
-from imgrec.inference.device import check_memory, choose_device, inference, is_out_of_memory
+from imgrec.inference.device import Halving, check_memory, choose_device, inference, is_out_of_memory
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.file_batches import FileBatches
 from imgrec.inference.guarantee import Guarantee, find_guarantee
@@ -89,6 +89,7 @@ class Predictor:
         with torch.random.fork_rng(devices=[]):
             self.model = checkpoint.network().to(memory_format=self.memory_format).to(self.device).eval()
         self.loss = checkpoint.loss(None).to(self.device)
+        self.halving = Halving()
 
     def __repr__(self) -> str:
         size, channels = self.preprocessing["image_size"], self.preprocessing["channels"]
@@ -98,7 +99,10 @@ class Predictor:
         )
 
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> float32 [B, K] on the device; to be called inside `inference`."""
+        """uint8 [B, C, H, W] -> float32 [B, K] on the device; to be called inside `inference`. In parts where the memory is too small."""
+        return self.halving(self._logits, images)
+
+    def _logits(self, images: Tensor) -> Tensor:
         pixels = self.preprocess_batch(images.to(self.device))
         return mean_logits(self._view_logits, image_views(pixels, self.tta, self.side))
 
@@ -139,7 +143,7 @@ class Predictor:
             )
         if not len(images):
             return torch.empty(0, len(self.classes))
-        with inference(self.device, self.precision, len(images)):
+        with inference(self.device, self.precision):
             answer = self.loss.probabilities(self.logits(images) / self.temperature).float().cpu()
         if answer.isnan().any():
             hint = "Train again" if self.precision == "32" else "Set precision=32, or train again"
@@ -186,13 +190,17 @@ class Predictor:
         except ConfigError as error:
             raise CheckpointError(f"{self.checkpoint.file}: {first_line(error).partition('.')[0]}. Name another.") from error
         parts: list[Tensor] = []
+
+        def features(batch: Tensor) -> Tensor:
+            kept.clear()
+            self._logits(batch)
+            means = torch.stack(kept).mean(dim=0)  # of the views
+            return (means.mean((2, 3)) if means.ndim == 4 else means.flatten(1)).float().cpu()
+
         with inputs_of(head) as kept:
             for batch in picture_batches(images, self.preprocessing, batch_size):
-                with inference(self.device, self.precision, len(batch)):
-                    self.logits(batch)
-                    features = torch.stack(kept).mean(dim=0)  # of the views
-                    kept.clear()
-                    parts.append((features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)).float().cpu())
+                with inference(self.device, self.precision):
+                    parts.append(self.halving(features, batch))
         return torch.cat(parts) if parts else torch.empty(0, 0)
 
     def predict_files(

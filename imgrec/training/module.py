@@ -23,6 +23,7 @@ from imgrec.distributed.device_checks import trains_on_cuda
 from imgrec.distributed.sharding import is_sharded
 from imgrec.distributed.sync_batchnorm import convert_sync_batchnorm, has_sync_batchnorm
 from imgrec.errors import ConfigError, DataError
+from imgrec.inference.device import Halving
 from imgrec.inference.metrics import ConfusionTally, Report, exact_float
 from imgrec.inference.split_predictions import LogitCollector, PredictionCollector
 from imgrec.models.layers import layers
@@ -113,7 +114,7 @@ class Classifier(QuickHooks, pl.LightningModule):
         )
         self.classes, self.augment, self.seed, self.decay_on = data.classes, augment, run.seed, run.decay_on
         self.scheduler = run.scheduler if with_schedule else None
-        self.sums = EpochSums(self.device)
+        self.sums, self.halving = EpochSums(self.device), Halving()
         self.predictions = PredictionCollector(images=int(data.counts("test").sum()), classes=len(self.classes))
         self.validation = LogitCollector(images=int(data.counts("val").sum()), classes=len(self.classes))
         skip_unused_hooks(self, pl.LightningModule)
@@ -229,8 +230,12 @@ class Classifier(QuickHooks, pl.LightningModule):
         """float [B, K] of images that are not trained on."""
         if self._skips_forward(batch):
             return torch.zeros(0, len(self.classes), device=batch.labels.device)
-        pixels = self.preprocess(batch.images).contiguous(memory_format=self.memory_format)
-        logits: Tensor = self.net(pixels).float()
+        if is_sharded(self.net):  # its ranks gather weights together, and so all compute equally many parts
+            return self._answers(batch.images)
+        return self.halving(self._answers, batch.images)
+
+    def _answers(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(self.preprocess(images).contiguous(memory_format=self.memory_format)).float()
         return logits
 
     def _measure(self, batch: Batch) -> Tensor:

@@ -53,6 +53,7 @@ RESUMABLE_KEYS = (
     "trainer.save_every_minutes",
 )
 
+BATCH = "batch.json"
 TRAIN_BATCH = "train_batch.png"  # in a run directory: the first batch, as the network saw it
 LOST_LOCK_S = 120.0  # an NFSv4 server releases the locks of a lost machine after 90 s
 # What is read of a result.json.
@@ -89,6 +90,11 @@ class RunDir:
         return self.checkpoints / BEST
 
     @property
+    def batch(self) -> Path:
+        """How many images the run computes at once, where that was chosen; see imgrec.training.batch_choice."""
+        return self.path / BATCH
+
+    @property
     def prediction_files(self) -> PredictionFiles:
         """What shows the test at the end."""
         return PredictionFiles(self.path / "errors.csv", self.path / "errors.png", self.path / "predictions.parquet")
@@ -110,7 +116,7 @@ class RunDir:
             yield
         except (ImgrecError, OSError):
             if self.state == "new" and not read_world().rank and not self.checkpoints.exists():
-                for name in ("config.yaml", "log.txt", TRAIN_BATCH, ".lock"):
+                for name in ("config.yaml", "log.txt", BATCH, TRAIN_BATCH, ".lock"):
                     (self.path / name).unlink(missing_ok=True)
                 for directory in (self.path, self.path.parent):
                     if not any(directory.iterdir()):
@@ -146,6 +152,7 @@ class RunDir:
         for unfinished in self.checkpoints.glob("*.unfinished"):  # of a start that was killed while it wrote
             unfinished.unlink()
         if self.state == "new":
+            self.batch.unlink(missing_ok=True)  # of a run that ended before its first save
             self._write_config(run.to_dict())
 
     def take_more_epochs(self, epochs: int) -> None:

@@ -75,6 +75,7 @@ class StepBoundary(pl.Callback):
         self._snapshot: StepSnapshot | None = None  # while one rank trains
         self._flags = FlagReduction(2)  # stop, save; where several ranks train
         self._updating = False  # the optimizer is changing the weights
+        self._evaluated: int | None = None  # images at once, where the memory did not hold more
         self._began = self._saved_at = time.monotonic()
         self._save_s = 0.0  # that the last save kept the training waiting
 
@@ -118,6 +119,12 @@ class StepBoundary(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         forget_restart(trainer)
         self._report(trainer, "waiting for data of")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Classifier)
+        if (most := pl_module.halving.most) != self._evaluated:
+            self._evaluated = most
+            self.say(f"From now on {most} images are evaluated at once, as the memory did not hold more.")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer, replace(read_loop_position(trainer), done=0, stage="end"))

@@ -33,6 +33,7 @@ from imgrec.inference.paths import BEST, LAST, suspects_command
 from imgrec.models.summary import ModelSize
 from imgrec.scan.known_faults import KnownFaults
 from imgrec.terminal import percent, percents
+from imgrec.training.batch_choice import BatchChoice
 from imgrec.training.callbacks.history import History
 from imgrec.training.checkpoint import ResumePoint, Tested
 from imgrec.training.final_test import Tests
@@ -51,6 +52,7 @@ def start_screen(
     of_weights: Mapping[str, str],
     resume: ResumePoint | None,
     faults: KnownFaults,
+    choice: BatchChoice | None,
 ) -> Table:
     """The start screen: run directory, device, data and its faults, network, batch, rate; of_weights: of `initial_network`."""
     table = Table.grid(padding=(0, 2))
@@ -69,7 +71,7 @@ def start_screen(
         "device": device,
         "data": _data_row(run.data, loaders) + ("" if run.sampling == "shuffle" else f", sampling={run.sampling}"),
         "network": f"{network}: {size.parameters:,} parameters, {size.flops / 1e6:,.1f} MFLOPs an image",
-        "batch": f"{plan}; {steps}",
+        "batch": f"{plan}; {steps}" + ("" if choice is None else f"\n{choice.reason}"),
         "rate": f"{_name(run.optim)} {rate_sentence(run.optim, plan.global_size)}, {_name(run.scheduler)} with {warmup}",
         "loader": (plural(loaders.workers, "worker process", "es") if loaders.workers else "in this process")
         + _decoded(run.data),

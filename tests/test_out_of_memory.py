@@ -1,0 +1,159 @@
+"""A training whose memory ends goes on with half of the images at once, like one that had that number from there on."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from error_parts import raises_error
+from processes import exit_codes, run_command
+from resumed_runs import assert_same, finish_run, kill_run, load_run, read_outcome
+from small_run import SMALL
+
+from imgrec import config
+from imgrec.config.schema import RunConfig
+from imgrec.distributed.command import run_command as run_named
+from imgrec.errors import ConfigError, ExitCode
+from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.models.lenet import LeNet
+from imgrec.train import fit
+from imgrec.training.module import Classifier
+from imgrec.training.step_boundary import StepBoundary
+
+BATCH, BEFORE, AFTER = 12, 6, 3  # batch_size, and max_device_batch before and after
+STEP = 3  # of two in an epoch
+
+
+def memory_ends(method: str, most: int, *, step: int = 0, rank: int = 0, patch: Callable[..., None] = setattr) -> None:
+    """In a fork, or with a monkeypatch: from a step on a rank holds no more than `most` images at once, which it notices at the end of a call."""
+    whole: Callable[..., Any] = getattr(Classifier, method)
+
+    def limited(self: Classifier, batch: Any, batch_idx: int) -> Any:
+        result = whole(self, batch, batch_idx)
+        if len(batch.labels) > most and self.trainer.global_step >= step and self.trainer.global_rank == rank:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return result
+
+    patch(Classifier, method, limited)
+
+
+def finish_in_little_memory(run: RunConfig, *, size: int = 1, **limits: Any) -> dict[str, Any]:
+    def work(rank: int) -> None:
+        memory_ends("training_step", **limits)
+        fit(run, quiet=True)
+
+    assert exit_codes(size, work) == [0] * size
+    return read_outcome(Path(run.runs_dir) / "r/a")
+
+
+@pytest.mark.slow
+def test_from_the_step_that_failed_it_equals_a_run_with_half_of_the_images_at_once(tmp_path: Path) -> None:
+    run = load_run(tmp_path / "ends", f"batch_size={BATCH}", f"max_device_batch={BEFORE}")
+    found = finish_in_little_memory(run, most=AFTER, step=STEP)
+    halved = f"runs_dir={tmp_path}/halved", f"batch_size={BATCH}"
+    saving = load_run(tmp_path, *halved, f"max_device_batch={BEFORE}", "trainer.save_every_steps=1")
+    kill_run(saving, STEP + 1, StepBoundary, "on_before_optimizer_step")
+    file = tmp_path / "halved/r/a/config.yaml"  # of a run that is resumed with the other number, as no command does it
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"max_device_batch": AFTER}))
+    assert_same(found, finish_run(load_run(tmp_path, *halved, f"max_device_batch={AFTER}")))
+    log = (tmp_path / "ends/r/a/log.txt").read_text()
+    assert f"saved at step {STEP}." in log
+    assert f"The run resumes with max_device_batch={AFTER}, in the same global batch of {BATCH}." in log
+    assert f"resuming {tmp_path}/ends/r/a from step {STEP}," in log
+
+
+def small_run(folder: Path, name: str, *words: str) -> RunConfig:
+    return config.load("train", [*SMALL, "callbacks.pictures=null", f"runs_dir={folder}", f"name={name}", "id=a", *words])
+
+
+def test_in_the_first_step_it_equals_a_run_that_began_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit(small_run(tmp_path, "typed", "max_device_batch=2"), quiet=True)
+    memory_ends("training_step", AFTER, patch=monkeypatch.setattr)
+    fit(small_run(tmp_path, "halved"), quiet=True)
+    outcomes = [read_checkpoint(tmp_path / f"{name}/a/checkpoints/last.ckpt") for name in ("typed", "halved")]
+    assert_same(*(outcome["state_dict"] for outcome in outcomes))
+    assert outcomes[1]["imgrec"]["config"]["max_device_batch"] == 2
+    assert json.loads((tmp_path / "halved/a/batch.json").read_text())["max_device_batch"] == 2
+    assert "global batch 4 = 1 device x 2 x 2" in (tmp_path / "halved/a/log.txt").read_text()
+
+
+def test_one_image_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory_ends("training_step", 0, patch=monkeypatch.setattr)
+    with raises_error(ConfigError, "max_device_batch=1", "16 pixels", "data.image_size=8"):
+        fit(small_run(tmp_path, "one", "max_device_batch=1"), quiet=True)
+
+
+def test_what_does_not_fit_before_the_first_step_is_no_matter_of_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Classifier) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Classifier, "on_fit_start", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(small_run(tmp_path, "weights"), quiet=True)
+    assert not (tmp_path / "weights/a/batch.json").exists()
+
+
+@pytest.mark.slow
+def test_validation_is_computed_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = fit(small_run(tmp_path, "whole"), quiet=True)
+    forward = LeNet.forward
+
+    def limited(self: LeNet, x: torch.Tensor) -> torch.Tensor:
+        if not self.training and len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x)
+
+    monkeypatch.setattr(LeNet, "forward", limited)
+    found = fit(small_run(tmp_path, "parts"), quiet=True)
+    assert found["last"]["val/loss"] == pytest.approx(expected["last"]["val/loss"], rel=1e-5)
+    assert found["test"]["loss"] == pytest.approx(expected["test"]["loss"], rel=1e-5)
+    assert "From now on 1 images are evaluated at once" in (tmp_path / "parts/a/log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_of_several_ranks_all_end_and_the_same_command_goes_on_with_half(tmp_path: Path) -> None:
+    """As under torchrun."""
+    run = load_run(tmp_path, f"batch_size={BATCH}", f"max_device_batch={BEFORE}", "trainer.devices=auto")
+
+    def work(rank: int) -> int:
+        memory_ends("training_step", AFTER, rank=1)
+        return run_named("train", lambda *_: int(fit(run, quiet=True) is None), [])
+
+    assert exit_codes(2, work) == [ExitCode.REFUSED] * 2
+    assert exit_codes(2, work) == [ExitCode.OK] * 2
+    typed = load_run(tmp_path / "typed", f"batch_size={BATCH}", f"max_device_batch={AFTER}", "trainer.devices=auto")
+    assert_same(read_outcome(tmp_path / "r/a"), finish_run(typed, size=2))
+
+
+LITTLE = """
+import pytorch_lightning as pl
+import torch
+
+
+class Little(pl.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if len(batch.labels) > 1 and trainer.global_rank == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+"""
+
+
+@pytest.mark.slow
+def test_a_command_with_several_devices_starts_its_ranks_again(tmp_path: Path) -> None:
+    (tmp_path / "little.py").write_text(LITTLE)
+    (tmp_path / "conf/callbacks").mkdir(parents=True)
+    (tmp_path / "conf/callbacks/little.yaml").write_text("defaults: [default, _self_]\nlittle: {_target_: little.Little}\n")
+    words = [*SMALL, "callbacks=little", f"runs_dir={tmp_path}", "name=r", "id=a", "trainer.devices=2"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "IMGREC_ALLOW": "little"}
+    command = run_command(sys.executable, "-m", "imgrec.train", "--config-dir", tmp_path / "conf", *words, env=environment)
+    assert command.returncode == 0, command.stderr
+    log = (tmp_path / "r/a/log.txt").read_text()
+    for line in ("2 images at once did not fit in the memory.", "global batch 4 = 2 devices x 1 x 2"):
+        assert line in log
+        assert line in command.stdout
