@@ -40,7 +40,7 @@ def trained(tmp_path_factory):
 
 
 def logits_of(predictor, images):
-    with inference(predictor.device, predictor.precision, len(images)):
+    with inference(predictor.device, predictor.precision):
         return predictor.logits(images).numpy()
 
 
