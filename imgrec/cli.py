@@ -18,6 +18,7 @@ COMMANDS = {
     "compare": "runs beside one another, and whether one is better than the first",
     "report": "a page and a model card of runs, as a training writes them at its end",
     "predict": "classes and probabilities of files and folders",
+    "serve": "answer over HTTP, with a page to drop images on",
     "lr_find": "suggest a learning rate and draw its curve",
     "benchmark": "how fast loader and step are here, and with which settings they are faster",
     "pack": "pack image files into tar shards with an index, which are read faster",

@@ -70,8 +70,8 @@ def page_start(command: str) -> str:
     return f"<!doctype html><!-- imgrec {command} -->"
 
 
-def render(command: str, title: str, sections: Sequence[Section]) -> str:
-    """The page: the title, links to the sections, and the sections in their order."""
+def render(command: str, title: str, sections: Sequence[Section], *, policy: str = NO_NETWORK, head: str = "") -> str:
+    """The page: the title, links to the sections, and the sections in their order. policy: what it may load; head: more of its head."""
     links = "".join(f'<li><a href="#{section.id}">{text(section.heading)}</a></li>' for section in sections)
     body = "".join(
         f'<section aria-labelledby="{section.id}"><h2 id="{section.id}">{text(section.heading)}</h2>{section.html}</section>\n'
@@ -81,7 +81,7 @@ def render(command: str, title: str, sections: Sequence[Section]) -> str:
     scripts = "".join(dict.fromkeys(section.script for section in sections))
     return (
         f'{page_start(command)}<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">{head}'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{text(title)}</title>'
         f"<style>{PAGE_STYLE}{styles}</style></head><body><header><h1>{text(title)}</h1>"
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{body}</main>'

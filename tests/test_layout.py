@@ -22,9 +22,9 @@ LAYERS = (
     ("scan",),
     ("inference",),
     ("training",),
-    ("report",),
+    ("report", "serving"),
     ("sweeps",),
-    ("cli", "train", "evaluate", "compare", "predict", "lr_find", "benchmark", "pack", "check", "slurm"),
+    ("cli", "train", "evaluate", "compare", "predict", "lr_find", "benchmark", "pack", "check", "slurm", "serve"),
 )
 # What takes long to import, so that an import inside a function keeps it out of the first second.
 SLOW = {

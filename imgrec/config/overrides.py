@@ -35,6 +35,7 @@ POSITIONAL = {
     "compare": ("runs",),
     "report": ("runs",),
     "predict": ("ckpt", "files"),
+    "serve": ("ckpt",),
     "models": ("filter",),
 }
 Defaults = Mapping[str, Any]  # dotted name to default

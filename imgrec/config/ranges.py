@@ -35,16 +35,18 @@ _KEYS: dict[Range, str] = {
         data.window_shards model.depth model.kernel model.widths optim.base_batch optim.ns_steps scheduler.every_epochs scheduler.milestones_epochs
         callbacks.ema.every_steps trainer.num_nodes trainer.threads trainer.save_every_steps trainer.log_every_steps
         callbacks.progressive_size.multiple
-        nodes tasks_per_node cpus_per_task signal_s""",
+        nodes tasks_per_node cpus_per_task signal_s
+        network_threads max_queue max_images""",
     Range(2): "steps data.num_classes",
     Range(1, 8192): "data.image_size",  # 8192 are 0.8 GB for one picture in colour
-    Range(1, 178_956_970): "data.max_pixels",  # from there on PIL refuses to open it
+    Range(1, 178_956_970): "data.max_pixels max_pixels",  # from there on PIL refuses to open it
+    Range(0, 65535): "port",
     Range(1, 100): "quality",
     Range(100): "resamples",  # of fewer an interval's ends are the extremes
     Range(-inf): "data.scale",
     Range(1, 604_800): "trainer.timeout_s",  # a week; torch counts it in 32 bits of milliseconds
     POSITIVE: """
-        lr_min lr_max seconds data.std data.cache_gb augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
+        lr_min lr_max seconds max_body_mb body_timeout_s data.std data.cache_gb augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
         scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.grace_s trainer.max_minutes
         trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches""",
     Range(0, 1): """

@@ -178,7 +178,7 @@ class Predictor:
             tta=self.tta,
         )
         batches = picture_batches(images, self.preprocessing, batch_size)
-        return [prediction for batch in batches for prediction in self._predictions(batch, top_k, guarantee)]
+        return [prediction for batch in batches for prediction in self.answer(batch, top_k, guarantee)]
 
     def embed(self, images: Picture | Sequence[Picture], *, batch_size: int = BATCH_SIZE) -> Tensor:
         """float32 [N, D] on the CPU: what the network's last layer, its head, gets for each image. `images` as in `predict`.
@@ -227,11 +227,12 @@ class Predictor:
         files, on_gpu = FileBatches(pack_names(paths), self.preprocessing), self.device.type == "cuda"
         with closing(Loader(files, batches, num_workers=num_workers, timeout_s=timeout_s, for_gpu=on_gpu)) as loader:
             for batch in loader:
-                predictions = iter(self._predictions(batch.images, top_k, guarantee))
+                predictions = iter(self.answer(batch.images, top_k, guarantee))
                 for error in batch.errors:
                     yield next(predictions) if error is None else DataError(error)
 
-    def _predictions(self, images: Tensor, top_k: int, guarantee: Guarantee | None) -> list[Prediction]:
+    def answer(self, images: Tensor, top_k: int, guarantee: Guarantee | None = None) -> list[Prediction]:
+        """uint8 [B, C, S, S] as it was read with `preprocessing` -> one Prediction an image."""
         probabilities = self.probabilities(images)
         predictions = self.ranked(probabilities, top_k)
         if guarantee is None:

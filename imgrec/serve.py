@@ -1,0 +1,162 @@
+"""Answers over HTTP: python -m imgrec.serve ckpt=runs/NAME/ID port=8000"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from imgrec.config.answers import check_answers
+from imgrec.config.compose import compose_config
+from imgrec.config.schema import Device, Precision, ServedFormat, SetMethod, Views, dotted_types, parse_settings
+from imgrec.config.start_checks import check_gpu
+from imgrec.distributed.command import run_command
+from imgrec.errors import ConfigError, first_names, plural
+from imgrec.inference.paths import find_checkpoint
+from imgrec.serving.access import VARIABLE, read_token
+from imgrec.terminal import Terminal
+
+if TYPE_CHECKING:
+    from imgrec.serving.app import Service
+    from imgrec.serving.recognizer import CheckpointRecognizer
+
+NEEDED = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """The keys of conf/serve.yaml."""
+
+    ckpt: str | None
+    host: str
+    port: int
+    token_file: str | None
+    top_k: int
+    coverage: float | None
+    sets: SetMethod
+    sets_by_class: bool
+    risk: float | None
+    tta: Views | None
+    batch_size: int
+    max_wait_ms: float
+    network_threads: int | Literal["auto"]
+    max_queue: int
+    max_images: int
+    max_body_mb: float
+    max_pixels: int
+    formats: list[ServedFormat]
+    body_timeout_s: float
+    stop_timeout_s: float
+    device: Device
+    precision: Precision | None
+    calibrated: bool
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Serve until a signal; returns 0 when all accepted requests are answered."""
+    config = parse_settings(ServeConfig, compose_config("serve", argv, config_dir, types=dotted_types(ServeConfig)))
+    check_answers(coverage=config.coverage, risk=config.risk, calibrated=config.calibrated, tta=config.tta)
+    if config.ckpt is None:
+        raise ConfigError("ckpt=null: serve needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ConfigError(f'serve needs {missing[0]}, which is not installed. Type: pip install "imgrec[serve]"')
+    if config.max_images > config.max_queue:
+        raise ConfigError(
+            f"max_images={config.max_images}: more than max_queue={config.max_queue} are never accepted. "
+            f"Set max_queue={config.max_images}."
+        )
+    if not config.formats:
+        raise ConfigError("formats=[]: no image could be sent. Set formats=[jpeg,png].")
+    token = read_token(config.token_file)
+    find_checkpoint(config.ckpt)
+    check_gpu("device", config.device)
+    return _serve(config, token)
+
+
+def _serve(config: ServeConfig, token: str | None) -> int:
+    from imgrec.serving.server import bind, run_server, url_of
+
+    terminal = Terminal()
+    opened = bind(config.host, config.port)
+    service = _build_service(config, token)
+
+    def say_started() -> None:
+        recognizer, url = service.recognizer, url_of(opened)
+        header = "-H 'Authorization: Bearer TOKEN' " if token else ""
+        terminal.say(
+            f"{recognizer.file}: {plural(len(recognizer.classes), 'class', 'es')} ({first_names(recognizer.classes, 5)})"
+        )
+        if token is None and not _is_loopback(opened.getsockname()[0]):
+            terminal.say(
+                f"host={config.host}: whoever reaches this machine may ask. Set {VARIABLE} or token_file=FILE.", style="yellow"
+            )
+        terminal.say(f"listening at {url}, a page to drop images on; Ctrl-C stops", style="bold green")
+        terminal.say("next:")
+        terminal.say(f"  curl {header}-F image=@photo.jpg {url}/predict")
+
+    run_server(service, opened, stop_timeout_s=config.stop_timeout_s, on_started=say_started)
+    terminal.say(f"stopped; {plural(service.answered, 'image')} answered")
+    return 0
+
+
+def _is_loopback(address: str) -> bool:
+    return ip_address(address.partition("%")[0]).is_loopback
+
+
+def _build_service(config: ServeConfig, token: str | None) -> "Service":
+    import torch
+
+    from imgrec.serving.app import Service, Settings
+    from imgrec.serving.limits import Limits
+
+    recognizer = _load_recognizer(config)
+    on_cpu = recognizer.device == "cpu"
+    threads = (len(os.sched_getaffinity(0)) if on_cpu else 1) if config.network_threads == "auto" else config.network_threads
+    cores = max(1, torch.get_num_threads() // threads)  # of each batch
+    settings = Settings(
+        limits=Limits(
+            max_images=config.max_images,
+            max_body_bytes=round(config.max_body_mb * 1e6),
+            max_pixels=config.max_pixels,
+            formats=tuple(config.formats),
+            body_timeout_s=config.body_timeout_s,
+        ),
+        top_k=config.top_k,
+        batch_size=config.batch_size,
+        max_wait_s=config.max_wait_ms / 1000,
+        max_queue=config.max_queue,
+        network_threads=threads,
+        token=token,
+        adds="set" if config.coverage is not None else "answered" if config.risk is not None else None,
+    )
+    return Service(recognizer, settings, load=lambda: _load_recognizer(config), start_thread=lambda: torch.set_num_threads(cores))
+
+
+def _load_recognizer(config: ServeConfig) -> "CheckpointRecognizer":
+    from imgrec.inference.checkpoint import load_checkpoint
+    from imgrec.inference.guarantee import find_guarantee
+    from imgrec.inference.predictor import Predictor
+    from imgrec.serving.recognizer import CheckpointRecognizer
+
+    assert config.ckpt is not None
+    checkpoint = load_checkpoint(Path(config.ckpt))
+    guarantee = find_guarantee(
+        checkpoint,
+        coverage=config.coverage,
+        risk=config.risk,
+        sets=config.sets,
+        sets_by_class=config.sets_by_class,
+        calibrated=config.calibrated,
+        tta=config.tta,
+    )
+    predictor = Predictor(
+        checkpoint, device=config.device, precision=config.precision, calibrated=config.calibrated, tta=config.tta
+    )
+    return CheckpointRecognizer(predictor, guarantee, batch_size=config.batch_size)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("serve", main, sys.argv[1:]))

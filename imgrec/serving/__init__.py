@@ -1,0 +1,1 @@
+"""A trained network behind HTTP: limits, batches, answers, and the page to try it."""

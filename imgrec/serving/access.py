@@ -1,0 +1,50 @@
+"""The bearer token: read from a file or the environment, never from the command line, which all users of a machine see."""
+
+import os
+from hashlib import sha256
+from hmac import compare_digest
+from pathlib import Path
+
+from imgrec.errors import ConfigError
+
+VARIABLE = "IMGREC_TOKEN"
+LEAST_LETTERS = 16
+
+
+def read_token(token_file: str | None) -> str | None:
+    """The token, None where none is set; ConfigError for a file that cannot be read, two tokens, or a short one."""
+    value = os.environ.get(VARIABLE)
+    if token_file is None and value is None:
+        return None
+    source = VARIABLE if token_file is None else f"token_file={token_file}"
+    if token_file is not None:
+        if value is not None:
+            raise ConfigError(f"{source} and {VARIABLE} in the environment are two tokens. Set one of them.")
+        try:
+            value = Path(token_file).read_text(encoding="ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no ASCII text"
+            raise ConfigError(f"{source}: it cannot be read: {reason}. {_make()}") from error
+    token = (value or "").strip()
+    if len(token) < LEAST_LETTERS or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"{source}: its token has {len(token)} characters; expected {LEAST_LETTERS} or more, ASCII, without spaces. {_make()}"
+        )
+    return token
+
+
+def _make() -> str:
+    return "Type openssl rand -hex 32 > token, and set token_file=token."
+
+
+def is_allowed(authorization: str | None, token: str | None) -> bool:
+    """Whether an Authorization header brings the token. The time that this takes says nothing of the token."""
+    if token is None:
+        return True
+    scheme, _, given = (authorization or "").partition(" ")
+    same = compare_digest(_digest(given.strip()), _digest(token))
+    return same and scheme.lower() == "bearer"
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode(errors="surrogateescape")).digest()

@@ -1,0 +1,272 @@
+"""The server's requests and their answers, as an ASGI application."""
+
+import asyncio
+import json
+import os
+import time
+import warnings
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from imgrec.errors import DataError, ImgrecError, shorten
+from imgrec.files import as_utf8
+from imgrec.inference.predictor import Prediction
+from imgrec.serving.access import is_allowed
+from imgrec.serving.batcher import Batcher, QueueFull
+from imgrec.serving.limits import Limits, Refused, Upload, check_image, read_uploads
+from imgrec.serving.metrics import CONTENT_TYPE, ServerMetrics
+from imgrec.serving.openapi import api_description
+from imgrec.serving.page import PAGE_HEADERS, drop_page
+from imgrec.serving.recognizer import Recognizer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a server; conf/serve.yaml says what each means. adds: what a guarantee adds to an answer."""
+
+    limits: Limits
+    top_k: int
+    batch_size: int
+    max_wait_s: float
+    max_queue: int
+    network_threads: int
+    token: str | None
+    adds: str | None  # "set" or "answered"
+
+
+class Job(NamedTuple):
+    """An image on its way to the network that it was read for."""
+
+    recognizer: Recognizer
+    image: Any
+    top_k: int
+
+
+def answer_jobs(jobs: list[Job]) -> list[Prediction]:
+    """The predictions of a batch: one call of each network, of which there are two while a reload goes on."""
+    predictions: list[Prediction] = []
+    for _, same in groupby(jobs, key=lambda job: id(job.recognizer)):
+        group = list(same)
+        predictions += group[0].recognizer.answer([job.image for job in group], max(job.top_k for job in group))
+    return predictions
+
+
+class Service:
+    """A recognizer with its queue. load: reads the checkpoint again, for a reload. start_thread: is called in each network thread."""
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        settings: Settings,
+        *,
+        load: Callable[[], Recognizer],
+        start_thread: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.recognizer, self.settings = recognizer, settings
+        self.stopping = False
+        self.answered = 0  # images
+        self._load, self._reloading = load, asyncio.Lock()
+        self.metrics = ServerMetrics(lambda: self._batcher.admitted)
+        self._batcher: Batcher[Job, Prediction] = Batcher(
+            answer_jobs,
+            batch_size=settings.batch_size,
+            max_wait_s=settings.max_wait_s,
+            max_admitted=settings.max_queue,
+            threads=settings.network_threads,
+            start_thread=start_thread,
+            observe=self.metrics.observe_batch,
+        )
+        self._decoders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "imgrec-decoder")
+
+    def app(self) -> "Counted":
+        """The application, which counts its requests."""
+        routes = [
+            Route("/", self._page, methods=["GET"]),
+            Route("/predict", self._predict, methods=["POST"]),
+            Route("/reload", self._reload, methods=["POST"]),
+            Route("/openapi.json", self._openapi, methods=["GET"]),
+            Route("/healthz", self._health, methods=["GET"]),
+            Route("/readyz", self._ready, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
+        ]
+        starlette = Starlette(
+            routes=routes,
+            lifespan=self._lifespan,
+            exception_handlers={
+                Refused: _refuse,
+                QueueFull: _refuse_full,
+                HTTPException: partial(_refuse_route, [route.path for route in routes]),
+                ClientDisconnect: _leave,
+                Exception: _fail,
+            },
+        )
+        starlette.router.redirect_slashes = False
+        return Counted(starlette, self.metrics, {route.path for route in routes})
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the decoder does that too, but threads share their filters
+            self._batcher.start()
+            yield
+            await self._batcher.close()
+            self._decoders.shutdown()
+
+    async def _predict(self, request: Request) -> Response:
+        self._check_token(request)
+        if self.stopping:
+            raise Refused(503, "the server is stopping. Try again.", {"Retry-After": "5"})
+        start, recognizer = time.perf_counter(), self.recognizer
+        top_k = self._top_k(request, len(recognizer.classes))
+        with self._batcher.admit() as admission:
+            uploads = await read_uploads(request, self.settings.limits)
+            admission.grow(len(uploads) - 1)
+            loop = asyncio.get_running_loop()
+            images = [loop.run_in_executor(self._decoders, self._read, recognizer, upload) for upload in uploads]
+            jobs = [Job(recognizer, image, top_k) for image in await asyncio.gather(*images)]
+            predictions = await admission.answer(jobs)
+        self.answered += len(uploads)
+        self.metrics.seconds.observe(time.perf_counter() - start)
+        answers = [
+            _prediction(upload, prediction, top_k, self.settings.adds)
+            for upload, prediction in zip(uploads, predictions, strict=True)
+        ]
+        return json_response({"weights": recognizer.weights, "predictions": answers})
+
+    def _read(self, recognizer: Recognizer, upload: Upload) -> Any:
+        check_image(upload, self.settings.limits)
+        try:
+            return recognizer.read(upload.content, str(upload))
+        except DataError as error:
+            raise Refused(422, str(error)) from error
+
+    def _top_k(self, request: Request, classes: int) -> int:
+        query = request.query_params
+        if unknown := [name for name in query if name != "top_k"]:
+            raise Refused(400, f"there is no parameter {shorten(unknown[0])}. There is top_k.")
+        given = query.getlist("top_k")
+        if not given:
+            return min(self.settings.top_k, classes)
+        value = given[0]
+        if len(given) > 1 or not (value.isascii() and value.isdecimal() and len(value) < 10) or int(value) < 1:
+            raise Refused(400, f"top_k={shorten(value)}: expected one integer, 1 or more. Type ?top_k=3.")
+        return min(int(value), classes)
+
+    async def _reload(self, request: Request) -> Response:
+        if self.settings.token is None:
+            raise Refused(403, "only a server with a token reloads. Start it with token_file=FILE.")
+        self._check_token(request)
+        if self._reloading.locked():
+            raise Refused(409, "a reload is under way. Wait for its answer.")
+        async with self._reloading:
+            try:
+                self.recognizer = await asyncio.to_thread(self._load)
+            except ImgrecError as error:
+                self.metrics.reloads.labels("refused").inc()
+                raise Refused(409, f"{error} The network from before stays.") from error
+        self.metrics.reloads.labels("done").inc()
+        return json_response({"weights": self.recognizer.weights, "classes": len(self.recognizer.classes)})
+
+    async def _page(self, request: Request) -> Response:
+        page = drop_page(self.recognizer.classes, self.settings.limits, needs_token=self.settings.token is not None)
+        return Response(page, media_type="text/html", headers=PAGE_HEADERS)
+
+    async def _openapi(self, request: Request) -> Response:
+        return json_response(api_description(self.settings.limits, self.settings.adds, self.settings.token is not None))
+
+    async def _health(self, request: Request) -> Response:
+        return json_response({"status": "ok"})
+
+    async def _ready(self, request: Request) -> Response:
+        return json_response({"status": "stopping"}, 503) if self.stopping else json_response({"status": "ready"})
+
+    async def _metrics(self, request: Request) -> Response:
+        self._check_token(request)
+        return Response(self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    def _check_token(self, request: Request) -> None:
+        if not is_allowed(request.headers.get("authorization"), self.settings.token):
+            line = "this needs the server's token. Type curl -H 'Authorization: Bearer TOKEN'."
+            raise Refused(401, line, {"WWW-Authenticate": "Bearer"})
+
+
+def _prediction(upload: Upload, prediction: Prediction, top_k: int, adds: str | None) -> dict[str, Any]:
+    """The JSON of one image's answer."""
+    top = [{"class": as_utf8(name), "probability": probability} for name, probability in prediction.top[:top_k]]
+    answer: dict[str, Any] = {"file": None if upload.name is None else shorten(upload.name), **top[0], "top": top}
+    if adds == "set":
+        answer["set"] = list(map(as_utf8, prediction.classes or []))
+    elif adds == "answered":
+        answer["answered"] = prediction.answered
+    return answer
+
+
+def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """In ASCII, as a file name may hold half a surrogate pair, which no UTF-8 has."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return Response(text, status, {"X-Content-Type-Options": "nosniff", **(headers or {})}, "application/json")
+
+
+def _error(status: int, line: str, headers: dict[str, str] | None = None) -> Response:
+    return json_response({"error": line}, status, headers)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return _error(error.status, str(error), error.headers)
+
+
+async def _refuse_full(request: Request, error: Exception) -> Response:
+    assert isinstance(error, QueueFull)
+    wait = str(error.retry_after_s)
+    return _error(429, f"too many images are waiting. Try again in {wait} s.", {"Retry-After": wait})
+
+
+async def _refuse_route(paths: Sequence[str], request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path, headers = shorten(request.url.path), dict(error.headers or {})
+    if error.status_code == 405:
+        return _error(405, f"{request.method} {path}: expected {headers.get('Allow')}.", headers)
+    return _error(error.status_code, f"{path}: there is no such path. There are: {', '.join(paths)}.", headers)
+
+
+async def _leave(request: Request, error: Exception) -> Response:
+    """For a client that is gone: nobody reads it, the status is what the metrics show."""
+    return _error(400, "the body ended too early.")
+
+
+async def _fail(request: Request, error: Exception) -> Response:
+    """A fault of the server, whose traceback is in its log."""
+    return _error(500, "the server failed. Its log says why.")
+
+
+class Counted:
+    """An application whose requests are counted by path and status."""
+
+    def __init__(self, app: Starlette, metrics: ServerMetrics, paths: set[str]) -> None:
+        self._app, self._metrics, self._paths = app, metrics, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        path = scope["path"] if scope["path"] in self._paths else "other"
+
+        async def counted_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.requests.labels(path, message["status"]).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted_send)
+        return None

@@ -1,0 +1,84 @@
+"use strict";
+// Each file is a request of its own, so that one that is refused has its own line. Names of files and classes are text, never HTML.
+(() => {
+  const AT_ONCE = 4, TOP = 5;
+  const find = (id) => document.getElementById(id);
+  const drop = find("drop"), input = find("files"), said = find("said"), answers = find("answers"), token = find("token");
+  const waiting = [];
+  let running = 0;
+
+  const add = (parent, tag, text, className) => {
+    const node = parent.appendChild(document.createElement(tag));
+    if (text !== undefined) node.textContent = text;
+    if (className) node.className = className;
+    return node;
+  };
+  const percent = (share) => (share > 0.9995 && share < 1 ? "> 99.9%" : share < 0.0005 ? "< 0.1%" : (100 * share).toFixed(1) + "%");
+
+  const show = (item, answer) => {
+    const sets = answer.set && (answer.set.length ? answer.set.join(", ") : "no class");
+    const first = answer.answered === false ? "none of these" : answer.class;
+    add(item, "p", first, "first");
+    if (sets) add(item, "p", "Set: " + sets, "soft");
+    const list = add(item, "dl", undefined, "bars");
+    for (const { class: name, probability } of answer.top) {
+      const row = add(list, "div");
+      row.style.display = "contents";
+      add(row, "dt", name);
+      add(row, "dd", percent(probability));
+      const bar = add(row, "dd", undefined, "bar");
+      bar.setAttribute("aria-hidden", "true");
+      add(bar, "i").style.width = 100 * probability + "%";
+    }
+    return first + ", " + percent(answer.probability);
+  };
+
+  const ask = async (file, item) => {
+    const headers = { "Content-Type": file.type || "application/octet-stream" };
+    if (token && token.value) headers.Authorization = "Bearer " + token.value;
+    let line;
+    try {
+      const response = await fetch("predict?top_k=" + TOP, { method: "POST", headers, body: file });
+      const content = await response.json();
+      line = response.ok ? show(item, content.predictions[0]) : undefined;
+      if (!response.ok) add(item, "p", line = content.error, "bad");
+    } catch (error) {
+      add(item, "p", line = "The server does not answer.", "bad");
+    }
+    said.textContent = file.name + ": " + line;
+  };
+
+  const next = () => {
+    while (running < AT_ONCE && waiting.length) {
+      running += 1;
+      ask(...waiting.shift()).finally(() => { running -= 1; next(); });
+    }
+  };
+
+  const take = (files) => {
+    for (const file of files) {
+      const item = document.createElement("li");
+      answers.prepend(item);
+      const picture = add(item, "img");
+      picture.alt = "";
+      picture.src = URL.createObjectURL(file);
+      picture.onload = () => URL.revokeObjectURL(picture.src);
+      picture.onerror = () => picture.remove();
+      add(item, "h3", file.name);
+      waiting.push([file, item]);
+    }
+    if (files.length) said.textContent = files.length === 1 ? "Asking." : "Asking about " + files.length + " images.";
+    next();
+  };
+
+  input.addEventListener("change", () => { take([...input.files]); input.value = ""; });
+  addEventListener("paste", (event) => take([...event.clipboardData.files]));
+  for (const kind of ["dragover", "drop", "dragleave"]) {
+    addEventListener(kind, (event) => {
+      event.preventDefault();
+      drop.classList.toggle("over", kind === "dragover");
+      if (kind === "drop") take([...event.dataTransfer.files]);
+    });
+  }
+  for (const node of document.querySelectorAll("[data-origin]")) node.textContent = location.href.replace(/\/$/, "");
+})();

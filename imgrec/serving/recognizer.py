@@ -1,0 +1,55 @@
+"""What the server asks: an object that reads image files and names their classes. A checkpoint's is here."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from imgrec.data.decode import decode_bytes, fit_to_size
+from imgrec.inference.checkpoint import weights_hash
+from imgrec.inference.guarantee import Guarantee
+from imgrec.inference.predictor import Prediction, Predictor
+
+HASH_DIGITS = 12  # of the weights, in each answer
+
+
+class Recognizer(Protocol):
+    """Both methods are called in several threads at once."""
+
+    @property
+    def file(self) -> str: ...
+    @property
+    def weights(self) -> str: ...  # tells answers of other weights apart
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    def read(self, content: bytes, name: str) -> Any:
+        """What `answer` takes, of an image file that errors call `name`; DataError for one that cannot be read."""
+
+    def answer(self, images: Sequence[Any], top_k: int) -> list[Prediction]:
+        """The predictions of a batch, each with the `top_k` first classes."""
+
+
+class CheckpointRecognizer:
+    """The network of a checkpoint, with sets or answers where `guarantee` says so.
+
+    It sees `batch_size` images first, so that a network that takes none, or too many for the memory, is an error here.
+    """
+
+    def __init__(self, predictor: Predictor, guarantee: Guarantee | None, *, batch_size: int) -> None:
+        self._predictor, self._guarantee = predictor, guarantee
+        self.device = predictor.device.type
+        self.file, self.classes = str(predictor.checkpoint.file), predictor.classes
+        self.weights = weights_hash(predictor.checkpoint.content)[:HASH_DIGITS]
+        steps = predictor.preprocessing
+        predictor.probabilities(
+            torch.zeros((batch_size, steps["channels"], steps["image_size"], steps["image_size"]), dtype=torch.uint8)
+        )
+
+    def read(self, content: bytes, name: str) -> torch.Tensor:
+        """uint8 [C, S, S]."""
+        steps = self._predictor.preprocessing
+        return fit_to_size(decode_bytes(content, name, steps), steps)
+
+    def answer(self, images: Sequence[torch.Tensor], top_k: int) -> list[Prediction]:
+        return self._predictor.answer(torch.stack(list(images)), top_k, self._guarantee)
