@@ -109,14 +109,14 @@ def _is_loopback(address: str) -> bool:
 def _build_service(config: ServeConfig, token: str | None) -> "Service":
     import torch
 
-    from imgrec.serving.app import Service, Settings
+    from imgrec.serving.app import ServerSettings, Service
     from imgrec.serving.limits import Limits
 
     recognizer = _load_recognizer(config)
     on_cpu = recognizer.device == "cpu"
     threads = (len(os.sched_getaffinity(0)) if on_cpu else 1) if config.network_threads == "auto" else config.network_threads
     cores = max(1, torch.get_num_threads() // threads)  # of each batch
-    settings = Settings(
+    settings = ServerSettings(
         limits=Limits(
             max_images=config.max_images,
             max_body_bytes=round(config.max_body_mb * 1e6),

@@ -40,6 +40,8 @@ SLOW = {
     "scipy",
     "optuna",
     "pyarrow",
+    "starlette",
+    "uvicorn",
 }
 # What imgrec.analysis imports beside its own modules and the standard library, of which it opens nothing: arrays in, figures out.
 PURE = {"numpy", "scipy", "torch", "xxhash"} | {

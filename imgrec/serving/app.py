@@ -33,7 +33,7 @@ from imgrec.serving.recognizer import Recognizer
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """Of a server; conf/serve.yaml says what each means. adds: what a guarantee adds to an answer."""
 
     limits: Limits
@@ -46,7 +46,7 @@ class Settings:
     adds: str | None  # "set" or "answered"
 
 
-class Job(NamedTuple):
+class ImageJob(NamedTuple):
     """An image on its way to the network that it was read for."""
 
     recognizer: Recognizer
@@ -54,7 +54,7 @@ class Job(NamedTuple):
     top_k: int
 
 
-def answer_jobs(jobs: list[Job]) -> list[Prediction]:
+def answer_jobs(jobs: list[ImageJob]) -> list[Prediction]:
     """The predictions of a batch: one call of each network, of which there are two while a reload goes on."""
     predictions: list[Prediction] = []
     for _, same in groupby(jobs, key=lambda job: id(job.recognizer)):
@@ -69,7 +69,7 @@ class Service:
     def __init__(
         self,
         recognizer: Recognizer,
-        settings: Settings,
+        settings: ServerSettings,
         *,
         load: Callable[[], Recognizer],
         start_thread: Callable[[], object] = lambda: None,
@@ -79,7 +79,7 @@ class Service:
         self.answered = 0  # images
         self._load, self._reloading = load, asyncio.Lock()
         self.metrics = ServerMetrics(lambda: self._batcher.admitted)
-        self._batcher: Batcher[Job, Prediction] = Batcher(
+        self._batcher: Batcher[ImageJob, Prediction] = Batcher(
             answer_jobs,
             batch_size=settings.batch_size,
             max_wait_s=settings.max_wait_s,
@@ -135,7 +135,7 @@ class Service:
             admission.grow(len(uploads) - 1)
             loop = asyncio.get_running_loop()
             images = [loop.run_in_executor(self._decoders, self._read, recognizer, upload) for upload in uploads]
-            jobs = [Job(recognizer, image, top_k) for image in await asyncio.gather(*images)]
+            jobs = [ImageJob(recognizer, image, top_k) for image in await asyncio.gather(*images)]
             predictions = await admission.answer(jobs)
         self.answered += len(uploads)
         self.metrics.seconds.observe(time.perf_counter() - start)

@@ -48,7 +48,7 @@ class Upload(NamedTuple):
     content: bytes
 
     def __str__(self) -> str:
-        return "the image" if self.name is None else shorten(self.name)
+        return "the body" if self.name is None else shorten(self.name)
 
 
 def image_format(content: bytes) -> ServedFormat | None:

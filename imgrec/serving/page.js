@@ -56,9 +56,9 @@
   };
 
   const take = (files) => {
+    const items = document.createDocumentFragment();
     for (const file of files) {
-      const item = document.createElement("li");
-      answers.prepend(item);
+      const item = add(items, "li");
       const picture = add(item, "img");
       picture.alt = "";
       picture.src = URL.createObjectURL(file);
@@ -67,6 +67,7 @@
       add(item, "h3", file.name);
       waiting.push([file, item]);
     }
+    answers.prepend(items);
     if (files.length) said.textContent = files.length === 1 ? "Asking." : "Asking about " + files.length + " images.";
     next();
   };

@@ -1,0 +1,258 @@
+"""The server under load, beside `imgrec predict` of the same files: python benchmarks/serve.py RUN FOLDER
+
+RUN: a run directory; FOLDER: photographs. This process is the client, server and predict are others; all share the cores that
+there are, so what the client takes is missing to the server (`client` in the output). Processor time is what is compared on a
+busy machine: that of a process and of the processes that it started. --peer PYTHON: LitServe's server too, with a Python that has it.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CLIENTS, ALONE = 64, 40
+TICKS = os.sysconf("SC_CLK_TCK")
+LITSERVE = """
+import io, sys
+import litserve, torch
+from fastapi import UploadFile
+from imgrec import load
+from imgrec.data.decode import decode_bytes, fit_to_size
+
+class API(litserve.LitAPI):
+    def setup(self, device):
+        torch.set_num_threads(1)
+        self.predictor = load(sys.argv[1], device="cpu")
+    def decode_request(self, request: UploadFile):
+        steps = self.predictor.preprocessing
+        return fit_to_size(decode_bytes(request.file.read(), "image", steps), steps)
+    def batch(self, inputs):
+        return torch.stack(inputs)
+    def predict(self, images):
+        return self.predictor.ranked(self.predictor.probabilities(images), 3)
+    def unbatch(self, output):
+        return output
+    def encode_response(self, output):
+        return {"top": [[name, probability] for name, probability in output.top]}
+
+if __name__ == "__main__":
+    api = API(max_batch_size=16, batch_timeout=0.002)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=2, timeout=600)
+    server.run(host="127.0.0.1", port=int(sys.argv[2]), generate_client_file=False, log_level="warning")
+"""
+
+
+class Reply(NamedTuple):
+    status: int
+    seconds: float
+    body: bytes
+
+
+class Connection:
+    """One keep-alive connection."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def send(self, request: bytes, since: float | None = None) -> Reply:
+        start = time.perf_counter() if since is None else since
+        if self.streams is None:
+            self.streams = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
+        reader, writer = self.streams
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = re.search(rb"content-length: (\d+)", head)
+        body = await reader.readexactly(int(length[1])) if length else b""
+        if b"connection: close" in head:
+            writer.close()
+            self.streams = None
+        return Reply(int(head.split()[1]), time.perf_counter() - start, body)
+
+
+def raw_request(content: bytes) -> bytes:
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/jpeg\r\ncontent-length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+def form_request(content: bytes) -> bytes:
+    part = b'--XyZ\r\nContent-Disposition: form-data; name="request"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+    body = part + content + b"\r\n--XyZ--\r\n"
+    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=XyZ\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+async def alone(port: int, requests: list[bytes]) -> list[float]:
+    connection = Connection(port)
+    return [(await connection.send(requests[number % len(requests)])).seconds for number in range(ALONE)]
+
+
+async def closed(port: int, requests: list[bytes], seconds: float, clients: int = CLIENTS) -> list[Reply]:
+    """Each client sends its next image when it has the answer to the last."""
+    replies: list[Reply] = []
+    end = time.perf_counter() + seconds
+
+    async def client(number: int) -> None:
+        connection, chance = Connection(port), random.Random(number)
+        while time.perf_counter() < end:
+            replies.append(await connection.send(chance.choice(requests)))
+
+    await asyncio.gather(*map(client, range(clients)))
+    return replies
+
+
+async def lag(found: list[float]) -> None:
+    """How late this process is woken, in milliseconds: what a busy machine adds to every time that is measured here."""
+    while True:
+        due = time.perf_counter() + 0.02
+        await asyncio.sleep(0.02)
+        found.append(1000 * (time.perf_counter() - due))
+
+
+async def opened(port: int, requests: list[bytes], rate: float, seconds: float) -> tuple[list[Reply], int, list[float]]:
+    """Images arrive at random moments, `rate` a second, whatever the server does; how many got no answer, and the client's lag."""
+    late: list[float] = []
+    watch = asyncio.create_task(lag(late))
+    chance, idle, tasks = random.Random(0), [], []
+
+    async def one(request: bytes, due: float) -> Reply:
+        connection = idle.pop() if idle else Connection(port)
+        reply = await connection.send(request, due)
+        idle.append(connection)
+        return reply
+
+    start = due = time.perf_counter()
+    while due < start + seconds:
+        due += chance.expovariate(rate)
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(chance.choice(requests), time.perf_counter())))
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    watch.cancel()
+    return [reply for reply in found if isinstance(reply, Reply)], sum(not isinstance(reply, Reply) for reply in found), late
+
+
+def processor_seconds(pid: int) -> float:
+    """Of a process, its threads and the processes below it that still run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        children = " ".join(path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS + sum(map(processor_seconds, map(int, children.split())))
+
+
+@contextmanager
+def served(words: list[str], port: int, request: bytes) -> Iterator[int]:
+    """The pid of a server that has answered `request` a few times."""
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            try:
+                if all(asyncio.run(Connection(port).send(request)).status == 200 for _ in range(3)):
+                    break
+            except OSError:
+                assert process.poll() is None, f"{words} ended"
+                time.sleep(0.2)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def offline(run: str, folder: str, scratch: str) -> dict[str, float]:
+    """Images a second as predict says it, without its start; and the processor's time of an image, with it."""
+    before = os.times()
+    words = ["predict", run, folder, f"out={scratch}/p.csv", "overwrite=true"]
+    said = subprocess.run([sys.executable, "-m", "imgrec.cli", *words], check=True, capture_output=True, text=True).stdout
+    after = os.times()
+    count, rate = re.search(r"([\d,]+) files \(([\d,]+) a second\)", said).groups()  # type: ignore[union-attr]
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"images_a_second": float(rate.replace(",", "")), "processor_ms": 1000 * processor / int(count.replace(",", ""))}
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def load_test(pid: int, port: int, requests: list[bytes], seconds: float) -> dict[str, Any]:
+    single = asyncio.run(alone(port, requests))
+    asyncio.run(closed(port, requests, 2.0))
+    start, server, client = time.perf_counter(), processor_seconds(pid), time.process_time()
+    replies = asyncio.run(closed(port, requests, seconds))
+    took = time.perf_counter() - start
+    found: dict[str, Any] = {
+        "images_a_second": len(replies) / took,
+        "processor_ms": 1000 * (processor_seconds(pid) - server) / len(replies),
+        "client_processor_ms": 1000 * (time.process_time() - client) / len(replies),
+        "statuses": dict(Counter(reply.status for reply in replies)),
+        "alone_median_ms": 1000 * statistics.median(single),
+    }
+    half, lost, late = asyncio.run(opened(port, requests, 0.5 * found["images_a_second"], seconds))
+    times = [reply.seconds for reply in half]
+    found |= {
+        "half_load_p50_ms": 1000 * statistics.median(times),
+        "half_load_p99_ms": 1000 * percentile(times, 0.99),
+        "half_load_lost": lost,
+        "client_lag_p99_ms": percentile(late, 0.99),
+        "p99_to_alone": percentile(times, 0.99) / statistics.median(single),
+    }
+    return found
+
+
+def overload(port: int, requests: list[bytes], rate: float, seconds: float) -> dict[str, Any]:
+    replies, lost, late = asyncio.run(opened(port, requests, rate, seconds))
+    full = [1000 * reply.seconds for reply in replies if reply.status == 429] or [0.0]
+    return {
+        "requests": len(replies) + lost,
+        "lost": lost,
+        "statuses": dict(Counter(reply.status for reply in replies)),
+        "429_p50_ms": statistics.median(full),
+        "429_p99_ms": percentile(full, 0.99),
+        "429_max_ms": max(full),
+        "client_lag_p50_ms": statistics.median(late),
+        "client_lag_p99_ms": percentile(late, 0.99),
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("run")
+    arguments.add_argument("folder")
+    arguments.add_argument("--seconds", type=float, default=10.0)
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--port", type=int, default=8765)
+    arguments.add_argument("--peer", help="a Python that has LitServe")
+    arguments.add_argument("--words", nargs="*", default=[], help="overrides of imgrec serve")
+    given = arguments.parse_args()
+    contents = [file.read_bytes() for file in sorted(Path(given.folder).rglob("*.jpg"))]
+    raw, forms = list(map(raw_request, contents)), list(map(form_request, contents))
+    port = given.port
+    ours = [sys.executable, "-m", "imgrec.serve", given.run, f"port={port}", *given.words]
+    with tempfile.TemporaryDirectory() as scratch:
+        for _ in range(given.rounds):
+            print("offline ", json.dumps(offline(given.run, given.folder, scratch)), flush=True)
+            with served(ours, port, raw[0]) as pid:
+                found = load_test(pid, port, raw, given.seconds)
+                print("serve   ", json.dumps(found), flush=True)
+                rate = 10 * found["images_a_second"]
+                print("overload", json.dumps(overload(port, raw, rate, given.seconds / 2)), flush=True)
+            if given.peer:
+                (script := Path(scratch, "peer.py")).write_text(LITSERVE)
+                with served([given.peer, str(script), given.run, str(port + 1)], port + 1, forms[0]) as pid:
+                    print("litserve", json.dumps(load_test(pid, port + 1, forms, given.seconds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

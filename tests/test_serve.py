@@ -1,0 +1,396 @@
+"""The server's answers and refusals, without sockets; tests/test_serve_process.py starts it."""
+
+import asyncio
+import json
+import random
+import socket
+import struct
+import threading
+import zlib
+
+import pytest
+import torch
+from error_parts import assert_error, assert_refused, raises_error
+from hypothesis import given
+from hypothesis import strategies as st
+from image_files import damaged, encode, file_kinds, picture, stored_damage
+from marks import fewer
+from served import LIMITS, PNG, Client, Echo, ask, form, service
+from untrained_run import save_untrained_run
+
+from imgrec import cli
+from imgrec.errors import CheckpointError, ConfigError
+from imgrec.inference.predictor import load
+from imgrec.serving.access import VARIABLE, is_allowed, read_token
+from imgrec.serving.app import ImageJob, answer_jobs
+from imgrec.serving.limits import Limits, Refused, Upload, check_image, image_format
+from imgrec.serving.page import drop_page
+from imgrec.serving.recognizer import CheckpointRecognizer
+from imgrec.serving.server import bind
+
+TOKEN = "0123456789abcdef"
+HEADER = {"authorization": f"Bearer {TOKEN}"}
+KINDS = file_kinds(13, 9)
+
+
+def bomb(width=60_000, height=60_000):
+    """A PNG whose header promises 10.8 GB of pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def recognizer(tmp_path_factory):
+    return CheckpointRecognizer(load(save_untrained_run(tmp_path_factory.mktemp("run")), device="cpu"), None, batch_size=4)
+
+
+# Answers
+
+
+def test_an_image_is_answered_as_predict_answers_it(recognizer, tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    (expected,) = load(recognizer.file, device="cpu").predict(tmp_path / "a.png", top_k=3)
+    reply = ask(service(recognizer), lambda client: client.predict(query="?top_k=3"))
+    assert reply.status == 200
+    assert reply.headers["content-type"] == "application/json"
+    (told,) = reply.json["predictions"]
+    assert told["file"] is None
+    assert (told["class"], told["probability"]) == (expected.class_name, pytest.approx(expected.probability, abs=1e-6))
+    assert [(each["class"], each["probability"]) for each in told["top"]] == [
+        (name, pytest.approx(chance, abs=1e-6)) for name, chance in expected.top
+    ]
+
+
+def test_several_images_are_answered_in_their_order():
+    files = [(f"{side}.png", encode(picture(side, side, 5), "PNG")) for side in (9, 7, 8)]
+    body, kind = form(*files)
+    reply = ask(service(), lambda client: client.predict(body, kind))
+    assert [(told["file"], told["class"]) for told in reply.json["predictions"]] == [
+        (name, f"old {len(content)}") for name, content in files
+    ]
+    assert [len(told["top"]) for told in reply.json["predictions"]] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("content_type", ["image/jpeg", "image/whatever", "application/octet-stream"])
+def test_a_file_is_known_by_its_bytes(content_type):
+    assert ask(service(), lambda client: client.predict(content_type=content_type)).status == 200
+
+
+def test_what_a_guarantee_adds_is_in_the_answer():
+    for adds, value in (("set", []), ("answered", True)):
+        (told,) = ask(service(adds=adds), lambda client: client.predict()).json["predictions"]
+        assert told[adds] == value
+
+
+@fewer(10)
+@given(parts=st.lists(st.integers(1, 7), min_size=1, max_size=12), seed=st.integers(0, 9))
+def test_an_image_has_one_answer_whatever_batch_it_is_in(recognizer, parts, seed):
+    pixels = torch.randint(0, 256, (sum(parts), 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    jobs = [ImageJob(recognizer, image, 10) for image in pixels]
+    alone = [answer_jobs([job])[0] for job in jobs]
+    start = 0
+    for count in parts:
+        for one, other in zip(answer_jobs(jobs[start : start + count]), alone[start:], strict=False):
+            chances = dict(other.top)
+            assert all(abs(chance - chances[name]) <= 1e-6 for name, chance in one.top)
+        start += count
+
+
+# Refusals
+
+REFUSED = {
+    "no type": ("POST", "/predict", PNG, {}, 415, "Content-Type", "missing", "image/*", "curl"),
+    "another type": ("POST", "/predict", PNG, {"content_type": "text/plain"}, 415, "text/plain", "multipart/form-data"),
+    "empty": ("POST", "/predict", b"", {"content_type": "image/png"}, 422, "empty"),
+    "no image": ("POST", "/predict", b"hello", {"content_type": "image/png"}, 415, "no image file", "jpeg, png"),
+    "not served": ("POST", "/predict", b"II*\0....", {"content_type": "image/tiff"}, 415, "tiff", "jpeg, png"),
+    "bomb": ("POST", "/predict", bomb(), {"content_type": "image/png"}, 413, "100"),
+    "too many pixels": ("POST", "/predict", encode(picture(0, 11, 10), "PNG"), {"content_type": "image/png"}, 413, "11x10", "100"),
+    "too large": ("POST", "/predict", [PNG, bytes(20_000)], {"content_type": "image/png"}, 413, "20,000"),
+    "too large, and says so": ("POST", "/predict", b"", {"content_type": "image/png", "content_length": "20001"}, 413, "20,000"),
+    "no boundary": ("POST", "/predict", b"x", {"content_type": "multipart/form-data"}, 400, "boundary", "curl"),
+    "no form": ("POST", "/predict", b"x", {"content_type": "multipart/form-data; boundary=a"}, 400, "form"),
+    "strange charset": (
+        *("POST", "/predict", form(("a", b"x"))[0], {"content_type": "multipart/form-data; boundary=XyZ; charset=hex"}, 415),
+        "a is no image file",
+    ),
+    "top_k=0": ("POST", "/predict?top_k=0", PNG, {"content_type": "image/png"}, 400, "top_k=0", "1 or more", "?top_k=3"),
+    "top_k twice": ("POST", "/predict?top_k=1&top_k=2", PNG, {"content_type": "image/png"}, 400, "top_k=1", "one integer"),
+    "misspelt": ("POST", "/predict?topk=1", PNG, {"content_type": "image/png"}, 400, "topk", "top_k"),
+    "another method": ("GET", "/predict", b"", {}, 405, "GET /predict", "POST"),
+    "another path": ("GET", "/predictions", b"", {}, 404, "/predictions", "/predict"),
+    "reload without a token": ("POST", "/reload", b"", {}, 403, "token_file=FILE"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refusal_is_one_line_with_its_status(case):
+    method, target, body, headers, status, *parts = REFUSED[case]
+    reply = ask(service(), lambda client: client.send(method, target, body, **headers))
+    assert reply.status == status
+    assert list(reply.json) == ["error"]
+    for part in parts:
+        assert part in reply.json["error"]
+    assert reply.json["error"].isprintable()
+
+
+def test_forms_have_limits():
+    for files, words in (([("a.png", PNG)] * 5, "files is 4"), ([], "no file")):
+        body, kind = form(*files)
+        reply = ask(service(), lambda client, body=body, kind=kind: client.predict(body, kind))
+        assert (reply.status, words in reply.json["error"]) == (400, True)
+
+
+def test_one_bad_file_refuses_the_form_by_its_name():
+    body, kind = form(("good.png", PNG), ("bad.png", PNG[:40]))
+    reply = ask(service(), lambda client: client.predict(body, kind))
+    assert reply.status == 422
+    assert "bad.png" in reply.json["error"]
+
+
+def test_a_body_that_does_not_arrive_is_given_up():
+    limits = Limits(**{**vars(LIMITS), "body_timeout_s": 0.001})
+    served = service(limits=limits)
+    reply = ask(
+        served, lambda client: client.send("POST", "/predict", b"x", ends=False, content_type="image/png", content_length="9")
+    )
+    assert (reply.status, "0.001 s" in reply.json["error"]) == (408, True)
+
+
+def test_a_full_queue_answers_429_with_a_time_and_before_the_body():
+    go = threading.Event()
+
+    async def talk(client: Client):
+        waiting = [asyncio.create_task(client.predict()) for _ in range(2)]
+        await asyncio.sleep(0)
+        full = await client.send("POST", "/predict", b"", ends=False, content_type="image/png")  # never sends its body
+        healthy = await client.send("GET", "/healthz")
+        go.set()
+        return full, healthy, await asyncio.gather(*waiting)
+
+    full, healthy, answered = ask(service(Echo(wait=go.wait), max_queue=2), talk)
+    assert full.status == 429
+    assert int(full.headers["retry-after"]) >= 1
+    assert healthy.status == 200
+    assert [reply.status for reply in answered] == [200, 200]
+
+
+def test_a_form_with_more_images_than_there_is_room_for_is_full_too():
+    body, kind = form(*[("a.png", PNG)] * 4)
+    assert ask(service(max_queue=3), lambda client: client.predict(body, kind)).status == 429
+
+
+def test_a_fault_of_the_network_is_a_500_without_its_details():
+    def fail():
+        raise RuntimeError("secret")
+
+    async def talk(client: Client):
+        with pytest.raises(RuntimeError, match="secret"):  # for the log
+            await client.predict()
+
+    ask(service(Echo(wait=fail)), talk)
+
+
+@pytest.mark.parametrize("name", ["colour.jpg", "colour.png", "lossy.webp", "one.gif", "colour.bmp", "raw.tif", "colour.avif"])
+def test_formats_are_known_by_their_first_bytes(name):
+    form = image_format(KINDS[name])
+    assert form == {"jpg": "jpeg", "tif": "tiff"}.get(name.partition(".")[2], name.partition(".")[2])
+    check_image(Upload(name, KINDS[name]), Limits(**{**vars(LIMITS), "max_pixels": 13 * 9, "formats": (form,)}))
+
+
+def broken(count, seed=0):
+    chance, kinds = random.Random(seed), list(KINDS.values())
+    return [*stored_damage().values(), *(damaged(kinds[number % len(kinds)], chance) for number in range(count - 200))]
+
+
+@pytest.mark.parametrize("count", [pytest.param(40), pytest.param(1000, marks=pytest.mark.slow)])
+def test_broken_images_are_answered_or_refused(recognizer, count):
+    limits = Limits(**{**vars(LIMITS), "formats": ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"), "max_pixels": 10**6})
+
+    async def talk(client: Client):
+        return [(await client.predict(content)).status for content in broken(count)[:count]]
+
+    found = set(ask(service(recognizer, limits=limits), talk))
+    assert found <= {200, 413, 415, 422}
+    assert {200, 422} <= found
+
+
+# The token
+
+
+def test_a_token_is_asked_for_what_costs_or_tells_something():
+    async def talk(client: Client):
+        asked = {}
+        for header in (None, f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}", f"bearer {TOKEN}"):
+            headers = {} if header is None else {"authorization": header}
+            asked[header] = [
+                (await client.predict(**headers)).status,
+                (await client.send("POST", "/reload", **headers)).status,
+                (await client.send("GET", "/metrics", **headers)).status,
+            ]
+        return asked, [(await client.send("GET", path)).status for path in ("/", "/openapi.json", "/healthz", "/readyz")]
+
+    asked, is_open = ask(service(token=TOKEN), talk)
+    assert is_open == [200] * 4
+    assert list(asked.values()) == [[401] * 3] * 4 + [[200] * 3] * 2
+
+
+@pytest.mark.parametrize("given", ["", TOKEN, TOKEN * 2, TOKEN[:-1], TOKEN.upper(), f" {TOKEN} ", "\udcff", "é"])
+def test_only_the_token_is_allowed(given):
+    assert is_allowed(f"Bearer {given}", TOKEN) == (given.strip() == TOKEN)
+
+
+def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert read_token(None) is None
+    (file := tmp_path / "token").write_text(f"{TOKEN}\n")
+    assert read_token(str(file)) == TOKEN
+    for content, parts in (
+        (b"short", ("5 characters", "16 or more")),
+        (b"\xff" * 20, ("ASCII",)),
+        (b"two words of text", ("16",)),
+    ):
+        file.write_bytes(content)
+        with raises_error(ConfigError, f"token_file={file}", *parts, "openssl rand"):
+            read_token(str(file))
+    with raises_error(ConfigError, "token_file=nowhere", "No such file", "openssl rand"):
+        read_token("nowhere")
+    monkeypatch.setenv(VARIABLE, TOKEN * 2)
+    assert read_token(None) == TOKEN * 2
+    with raises_error(ConfigError, f"token_file={file}", VARIABLE, "one of them"):
+        read_token(str(file))
+
+
+# Reload, readiness, metrics
+
+
+def test_a_reload_answers_what_the_old_network_has_accepted_and_then_the_new_one():
+    go = threading.Event()
+
+    async def talk(client: Client):
+        early = asyncio.create_task(client.predict(**HEADER))
+        while served._batcher.preparing or not served._batcher.admitted:
+            await asyncio.sleep(0)
+        reply = await client.send("POST", "/reload", **HEADER)
+        late = asyncio.create_task(client.predict(**HEADER))
+        await asyncio.sleep(0)
+        go.set()
+        return reply, await early, await late
+
+    served = service(Echo(wait=go.wait), lambda: Echo("new"), token=TOKEN)
+    reply, early, late = ask(served, talk)
+    assert reply.json == {"weights": "new", "classes": 3}
+    assert [(each.status, each.json["weights"]) for each in (early, late)] == [(200, "old"), (200, "new")]
+
+
+def test_a_checkpoint_that_cannot_be_loaded_leaves_the_network_from_before():
+    def load_bad():
+        raise CheckpointError("x.ckpt is damaged. Name another.")
+
+    async def talk(client: Client):
+        return await client.send("POST", "/reload", **HEADER), await client.predict(**HEADER)
+
+    refused, answered = ask(service(load=load_bad, token=TOKEN), talk)
+    assert refused.status == 409
+    assert "x.ckpt is damaged" in refused.json["error"]
+    assert answered.json["weights"] == "old"
+
+
+def test_a_server_that_stops_is_not_ready_and_takes_no_image():
+    async def talk(client: Client):
+        before = (await client.send("GET", "/readyz")).status
+        served.stopping = True
+        return before, (await client.send("GET", "/readyz")).status, (await client.predict()).status
+
+    served = service()
+    assert ask(served, talk) == (200, 503, 503)
+
+
+def test_metrics_count_requests_images_and_batches():
+    async def talk(client: Client):
+        await client.predict()
+        await client.predict(b"")
+        body, kind = form(("a.png", PNG), ("b.png", PNG))
+        await client.predict(body, kind)
+        await client.send("GET", "/anything")
+        return (await client.send("GET", "/metrics")).body.decode().splitlines()
+
+    lines = ask(service(), talk)
+    for line in (
+        'imgrec_requests_total{path="/predict",status="200"} 2.0',
+        'imgrec_requests_total{path="/predict",status="422"} 1.0',
+        'imgrec_requests_total{path="other",status="404"} 1.0',
+        "imgrec_images_total 3.0",
+        "imgrec_predict_seconds_count 2.0",
+        "imgrec_waiting_images 0.0",
+    ):
+        assert line in lines
+
+
+# The documents
+
+
+def test_openapi_names_every_path_and_the_limits():
+    document = ask(service(), lambda client: client.send("GET", "/openapi.json")).json
+    assert set(document["paths"]) == {"/", "/predict", "/reload", "/openapi.json", "/healthz", "/readyz", "/metrics"}
+    form = document["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert form["properties"]["image"]["maxItems"] == 4
+    assert {"200", "400", "401", "413", "415", "422", "429", "503"} <= set(document["paths"]["/predict"]["post"]["responses"])
+
+
+def test_the_page_shows_names_as_text_and_loads_nothing_else():
+    reply = ask(service(), lambda client: client.send("GET", "/"))
+    assert "connect-src 'self'" in reply.headers["content-security-policy"]
+    page = drop_page(["<script>", "b"], LIMITS, needs_token=True)
+    assert "&lt;script&gt;" in page
+    assert 'id="token" type="password"' in page
+    assert "http" not in page.replace("http://127.0.0.1:8000", "").replace("http-equiv", "")
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ((), ("ckpt=null", "ckpt=runs/NAME/ID")),
+        (("ckpt=nowhere",), ("nowhere", "no such file", "runs/NAME/ID")),
+        (("ckpt=x", "max_images=20", "max_queue=5"), ("max_images=20", "max_queue=5", "max_queue=20")),
+        (("ckpt=x", "formats=[]"), ("formats=[]", "formats=[jpeg,png]")),
+        (("ckpt=x", "formats=[psd]"), ("formats", "psd", "jpeg")),
+        (("ckpt=x", "port=70000"), ("port=70000", "65535")),
+        (("ckpt=x", "coverage=0.9", "risk=0.1"), ("coverage=0.9", "risk=0.1", "one of them")),
+    ],
+)
+def test_a_wrong_key_is_one_line(words, parts, capsys):
+    assert cli.main(["serve", *words]) == 2
+    assert_refused(capsys.readouterr().err, *parts)
+
+
+def test_a_missing_extra_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr("imgrec.serve.find_spec", lambda name: None if name == "uvicorn" else object())
+    assert cli.main(["serve", "ckpt=x"]) == 2
+    assert_refused(capsys.readouterr().err, "serve needs uvicorn", 'pip install "imgrec[serve]"')
+
+
+def test_a_port_that_is_taken_names_the_next(tmp_path, capsys):
+    run = save_untrained_run(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["serve", f"ckpt={run}", f"port={port}"]) == 2
+    assert_refused(capsys.readouterr().err, f"port={port}", f"port={port + 1}", "port=0")
+
+
+@pytest.mark.parametrize("host", ["no.such.name.invalid", "203.0.113.9"])
+def test_a_host_that_is_not_here_is_refused(host):
+    with raises_error(ConfigError, f"host={host}", "host=127.0.0.1"):
+        bind(host, 0)
+
+
+def test_refusals_are_printable():
+    assert_error(str(Refused(400, "a\nb\ud800")), "a?b?")
+    assert json.dumps(str(Refused(400, "\ud800")))

@@ -1,0 +1,126 @@
+"""Batches of the server: every item gets its own answer, none waits alone, and a full queue says so at once."""
+
+import asyncio
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgrec.serving.batcher import Batcher, QueueFull
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 60))
+
+
+@given(
+    requests=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), max_size=12),
+    batch_size=st.integers(1, 6),
+    threads=st.integers(1, 3),
+    wait=st.sampled_from([0.0, 0.0005]),
+)
+def test_every_item_gets_its_own_answer(requests, batch_size, threads, wait):
+    """Requests of several items that are ready after some turns of the event loop."""
+    sizes = []
+
+    def work(items):
+        sizes.append(len(items))
+        return [item**2 for item in items]
+
+    async def talk():
+        batcher = Batcher(work, batch_size=batch_size, max_wait_s=wait, max_admitted=100, threads=threads)
+        batcher.start()
+
+        async def request(number, turns, count):
+            with batcher.admit() as admission:
+                admission.grow(count - 1)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                return await admission.answer([100 * number + part for part in range(count)])
+
+        answers = await asyncio.gather(*(request(number, *each) for number, each in enumerate(requests)))
+        left = batcher.admitted, batcher.preparing
+        await batcher.close()
+        return answers, left
+
+    answers, left = run(talk())
+    assert answers == [[(100 * number + part) ** 2 for part in range(count)] for number, (_, count) in enumerate(requests)]
+    assert left == (0, 0)
+    assert sum(sizes) == sum(count for _, count in requests)
+    assert max(sizes, default=0) <= batch_size
+
+
+def test_an_item_alone_does_not_wait_and_one_with_others_on_their_way_does():
+    batches = []
+
+    async def talk():
+        batcher = Batcher(lambda items: batches.append(items) or items, batch_size=8, max_wait_s=1000.0, max_admitted=8)
+        batcher.start()
+        with batcher.admit() as alone:
+            await alone.answer(["alone"])
+        with batcher.admit() as first, batcher.admit() as second:
+            early = asyncio.create_task(first.answer(["early"]))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not early.done()
+            await asyncio.gather(early, second.answer(["late"]))
+        await batcher.close()
+
+    run(talk())
+    assert batches == [["alone"], ["early", "late"]]
+
+
+def test_the_deadline_ends_the_wait_for_an_item_that_does_not_come():
+    async def talk():
+        batcher = Batcher(lambda items: items, batch_size=8, max_wait_s=0.001, max_admitted=8)
+        batcher.start()
+        with batcher.admit() as first, batcher.admit():
+            answer = await first.answer(["early"])
+        await batcher.close()
+        return answer
+
+    assert run(talk()) == ["early"]
+
+
+def test_a_full_queue_refuses_at_once_and_has_room_again_after_the_answers():
+    go = threading.Event()
+
+    async def talk():
+        batcher = Batcher(lambda items: go.wait() and items, batch_size=1, max_wait_s=0.0, max_admitted=3)
+        batcher.start()
+        with batcher.admit() as admission:
+            admission.grow(2)
+            waiting = asyncio.create_task(admission.answer([1, 2, 3]))
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFull) as full, batcher.admit():
+                pass
+            assert full.value.retry_after_s >= 1
+            assert batcher.admitted == 3
+            go.set()
+            await waiting
+        with batcher.admit() as admission, pytest.raises(QueueFull):
+            admission.grow(3)
+        assert (batcher.admitted, batcher.preparing) == (0, 0)
+        await batcher.close()
+
+    run(talk())
+
+
+def test_an_error_of_the_network_reaches_each_request_of_the_batch_and_the_next_batch_works():
+    def work(items):
+        if "bad" in items:
+            raise ValueError("no")
+        return items
+
+    async def talk():
+        batcher = Batcher(work, batch_size=4, max_wait_s=1000.0, max_admitted=4)
+        batcher.start()
+        with batcher.admit() as one, batcher.admit() as other:
+            failed = await asyncio.gather(one.answer(["bad"]), other.answer(["good"]), return_exceptions=True)
+        with batcher.admit() as again:
+            assert await again.answer(["good"]) == ["good"]
+        await batcher.close()
+        return failed
+
+    assert [type(error) for error in run(talk())] == [ValueError, ValueError]

@@ -1,0 +1,164 @@
+"""The server as a process: no signal and no reload loses a request, docs/serving.md's examples, and requests of schemathesis."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from image_files import encode, picture
+from untrained_run import save_untrained_run
+
+from imgrec.serving.access import VARIABLE
+
+pytestmark = pytest.mark.slow
+TOKEN = "0123456789abcdef"
+PNG = encode(picture(0, 40, 30), "PNG")
+
+
+def post(url: str, body: bytes, **headers: str) -> tuple[int, dict]:
+    request = urllib.request.Request(
+        url, body, {"Content-Type": "image/png", "Authorization": f"Bearer {TOKEN}", **headers}, method="POST"
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.fixture
+def started(tmp_path, start_command):
+    """started(WORD, ...) is the process of a server, and its URL."""
+
+    def start(*words: str):
+        run = save_untrained_run(tmp_path / "run")
+        process = start_command(
+            *(sys.executable, "-m", "imgrec.serve", f"ckpt={run}", "port=0", "device=cpu", *words),
+            env={**os.environ, VARIABLE: TOKEN},
+        )
+        shown = [process.stdout.readline() for _ in range(4)]
+        return process, re.search(r"http://127\.0\.0\.1:\d+", shown[1])[0], shown
+
+    return start
+
+
+class Load:
+    """Clients that ask one image after the other until the server is gone, and what they were answered."""
+
+    def __init__(self, url: str, clients: int = 8) -> None:
+        self.found: Counter[tuple[int, str]] = Counter()
+        self.lost = 0
+        self.enough = threading.Event()
+        self._url, self._end = url, threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        while not self._end.is_set():
+            try:
+                status, content = post(f"{self._url}/predict", PNG)
+            except urllib.error.URLError as error:
+                if isinstance(error.reason, ConnectionRefusedError):  # it listens no more
+                    return
+                self.lost += 1
+            except ConnectionError:
+                self.lost += 1
+            else:
+                self.found[status, content.get("weights", "")] += 1
+                if self.found.total() >= 50:
+                    self.enough.set()
+
+    def end(self) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def test_the_screen_has_a_line_to_type(started):
+    _, url, shown = started("coverage=null")
+    assert "10 classes" in shown[0]
+    assert shown[3] == f"  curl -H 'Authorization: Bearer TOKEN' -F image=@photo.jpg {url}/predict\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_it_with_every_accepted_image_answered_and_exit_code_0(started, number):
+    process, url, _ = started()
+    load = Load(url)
+    assert load.enough.wait(60)
+    process.send_signal(number)
+    assert process.wait(60) == 0
+    load.end()
+    assert process.stderr.read() == ""
+    assert {status for status, _ in load.found} <= {200, 503}
+    answered = int(re.search(r"stopped; (\d+) images answered", process.stdout.read())[1])
+    assert answered == sum(count for (status, _), count in load.found.items() if status == 200)
+
+
+def test_a_reload_under_load_loses_no_request(started, tmp_path):
+    _, url, _ = started()
+    load = Load(url)
+    assert load.enough.wait(60)
+    save_untrained_run(tmp_path / "run", seed=1)
+    status, told = post(f"{url}/reload", b"")
+    assert status == 200
+    load.enough.clear()
+    before = load.found.total()
+    while load.found.total() < before + 50:
+        assert load.enough.wait(60)
+    (tmp_path / "run/checkpoints/best.ckpt").write_bytes(b"no checkpoint")
+    assert post(f"{url}/reload", b"")[0] == 409
+    load.end()
+    assert load.lost == 0
+    assert {status for status, _ in load.found} == {200}
+    weights = [name for (_, name), count in load.found.items() if count]
+    assert len(weights) == 2
+    assert told["weights"] in weights
+
+
+def test_the_examples_of_the_docs(started, tmp_path):
+    """With the port of this server in the place of theirs, in a folder with their files."""
+    _, url, _ = started("coverage=null")
+    for name, form in (("photo.jpg", "JPEG"), ("a.jpg", "JPEG"), ("b.png", "PNG")):
+        (tmp_path / name).write_bytes(encode(picture(0, 40, 30), form))
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    page = (Path(__file__).parents[1] / "docs/serving.md").read_text().replace("http://127.0.0.1:8000", url)
+    page = page.replace("curl ", f"curl --fail-with-body -sS -H 'Authorization: Bearer {TOKEN}' ")
+    page = page.replace('{"Content-Type": "image/jpeg"}', f'{{"Content-Type": "image/jpeg", "Authorization": "Bearer {TOKEN}"}}')
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    typed = [line for kind, block in blocks if kind == "sh" for line in block.splitlines() if line.startswith("curl")]
+    assert len(typed) == 5
+    answers = [
+        json.loads(subprocess.run(line, shell=True, check=True, capture_output=True, cwd=tmp_path).stdout) for line in typed
+    ]
+    assert [len(answer["predictions"]) for answer in answers[:-1]] == [1, 2, 1, 1]
+    assert [len(told["top"]) for told in answers[1]["predictions"]] == [2, 2]
+    assert answers[-1] == {"weights": answers[0]["weights"], "classes": 10}
+    (code,) = [block for kind, block in blocks if kind == "python"]
+    lines = code.strip().splitlines()
+    script = "\n".join([*lines[:-1], f"print({lines[-1]})"])
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    first = answers[0]["predictions"][0]
+    assert said == f"{first['class']} {first['probability']}\n"
+
+
+def test_schemathesis_finds_nothing(started):
+    """docs/serving.md says how many requests were tried once; here a tenth of them, with all checks but that any bytes are an image."""
+    program = shutil.which("schemathesis") or os.environ.get("SCHEMATHESIS")
+    if program is None:
+        pytest.skip("schemathesis is not installed: pip install 'imgrec[schemathesis]'")
+    _, url, _ = started("max_body_mb=1")
+    words = ["run", f"{url}/openapi.json", "-n", "1000", "--checks", "all", "--exclude-checks", "positive_data_acceptance"]
+    done = subprocess.run(
+        [program, *words, "-H", f"Authorization: Bearer {TOKEN}", "--no-color"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
