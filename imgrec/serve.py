@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -20,6 +21,8 @@ from imgrec.serving.access import VARIABLE, read_token
 from imgrec.terminal import Terminal
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from imgrec.serving.app import Service
     from imgrec.serving.recognizer import CheckpointRecognizer
 
@@ -80,26 +83,28 @@ def _serve(config: ServeConfig, token: str | None) -> int:
     from imgrec.serving.server import bind, run_server, url_of
 
     terminal = Terminal()
-    opened = bind(config.host, config.port)
-    service = _build_service(config, token)
-
-    def say_started() -> None:
-        recognizer, url = service.recognizer, url_of(opened)
-        header = "-H 'Authorization: Bearer TOKEN' " if token else ""
-        terminal.say(
-            f"{recognizer.file}: {plural(len(recognizer.classes), 'class', 'es')} ({first_names(recognizer.classes, 5)})"
+    with closing(bind(config.host, config.port)) as opened:
+        service = _build_service(config, token)
+        run_server(
+            service,
+            opened,
+            stop_timeout_s=config.stop_timeout_s,
+            on_started=lambda: _say_started(terminal, service, opened, url_of(opened)),
         )
-        if token is None and not _is_loopback(opened.getsockname()[0]):
-            terminal.say(
-                f"host={config.host}: whoever reaches this machine may ask. Set {VARIABLE} or token_file=FILE.", style="yellow"
-            )
-        terminal.say(f"listening at {url}, a page to drop images on; Ctrl-C stops", style="bold green")
-        terminal.say("next:")
-        terminal.say(f"  curl {header}-F image=@photo.jpg {url}/predict")
-
-    run_server(service, opened, stop_timeout_s=config.stop_timeout_s, on_started=say_started)
     terminal.say(f"stopped; {plural(service.answered, 'image')} answered")
     return 0
+
+
+def _say_started(terminal: Terminal, service: "Service", opened: "socket", url: str) -> None:
+    recognizer, token = service.recognizer, service.settings.token
+    header = "-H 'Authorization: Bearer TOKEN' " if token else ""
+    terminal.say(f"{recognizer.file}: {plural(len(recognizer.classes), 'class', 'es')} ({first_names(recognizer.classes, 5)})")
+    host = opened.getsockname()[0]
+    if token is None and not _is_loopback(host):
+        terminal.say(f"host={host}: whoever reaches this machine may ask. Set {VARIABLE} or token_file=FILE.", style="yellow")
+    terminal.say(f"listening at {url}, a page to drop images on; Ctrl-C stops", style="bold green")
+    terminal.say("next:")
+    terminal.say(f"  curl {header}-F image=@photo.jpg {url}/predict")
 
 
 def _is_loopback(address: str) -> bool:

@@ -35,6 +35,7 @@ SMALL = {
     ),
     "evaluate": ("device=cpu", "num_workers=0", "plot=none"),
     "predict": ("device=cpu", "num_workers=0"),
+    "serve": ("device=cpu", "port=0"),
 }
 
 
@@ -51,8 +52,12 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", lambda *args, **kwargs: weights)
 
 
-def test_the_commands_run_one_after_the_other(photos: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert [name for name, *_ in COMMANDS] == ["check", "train", "evaluate", "predict"]
+def test_the_commands_run_one_after_the_other(
+    photos: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server says where it listens, and ends; tests/test_serve_process.py asks it."""
+    monkeypatch.setattr("imgrec.serving.server.run_server", lambda service, opened, *, on_started, **_: on_started())
+    assert [name for name, *_ in COMMANDS] == ["check", "train", "evaluate", "predict", "serve"]
     said = {}
     for name, *words in COMMANDS:
         assert cli.main([name, *words, *SMALL[name]]) == 0, words
@@ -62,6 +67,9 @@ def test_the_commands_run_one_after_the_other(photos: None, capsys: pytest.Captu
     assert "imgrec evaluate runs/imagefolder_resnet/1" in said["train"]  # where the next commands look for it
     assert "accuracy" in said["evaluate"]
     assert [name in said["predict"] for name in ("one.jpg", "two.jpg")] == [True, True]
+    assert re.search(
+        r"2 classes \(cat, dog\)\n.* (http://127\.0\.0\.1:\d+),.*\n.*\n  curl -F image=@photo.jpg \1/predict\n", said["serve"]
+    )
 
 
 @pytest.mark.slow
