@@ -19,6 +19,8 @@ COMMANDS = {
     "report": "a page and a model card of runs, as a training writes them at its end",
     "predict": "classes and probabilities of files and folders",
     "serve": "answer over HTTP, with a page to drop images on",
+    "export": "a trained network as an ONNX file, with resize, normalisation and calibration in it",
+    "verify": "whether an exported file gives here what it gave when it was written",
     "lr_find": "suggest a learning rate and draw its curve",
     "benchmark": "how fast loader and step are here, and with which settings they are faster",
     "pack": "pack image files into tar shards with an index, which are read faster",
@@ -51,7 +53,7 @@ def _run(argv: Sequence[str]) -> int:
             is_words = "=" in name or Path(name).is_dir()
             near = f" Type imgrec train {shlex.join(argv)}." if is_words else did_you_mean(name, list(COMMANDS))
             raise ConfigError(f"{name}: there is no such command.{near} There are: {', '.join(COMMANDS)}.")
-        module = f"imgrec.{name}.__main__" if name in ("models", "report") else f"imgrec.{name}"
+        module = f"imgrec.{name}.__main__" if name in ("models", "report", "export") else f"imgrec.{name}"
         return int(import_module(module).main(overrides, config_dir))
 
     return run_command(name, command, argv[1:])

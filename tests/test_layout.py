@@ -21,10 +21,10 @@ LAYERS = (
     ("storage", "analysis"),
     ("scan",),
     ("inference",),
-    ("training",),
+    ("training", "export"),
     ("report", "serving"),
     ("sweeps",),
-    ("cli", "train", "evaluate", "compare", "predict", "lr_find", "benchmark", "pack", "check", "slurm", "serve"),
+    ("cli", "train", "evaluate", "compare", "predict", "lr_find", "benchmark", "pack", "check", "slurm", "serve", "verify"),
 )
 # What takes long to import, so that an import inside a function keeps it out of the first second.
 SLOW = {
@@ -42,6 +42,8 @@ SLOW = {
     "pyarrow",
     "starlette",
     "uvicorn",
+    "onnx",
+    "onnxruntime",
 }
 # What imgrec.analysis imports beside its own modules and the standard library, of which it opens nothing: arrays in, figures out.
 PURE = {"numpy", "scipy", "torch", "xxhash"} | {

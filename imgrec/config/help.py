@@ -31,6 +31,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "runs/digits_resnet/1 split=val",
         "runs/digits_resnet/1 folder=FOLDER out=figures.json",
     ),
+    "export": (
+        "runs/digits_resnet/1",
+        "runs/digits_resnet/1 coverage=0.95 out=digits.onnx",
+    ),
+    "verify": ("model.onnx",),
     "compare": (
         "runs/digits_resnet/1 runs/digits_resnet/2",
         "runs/digits_resnet/*/ baseline=runs/digits_resnet/3 out=resnets.json",
@@ -61,7 +66,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-PATHS = {"data.root": "FOLDER", "ckpt": "RUN", "files": "FILES...", "runs": "RUNS..."}  # how a path without its key is shown
+PATHS = {
+    "data.root": "FOLDER",
+    "ckpt": "RUN",
+    "files": "FILES...",
+    "runs": "RUNS...",
+    "file": "FILE",
+}  # how a path without its key is shown
 KeyPath = tuple[str, ...]  # the parts of a key: ("finetune", "freeze_epochs")
 
 

@@ -36,6 +36,8 @@ POSITIONAL = {
     "report": ("runs",),
     "predict": ("ckpt", "files"),
     "serve": ("ckpt",),
+    "export": ("ckpt",),
+    "verify": ("file",),
     "models": ("filter",),
 }
 Defaults = Mapping[str, Any]  # dotted name to default

@@ -83,7 +83,7 @@ class DatasetImages:
         rows = request.indices % len(self)
         constant: list[str] = []
         for place, (index, row) in enumerate(zip(request.indices.tolist(), rows.tolist(), strict=True)):
-            image = self._read(row)
+            image = self.read_image(row)
             if is_constant(image):
                 constant.append(f"{self.where}[{self.rows[row]}]")
             draw = {"seed": self.seed, "epoch": request.epoch, "index": index, "side": request.side}
@@ -98,7 +98,8 @@ class DatasetImages:
             constant=tuple(constant),
         )
 
-    def _read(self, row: int) -> Tensor:
+    def read_image(self, row: int) -> Tensor:
+        """uint8 [C, H, W] of one image, at its own size."""
         index = int(self.rows[row])
         picture, label = _sample(self.dataset, index, self.where)
         if label != self.labels[row]:

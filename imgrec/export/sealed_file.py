@@ -1,0 +1,66 @@
+"""An ONNX file with its metadata and a hash of all its bytes, and the script beside it. Imports no torch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from imgrec.errors import ConfigError
+from imgrec.files import atomic_output, begins_with, check_output
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+SEAL_START = b"rJ\n\x06sha256\x12@"  # how the entry with the hash begins, the last SEAL_BYTES of a file
+SEAL_BYTES = len(SEAL_START) + 64
+VERIFY_SCRIPT = Path(__file__).with_name("verify_model.py")  # needs nothing of imgrec, and is copied beside each file
+
+
+def check_packages(*names: str) -> None:
+    """ConfigError where one is not installed."""
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ConfigError(f'an ONNX file needs {name}, which is not installed. Type: pip install "imgrec[export]"') from error
+
+
+def check_onnx_output(out: Path, *, overwrite: bool) -> None:
+    """ConfigError unless both files can be written."""
+    check_output("out", out, (".onnx",), ours=_is_sealed, overwrite=overwrite)
+    start = VERIFY_SCRIPT.read_bytes()[:60]
+    check_output("out", script_beside(out), (".py",), ours=begins_with(start), overwrite=overwrite)
+
+
+def write_sealed(out: Path, graph: bytes, facts: Mapping[str, Any]) -> None:
+    """The file, and the script beside it; each whole or not at all. DataError where the disk is full."""
+    with atomic_output(out) as file:
+        file.write(sealed(graph, facts))
+    with atomic_output(script_beside(out)) as file:
+        file.write(VERIFY_SCRIPT.read_bytes())
+
+
+def script_beside(out: Path) -> Path:
+    return out.with_name(f"verify_{out.stem}.py")
+
+
+def sealed(graph: bytes, facts: Mapping[str, Any]) -> bytes:
+    """The graph, each fact in metadata_props (texts as they are, others as JSON), and a hash of all that."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
+    content = graph + _metadata(texts)  # Protocol Buffers join what is appended
+    return content + _metadata({"sha256": hashlib.sha256(content).hexdigest()})
+
+
+def _metadata(texts: Mapping[str, str]) -> bytes:
+    import onnx
+
+    entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in texts.items()]
+    content: bytes = onnx.ModelProto(metadata_props=entries).SerializeToString()
+    return content
+
+
+def _is_sealed(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-min(SEAL_BYTES, path.stat().st_size), os.SEEK_END)
+        return file.read().startswith(SEAL_START)

@@ -1,0 +1,59 @@
+"""Whether an exported file gives here what it gave when it was written: python -m imgrec.verify model.onnx"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgrec.config.compose import compose_config
+from imgrec.config.schema import dotted_types, parse_settings
+from imgrec.distributed.command import run_command
+from imgrec.errors import ConfigError, DataError, ExitCode, did_you_mean, first_line
+from imgrec.export.sealed_file import check_packages
+from imgrec.terminal import Terminal
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig:
+    """The keys of conf/verify.yaml."""
+
+    file: str | None
+    provider: str | None
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Run the file on the test image that it carries; DataError where it gives something else than PyTorch gave."""
+    config = parse_settings(VerifyConfig, compose_config("verify", argv, config_dir, types=dotted_types(VerifyConfig)))
+    if config.file is None:
+        raise ConfigError("file=null: there is no file to verify. Type imgrec verify model.onnx.")
+    file = Path(config.file)
+    if not file.is_file():
+        raise DataError(f"{file}: there is no such file. Name a file that imgrec export wrote.")
+    check_packages("onnxruntime")
+    import onnxruntime
+
+    from imgrec.export.verify_model import verify
+
+    onnxruntime.set_default_logger_severity(4)  # its errors are raised too
+    known = onnxruntime.get_available_providers()
+    if config.provider is not None and config.provider not in known:
+        raise ConfigError(
+            f"provider={config.provider} is not available; ONNX Runtime {onnxruntime.__version__} has {', '.join(known)} here."
+            f"{did_you_mean(config.provider, known)} Leave provider out for all of them."
+        )
+    try:
+        difference, tolerance = verify(str(file), [config.provider] if config.provider else None)
+    except Exception as error:  # a file may hold anything; ONNX Runtime has a dozen kinds for what it cannot read or run
+        raise DataError(f"{file} cannot be used: {first_line(error)}. Export it again, or name another.") from error
+    where = f"ONNX Runtime {onnxruntime.__version__} with {config.provider or ', '.join(known)}"
+    if not difference <= tolerance:
+        raise DataError(
+            f"{file} gives something else here: an output differs by {difference:.2g} from what PyTorch gave for its test image, and "
+            f"{tolerance:g} is allowed. {where} resizes or computes otherwise: use another."
+        )
+    Terminal().say(f"{file}: as when it was exported, by {where}; largest difference {difference:.2g}, allowed {tolerance:g}")
+    return ExitCode.OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("verify", main, sys.argv[1:]))

@@ -1,0 +1,214 @@
+"""imgrec export and verify: the file answers as PyTorch does for images of any size, and says where a runtime does not."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from error_parts import assert_refused, raises_error
+from hypothesis import given
+from hypothesis import strategies as st
+from marks import fewer
+from PIL import Image
+from untrained_run import save_untrained_run
+
+import imgrec
+from imgrec import cli
+from imgrec.data.decode import Preprocessing, fit_to_size
+from imgrec.data.in_memory import InMemoryImages
+from imgrec.errors import DataError
+from imgrec.export import verify_model
+from imgrec.export.agreement import Agreement, check_agreement, measure_agreement
+from imgrec.export.resize import FitToSize
+from imgrec.export.sealed_file import SEAL_START, sealed
+from imgrec.inference.predictor import load
+
+SIZES = st.one_of(st.integers(1, 40), st.integers(41, 400))
+BASE = {"channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "max_pixels": 10**8, "scale": None}
+
+
+def pixels(height, width, channels=3, seed=0):
+    """Noise beside stripes: uint8 [H, W, C]."""
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    image[:, width // 2 :] = (np.arange(width - width // 2) % 2 * 255)[:, None]
+    return image
+
+
+def preprocessing(size, resize="squash", crop_share=1.0, interpolation="bilinear"):
+    return Preprocessing(image_size=size, resize=resize, crop_share=crop_share, interpolation=interpolation, **BASE)
+
+
+@fewer(12)
+@given(
+    SIZES,
+    SIZES,
+    st.integers(1, 70),
+    st.sampled_from(["squash", "crop"]),
+    st.sampled_from([1.0, 0.875, 0.5]),
+    st.sampled_from(["bilinear", "bicubic"]),
+)
+def test_resize_is_that_of_evaluation_bit_for_bit(height, width, size, resize, share, interpolation):
+    steps = preprocessing(size, resize, share, interpolation)
+    image = torch.from_numpy(pixels(height, width))
+    fitted = FitToSize(steps)(image[None])[0]
+    assert fitted.equal(fit_to_size(image.movedim(-1, 0), steps).float())
+
+
+def test_resize_of_a_strip_and_of_one_pixel():
+    for height, width in ((1, 1), (1, 3000), (700, 3), (5, 161)):
+        steps = preprocessing(24, "crop", 0.875)
+        image = torch.from_numpy(pixels(height, width))
+        assert FitToSize(steps)(image[None])[0].equal(fit_to_size(image.movedim(-1, 0), steps).float()), (height, width)
+
+
+@pytest.mark.slow
+def test_resize_is_within_one_gray_level_of_pil_on_1000_sizes():
+    rng, photograph = np.random.default_rng(0), _photograph()
+    fit, apart = FitToSize(preprocessing(224)), np.zeros(256, dtype=np.int64)
+    for _ in range(1000):
+        width, height = np.exp(rng.uniform(0, np.log(1500), 2)).astype(int).clip(1).tolist()
+        box = (*rng.uniform(0, 0.2, 2) * photograph.size, *rng.uniform(0.5, 1, 2) * photograph.size)
+        picture = photograph.resize((width, height), box=box)
+        ours = fit(torch.from_numpy(np.array(picture))[None])[0].movedim(0, -1).numpy().astype(int)
+        theirs = np.asarray(picture.resize((224, 224), Image.Resampling.BILINEAR)).astype(int)
+        apart += np.bincount(np.abs(ours - theirs).ravel(), minlength=256)
+    assert apart[3:].sum() == 0
+    assert apart[2] <= 3  # of 150 million: PIL resizes the height first where that is less work
+
+
+def _photograph():
+    """scikit-learn's photograph of a temple, 640x427."""
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image("china.jpg"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    colour = ("data.channels=3", "data.mean=[0.5,0.5,0.5]", "data.std=[0.25,0.25,0.25]")
+    return save_untrained_run(tmp_path_factory.mktemp("run"), *colour)
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    """The file of a network for images of 8x8, and what the command printed."""
+    out = run / "model.onnx"
+    assert cli.main(["export", str(run), f"out={out}"]) == 0
+    return out
+
+
+def reseal(file, out, change):
+    """The file with another graph or facts, and a right hash."""
+    model = onnx.load(file)
+    facts = {entry.key: entry.value for entry in model.metadata_props if entry.key != "sha256"}
+    del model.metadata_props[:]
+    change(model.graph, facts)
+    out.write_bytes(sealed(model.SerializeToString(), facts))
+    return out
+
+
+def without_antialiasing(graph, facts):
+    """Each filter keeps its width where an image is made smaller: what antialias=0 means."""
+    one = {value.name for value in graph.initializer if value.dims == [] and onnx.numpy_helper.to_array(value) == 1}
+    stretches = [node for node in graph.node if node.op_type == "Max" and node.input[1] in one]
+    assert len(stretches) == 2
+    for node in stretches:
+        node.input[0] = node.input[1]
+
+
+def test_file_answers_as_pytorch_and_verify_tells_where_it_does_not(run, exported, tmp_path, capsys):
+    predictor = imgrec.load(run, device="cpu")
+    session = onnxruntime.InferenceSession(exported)
+    for batch, height, width in ((1, 8, 8), (3, 21, 50)):
+        images = np.stack([pixels(height, width, 3, seed) for seed in range(batch)])
+        answers = session.run(["probabilities"], {"images": images})[0]
+        expected = [dict(each.top) for each in predictor.predict(images, top_k=10)]
+        assert [[each[name] for name in predictor.classes] for each in expected] == pytest.approx(answers, abs=1e-6)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == list(predictor.classes)
+    assert json.loads(facts["agreement"])["same_class"] == json.loads(facts["agreement"])["images"] == 144
+    assert "EXIF" in facts["input"]
+    assert exported.with_name("verify_model.py").read_text() == Path(verify_model.__file__).read_text()
+    assert verify_model.SEAL == SEAL_START
+
+    capsys.readouterr()
+    assert cli.main(["verify", str(exported)]) == 0
+    assert "as when it was exported" in capsys.readouterr().out
+    content = bytearray(exported.read_bytes())
+    content[len(content) // 2] ^= 1
+    bad = tmp_path / "bad.onnx"
+    hostile = {
+        "flipped": bytes(content),
+        "short": exported.read_bytes()[:-100],
+        "empty": b"",
+        "text": sealed(b"no protocol buffer", {}),
+        "no test": reseal(exported, bad, lambda graph, facts: facts.pop("test")).read_bytes(),
+    }
+    for content in hostile.values():
+        bad.write_bytes(content)
+        assert cli.main(["verify", str(bad)]) == 2
+        assert_refused(capsys.readouterr().err, bad, "cannot be used", "Export it again")
+    assert cli.main(["verify", str(reseal(exported, bad, without_antialiasing))]) == 2
+    assert_refused(capsys.readouterr().err, bad, "differs by", "0.0001 is allowed")
+    assert cli.main(["verify", str(exported), "provider=CPUExecutionProvide"]) == 2
+    assert_refused(capsys.readouterr().err, "provider=CPUExecutionProvide", "Did you mean CPUExecutionProvider?")
+
+
+def test_example_of_the_docs_and_the_script_beside_the_file(exported, monkeypatch, capsys):
+    monkeypatch.chdir(exported.parent)
+    Image.fromarray(pixels(30, 44)).save("photo.jpg", quality=95)
+    predicted = imgrec.load(".", device="cpu").predict("photo.jpg")[0]
+    page = (Path(__file__).parents[1] / "docs/export.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(example, {})
+    name, probability = capsys.readouterr().out.split()
+    assert (name, float(probability)) == (predicted.class_name, pytest.approx(predicted.probability, abs=1e-4))
+    for arguments, code, word in ((["model.onnx"], 0, "ok"), (["model.onnx", "CPUExecutionProvider"], 0, "ok")):
+        monkeypatch.setattr("sys.argv", ["verify_model.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path("verify_model.py", run_name="__main__")
+        assert (ended.value.code, capsys.readouterr().out.split()[-1]) == (code, word)
+
+
+def test_disagreement_is_refused_by_its_figures(run):
+    predictor = load(run, device="cpu")
+    images = InMemoryImages(torch.from_numpy(pixels(8, 8 * 70)).reshape(8, 70, 8, 3).permute(1, 3, 0, 2), np.zeros(70))
+    right = measure_agreement(
+        predictor, images, lambda batch: predictor.probabilities(torch.from_numpy(batch).movedim(-1, 1)).numpy()
+    )
+    assert right == Agreement(70, 70, 0, 0.0)
+    check_agreement(right, "m.onnx")
+    wrong = measure_agreement(predictor, images, lambda batch: np.full((len(batch), 10), 0.1, dtype=np.float32))
+    assert wrong.same_class < 70
+    with raises_error(DataError, "m.onnx", f"{wrong.same_class} of 70", f"{wrong.difference:.2g}", "0.0001", "check=false"):
+        check_agreement(wrong, "m.onnx")
+    for each in (Agreement(9, 9, 0, 2e-4), Agreement(9, 9, 0, float("inf")), Agreement(9, 8, 0, 0.0)):
+        with pytest.raises(DataError):
+            check_agreement(each, "m.onnx")
+    check_agreement(Agreement(9, 8, 1, 1e-6), "m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ([], ("ckpt=null", "ckpt=runs/NAME/ID")),
+        (["RUN", "format=onxn"], ("format=onxn", "Did you mean onnx?")),
+        (["RUN", "out=model.pt"], ("out=model.pt", ".onnx", "out=model.onnx")),
+        (["RUN", "out=FOREIGN"], ("out=FOREIGN", "exists", "overwrite=true")),
+        (["RUN", "risk=0.1"], ("risk=0.1", "no record of validation images")),
+        (["RUN", "risk=0.1", "calibrated=false"], ("calibrated=false",)),
+    ],
+)
+def test_mistakes_are_refused_in_a_line(words, parts, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    foreign = tmp_path / "theirs.onnx"
+    foreign.write_text("of somebody else")
+    swapped = [word.replace("RUN", str(run)).replace("FOREIGN", foreign.name) for word in words]
+    assert cli.main(["export", *swapped]) == 2
+    assert_refused(capsys.readouterr().err, *(part.replace("FOREIGN", foreign.name) for part in parts))
+    assert foreign.read_text() == "of somebody else"
