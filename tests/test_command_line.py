@@ -20,6 +20,7 @@ from imgrec.config.overrides import is_text
 from imgrec.config.schema import Node, dotted_types
 from imgrec.errors import ConfigError, ImgrecError, nearest
 from imgrec.evaluate import EvaluateConfig
+from imgrec.explain import ExplainConfig
 from imgrec.pack import PackConfig
 from imgrec.predict import PredictConfig
 from imgrec.slurm import JobConfig
@@ -28,6 +29,7 @@ from imgrec.sweeps.grid import plan_sweep
 TYPES = {
     "evaluate": dotted_types(EvaluateConfig),
     "predict": dotted_types(PredictConfig),
+    "explain": dotted_types(ExplainConfig),
     "compare": dotted_types(CompareConfig),
     "slurm": dotted_types(JobConfig),
     "pack": dotted_types(PackConfig),
@@ -151,6 +153,7 @@ def test_the_comma_of_a_sweep_parts_texts_as_it_parts_numbers(tmp_path: Path, mo
         ("predict", ["runs/a/1", "a b.jpg"], ["ckpt=runs/a/1", "files=a b.jpg"]),
         ("predict", ["runs/a/1", "photos/**/*.jpg"], ["ckpt=runs/a/1", "files=photos/**/*.jpg"]),
         ("predict", ["ckpt=runs/a/1", "a.jpg", "b,c.jpg"], ["ckpt=runs/a/1", "files=[a.jpg,'b,c.jpg']"]),
+        ("explain", ["runs/a/1", "a.jpg", "b.jpg"], ["ckpt=runs/a/1", "images=[a.jpg,b.jpg]"]),
         ("predict", ["runs/a/1", 'it\'s "x".jpg', "b", "top_k=2"], None),
     ],
 )

@@ -24,7 +24,21 @@ LAYERS = (
     ("training", "export"),
     ("report", "serving"),
     ("sweeps",),
-    ("cli", "train", "evaluate", "compare", "predict", "lr_find", "benchmark", "pack", "check", "slurm", "serve", "verify"),
+    (
+        "cli",
+        "train",
+        "evaluate",
+        "compare",
+        "predict",
+        "explain",
+        "lr_find",
+        "benchmark",
+        "pack",
+        "check",
+        "slurm",
+        "serve",
+        "verify",
+    ),
 )
 # What takes long to import, so that an import inside a function keeps it out of the first second.
 SLOW = {

@@ -38,6 +38,7 @@ POSITIONAL = {
     "serve": ("ckpt",),
     "export": ("ckpt",),
     "verify": ("file",),
+    "explain": ("ckpt", "images"),
     "models": ("filter",),
 }
 Defaults = Mapping[str, Any]  # dotted name to default
@@ -103,12 +104,12 @@ def _is_path(command: str, word: str, keys: Callable[[], Defaults]) -> bool:
 
 
 def _positional(command: str, paths: list[str], given: set[str]) -> list[Override]:
-    """The overrides that `paths` stand for. The last key of `predict`, and that of `compare` and `report`, takes any number of them."""
+    """The overrides that `paths` stand for. The last key of `predict` and `explain`, and that of `compare` and `report`, takes any number of them."""
     if not paths:
         return []
     keys = [key for key in POSITIONAL[command] if key not in given]
     values = [Override(f"{key}={path}", "", key, path) for key, path in zip(keys, paths, strict=False)]
-    if keys[-1:] in (["files"], ["runs"]) and len(paths) > len(keys):
+    if keys[-1:] in (["files"], ["images"], ["runs"]) and len(paths) > len(keys):
         values[-1] = replace(values[-1], given=paths[len(keys) - 1 :])
     elif len(paths) > len(keys):
         more = f", or type {shlex.quote(f'folder={paths[len(keys)]}')}" if command == "evaluate" else ""

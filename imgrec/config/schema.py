@@ -17,6 +17,7 @@ Split = Literal["test", "val", "train"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # as people read them
 SetMethod = Literal["lac", "aps", "raps"]
 ServedFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "tiff", "avif"]
+MapMethod = Literal["gradcam", "gradients"]  # of imgrec explain
 Views = Literal["flip", "crops", "ten_crops"]  # of an image, whose logits are averaged
 Sampling = Literal["shuffle", "balanced", "sqrt", "weighted"]
 Monitor = Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]

@@ -21,27 +21,36 @@ def tiles_in_a_row(images: int) -> int:
     return min(max(images, LEAST_IN_A_ROW), MOST_IN_A_ROW)
 
 
-def draw_contact_sheet(images: Tensor, captions: Sequence[str], *, title: str, legend: str, fonts: list[str]) -> bytes:
+def draw_contact_sheet(
+    images: Tensor,
+    captions: Sequence[str],
+    *,
+    title: str,
+    legend: str,
+    fonts: list[str],
+    in_a_row: int | None = None,
+    tile: int = TILE,
+) -> bytes:
     """A PNG of uint8 [N, C, H, W] with a caption of up to three lines for each, in `fonts`. 0.25 s for 40 images.
 
-    legend: ASCII, lines below them.
+    legend: ASCII, lines below them. in_a_row: images beside each other; None: by their number. tile: pixels of their side.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     dpi = 100  # as text has a size in points
-    in_a_row = tiles_in_a_row(len(images))
-    width = in_a_row * (TILE + MARGIN) + MARGIN
-    bottom = TITLE_HEIGHT + -(-len(images) // in_a_row) * (TILE + CAPTION_HEIGHT + MARGIN)
+    in_a_row = in_a_row or tiles_in_a_row(len(images))
+    width = in_a_row * (tile + MARGIN) + MARGIN
+    bottom = TITLE_HEIGHT + -(-len(images) // in_a_row) * (tile + CAPTION_HEIGHT + MARGIN)
     height = bottom + LEGEND_LINE * len(legend.splitlines())
     sheet = Image.new("RGB", (width, height), "white")
     figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="none")
     figure.text(MARGIN / width, 1 - TITLE_HEIGHT / 2 / height, title, fontsize=10, va="center", parse_math=False)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(number, in_a_row)
-        left, top = MARGIN + column * (TILE + MARGIN), TITLE_HEIGHT + row * (TILE + CAPTION_HEIGHT + MARGIN)
-        sheet.paste(_tile(image), (left, top))
-        figure.text(left / width, 1 - (top + TILE + 2) / height, caption, fontsize=8, va="top", family=fonts, parse_math=False)
+        left, top = MARGIN + column * (tile + MARGIN), TITLE_HEIGHT + row * (tile + CAPTION_HEIGHT + MARGIN)
+        sheet.paste(_tile(image, tile), (left, top))
+        figure.text(left / width, 1 - (top + tile + 2) / height, caption, fontsize=8, va="top", family=fonts, parse_math=False)
     figure.text(MARGIN / width, 1 - bottom / height, legend, fontsize=8, va="top", linespacing=1.2, parse_math=False)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
@@ -53,8 +62,8 @@ def draw_contact_sheet(images: Tensor, captions: Sequence[str], *, title: str, l
     return content.getvalue()
 
 
-def _tile(image: Tensor) -> Image.Image:
-    """uint8 [C, H, W] in a square of TILE pixels; the pixels of small images stay visible."""
+def _tile(image: Tensor, side: int) -> Image.Image:
+    """uint8 [C, H, W] in a square of `side` pixels; the pixels of small images stay visible."""
     picture = to_picture(image).convert("RGB")
-    method = Image.Resampling.NEAREST if max(picture.size) < TILE else Image.Resampling.LANCZOS
-    return ImageOps.pad(picture, (TILE, TILE), method, color="white")
+    method = Image.Resampling.NEAREST if max(picture.size) < side else Image.Resampling.LANCZOS
+    return ImageOps.pad(picture, (side, side), method, color="white")

@@ -10,38 +10,39 @@ from imgrec.errors import CheckpointError, DataError
 from imgrec.files import EXTENSIONS_TEXT, find_images
 
 CHECKPOINTS = "checkpoints"  # their folder in a run directory
+EXPLAINED = "explained"  # the folder of `imgrec explain`, in a run directory or in the current one
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
 BEST = "best.ckpt"  # the checkpoint that is tested; without the state of an optimizer, so nothing is resumed from it
 
 
-def expand_files(paths: str | Sequence[str]) -> list[str]:
+def expand_files(paths: str | Sequence[str], key: str = "files") -> list[str]:
     """The files of paths, folders and patterns in their order, each once; the image files of a folder and the matches of a pattern are sorted.
 
-    DataError for a name that does not exist, a pattern that matches nothing, a folder without images.
+    key: of the command line, for errors. DataError for a name that does not exist, a pattern that matches nothing, a folder without images.
     """
     paths = [paths] if isinstance(paths, str) else [str(path) for path in paths]
-    return list(dict.fromkeys(file for path in paths for file in _expand(path)))
+    return list(dict.fromkeys(file for path in paths for file in _expand(path, key)))
 
 
-def _expand(path: str) -> list[str]:
+def _expand(path: str, key: str) -> list[str]:
     if os.path.isdir(path):
         if images := _images_in(path):
             return images
         raise DataError(
-            f"files={path}: this folder has no images (names that end in {EXTENSIONS_TEXT}). Set files=FOLDER with images."
+            f"{key}={path}: this folder has no images (names that end in {EXTENSIONS_TEXT}). Set {key}=FOLDER with images."
         )
     if os.path.exists(path):
         return [path]
     if not glob.has_magic(path):
-        hint = f"For several files type files=[{path}]." if "," in path else "Set files= to an image, a folder or a pattern."
-        raise DataError(f"files={path}: there is no such file or folder. {hint}")
+        hint = f"For several files type {key}=[{path}]." if "," in path else f"Set {key}= to an image, a folder or a pattern."
+        raise DataError(f"{key}={path}: there is no such file or folder. {hint}")
     matches = sorted(glob.glob(path, recursive=True))
     # A pattern that matches folders alone means the images in them; `**` matches both, and then the files are meant.
     files = [match for match in matches if not os.path.isdir(match)] or [
         file for folder in matches for file in _images_in(folder)
     ]
     if not files:
-        raise DataError(f"files={path}: no file matches this pattern. Put it in quotes, so that the shell does not expand it.")
+        raise DataError(f"{key}={path}: no file matches this pattern. Put it in quotes, so that the shell does not expand it.")
     return files
 
 

@@ -1,6 +1,7 @@
 """The report of a run: which sections it has, in which order."""
 
 from imgrec.html_page import Section, render
+from imgrec.report.explained import explained_sections
 from imgrec.report.facts import Facts
 from imgrec.report.figures import class_section, reliability_section, result_section
 from imgrec.report.pictures import image_sections
@@ -27,6 +28,7 @@ def report_sections(facts: Facts) -> list[Section]:
         *question_sections(facts),
         curves_section(facts),
         *image_sections(facts),
+        *explained_sections(facts),
         class_section(facts),
         reliability_section(facts),
         data_section(facts),

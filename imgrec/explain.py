@@ -1,0 +1,282 @@
+"""Why a network says what it says of images: python -m imgrec.explain ckpt=runs/NAME/ID images=FOLDER"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from imgrec.config.compose import compose_config
+from imgrec.config.schema import Device, MapMethod, dotted_types, parse_settings
+from imgrec.config.start_checks import check_gpu
+from imgrec.data.file_index import pack_names
+from imgrec.distributed.command import run_command
+from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable, shorten
+from imgrec.files import atomic_write, check_output, is_our_png, is_our_table
+from imgrec.inference.paths import EXPLAINED, expand_files, find_checkpoint
+from imgrec.inference.prediction_table import PredictionRow, write_table
+from imgrec.terminal import Terminal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from imgrec.analysis.map_borders import Concentration
+    from imgrec.inference.explanation_output import ExplainedImage
+    from imgrec.inference.explanations import ExplainedMap, Explainer
+    from imgrec.inference.predictor import Predictor
+    from imgrec.inference.training_neighbours import Neighbour
+    from imgrec.report.explained import RunImages
+    from imgrec.report.facts import Facts
+
+LEAST_AREAS = 100  # with 99 that are all worse p is 0.01
+_AT_ONCE = 16  # images whose maps are computed together
+_MOST_SHOWN = 30  # images whose verdicts are printed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig:
+    """The keys of conf/explain.yaml."""
+
+    ckpt: str | None
+    images: str | list[str] | None
+    out: str | None
+    methods: MapMethod | list[MapMethod]
+    layer: str | None
+    areas: int
+    neighbours: int
+    batch_size: int
+    num_workers: int | Literal["auto"]
+    device: Device
+    overwrite: bool
+
+    @property
+    def chosen(self) -> list[MapMethod]:
+        """The methods, each once."""
+        return list(dict.fromkeys(self.methods if isinstance(self.methods, list) else [self.methods]))
+
+
+class OutputFiles(NamedTuple):
+    """What is written."""
+
+    table: Path
+    sheet: Path
+    pictures: dict[str, Path]  # of each image, by its name
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Write the table and the pictures, and print the verdicts.
+
+    A file that cannot be read has its reason in the table. DataError, after writing, where no file could be read.
+    """
+    composed = compose_config("explain", argv, config_dir, types=dotted_types(ExplainConfig))
+    config = parse_settings(ExplainConfig, composed)
+    ckpt = _check_settings(config)
+    facts, found = (None, None) if config.images is not None else _images_of_run(config)
+    names = found.names if found is not None else expand_files(config.images or "", "images")
+    files = _output_files(config, names, run=None if facts is None else facts.folder)
+    from imgrec.inference.checkpoint import load_checkpoint
+    from imgrec.inference.explanation_output import failed_row, table_rows
+    from imgrec.inference.predictor import Predictor
+
+    terminal = Terminal()
+    predictor = Predictor(load_checkpoint(ckpt), device=config.device, precision="32")
+    images, errors = (found.images, {}) if found is not None else _read_images(names, predictor)
+    failed = [failed_row(name, reason) for name, reason in errors.items()]
+    if not len(images):
+        _write_rows(files.table, failed)
+        name, reason = next(iter(errors.items()))
+        raise DataError(
+            f"none of {plural(len(names), 'file')} could be read: {name} {reason} {files.table} has the reason for each. Name image files."
+        )
+    readable = [name for name in names if name not in errors]
+    explained, explainer = _explain(config, predictor, images, readable, files, terminal)
+    by_name = {one.path: table_rows(one, explainer) for one in explained} | {row["path"]: [row] for row in failed}
+    _write_rows(files.table, [row for name in names for row in by_name[name]])
+    _say_verdicts(terminal, explained, explainer, errors, files)
+    concentrations = _find_concentrations(explainer, explained, None if found is None else found.sample, terminal)
+    if facts is not None and found is not None:
+        _add_to_report(facts, found, explained, explainer, concentrations, files, terminal)
+    return ExitCode.OK
+
+
+def _check_settings(config: ExplainConfig) -> Path:
+    """The checkpoint file."""
+    if config.ckpt is None:
+        raise ConfigError("ckpt=null: explain needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
+    if config.images is None and not Path(config.ckpt).is_dir():
+        raise ConfigError(
+            f"images=null: the errors of a test are those of a run directory, and ckpt={config.ckpt} is none. Set images=FOLDER."
+        )
+    if not config.chosen:
+        raise ConfigError("methods=[]: there is nothing to do. Set methods=[gradcam, gradients].")
+    if config.layer is not None and "gradcam" not in config.chosen:
+        raise ConfigError(f"layer={config.layer} has no effect beside methods=gradients. Leave it out.")
+    if config.areas < LEAST_AREAS:
+        raise ConfigError(f"areas={config.areas}: p could not be below 0.01. Set areas={LEAST_AREAS} or more.")
+    ckpt = find_checkpoint(config.ckpt)
+    check_gpu("device", config.device)
+    return ckpt
+
+
+def _images_of_run(config: ExplainConfig) -> tuple["Facts", "RunImages"]:
+    """The run, and the worst errors of its test."""
+    from imgrec.report.explained import read_run_images
+    from imgrec.report.facts import read_run_facts
+
+    facts = read_run_facts(Path(os.path.normpath(config.ckpt or "")))
+    return facts, read_run_images(facts)
+
+
+def _output_files(config: ExplainConfig, names: Sequence[str], *, run: Path | None) -> OutputFiles:
+    """Each checked; pictures are numbered, as files of several folders may have one name. run: whose errors are explained."""
+    folder = run / EXPLAINED if run is not None else Path(EXPLAINED)
+    out, digits = folder if config.out is None else Path(config.out), len(str(len(names)))
+    pictures = {name: out / f"{number:0{digits}d}_{Path(name).stem[:60]}.png" for number, name in enumerate(names, 1)}
+    files = OutputFiles(out / "explain.csv", out / "explain.png", pictures)
+    check_output("out", files.table, (".csv",), ours=is_our_table, overwrite=config.overwrite)
+    for picture in (files.sheet, *pictures.values()):
+        check_output("out", picture, (".png",), ours=is_our_png, overwrite=config.overwrite)
+    return files
+
+
+def _read_images(names: Sequence[str], predictor: "Predictor") -> tuple["Tensor", dict[str, str]]:
+    """uint8 [N, C, S, S] of the files that can be read, and why the others cannot."""
+    from imgrec.inference.device import check_memory
+    from imgrec.inference.file_batches import FileBatches
+
+    check_memory(len(names), predictor.preprocessing)
+    batch = FileBatches(pack_names(names), predictor.preprocessing)[range(len(names))]
+    found = zip(names, batch.errors, strict=True)
+    return batch.images, {name: error.removeprefix(f"{name} ") for name, error in found if error is not None}
+
+
+def _explain(
+    config: ExplainConfig,
+    predictor: "Predictor",
+    images: "Tensor",
+    names: Sequence[str],
+    files: OutputFiles,
+    terminal: Terminal,
+) -> tuple[list["ExplainedImage"], "Explainer"]:
+    """Every image with its maps; their pictures are written."""
+    from imgrec.inference.explanation_output import PICTURE_TILE, SHEET_IMAGES, ExplainedImage, draw_explanations
+    from imgrec.inference.explanations import Explainer
+    from imgrec.inference.training_neighbours import training_neighbours
+
+    explainer = Explainer(predictor, images, methods=config.chosen, layer=config.layer, areas=config.areas)
+    near: list[list[Neighbour]] = [[] for _ in names]
+    if config.neighbours:
+        with terminal.progress_shown():
+            near = training_neighbours(
+                predictor, images, config.neighbours, batch_size=config.batch_size, num_workers=config.num_workers
+            )
+    explained: list[ExplainedImage] = []
+    with terminal.bar() as bar:
+        task = bar.add_task("maps", total=len(names) * len(config.chosen), note="")
+        for start in range(0, len(names), _AT_ONCE):
+            found = explainer.explain(
+                images[start : start + _AT_ONCE], batch_size=config.batch_size, watch=lambda: bar.advance(task)
+            )
+            for number, explanation in enumerate(found, start):
+                picture = files.pictures[names[number]]
+                one = ExplainedImage(names[number], picture.name, explanation, near[number])
+                title = shorten(printable(picture.stem), 60)
+                atomic_write(picture, draw_explanations([one], explainer, title=title, tile=PICTURE_TILE))
+                explained.append(one)
+    first = explained[:SHEET_IMAGES]
+    title = f"{len(first)} of {plural(len(explained), 'image')}" if len(first) < len(explained) else plural(len(first), "image")
+    atomic_write(files.sheet, draw_explanations(first, explainer, title=f"{title}: what the network looked at"))
+    return explained, explainer
+
+
+def _find_concentrations(
+    explainer: "Explainer", explained: Sequence["ExplainedImage"], sample: "Tensor | None", terminal: Terminal
+) -> list["Concentration"]:
+    """Classes whose maps lie on the border or in a corner, printed; of a sample of a run's test, where there is one, by its first method."""
+    import numpy as np
+    import torch
+
+    from imgrec.analysis.map_borders import find_concentrations, region_shares
+    from imgrec.inference.explanation_output import concentration_sentence
+
+    classes, labels = explainer.predictor.classes, [one.explanation.label for one in explained]
+    if sample is None:
+        shares = region_shares(torch.stack([one.explanation.maps[0].values for one in explained]))
+    else:
+        parts, labels = [], []
+        with terminal.bar() as bar:
+            task = bar.add_task("maps of every class", total=len(sample), note="")
+            for part in torch.split(sample, _AT_ONCE):
+                maps, own = explainer.maps(explainer.methods[0], part)
+                parts.append(region_shares(maps))
+                labels += own
+                bar.advance(task, len(part))
+        shares = np.concatenate(parts)
+    found = find_concentrations(shares, labels)
+    for one in found:
+        terminal.say(concentration_sentence(classes[one.label], one._asdict()), style="yellow")
+    return found
+
+
+def _add_to_report(
+    facts: "Facts",
+    found: "RunImages",
+    explained: Sequence["ExplainedImage"],
+    explainer: "Explainer",
+    concentrations: Sequence["Concentration"],
+    files: OutputFiles,
+    terminal: Terminal,
+) -> None:
+    from imgrec.report.explained import write_explained
+    from imgrec.report.write import write_report
+
+    if files.table.parent != facts.folder / EXPLAINED:
+        return
+    write_explained(files.table.parent, explained, found, explainer, concentrations)
+    terminal.say(f"{write_report(facts.folder).page} shows them beside its errors")
+
+
+def _write_rows(path: Path, rows: Sequence[PredictionRow]) -> None:
+    write_table(path, [{name: [row[name] for row in rows] for name in rows[0]}])
+
+
+def _say_verdicts(
+    terminal: Terminal, explained: Sequence["ExplainedImage"], explainer: "Explainer", errors: dict[str, str], files: OutputFiles
+) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from imgrec.inference.explanations import METHOD_NAMES
+
+    classes = explainer.predictor.classes
+    table = Table(box=box.SIMPLE_HEAD if terminal.console.is_terminal else None, pad_edge=False, show_edge=False)
+    for name in ("file", "class", "probability", *(METHOD_NAMES[method] for method in explainer.methods)):
+        table.add_column(name, overflow="fold", justify="right" if name == "probability" else "left")
+    for one in explained[:_MOST_SHOWN]:
+        said = one.explanation
+        verdicts = [Text(_short_verdict(each), style="" if each.verdict.supported else "yellow") for each in said.maps]
+        table.add_row(Text(one.path), Text(classes[said.label], style="bold"), f"{said.probability:.4f}", *verdicts)
+    terminal.say(table)
+    if len(explained) > _MOST_SHOWN:
+        terminal.say(f"and {plural(len(explained) - _MOST_SHOWN, 'other image')}")
+    terminal.say()
+    for place, method in enumerate(explainer.methods):
+        count = sum(one.explanation.maps[place].verdict.supported for one in explained)
+        terminal.say(
+            f"{METHOD_NAMES[method]} of {explainer.layer_of(method)}: {count:,} of {plural(len(explained), 'map')} supported"
+        )
+    unread = f"; {plural(len(errors), 'file')} could not be read, the column 'error' says why" if errors else ""
+    terminal.say(f"{files.table}, {files.sheet.name} and a picture of each image{unread}", style="yellow" if errors else None)
+
+
+def _short_verdict(one: "ExplainedMap") -> str:
+    hiding, similarity = one.verdict.hiding, one.verdict.similarity
+    figures = "marks nothing" if hiding is None else f"p {hiding.p:.2g}"
+    alike = f", alike {similarity:.2f}" if not one.verdict.has_changed else ""
+    return f"{'supported' if one.verdict.supported else 'not supported'}, {figures}{alike}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("explain", main, sys.argv[1:]))

@@ -1,0 +1,332 @@
+"""Maps against closed forms and captum, their tests against scipy and planted marks, neighbours against scikit-learn."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from error_parts import assert_refused, raises_error
+from hypothesis import given
+from hypothesis import strategies as st
+from marks import fewer
+from PIL import Image
+from scipy.stats import spearmanr
+from sklearn.neighbors import NearestNeighbors
+from torch import nn
+from untrained_run import save_untrained_run
+from watermark import learn_marks, pointed_at
+
+from imgrec import cli
+from imgrec.analysis.explain import as_map, check_layer, find_layer, grad_cam, integrated_gradients
+from imgrec.analysis.map_borders import AREAS_OF_REGIONS, REGIONS, find_concentrations, region_shares
+from imgrec.analysis.map_tests import (
+    MOST_OVERLAP,
+    HidingTest,
+    MapVerdict,
+    hide,
+    hiding_test,
+    marked_area,
+    random_areas,
+    rank_correlations,
+    with_random_weights,
+)
+from imgrec.analysis.neighbours import find_nearest
+from imgrec.errors import ConfigError
+from imgrec.models.catalog import CatalogQuery, candidates
+from imgrec.models.layers import head_names
+
+
+def pooled() -> nn.Sequential:
+    """Convolution, ReLU, global mean, linear."""
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 5, 3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 3),
+    )
+    return nn.Sequential(*layers).eval()
+
+
+def pixels(count=4, side=16, seed=1):
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+TARGETS = torch.tensor([0, 1, 2, 0])
+
+
+def test_grad_cam_behind_a_global_mean_is_the_class_activation_map():
+    """Zhou et al. 2016 (arXiv 1512.04150): the layer's maps weighted by the head's weights, here over the number of pixels."""
+    net = pooled()
+    assert find_layer(net, pixels()) == "1"
+    features = net[:2](pixels()).detach()
+    expected = torch.einsum("bchw,bc->bhw", features, net[4].weight.detach()[TARGETS]).relu() / 64
+    torch.testing.assert_close(grad_cam(net, "1", pixels(), TARGETS), expected)
+
+
+def test_integrated_gradients_are_exact_where_the_network_is_linear_and_complete_elsewhere():
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3)).eval()
+    found = integrated_gradients(linear, pixels(), TARGETS, steps=2)
+    torch.testing.assert_close(found.flatten(1), (pixels().flatten(1) * linear[1].weight[TARGETS]).detach())
+    net = pooled()
+    whole = integrated_gradients(net, pixels(), TARGETS, steps=64).sum((1, 2, 3))
+    with torch.no_grad():
+        rise = (net(pixels()) - net(torch.zeros(1, 3, 16, 16)))[range(4), TARGETS]
+    torch.testing.assert_close(whole, rise, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_maps_are_those_of_captum():
+    captum = pytest.importorskip("captum.attr")
+    net = pooled()
+    own = captum.LayerGradCam(net, net[1]).attribute(pixels(), target=TARGETS, relu_attributions=True)[:, 0]
+    torch.testing.assert_close(grad_cam(net, "1", pixels(), TARGETS), own.detach())
+    own = captum.IntegratedGradients(net).attribute(pixels(), target=TARGETS, n_steps=8, method="riemann_middle")
+    torch.testing.assert_close(integrated_gradients(net, pixels(), TARGETS, steps=8), own.float())
+
+
+def test_tokens_of_patches_and_channels_last_are_maps():
+    tokens = torch.arange(2 * 10 * 3.0).view(2, 10, 3)  # one of a class, nine patches
+    assert torch.equal(as_map(tokens), tokens[:, 1:].transpose(1, 2).reshape(2, 3, 3, 3))
+    last = torch.rand(2, 4, 4, 7)
+    assert torch.equal(as_map(last), last.movedim(-1, 1))
+    assert as_map(torch.rand(2, 7, 4, 4)).shape == (2, 7, 4, 4)
+    assert as_map(torch.rand(2, 7, 4, 5)) is None
+    assert as_map(torch.rand(2, 7)) is None
+
+
+FAMILIES = {
+    "torchvision:vit_b_16": ("encoder.layers.encoder_layer_11.ln_1", 14),
+    "torchvision:swin_t": ("permute", 7),
+    "torchvision:convnext_tiny": ("features", 7),
+    "torchvision:efficientnet_b0": ("features", 7),
+    "torchvision:maxvit_t": ("blocks.3", 7),
+    "timm:deit_tiny_patch16_224": ("blocks.11.attn.qkv", 14),
+    "timm:vit_tiny_patch16_224": ("blocks.11.attn.qkv", 14),
+    "timm:swin_tiny_patch4_window7_224": ("norm", 7),
+    "timm:mixer_s32_224": ("norm", 7),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "layer", "side"), [(name, *found) for name, found in FAMILIES.items()])
+def test_networks_of_the_libraries_have_a_map(name, layer, side):
+    source, name = name.split(":")
+    if source == "timm":
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net = next(candidates(CatalogQuery(source=source, filter=name, num_classes=3))).build().eval()
+    for head in head_names(net, 3):  # of some it is 0 before the training
+        nn.init.normal_(net.get_submodule(head).weight)
+    images = pixels(2, 224)
+    assert find_layer(net, images) == layer
+    assert grad_cam(net, layer, images, TARGETS[:2]).shape == (2, side, side)
+
+
+def test_a_layer_that_gives_no_map_is_refused():
+    net = pooled()
+    for layer in ("4", "0.weight"):
+        with raises_error(ConfigError, f"layer={layer}", "Leave it out", "set layer="):
+            check_layer(net, layer, pixels())
+    check_layer(net, "0", pixels())
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
+    with raises_error(ConfigError, "methods=gradcam", "Set methods=gradients"):
+        find_layer(flat, pixels())
+
+
+@given(seed=st.integers(0, 1000), side=st.integers(6, 12), share=st.sampled_from([0.1, 0.3]))
+@fewer(10)
+def test_random_areas_have_the_size_of_the_marked_one_and_lie_elsewhere(seed, side, share):
+    draw = torch.Generator().manual_seed(seed)
+    area = marked_area(torch.rand(side, side, generator=draw), share)
+    assert area.sum() == round(share * side * side)
+    areas = random_areas(area, 100, draw)
+    assert (areas.sum((1, 2)) == area.sum()).all()
+    assert (areas & area).sum((1, 2)).max() <= MOST_OVERLAP * area.sum() + 1
+
+
+def test_what_is_marked_leaves_out_zeros_and_what_is_hidden_has_the_mean_colour():
+    values = torch.zeros(4, 4)
+    values[1, 2] = 1
+    area = marked_area(values, 0.5)
+    assert area.nonzero().tolist() == [[1, 2]]
+    image = pixels(1, 4)[0]
+    hidden = hide(image, area[None])[0]
+    torch.testing.assert_close(hidden[:, 1, 2], image.mean((1, 2)))
+    assert torch.equal(hidden[:, ~area], image[:, ~area])
+
+
+def test_p_is_the_share_of_areas_that_are_as_bad():
+    area = torch.zeros(8, 8, dtype=torch.bool)
+    area[:2, :2] = True
+    image = torch.ones(1, 8, 8)
+    image[:, :2, :2] = 9.0
+    draw = torch.Generator().manual_seed(0)
+
+    def only_the_mark(images):
+        return images[:, 0, :2, :2].sum((1, 2)) - 34
+
+    found = hiding_test(only_the_mark, image, area, count=100, generator=draw)
+    assert found.p == pytest.approx(1 / 101)
+    before, after = 1 / (1 + np.exp(-2.0)), 1 / (1 + np.exp(34 - 4 * 3.0 / 1.5))  # the mean of 4 nines and 60 ones is 1.5
+    assert found.drop == pytest.approx(before - 1 / (1 + np.exp(34 - 6)), abs=1e-6)
+    assert after < before
+    nothing = hiding_test(lambda images: torch.zeros(len(images)), image, area, count=100, generator=draw)
+    assert nothing == HidingTest(1.0, 0.0, 0.0)
+    assert hiding_test(only_the_mark, image, torch.zeros_like(area), count=100, generator=draw) is None
+
+
+@pytest.mark.parametrize(
+    ("hiding", "similarity", "supported"),
+    [
+        (HidingTest(0.0099, 0.5, 0.1), 0.1, True),
+        (HidingTest(0.0099, 0.5, 0.1), 0.51, False),
+        (HidingTest(0.01, 0.5, 0.1), 0.1, False),
+        (HidingTest(0.0099, -0.1, -0.2), 0.1, False),
+        (None, 0.0, False),
+    ],
+)
+def test_a_map_is_supported_by_both_tests(hiding, similarity, supported):
+    verdict = MapVerdict(hiding, similarity)
+    assert verdict.supported == supported == (verdict.sentence == "supported")
+    assert verdict.sentence.startswith("supported" if supported else "not supported: ")
+
+
+def test_similarity_is_spearmans_correlation():
+    maps, others = torch.rand(3, 6, 6).relu(), (torch.rand(3, 6, 6) - 0.5).relu()  # with ties
+    maps[2] = 1.0
+    expected = [spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(maps[:2], others[:2], strict=True)]
+    np.testing.assert_allclose(rank_correlations(maps, others), [*expected, 0.0])
+
+
+def test_random_weights_are_the_same_values_elsewhere_and_the_network_stays():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)).eval()
+    before = {name: values.clone() for name, values in net.state_dict().items()}
+    random = with_random_weights(net, pixels(2), 0)
+    assert all(torch.equal(values, before[name]) for name, values in net.state_dict().items())
+    assert not random[1].training
+    assert not torch.equal(random[0].weight, net[0].weight)
+    assert torch.equal(random[0].weight.flatten().sort().values, net[0].weight.flatten().sort().values)
+    with torch.no_grad():  # its batch norm knows what comes
+        assert 0.1 < random[:2](pixels(2)).std() / net[1].weight.abs().mean() < 3
+
+
+def test_maps_in_a_corner_of_one_class_are_found():
+    even = torch.ones(20, 16, 16)
+    np.testing.assert_allclose(region_shares(even), np.tile(AREAS_OF_REGIONS, (20, 1)))
+    np.testing.assert_allclose(region_shares(torch.zeros(1, 16, 16))[0], AREAS_OF_REGIONS)
+    corner = 0.01 * even.clone()
+    corner[:, -3:, -3:] = 1
+    labels = [0] * 20 + [1] * 20
+    found = find_concentrations(region_shares(torch.cat([even, corner])), labels)
+    assert [(one.label, one.region, one.images) for one in found] == [(1, "lower right corner", 20)]
+    assert found[0].p == pytest.approx(2 * len(REGIONS) * 0.5**20)
+    assert found[0].share == pytest.approx((9 + 7 * 0.01) / (9 + 247 * 0.01))
+    assert not find_concentrations(region_shares(corner[:5]), [0] * 5)  # too few to tell
+
+
+@pytest.mark.parametrize("block", [7, 100])
+def test_neighbours_are_those_of_scikit_learn(block):
+    draw = np.random.default_rng(0)
+    queries, vectors = (draw.normal(size=(count, 12)).astype(np.float32) for count in (5, 60))
+    vectors[40] = vectors[3]
+    found = find_nearest(torch.from_numpy(queries), torch.from_numpy(vectors).split(block), 4)
+    distances, rows = NearestNeighbors(n_neighbors=4, metric="cosine").fit(vectors).kneighbors(queries)
+    np.testing.assert_allclose(found.distances, distances, atol=1e-6)
+    assert found.rows.tolist() == rows.tolist()
+    assert find_nearest(torch.ones(2, 3), [torch.eye(3)], 9).rows.shape == (2, 3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return save_untrained_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def files(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(2):
+        array = np.random.default_rng(number).integers(0, 256, (9, 8), dtype=np.uint8)
+        Image.fromarray(array).save(folder / f"{number}.png")
+    (folder / "bad.png").write_text("no image")
+    return folder
+
+
+def test_the_command_writes_a_table_a_sheet_and_a_picture_of_each_image(run, files, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["explain", str(run), str(files), f"out={out}", "device=cpu", "neighbours=2", "num_workers=0"]) == 0
+    said = capsys.readouterr().out
+    assert "integrated gradients of input: " in said
+    assert "1 file could not be read" in said
+    with (out / "explain.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["path"], row["method"]) for row in rows] == [
+        *((str(files / f"{number}.png"), method) for number in range(2) for method in ("gradcam", "gradients")),
+        (str(files / "bad.png"), ""),
+    ]
+    assert all(row["verdict"].startswith(("supported", "not supported: ")) for row in rows[:4])
+    assert all(0 < float(row["p"]) <= 1 for row in rows[:4] if row["p"])
+    assert {row["layer"] for row in rows[1:4:2]} == {"input"}
+    assert rows[0]["neighbours"].count(";") == 1
+    assert rows[4]["error"]
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["1_0.png", "2_1.png", "explain.csv", "explain.png"]
+    with Image.open(out / "explain.png") as sheet:
+        assert sheet.width > 5 * 144
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["methods=[]"], ("methods=[]", "Set methods=[gradcam, gradients]")),
+        (["methods=[gradients]", "layer=features"], ("layer=features", "methods=gradients", "Leave it out")),
+        (["areas=50"], ("areas=50", "0.01", "Set areas=100")),
+        (["layer=feature"], ("layer=feature", "layer=features")),
+    ],
+)
+def test_settings_without_effect_are_refused(run, files, tmp_path, capsys, words, parts):
+    assert cli.main(["explain", str(run), str(files), f"out={tmp_path / 'out'}", "device=cpu", *words]) == 2
+    assert_refused(capsys.readouterr().err, *parts)
+
+
+def test_files_of_others_stay_and_missing_ones_are_named_by_their_key(run, files, tmp_path, capsys):
+    (tmp_path / "explain.csv").write_text("mine")
+    assert cli.main(["explain", str(run), str(files), f"out={tmp_path}", "device=cpu"]) == 2
+    assert_refused(capsys.readouterr().err, f"out={tmp_path}/explain.csv", "overwrite=true")
+    assert (tmp_path / "explain.csv").read_text() == "mine"
+    assert cli.main(["explain", str(run), "images=none.png"]) == 2
+    assert_refused(capsys.readouterr().err, "images=none.png", "Set images=")
+
+
+def test_a_network_that_knows_a_mark_points_at_it():
+    stripes = torch.tensor([-1.0, -1.0, 1.0, 1.0])[:, None].expand(3, 4, 4) / 48
+    net = nn.Sequential(nn.Conv2d(3, 2, 4), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.stack([stripes.mT, stripes]))
+        net[0].bias.fill_(-0.8)
+        net[5].weight.copy_(2 * torch.eye(2) - 1)
+        net[5].bias.zero_()
+    accuracy, found = pointed_at(net, 40)
+    assert accuracy == 1.0
+    assert found == {"gradcam": 1.0, "gradients": 1.0}
+
+
+NATIVE = [network.name for network in candidates(CatalogQuery())]
+LARGE = ("alexnet", "googlenet")  # take no images of 32 pixels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NATIVE)
+def test_every_network_points_at_a_mark_by_which_it_knows_the_class(name):
+    side = 64 if name in LARGE else 32
+    torch.manual_seed(0)
+    network = next(network for network in candidates(CatalogQuery(num_classes=2)) if network.name == name)
+    net = replace(network, image_size=side).build()
+    learn_marks(net, side, 300)
+    accuracy, found = pointed_at(net, side)
+    print(name, f"accuracy {accuracy:.2f}", found)
+    assert accuracy >= 0.95
+    assert found["gradients"] >= 0.95
