@@ -41,7 +41,7 @@ class ExplainConfig:
     ckpt: str | None
     images: str | list[str] | None
     out: str | None
-    methods: MapMethod | list[MapMethod]
+    method: MapMethod | Literal["both"]
     layer: str | None
     areas: int
     neighbours: int
@@ -51,9 +51,8 @@ class ExplainConfig:
     overwrite: bool
 
     @property
-    def chosen(self) -> list[MapMethod]:
-        """The methods, each once."""
-        return list(dict.fromkeys(self.methods if isinstance(self.methods, list) else [self.methods]))
+    def methods(self) -> list[MapMethod]:
+        return ["gradcam", "gradients"] if self.method == "both" else [self.method]
 
 
 class OutputFiles(NamedTuple):
@@ -108,10 +107,8 @@ def _check_settings(config: ExplainConfig) -> Path:
         raise ConfigError(
             f"images=null: the errors of a test are those of a run directory, and ckpt={config.ckpt} is none. Set images=FOLDER."
         )
-    if not config.chosen:
-        raise ConfigError("methods=[]: there is nothing to do. Set methods=[gradcam, gradients].")
-    if config.layer is not None and "gradcam" not in config.chosen:
-        raise ConfigError(f"layer={config.layer} has no effect beside methods=gradients. Leave it out.")
+    if config.layer is not None and "gradcam" not in config.methods:
+        raise ConfigError(f"layer={config.layer} has no effect beside method=gradients. Leave it out.")
     if config.areas < LEAST_AREAS:
         raise ConfigError(f"areas={config.areas}: p could not be below 0.01. Set areas={LEAST_AREAS} or more.")
     ckpt = find_checkpoint(config.ckpt)
@@ -164,7 +161,7 @@ def _explain(
     from imgrec.inference.explanations import Explainer
     from imgrec.inference.training_neighbours import training_neighbours
 
-    explainer = Explainer(predictor, images, methods=config.chosen, layer=config.layer, areas=config.areas)
+    explainer = Explainer(predictor, images, methods=config.methods, layer=config.layer, areas=config.areas)
     near: list[list[Neighbour]] = [[] for _ in names]
     if config.neighbours:
         with terminal.progress_shown():
@@ -173,7 +170,7 @@ def _explain(
             )
     explained: list[ExplainedImage] = []
     with terminal.bar() as bar:
-        task = bar.add_task("maps", total=len(names) * len(config.chosen), note="")
+        task = bar.add_task("maps", total=len(names) * len(config.methods), note="")
         for start in range(0, len(names), _AT_ONCE):
             found = explainer.explain(
                 images[start : start + _AT_ONCE], batch_size=config.batch_size, watch=lambda: bar.advance(task)

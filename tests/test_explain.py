@@ -132,7 +132,7 @@ def test_a_layer_that_gives_no_map_is_refused():
             check_layer(net, layer, pixels())
     check_layer(net, "0", pixels())
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
-    with raises_error(ConfigError, "methods=gradcam", "Set methods=gradients"):
+    with raises_error(ConfigError, "method=gradcam", "Set method=gradients"):
         find_layer(flat, pixels())
 
 
@@ -281,8 +281,7 @@ def test_the_command_writes_a_table_a_sheet_and_a_picture_of_each_image(run, fil
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["methods=[]"], ("methods=[]", "Set methods=[gradcam, gradients]")),
-        (["methods=[gradients]", "layer=features"], ("layer=features", "methods=gradients", "Leave it out")),
+        (["method=gradients", "layer=features"], ("layer=features", "method=gradients", "Leave it out")),
         (["areas=50"], ("areas=50", "0.01", "Set areas=100")),
         (["layer=feature"], ("layer=feature", "layer=features")),
     ],

@@ -17,7 +17,7 @@ from imgrec.train import fit
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     run = fit([*SMALL, f"runs_dir={folder}", "trainer.limit_test_batches=1.0"]).folder
-    assert cli.main(["explain", str(run), "methods=gradients", "device=cpu"]) == 0
+    assert cli.main(["explain", str(run), "method=gradients", "device=cpu"]) == 0
     return run
 
 

@@ -34,7 +34,7 @@ def find_layer(net: nn.Module, pixels: Tensor) -> str:
     large = [name for name, side in sides.items() if side >= LEAST_MAP_SIDE] or list(sides)
     if not large:
         raise ConfigError(
-            f"methods=gradcam: the network {type(net).__name__} has no map [B, C, h, w] before its head. Set methods=gradients."
+            f"method=gradcam: the network {type(net).__name__} has no map [B, C, h, w] before its head. Set method=gradients."
         )
     return large[-1]
 

@@ -129,7 +129,7 @@ class Explainer:
         def log_odds(pixels: Tensor) -> Tensor:
             parts = []
             for part in torch.split(pixels, batch_size):
-                with inference(predictor.device, "32", batch_size):
+                with inference(predictor.device, "32"):
                     logits = predictor.model(part.contiguous(memory_format=predictor.memory_format))
                     chances = predictor.loss.probabilities(logits / predictor.temperature).clamp_min(torch.finfo().tiny)
                     own = chances[:, label].log()
