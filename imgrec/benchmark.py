@@ -206,6 +206,7 @@ def train_speed(run: RunConfig, data: "ImageData", augment: "Augment", seconds: 
     from imgrec.data.datamodule import DataModule
     from imgrec.models.summary import measure_size
     from imgrec.training.callbacks.stopwatch import Stopwatch
+    from imgrec.training.distill import read_teacher
     from imgrec.training.module import Classifier
     from imgrec.training.threads import chosen_threads
     from imgrec.training.trainer import build_trainer
@@ -226,7 +227,8 @@ def train_speed(run: RunConfig, data: "ImageData", augment: "Augment", seconds: 
         enable_checkpointing=False,
         limit_val_batches=0,
     )
-    classifier = Classifier(run, net, data, augment, loaders.plan, with_schedule=False)
+    teacher = read_teacher(run, data.classes)
+    classifier = Classifier(run, net, data, augment, loaders.plan, teacher=teacher, with_schedule=False)
     operations = size.training_operations(loaders.plan.per_device * loaders.plan.accumulate)
     with closing(loaders), chosen_threads(run.trainer, world, step_operations=operations):
         if same:

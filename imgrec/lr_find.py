@@ -124,6 +124,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     from imgrec.data.datamodule import DataModule, build_data
     from imgrec.models.summary import measure_size
     from imgrec.training.callbacks.lr_range import LRRange
+    from imgrec.training.distill import read_teacher
     from imgrec.training.module import Classifier
     from imgrec.training.optimizer import written_rate
     from imgrec.training.threads import chosen_threads
@@ -149,7 +150,8 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
         limit_val_batches=0,
     )
     net, _ = initial_network(run, data.classes)
-    classifier = Classifier(run, net, data, augment, loaders.plan, with_schedule=False)
+    teacher = read_teacher(run, data.classes)
+    classifier = Classifier(run, net, data, augment, loaders.plan, teacher=teacher, with_schedule=False)
     if run.weights is None:
         classifier.set_network_from_images(loaders)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))

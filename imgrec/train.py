@@ -169,7 +169,10 @@ def _train(
     run, choice = with_chosen_batch(run, run_dir.batch)
     _stop_if_requested(world)
     heartbeat.doing = "starting"
-    writer = CheckpointWriter(checkpoint_metadata(run, data.classes, data.preprocessing()), resume, record)
+    net, teacher, of_weights, extended = starting_network(run, data.classes, resume)
+    writer = CheckpointWriter(
+        checkpoint_metadata(run, data.classes, data.preprocessing(), teacher.metadata() if teacher else None), resume, record
+    )
     boundary = StepBoundary(run.trainer, run_dir.last, writer, resume, heartbeat, watchdog, terminal.say)
     with terminal.progress_shown():
         loaders = DataModule(
@@ -183,9 +186,8 @@ def _train(
             mark=boundary.timeline.enter,
         )
 
-    net, of_weights, extended = starting_network(run, data.classes, resume)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
-    classifier = Classifier(run, net, data, augment, loaders.plan)
+    classifier = Classifier(run, net, data, augment, loaders.plan, teacher=teacher)
     if resume is None and not of_weights:
         classifier.set_network_from_images(loaders)
     history = History(run_dir.path / "metrics.csv", run.monitor, lost_best=resume is not None and resume.lost_best)
@@ -218,7 +220,7 @@ def _train(
         if world.rank == 0:
             truncate_event_files(run_dir.path / "tensorboard", resume.state["events"] if resume else {})
         device = summary.describe_device(trainer.strategy.root_device, world.size, run.trainer.precision)
-        terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, of_weights, resume, faults, choice))
+        terminal.say(summary.start_screen(run, run_dir.path, device, loaders, size, of_weights, teacher, resume, faults, choice))
 
         _fit(run, run_dir, trainer, classifier, loaders, history, boundary)
         tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)

@@ -57,6 +57,8 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
         lambda t: t["time"] or t["callbacks"]["early_stopping"]["patience"] < t["epochs"],
         "epochs to more than the patience",
     ),
+    "distill.alpha": (lambda t: t["distill"]["teacher"], "distill.teacher=RUN_DIRECTORY too"),
+    "distill.temperature": (lambda t: t["distill"]["teacher"], "distill.teacher=RUN_DIRECTORY too"),
     "finetune.freeze_epochs": (
         lambda t: not t["finetune"]["freeze_epochs"] or t["weights"],
         "weights=DEFAULT or weights=RUN_DIRECTORY too",

@@ -47,10 +47,11 @@ _KEYS: dict[Range, str] = {
     Range(1, 604_800): "trainer.timeout_s",  # a week; torch counts it in 32 bits of milliseconds
     POSITIVE: """
         lr_min lr_max seconds max_body_mb body_timeout_s data.std data.cache_gb augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
-        scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.grace_s trainer.max_minutes
+        distill.temperature scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.grace_s trainer.max_minutes
         trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches""",
     Range(0, 1): """
-        data.mean augment.flip augment.crop_padding augment.shift augment.erase scheduler.floor scheduler.start scheduler.end""",
+        data.mean augment.flip augment.crop_padding augment.shift augment.erase scheduler.floor scheduler.start scheduler.end
+        distill.alpha""",
     Range(0, 1, open_low=True): """
         finetune.layer_decay data.crop_share augment.crop_scale scheduler.shrink scheduler.gamma_per_epoch
         callbacks.progressive_size.end_share""",

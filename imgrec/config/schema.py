@@ -24,6 +24,12 @@ Monitor = Literal["val/loss", "val/accuracy", "val/macro_f1", "val/top5"]
 # Keys of the shipped data sets that are text: null, their default, does not show it.
 OWN_TEXTS = ("file", "root", "path", "label", "split", "group", "label_from", "group_from", "skip_list")
 Limit = int | float  # a number of batches, or a share of them
+# Keys that configs of earlier versions lack, with what was done then.
+LATER_KEYS: Node = {
+    "profile": False,
+    "report": False,
+    "distill": {"teacher": None, "alpha": 0.5, "temperature": 4.0},
+}
 
 
 def monitor_mode(monitor: str) -> Literal["min", "max"]:
@@ -75,6 +81,15 @@ class FinetuneConfig:
 
     freeze_epochs: int
     layer_decay: float
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """conf/train.yaml's `distill`."""
+
+    teacher: str | None
+    alpha: float
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -134,6 +149,7 @@ class RunConfig:
     weights: str | None
     extend: str | None
     finetune: FinetuneConfig
+    distill: DistillConfig
     decay_on: Literal["weights", "all"]
     monitor: Monitor
     report: bool

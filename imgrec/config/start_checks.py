@@ -31,6 +31,11 @@ def check_start(run: RunConfig) -> None:
         _check_package(path, node)
     if run.weights is not None and not os.path.exists(run.weights):
         _check_library_weights(run.weights, run.model, run.data.image_size)
+    if run.distill.teacher is not None and not os.path.exists(run.distill.teacher):
+        raise CheckpointError(
+            f"distill.teacher={run.distill.teacher}: there is no such file or folder. "
+            "Set distill.teacher=RUNS_DIR/NAME/ID or a .ckpt file, or distill.teacher=null."
+        )
     check_gpu("trainer.accelerator", run.trainer.accelerator)
     if run.trainer.compile:
         _check_compiler(run.trainer.accelerator)

@@ -10,15 +10,16 @@ from torch import Tensor
 from imgrec.config.annotations import check_type
 from imgrec.config.checks import conform
 from imgrec.config.plain_data import check_size
-from imgrec.config.schema import Node, RunConfig, run_config, run_types
+from imgrec.config.schema import LATER_KEYS, Node, RunConfig, run_config, run_types
 from imgrec.data.decode import Preprocessing
 from imgrec.data.image_data import ImageData
 from imgrec.errors import ConfigError
 from imgrec.inference.calibration import CALIBRATION, Calibration
 from imgrec.inference.stored_code import BUILT
 
+TEACHER = "teacher"  # in the "imgrec" entry: what the network has learned from beside the labels
+SOUP = "soup"  # likewise: the runs of whose weights it is the mean
 TRAINED = "current_model_state"  # Lightning's name for the trained weights where the average stands in their place
-LATER_KEYS: Node = {"profile": False, "report": False}  # that earlier checkpoints lack in their config, with what was done then
 WRITTEN: dict[str, Any] = {"config": dict, "classes": list[str], "preprocessing": dict, "versions": dict}
 
 
@@ -37,6 +38,10 @@ def check_content(checkpoint: dict[Any, Any], file_size: int) -> None:
         check_type(f"'{CALIBRATION}'", stored := info[CALIBRATION], dict)
         _check_weights(f"{CALIBRATION}.validation", stored.get("validation"), file_size)
         Calibration.unpack(stored, classes=len(info["classes"]))
+    if TEACHER in info:
+        check_type(f"'{TEACHER}'", info[TEACHER], dict)
+        for key in ("file", "weights"):
+            check_type(f"{TEACHER}.{key}", info[TEACHER].get(key), str)
     metadata = {key: value for key, value in info.items() if key not in ("classes", "data", CALIBRATION)}
     check_size(metadata)
     _check_plain(metadata)

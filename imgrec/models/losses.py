@@ -84,6 +84,20 @@ def answered(loss: Loss, logits: Tensor, temperature: float) -> tuple[Tensor, Te
     return (without, None) if temperature == 1 else (loss.probabilities(logits / temperature), without)
 
 
+def is_softmax(loss: Loss) -> bool:
+    """Whether the probabilities of a loss are the softmax of its logits."""
+    return type(loss).probabilities is Loss.probabilities
+
+
+def distillation(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) of each sample, float [B, K], float [B, K] -> float32 [B] (Hinton 2015, arXiv 1503.02531).
+
+    The probabilities of both are the softmax of logits / T. T^2 keeps the size of the gradient when T changes.
+    """
+    ours, theirs = ((scores.float() / temperature).log_softmax(dim=1) for scores in (logits, teacher))
+    return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(dim=1) * temperature**2
+
+
 class CrossEntropy(Loss):
     """-sum_c t_c log p_c, with targets smoothed to (1 - e) t_c + e / K (Szegedy 2016, Inception-v3, section 7)."""
 

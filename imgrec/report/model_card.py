@@ -89,6 +89,8 @@ def _details(facts: Facts) -> Iterator[str]:
         yield f"- **Output:** one of {plural(len(names), 'class', 'es')}: {', '.join(map(plain, names[:MOST_NAMED_CLASSES]))}{more}"
     if weights := facts.config.get("weights"):
         yield f"- **Started from:** weights {plain(weights)}"
+    if teacher := (facts.config.get("distill") or {}).get("teacher"):
+        yield f"- **Learned from:** the labels and the answers of {plain(teacher)}"
     versions = ", ".join(f"{name} {version}" for name, version in (facts.result.get("versions") or {}).items())
     yield f"- **Trained with:** {plain(versions)}\n"
 
@@ -126,7 +128,12 @@ def _training(facts: Facts) -> Iterator[str]:
     if left_out := facts.result.get("left_out"):
         yield f"{plural(len(left_out), 'image')} could not be read and had no part in it.\n"
     yield "## Training\n"
-    epochs = plural(len(facts.run.epochs), "epoch")
+    soup = facts.result.get("soup")
+    epochs = (
+        f"The mean of the weights of {plural(sum(each['kept'] for each in soup['ingredients']), 'run')}"
+        if soup
+        else plural(len(facts.run.epochs), "epoch")
+    )
     yield f"{epochs}, {duration(facts.result['train_seconds'])} on {plain(facts.result.get('device', 'an unknown device'))}. The command:\n"
     command = facts.result.get("command")
     yield f"    {_line(command)}\n"

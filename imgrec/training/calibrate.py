@@ -19,7 +19,7 @@ from imgrec.errors import plural
 from imgrec.inference.calibration import CALIBRATION, Calibration
 from imgrec.inference.reliability import measure_reliability, reliability_sentence
 from imgrec.inference.split_predictions import SplitPredictions
-from imgrec.models.losses import Loss
+from imgrec.models.losses import Loss, is_softmax
 from imgrec.training.checkpoint import Tested, write_checkpoint
 from imgrec.training.module import Classifier
 
@@ -60,7 +60,7 @@ def _obstacle(loss: Loss, images: int, classes: int) -> str | None:
     """Why no temperature can be fitted."""
     if not images:
         return "there are no validation images"
-    if type(loss).probabilities is not Loss.probabilities:
+    if not is_softmax(loss):
         return f"the probabilities of the loss {type(loss).__name__} are no softmax of its logits"
     if images < LEAST_A_CLASS * classes:
         few = "is" if images == 1 else "are"

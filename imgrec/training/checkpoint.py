@@ -20,7 +20,7 @@ from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.files import atomic_file
 from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint, weights_hash
-from imgrec.inference.metadata import TRAINED
+from imgrec.inference.metadata import TEACHER, TRAINED
 from imgrec.inference.paths import BEST, LAST, PREVIOUS
 from imgrec.training.lightning_compat import LoopPosition
 
@@ -31,9 +31,11 @@ LIGHTNING_PARTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def checkpoint_metadata(run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, Any]) -> Node:
-    """The metadata with which a checkpoint is evaluated and predicts without `model=` or `data=`."""
-    return {
+def checkpoint_metadata(
+    run: RunConfig, classes: tuple[str, ...], preprocessing: Mapping[str, Any], teacher: Node | None = None
+) -> Node:
+    """The metadata with which a checkpoint is evaluated and predicts without `model=` or `data=`. teacher: its `metadata`."""
+    metadata = {
         "version": FORMAT_VERSION,
         "config": run.to_dict(),
         "classes": list(classes),
@@ -41,6 +43,7 @@ def checkpoint_metadata(run: RunConfig, classes: tuple[str, ...], preprocessing:
         "data": None,  # DataRecord.pack, by CheckpointWriter
         "versions": package_versions(),
     }
+    return metadata if teacher is None else metadata | {TEACHER: teacher}
 
 
 class CheckpointWriter(TorchCheckpointIO):
@@ -125,6 +128,7 @@ class ResumePoint:
     lost_best: bool  # whether best.ckpt does not hold the best weights so far
     saved_at: float  # time.time()
     epochs: int  # of the config that it was saved with; `epochs` may have become more since
+    teacher: str | None  # the hash of the weights of distill.teacher
     checkpoint: dict[str, Any] | None = None  # on rank 0, until it is loaded: training does not hold it in memory
 
     @property
@@ -171,7 +175,7 @@ def find_resume_point(folder: Path, say: Callable[[str], None], epochs: int) -> 
     """
     checkpoint: dict[str, Any] | None = None  # on rank 0, from which the others get the file's name and the entry alone
 
-    def find() -> tuple[Path, Node, bool, float, int] | None:
+    def find() -> tuple[Path, Node, bool, float, int, str | None] | None:
         nonlocal checkpoint
         if (latest := latest_checkpoint(folder, say)) is None:
             return None
@@ -179,7 +183,8 @@ def find_resume_point(folder: Path, say: Callable[[str], None], epochs: int) -> 
         position, before = checkpoint["resume"]["position"], checkpoint["imgrec"]["config"]["epochs"]
         if position["stage"] == "end" and position["epoch"] == before < epochs:  # else it ended early, or is complete
             position["stage"] = "train"
-        return file, checkpoint["resume"], _has_lost_best(folder, checkpoint, say), file.stat().st_mtime, before
+        teacher = checkpoint["imgrec"].get(TEACHER, {}).get("weights")
+        return file, checkpoint["resume"], _has_lost_best(folder, checkpoint, say), file.stat().st_mtime, before, teacher
 
     point = on_first_rank(find)
     return None if point is None else ResumePoint(*point, checkpoint)

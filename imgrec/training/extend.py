@@ -17,6 +17,7 @@ from imgrec.inference.checkpoint import network_state, read_checkpoint
 from imgrec.inference.metadata import TRAINED
 from imgrec.inference.paths import CHECKPOINTS, LAST
 from imgrec.training.checkpoint import ResumePoint, check_lightning_parts, refusing
+from imgrec.training.distill import Teacher, read_teacher
 from imgrec.training.transfer import initial_network
 
 FIX = "Set weights=RUN_DIRECTORY to start from the best weights alone."
@@ -24,12 +25,14 @@ FIX = "Set weights=RUN_DIRECTORY to start from the best weights alone."
 
 def starting_network(
     run: RunConfig, classes: Sequence[str], resume: ResumePoint | None
-) -> tuple[nn.Module, dict[str, str], list[pl.Callback]]:
-    """The network, what the start screen says of its weights, and of a run that extends another what restores the rest."""
+) -> tuple[nn.Module, Teacher | None, dict[str, str], list[pl.Callback]]:
+    """The network, its teacher, what the start screen says of its weights, and of a run that extends another what restores the rest."""
+    teacher = read_teacher(run, classes, resume)
     if run.extend is None or resume is not None:
-        return *initial_network(run, classes), []
+        net, of_weights = initial_network(run, classes)
+        return net, teacher, of_weights, []
     extended, (net, _) = read_extended(run.extend, classes), initial_network(replace(run, weights=None), classes)
-    return net, {"weights": extended.restore_network(net)}, [extended]
+    return net, teacher, {"weights": extended.restore_network(net)}, [extended]
 
 
 def read_extended(run_directory: str, classes: Sequence[str]) -> "ExtendedRun":

@@ -29,6 +29,7 @@ from imgrec.inference.split_predictions import LogitCollector, PredictionCollect
 from imgrec.models.layers import layers
 from imgrec.models.losses import Loss, answered, one_hot
 from imgrec.models.summary import trains_on_one
+from imgrec.training.distill import Teacher
 from imgrec.training.lightning_compat import QuickHooks, ask_once, compile_in_place, skip_unused_hooks
 from imgrec.training.optimizer import build_optimizer, decayed, optimizer_node
 from imgrec.training.scheduler import lightning_schedulers, stretch
@@ -61,7 +62,7 @@ class Classifier(QuickHooks, pl.LightningModule):
     """A network with its loss, and for training its optimizer and schedulers.
 
     Measured per epoch, for the callbacks: {train,val}/{loss,accuracy}, val/macro_f1, and val/top5 with more than five classes.
-    with_schedule: False leaves the learning rate to a callback.
+    teacher: of distill.teacher. with_schedule: False leaves the learning rate to a callback.
     """
 
     validation_report: Report  # of the last validation
@@ -78,6 +79,7 @@ class Classifier(QuickHooks, pl.LightningModule):
         augment: Augment,
         plan: BatchPlan,
         *,
+        teacher: Teacher | None = None,
         with_schedule: bool = True,
     ) -> None:
         super().__init__()
@@ -107,6 +109,7 @@ class Classifier(QuickHooks, pl.LightningModule):
         self.memory_format = torch.channels_last if run.trainer.channels_last else torch.contiguous_format
         self.net = net.to(memory_format=torch.channels_last) if run.trainer.channels_last else net
         self.loss = build("loss", run.loss, Loss)
+        self.teacher = teacher
         self.loss.set_class_counts(torch.from_numpy(data.counts("train")))
         steps = run.data
         self.preprocess = Preprocess(
@@ -134,6 +137,8 @@ class Classifier(QuickHooks, pl.LightningModule):
         images, targets = self.augmented(batch)
         logits: Tensor = self.net(images).float()
         losses = self.loss(logits, targets)
+        if self.teacher is not None:
+            losses = self.teacher.blend(losses, logits, images, self.preprocess)
         # The gradient of a global batch is its mean over samples, also of a short last one: DDP averages over ranks and
         # Lightning divides by the accumulated batches, so each part adds its sum over the size of the global batch.
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -205,6 +210,8 @@ class Classifier(QuickHooks, pl.LightningModule):
 
     def on_fit_start(self) -> None:
         self.sums = EpochSums(self.device)  # where the module is by now
+        if self.teacher is not None:
+            self.teacher.to(self.device)
         ask_once(self.trainer)
 
     def on_validation_epoch_start(self) -> None:
@@ -249,11 +256,9 @@ class Classifier(QuickHooks, pl.LightningModule):
         return self.tally.report(self.classes)
 
     def on_validation_epoch_end(self) -> None:
-        report = self.validation_report = self._report()
-        metrics = {"val/loss": report.loss, "val/accuracy": report.accuracy, "val/macro_f1": report.macro_f1}
-        if report.top5 is not None:
-            metrics["val/top5"] = report.top5
-        self.log_dict(metrics, logger=False)  # the tally is summed over ranks, so all have the same values
+        self.validation_report = self._report()
+        # The tally is summed over ranks, so all have the same values.
+        self.log_dict(validation_figures(self.validation_report), logger=False)
 
     def on_test_epoch_end(self) -> None:
         self.test_report = self._report()
@@ -274,6 +279,12 @@ class Classifier(QuickHooks, pl.LightningModule):
         assert self.scheduler is not None
         for config in self.trainer.lr_scheduler_configs:
             stretch(self.scheduler, config.scheduler, **self._schedule_steps())
+
+
+def validation_figures(report: Report) -> dict[str, float]:
+    """The figures of a validation, by the names that `monitor` may have; top-5 with more than five classes."""
+    figures = {"val/loss": report.loss, "val/accuracy": report.accuracy, "val/macro_f1": report.macro_f1}
+    return figures if report.top5 is None else figures | {"val/top5": report.top5}
 
 
 def _one_at_once(run: RunConfig, plan: BatchPlan) -> str:

@@ -13,7 +13,7 @@ import yaml
 
 from imgrec.config.annotations import format_value
 from imgrec.config.plain_data import read_mapping
-from imgrec.config.schema import Node, RunConfig, leaves
+from imgrec.config.schema import LATER_KEYS, Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, DataError, ImgrecError
@@ -258,7 +258,7 @@ def differing_keys(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
 
 def differing_values(configs: Sequence[Node]) -> dict[str, list[Any]]:
     """Keys in which configs differ, with the value of each, None where it has no such key; without RESUMABLE_KEYS."""
-    every = [dict(leaves(config)) for config in configs]
+    every = [dict(leaves(LATER_KEYS | config)) for config in configs]
     keys = dict.fromkeys(key for each in every for key in each if key not in RESUMABLE_KEYS)
     values = {key: [each.get(key) for each in every] for key in keys}
     return {key: row for key, row in values.items() if any(_without_slashes(value) != _without_slashes(row[0]) for value in row)}

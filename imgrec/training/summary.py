@@ -36,6 +36,7 @@ from imgrec.terminal import percent, percents
 from imgrec.training.batch_choice import BatchChoice
 from imgrec.training.callbacks.history import History
 from imgrec.training.checkpoint import ResumePoint, Tested
+from imgrec.training.distill import Teacher
 from imgrec.training.final_test import Tests
 from imgrec.training.held_back import held_back
 from imgrec.training.optimizer import rate_sentence, written_rate
@@ -50,6 +51,7 @@ def start_screen(
     loaders: DataModule,
     size: ModelSize,
     of_weights: Mapping[str, str],
+    teacher: Teacher | None,
     resume: ResumePoint | None,
     faults: KnownFaults,
     choice: BatchChoice | None,
@@ -76,6 +78,8 @@ def start_screen(
         "loader": (plural(loaders.workers, "worker process", "es") if loaders.workers else "in this process")
         + _decoded(run.data),
     }
+    if teacher is not None:
+        rows["teacher"] = teacher.sentence()
     if groups := loaders.data.group_counts():
         rows["groups"] = ", ".join(f"{split} {count:,}" for split, count in groups.items()) + ": none is in two splits"
     if shares := _far_shares(loaders.data):
@@ -254,14 +258,20 @@ def _module(argv: Sequence[str]) -> tuple[str, ...]:
 
 
 def result_sentence(
-    report: Report | None, row: dict[str, Any], best: dict[str, Any] | None, monitor: str, *, validated: int
+    report: Report | None,
+    row: dict[str, Any],
+    best: dict[str, Any] | None,
+    monitor: str,
+    *,
+    validated: int,
+    chosen: str | None = None,
 ) -> str:
     """The result in a line; row: the metrics of the epoch whose weights were tested, best: those of the best epoch.
 
-    validated: images that each validation read.
+    validated: images that each validation read. chosen: in words, which weights were tested, where they are of no one epoch.
     """
-    epoch = f"best epoch {row['epoch']} by {monitor}"
-    if best is not None and best["epoch"] != row["epoch"]:
+    epoch = chosen or f"best epoch {row['epoch']} by {monitor}"
+    if chosen is None and best is not None and best["epoch"] != row["epoch"]:
         epoch = f"epoch {row['epoch']}, as the weights of the best, epoch {best['epoch']} by {monitor}, are lost"
     if report is None:
         share = row["val/accuracy"]

@@ -1,0 +1,208 @@
+"""distill.teacher=RUN: the loss against closed forms, and runs that learn from a teacher."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from error_parts import raises_error
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import exit_codes
+from resumed_runs import assert_same, finish_run, kill_run, load_run
+from small_run import SMALL
+from torch import Tensor
+from torchvision.transforms.v2 import functional as VF
+from untrained_run import save_untrained_run
+
+from imgrec import config
+from imgrec.config.schema import RunConfig
+from imgrec.config.start_checks import check_start
+from imgrec.data.preprocess import Preprocess
+from imgrec.errors import CheckpointError, ConfigError, DataError
+from imgrec.inference.checkpoint import load_checkpoint, read_checkpoint, weights_hash
+from imgrec.models.losses import distillation
+from imgrec.train import fit
+from imgrec.training.checkpoint import ResumePoint
+from imgrec.training.distill import Teacher, read_teacher
+from imgrec.training.module import Classifier
+
+FAKE = ("class_0", "class_1", "class_2")
+
+
+def drawn(seed: int, size: tuple[int, ...] = (8, 5)) -> Tensor:
+    return 3 * torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+# The loss
+
+
+@given(st.floats(0.5, 20), st.integers(0, 99))
+def test_it_is_the_cross_entropy_with_the_teacher_less_its_entropy(temperature: float, seed: int) -> None:
+    logits, teacher = drawn(seed).double(), drawn(seed + 100).double()
+    targets = (teacher / temperature).softmax(dim=1)
+    entropy = -(targets * targets.log()).sum(dim=1)
+    expected = temperature**2 * (F.cross_entropy(logits / temperature, targets, reduction="none") - entropy)
+    torch.testing.assert_close(distillation(logits, teacher, temperature), expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_at_a_high_temperature_it_is_half_the_mean_squared_difference_of_centred_logits() -> None:
+    """Hinton 2015, section 2.1."""
+    logits, teacher = (scores - scores.mean(1, keepdim=True) for scores in (drawn(0), drawn(1)))
+    torch.testing.assert_close(
+        distillation(logits, teacher, 300.0), (logits - teacher).square().mean(1) / 2, rtol=0.02, atol=0.01
+    )
+
+
+def test_it_is_0_with_the_teacher_s_own_logits_and_gives_the_teacher_no_gradient() -> None:
+    logits = drawn(0).requires_grad_()
+    distillation(logits, logits.detach() + 7, 4.0).sum().backward()
+    torch.testing.assert_close(logits.grad, torch.zeros_like(logits), rtol=0, atol=1e-5)
+
+
+# Runs
+
+
+def teacher_run(folder: Path, *words: str, classes: tuple[str, ...] = FAKE) -> Path:
+    return save_untrained_run(folder, "data=fake", "data.image_size=16", *words, classes=classes, seed=7)
+
+
+def load(folder: Path, *words: str) -> RunConfig:
+    return config.load("train", [*SMALL, f"runs_dir={folder}/runs", "name=r", *words])
+
+
+def trained(run: RunConfig) -> dict[str, Any]:
+    fit(run, quiet=True)
+    return read_checkpoint(Path(run.runs_dir) / f"r/{run.id}/checkpoints/last.ckpt")
+
+
+def test_with_alpha_0_it_learns_what_it_learns_without_a_teacher(tmp_path: Path) -> None:
+    folder = teacher_run(tmp_path / "teacher")
+    before = weights_hash(read_checkpoint(folder))
+    teacher = f"distill.teacher={folder}"
+    plain = trained(load(tmp_path, "id=plain"))
+    labels, both = (trained(load(tmp_path, f"id={alpha}", teacher, f"distill.alpha={alpha}")) for alpha in (0, 0.5))
+    assert_same(labels["state_dict"], plain["state_dict"])
+    assert both["state_dict"].keys() == plain["state_dict"].keys()
+    assert any(not torch.equal(both["state_dict"][key], plain["state_dict"][key]) for key in plain["state_dict"])
+    assert both["imgrec"]["teacher"] == {"file": str(folder / "checkpoints/best.ckpt"), "weights": before}
+    assert weights_hash(read_checkpoint(folder)) == before
+    assert "teacher" not in plain["imgrec"]
+    (folder / "checkpoints/best.ckpt").unlink()
+    assert load_checkpoint(tmp_path / "runs/r/0.5").network() is not None  # the student needs it no more
+
+
+def made(folder: Path, classes: tuple[str, ...], *words: str) -> Teacher:
+    teacher = read_teacher(load(folder, f"distill.teacher={folder / 'teacher'}", *words), classes)
+    assert teacher is not None
+    return teacher
+
+
+@pytest.mark.parametrize("of_teacher", [("data.image_size=24", "data.mean=[0.2]", "data.std=[0.7]", "data.channels=1"), ()])
+def test_it_answers_for_the_student_s_images_in_its_own_form_and_the_student_s_classes(
+    tmp_path: Path, of_teacher: tuple[str, ...]
+) -> None:
+    folder = save_untrained_run(
+        tmp_path / "teacher", "data=fake", "data.image_size=16", "data.channels=1", "data.mean=[0.5]", "data.std=[0.25]",
+        *of_teacher, classes=("class_2", "other", "class_0", "class_1"),
+    )  # fmt: skip
+    checkpoint = load_checkpoint(folder)
+    net, steps = checkpoint.network().eval(), checkpoint.preprocessing
+    seen = Preprocess(image_size=16, mean=[0.5], std=[0.25], interpolation="bilinear")
+    pixels = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    teacher = made(tmp_path, FAKE, "data.channels=1", "data.mean=[0.5]", "data.std=[0.25]")
+    found = teacher.logits(seen.normalize(pixels), seen)
+    side, (mean,), (std,) = steps["image_size"], steps["mean"], steps["std"]
+    expected = net((VF.resize(pixels, [side, side]) - mean) / std)[:, [2, 3, 0]]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert not found.requires_grad
+
+
+def test_the_gradient_is_the_student_s_alone(tmp_path: Path) -> None:
+    teacher_run(tmp_path / "teacher")
+    teacher = made(tmp_path, FAKE)
+    seen = teacher.preprocess
+    logits = drawn(3, (4, 3)).requires_grad_()
+    images = torch.rand(4, 3, 16, 16).requires_grad_()
+    teacher.blend(
+        F.cross_entropy(logits, torch.zeros(4, dtype=torch.int64), reduction="none"), logits, images, seen
+    ).sum().backward()
+    assert logits.grad is not None
+    assert images.grad is None
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in teacher.net.parameters())
+    assert not any(module.training for module in teacher.net.modules())
+
+
+def test_what_cannot_teach(tmp_path: Path) -> None:
+    folder = teacher_run(tmp_path / "teacher", classes=("class_0", "class_1", "cat"))
+    given = f"distill.teacher={folder}"
+    with raises_error(DataError, given, "3 classes", "class_2", "distill.teacher=RUN"):
+        read_teacher(load(tmp_path, given), FAKE)
+    gray = teacher_run(tmp_path / "gray", "data.channels=1", "data.mean=[0.5]", "data.std=[0.2]")
+    with raises_error(ConfigError, f"distill.teacher={gray}", "data.channels=3", "data.channels=1"):
+        read_teacher(load(tmp_path, f"distill.teacher={gray}"), FAKE)
+    right = teacher_run(tmp_path / "right")
+    with raises_error(ConfigError, "loss=BCE", "loss=cross_entropy"):
+        read_teacher(load(tmp_path, f"distill.teacher={right}", "loss=bce"), FAKE)
+    for words, parts in (
+        (("distill.alpha=0.1",), ("distill.alpha=0.1", "distill.teacher=RUN_DIRECTORY", "distill.alpha")),
+        ((f"distill.teacher={right}", "distill.alpha=1.5"), ("distill.alpha=1.5", "1")),
+    ):
+        with raises_error(ConfigError, *parts):
+            load(tmp_path, *words)
+    with raises_error(CheckpointError, "distill.teacher=none", "distill.teacher=RUNS_DIR/NAME/ID"):
+        check_start(load(tmp_path, "distill.teacher=none"))
+
+
+def test_a_resumed_run_has_the_same_teacher(tmp_path: Path) -> None:
+    folder = teacher_run(tmp_path / "teacher")
+    run, weights = load(tmp_path, f"distill.teacher={folder}"), weights_hash(read_checkpoint(folder))
+    point = ResumePoint(tmp_path, {}, lost_best=False, saved_at=0.0, epochs=1, teacher=weights)
+    assert read_teacher(run, FAKE, point) is not None
+    with raises_error(CheckpointError, f"distill.teacher={folder}", weights[:12], "0123456789ab", "resume=false"):
+        read_teacher(run, FAKE, replace(point, teacher="0123456789abcdef"))
+
+
+def everything(folder: Path, *words: str) -> RunConfig:
+    """Mixing, accumulation, an average, batch norm, and a teacher of other images."""
+    return load_run(folder, f"distill.teacher={folder}/teacher", "trainer.save_every_steps=1", "logger=none", *words)
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_with_it_bit_for_bit(tmp_path: Path) -> None:
+    teacher_run(tmp_path / "teacher", "data.image_size=20")
+    run, again = everything(tmp_path), everything(tmp_path, f"runs_dir={tmp_path}/again")
+    unbroken = finish_run(again)
+    kill_run(run, 9, Classifier, "training_step")
+    assert_same(finish_run(run), unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["changed", "gone"])
+def test_a_run_resumes_with_no_other_teacher(tmp_path: Path, case: str) -> None:
+    folder = teacher_run(tmp_path / "teacher")
+    run = load(tmp_path, "id=a", f"distill.teacher={folder}")
+    trained(run)
+    (tmp_path / "runs/r/a/result.json").unlink()
+    if case == "gone":
+        (folder / "checkpoints/best.ckpt").rename(tmp_path / "moved.ckpt")
+        parts = (f"distill.teacher={folder}", "best.ckpt")
+    else:
+        save_untrained_run(folder, "data=fake", "data.image_size=16", classes=FAKE, seed=8)
+        parts = (f"distill.teacher={folder}", "weights", "resume=false")
+    with raises_error(CheckpointError, *parts):
+        fit(run, quiet=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_learn_from_it_what_one_does(tmp_path: Path, strategy: str) -> None:
+    teacher_run(tmp_path / "teacher", "data.image_size=20")
+    words = (f"distill.teacher={tmp_path}/teacher", "augment=none", "model=lenet")
+    alone = trained(load(tmp_path, "id=alone", *words))
+    two = load(tmp_path, "id=two", *words, f"trainer.strategy={strategy}", "trainer.devices=auto")
+    assert exit_codes(2, lambda rank: fit(two, quiet=True)) == [0, 0]
+    found = read_checkpoint(tmp_path / "runs/r/two/checkpoints/last.ckpt")
+    torch.testing.assert_close(found["state_dict"], alone["state_dict"])
