@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "metrics of a checkpoint on any split or another folder",
     "compare": "runs beside one another, and whether one is better than the first",
     "report": "a page and a model card of runs, as a training writes them at its end",
+    "soup": "the mean of the weights of runs, as far as it helps on validation, tested as a run",
     "predict": "classes and probabilities of files and folders",
     "serve": "answer over HTTP, with a page to drop images on",
     "export": "a trained network as an ONNX file, with resize, normalisation and calibration in it",

@@ -28,7 +28,7 @@ LAYERS = (
         "cli",
         "train",
         "evaluate",
-        "compare",
+        "compare", "soup",
         "predict",
         "explain",
         "lr_find",

@@ -34,6 +34,7 @@ POSITIONAL = {
     "evaluate": ("ckpt",),
     "compare": ("runs",),
     "report": ("runs",),
+    "soup": ("runs",),
     "predict": ("ckpt", "files"),
     "serve": ("ckpt",),
     "export": ("ckpt",),
@@ -105,6 +106,7 @@ def _is_path(command: str, word: str, keys: Callable[[], Defaults]) -> bool:
 
 def _positional(command: str, paths: list[str], given: set[str]) -> list[Override]:
     """The overrides that `paths` stand for. The last key of `predict` and `explain`, and that of `compare` and `report`, takes any number of them."""
+    """The overrides that `paths` stand for. The last key of `predict`, and that of `compare`, `report` and `soup`, takes any number of them."""
     if not paths:
         return []
     keys = [key for key in POSITIONAL[command] if key not in given]

@@ -28,7 +28,9 @@ MOST_EXAMPLES = 3  # of a finding of the check
 
 
 def curves_section(facts: Facts) -> Section:
-    """Loss, accuracy and rate of each epoch."""
+    """Loss, accuracy and rate of each epoch; of a mean of runs what it was made of."""
+    if soup := (facts.result or {}).get("soup"):
+        return Section("curves", "The runs that it is the mean of", _soup(soup))
     best = (facts.result or {}).get("best") or {}
     charts = []
     for title, names, unit in CURVE_CHARTS:
@@ -43,6 +45,24 @@ def curves_section(facts: Facts) -> Section:
         else ""
     )
     return Section("curves", "Curves", f'<div class="row">{"".join(charts)}</div>{note}', style=CHART_STYLE)
+
+
+def _soup(soup: Mapping[str, Any]) -> str:
+    """A table of the runs in the order in which they were tried."""
+    cells = [(each["run"], each["alone"], each["mean"], "yes" if each["kept"] else "no") for each in soup["ingredients"]]
+    rows = "".join(
+        f'<tr><th scope="row">{text(run)}</th><td class="n">{alone:.4f}</td>'
+        f'<td class="n">{"-" if mean is None else f"{mean:.4f}"}</td><td>{kept}</td></tr>'
+        for run, alone, mean, kept in cells
+    )
+    monitor = text(soup["monitor"])
+    head = f'<th scope="col">run</th><th scope="col" class="n">{monitor} alone</th><th scope="col" class="n">mean with it</th><th scope="col">kept</th>'
+    table = scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", "The runs of the mean")
+    kept = sum(each["kept"] for each in soup["ingredients"])
+    return (
+        f"<p>The weights are the mean of {plural(kept, 'run')} of {len(cells)}, each added where {monitor} did not become worse. "
+        f"The mean was chosen by {monitor}, which is therefore too good by chance; the test was used for no choice.</p>{table}"
+    )
 
 
 def data_section(facts: Facts) -> Section:

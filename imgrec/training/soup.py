@@ -1,0 +1,124 @@
+"""The mean of the weights of runs, of which each is added where that helps on validation: a greedy soup.
+
+Wortsman 2022, "Model soups" (arXiv 2203.05482), algorithm 1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from imgrec.config.annotations import format_value
+from imgrec.config.schema import Monitor, Node, leaves, monitor_mode
+from imgrec.data.split_record import find_changes, other_classes
+from imgrec.errors import ConfigError
+from imgrec.inference.checkpoint import Checkpoint
+from imgrec.training.run_dir import MOVABLE, RESUMABLE_KEYS
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class WeightMean:
+    """The mean of the weights of `count` networks: their sums in float64, from which a float32 mean is rounded once."""
+
+    first: State
+    sums: State
+    count: int = 1
+
+    @classmethod
+    def of(cls, state: State) -> "WeightMean":
+        return cls(state, {name: tensor.double() for name, tensor in state.items() if tensor.is_floating_point()})
+
+    def including(self, state: State) -> "WeightMean":
+        """The mean of one more network."""
+        return WeightMean(self.first, {name: part + state[name].double() for name, part in self.sums.items()}, self.count + 1)
+
+    def state(self) -> State:
+        """The mean, each tensor in its own type. Whole numbers, such as indices and counts, are those of the first network."""
+        means = {name: (part / self.count).to(self.first[name].dtype) for name, part in self.sums.items()}
+        return self.first | means
+
+
+class Validated(NamedTuple):
+    """Weights with their figures of validation: {"val/accuracy": ...}."""
+
+    figures: dict[str, float]
+    state: State
+
+
+class Ingredient(NamedTuple):
+    """A run in the order in which they were tried, its score alone and that of the mean with it: None of the first."""
+
+    row: int  # in the order in which they were given
+    alone: float
+    mean: float | None
+    kept: bool
+
+
+class Soup(NamedTuple):
+    """ingredients: the best first; validated: of the mean of those that were kept; None where that is the first alone."""
+
+    ingredients: list[Ingredient]
+    validated: Validated | None
+
+
+def greedy_soup(
+    alone: Sequence[float], weights: Callable[[int], State], validate: Callable[[State], Validated], monitor: Monitor
+) -> Soup:
+    """Each run after the best is added to the mean if the `monitor` of the mean is then as good or better.
+
+    alone: of each run; of equal ones the first is the better one. weights: of a run; validate: a mean of several.
+    """
+    sign = -1 if monitor_mode(monitor) == "min" else 1
+    first, *others = sorted(range(len(alone)), key=lambda row: -sign * alone[row])
+    mean, best, validated = WeightMean.of(weights(first)), alone[first], None
+    tried = [Ingredient(first, best, None, True)]
+    for row in others:
+        candidate = mean.including(weights(row))
+        found = validate(candidate.state())
+        score = found.figures[monitor]
+        kept = sign * score >= sign * best  # NaN is not
+        if kept:
+            mean, best, validated = candidate, score, found
+        tried.append(Ingredient(row, alone[row], score, kept))
+    return Soup(tried, validated)
+
+
+def check_alike(first: Checkpoint, other: Checkpoint, names: tuple[str, str]) -> None:
+    """ConfigError, which names the first difference, unless both are the same network for the same classes and images.
+
+    Their splits must be the same too: else one was trained on images that the other is validated with.
+    """
+    given = f"runs={names[1]}"
+    with_those = f"Name runs with those of {names[0]}."
+    models = dict(leaves({"model": first.run.model})), dict(leaves({"model": other.run.model}))
+    sizes = tuple({key: tuple(tensor.shape) for key, tensor in each.content["state_dict"].items()} for each in (first, other))
+    if (difference := _difference(*models) or _difference(*sizes)) is not None:
+        raise ConfigError(f"{given}: another network, {difference} in {names[0]}. {with_those}")
+    if classes := other_classes(first.classes, other.classes):
+        raise ConfigError(f"{given}: it has {classes}, {names[0]}. {with_those}")
+    steps = (dict(first.preprocessing), dict(other.preprocessing))
+    if (difference := _difference(*({f"data.{key}": value for key, value in each.items()} for each in steps))) is not None:
+        raise ConfigError(f"{given}: other preprocessing, {difference} in {names[0]}. {with_those}")
+    data = (dict(leaves({"data": each.run.data.to_node()})) for each in (first, other))
+    free = (*RESUMABLE_KEYS, *MOVABLE)
+    if (difference := _difference(*({key: each[key] for key in each if key not in free} for each in data))) is not None:
+        raise ConfigError(f"{given}: other data, {difference} in {names[0]}. {with_those}")
+    ours, theirs = first.record(), other.record()
+    if ours is not None and theirs is not None and (changes := find_changes(ours, theirs)).counts:
+        raise ConfigError(f"{given}: it was trained on other images than {names[0]}: {changes}. {with_those}")
+
+
+def _difference(one: Node, other: Node) -> str | None:
+    """'model.depth=32, 20' of the first key in which they differ: the value of the other, then of the one."""
+    for key in [*one, *(key for key in other if key not in one)]:
+        ours, theirs = one.get(key, "none"), other.get(key, "none")
+        if ours != theirs:
+            return f"{key}={_shown(theirs)}, {_shown(ours)}"
+    return None
+
+
+def _shown(value: Any) -> str:
+    return format_value(list(value) if isinstance(value, tuple) else value)
