@@ -31,13 +31,15 @@ from imgrec.training.stored_run import StoredRun, read_run
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from imgrec.training.soup import Soup, State, Validated
+    from imgrec.training.soup import Soup, Validated, Weights
 
-HINT = "Runs average well that start from the same trained weights, such as those of imgrec train -m weights=RUN seed=1,2,3."
+SAME_START = (
+    "Runs average well that start from the same trained weights, such as those of imgrec train -m weights=RUN seed=1,2,3."
+)
 
 
 @dataclass(frozen=True)
-class DataPlace:
+class MovedData:
     """Keys of the runs' data that may differ from those of the training; None: as in the runs."""
 
     root: str | None
@@ -52,7 +54,7 @@ class SoupConfig:
     out: str | None
     monitor: Monitor | None
     norm_images: int
-    data: DataPlace
+    data: MovedData
     num_workers: int | Literal["auto"]
     device: Device
 
@@ -149,10 +151,10 @@ def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, out: 
         with terminal.bar() as bar:
             task = bar.add_task("validations", total=2 * len(runs) - 1, note="")
 
-            def weights(row: int) -> "State":
-                return cast("State", load_checkpoint(runs[row].path).content["state_dict"])
+            def weights(row: int) -> "Weights":
+                return cast("Weights", load_checkpoint(runs[row].path).content["state_dict"])
 
-            def validate(state: "State") -> "Validated":
+            def validate(state: "Weights") -> "Validated":
                 found = validation.mean(state)
                 bar.advance(task)
                 return found
@@ -169,7 +171,7 @@ def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, out: 
                 f"{best.path} alone is better than each mean with it: the soup is that run, and nothing was written.",
                 style="yellow",
             )
-            terminal.say(HINT)
+            terminal.say(SAME_START)
             return ExitCode.OK
         terminal.say(_sentence(soup, monitor, images), wrap=True)
         kept = [str(runs[each.row].path) for each in soup.ingredients if each.kept]

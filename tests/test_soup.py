@@ -23,7 +23,7 @@ from imgrec import cli, config
 from imgrec.inference.checkpoint import load_checkpoint, read_checkpoint, weights_hash
 from imgrec.train import fit
 from imgrec.training.callbacks.batch_norm import measure_statistics, trained_norms
-from imgrec.training.soup import State, Validated, WeightMean, greedy_soup
+from imgrec.training.soup import Validated, WeightMean, Weights, greedy_soup
 
 
 def network(seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -79,7 +79,7 @@ def test_batch_norm_is_measured_as_update_bn_does() -> None:
 # The choice
 
 
-def make(values: list[float], monitor: Any) -> tuple[list[tuple[int, bool]], State | None]:
+def make(values: list[float], monitor: Any) -> tuple[list[tuple[int, bool]], Weights | None]:
     """Networks of one weight, whose score is that of the distance of the weight from 0."""
     sign = 1 if monitor == "val/loss" else -1
 

@@ -105,8 +105,7 @@ def _is_path(command: str, word: str, keys: Callable[[], Defaults]) -> bool:
 
 
 def _positional(command: str, paths: list[str], given: set[str]) -> list[Override]:
-    """The overrides that `paths` stand for. The last key of `predict` and `explain`, and that of `compare` and `report`, takes any number of them."""
-    """The overrides that `paths` stand for. The last key of `predict`, and that of `compare`, `report` and `soup`, takes any number of them."""
+    """The overrides that `paths` stand for. The last key of `predict` and `explain`, and that of `compare`, `report` and `soup`, takes any number."""
     if not paths:
         return []
     keys = [key for key in POSITIONAL[command] if key not in given]

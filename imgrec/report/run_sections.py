@@ -60,7 +60,7 @@ def _soup(soup: Mapping[str, Any]) -> str:
     table = scrolling(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", "The runs of the mean")
     kept = sum(each["kept"] for each in soup["ingredients"])
     return (
-        f"<p>The weights are the mean of {plural(kept, 'run')} of {len(cells)}, each added where {monitor} did not become worse. "
+        f"<p>The weights are the mean of {kept} of {plural(len(cells), 'run')}, each added where {monitor} did not become worse. "
         f"The mean was chosen by {monitor}, which is therefore too good by chance; the test was used for no choice.</p>{table}"
     )
 

@@ -16,26 +16,26 @@ from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import Checkpoint
 from imgrec.training.run_dir import MOVABLE, RESUMABLE_KEYS
 
-State = dict[str, Tensor]
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class WeightMean:
     """The mean of the weights of `count` networks: their sums in float64, from which a float32 mean is rounded once."""
 
-    first: State
-    sums: State
+    first: Weights
+    sums: Weights
     count: int = 1
 
     @classmethod
-    def of(cls, state: State) -> "WeightMean":
+    def of(cls, state: Weights) -> "WeightMean":
         return cls(state, {name: tensor.double() for name, tensor in state.items() if tensor.is_floating_point()})
 
-    def including(self, state: State) -> "WeightMean":
+    def including(self, state: Weights) -> "WeightMean":
         """The mean of one more network."""
         return WeightMean(self.first, {name: part + state[name].double() for name, part in self.sums.items()}, self.count + 1)
 
-    def state(self) -> State:
+    def state(self) -> Weights:
         """The mean, each tensor in its own type. Whole numbers, such as indices and counts, are those of the first network."""
         means = {name: (part / self.count).to(self.first[name].dtype) for name, part in self.sums.items()}
         return self.first | means
@@ -45,7 +45,7 @@ class Validated(NamedTuple):
     """Weights with their figures of validation: {"val/accuracy": ...}."""
 
     figures: dict[str, float]
-    state: State
+    state: Weights
 
 
 class Ingredient(NamedTuple):
@@ -65,7 +65,7 @@ class Soup(NamedTuple):
 
 
 def greedy_soup(
-    alone: Sequence[float], weights: Callable[[int], State], validate: Callable[[State], Validated], monitor: Monitor
+    alone: Sequence[float], weights: Callable[[int], Weights], validate: Callable[[Weights], Validated], monitor: Monitor
 ) -> Soup:
     """Each run after the best is added to the mean if the `monitor` of the mean is then as good or better.
 

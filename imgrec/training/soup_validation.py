@@ -24,7 +24,7 @@ from imgrec.training.callbacks.history import WEIGHTS_ONLY, History
 from imgrec.training.checkpoint import Tested, to_cpu
 from imgrec.training.final_test import Tests, test_network
 from imgrec.training.module import Classifier, validation_figures
-from imgrec.training.soup import Soup, State, Validated
+from imgrec.training.soup import Soup, Validated, Weights
 from imgrec.training.summary import describe_device, result_sentence, run_result
 from imgrec.training.trainer import build_trainer, prepare_process
 
@@ -60,15 +60,15 @@ class SoupValidation:
         """End the worker processes."""
         self.loaders.close()
 
-    def alone(self, state: State) -> Validated:
+    def alone(self, state: Weights) -> Validated:
         """Of a run, with its own statistics of batch norm."""
         return self._validate(state, 0)
 
-    def mean(self, state: State) -> Validated:
+    def mean(self, state: Weights) -> Validated:
         """Of a mean, whose statistics of batch norm are measured, as those of the runs belong to other weights."""
         return self._validate(state, self.norm_images)
 
-    def _validate(self, state: State, norm_images: int) -> Validated:
+    def _validate(self, state: Weights, norm_images: int) -> Validated:
         self._statistics.images = norm_images
         self.classifier.load_state_dict(state)
         self.trainer.validate(self.classifier, datamodule=self.loaders, verbose=False)
