@@ -391,6 +391,12 @@ def test_a_host_that_is_not_here_is_refused(host):
         bind(host, 0)
 
 
+def test_answers_do_not_wait_for_acknowledgements():
+    """asyncio sets TCP_NODELAY on connections of a socket whose protocol is named."""
+    with bind("127.0.0.1", 0) as opened:
+        assert opened.proto == socket.IPPROTO_TCP
+
+
 def test_refusals_are_printable():
     assert_error(str(Refused(400, "a\nb\ud800")), "a?b?")
     assert json.dumps(str(Refused(400, "\ud800")))

@@ -19,10 +19,11 @@ BACKLOG = 2048  # connections that the kernel holds until they are accepted
 def bind(host: str, port: int) -> socket.socket:
     """A socket at this address that does not listen yet: until the network is loaded connections are refused. ConfigError where it is taken."""
     try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError) as error:
         raise ConfigError(f"host={host}: no address has this name. Set host=127.0.0.1.") from error
-    opened = socket.socket(family, kind)
+    # With the protocol: asyncio sets TCP_NODELAY only where it is named, and without it each answer came 40 ms later.
+    opened = socket.socket(family, kind, protocol)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         with _naming_address(host, port):
