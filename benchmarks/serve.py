@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +157,7 @@ def processor_seconds(pid: int) -> float:
 @contextmanager
 def served(words: list[str], port: int, request: bytes) -> Iterator[int]:
     """The pid of a server that has answered `request` a few times."""
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         for _ in range(600):
             try:
@@ -169,6 +170,8 @@ def served(words: list[str], port: int, request: bytes) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # of LitServe's processes some are left
 
 
 def offline(run: str, folder: str, scratch: str) -> dict[str, float]:

@@ -71,6 +71,36 @@ def test_an_item_alone_does_not_wait_and_one_with_others_on_their_way_does():
     assert batches == [["alone"], ["early", "late"]]
 
 
+def test_threads_share_what_waits():
+    """Nine items wait when both threads become free: one takes five of them, the other the four that are left."""
+    sizes, go = [], threading.Event()
+
+    def work(items):
+        sizes.append(len(items))
+        go.wait()
+        return items
+
+    async def talk():
+        batcher = Batcher(work, batch_size=8, max_wait_s=1000.0, max_admitted=20, threads=2)
+        batcher.start()
+        with batcher.admit() as one, batcher.admit() as two:
+            busy = [asyncio.create_task(each.answer([0])) for each in (one, two)]
+            while len(sizes) < 2:
+                await asyncio.sleep(0)
+            with batcher.admit() as many:
+                many.grow(8)
+                waiting = asyncio.create_task(many.answer(list(range(9))))
+                await asyncio.sleep(0)
+                go.set()
+                assert await waiting == list(range(9))
+            await asyncio.gather(*busy)
+        await batcher.close()
+
+    run(talk())
+    assert sizes[:2] == [1, 1]
+    assert max(sizes[2:]) == 5
+
+
 def test_the_deadline_ends_the_wait_for_an_item_that_does_not_come():
     async def talk():
         batcher = Batcher(lambda items: items, batch_size=8, max_wait_s=0.001, max_admitted=8)

@@ -52,9 +52,9 @@ class Admission(Generic[Item, Answer]):
 class Batcher(Generic[Item, Answer]):
     """Calls `work` on up to `batch_size` items at once, in `threads` threads; to be used on one event loop.
 
-    A request first admits its items, then prepares them, then asks for their answers. A thread that is free takes what there
-    is. Only where more admitted items are still being prepared it waits for them, `max_wait_s` at most: an item that comes
-    alone never waits.
+    A request first admits its items, then prepares them, then asks for their answers. A thread that is free takes its share
+    of what there is. Only where items of its share are still being prepared it waits for them, `max_wait_s` at most: an item
+    that comes alone never waits.
     """
 
     def __init__(
@@ -128,15 +128,17 @@ class Batcher(Generic[Item, Answer]):
     async def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[tuple[Item, asyncio.Future[Answer]]]:
         batch = [await self.ready.get()]
         deadline = loop.time() + self._max_wait_s
-        while len(batch) < self._batch_size:
+        while len(batch) < min(self._batch_size, self._share(len(batch))):
             if not self.ready.empty():
                 batch.append(self.ready.get_nowait())
                 continue
-            if not self.preparing:
-                break
             try:
                 async with asyncio.timeout_at(deadline):
                     batch.append(await self.ready.get())
             except TimeoutError:
                 break
         return [(item, future) for item, future in batch if not future.done()] or await self._next_batch(loop)
+
+    def _share(self, taken: int) -> int:
+        """What one thread takes of all that waits or is being prepared: where each has a core, two batches of one beat one of two."""
+        return math.ceil((taken + self.ready.qsize() + self.preparing) / self._threads)
