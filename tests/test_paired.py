@@ -19,6 +19,7 @@ from imgrec.analysis.paired import (
     only_right,
     paired_bootstrap,
     paired_cells,
+    paired_interval,
     seeds_difference,
 )
 
@@ -41,6 +42,29 @@ def test_mcnemar_is_the_binomial_test_of_the_images_that_one_alone_has_right(fir
     assert mcnemar_exact(first, second) == pytest.approx(expected, rel=1e-9)
     tail = Fraction(sum(comb(first + second, k) for k in range(min(first, second) + 1)), 2 ** (first + second))
     assert mcnemar_exact(first, second) == pytest.approx(float(min(Fraction(1), 2 * tail)), rel=1e-9)
+
+
+@pytest.mark.parametrize("count", [40, 150])
+@pytest.mark.parametrize("shares", [(0.0, 0.0), (0.01, 0.01), (0.02, 0.1), (0.1, 0.1), (0.3, 0.05)])
+def test_the_interval_without_drawing_holds_the_difference_95_times_in_100(count, shares):
+    """Summed exactly over all outcomes of the multinomial distribution."""
+    first, second = (grid.ravel() for grid in np.mgrid[: count + 1, : count + 1])
+    outcomes = np.stack([first, second, count - first - second], axis=1)[first + second <= count]
+    chance = stats.multinomial(count, [*shares, 1 - sum(shares)]).pmf(outcomes)
+    likely = chance > 1e-9
+    intervals = [paired_interval(*map(int, outcome[:2]), count) for outcome in outcomes[likely]]
+    difference = shares[1] - shares[0]
+    held = sum(p for p, (_, low, high) in zip(chance[likely], intervals, strict=True) if low <= difference <= high)
+    assert held > 0.94
+    agreed = paired_interval(0, 0, count)
+    assert agreed.low < 0 == agreed.value < agreed.high  # else no other image could differ
+
+
+def test_the_interval_without_drawing_is_that_of_samples_where_there_are_many_images():
+    true, first, second = predictions(4000, 3)
+    cells = paired_cells(true, first, second, 3)
+    drawn, _ = paired_bootstrap(cells, 3, resamples=4000, seed=0)
+    np.testing.assert_allclose(paired_interval(*only_right(cells), 4000), drawn, atol=0.001)
 
 
 @fewer(8)

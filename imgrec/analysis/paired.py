@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, special  # scipy.stats takes a second to import
 
-from imgrec.analysis.intervals import LEVEL
+from imgrec.analysis.intervals import LEVEL, Z
 
 Labels = NDArray[np.integer[Any]]  # [N], from 0 to K - 1
 _Floats = NDArray[np.float64]
@@ -48,6 +48,19 @@ def only_right(cells: Cells) -> tuple[int, int]:
     """How many images are right with the first alone, and with the second alone."""
     first, second = cells.first == cells.true, cells.second == cells.true
     return int(cells.counts[first & ~second].sum()), int(cells.counts[second & ~first].sum())
+
+
+def paired_interval(first_only: int, second_only: int, count: int) -> Difference:
+    """The second's accuracy minus the first's on `count` images, with the interval of Bonett and Price (2012), without drawing.
+
+    One image is added to each kind of disagreement: the interval has a width also where they agree on all images, for which
+    samples of these images would promise that they agree on all others.
+    """
+    total = count + 2
+    gained, lost = (second_only + 1) / total, (first_only + 1) / total
+    middle = gained - lost
+    margin = Z * ((gained + lost - middle**2) / total) ** 0.5
+    return Difference((second_only - first_only) / count, max(-1.0, middle - margin), min(1.0, middle + margin))
 
 
 def accuracy_differences(cells: Cells, counts: NDArray[np.int64]) -> _Floats:
