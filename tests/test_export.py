@@ -164,7 +164,7 @@ def test_example_of_the_docs_and_the_script_beside_the_file(exported, monkeypatc
     Image.fromarray(pixels(30, 44)).save("photo.jpg", quality=95)
     predicted = imgrec.load(".", device="cpu").predict("photo.jpg")[0]
     page = (Path(__file__).parents[1] / "docs/export.md").read_text()
-    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    example, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     exec(example, {})
     name, probability = capsys.readouterr().out.split()
     assert (name, float(probability)) == (predicted.class_name, pytest.approx(predicted.probability, abs=1e-4))

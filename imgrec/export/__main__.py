@@ -2,23 +2,45 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from imgrec.config.answers import check_answers
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import dotted_types, parse_settings
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode
-from imgrec.export.sealed_file import PACKAGES, check_onnx_output, check_packages, script_beside, write_sealed
+from imgrec.export.plain_files import (
+    PROGRAM_PACKAGES,
+    WEIGHTS_PACKAGES,
+    check_program_output,
+    check_weights_output,
+    json_beside,
+)
+from imgrec.export.sealed_file import PACKAGES, check_onnx_output, check_packages, script_beside
 from imgrec.files import on_progress
 from imgrec.inference.paths import find_checkpoint
 from imgrec.terminal import Terminal
 
-ExportFormat = Literal["onnx"]
-FORMAT_SUFFIXES: dict[ExportFormat, str] = {"onnx": ".onnx"}
+ExportFormat = Literal["onnx", "torch_export", "safetensors"]
+
+
+class _FileKind(NamedTuple):
+    """suffix: of the file; packages: that write and read it, beside torch; check: that it can be written; beside: what comes with it."""
+
+    suffix: str
+    packages: tuple[str, ...]
+    check: Callable[[Path, bool], None]
+    beside: Callable[[Path], Path] | None
+
+
+FILE_KINDS: dict[ExportFormat, _FileKind] = {
+    "onnx": _FileKind(".onnx", PACKAGES, check_onnx_output, script_beside),
+    "torch_export": _FileKind(".pt2", PROGRAM_PACKAGES, check_program_output, None),
+    "safetensors": _FileKind(".safetensors", WEIGHTS_PACKAGES, check_weights_output, json_beside),
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +61,7 @@ class ExportConfig:
     coverage: float | None
     sets_by_class: bool
     risk: float | None
+    int8: bool
     calibrated: bool
     check: bool
     data: DataPlace
@@ -51,24 +74,38 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     check_answers(coverage=config.coverage, risk=config.risk, calibrated=config.calibrated, tta=None)
     if config.ckpt is None:
         raise ConfigError("ckpt=null: export needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
-    out = Path(config.out or f"model{FORMAT_SUFFIXES[config.format]}")
+    _check_together(config)
+    kind = FILE_KINDS[config.format]
+    out = Path(config.out or f"model{kind.suffix}")
     ckpt = find_checkpoint(config.ckpt)
-    check_onnx_output(out, overwrite=config.overwrite)
-    check_packages(*PACKAGES)
+    kind.check(out, config.overwrite)
+    check_packages(*kind.packages)
     _export(config, ckpt, out)
     return ExitCode.OK
 
 
+def _check_together(config: ExportConfig) -> None:
+    promise = next((f"{key}={value}" for key in ("coverage", "risk") if (value := getattr(config, key)) is not None), None)
+    if config.int8 and config.format != "onnx":
+        raise ConfigError(f"int8=true: there is no such file of format={config.format}. Set format=onnx.")
+    if promise and config.int8:
+        raise ConfigError(f"{promise}: its limits were fitted to the network in 32 bits. Leave it out, or int8=true.")
+    if promise and config.format == "safetensors":
+        raise ConfigError(
+            f"{promise}: a file of weights computes nothing. Leave it out, or set format=onnx or format=torch_export."
+        )
+
+
 def _export(config: ExportConfig, ckpt: Path, out: Path) -> None:
-    from imgrec.export.agreement import check_agreement, compare_answers, measure_agreement, validation_images
+    from imgrec.export.agreement import check_agreement, compare_answers, measure_agreement, run_images
     from imgrec.export.classifier import PROBABILITIES, WholeClassifier
-    from imgrec.export.onnx_file import model_facts, onnx_answer, onnx_graph, test_entry
+    from imgrec.export.formats import BUILDERS, Plan, build_int8
+    from imgrec.export.int8 import measure_cost
     from imgrec.export.picture import choose_picture
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.guarantee import find_guarantee
     from imgrec.inference.predictor import Predictor
 
-    terminal = Terminal()
     checkpoint = load_checkpoint(ckpt)
     guarantee = find_guarantee(
         checkpoint,
@@ -81,28 +118,39 @@ def _export(config: ExportConfig, ckpt: Path, out: Path) -> None:
     )
     # PyTorch has to say the same as the file, which computes in float32 anywhere.
     predictor = Predictor(checkpoint, device="cpu", precision="32", calibrated=config.calibrated)
-    images = validation_images(checkpoint, asdict(config.data)) if config.check else None
+    changes = asdict(config.data)
+    images = run_images(checkpoint, "val", changes) if config.check else None
+    training = run_images(checkpoint, "train", changes) if config.int8 else None
     classifier = WholeClassifier(predictor, guarantee)
     promised = {name: value for name in ("coverage", "sets_by_class", "risk") if (value := getattr(config, name))}
-    facts = model_facts(classifier, checkpoint, promised or None)
-    probe = choose_picture(classifier)
-    agreement = None
-    with terminal.progress_shown():
-        on_progress.get()("writing the network as ONNX", 0, None)
-        graph = onnx_graph(classifier, checkpoint)
-        answer = onnx_answer(graph)
-        check_agreement(compare_answers(answer(probe.image), probe.outputs[PROBABILITIES].numpy()), out)
+    plan = Plan(checkpoint, classifier, choose_picture(classifier), promised or None)
+    agreement = cost = None
+    with Terminal().progress_shown():
+        on_progress.get()("writing the network", 0, None)
+        built = BUILDERS[config.format](plan)
+        check_agreement(compare_answers(built.answer(plan.probe.image), plan.probe.outputs[PROBABILITIES].numpy()), out)
         if images is not None:
-            agreement = measure_agreement(predictor, images, answer)
+            agreement = measure_agreement(predictor, images, built.answer)
             check_agreement(agreement, out)
-    facts |= {"agreement": None if agreement is None else asdict(agreement), "test": test_entry(probe)}
-    write_sealed(out, graph, facts)
+        if training is not None:
+            float32, built = built, build_int8(plan, built.graph, training)
+            cost = None if images is None else measure_cost(images, len(checkpoint.classes), float32.answer, built.answer)
+    figures = {"agreement": agreement} | ({"int8": cost} if config.int8 else {})
+    built.write(out, {name: None if value is None else asdict(value) for name, value in figures.items()})
+    _say_export(config, out, agreement, cost)
+
+
+def _say_export(config: ExportConfig, out: Path, agreement: object, cost: object) -> None:
+    terminal, beside = Terminal(), FILE_KINDS[config.format].beside
     if agreement is None:
         terminal.say("check=false: the file was not compared with PyTorch on the validation images", style="yellow")
     else:
         terminal.say(f"on the validation images: {agreement}")
-    terminal.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB) and {script_beside(out).name}")
-    terminal.say(f"next:\n  imgrec verify {shlex.quote(str(out))}")
+    if cost is not None:
+        terminal.say(f"with int8: {cost}")
+    terminal.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB){'' if beside is None else f' and {beside(out).name}'}")
+    if config.format == "onnx":
+        terminal.say(f"next:\n  imgrec verify {shlex.quote(str(out))}")
 
 
 if __name__ == "__main__":

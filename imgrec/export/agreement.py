@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imgrec.analysis.prediction_sets import FloatArray
-from imgrec.config.schema import Node
+from imgrec.config.schema import Node, Split
 from imgrec.data.batch import Request
 from imgrec.data.decode import fit_to_size
 from imgrec.data.folder import ImageFiles
@@ -52,16 +52,19 @@ class Agreement:
         return f"the class of PyTorch for {self.same_class:,} of {self.images:,} images{tied}, largest difference of a probability {self.difference:.2g}"
 
 
-def validation_images(checkpoint: Checkpoint, changes: Node) -> ImageSet:
-    """Those of the run; ConfigError, which says what to type, where they are not there any more."""
+def run_images(checkpoint: Checkpoint, split: Split, changes: Node) -> ImageSet:
+    """A split of the run; ConfigError, which says what to type, where its images are not there any more."""
     try:
-        return evaluation_images(checkpoint, split="val", folder=None, changes=changes).images
+        return evaluation_images(checkpoint, split=split, folder=None, changes=changes).images
     except ConfigError:
         raise
     except ImgrecError as error:
+        use = (
+            "check=true: the file is compared with PyTorch on them" if split == "val" else "int8=true: 8 bits are fitted to them"
+        )
         raise ConfigError(
-            f"check=true: the validation images, on which the file is compared with PyTorch, cannot be read: {first_line(error).partition('. ')[0]}. "
-            "Set data.root=FOLDER where they are now, or check=false."
+            f"{use}, but the run's images of {split} cannot be read: {first_line(error).partition('. ')[0]}. "
+            f"Set data.root=FOLDER where they are now, or {use.partition('=')[0]}=false."
         ) from error
 
 

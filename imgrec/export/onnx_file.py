@@ -4,7 +4,7 @@ import base64
 import logging
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from imgrec.errors import CheckpointError, first_line
-from imgrec.export.agreement import MOST_APART, FileAnswer
+from imgrec.export.agreement import FileAnswer
 from imgrec.export.classifier import INPUT, PROBABILITIES, WholeClassifier
 from imgrec.export.picture import Probe
-from imgrec.export.sealed_file import PACKAGES
 from imgrec.inference.checkpoint import Checkpoint, package_versions, weights_hash
 
 OPSET = 18  # of ONNX, from December 2022: runtimes since then read it
@@ -84,19 +83,21 @@ def onnx_answer(model: bytes) -> FileAnswer:
     return answer
 
 
-def test_entry(probe: Probe) -> dict[str, Any]:
+def test_entry(probe: Probe, tolerance: float) -> dict[str, Any]:
     """The test image and its answer, as `verify_model.py` reads them."""
     return {
         "image": base64.b64encode(zlib.compress(probe.image.tobytes(), 9)).decode(),
         "shape": list(probe.image.shape),
         "outputs": {name: output.tolist() for name, output in probe.outputs.items()},
-        "tolerance": MOST_APART,
+        "tolerance": tolerance,
         "without_antialiasing": probe.sensitivity,
     }
 
 
-def model_facts(classifier: WholeClassifier, checkpoint: Checkpoint, guarantee: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a user has to know of a file, as plain data."""
+def model_facts(
+    classifier: WholeClassifier, checkpoint: Checkpoint, guarantee: Mapping[str, Any] | None, packages: Sequence[str]
+) -> dict[str, Any]:
+    """What a user has to know of a file, as plain data. packages: that wrote it, beside those of imgrec."""
     return {
         "imgrec": 1,  # version of these entries
         "classes": list(checkpoint.classes),
@@ -106,5 +107,5 @@ def model_facts(classifier: WholeClassifier, checkpoint: Checkpoint, guarantee: 
         "guarantee": guarantee,
         "run": str(checkpoint.file),
         "weights_sha256": weights_hash(checkpoint.content),
-        "versions": package_versions() | {name: import_module(name).__version__ for name in PACKAGES},
+        "versions": package_versions() | {name: import_module(name).__version__ for name in packages},
     }

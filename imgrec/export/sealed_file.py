@@ -23,10 +23,10 @@ def check_packages(*names: str) -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise ConfigError(f'an ONNX file needs {name}, which is not installed. Type: pip install "imgrec[export]"') from error
+            raise ConfigError(f'this needs {name}, which is not installed. Type: pip install "imgrec[export]"') from error
 
 
-def check_onnx_output(out: Path, *, overwrite: bool) -> None:
+def check_onnx_output(out: Path, overwrite: bool) -> None:
     """ConfigError unless both files can be written."""
     check_output("out", out, (".onnx",), ours=_is_sealed, overwrite=overwrite)
     start = VERIFY_SCRIPT.read_bytes()[:60]
