@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "a trained network as an ONNX file, with resize, normalisation and calibration in it",
     "verify": "whether an exported file gives here what it gave when it was written",
     "explain": "maps of what a network looked at, each with a verdict, and its nearest training images",
+    "tune": "search good values of its keys, with ready spaces",
     "lr_find": "suggest a learning rate and draw its curve",
     "benchmark": "how fast loader and step are here, and with which settings they are faster",
     "pack": "pack image files into tar shards with an index, which are read faster",

@@ -52,7 +52,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     if (override := folds_override(argv)) is not None:
         return cross_validate(argv, override, config_dir, fit)
     if is_sweep(argv):
-        return sweep(argv, config_dir, fit)
+        return sweep(argv, config_dir, fit, write_sweep_report)
     fit(load_config("train", argv, config_dir))
     return ExitCode.OK
 
@@ -256,6 +256,13 @@ def _write_report(folder: Path) -> None:
     from imgrec.report.write import write_report
 
     write_report(folder)
+
+
+def write_sweep_report(folder: Path) -> None:
+    """report.html of the folder of a sweep."""
+    from imgrec.report.sweep_page import write_sweep_page
+
+    write_sweep_page(folder)
 
 
 def _stop_if_requested(world: World) -> None:

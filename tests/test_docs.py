@@ -14,6 +14,7 @@ from imgrec.config.options import group_names, option_names
 from imgrec.errors import ConfigError
 from imgrec.sweeps.folds import folds_override
 from imgrec.sweeps.grid import plan_sweep
+from imgrec.sweeps.spaces import plan_tuning
 
 ROOT = Path(__file__).parent.parent
 FRONT_PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/own_package/README.md"]
@@ -96,6 +97,8 @@ def check(name: str, arguments: list[str]) -> None:
     """What the command does before it reads data or a checkpoint."""
     if name == "slurm":
         slurm.main(["dry_run=true", *arguments])
+    elif name == "tune":
+        plan_tuning(arguments, None)
     elif "-m" in arguments:
         plan_sweep([argument for argument in arguments if argument != "-m"], None)
     else:

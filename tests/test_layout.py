@@ -22,11 +22,12 @@ LAYERS = (
     ("scan",),
     ("inference",),
     ("training", "export"),
-    ("report", "serving"),
     ("sweeps",),
+    ("report", "serving"),
     (
         "cli",
         "train",
+        "tune",
         "evaluate",
         "compare",
         "soup",

@@ -47,6 +47,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "serve": ("runs/digits_resnet/1", "runs/digits_resnet/1 port=9000 coverage=0.95 token_file=token"),
     "explain": ("runs/digits_resnet/1 FOLDER", "runs/digits_resnet/1 a.png b.png neighbours=3 method=gradients"),
+    "tune": ("model=resnet data=digits trials=20", "FOLDER augment=basic optim=adamw optim.weight_decay=0.05"),
     "lr_find": ("model=vgg data=mnist", "optim=sgd lr_min=1e-4 lr_max=10"),
     "benchmark": ("FOLDER model=resnet", "data=fashion_mnist model=lenet seconds=20"),
     "pack": (

@@ -27,6 +27,7 @@ FLAGS = ("-m", "--multirun", SEARCH)  # of sweeps
 # What words without "=" mean, in this order.
 POSITIONAL = {
     "train": ("data.root",),
+    "tune": ("data.root",),
     "lr_find": ("data.root",),
     "benchmark": ("data.root",),
     "pack": ("data.root",),

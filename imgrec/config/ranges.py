@@ -31,7 +31,7 @@ NOT_NEGATIVE, POSITIVE = Range(0), Range(0, open_low=True)
 _KEYS: dict[Range, str] = {
     Range(0, 2**32, open_high=True): "seed data.split_seed",
     Range(1): """
-        epochs batch_size max_device_batch top_k size shard_images data.train_samples data.test_samples
+        epochs trials batch_size max_device_batch top_k size shard_images data.train_samples data.test_samples
         data.window_shards model.depth model.kernel model.widths optim.base_batch optim.ns_steps scheduler.every_epochs scheduler.milestones_epochs
         callbacks.ema.every_steps trainer.num_nodes trainer.threads trainer.save_every_steps trainer.log_every_steps
         callbacks.progressive_size.multiple

@@ -10,6 +10,7 @@ from imgrec.html_page import text
 CHART_WIDTH, CHART_HEIGHT = 400, 240  # of a chart, in its own units: pixels on a screen that has room for them
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 12, 30, 40  # around the drawn area
 MOST_POINTS = 400  # of a line, more than it has pixels
+WHOLE = ("epoch", "run")  # axes of whole numbers
 _TICK_LETTERS = 6  # of a number on an axis, which the left margin has room for
 MOST_MARKED = 60  # points up to which each has a mark that says its figure
 CHART_STYLE = """
@@ -99,20 +100,23 @@ class Frame(NamedTuple):
         for value in ticks(self.bottom, self.top):
             y = self.y(value)
             yield f'<line class="grid" x1="{MARGIN_LEFT}" x2="{CHART_WIDTH - MARGIN_RIGHT}" y1="{y}" y2="{y}"/>'
-            yield f'<text x="{MARGIN_LEFT - 6}" y="{y + 4}" text-anchor="end">{_figure(value, unit, short=True)}</text>'
+            yield f'<text x="{MARGIN_LEFT - 6}" y="{y + 4}" text-anchor="end">{tick_text(value, unit)}</text>'
         for value in ticks(self.left, self.right):
-            if name != "epoch" or value == int(value):
+            if name not in WHOLE or value == int(value):
                 yield f'<text x="{self.x(value)}" y="{CHART_HEIGHT - MARGIN_BOTTOM + 16}" text-anchor="middle">{value:g}</text>'
         yield f'<text x="{(MARGIN_LEFT + CHART_WIDTH - MARGIN_RIGHT) / 2}" y="{CHART_HEIGHT - 6}" text-anchor="middle">{text(name)}</text>'
         if name_y:
             yield f'<text x="{MARGIN_LEFT}" y="12">{text(name_y)}</text>'
 
 
-def _figure(value: float, unit: str, *, short: bool = False) -> str:
+def _figure(value: float, unit: str) -> str:
+    return f"{value:.2%}" if unit == "%" else f"{value:.4g}"
+
+
+def tick_text(value: float, unit: str) -> str:
+    """A number on an axis, short enough for its margin."""
     if unit == "%":
-        return f"{100 * value:g}%" if short else f"{value:.2%}"
-    if not short:
-        return f"{value:.4g}"
+        return f"{100 * value:g}%"
     shown = f"{value:.3g}"
     if len(shown) <= _TICK_LETTERS:
         return shown

@@ -21,6 +21,7 @@ from imgrec.sweeps.grid import PRUNE, SweepPlan
 from imgrec.training.locks import NO_LOCKS, lock_file
 from imgrec.training.run_dir import RESUMABLE_KEYS, RunDir
 
+FROM_DEFAULTS = "tune"  # beside the arguments of a search whose first trial has the defaults
 HAVE_RESULT = ("finished", "pruned")
 DONE = (*HAVE_RESULT, "failed")
 
@@ -92,7 +93,7 @@ class SweepFolder:
         self._lock(0, fcntl.LOCK_EX)
         try:
             if (self.path / "sweep.json").exists():
-                self.jobs = _read(self.path).jobs
+                self.jobs = read_sweep(self.path).jobs
             yield
             self._save()
         finally:
@@ -155,6 +156,10 @@ class SweepFolder:
         sign = 1 if monitor_mode(self.monitor) == "min" else -1
         return sorted(self.jobs, key=lambda job: (job.status != "finished", job.value is None, sign * (job.value or 0.0)))
 
+    def best(self) -> Job | None:
+        """The first of `ranked`; None where no job with a figure is finished."""
+        return next((job for job in self.ranked() if job.status == "finished" and job.value is not None), None)
+
     def _save(self) -> None:
         """Write sweep.json, from which a sweep is resumed, and sweep.csv."""
         jobs = [asdict(job) | {"folder": Path(job.folder).name} for job in self.ranked()]  # relative, as a sweep may be moved
@@ -199,7 +204,7 @@ def choose_sweep_folder(plan: SweepPlan, id: str | None) -> SweepFolder:
             raise ConfigError(f"{path} holds a run, not a sweep. Set another id.")
         if not (path / "sweep.json").exists():
             return SweepFolder(path, arguments, base["monitor"])
-        stored = _read(path)
+        stored = read_sweep(path)
         if not base["resume"]:
             raise ConfigError(f"id={id} resume=false: {path} holds a sweep already. Set another id, or resume=true to finish it.")
         if sorted(stored.arguments) != sorted(arguments):
@@ -208,17 +213,19 @@ def choose_sweep_folder(plan: SweepPlan, id: str | None) -> SweepFolder:
     numbers = [number for number, _ in numbered_paths(parent, "sweep_")]
     for number in reversed(numbers) if base["resume"] else ():
         path = parent / f"sweep_{number}"
-        if (path / "sweep.json").exists() and sorted((stored := _read(path)).arguments) == sorted(arguments):
+        if (path / "sweep.json").exists() and sorted((stored := read_sweep(path)).arguments) == sorted(arguments):
             return stored
     return SweepFolder(parent / f"sweep_{max(numbers, default=0) + 1}", arguments, base["monitor"])
 
 
 def _identity(plan: SweepPlan) -> list[str]:
     kind = [] if plan.trials is None else [SEARCH, f"{PRUNE}=true"] if plan.prune else [SEARCH]
+    kind += [FROM_DEFAULTS] if plan.first is not None else []
     return [*kind, *(argument.text for argument in plan.arguments if argument.is_swept or argument.key not in RESUMABLE_KEYS)]
 
 
-def _read(path: Path) -> SweepFolder:
+def read_sweep(path: Path) -> SweepFolder:
+    """The sweep of a folder; DataError for a sweep.json that was cut or changed."""
     file, fix = path / "sweep.json", f"Remove {path} if its jobs are not needed, or set another id, or resume=false."
     stored = read_mapping(file, {"arguments": list[str], "monitor": str, "jobs": list}, fix=fix)
     try:

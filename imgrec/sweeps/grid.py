@@ -67,6 +67,7 @@ class SweepPlan:
     job: str | None = None  # what follows job=
     trials: int | None = None  # of a search; None: a grid
     prune: bool = False  # end trials of a search that are worse than the median
+    first: Mapping[str, Any] | None = None  # of `imgrec tune`: values of swept keys in the first trial; others are drawn
 
     @property
     def name(self) -> str:
@@ -102,8 +103,7 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
     by_key = {override.key: override for override in read_overrides("train", argv, config_dir)}
     job, trials, prune = (by_key.pop(key).text if key in by_key else None for key in (JOB, TRIALS, PRUNE))
     _check_own_keys(search, job, trials, prune)
-    types = _key_types(by_key.values(), config_dir)
-    arguments = [_parse(override, search, types.get(override.key, Any), config_dir) for override in by_key.values()]
+    arguments, types = read_arguments(by_key.values(), search, config_dir)
     for argument in arguments:
         if argument.is_swept and argument.key in SINGLE:
             value = argument.values[0]
@@ -121,6 +121,14 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
         trials=None if trials is None else whole_number(_value(trials)),
         prune=prune == f"{PRUNE}=true",
     )
+
+
+def read_arguments(
+    overrides: Collection[Override], search: bool, config_dir: str | None
+) -> tuple[list[Argument], dict[str, Any]]:
+    """The overrides with their values in the jobs, and the annotation of each key beside the first option of each group."""
+    types = _key_types(overrides, config_dir)
+    return [_parse(override, search, types.get(override.key, Any), config_dir) for override in overrides], types
 
 
 def _value(text: str) -> str:

@@ -20,6 +20,7 @@ from imgrec.sweeps.grid import JOB, SweepPlan
 from imgrec.sweeps.table import job_overrides, print_ranking
 from imgrec.terminal import Terminal
 
+OF_TUNE = ("imgrec/tune.py", "imgrec/train.py")  # python -m imgrec.tune starts what python -m imgrec.train does
 OWN_KEYS = ("name", "id", "runs_dir", "resume")  # of the sweep, which sets them for each job
 
 
@@ -91,5 +92,6 @@ def train_job(folder: SweepFolder, job: Job, config_dir: str | None, fit: Fit, *
         *([f"trainer.pruning_thresholds=[{','.join(map(str, job.thresholds))}]"] if job.thresholds else []),
     ]
     own = ["--config-dir", config_dir] if config_dir else []
-    command = [sys.argv[0], *(["train"] if sys.argv[1:2] == ["train"] else []), *own, *overrides]
+    program = [sys.argv[0], "train"] if sys.argv[1:2] in (["train"], ["tune"]) else [sys.argv[0].replace(*OF_TUNE)]
+    command = [*program, *own, *overrides]
     return fit(load_config("train", overrides, config_dir), quiet=quiet, command=command)

@@ -7,12 +7,15 @@ several times at once, it shares the jobs out. job=K runs one of them alone (img
 
 import gc
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 from rich.progress import Progress
 
+from imgrec.config.overrides import SEARCH
 from imgrec.distributed import signals
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, Died, ExitCode, ImgrecError, Stopped, plural
@@ -24,8 +27,8 @@ from imgrec.sweeps.table import LastEpochColumn, job_overrides, job_results, pri
 from imgrec.terminal import Terminal
 
 
-def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
-    """Run all jobs of a sweep and show them ranked; 0 if all passed, 75 if it was stopped, 2 if one failed for bad input, else 1.
+def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit, report: Callable[[Path], None] | None = None) -> int:
+    """`run_sweep` of the command line `imgrec train ARGV`, or one job of it.
 
     Raises ConfigError, before the first job, for what can be checked by then.
     """
@@ -37,8 +40,22 @@ def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
             f"-m under {read_world().started_by}: each job starts its own processes. "
             f"Type imgrec train -m ... without it, or add {JOB}=0 to run the first job alone."
         )
-    if plan.trials is not None and find_spec("optuna") is None:
-        raise ConfigError('--search needs Optuna, which is not installed. Type: pip install "imgrec[optuna]"')
+    if plan.trials is not None:
+        check_optuna(SEARCH)
+    return run_sweep(plan, config_dir, fit, report)
+
+
+def check_optuna(what: str) -> None:
+    """ConfigError where Optuna, which `what` needs, is not installed."""
+    if find_spec("optuna") is None:
+        raise ConfigError(f'{what} needs Optuna, which is not installed. Type: pip install "imgrec[optuna]"')
+
+
+def run_sweep(plan: SweepPlan, config_dir: str | None, fit: Fit, report: Callable[[Path], None] | None = None) -> int:
+    """Run all jobs of a sweep and show them ranked; 0 if all passed, 75 if it was stopped, 2 if one failed for bad input, else 1.
+
+    report: writes a page into its folder.
+    """
     terminal = Terminal()
     with closing(open_sweep_folder(plan, plan.base["id"])) as folder:
         with terminal.bar() as bar:
@@ -49,7 +66,10 @@ def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit) -> int:
             except Stopped as error:
                 stopped = str(error)
         with folder.updating():  # what other processes have done in the meantime
-            print_ranking(terminal, folder)
+            from imgrec.training.last_screen import write_or_say
+
+            written = write_or_say(folder.path, partial(report, folder.path)) if report and plan.base["report"] else None
+            print_ranking(terminal, folder, searched=plan.trials is not None, written=written)
     left = jobs.total - sum(job.status in HAVE_RESULT for job in folder.jobs[: jobs.total])
     if stopped is not None:
         terminal.say(f"{stopped} {left} of {jobs.total} jobs are not finished.")
@@ -90,6 +110,8 @@ class Jobs:
                 raise Stopped(f"stopped by {reason} between two jobs. Start the same command again to resume.")
             if (job := self._next(number)) is not None:
                 self._run(job, number)
+                if number == 0 and job.refused and self.plan.first is not None:
+                    raise ConfigError(job.error)  # of the defaults, so of most trials
             self.bar.advance(self.task)
 
     def _next(self, number: int) -> Job | None:

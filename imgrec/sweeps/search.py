@@ -25,12 +25,13 @@ class Search:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.plan = plan
-        self.space = {argument.key: _distribution(argument) for argument in plan.arguments if argument.is_swept}
+        self.space = {argument.key: distribution(argument) for argument in plan.arguments if argument.is_swept}
         self.direction: Literal["minimize", "maximize"] = (
             "minimize" if monitor_mode(plan.base["monitor"]) == "min" else "maximize"
         )
         journal = path.absolute() / JOURNAL  # absolute: Optuna's lock is a link to it
         _drop_torn_line(journal)
+        journal.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a killed process: Optuna waits 30 s for it
         self.storage = JournalStorage(JournalFileBackend(str(journal)))
         self.study = optuna.create_study(storage=self.storage, study_name=NAME, direction=self.direction, load_if_exists=True)
 
@@ -50,6 +51,8 @@ class Search:
             # Asked in a copy and added whole: a process that is killed in between leaves no trial with a part of its values.
             copy = optuna.create_study(direction=self.direction, sampler=optuna.samplers.TPESampler(seed=seed))
             copy.add_trials(trials)
+            if number == 0 and self.plan.first:
+                copy.enqueue_trial(dict(self.plan.first))
             trial = copy.ask(self.space)
             self.study.add_trial(create_trial(state=TrialState.RUNNING, params=trial.params, distributions=trial.distributions))
             return self.plan.overrides(trial.params)
@@ -94,7 +97,8 @@ def _drop_torn_line(journal: Path) -> None:
         journal.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
-def _distribution(argument: Argument) -> "BaseDistribution":
+def distribution(argument: Argument) -> "BaseDistribution":
+    """What Optuna draws the values of an argument from."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if argument.kind == "list":

@@ -1,13 +1,14 @@
 """What a sweep shows: a line for each job, its last epoch beside the bar, the ranked table."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import ProgressColumn, Task
 from rich.table import Table
 from rich.text import Text
 
-from imgrec.sweeps.folder import Job, SweepFolder
+from imgrec.sweeps.folder import FROM_DEFAULTS, HAVE_RESULT, Job, SweepFolder
 from imgrec.sweeps.grid import SweepPlan
 from imgrec.terminal import Terminal, duration, percent, percents
 from imgrec.training.stored_run import read_rows
@@ -55,13 +56,19 @@ def job_results(job: Job, monitor: str) -> str:
     return f"{pruned}best {monitor} {format_metric(job.value, monitor)}{test}, {duration(job.seconds or 0)} of training"
 
 
+def key_headings(keys: Sequence[str]) -> list[str]:
+    """The keys as headings: of many their last parts alone, where these differ, as the whole ones would not fit beside one another."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return last if len(keys) > 3 and len(set(last)) == len(keys) else list(keys)
+
+
 def ranking_table(folder: SweepFolder) -> Table:
     """Rank, the overrides that vary, the best monitored value, test accuracy, time of training, folder."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     varying = folder.varying()
     table.add_column("rank", justify="right")
-    for key in varying:
-        table.add_column(key, overflow="fold")
+    for name in key_headings(varying):
+        table.add_column(name, overflow="fold")
     for name in (f"best {folder.monitor}", "test accuracy", "time"):
         table.add_column(name, justify="right")
     table.add_column("folder", overflow="fold")
@@ -83,16 +90,55 @@ def ranking_table(folder: SweepFolder) -> Table:
     return table
 
 
-def print_ranking(terminal: Terminal, folder: SweepFolder) -> None:
-    """The ranked table, what failed, and what to type next."""
+def print_ranking(terminal: Terminal, folder: SweepFolder, *, searched: bool = False, written: str | None = None) -> None:
+    """The ranked table, what failed, and what to type next; of a search also what its best figure is worth. written: of the report."""
+    best = folder.best()
     terminal.say()
     terminal.say(ranking_table(folder))
     for job in folder.ranked():
         if job.status == "failed":
             terminal.say(f"  job {job.number} failed: {job.error}", style="red")
     terminal.say(f"results in {folder.path}/sweep.csv")
+    if written:
+        terminal.say(written)
+    if searched and best is not None:
+        terminal.say(f"best: {best.folder}, {job_results(best, folder.monitor)}", style="bold green")
+        terminal.say(best_is_worth(folder, best))
     terminal.say("next:")
-    if (best := folder.ranked()[0]).status == "finished":
+    if searched and best is not None:
+        for command in (repeat_command(best), compare_command(folder, best)):
+            if command:
+                terminal.say(f"  {command}")
+    if best is not None:
         terminal.say(f"  imgrec evaluate {shlex.quote(best.folder)}")
     if any(folder.path.glob("*/tensorboard")):
         terminal.say(f"  tensorboard --logdir {shlex.quote(str(folder.path))}")
+
+
+def best_is_worth(folder: SweepFolder, best: Job) -> str:
+    """Why the best figure of several is too high, and what to expect instead."""
+    runs = sum(job.status in HAVE_RESULT for job in folder.jobs)
+    if runs == 1:
+        return "There is one run, so nothing was chosen yet."
+    curse = f"Its {folder.monitor} is the best of {runs} runs by skill and by luck, so a new run has less on average"
+    if best.test_accuracy is None:
+        return f"{curse}: train it with other seeds, and expect their mean."
+    return f"{curse}; the test images took no part in the choice: expect their figure, or the mean of other seeds."
+
+
+def repeat_command(best: Job) -> str:
+    """The command that trains a job again with three other seeds."""
+    words = shlex.split((best.result() or {}).get("command") or "")
+    folder = words[(at := words.index("--config-dir")) : at + 2] if "--config-dir" in words else []
+    settings = best.settings()
+    seeds = [seed for seed in ("1", "2", "3", "4") if seed != settings.get("seed")][:3]
+    kept = [text for text in best.overrides if text.partition("=")[0] not in ("seed", "id", "resume")]
+    return shlex.join(["imgrec", "train", "-m", *folder, f"seed={','.join(seeds)}", *kept])
+
+
+def compare_command(folder: SweepFolder, best: Job) -> str:
+    """Of a search that began with the defaults: the command that says whether its best run is better than they are."""
+    first = folder.jobs[0]
+    if FROM_DEFAULTS not in folder.arguments or best.folder == first.folder or first.status not in HAVE_RESULT:
+        return ""
+    return shlex.join(["imgrec", "compare", first.folder, best.folder])

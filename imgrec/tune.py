@@ -1,0 +1,48 @@
+"""Search good values of a training's keys: python -m imgrec.tune model=resnet data=digits trials=20
+
+The search of `imgrec train -m --search` (imgrec.sweeps), over ready spaces (imgrec.sweeps.spaces), from the defaults on. The same
+command again resumes it.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from imgrec.distributed import signals
+from imgrec.distributed.command import run_command
+from imgrec.errors import plural
+from imgrec.sweeps.run import check_optuna, run_sweep
+from imgrec.sweeps.search import UNPRUNED
+from imgrec.sweeps.spaces import Tuning, plan_tuning
+from imgrec.terminal import Terminal
+from imgrec.train import fit, write_sweep_report
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Show the space, and search it; the exit codes of a sweep."""
+    signals.install_handlers()
+    tuning = plan_tuning(argv, config_dir)
+    check_optuna("tune")
+    show_space(tuning, Terminal())
+    return run_sweep(tuning.plan, config_dir, fit, write_sweep_report)
+
+
+def show_space(tuning: Tuning, terminal: Terminal) -> None:
+    """The searched keys with their defaults, the budget, and how to change both."""
+    plan = tuning.plan
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("searched key", "first trial", "values", "space of"):
+        table.add_column(name, overflow="fold")
+    for row in tuning.keys:
+        table.add_row(row.key, row.default or "drawn", row.values, row.origin)
+    terminal.say(table)
+    each = f"time={plan.base['time']}" if plan.base["time"] else plural(plan.base["epochs"], "epoch")
+    pruned = f"; from the {UNPRUNED + 1}th on, one that is worse than the median is pruned (prune=false: none is)" * plan.prune
+    terminal.say(f"{plural(plan.trials or 0, 'trial')} of {each} each{pruned}.")
+    key = tuning.keys[0]
+    terminal.say(f"A value fixes a key ({key.key}={key.default or 'VALUE'}), and a range replaces or adds one.")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("tune", main, sys.argv[1:]))
