@@ -28,10 +28,7 @@ def choose_picture(classifier: WholeClassifier) -> Probe:
     """Of stripes and checks, which alias most, those that move this network most where they are resized without antialiasing."""
     candidates = torch.from_numpy(patterns(classifier.fit.size, classifier.preprocess.mean.numel()))
     with torch.inference_mode():
-        right, wrong = (
-            _first(classifier.answer(pixels)) for pixels in (classifier.fit(candidates), aliased(classifier, candidates))
-        )
-        apart = (right - wrong).abs().amax(1)
+        apart = torch.cat([_aliasing(classifier, picture[None]) for picture in candidates])
         image = candidates[apart.argmax()][None]
         answer = classifier(image)
     outputs = dict(zip(classifier.outputs, (answer,) if isinstance(answer, Tensor) else answer, strict=True))
@@ -67,5 +64,8 @@ def aliased(classifier: WholeClassifier, images: Tensor) -> Tensor:
     return pixels[..., top : top + fit.size, left : left + fit.size]
 
 
-def _first(answer: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    return answer if isinstance(answer, Tensor) else answer[0]
+def _aliasing(classifier: WholeClassifier, images: Tensor) -> Tensor:
+    """float32 [B], how far a probability of each image moves."""
+    answers = [classifier.answer(pixels) for pixels in (classifier.fit(images), aliased(classifier, images))]
+    right, wrong = (answer if isinstance(answer, Tensor) else answer[0] for answer in answers)
+    return (right - wrong).abs().amax(1)
