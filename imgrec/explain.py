@@ -1,5 +1,6 @@
 """Why a network says what it says of images: python -m imgrec.explain ckpt=runs/NAME/ID images=FOLDER"""
 
+import csv
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from imgrec.config.start_checks import check_gpu
 from imgrec.data.file_index import pack_names
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable, shorten
-from imgrec.files import atomic_write, check_output, is_our_png, is_our_table
+from imgrec.files import atomic_write, check_output, is_directory_name, is_our_png, is_our_table
 from imgrec.inference.paths import EXPLAINED, expand_files, find_checkpoint
 from imgrec.inference.prediction_table import PredictionRow, write_table
 from imgrec.terminal import Terminal
@@ -74,6 +75,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     facts, found = (None, None) if config.images is not None else _images_of_run(config)
     names = found.names if found is not None else expand_files(config.images or "", "images")
     files = _output_files(config, names, run=None if facts is None else facts.folder)
+    earlier = _earlier_pictures(files.table)
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.explanation_output import failed_row, table_rows
     from imgrec.inference.predictor import Predictor
@@ -92,6 +94,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     explained, explainer = _explain(config, predictor, images, readable, files, terminal)
     by_name = {one.path: table_rows(one, explainer) for one in explained} | {row["path"]: [row] for row in failed}
     _write_rows(files.table, [row for name in names for row in by_name[name]])
+    for picture in earlier - set(files.pictures.values()):
+        picture.unlink(missing_ok=True)
     _say_verdicts(terminal, explained, explainer, errors, files)
     concentrations = _find_concentrations(explainer, explained, None if found is None else found.sample, terminal)
     if facts is not None and found is not None:
@@ -129,12 +133,22 @@ def _output_files(config: ExplainConfig, names: Sequence[str], *, run: Path | No
     """Each checked; pictures are numbered, as files of several folders may have one name. run: whose errors are explained."""
     folder = run / EXPLAINED if run is not None else Path(EXPLAINED)
     out, digits = folder if config.out is None else Path(config.out), len(str(len(names)))
-    pictures = {name: out / f"{number:0{digits}d}_{Path(name).stem[:60]}.png" for number, name in enumerate(names, 1)}
+    pictures = {name: out / f"{number:0{digits}d}_{Path(name).stem[:48]}.png" for number, name in enumerate(names, 1)}
     files = OutputFiles(out / "explain.csv", out / "explain.png", pictures)
     check_output("out", files.table, (".csv",), ours=is_our_table, overwrite=config.overwrite)
     for picture in (files.sheet, *pictures.values()):
         check_output("out", picture, (".png",), ours=is_our_png, overwrite=config.overwrite)
     return files
+
+
+def _earlier_pictures(table: Path) -> set[Path]:
+    """Those that the table of an earlier call names."""
+    if not table.is_file() or not is_our_table(table):
+        return set()
+    with table.open(newline="", errors="surrogateescape") as file:
+        names = {row["picture"] for row in csv.DictReader(file) if row.get("picture")}
+    paths = (table.with_name(name) for name in names if is_directory_name(name))
+    return {path for path in paths if path.is_file() and is_our_png(path)}
 
 
 def _read_images(names: Sequence[str], predictor: "Predictor") -> tuple["Tensor", dict[str, str]]:
@@ -190,7 +204,10 @@ def _explain(
 def _find_concentrations(
     explainer: "Explainer", explained: Sequence["ExplainedImage"], sample: "Tensor | None", terminal: Terminal
 ) -> list["Concentration"]:
-    """Classes whose maps lie on the border or in a corner, printed; of a sample of a run's test, where there is one, by its first method."""
+    """Classes whose maps lie on the border or in a corner, printed; of a sample of a run's test, where there is one.
+
+    By the gradients where there are any: the values of Grad-CAM are too large to lie in a corner.
+    """
     import numpy as np
     import torch
 
@@ -199,13 +216,13 @@ def _find_concentrations(
 
     classes, labels = explainer.predictor.classes, [one.explanation.label for one in explained]
     if sample is None:
-        shares = region_shares(torch.stack([one.explanation.maps[0].values for one in explained]))
+        shares = region_shares(torch.stack([one.explanation.maps[-1].values for one in explained]))
     else:
         parts, labels = [], []
         with terminal.bar() as bar:
             task = bar.add_task("maps of every class", total=len(sample), note="")
             for part in torch.split(sample, _AT_ONCE):
-                maps, own = explainer.maps(explainer.methods[0], part)
+                maps, own = explainer.maps(explainer.methods[-1], part)
                 parts.append(region_shares(maps))
                 labels += own
                 bar.advance(task, len(part))

@@ -276,6 +276,9 @@ def test_the_command_writes_a_table_a_sheet_and_a_picture_of_each_image(run, fil
     assert names == ["1_0.png", "2_1.png", "explain.csv", "explain.png"]
     with Image.open(out / "explain.png") as sheet:
         assert sheet.width > 5 * 144
+    (out / "mine.png").write_bytes((out / "1_0.png").read_bytes())
+    assert cli.main(["explain", str(run), str(files / "1.png"), f"out={out}", "device=cpu", "method=gradients"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["1_1.png", "explain.csv", "explain.png", "mine.png"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from imgrec.analysis.explain import STEPS, find_layer, grad_cam, integrated_grad
 from imgrec.analysis.map_tests import enlarge, evidence_map
 
 BATCH = 16
-LOW = 0.05  # loss of ten batches in a row after which a network knows the marks
+LOW, LOW_STEPS = 0.05, 10  # loss of so many batches in a row after which a network knows the marks
 
 
 def marked_images(count: int, side: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,7 +42,7 @@ def learn_marks(net: nn.Module, side: int, most_steps: int) -> None:
         loss.backward()
         optimizer.step()
         low = low + 1 if loss < LOW else 0
-        if low == 10:
+        if low == LOW_STEPS:
             break
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -58,7 +58,7 @@ def pointed_at(net: nn.Module, side: int, count: int = 40, steps: int = STEPS) -
     """The accuracy, and of each method the share of the right images whose highest value is in the mark.
 
     Of Grad-CAM half a value of the layer beside it counts too, as its values stand for so much. Gradients are of single pixels:
-    the highest mean of squares of half the mark's side.
+    the centre of the square of the mark's size that has most of them, or a pixel beside it.
     """
     images, labels, corners = marked_images(count, side, 99_999)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def pointed_at(net: nn.Module, side: int, count: int = 40, steps: int = STEPS) -
     gradients = evidence_map(integrated_gradients(net, images, labels, steps=steps))
     found = {
         "gradcam": _inside(enlarge(cam, side), corners, side // cam.shape[-1] // 2),
-        "gradients": _inside(_averaged(gradients, side // 10), corners, 1),
+        "gradients": _inside(_averaged(gradients, side // 5), corners, 1),
     }
     return float(right.float().mean()), found
 
