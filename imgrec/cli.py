@@ -20,7 +20,7 @@ COMMANDS = {
     "soup": "the mean of the weights of runs, as far as it helps on validation, tested as a run",
     "predict": "classes and probabilities of files and folders",
     "serve": "answer over HTTP, with a page to drop images on",
-    "export": "a trained network as an ONNX file, with resize, normalisation and calibration in it",
+    "export": "a trained network as one file for other programs, with resize and calibration in it",
     "verify": "whether an exported file gives here what it gave when it was written",
     "explain": "maps of what a network looked at, each with a verdict, and its nearest training images",
     "tune": "search good values of its keys, with ready spaces",

@@ -34,6 +34,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "export": (
         "runs/digits_resnet/1",
         "runs/digits_resnet/1 coverage=0.95 out=digits.onnx",
+        "runs/digits_resnet/1 int8=true",
+        "runs/digits_resnet/1 format=torch_export out=digits.pt2",
     ),
     "verify": ("model.onnx",),
     "compare": (
