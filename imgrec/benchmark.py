@@ -9,21 +9,21 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext, suppress
 from copy import copy
 from dataclasses import replace
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imgrec.config.load import compose_run
 from imgrec.config.schema import DataConfig, Precision, RunConfig, run_config
 from imgrec.config.start_checks import check_start
 from imgrec.distributed.command import run_command
-from imgrec.distributed.process_group import connected_world
 from imgrec.distributed.world import read_world
-from imgrec.errors import ConfigError, DataError, plural
+from imgrec.errors import ConfigError, DataError, OutOfMemory, plural
 from imgrec.terminal import Terminal
+from imgrec.training.batch_choice import with_chosen_batch
+from imgrec.training.batch_finder import GAIN as BATCH_GAIN
 from imgrec.training.precision import chosen_precision
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 ENOUGH = 1.1  # times the images of the step that a loader has to give
 # Least gain for which another precision, a larger batch, and images in memory are recommended.
 PRECISION_GAIN = 1.05
-BATCH_GAIN = 1.1
 CACHE_GAIN = 1.1
 IN_MEMORY = 500  # images that stand for all: of photographs 280 MB, more than the caches of a processor hold
 SET_HERE = ("num_workers", "batch_size", "trainer.precision", "seconds", "data.cache")
@@ -90,10 +89,12 @@ def cache_pays(speeds: Speeds, memory: Memory | None) -> bool:
     return memory is not None and memory.both is not None and memory.both >= CACHE_GAIN * max(speeds.both.values())
 
 
-def measure(run: RunConfig, seconds: float, advance: Callable[[str, int, int], None]) -> tuple[Speeds, Step, Memory | None]:
+def measure(
+    run: RunConfig, seconds: float, advance: Callable[[str, int, int], None], terminal: Terminal
+) -> tuple[Speeds, Step, Memory | None]:
     """The speeds and the given step; the memory where the loader is the limit of several epochs that are read from files.
 
-    `advance(what, done, of)` is called before each measurement.
+    `advance(what, done, of)` is called before each measurement, `terminal` gets lines. A larger batch that does not fit is left out.
     """
     check_start(run)
     import numpy as np
@@ -102,25 +103,24 @@ def measure(run: RunConfig, seconds: float, advance: Callable[[str, int, int], N
     from imgrec.data.decoded import usable_memory
     from imgrec.data.folder import FileData, ImageFiles
     from imgrec.training.lightning_compat import compiling
+    from imgrec.training.step_speed import train_speed
     from imgrec.training.trainer import prepare_process
 
     prepare_process(run)
     data, augment = build_data(run)
     if isinstance(data, FileData):
         data.cache = "none"  # its first epoch would be measured, and that is read from files anyway
-    run = chosen_precision(run.with_classes(len(data.classes)))
-    run = replace(run, trainer=run.trainer.on_one_device())
+    run = replace(chosen_precision(run.with_classes(len(data.classes))), trainer=run.trainer.on_one_device())
+    run, _ = with_chosen_batch(run, None, data, terminal)
     usual = DataModule(run, data, augment, devices=1)
     precision, workers = run.trainer.precision, usual.workers
     assert precision != "auto", "chosen_precision has replaced it"
     given = Step(usual.plan.global_size, precision)
     counts = sorted({workers, 1, usual.cores, *([0] if data.in_memory else [])})
-    other: Precision = "bf16-mixed" if given.precision == "32" else "32"
-    steps = [given, given._replace(precision=other)]
+    steps = [given, given._replace(precision="bf16-mixed" if given.precision == "32" else "32")]
     if 2 * given.batch <= len(data.splits.train):
         steps.append(given._replace(batch=2 * given.batch))
-    train, epochs = data.splits.train, run.epochs if run.time is None else None
-    files = train if isinstance(train, ImageFiles) and epochs != 1 else None
+    files = train if isinstance(train := data.splits.train, ImageFiles) and (run.epochs != 1 or run.time is not None) else None
     parts = len(counts) + len(steps) + (2 if files is None else 4)
     speeds, done = Speeds({}, {}, {}), 0
     for count in counts:
@@ -130,7 +130,8 @@ def measure(run: RunConfig, seconds: float, advance: Callable[[str, int, int], N
     with compiling():
         for step in steps:
             advance(f"step of {step.batch} images, {step.precision}", done, parts)
-            speeds.step[step] = train_speed(_with_step(run, step), data, augment, seconds / parts, same=True)
+            with suppress(OutOfMemory) if step != given else nullcontext():
+                speeds.step[step] = train_speed(_with_step(run, step), data, augment, seconds / parts, same=True)
             done += 1
         for count in dict.fromkeys((workers, fewest_workers(speeds.loader, speeds.step[given]))):
             advance(f"both with {plural(count, 'worker')}", done, parts)
@@ -199,57 +200,6 @@ def loader_speed(run: RunConfig, data: "ImageData", augment: "Augment", seconds:
                 if now - began >= seconds:
                     break
         return images / (now - began)
-
-
-def train_speed(run: RunConfig, data: "ImageData", augment: "Augment", seconds: float, *, same: bool) -> float:
-    """Images per second of training steps, with the batches of the loader or again and again with the first one."""
-    from imgrec.data.datamodule import DataModule
-    from imgrec.models.summary import measure_size
-    from imgrec.training.callbacks.stopwatch import Stopwatch
-    from imgrec.training.distill import read_teacher
-    from imgrec.training.module import Classifier
-    from imgrec.training.threads import chosen_threads
-    from imgrec.training.trainer import build_trainer
-    from imgrec.training.transfer import initial_network
-
-    loaders = DataModule(run if not same else replace(run, num_workers=0), data, augment, devices=1)
-    net, _ = initial_network(run, data.classes)
-    size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
-    stopwatch, world = Stopwatch(seconds), connected_world(run.trainer)
-    trainer = build_trainer(
-        run.trainer,
-        loaders.plan,
-        world,
-        callbacks=[stopwatch],
-        logger=False,
-        max_steps=-1,
-        max_epochs=-1,
-        enable_checkpointing=False,
-        limit_val_batches=0,
-    )
-    teacher = read_teacher(run, data.classes)
-    classifier = Classifier(run, net, data, augment, loaders.plan, teacher=teacher, with_schedule=False)
-    operations = size.training_operations(loaders.plan.per_device * loaders.plan.accumulate)
-    with closing(loaders), chosen_threads(run.trainer, world, step_operations=operations):
-        if same:
-            batches = _Repeated(next(iter(loaders.train_dataloader())))
-            trainer.fit(classifier, batches, loaders.val_dataloader())  # the second is not read, but Lightning would warn
-        else:
-            trainer.fit(classifier, datamodule=loaders)
-    return stopwatch.speed
-
-
-class _Repeated:
-    """A loader whose batches are one and the same."""
-
-    def __init__(self, batch: object) -> None:
-        self.batch = batch
-
-    def __len__(self) -> int:
-        return 1000  # any: it begins again
-
-    def __iter__(self) -> Iterator[object]:
-        return repeat(self.batch, len(self))
 
 
 def speed_table(speeds: Speeds, memory: Memory | None = None) -> "Table":
@@ -321,6 +271,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
             run,
             tree["seconds"],
             lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
+            terminal,
         )
     terminal.say(speed_table(speeds, memory))
     terminal.say(limit_sentence(speeds, given), style="bold green")

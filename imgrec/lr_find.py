@@ -28,6 +28,8 @@ from imgrec.errors import ConfigError
 from imgrec.files import atomic_write, check_output, is_our_png
 from imgrec.inference.drawing import png_bytes
 from imgrec.terminal import Terminal
+from imgrec.training.batch_choice import with_chosen_batch
+from imgrec.training.out_of_memory import refused_where_memory_ends
 from imgrec.training.precision import chosen_precision
 
 Floats = NDArray[np.float64]
@@ -113,7 +115,9 @@ def _slope_noise(curve: Curve) -> float:
     return deviation * math.sqrt(2 / (4 * math.sqrt(math.pi) * max(width, 1.0) ** 3))  # of the derivative of a Gaussian
 
 
-def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lambda: None) -> tuple[Curve, int, bool]:
+def range_test(
+    run: RunConfig, rates: Floats, advance: Callable[[], None] = lambda: None, terminal: Terminal | None = None
+) -> tuple[Curve, int, bool]:
     """Train one step at each rate; returns the curve, the global batch size, and whether this is rank 0.
 
     It uses the ranks that torchrun or SLURM started, else one device: the global batch is the same on any number of
@@ -134,6 +138,7 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
     prepare_process(run)
     data, augment = build_data(run)
     run = chosen_precision(run.with_classes(len(data.classes)))
+    run, _ = with_chosen_batch(run, None, data, terminal or Terminal(quiet=True))
     loaders = DataModule(run, data, augment, devices=world.size)
     lr_range = LRRange(
         rates, lr=written_rate(run.optim), diverged=lambda losses: has_diverged(losses, len(rates)), advance=advance
@@ -156,7 +161,8 @@ def range_test(run: RunConfig, rates: Floats, advance: Callable[[], None] = lamb
         classifier.set_network_from_images(loaders)
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
     step_operations = size.training_operations(loaders.plan.per_device * loaders.plan.accumulate)
-    with chosen_threads(run.trainer, world, step_operations=step_operations), closing(loaders):
+    threads = chosen_threads(run.trainer, world, step_operations=step_operations)
+    with threads, closing(loaders), refused_where_memory_ends(loaders.plan):
         trainer.fit(classifier, datamodule=loaders)
     losses = np.array(lr_range.losses)
     return Curve(rates, losses[np.isfinite(losses)], lr_range.stopped), loaders.plan.global_size, world.rank == 0
@@ -205,7 +211,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     terminal.say(f"{len(rates)} steps with optim.lr from {rates[0]:g} to {rates[-1]:g}")
     with terminal.bar() as bar:
         task = bar.add_task("range test", total=len(rates), note="")
-        curve, batch, is_first = range_test(run, rates, lambda: bar.advance(task))
+        curve, batch, is_first = range_test(run, rates, lambda: bar.advance(task), terminal)
     if not is_first:
         return 0
     suggestion = suggest_rate(curve)
@@ -226,7 +232,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         terminal.say(f"The loss was still falling at lr_max={lr_max:g}. Set lr_max={lr_max * FURTHER:g} to see where it ends.")
     terminal.say(f"curve in {file}")
     terminal.say("next:")
-    terminal.say(f"  {next_command(argv, config_dir, suggestion.lr)}")
+    terminal.say(f"  {next_command(argv, config_dir, suggestion.lr, batch if run.batch_size == 'auto' else None)}")
     return 0
 
 
@@ -240,11 +246,12 @@ def _never_fell(curve: Curve, lr_min: float, lr_max: float) -> str:
     return f"{path}). Set lr_max={lr_max * FURTHER:g}, or steps={10 * len(curve.rates)} for a slower rise."
 
 
-def next_command(argv: Sequence[str], config_dir: str | None, lr: float) -> str:
-    """The training with the same overrides and this learning rate."""
-    kept = [override for override in argv if override.partition("=")[0].lstrip("+") not in (*RANGE_TEST_KEYS, "optim.lr")]
+def next_command(argv: Sequence[str], config_dir: str | None, lr: float, batch: int | None = None) -> str:
+    """The training with the same overrides and this learning rate; batch: that of batch_size=auto, as the rate is for it."""
+    new = {"optim.lr": f"{lr:.2g}"} | ({} if batch is None else {"batch_size": str(batch)})
+    kept = [override for override in argv if override.partition("=")[0].lstrip("+") not in (*RANGE_TEST_KEYS, *new)]
     folder = ["--config-dir", config_dir] if config_dir else []
-    return shlex.join(["imgrec", "train", *folder, *kept, f"optim.lr={lr:.2g}"])
+    return shlex.join(["imgrec", "train", *folder, *kept, *(f"{key}={value}" for key, value in new.items())])
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from imgrec.sweeps.folds import cross_validate, folds_override
 from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.run import sweep
 from imgrec.terminal import Terminal
-from imgrec.training.batch_choice import halved_where_memory_ends, with_chosen_batch, within_memory
+from imgrec.training.batch_choice import with_chosen_batch
+from imgrec.training.out_of_memory import halved_where_memory_ends, within_memory
 from imgrec.training.precision import chosen_precision
 from imgrec.training.result import Result
 from imgrec.training.run_dir import RunDir, check_extended, join_run_dir
@@ -166,7 +167,7 @@ def _train(
     _stop_if_requested(world)
     data, augment, record, faults = read_data(run, resume, terminal, world)
     run = chosen_precision(run.with_classes(len(data.classes)), resume.precision if resume else None)
-    run, choice = with_chosen_batch(run, run_dir.batch)
+    run, choice = with_chosen_batch(run, run_dir.batch, data, terminal, doing=partial(setattr, heartbeat, "doing"))
     _stop_if_requested(world)
     heartbeat.doing = "starting"
     net, teacher, of_weights, extended = starting_network(run, data.classes, resume)

@@ -213,6 +213,7 @@ def test_images_that_change_between_folds_are_named(tmp_path: Path) -> None:
         (("folds=0",), ("folds=0", "2", "folds=5")),
         (("folds=five",), ("folds=five", "2", "folds=5")),
         (("-m", "folds=3", "seed=0,1"), ("folds=3", "-m")),
+        (("folds=3", "batch_size=auto"), ("batch_size=auto", "the folds", "batch_size=64")),
         (("folds=3", "optim.lrr=1"), ("'optim.lrr=1'", "optim.lr")),
         (("folds=1500", "data=digits"), ("folds=1500", "8", "139 images", "folds=139")),
     ],

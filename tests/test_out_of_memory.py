@@ -114,7 +114,7 @@ def test_validation_is_computed_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     found = fit(small_run(tmp_path, "parts"), quiet=True)
     assert found["last"]["val/loss"] == pytest.approx(expected["last"]["val/loss"], rel=1e-5)
     assert found["test"]["loss"] == pytest.approx(expected["test"]["loss"], rel=1e-5)
-    assert "From now on 1 images are evaluated at once" in (tmp_path / "parts/a/log.txt").read_text()
+    assert "Evaluation computes 1 at once from now on" in (tmp_path / "parts/a/log.txt").read_text()
 
 
 @pytest.mark.slow

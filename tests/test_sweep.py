@@ -301,6 +301,8 @@ def test_our_own_fault_ends_with_one_and_its_traceback(
         (["model=simple_cnn,vgg", "model.dense=3"], "'model.dense=3': ", "there is no key model.dense."),
         (["monitor=val/loss,val/accuracy"], "monitor=val/loss,val/accuracy: ", "Set monitor=val/loss."),
         (["name=a,b"], "name=a,b: ", "Set name=a."),
+        (["seed=1,2", "batch_size=auto"], "batch_size=auto: ", "Set batch_size=64"),
+        (["batch_size=32,auto"], "batch_size=auto: ", "Set batch_size=64"),
         (["model=glob(zz*)"], "model=glob(zz*): ", "Type model=A,B."),
         (["seed=1,2", "hydra/sweeper=optuna"], "hydra/sweeper=optuna: ", "type imgrec train -m --search 'optim.lr=log(1e-4,1e-1)' trials=30"),
         (["seed=1,2", "hydra.sweeper.n_trials=3"], "hydra.sweeper.n_trials=3: ", "type imgrec train -m --search "),

@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -25,6 +25,15 @@ def check_batch_divides(batch_size: int | str, devices: int) -> None:
         raise ConfigError(
             f"batch_size={batch_size} is the global batch, and {devices} devices do not divide it. "
             f"Set {near}, or use {' or '.join(map(str, fits[-2:]))} device{'' if fits[-2:] == [1] else 's'}."
+        )
+
+
+def check_same_batch(batch_sizes: Iterable[object], several: str) -> None:
+    """ConfigError for batch_size=auto of runs that are compared."""
+    if "auto" in batch_sizes:
+        raise ConfigError(
+            f"batch_size=auto: each of {several} would choose its own, and their results differ by that too. "
+            "Set batch_size=64, or what imgrec benchmark recommends; max_device_batch=auto is possible."
         )
 
 

@@ -141,8 +141,8 @@ class RunConfig:
     seed: int
     epochs: int
     time: str | None
-    batch_size: int | Literal["full"]
-    max_device_batch: int
+    batch_size: int | Literal["full", "auto"]
+    max_device_batch: int | Literal["auto"]
     num_workers: int | Literal["auto"]
     sampling: Sampling
     class_weights: dict[str, float] | None
@@ -167,6 +167,18 @@ class RunConfig:
     def to_dict(self) -> Node:
         """Plain nested data, as it is stored in config.yaml and in checkpoints."""
         return {**asdict(self), "data": self.data.to_node()}
+
+    @property
+    def global_batch(self) -> int | Literal["full"]:
+        """batch_size, once it is chosen."""
+        assert self.batch_size != "auto", "with_chosen_batch comes first"
+        return self.batch_size
+
+    @property
+    def device_batch(self) -> int:
+        """max_device_batch, once it is chosen."""
+        assert self.max_device_batch != "auto", "with_chosen_batch comes first"
+        return self.max_device_batch
 
     def with_classes(self, count: int) -> "RunConfig":
         """The run with the number of classes that the data has: what is stored needs no folder to be counted again."""

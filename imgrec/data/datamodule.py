@@ -53,10 +53,10 @@ class DataModule(pl.LightningDataModule):
         self.data, self.start, self._doing, self._mark = data, start, doing, mark
         train = data.splits.train
         self.plan = plan_batches(
-            batch_size=run.batch_size,
+            batch_size=run.global_batch,
             samples=len(train),
             devices=devices,
-            max_device_batch=run.max_device_batch,
+            max_device_batch=run.device_batch,
             pairs=augment is not None and augment.mixes,
         ).limited(run.trainer.limit_train_batches)
         self._limits: dict[Split, Limit] = {"val": run.trainer.limit_val_batches, "test": run.trainer.limit_test_batches}
@@ -68,9 +68,9 @@ class DataModule(pl.LightningDataModule):
         self._order = train.reading_order(order, run.seed) if isinstance(train, ImageFiles) else order
         self._training = _cached(data, train).for_training(augment, run.seed)
         self._validation = None if data.splits.val is None else _cached(data, data.splits.val)
-        self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.max_device_batch))
+        self._evaluation_batch = max(self.plan.per_device, min(EVALUATION_BATCH, run.device_batch))
         self._timeout_s, self._for_gpu = run.trainer.timeout_s, trains_on_cuda(run.trainer)
-        self._statistics_batch = max(2, min(self.plan.global_size, run.max_device_batch, EVALUATION_BATCH))
+        self._statistics_batch = max(2, min(self.plan.global_size, run.device_batch, EVALUATION_BATCH))
         self._bad = set(left_out)
         self._constant: set[str] = set()
         self._loaders: list[Loader[Batch]] = []

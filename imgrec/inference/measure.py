@@ -105,7 +105,8 @@ def measure_images(
 
 def evaluation_requests(network: MeasuredNetwork, images: ImageSet, batch_size: int | None, group: WorkerGroup) -> list[Request]:
     """The batches that this rank measures; ConfigError where they do not fit in the memory."""
-    size = batch_size or min(EVALUATION_BATCH, network.checkpoint.run.max_device_batch)
+    most = network.checkpoint.run.max_device_batch
+    size = batch_size or (EVALUATION_BATCH if most == "auto" else min(EVALUATION_BATCH, most))  # a run stores what "auto" chose
     check_memory(min(size, len(images)), network.preprocessing)
     share = contiguous_shares(len(images), size, group.size)[group.rank]
     rows = reading_rows(images)

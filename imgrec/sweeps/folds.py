@@ -18,6 +18,7 @@ import yaml
 from rich.table import Table
 
 from imgrec.config.annotations import whole_number
+from imgrec.config.checks import check_same_batch
 from imgrec.config.instantiate import check_signature
 from imgrec.config.load import load_config
 from imgrec.config.plain_data import read_mapping
@@ -58,6 +59,7 @@ def cross_validate(argv: Sequence[str], override: str, config_dir: str | None, f
             f"{override} under {world.started_by}: each fold starts its own processes. Type imgrec train {override} ... without it."
         )
     run = load_config("train", [text for text in argv if not text.startswith(FOLDS)], config_dir)
+    check_same_batch([run.batch_size], "the folds")
     check_start(run)
     path, terminal = choose_folds_folder(run, count), Terminal()
     if (path / "result.json").exists():

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Literal, cast
 
 from imgrec.config.annotations import whole_number
-from imgrec.config.checks import all_keys, check_options, conform, key_type
+from imgrec.config.checks import all_keys, check_options, check_same_batch, conform, key_type
 from imgrec.config.compose import compose_config, hydra_tree, read_overrides, reference_tree
 from imgrec.config.options import group_names, option_names
 from imgrec.config.overrides import (
@@ -114,6 +114,8 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
     if not search and (jobs := math.prod(len(argument.values) for argument in arguments)) > MOST_JOBS:
         raise _too_many_jobs(f"-m: {jobs:,} combinations")
     base = _check_values(arguments, types, config_dir)
+    listed = [value for argument in arguments if argument.key == "batch_size" for value in argument.values]
+    check_same_batch([base["batch_size"], *listed], "the jobs of a sweep")
     return SweepPlan(
         arguments,
         base,

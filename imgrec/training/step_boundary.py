@@ -124,7 +124,7 @@ class StepBoundary(pl.Callback):
         assert isinstance(pl_module, Classifier)
         if (most := pl_module.halving.most) != self._evaluated:
             self._evaluated = most
-            self.say(f"From now on {most} images are evaluated at once, as the memory did not hold more.")
+            self.say(f"Evaluation computes {most} at once from now on, as the memory did not hold more images.")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._save(trainer, replace(read_loop_position(trainer), done=0, stage="end"))

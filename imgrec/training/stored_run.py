@@ -13,6 +13,7 @@ from imgrec.config.ranges import NOT_NEGATIVE
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.inference.stored_predictions import StoredPredictions, data_root, read_predictions
+from imgrec.training.batch_choice import stored_choice
 from imgrec.training.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
     if not (path / "config.yaml").is_file():
         raise DataError(f"{key}={path} is no run directory.{_runs_near(path)}")
     config = read_mapping(path / "config.yaml", {"data": dict}, fix=f"Leave {path} out.")
+    if (choice := stored_choice(RunDir(path, "finished").batch)) is not None:
+        config |= {"batch_size": choice.batch_size, "max_device_batch": choice.max_device_batch}
     result = RunDir(path, "finished").result() if (path / "result.json").exists() else None
     if result is not None and not NOT_NEGATIVE.holds(result["train_seconds"]):
         raise DataError(

@@ -12,12 +12,12 @@ UNTIMED = 3  # steps at the start, which open workers, choose algorithms, compil
 
 
 class Stopwatch(pl.Callback):
-    """Stops the training after `seconds`, and one step at least, beside UNTIMED; `speed`: images per second of these."""
+    """Stops the training after `seconds`, and one step at least, beside `untimed`; `speed`: images per second of these."""
 
     speed: float
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, *, untimed: int = UNTIMED) -> None:
+        self.seconds, self.untimed = seconds, untimed
         self._steps = self._images = 0
         self._began = 0.0
 
@@ -25,7 +25,7 @@ class Stopwatch(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, *args: Any
     ) -> None:
         self._steps += 1
-        if self._steps <= UNTIMED:
+        if self._steps <= self.untimed:
             self._began = self._now(pl_module)
             return
         self._images += len(batch.labels)

@@ -1,0 +1,71 @@
+"""A run whose memory ends within a step starts again from its last save, with half of the images at once."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from imgrec.config.schema import RunConfig
+from imgrec.distributed.world import read_world
+from imgrec.errors import ConfigError, OutOfMemory, plural
+from imgrec.training.batch_choice import BatchChoice
+
+if TYPE_CHECKING:
+    from imgrec.data.sampler import BatchPlan
+
+_T = TypeVar("_T")
+
+
+@contextmanager
+def halved_where_memory_ends(run: RunConfig, plan: "BatchPlan", file: Path, *, began: Callable[[], bool]) -> Iterator[None]:
+    """OutOfMemory where the memory does not hold a batch that is trained on in the block: the next start has half of it at once.
+
+    file: where that is stored. began: whether the first step was reached; what does not fit before it needs as much with fewer images.
+    """
+    from imgrec.inference.device import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not began() or not is_out_of_memory(error):
+            raise
+        before = plan.per_device
+        if before == 1:
+            raise ConfigError(
+                f"max_device_batch=1: the memory of a device does not hold a single image of {run.data.image_size} pixels. "
+                f"Set data.image_size={max(1, run.data.image_size // 2)}, trainer.precision=bf16-mixed or a smaller model."
+            ) from error
+        reason = f"{plural(before, 'image')} at once did not fit in the memory"
+        BatchChoice(run.global_batch, before // 2, f"max_device_batch={before // 2}, as {reason}").store(file)
+        again = "" if read_world().started_by in ("alone", "imgrec") else "Start the same command again: "
+        raise OutOfMemory(
+            f"{reason}. {again}The run resumes with max_device_batch={before // 2}, in the same global batch of {plan.global_size}."
+        ) from error
+
+
+@contextmanager
+def refused_where_memory_ends(plan: "BatchPlan") -> Iterator[None]:
+    """OutOfMemory, with what to type, where the memory does not hold a batch of the block."""
+    from imgrec.inference.device import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"max_device_batch={plan.per_device}: so many images do not fit in the memory. "
+            f"Set max_device_batch={max(1, plan.per_device // 2)}, or auto."
+        ) from error
+
+
+def within_memory(work: Callable[[], _T], say: Callable[[str], None]) -> _T:
+    """The result of `work`, a start of a run; after OutOfMemory it is called again, and resumes with fewer images at once."""
+    while True:
+        try:
+            return work()
+        except OutOfMemory as error:
+            line = str(error)
+        say(line)
+        gc.collect()  # the trainer and its network refer to one another; torch has their memory for the next ones then
