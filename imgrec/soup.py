@@ -102,9 +102,9 @@ def _stored(run: StoredRun) -> dict[str, Any]:
 
 
 def _monitor(config: SoupConfig, runs: Sequence[StoredRun]) -> Monitor:
-    monitors: list[Monitor] = [run.config["monitor"] for run in runs]
+    monitors: list[Monitor] = [run.config.get("monitor") for run in runs]  # type: ignore[misc]
     if config.monitor is None and len(set(monitors)) > 1:
-        raise ConfigError(f"monitor=null: the runs have {', '.join(sorted(set(monitors)))}. Set monitor={monitors[0]}.")
+        raise ConfigError(f"monitor=null: the runs have {', '.join(sorted(set(map(str, monitors))))}. Set monitor={monitors[0]}.")
     monitor = config.monitor or monitors[0]
     for run in runs:
         if monitor not in _stored(run):
@@ -148,6 +148,8 @@ def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, out: 
         terminal.say(
             f"{len(runs)} runs, the best first by their own {monitor}; {images:,} validation images; {validation.device}"
         )
+        if (changes := validation.changes()) is not None:
+            terminal.say(f"the images have changed since the training: {changes}", style="yellow")
         with terminal.bar() as bar:
             task = bar.add_task("validations", total=2 * len(runs) - 1, note="")
 
@@ -171,7 +173,8 @@ def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, out: 
                 f"{best.path} alone is better than each mean with it: the soup is that run, and nothing was written.",
                 style="yellow",
             )
-            terminal.say(SAME_START)
+            if len({run.config.get("weights") for run in runs}) > 1 or runs[0].config.get("weights") is None:
+                terminal.say(SAME_START)
             return ExitCode.OK
         terminal.say(_sentence(soup, monitor, images), wrap=True)
         kept = [str(runs[each.row].path) for each in soup.ingredients if each.kept]

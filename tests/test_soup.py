@@ -179,6 +179,7 @@ def test_a_mean_is_a_run_like_any_other(tmp_path: Path, capsys: pytest.CaptureFi
     assert (stored["name"], stored["id"], stored["soup"]) == ("soup", "1", [str(run) for run in runs[:2]])
 
 
+@pytest.mark.slow
 def test_where_the_best_is_better_alone_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path / f"r/{change}", change) for change in (0.0, 60.0)]
     assert soup(tmp_path, *runs) == 0
@@ -195,7 +196,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("case", slow_but("network", "split", among=REFUSED))
+@pytest.mark.parametrize("case", slow_but("network", among=REFUSED))
 def test_other_runs_are_refused_by_their_first_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
     words, parts = REFUSED[case]
     one, other = write_run(tmp_path / "r/1", 0.0), write_run(tmp_path / "r/2", 1.0, *words)

@@ -9,6 +9,7 @@ from imgrec.config.instantiate import build
 from imgrec.config.schema import SPLITS, Device, Monitor, Node, RunConfig
 from imgrec.data.augment import Augment
 from imgrec.data.datamodule import DataModule
+from imgrec.data.split_record import Changes, find_changes
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import World
 from imgrec.inference.calibration import CALIBRATION
@@ -36,6 +37,7 @@ class SoupValidation:
         self, first: Checkpoint, changes: Node, *, device: Device, num_workers: int | Literal["auto"], norm_images: int
     ) -> None:
         """changes: keys of the run's data that are others now, those that are None are not. norm_images: with which batch norm is measured for a mean."""
+        self.first = first
         self.run, self.norm_images = _on_one_device(first.run, choose_device(device).type, num_workers), norm_images
         prepare_process(self.run)
         changed = {key: value for key, value in changes.items() if value is not None}
@@ -59,6 +61,13 @@ class SoupValidation:
     def close(self) -> None:
         """End the worker processes."""
         self.loaders.close()
+
+    def changes(self) -> Changes | None:
+        """What became of the images since the run's training; None where nothing did, and where that was not recorded."""
+        if (then := self.first.record()) is None:
+            return None
+        found = find_changes(then, self.data.record(content=SPLITS))
+        return found if found.counts else None
 
     def alone(self, state: Weights) -> Validated:
         """Of a run, with its own statistics of batch norm."""
