@@ -23,7 +23,7 @@ from imgrec import cli
 from imgrec.config.options import option_names
 from imgrec.data.decode import Preprocessing, fit_to_size
 from imgrec.data.in_memory import InMemoryImages
-from imgrec.errors import DataError
+from imgrec.errors import CheckpointError, DataError
 from imgrec.export import verify_model
 from imgrec.export.agreement import Agreement, check_agreement, compare_answers, measure_agreement
 from imgrec.export.classifier import WholeClassifier
@@ -223,6 +223,34 @@ def test_images_that_are_gone_are_refused_before_the_network_is_written(tmp_path
     assert cli.main(["export", str(tmp_path), f"out={tmp_path}/model.onnx"]) == 2
     assert_refused(capsys.readouterr().err, "check=true", f"{tmp_path}/gone", "data.root=FOLDER", "check=false")
     assert not (tmp_path / "model.onnx").exists()
+
+
+class Branching(torch.nn.Module):
+    """Whose answer depends on a comparison, which no graph holds."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x) if x.sum() > 0 else -self.net(x)
+
+
+class Unknown(Branching):
+    """With an operation that ONNX lacks."""
+
+    def forward(self, x):
+        return self.net(x) + torch.linalg.svdvals(x.flatten(1)).sum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Branching, Unknown])
+def test_a_network_that_cannot_be_written_is_refused_in_a_line(kind, run, capfd):
+    predictor = load(run, device="cpu")
+    predictor.model = kind(predictor.model)
+    with raises_error(CheckpointError, predictor.checkpoint.file, "cannot be written as ONNX", "Set format=safetensors"):
+        onnx_graph(WholeClassifier(predictor), predictor.checkpoint)
+    assert capfd.readouterr() == ("", "")
 
 
 NETWORKS = {

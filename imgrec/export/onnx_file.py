@@ -1,8 +1,6 @@
 """One ONNX file that holds all of a prediction, and what is known about it."""
 
 import base64
-import logging
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -12,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imgrec.errors import CheckpointError, first_line
+from imgrec.errors import CheckpointError
 from imgrec.export.agreement import FileAnswer
 from imgrec.export.classifier import INPUT, PROBABILITIES, WholeClassifier
 from imgrec.export.picture import Probe
+from imgrec.export.tracing import tracing_reason, tracing_silenced
 from imgrec.inference.checkpoint import Checkpoint, package_versions, weights_hash
 
 OPSET = 18  # of ONNX, from December 2022: runtimes since then read it
@@ -33,10 +32,8 @@ def onnx_graph(classifier: WholeClassifier, checkpoint: Checkpoint) -> bytes:
     channels = classifier.preprocess.mean.numel()
     dynamic = torch.export.Dim.DYNAMIC
     example = torch.zeros(2, 2 * classifier.fit.size + 3, 3 * classifier.fit.size + 1, channels, dtype=torch.uint8)
-    logging.disable(logging.WARNING)  # of torch and onnxscript, on which functions they know several versions of
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with tracing_silenced():
             program = torch.onnx.export(
                 classifier.eval(),
                 (example,),
@@ -50,12 +47,9 @@ def onnx_graph(classifier: WholeClassifier, checkpoint: Checkpoint) -> bytes:
         assert program is not None
         return _named_sizes(program.model_proto)
     except Exception as error:  # each step of torch's exporter has its own kinds
-        cause = error.__cause__ or error
         raise CheckpointError(
-            f"{checkpoint.file}: its network cannot be written as ONNX: {first_line(cause)}. Name a run of another network."
+            f"{checkpoint.file}: its network cannot be written as ONNX: {tracing_reason(error)}. Set format=safetensors."
         ) from error
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _named_sizes(model: Any) -> bytes:

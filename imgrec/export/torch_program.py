@@ -14,11 +14,12 @@ from torch.export import Dim, ExportedProgram
 from torch.nn.functional import interpolate
 
 from imgrec.data.decode import MAX_ASPECT
-from imgrec.errors import CheckpointError, first_line
+from imgrec.errors import CheckpointError
 from imgrec.export.agreement import FileAnswer
 from imgrec.export.classifier import WholeClassifier
 from imgrec.export.plain_files import PROGRAM_FACTS
 from imgrec.export.resize import FitToSize
+from imgrec.export.tracing import tracing_reason, tracing_silenced
 from imgrec.inference.checkpoint import Checkpoint
 
 EXAMPLE = (2, 41, 57)  # images, height and width of the batch that the program is traced with: none is 1, or equal to another
@@ -60,11 +61,11 @@ def torch_program(classifier: WholeClassifier, checkpoint: Checkpoint) -> Export
     count, height, width = EXAMPLE
     example = torch.zeros(count, height, width, checkpoint.preprocessing["channels"], dtype=torch.uint8)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), tracing_silenced():
             program = torch.export.export(own.eval(), (example,), dynamic_shapes=(dict.fromkeys((0, 1, 2), Dim.DYNAMIC),))
     except Exception as error:  # torch's tracer has its own kinds
         raise CheckpointError(
-            f"{checkpoint.file}: torch {torch.__version__} cannot export its network: {first_line(error)}. "
+            f"{checkpoint.file}: torch {torch.__version__} cannot export its network: {tracing_reason(error)}. "
             "Set format=onnx or format=safetensors."
         ) from error
     for node in program.graph.nodes:
