@@ -20,6 +20,7 @@ from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.files import atomic_file
 from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint, weights_hash
+from imgrec.inference.device import is_out_of_memory
 from imgrec.inference.metadata import TEACHER, TRAINED
 from imgrec.inference.paths import BEST, LAST, PREVIOUS
 from imgrec.training.lightning_compat import LoopPosition
@@ -266,7 +267,7 @@ def refusing(problem: str, fix: str, is_restored: Callable[[], bool] = lambda: F
     try:
         yield
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if is_restored() or isinstance(error, torch.OutOfMemoryError):
+        if is_restored() or is_out_of_memory(error):
             raise
         raise CheckpointError(f"{problem}: {type(error).__name__}: {first_line(error)}. {fix}") from error
 
