@@ -222,6 +222,8 @@ def test_images_that_are_gone_are_refused_before_the_network_is_written(tmp_path
     save_untrained_run(tmp_path, "data=imagefolder", f"data.root={tmp_path}/gone", "data.image_size=16", *COLOUR)
     assert cli.main(["export", str(tmp_path), f"out={tmp_path}/model.onnx"]) == 2
     assert_refused(capsys.readouterr().err, "check=true", f"{tmp_path}/gone", "data.root=FOLDER", "check=false")
+    assert cli.main(["export", str(tmp_path), f"out={tmp_path}/model.onnx", "check=false", "int8=true"]) == 2
+    assert_refused(capsys.readouterr().err, "int8=true", f"{tmp_path}/gone", "data.root=FOLDER", "int8=false")
     assert not (tmp_path / "model.onnx").exists()
 
 

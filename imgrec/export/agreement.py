@@ -59,12 +59,10 @@ def run_images(checkpoint: Checkpoint, split: Split, changes: Node) -> ImageSet:
     except ConfigError:
         raise
     except ImgrecError as error:
-        use = (
-            "check=true: the file is compared with PyTorch on them" if split == "val" else "int8=true: 8 bits are fitted to them"
-        )
+        key, use = ("check", "the file is compared with PyTorch") if split == "val" else ("int8", "8 bits are fitted")
         raise ConfigError(
-            f"{use}, but the run's images of {split} cannot be read: {first_line(error).partition('. ')[0]}. "
-            f"Set data.root=FOLDER where they are now, or {use.partition('=')[0]}=false."
+            f"{key}=true: {use} on the run's images of {split}, which cannot be read: {first_line(error).partition('. ')[0]}. "
+            f"Set data.root=FOLDER where they are now, or {key}=false."
         ) from error
 
 
