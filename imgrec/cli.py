@@ -14,6 +14,7 @@ from imgrec.terminal import lenient_streams
 
 COMMANDS = {
     "train": "train a classifier and test it",
+    "extend": "more classes for a trained network, and what became of its old answers",
     "evaluate": "metrics of a checkpoint on any split or another folder",
     "compare": "runs beside one another, and whether one is better than the first",
     "report": "a page and a model card of runs, as a training writes them at its end",

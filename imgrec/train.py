@@ -34,7 +34,7 @@ from imgrec.training.batch_choice import with_chosen_batch
 from imgrec.training.out_of_memory import halved_where_memory_ends, within_memory
 from imgrec.training.precision import chosen_precision
 from imgrec.training.result import Result
-from imgrec.training.run_dir import RunDir, check_extended, join_run_dir
+from imgrec.training.run_dir import RunDir, check_continued, join_run_dir
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -95,15 +95,15 @@ def fit(
         Terminal(quiet=quiet or world.rank > 0).say(f"passed over: {error}", style="yellow")
     if run_dir.state == "finished":
         result = run_dir.result()
-        longer = f"epochs={2 * run.epochs}" if run.time is None else f"extend={run_dir.path} and another id"
+        longer = f"epochs={2 * run.epochs}" if run.time is None else f"continue_from={run_dir.path} and another id"
         Terminal(quiet=quiet or world.rank > 0).say(
             f"{run_dir.path} is finished: {result['summary']}. "
             f"To train it longer set {longer}, to train again another id, or id=null."
         )
         return Result(result, run_dir.path)
     on_first_rank(lambda: check_start(run))
-    if run.extend is not None and run_dir.state == "new":
-        on_first_rank(lambda: check_extended(run))
+    if run.continue_from is not None and run_dir.state == "new":
+        on_first_rank(lambda: check_continued(run))
     command = list(sys.argv if command is None else command)
     with run_dir.opened(run), signals.request_cleared():
         if world.started_by == "alone" and (ranks := wanted_processes(run.trainer)) > 1:
@@ -150,9 +150,9 @@ def _train(
     from imgrec.training.callbacks.history import History
     from imgrec.training.callbacks.logger import log_result
     from imgrec.training.checkpoint import CheckpointWriter, checkpoint_metadata, find_resume_point, read_tested
+    from imgrec.training.continued import starting_network
     from imgrec.training.data_check import read_data
     from imgrec.training.event_files import truncate_event_files
-    from imgrec.training.extend import starting_network
     from imgrec.training.final_test import test_network
     from imgrec.training.lightning_compat import compiling, deterministic_errors
     from imgrec.training.module import Classifier
@@ -170,7 +170,7 @@ def _train(
     run, choice = with_chosen_batch(run, run_dir.batch, data, terminal, doing=partial(setattr, heartbeat, "doing"))
     _stop_if_requested(world)
     heartbeat.doing = "starting"
-    net, teacher, of_weights, extended = starting_network(run, data.classes, resume)
+    net, teacher, of_weights, continued = starting_network(run, data.classes, resume)
     writer = CheckpointWriter(
         checkpoint_metadata(run, data.classes, data.preprocessing(), teacher.metadata() if teacher else None), resume, record
     )
@@ -192,7 +192,7 @@ def _train(
     if resume is None and not of_weights:
         classifier.set_network_from_images(loaders)
     history = History(run_dir.path / "metrics.csv", run.monitor, lost_best=resume is not None and resume.lost_best)
-    callbacks = run_callbacks(run, run_dir, terminal, history, boundary, [*extended, *callbacks])
+    callbacks = run_callbacks(run, run_dir, terminal, history, boundary, [*continued, *callbacks])
     beginning = more_epochs.checked_beginning(run, net, callbacks, loaders.plan, run_dir, resume, terminal.say)
     threads = chosen_threads(
         run.trainer,
@@ -226,7 +226,7 @@ def _train(
         _fit(run, run_dir, trainer, classifier, loaders, history, boundary)
         tested = read_tested(run_dir.checkpoints, writer.weights, terminal.say)
         group = WorkerGroup(world.rank, world.size, heartbeat=heartbeat)
-        tests = test_network(trainer, classifier, loaders, tested, run_dir.checkpoints, group)
+        tests = test_network(run, trainer, classifier, loaders, tested, run_dir.checkpoints, group)
         result = summary.run_result(
             run,
             history,

@@ -33,6 +33,7 @@ LAYERS = (
         "soup",
         "predict",
         "explain",
+        "extend",
         "lr_find",
         "benchmark",
         "pack",

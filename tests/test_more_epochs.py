@@ -112,11 +112,11 @@ def test_what_depends_on_their_number_says_what_to_type(tmp_path: Path, capsys: 
     folder = tmp_path / "my runs/r/1"
     before = {name: (folder / name).read_bytes() for name in ("config.yaml", "result.json", "checkpoints/last.ckpt")}
     assert cli.main([*words, "epochs=3", "id=1"]) == 2
-    typed = ("2 more", "epochs=2", f"'extend={folder}'")
+    typed = ("2 more", "epochs=2", f"'continue_from={folder}'")
     assert_refused(capsys.readouterr().err, "epochs=3", folder, "epochs=1", "schedule cosine", *typed, "another id")
     assert {name: (folder / name).read_bytes() for name in before} == before
     assert cli.main([*words, "epochs=3"]) == 0
-    said = next(line for line in capsys.readouterr().out.splitlines() if "extend=" in line)
+    said = next(line for line in capsys.readouterr().out.splitlines() if "continue_from=" in line)
     assert_error(said, folder, "epochs=1", *typed)
 
 
@@ -139,7 +139,9 @@ def test_without_an_id_it_is_a_new_run_and_says_how_to_train_the_other_on(tmp_pa
 def test_a_run_that_ended_early_says_so(tmp_path: Path) -> None:
     words = ("callbacks.early_stopping.patience=1", "optim.lr=1e-12", "monitor=val/accuracy")
     fit(small(tmp_path, *words, "epochs=4"), quiet=True)
-    with raises_error(ConfigError, "epochs=8", f"{tmp_path}/r/1", "epochs=4", "ended early", "epoch 2", f"extend={tmp_path}/r/1"):
+    with raises_error(
+        ConfigError, "epochs=8", f"{tmp_path}/r/1", "epochs=4", "ended early", "epoch 2", f"continue_from={tmp_path}/r/1"
+    ):
         fit(small(tmp_path, *words, "epochs=8"), quiet=True)
 
 
@@ -194,8 +196,8 @@ def test_which_callbacks_do() -> None:
         ("scheduler=constant", "/x/imgrec/train.py epochs=4 resume=false", "python -m imgrec.train epochs=8 id=2"),
         ("scheduler=constant", "/x/mine.py --fast", "epochs=8 id=2"),
         ("scheduler=constant", "imgrec train folds=5 epochs=4 id=x", "imgrec train folds=5 epochs=8"),
-        ("scheduler=cosine", "imgrec train epochs=4 id=2 extend=a", "imgrec train epochs=4 'extend=r s/n/2'"),
-        ("scheduler=constant time=1h", "imgrec train time=1h", "imgrec train time=1h 'extend=r s/n/2'"),
+        ("scheduler=cosine", "imgrec train epochs=4 id=2 continue_from=a", "imgrec train epochs=4 'continue_from=r s/n/2'"),
+        ("scheduler=constant time=1h", "imgrec train time=1h", "imgrec train time=1h 'continue_from=r s/n/2'"),
     ],
 )
 def test_the_command_that_trains_longer(words: str, argv: str, command: str) -> None:
@@ -206,4 +208,4 @@ def test_the_command_that_trains_longer(words: str, argv: str, command: str) -> 
 
 def test_the_command_after_an_early_end_extends_the_run() -> None:
     beginning = Beginning(config.load("train", [*SMALL, "scheduler=constant", "epochs=4"]), nn.Linear(1, 1), (), 10)
-    assert longer_command(beginning, Path("r/n/2"), ["imgrec", "train"], 3) == "imgrec train epochs=3 extend=r/n/2"
+    assert longer_command(beginning, Path("r/n/2"), ["imgrec", "train"], 3) == "imgrec train epochs=3 continue_from=r/n/2"

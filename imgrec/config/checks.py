@@ -170,6 +170,12 @@ def check_options(command: str, overrides: Sequence[Any], config_dir: str | None
         )
 
 
+# Keys of earlier versions, and what to type instead.
+RENAMED = {
+    "extend": "To train a finished run longer set continue_from={0}; for more classes type imgrec extend {0} data.root=FOLDER.",
+}
+
+
 def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: Sequence[str]) -> None:
     """ConfigError for an override of a key that the reference does not have, or that adds or deletes one."""
     known = dict(all_keys(reference))
@@ -183,6 +189,8 @@ def check_keys(command: str, overrides: Sequence[Any], reference: Node, groups: 
         if f"{key}.".startswith(free):
             continue
         if key not in known:
+            if key in RENAMED:
+                raise ConfigError(f"{text}: there is no key {key}. {RENAMED[key].format(override.value)}")
             keys = _siblings(key, known) or f" `imgrec {command} --help` lists the keys."
             if key == "data.root":
                 raise ConfigError(

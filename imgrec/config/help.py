@@ -26,6 +26,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "model=vgg data=mnist optim=nesterov optim.lr=0.02 epochs=20",
         "data=fake trainer=debug",
     ),
+    "extend": (
+        "runs/digits_resnet/1 data.root=FOLDER",
+        "runs/digits_resnet/1 data.root=FOLDER frozen=false optim.lr=0.001",
+    ),
     "evaluate": (
         "runs/digits_resnet/1",
         "runs/digits_resnet/1 split=val",
@@ -95,7 +99,10 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     parents = [entry for entry in _defaults(source) if isinstance(entry, str) and entry != "_self_"]
     roots = [source, *((conf_dir() / f"{name}.yaml").read_text() for name in parents)]  # lr_find has every key of train
     entries = [entry for root in roots for entry in _defaults(root) if isinstance(entry, dict)]
-    groups: dict[str, str | None] = {group: option for entry in entries for group, option in entry.items()}
+    groups: dict[str, str | None] = {}
+    for entry in entries:
+        for group, option in entry.items():
+            groups.setdefault(group.removeprefix("override "), option)  # extend overrides one of train
     if groups:
         example = f"{command} {'model=vgg' if 'model' in groups else 'data=table'} --help"
         lines += [f"Config groups: GROUP=OPTION, *OPTION is the default. The keys of an option: imgrec {example}"]
@@ -105,7 +112,10 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
         lines += [""]
     tree = compose_config(command, words, config_dir) if words else None
     lines += ["Keys, with their values"]
-    lines += [_line(tree, *key) for root in roots for key in documented(root) if key[0][0] not in groups]
+    keys: dict[KeyPath, tuple[KeyPath, str, str]] = {}
+    for key in (key for root in roots for key in documented(root) if root is source or key[0][0] not in groups):
+        keys.setdefault(key[0], key)
+    lines += [_line(tree, *key) for key in keys.values()]
     for group in groups:
         files = [root / group / f"{chosen[group]}.yaml" for root in conf_dirs(config_dir) if group in chosen]
         if file := next(filter(Path.is_file, files), None):

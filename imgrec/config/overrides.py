@@ -33,6 +33,7 @@ POSITIONAL = {
     "pack": ("data.root",),
     "check": ("data.root",),
     "evaluate": ("ckpt",),
+    "extend": ("ckpt",),
     "compare": ("runs",),
     "report": ("runs",),
     "soup": ("runs",),

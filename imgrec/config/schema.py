@@ -28,6 +28,8 @@ Limit = int | float  # a number of batches, or a share of them
 LATER_KEYS: Node = {
     "profile": False,
     "report": False,
+    "continue_from": None,
+    "parent": None,
     "distill": {"teacher": None, "alpha": 0.5, "temperature": 4.0},
 }
 
@@ -131,6 +133,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class Parent:
+    """The `parent` of a run that `imgrec extend` starts: of the run of `weights`, to whose classes it adds some."""
+
+    sha256: str  # of its weights, as `weights_hash` has it
+    classes: list[int]  # how many it has: those of the first run, then those that each extension has added
+    frozen: bool  # whether nothing but the rows of the new classes is trained
+
+    def parts(self, classes: int) -> list[int]:
+        """Rows of the head for so many classes, those that one run has added together. ConfigError where there are too few."""
+        if not self.classes or min(self.classes) < 1 or sum(self.classes) >= classes:
+            raise ConfigError(f"parent.classes={format_value(self.classes)}: expected counts of fewer classes than {classes}.")
+        return [*self.classes, classes - sum(self.classes)]
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The resolved config of a run; the comments of conf/train.yaml say what each key means. A Node is plain data with a `_target_`."""
 
@@ -147,7 +164,8 @@ class RunConfig:
     sampling: Sampling
     class_weights: dict[str, float] | None
     weights: str | None
-    extend: str | None
+    continue_from: str | None
+    parent: Node | None
     finetune: FinetuneConfig
     distill: DistillConfig
     decay_on: Literal["weights", "all"]
@@ -163,6 +181,10 @@ class RunConfig:
     trainer: TrainerConfig
     callbacks: dict[str, Node]
     logger: Node
+
+    def extended(self) -> Parent | None:
+        """`parent`, read; ConfigError for another key or type."""
+        return None if self.parent is None else parse_settings(Parent, self.parent, "parent.")
 
     def to_dict(self) -> Node:
         """Plain nested data, as it is stored in config.yaml and in checkpoints."""

@@ -163,6 +163,8 @@ class ImageFolder(FileData):
     label_from: no class folders, but the classes in the paths below these folders, where the expression finds them.
     """
 
+    least_classes = 2
+
     def __init__(
         self,
         *,
@@ -196,7 +198,7 @@ class ImageFolder(FileData):
     def _read_folders(self, folders: Mapping[Split, str]) -> tuple[tuple[str, ...], dict[Split, ImageFiles]]:
         files = {split: FileIndex(folder) for split, folder in folders.items()}
         classes = tuple(sorted(set(map(composed, filled_class_folders(files["train"])))))
-        if len(classes) < 2:
+        if len(classes) < self.least_classes:
             number = f"only the class folder {classes[0]}" if classes else "no class folders"
             tables = [f" Or type data=table data.file={table} for classes in a table." for table in tables_in(self.root)]
             raise DataError(f"{folders['train']} has {number}. {LAYOUTS}{''.join(tables[:1])}")
@@ -222,7 +224,7 @@ class ImageFolder(FileData):
         if "test" in names and not any(map(label_from.search, names["test"])):
             del names["test"]
         classes = tuple(sorted(set(find_in_names("label_from", label_from, folders["train"], names["train"]))))
-        if len(classes) < 2:
+        if len(classes) < self.least_classes:
             found = f"finds only the class {classes[0]} in {folders['train']}" if classes else f"{folders['train']} has no images"
             raise DataError(
                 f"data.label_from={label_from.pattern}: {found}. Set data.label_from='([a-z]+)_', say, or add images."

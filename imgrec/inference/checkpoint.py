@@ -24,6 +24,7 @@ from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.stored_code import build_stored, check_targets
 from imgrec.models.catalog import weightless
 from imgrec.models.losses import Loss
+from imgrec.models.split_head import split_heads
 
 FORMAT_VERSION = 6
 
@@ -117,10 +118,19 @@ class Checkpoint:
         except CheckpointError:  # RegNet computes with tensors while it is built
             with weightless():
                 net = self._build("model", self.run.model, num_classes=len(self.classes))
+        self._split(net)
         self._load(net.to("meta"), {key: tensor.to("meta") for key, tensor in state.items()})
         whole: nn.Module = self._build("model", self.run.model, num_classes=len(self.classes))
+        self._split(whole)
         self._load(whole, state)
         return whole
+
+    def _split(self, net: nn.Module) -> None:
+        try:
+            if (parent := self.run.extended()) is not None and parent.frozen:
+                split_heads(net, parent.parts(len(self.classes)))
+        except ConfigError as error:
+            raise CheckpointError(f"{self.file}: {error}") from error
 
     def _build(self, group: str, node: Node, **extra: Any) -> Any:
         try:
@@ -168,8 +178,13 @@ def network_state(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def weights_hash(content: Mapping[str, Any]) -> str:
     """SHA-256 of the network's tensors and their names, types and shapes: equal for all files that hold the same weights."""
+    return state_hash(network_state(content))
+
+
+def state_hash(state: Mapping[str, Any]) -> str:
+    """`weights_hash` of the network's tensors."""
     digest = hashlib.sha256()
-    for name, tensor in network_state(content).items():
+    for name, tensor in state.items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -65,8 +65,7 @@ def build_stored(group: str, node: Node, **extra: Any) -> Any:
         else:
             _check_library_arguments(group, node)
     elif group == "data":
-        for name, inner in target_nodes(node):  # of torch_dataset
-            _check_yours(f"data.{name}", inner["_target_"], Dataset)
+        _check_inner(group, node)
     # Libraries take the number of classes among keywords without a name.
     check_signature(group, {key: value for key, value in node.items() if key != "num_classes"})
     try:
@@ -77,6 +76,15 @@ def build_stored(group: str, node: Node, **extra: Any) -> Any:
         raise ConfigError(
             f"this imgrec cannot build its {group}: {first_line(error)}. Install the imgrec that wrote it."
         ) from error
+
+
+def _check_inner(name: str, node: Node) -> None:
+    """ConfigError for a node in a shipped data set that is neither your data set (torch_dataset) nor a shipped one (extended)."""
+    for key, inner in target_nodes(node):
+        if key == "old" and inner["_target_"] in shipped_targets("data"):
+            _check_inner(f"{name}.old", inner)
+        else:
+            _check_yours(f"{name}.{key}", inner["_target_"], Dataset)
 
 
 def _is_in_library(group: str, target: str) -> bool:

@@ -2,6 +2,7 @@
 
 from imgrec.html_page import Section, render
 from imgrec.report.explained import explained_sections
+from imgrec.report.extended import extended_sections
 from imgrec.report.facts import Facts
 from imgrec.report.figures import class_section, reliability_section, result_section
 from imgrec.report.pictures import image_sections
@@ -25,6 +26,7 @@ def report_sections(facts: Facts) -> list[Section]:
     """The sections in their order."""
     return [
         result_section(facts),
+        *extended_sections(facts),
         *question_sections(facts),
         curves_section(facts),
         *image_sections(facts),

@@ -178,7 +178,8 @@ def make_probe(run: RunConfig, key: str, classes: Sequence[str], world: World, w
         run,
         trainer=replace(alone, limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0),
         weights=None,
-        extend=None,
+        continue_from=None,
+        parent=None,
         sampling="shuffle",
         class_weights=None,
         finetune=replace(run.finetune, freeze_epochs=0),  # later epochs train all of it

@@ -11,6 +11,7 @@ from imgrec.inference.metrics import Report, worst_classes
 from imgrec.inference.split_predictions import write_predictions
 from imgrec.terminal import Terminal, duration, percent, percents
 from imgrec.training.calibrate import calibration_sentence
+from imgrec.training.extension import extension_lines
 from imgrec.training.final_test import Tests
 from imgrec.training.run_dir import RunDir
 
@@ -67,6 +68,9 @@ def print_result(
             recall = f"recall {percent(row['recall'])} {percents(row['recall_interval'])} of {plural(row['support'], 'image')}"
             metrics = f"F1 {percent(row['f1'])}, {recall}, precision {percent(row['precision'])}"
             terminal.say(f"  weakest: {row['name']}  {metrics}{_confused(report, row['name'])}", wrap=True)
+    if (extended := result["extended"]) is not None:
+        for line in extension_lines(extended):
+            terminal.say(f"  {line}", wrap=True)
     terminal.say(calibration_sentence(result["calibration"]))
     if files:
         terminal.say(files)

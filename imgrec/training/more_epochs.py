@@ -70,7 +70,7 @@ def checked_beginning(
 def shorter_run(run: RunConfig, path: Path) -> tuple[Path, int] | None:
     """The newest run beside `path` and its epochs, where that is finished and `run` is that one with more epochs."""
     numbered = [entry for entry in numbered_paths(path.parent) if entry[1] != path]
-    if run.extend is not None or not numbered or not (numbered[-1][1] / "result.json").exists():
+    if run.continue_from is not None or not numbered or not (numbered[-1][1] / "result.json").exists():
         return None
     newest = numbered[-1][1]
     try:
@@ -87,15 +87,15 @@ def _check_more_epochs(beginning: Beginning, path: Path, resume: ResumePoint) ->
     if position.stage == "end":
         raise ConfigError(
             f"{given}, which ended early, after epoch {position.epoch}: more epochs change nothing. "
-            f"{_extended(path, epochs - before)}"
+            f"{_continued(path, epochs - before)}"
         )
     if (obstacle := beginning.obstacle(before, epochs, step=position.step)) is not None:
-        raise ConfigError(f"{given}, but {obstacle} depends on the number of epochs. {_extended(path, epochs - before)}")
+        raise ConfigError(f"{given}, but {obstacle} depends on the number of epochs. {_continued(path, epochs - before)}")
 
 
-def _extended(path: Path, more: int) -> str:
-    """'To train it for 30 more, set epochs=30 extend=runs/n/1 and another id.'"""
-    return f"To train it for {more} more, set epochs={more} {shlex.quote(f'extend={path}')} and another id."
+def _continued(path: Path, more: int) -> str:
+    """'To train it for 30 more, set epochs=30 continue_from=runs/n/1 and another id.'"""
+    return f"To train it for {more} more, set epochs={more} {shlex.quote(f'continue_from={path}')} and another id."
 
 
 def _shorter_sentence(beginning: Beginning, path: Path, before: int) -> str:
@@ -104,22 +104,22 @@ def _shorter_sentence(beginning: Beginning, path: Path, before: int) -> str:
     this = f"{path} is this training with epochs={before}."
     if beginning.obstacle(before, epochs) is None:
         return f"{this} To train that for {epochs - before} more instead, add {shlex.quote(f'id={path.name}')}"
-    extend = shlex.quote(f"extend={path}")
-    return f"{this} To train that for {epochs - before} more instead, set epochs={epochs - before} {extend}"
+    longer = shlex.quote(f"continue_from={path}")
+    return f"{this} To train that for {epochs - before} more instead, set epochs={epochs - before} {longer}"
 
 
 def longer_command(beginning: Beginning, path: Path, argv: Sequence[str], done: int) -> str:
     """The command that trains the run in `path`, of `done` epochs, for as many more; argv: that of the run.
 
-    Of a script that called `imgrec.fit` the settings alone: what else it has to say is its own. Of folds all are trained anew.
+    Of a script that called `imgrec.fit` the settings alone: what else it has to say is its own. Folds, and a network with more classes, are trained anew.
     """
     run, keys = beginning.run, [word.partition("=")[0].lstrip("+") for word in argv]
-    if "folds" in keys:
+    if "folds" in keys or run.parent is not None:
         settings = {"epochs": str(2 * done)}
     elif done == run.epochs and beginning.obstacle(done, 2 * done) is None:
         settings = {"epochs": str(2 * done), "id": path.name}
     else:
-        settings = ({} if run.time else {"epochs": str(done)}) | {"extend": str(path)}
+        settings = ({} if run.time else {"epochs": str(done)}) | {"continue_from": str(path)}
     replaced = {"epochs", "id", "resume", *settings}
     given = [f"{key}={value}" for key, value in settings.items()]
     if not is_train_command(argv):

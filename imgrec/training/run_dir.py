@@ -269,20 +269,20 @@ def _without_slashes(value: Any) -> Any:
     return str(Path(value)) if isinstance(value, str) and "/" in value else value
 
 
-# Of these, keys that `check_extended` compares: what the weights and the state of the optimizer belong to, and the splits.
-EXTENDED = ("model.", "data.", "optim._target_")
+# Of these, keys that `check_continued` compares: what the weights and the state of the optimizer belong to, and the splits.
+CONTINUED = ("model.", "data.", "optim._target_")
 MOVABLE = ("data.root", "data.download")
 
 
-def check_extended(run: RunConfig) -> None:
-    """ConfigError unless `extend` is a finished run with the same network, data and optimizer."""
-    assert run.extend is not None
-    path, given = Path(run.extend), f"extend={run.extend}"
+def check_continued(run: RunConfig) -> None:
+    """ConfigError unless `continue_from` is a finished run with the same network, data and optimizer."""
+    assert run.continue_from is not None
+    path, given = Path(run.continue_from), f"continue_from={run.continue_from}"
     if _state(path) != "finished":
         what = "is not finished. Start its command again first" if _state(path) == "unfinished" else "is no run directory"
-        raise ConfigError(f"{given} {what}. Set extend=RUNS_DIR/NAME/ID of a finished run.")
+        raise ConfigError(f"{given} {what}. Set continue_from=RUNS_DIR/NAME/ID of a finished run.")
     differ = differing_keys(run, _config(path))
-    differ = {key: differ[key] for key in differ if key.startswith(EXTENDED) and key not in MOVABLE}
+    differ = {key: differ[key] for key in differ if key.startswith(CONTINUED) and key not in MOVABLE}
     if differ:
         raise ConfigError(f"{given}: that run differs: {_listed(differ)}. Set the values of that run.")
 

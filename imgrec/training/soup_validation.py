@@ -85,7 +85,7 @@ class SoupValidation:
 
     def test(self, tested: Tested, folder: Path) -> Tests:
         """Once; the temperature is fitted first and stored in the checkpoint in `folder`."""
-        return test_network(self.trainer, self.classifier, self.loaders, tested, folder, WorkerGroup())
+        return test_network(self.run, self.trainer, self.classifier, self.loaders, tested, folder, WorkerGroup())
 
     def result(
         self, tested: Tested, tests: Tests, soup: Soup, monitor: Monitor, command: Sequence[str], run_dir: Path

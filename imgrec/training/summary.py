@@ -186,6 +186,7 @@ def run_result(
         "last": last,
         "test": None if report is None else report.to_dict(),
         "calibration": tests.calibration,
+        "extended": tests.extended,
         "weights": {  # with which these figures were measured
             "best": measured_with(BEST),
             "last": measured_with(LAST),

@@ -22,6 +22,7 @@ from imgrec.distributed.device_checks import check_accelerator
 from imgrec.distributed.world import World, cluster_environment
 from imgrec.errors import ConfigError, first_line
 from imgrec.terminal import Terminal
+from imgrec.training.callbacks.batch_norm import BatchNormStatistics
 from imgrec.training.callbacks.early_stopping import Pruning
 from imgrec.training.callbacks.finite import FiniteLoss
 from imgrec.training.callbacks.freeze import FreezeBackbone
@@ -32,6 +33,7 @@ from imgrec.training.callbacks.throughput import Throughput
 from imgrec.training.callbacks.time_budget import TimeBudget
 from imgrec.training.event_files import event_errors
 from imgrec.training.lightning_compat import NoProfiler, prepare_trainer, silence_known_warnings
+from imgrec.training.new_classes import KeepOldClasses
 from imgrec.training.run_dir import RunDir
 from imgrec.training.step_boundary import StepBoundary
 from imgrec.training.strategies import make_strategy
@@ -128,8 +130,12 @@ def run_callbacks(
     callbacks = [boundary, FiniteLoss(run_dir.checkpoints), *measuring, history, LogRun(config, history)]
     if run.time is not None:
         callbacks.append(TimeBudget(parse_time(run.time), run.time, terminal.say))
-    if run.finetune.freeze_epochs and run.extend is None:
+    if run.finetune.freeze_epochs and run.continue_from is None:
         callbacks.append(FreezeBackbone(run.finetune.freeze_epochs))
+    if (parent := run.extended()) is not None and parent.frozen:
+        callbacks.append(KeepOldClasses(sum(parent.classes)))
+        # It leaves frozen norms as they are, but for those without weights, of which it cannot tell.
+        configured = [callback for callback in configured if not isinstance(callback, BatchNormStatistics)]
     callbacks += [callback for callback in configured if callback not in measuring]
     if run.profile:
         callbacks.append(Profile(run_dir.path / "profile", terminal.say))

@@ -10,9 +10,10 @@ from torch import nn
 from imgrec.config.annotations import format_value
 from imgrec.config.instantiate import build
 from imgrec.config.schema import Node, RunConfig
-from imgrec.inference.checkpoint import network_state, parse_checkpoint, read_checkpoint
+from imgrec.inference.checkpoint import network_state, parse_checkpoint, read_checkpoint, state_hash
 from imgrec.inference.paths import find_checkpoint
 from imgrec.models.pretrained import PretrainedWeights, library_input, library_weights, transfer_weights
+from imgrec.training.new_classes import add_rows, check_parent
 
 
 def initial_network(run: RunConfig, classes: Sequence[str]) -> tuple[nn.Module, dict[str, str]]:
@@ -20,7 +21,12 @@ def initial_network(run: RunConfig, classes: Sequence[str]) -> tuple[nn.Module, 
     net = build("model", run.model, nn.Module, num_classes=len(classes))
     if run.weights is None:
         return net, {}
-    copied = transfer_weights(net, pretrained_weights(run.weights, run.model), classes)
+    parent, source = run.extended(), pretrained_weights(run.weights, run.model)
+    if parent is not None:
+        check_parent(run, parent, state_hash(source.state_dict))
+    copied = transfer_weights(net, source, classes)
+    if parent is not None:
+        add_rows(net, parent, len(classes))
     expected = input_sentence(run)
     _read_checkpoint.cache_clear()  # training does not hold it in memory
     return net, {"weights": copied, "input": expected}

@@ -1,4 +1,4 @@
-"""extend=RUN: a run that starts where a finished one ended, with a schedule of its own."""
+"""continue_from=RUN: a run that starts where a finished one ended, with a schedule of its own."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -26,16 +26,16 @@ FIX = "Set weights=RUN_DIRECTORY to start from the best weights alone."
 def starting_network(
     run: RunConfig, classes: Sequence[str], resume: ResumePoint | None
 ) -> tuple[nn.Module, Teacher | None, dict[str, str], list[pl.Callback]]:
-    """The network, its teacher, what the start screen says of its weights, and of a run that extends another what restores the rest."""
+    """The network, its teacher, what the start screen says of its weights, and of a run that continues another what restores the rest."""
     teacher = read_teacher(run, classes, resume)
-    if run.extend is None or resume is not None:
+    if run.continue_from is None or resume is not None:
         net, of_weights = initial_network(run, classes)
         return net, teacher, of_weights, []
-    extended, (net, _) = read_extended(run.extend, classes), initial_network(replace(run, weights=None), classes)
-    return net, teacher, {"weights": extended.restore_network(net)}, [extended]
+    continued, (net, _) = read_continued(run.continue_from, classes), initial_network(replace(run, weights=None), classes)
+    return net, teacher, {"weights": continued.restore_network(net)}, [continued]
 
 
-def read_extended(run_directory: str, classes: Sequence[str]) -> "ExtendedRun":
+def read_continued(run_directory: str, classes: Sequence[str]) -> "ContinuedRun":
     """The end of a run; DataError where the data has other classes, CheckpointError where its last checkpoint cannot be read."""
     file = Path(run_directory) / CHECKPOINTS / LAST
     checkpoint = read_checkpoint(file, fix=FIX)
@@ -44,15 +44,15 @@ def read_extended(run_directory: str, classes: Sequence[str]) -> "ExtendedRun":
     except ConfigError as error:
         raise CheckpointError(f"{_problem(run_directory)}: {error} {FIX}") from error
     if other := other_classes(checkpoint["imgrec"]["classes"], classes):
-        raise DataError(f"extend={run_directory}: the data has {other}. Set data.root=FOLDER as it was.")
-    return ExtendedRun(run_directory, checkpoint)
+        raise DataError(f"continue_from={run_directory}: the data has {other}. Set data.root=FOLDER as it was.")
+    return ContinuedRun(run_directory, checkpoint)
 
 
 def _problem(run_directory: str) -> str:
-    return f"extend={run_directory}: its {CHECKPOINTS}/{LAST} cannot be extended"
+    return f"continue_from={run_directory}: its {CHECKPOINTS}/{LAST} cannot be continued"
 
 
-class ExtendedRun(pl.Callback):
+class ContinuedRun(pl.Callback):
     """The last checkpoint of a finished run, of which a new one takes the weights, their average and the state of the optimizer.
 
     The rates and other settings of the optimizer are the new run's. It stands behind the average among the callbacks.
@@ -65,7 +65,7 @@ class ExtendedRun(pl.Callback):
         """Give a network the trained weights; says what was taken."""
         with self._refusing():
             net.load_state_dict(network_state({"state_dict": self._checkpoint.get(TRAINED, self._checkpoint["state_dict"])}))
-        return f"{self.run_directory} is extended: its weights and the state of its optimizer after {plural(self._checkpoint['epoch'], 'epoch')}"
+        return f"{self.run_directory} is continued: its weights and the state of its optimizer after {plural(self._checkpoint['epoch'], 'epoch')}"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ class ExtendedRun(pl.Callback):
         sizes, others = ([len(group["params"]) for group in state["param_groups"]] for state in (new, old))
         if sizes != others:
             raise ConfigError(
-                f"extend={self.run_directory}: its optimizer has groups of {others} parameters, this run's of {sizes}. "
+                f"continue_from={self.run_directory}: its optimizer has groups of {others} parameters, this run's of {sizes}. "
                 "Set optim.weight_decay, decay_on and finetune.layer_decay as in that run."
             )
         with self._refusing():

@@ -1,0 +1,99 @@
+"""Add classes to a trained network: python -m imgrec.extend runs/NAME/ID data.root=FOLDER
+
+A training like any other (imgrec.train), of the run's network with more rows in its head, on the run's images and those
+of the folder. Its result says what became of the old answers.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from imgrec.config.compose import read_overrides
+from imgrec.config.load import compose_run
+from imgrec.config.overrides import Override
+from imgrec.config.schema import DataConfig, Node, Parent, RunConfig, run_config
+from imgrec.config.start_checks import check_data
+from imgrec.distributed import signals
+from imgrec.distributed.command import run_command
+from imgrec.errors import ConfigError, DataError, ExitCode
+from imgrec.inference.paths import find_checkpoint
+from imgrec.train import fit
+
+# Keys of `data` that the old network was trained with.
+PREPARED = ("image_size", "channels", "mean", "std", "resize", "crop_share", "interpolation", "scale")
+OF_FOLDER = "imgrec.data.datasets.ImageFolder", "imgrec.data.extended.ExtendedFolder"
+# Keys with which it would not be an extension of that run.
+OF_THE_RUN = {"weights": "the network begins as that of ckpt", "parent": "ckpt says it", "continue_from": "ckpt says it"}
+
+
+def main(argv: Sequence[str], config_dir: str | None = None) -> int:
+    """Train the extended network; the same command resumes it."""
+    signals.install_handlers()  # before the seconds that importing torch takes
+    fit(extended_run(argv, config_dir))
+    return ExitCode.OK
+
+
+def extended_run(argv: Sequence[str], config_dir: str | None = None) -> RunConfig:
+    """The training that the words of `imgrec extend` mean. ConfigError for a key that the run decides."""
+    typed = {override.key: override for override in read_overrides("extend", argv, config_dir)}
+    _check_keys(typed)
+    ckpt = typed["ckpt"].value if "ckpt" in typed else None
+    if ckpt in (None, "null"):
+        raise ConfigError("ckpt=null: extend needs a trained network. Type imgrec extend runs/NAME/ID data.root=FOLDER.")
+    if "data.root" not in typed:
+        raise ConfigError(
+            f"data.root is missing: a folder with a folder for each new class. Type imgrec extend {ckpt} data.root=FOLDER."
+        )
+    find_checkpoint(str(ckpt))
+    given = Override(f"weights={ckpt}", "", "weights", str(ckpt))
+    tree = compose_run("extend", [*argv, given], config_dir)
+    from imgrec.inference.checkpoint import load_checkpoint, weights_hash
+
+    old = load_checkpoint(str(ckpt))
+    parent = old.run.extended()
+    counts = [] if parent is None or not parent.frozen else parent.classes
+    tree["parent"] = asdict(Parent(weights_hash(old.content), [*counts, len(old.classes) - sum(counts)], frozen=tree["frozen"]))
+    tree["model"] = old.run.model | {"num_classes": None}
+    tree["data"] = _data(tree, old.run.data, list(old.classes))
+    if "name" not in typed or typed["name"].value == "null":
+        tree["name"] = f"{old.run.name}_extended"
+    if not any(key.split(".")[0] == "augment" for key in typed):
+        tree["augment"] = old.run.augment
+    if not any(key.split(".")[0] == "loss" for key in typed):
+        tree["loss"] = old.run.loss | ({"class_weights": "none"} if "class_weights" in old.run.loss else {})
+    return run_config(tree)
+
+
+def _check_keys(typed: dict[str, Override]) -> None:
+    for key, override in typed.items():
+        group, _, inner = key.partition(".")
+        if key in OF_THE_RUN:
+            raise ConfigError(f"{override.text!r}: {OF_THE_RUN[key]}. Remove it.")
+        if group == "model":
+            raise ConfigError(
+                f"{override.text!r}: the network is that of the run. Remove it, or type imgrec train {override.text} weights=RUN."
+            )
+        if group == "data" and inner in PREPARED:
+            raise ConfigError(f"{override.text!r}: images are prepared as the run's network was trained. Remove it.")
+
+
+def _data(tree: Node, old: DataConfig, classes: list[str]) -> Node:
+    """The node of the joined data. DataError where the run's data is not where it was."""
+    data: Node = tree["data"]
+    if data["_target_"] not in OF_FOLDER:
+        raise ConfigError(f"data: extend reads a folder, and this is {data['_target_']}. Type data.root=FOLDER.")
+    if tree["old_images"]:
+        try:
+            check_data(old)
+        except DataError as error:
+            raise DataError(
+                f"the images of the run: {error} Or set old_images=false, with some images of each old class in data.root."
+            ) from error
+    prepared: dict[str, Any] = {key: getattr(old, key) for key in PREPARED}
+    joined = {"_target_": OF_FOLDER[1], "old_classes": classes, "old": old.to_node() if tree["old_images"] else None}
+    return data | prepared | joined
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("extend", main, sys.argv[1:]))
