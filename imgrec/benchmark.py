@@ -90,13 +90,14 @@ def cache_pays(speeds: Speeds, memory: Memory | None) -> bool:
 
 
 def measure(
-    run: RunConfig, seconds: float, advance: Callable[[str, int, int], None], terminal: Terminal
+    configured: RunConfig, seconds: float, advance: Callable[[str, int, int], None], terminal: Terminal
 ) -> tuple[Speeds, Step, Memory | None]:
     """The speeds and the given step; the memory where the loader is the limit of several epochs that are read from files.
 
-    `advance(what, done, of)` is called before each measurement, `terminal` gets lines. A larger batch that does not fit is left out.
+    `advance(what, done, of)` is called before each measurement, `terminal` gets lines. A larger batch is left out where it
+    does not fit, and beside batch_size=auto, which has looked for one.
     """
-    check_start(run)
+    check_start(configured)
     import numpy as np
 
     from imgrec.data.datamodule import DataModule, build_data
@@ -106,11 +107,11 @@ def measure(
     from imgrec.training.step_speed import train_speed
     from imgrec.training.trainer import prepare_process
 
-    prepare_process(run)
-    data, augment = build_data(run)
+    prepare_process(configured)
+    data, augment = build_data(configured)
     if isinstance(data, FileData):
         data.cache = "none"  # its first epoch would be measured, and that is read from files anyway
-    run = replace(chosen_precision(run.with_classes(len(data.classes))), trainer=run.trainer.on_one_device())
+    run = replace(chosen_precision(configured.with_classes(len(data.classes))), trainer=configured.trainer.on_one_device())
     run, _ = with_chosen_batch(run, None, data, terminal)
     usual = DataModule(run, data, augment, devices=1)
     precision, workers = run.trainer.precision, usual.workers
@@ -118,7 +119,7 @@ def measure(
     given = Step(usual.plan.global_size, precision)
     counts = sorted({workers, 1, usual.cores, *([0] if data.in_memory else [])})
     steps = [given, given._replace(precision="bf16-mixed" if given.precision == "32" else "32")]
-    if 2 * given.batch <= len(data.splits.train):
+    if 2 * given.batch <= len(data.splits.train) and configured.batch_size != "auto":
         steps.append(given._replace(batch=2 * given.batch))
     files = train if isinstance(train := data.splits.train, ImageFiles) and (run.epochs != 1 or run.time is not None) else None
     parts = len(counts) + len(steps) + (2 if files is None else 4)

@@ -3,6 +3,7 @@
 import math
 import shlex
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from imgrec.data import decoded
 from imgrec.data.batch import Request
 from imgrec.data.datamodule import build_data
 from imgrec.errors import DataError
+from imgrec.terminal import Terminal
+from imgrec.training import step_speed
 
 GIVEN, OTHER, LARGER = Step(64, "32"), Step(64, "bf16-mixed"), Step(128, "32")
 RATES = st.floats(1, 1e5)
@@ -176,3 +179,16 @@ def test_several_processes_are_refused(monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     assert cli.main(["benchmark", *SMALL]) == 2
     assert_refused(capsys.readouterr().err, "benchmark", "one process", 2, "imgrec benchmark")
+
+
+@pytest.mark.parametrize(("batch", "batches"), [("4", [4, 4, 8]), ("auto", [2, 2])])
+def test_no_larger_batch_is_tried_beside_one_that_was_looked_for(monkeypatch: pytest.MonkeyPatch, batch, batches):
+    def choose(run, *_):
+        return replace(run, batch_size=2 if run.batch_size == "auto" else run.batch_size), None
+
+    monkeypatch.setattr(benchmark, "with_chosen_batch", choose)
+    monkeypatch.setattr(benchmark, "loader_speed", lambda *_: 10.0)
+    monkeypatch.setattr(step_speed, "train_speed", lambda *_, **__: 1.0)
+    run = load_config("train", [*SMALL, f"batch_size={batch}"])
+    speeds, _, _ = benchmark.measure(run, 1.0, lambda *_: None, Terminal(quiet=True))
+    assert [step.batch for step in speeds.step] == batches
