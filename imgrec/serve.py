@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from imgrec.config.annotations import format_value
 from imgrec.config.answers import check_answers
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import Device, Precision, ServedFormat, SetMethod, Views, dotted_types, parse_settings
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from socket import socket
 
     from imgrec.serving.app import Service
-    from imgrec.serving.recognizer import CheckpointRecognizer
+    from imgrec.serving.recognizer import Recognizer
 
 NEEDED = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -63,7 +64,9 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     config = parse_settings(ServeConfig, compose_config("serve", argv, config_dir, types=dotted_types(ServeConfig)))
     check_answers(coverage=config.coverage, risk=config.risk, calibrated=config.calibrated, tta=config.tta)
     if config.ckpt is None:
-        raise ConfigError("ckpt=null: serve needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
+        raise ConfigError(
+            "ckpt=null: serve needs a network. Set ckpt=runs/NAME/ID, a .ckpt file, or an .onnx file of imgrec export."
+        )
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ConfigError(f'serve needs {missing[0]}, which is not installed. Type: pip install "imgrec[serve]"')
     if config.max_images > config.max_queue:
@@ -73,6 +76,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         )
     if not config.formats:
         raise ConfigError("formats=[]: no image could be sent. Set formats=[jpeg,png].")
+    if _is_onnx(config):
+        _check_onnx_keys(config)
     token = read_token(config.token_file)
     find_checkpoint(config.ckpt)
     check_gpu("device", config.device)
@@ -118,9 +123,7 @@ def _build_service(config: ServeConfig, token: str | None) -> "Service":
     from imgrec.serving.limits import Limits
 
     recognizer = _load_recognizer(config)
-    on_cpu = recognizer.device == "cpu"
-    threads = (len(os.sched_getaffinity(0)) if on_cpu else 1) if config.network_threads == "auto" else config.network_threads
-    cores = max(1, torch.get_num_threads() // threads)  # of each batch
+    threads = _network_threads(config, recognizer.device)
     settings = ServerSettings(
         limits=Limits(
             max_images=config.max_images,
@@ -135,18 +138,28 @@ def _build_service(config: ServeConfig, token: str | None) -> "Service":
         max_queue=config.max_queue,
         network_threads=threads,
         token=token,
-        adds="set" if config.coverage is not None else "answered" if config.risk is not None else None,
     )
+    cores = max(1, torch.get_num_threads() // threads)  # of each batch
     return Service(recognizer, settings, load=lambda: _load_recognizer(config), start_thread=lambda: torch.set_num_threads(cores))
 
 
-def _load_recognizer(config: ServeConfig) -> "CheckpointRecognizer":
+def _network_threads(config: ServeConfig, device: str) -> int:
+    if config.network_threads != "auto":
+        return config.network_threads
+    return len(os.sched_getaffinity(0)) if device == "cpu" else 1
+
+
+def _load_recognizer(config: ServeConfig) -> "Recognizer":
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.guarantee import find_guarantee
     from imgrec.inference.predictor import Predictor
+    from imgrec.serving.onnx_recognizer import OnnxRecognizer
     from imgrec.serving.recognizer import CheckpointRecognizer
 
     assert config.ckpt is not None
+    if _is_onnx(config):
+        cores = max(1, len(os.sched_getaffinity(0)) // _network_threads(config, "cpu"))
+        return OnnxRecognizer(Path(config.ckpt), cores=cores, max_pixels=config.max_pixels)
     checkpoint = load_checkpoint(Path(config.ckpt))
     guarantee = find_guarantee(
         checkpoint,
@@ -160,7 +173,27 @@ def _load_recognizer(config: ServeConfig) -> "CheckpointRecognizer":
     predictor = Predictor(
         checkpoint, device=config.device, precision=config.precision, calibrated=config.calibrated, tta=config.tta
     )
-    return CheckpointRecognizer(predictor, guarantee, batch_size=config.batch_size)
+    return CheckpointRecognizer(predictor, guarantee, batch_size=config.batch_size, max_pixels=config.max_pixels)
+
+
+def _is_onnx(config: ServeConfig) -> bool:
+    return config.ckpt is not None and config.ckpt.endswith(".onnx")
+
+
+def _check_onnx_keys(config: ServeConfig) -> None:
+    """ConfigError for what an ONNX file decided when it was exported."""
+    fixed: dict[str, tuple[object, ...]] = {
+        "coverage": (None,),
+        "risk": (None,),
+        "tta": (None,),
+        "precision": (None, "32"),
+        "calibrated": (True,),
+        "device": ("auto", "cpu"),
+    }
+    for key, possible in fixed.items():
+        if (value := getattr(config, key)) not in possible:
+            given = format_value(value)
+            raise ConfigError(f"{key}={given}: an ONNX file answers as it was exported, on the CPU. Leave {key} out.")
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ class Reply(NamedTuple):
 class Echo:
     """A recognizer whose class names say which of them answered; an image is its file's size."""
 
-    file = "echo.ckpt"
+    file, device = "echo.ckpt", "cpu"
 
-    def __init__(self, name: str = "old", wait: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, name: str = "old", wait: Callable[[], object] = lambda: None, adds: Any = None) -> None:
+        self.adds = adds
         self.weights = self.name = name
         self.classes = [f"{name} {rank}" for rank in range(3)]
         self.wait = wait
@@ -49,7 +50,7 @@ class Echo:
 
 def settings(**changes: Any) -> ServerSettings:
     given = {"limits": LIMITS, "top_k": 2, "batch_size": 4, "max_wait_s": 0.0, "max_queue": 8, "network_threads": 1}
-    return ServerSettings(**{**given, "token": None, "adds": None, **changes})
+    return ServerSettings(**{**given, "token": None, **changes})
 
 
 def service(recognizer: Any = None, load: Callable[[], Any] = Echo, **changes: Any) -> Service:

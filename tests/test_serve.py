@@ -45,7 +45,9 @@ def bomb(width=60_000, height=60_000):
 
 @pytest.fixture(scope="module")
 def recognizer(tmp_path_factory):
-    return CheckpointRecognizer(load(save_untrained_run(tmp_path_factory.mktemp("run")), device="cpu"), None, batch_size=4)
+    return CheckpointRecognizer(
+        load(save_untrained_run(tmp_path_factory.mktemp("run")), device="cpu"), None, batch_size=4, max_pixels=10**6
+    )
 
 
 # Answers
@@ -82,7 +84,7 @@ def test_a_file_is_known_by_its_bytes(content_type):
 
 def test_what_a_guarantee_adds_is_in_the_answer():
     for adds, value in (("set", []), ("answered", True)):
-        (told,) = ask(service(adds=adds), lambda client: client.predict()).json["predictions"]
+        (told,) = ask(service(Echo(adds=adds)), lambda client: client.predict()).json["predictions"]
         assert told[adds] == value
 
 
@@ -358,6 +360,8 @@ def test_the_page_shows_names_as_text_and_loads_nothing_else():
     ("words", "parts"),
     [
         ((), ("ckpt=null", "ckpt=runs/NAME/ID")),
+        (("ckpt=x.onnx", "coverage=0.9"), ("coverage=0.9", "as it was exported", "Leave coverage out")),
+        (("ckpt=x.onnx", "calibrated=false"), ("calibrated=false", "Leave calibrated out")),
         (("ckpt=nowhere",), ("nowhere", "no such file", "runs/NAME/ID")),
         (("ckpt=x", "max_images=20", "max_queue=5"), ("max_images=20", "max_queue=5", "max_queue=20")),
         (("ckpt=x", "formats=[]"), ("formats=[]", "formats=[jpeg,png]")),

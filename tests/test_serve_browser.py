@@ -36,12 +36,12 @@ class Named(Echo):
     """Names that would be markup, were they not text."""
 
     def __init__(self) -> None:
-        super().__init__("<b>cat</b>")
+        super().__init__("<b>cat</b>", adds="set")
 
 
 @pytest.fixture(scope="module", params=[None, TOKEN], ids=["open", "token"])
 def address(request: pytest.FixtureRequest) -> Iterator[str]:
-    served = service(Named(), limits=ROOM, token=request.param, adds="set")
+    served = service(Named(), limits=ROOM, token=request.param)
     server = uvicorn.Server(uvicorn.Config(served.app(), port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()

@@ -29,12 +29,12 @@ from imgrec.serving.limits import Limits, Refused, Upload, check_image, read_upl
 from imgrec.serving.metrics import CONTENT_TYPE, ServerMetrics
 from imgrec.serving.openapi import api_description
 from imgrec.serving.page import PAGE_HEADERS, drop_page
-from imgrec.serving.recognizer import Recognizer
+from imgrec.serving.recognizer import Added, Recognizer
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Of a server; conf/serve.yaml says what each means. adds: what a guarantee adds to an answer."""
+    """Of a server; conf/serve.yaml says what each means."""
 
     limits: Limits
     top_k: int
@@ -43,7 +43,6 @@ class ServerSettings:
     max_queue: int
     network_threads: int
     token: str | None
-    adds: str | None  # "set" or "answered"
 
 
 class ImageJob(NamedTuple):
@@ -54,9 +53,9 @@ class ImageJob(NamedTuple):
     top_k: int
 
 
-def answer_jobs(jobs: list[ImageJob]) -> list[Prediction]:
+def answer_jobs(jobs: list[ImageJob]) -> list[Prediction | DataError]:
     """The predictions of a batch: one call of each network, of which there are two while a reload goes on."""
-    predictions: list[Prediction] = []
+    predictions: list[Prediction | DataError] = []
     for _, same in groupby(jobs, key=lambda job: id(job.recognizer)):
         group = list(same)
         predictions += group[0].recognizer.answer([job.image for job in group], max(job.top_k for job in group))
@@ -79,7 +78,7 @@ class Service:
         self.answered = 0  # images
         self._load, self._reloading = load, asyncio.Lock()
         self.metrics = ServerMetrics(lambda: self._batcher.admitted)
-        self._batcher: Batcher[ImageJob, Prediction] = Batcher(
+        self._batcher: Batcher[ImageJob, Prediction | DataError] = Batcher(
             answer_jobs,
             batch_size=settings.batch_size,
             max_wait_s=settings.max_wait_s,
@@ -140,7 +139,7 @@ class Service:
         self.answered += len(uploads)
         self.metrics.seconds.observe(time.perf_counter() - start)
         answers = [
-            _prediction(upload, prediction, top_k, self.settings.adds)
+            _prediction(upload, prediction, top_k, recognizer.adds)
             for upload, prediction in zip(uploads, predictions, strict=True)
         ]
         return json_response({"weights": recognizer.weights, "predictions": answers})
@@ -184,7 +183,7 @@ class Service:
         return Response(page, media_type="text/html", headers=PAGE_HEADERS)
 
     async def _openapi(self, request: Request) -> Response:
-        return json_response(api_description(self.settings.limits, self.settings.adds, self.settings.token is not None))
+        return json_response(api_description(self.settings.limits, self.recognizer.adds, self.settings.token is not None))
 
     async def _health(self, request: Request) -> Response:
         return json_response({"status": "ok"})
@@ -202,8 +201,10 @@ class Service:
             raise Refused(401, line, {"WWW-Authenticate": "Bearer"})
 
 
-def _prediction(upload: Upload, prediction: Prediction, top_k: int, adds: str | None) -> dict[str, Any]:
+def _prediction(upload: Upload, prediction: Prediction | DataError, top_k: int, adds: Added) -> dict[str, Any]:
     """The JSON of one image's answer."""
+    if isinstance(prediction, DataError):
+        raise Refused(422, str(prediction))
     top = [{"class": as_utf8(name), "probability": probability} for name, probability in prediction.top[:top_k]]
     answer: dict[str, Any] = {"file": None if upload.name is None else shorten(upload.name), **top[0], "top": top}
     if adds == "set":

@@ -1,16 +1,18 @@
 """What the server asks: an object that reads image files and names their classes. A checkpoint's is here."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
-from imgrec.data.decode import decode_bytes, fit_to_size
+from imgrec.data.decode import Preprocessing, decode_bytes, fit_to_size
+from imgrec.errors import DataError
 from imgrec.inference.checkpoint import weights_hash
 from imgrec.inference.guarantee import Guarantee
 from imgrec.inference.predictor import Prediction, Predictor
 
 HASH_DIGITS = 12  # of the weights, in each answer
+Added = Literal["set", "answered"] | None  # what a guarantee adds to an answer
 
 
 class Recognizer(Protocol):
@@ -22,12 +24,16 @@ class Recognizer(Protocol):
     def weights(self) -> str: ...  # tells answers of other weights apart
     @property
     def classes(self) -> Sequence[str]: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def adds(self) -> Added: ...
 
     def read(self, content: bytes, name: str) -> Any:
         """What `answer` takes, of an image file that errors call `name`; DataError for one that cannot be read."""
 
-    def answer(self, images: Sequence[Any], top_k: int) -> list[Prediction]:
-        """The predictions of a batch, each with the `top_k` first classes."""
+    def answer(self, images: Sequence[Any], top_k: int) -> Sequence[Prediction | DataError]:
+        """The predictions of a batch, each with the `top_k` first classes; a DataError for what turns out not to be an image."""
 
 
 class CheckpointRecognizer:
@@ -36,20 +42,20 @@ class CheckpointRecognizer:
     It sees `batch_size` images first, so that a network that takes none, or too many for the memory, is an error here.
     """
 
-    def __init__(self, predictor: Predictor, guarantee: Guarantee | None, *, batch_size: int) -> None:
+    def __init__(self, predictor: Predictor, guarantee: Guarantee | None, *, batch_size: int, max_pixels: int) -> None:
         self._predictor, self._guarantee = predictor, guarantee
+        self.adds: Added = None if guarantee is None else "set" if guarantee.rule is not None else "answered"
         self.device = predictor.device.type
         self.file, self.classes = str(predictor.checkpoint.file), predictor.classes
         self.weights = weights_hash(predictor.checkpoint.content)[:HASH_DIGITS]
         steps = predictor.preprocessing
-        predictor.probabilities(
-            torch.zeros((batch_size, steps["channels"], steps["image_size"], steps["image_size"]), dtype=torch.uint8)
-        )
+        self._steps: Preprocessing = {**steps, "max_pixels": min(max_pixels, steps["max_pixels"])}
+        shape = (batch_size, steps["channels"], steps["image_size"], steps["image_size"])
+        predictor.probabilities(torch.zeros(shape, dtype=torch.uint8))
 
     def read(self, content: bytes, name: str) -> torch.Tensor:
         """uint8 [C, S, S]."""
-        steps = self._predictor.preprocessing
-        return fit_to_size(decode_bytes(content, name, steps), steps)
+        return fit_to_size(decode_bytes(content, name, self._steps), self._steps)
 
     def answer(self, images: Sequence[torch.Tensor], top_k: int) -> list[Prediction]:
         return self._predictor.answer(torch.stack(list(images)), top_k, self._guarantee)

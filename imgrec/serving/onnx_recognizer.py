@@ -1,0 +1,83 @@
+"""An ONNX file of `imgrec export` behind the server: ONNX Runtime answers, and image files are decoded here."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imgrec.data.decode import Preprocessing, decode_bytes
+from imgrec.errors import DataError, first_line
+from imgrec.export.sealed_file import check_packages
+from imgrec.inference.predictor import Prediction
+from imgrec.serving.recognizer import HASH_DIGITS, Added
+
+Contents = tuple[bytes, str]  # of an image file, and what errors call it
+
+
+class OnnxRecognizer:
+    """The file answers as it was exported: with its temperature, and its sets or answers.
+
+    Its test image is run first, so that a damaged file or a runtime that computes otherwise is an error here: DataError.
+    """
+
+    device: Literal["cpu"] = "cpu"
+
+    def __init__(self, path: Path, *, cores: int, max_pixels: int) -> None:
+        check_packages("onnxruntime")
+        import onnxruntime
+
+        from imgrec.export.verify_model import verify
+
+        onnxruntime.set_default_logger_severity(4)  # its errors are raised too
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cores
+        try:
+            difference, tolerance = verify(str(path), ["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            facts = self._session.get_modelmeta().custom_metadata_map
+            self.classes: list[str] = json.loads(facts["classes"])
+            self._steps: Preprocessing = json.loads(facts["preprocessing"])
+        except Exception as error:  # a file may hold anything; ONNX Runtime has a dozen kinds for what it cannot read or run
+            raise DataError(f"{path} cannot be served: {first_line(error)}. Export it again, or name another.") from error
+        if not difference <= tolerance:
+            raise DataError(f"{path} gives something else here than PyTorch gave. Type imgrec verify {path}.")
+        self._steps["max_pixels"] = min(max_pixels, self._steps["max_pixels"])
+        self.file, self.weights = str(path), facts["weights_sha256"][:HASH_DIGITS]
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self.adds: Added = "set" if "prediction_set" in self._outputs else "answered" if "answered" in self._outputs else None
+
+    def read(self, content: bytes, name: str) -> Contents:
+        """Decoded by `answer`, as images of any size wait for it: 128 of 12 megapixels would be 5 GB."""
+        return content, name
+
+    def answer(self, images: Sequence[Contents], top_k: int) -> list[Prediction | DataError]:
+        """Those of one size go through the network together."""
+        answers: dict[int, Prediction | DataError] = {}
+        sizes: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = defaultdict(list)
+        for row, (content, name) in enumerate(images):
+            try:
+                pixels = decode_bytes(content, name, self._steps).permute(1, 2, 0).numpy()
+                sizes[pixels.shape].append((row, pixels))
+            except DataError as error:
+                answers[row] = error
+        for same in sizes.values():
+            rows, batch = zip(*same, strict=True)
+            answers |= zip(rows, self._predict(np.stack(batch), top_k), strict=True)
+        return [answers[row] for row in range(len(images))]
+
+    def _predict(self, batch: NDArray[np.uint8], top_k: int) -> list[Prediction]:
+        """uint8 [B, H, W, C]."""
+        outputs = dict(zip(self._outputs, self._session.run(self._outputs, {"images": batch}), strict=True))
+        predictions = []
+        for row, chances in enumerate(outputs["probabilities"]):
+            order = np.argsort(-chances, kind="stable")
+            top = [(self.classes[label], float(chances[label])) for label in order[:top_k]]
+            inside = outputs["prediction_set"][row] if self.adds == "set" else None
+            names = None if inside is None else [self.classes[label] for label in order if inside[label]]
+            answered = bool(outputs["answered"][row]) if self.adds == "answered" else True
+            predictions.append(Prediction(*top[0], top, names, answered))
+        return predictions

@@ -1,0 +1,85 @@
+"""The server with an exported file: the answers of the checkpoint, for images of any sizes in one batch."""
+
+import numpy as np
+import pytest
+from error_parts import raises_error
+from image_files import encode, picture
+from served import LIMITS, ask, form, service
+from untrained_run import save_untrained_run
+
+from imgrec import cli
+from imgrec.errors import DataError
+from imgrec.inference.predictor import load
+from imgrec.serving.limits import Limits
+from imgrec.serving.onnx_recognizer import OnnxRecognizer
+
+pytestmark = pytest.mark.slow
+ROOM = Limits(**{**vars(LIMITS), "max_pixels": 10**6, "max_body_bytes": 10**6, "max_images": 20})
+SIZES = [(30, 20), (8, 8), (30, 20), (50, 9), (8, 8)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return save_untrained_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    assert cli.main(["export", str(run), f"out={run}/model.onnx", "check=false"]) == 0
+    return run / "model.onnx"
+
+
+@pytest.fixture
+def recognizer(exported):
+    return OnnxRecognizer(exported, cores=1, max_pixels=10**6)
+
+
+def test_it_answers_as_the_checkpoint(run, recognizer):
+    images = [picture(number, *size) for number, size in enumerate(SIZES)]
+    expected = load(run, device="cpu").predict(images, top_k=10)
+    body, kind = form(*((f"{number}.png", encode(image, "PNG")) for number, image in enumerate(images)))
+    told = ask(service(recognizer, limits=ROOM), lambda client: client.predict(body, kind, "?top_k=10")).json["predictions"]
+    for answer, prediction in zip(told, expected, strict=True):
+        assert answer["class"] == prediction.class_name
+        chances = dict(prediction.top)
+        assert [each["probability"] for each in answer["top"]] == pytest.approx(
+            [chances[each["class"]] for each in answer["top"]], abs=1e-4
+        )
+
+
+def test_a_bad_image_in_a_batch_is_refused_by_its_name_and_the_others_are_answered(recognizer):
+    whole = encode(picture(0, 30, 20), "PNG")
+    answers = recognizer.answer([(whole, "good.png"), (whole[:60], "bad.png"), (whole, "again.png")], 3)
+    assert [type(answer) is DataError for answer in answers] == [False, True, False]
+    assert answers[0] == answers[2]
+    body, kind = form(("good.png", whole), ("bad.png", whole[:60]))
+    reply = ask(service(recognizer, limits=ROOM), lambda client: client.predict(body, kind))
+    assert (reply.status, "bad.png" in reply.json["error"]) == (422, True)
+
+
+def test_a_file_that_changed_is_refused(exported, tmp_path):
+    content = bytearray(exported.read_bytes())
+    content[len(content) // 2] ^= 1
+    (file := tmp_path / "model.onnx").write_bytes(content)
+    with raises_error(DataError, file, "damaged", "Export it again"):
+        OnnxRecognizer(file, cores=1, max_pixels=10**6)
+
+
+@pytest.mark.parametrize("added", ["prediction_set", "answered"])
+def test_what_the_file_guarantees_is_in_the_answer(recognizer, added):
+    """With outputs as an exported file has them."""
+    chances = np.array([[0.1, 0.6, 0.3] + [0.0] * 7], dtype=np.float32)
+    extra = np.array([[True, True, False] + [False] * 7]) if added == "prediction_set" else np.array([False])
+    recognizer._outputs = ["probabilities", added]
+    recognizer.adds = "set" if added == "prediction_set" else "answered"
+
+    class Session:
+        def run(self, names, inputs):
+            return [chances, extra]
+
+    recognizer._session = Session()
+    (told,) = ask(service(recognizer, limits=ROOM), lambda client: client.predict(encode(picture(0, 9, 9), "PNG"))).json[
+        "predictions"
+    ]
+    assert told["class"] == "1"
+    assert told.get("set", told.get("answered")) == (["1", "0"] if added == "prediction_set" else False)
