@@ -3,6 +3,8 @@
 RUN: a run directory; FOLDER: photographs. This process is the client, server and predict are others; all share the cores that
 there are, so what the client takes is missing to the server (`client` in the output). Processor time is what is compared on a
 busy machine: that of a process and of the processes that it started. --peer PYTHON: LitServe's server too, with a Python that has it.
+
+python benchmarks/serve.py sleep: how long images wait at half load by the batches alone, for a network that sleeps instead of computing.
 """
 
 import argparse
@@ -229,16 +231,47 @@ def overload(port: int, requests: list[bytes], rate: float, seconds: float) -> d
     }
 
 
+async def sleeping(seconds: float, threads: int = 2, image_s: float = 0.045) -> dict[str, float]:
+    """At random moments, half as many images as the threads answer; without HTTP, decoding and the noise of other programs."""
+    from imgrec.serving.batcher import Batcher
+
+    def work(items: list[int]) -> list[int]:
+        time.sleep(image_s * len(items))
+        return items
+
+    batcher = Batcher(work, batch_size=16, max_wait_s=0.002, max_admitted=1000, threads=threads)
+    batcher.start()
+    chance, times, tasks = random.Random(0), [], []
+
+    async def one() -> None:
+        start = time.perf_counter()
+        with batcher.admit() as admission:
+            await admission.answer([0])
+        times.append(time.perf_counter() - start)
+
+    start = due = time.perf_counter()
+    while due < start + seconds:
+        due += chance.expovariate(threads / image_s / 2)
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(one()))
+    await asyncio.gather(*tasks)
+    await batcher.close()
+    return {"p50_to_alone": statistics.median(times) / image_s, "p99_to_alone": percentile(times, 0.99) / image_s}
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("run")
-    arguments.add_argument("folder")
+    arguments.add_argument("folder", nargs="?")
     arguments.add_argument("--seconds", type=float, default=10.0)
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--port", type=int, default=8765)
     arguments.add_argument("--peer", help="a Python that has LitServe")
     arguments.add_argument("--words", nargs="*", default=[], help="overrides of imgrec serve")
     given = arguments.parse_args()
+    if given.run == "sleep":
+        print(json.dumps(asyncio.run(sleeping(given.seconds))))
+        return
     contents = [file.read_bytes() for file in sorted(Path(given.folder).rglob("*.jpg"))]
     raw, forms = list(map(raw_request, contents)), list(map(form_request, contents))
     port = given.port
