@@ -66,7 +66,7 @@ def torch_program(classifier: WholeClassifier, checkpoint: Checkpoint) -> Export
     except Exception as error:  # torch's tracer has its own kinds
         raise CheckpointError(
             f"{checkpoint.file}: torch {torch.__version__} cannot export its network: {tracing_reason(error)}. "
-            "Set format=onnx or format=safetensors."
+            "Set format=safetensors."
         ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # where in the code of this machine it comes from
