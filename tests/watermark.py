@@ -83,4 +83,4 @@ def _inside(maps: Tensor, corners: Tensor, tolerance: int) -> float:
     highest = maps.flatten(1).argmax(1)
     places = torch.stack([highest // side, highest % side], dim=1)
     inside = (places >= corners - tolerance) & (places < corners + side // 5 + tolerance)
-    return float(inside.all(1).float().mean())
+    return float(inside.all(1).double().mean())
