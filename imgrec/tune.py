@@ -12,7 +12,7 @@ from rich.table import Table
 from imgrec.distributed import signals
 from imgrec.distributed.command import run_command
 from imgrec.errors import plural
-from imgrec.sweeps.run import check_optuna, run_sweep
+from imgrec.sweeps.run import check_alone, check_optuna, run_sweep
 from imgrec.sweeps.search import UNPRUNED
 from imgrec.sweeps.spaces import Tuning, plan_tuning
 from imgrec.terminal import Terminal
@@ -23,6 +23,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Show the space, and search it; the exit codes of a sweep."""
     signals.install_handlers()
     tuning = plan_tuning(argv, config_dir)
+    check_alone("tune", "imgrec tune ... without it")
     check_optuna("tune")
     show_space(tuning, Terminal())
     return run_sweep(tuning.plan, config_dir, fit, write_sweep_report)

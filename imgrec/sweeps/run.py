@@ -35,14 +35,16 @@ def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit, report: Callabl
     plan = plan_sweep(argv, config_dir)
     if plan.job is not None:
         return run_one(plan, config_dir, fit)
-    if read_world().size > 1:
-        raise ConfigError(
-            f"-m under {read_world().started_by}: each job starts its own processes. "
-            f"Type imgrec train -m ... without it, or add {JOB}=0 to run the first job alone."
-        )
+    check_alone("-m", f"imgrec train -m ... without it, or add {JOB}=0 to run the first job alone")
     if plan.trials is not None:
         check_optuna(SEARCH)
     return run_sweep(plan, config_dir, fit, report)
+
+
+def check_alone(what: str, type_instead: str) -> None:
+    """ConfigError where this process is one of several that a launcher started."""
+    if read_world().size > 1:
+        raise ConfigError(f"{what} under {read_world().started_by}: each job starts its own processes. Type {type_instead}.")
 
 
 def check_optuna(what: str) -> None:
