@@ -130,3 +130,8 @@ def test_what_cannot_be_continued(tmp_path: Path) -> None:
     (tmp_path / "r/a/result.json").unlink()
     with raises_error(ConfigError, f"continue_from={tmp_path}/r/a", "not finished", "its command"):
         fit(load(tmp_path, "epochs=1", "id=c", "optim=adam", f"continue_from={tmp_path}/r/a"), quiet=True)
+
+
+def test_the_key_of_earlier_versions_says_what_to_type(tmp_path: Path) -> None:
+    with raises_error(ConfigError, "'extend=runs/a/1'", "continue_from=runs/a/1", "imgrec extend runs/a/1 data.root=FOLDER"):
+        load(tmp_path, "extend=runs/a/1")

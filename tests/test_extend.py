@@ -392,3 +392,7 @@ def test_the_example_of_the_page_runs(
     said = capsys.readouterr().out
     for line in blocks[2][1].splitlines()[:2]:  # as it is said there, with other figures
         assert re.search(re.sub(r"\\?[\d.,+-]+", r"\\S+", re.escape(line)), " ".join(said.split())), line
+    assert cli.main(["report", "runs/digits_extended/1"]) == 0
+    report = Path("runs/digits_extended/1/report.html").read_text()
+    assert 'id="extended"' in report
+    assert "added to <code>runs/digits/1</code>: 8, 9." in report
