@@ -17,12 +17,16 @@ from small_run import SMALL
 
 from imgrec import config
 from imgrec.config.schema import RunConfig
+from imgrec.data.sampler import plan_batches
 from imgrec.distributed.command import run_command as run_named
-from imgrec.errors import ConfigError, ExitCode
+from imgrec.distributed.world import World
+from imgrec.errors import ConfigError, ExitCode, OutOfMemory
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.models.lenet import LeNet
 from imgrec.train import fit
+from imgrec.training import out_of_memory
 from imgrec.training.module import Classifier
+from imgrec.training.out_of_memory import halved_where_memory_ends
 from imgrec.training.step_boundary import StepBoundary
 
 BATCH, BEFORE, AFTER = 12, 6, 3  # batch_size, and max_device_batch before and after
@@ -118,18 +122,40 @@ def test_validation_is_computed_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_of_several_ranks_all_end_and_the_same_command_goes_on_with_half(tmp_path: Path) -> None:
-    """As under torchrun."""
+@pytest.mark.parametrize("short", [0, 1])
+def test_of_several_ranks_all_end_and_the_same_command_goes_on_with_half(tmp_path: Path, short: int) -> None:
+    """As under torchrun; short: the rank whose memory ends."""
     run = load_run(tmp_path, f"batch_size={BATCH}", f"max_device_batch={BEFORE}", "trainer.devices=auto")
 
     def work(rank: int) -> int:
-        memory_ends("training_step", AFTER, rank=1)
+        memory_ends("training_step", AFTER, rank=short)
         return run_named("train", lambda *_: int(fit(run, quiet=True) is None), [])
 
     assert exit_codes(2, work) == [ExitCode.REFUSED] * 2
     assert exit_codes(2, work) == [ExitCode.OK] * 2
     typed = load_run(tmp_path / "typed", f"batch_size={BATCH}", f"max_device_batch={AFTER}", "trainer.devices=auto")
     assert_same(read_outcome(tmp_path / "r/a"), finish_run(typed, size=2))
+
+
+@pytest.mark.parametrize(
+    ("world", "expected"),
+    [
+        (World(), "memory. The run"),
+        (World(size=2, started_by="imgrec"), "memory. The run"),
+        (World(size=2, started_by="torchrun"), "Start the same command again: The run"),
+        (World(size=2, started_by="slurm"), "Submit the same with id=7: The run"),
+        (World(started_by="slurm"), "memory. The run"),  # one process goes on by itself
+    ],
+)
+def test_the_line_says_what_is_to_be_done(world: World, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out_of_memory, "read_world", lambda: world)
+    plan = plan_batches(batch_size=8, samples=80, devices=world.size, max_device_batch=4)
+    (tmp_path / "7").mkdir()
+    with (
+        raises_error(OutOfMemory, "4 images at once", expected, "max_device_batch=2", "global batch of 8"),
+        halved_where_memory_ends(small_run(tmp_path, "r", "batch_size=8"), plan, tmp_path / "7/batch.json", began=lambda: True),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 LITTLE = """

@@ -38,10 +38,19 @@ def halved_where_memory_ends(run: RunConfig, plan: "BatchPlan", file: Path, *, b
             ) from error
         reason = f"{plural(before, 'image')} at once did not fit in the memory"
         BatchChoice(run.global_batch, before // 2, f"max_device_batch={before // 2}, as {reason}").store(file)
-        again = "" if read_world().started_by in ("alone", "imgrec") else "Start the same command again: "
         raise OutOfMemory(
-            f"{reason}. {again}The run resumes with max_device_batch={before // 2}, in the same global batch of {plan.global_size}."
+            f"{reason}. {_again(file.parent.name)}The run resumes with max_device_batch={before // 2}, "
+            f"in the same global batch of {plan.global_size}."
         ) from error
+
+
+def _again(id: str) -> str:
+    """What the user does that the run is started again; nothing where that is done by itself, see `within_memory`."""
+    world = read_world()
+    if world.size == 1 or world.started_by == "imgrec":
+        return ""
+    # Without an id the directory of a SLURM job has its number, and the next job has another.
+    return f"Submit the same with id={id}: " if world.started_by == "slurm" else "Start the same command again: "
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import LATER_KEYS, Node, RunConfig, leaves
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
-from imgrec.errors import ConfigError, DataError, ImgrecError
+from imgrec.errors import ConfigError, DataError, ImgrecError, OutOfMemory
 from imgrec.files import atomic_write, is_directory_name, is_utf8, numbered_paths
 from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS
 from imgrec.inference.prediction_table import PredictionFiles
@@ -114,6 +114,8 @@ class RunDir:
             on_first_rank(lambda: self._start(run))
         try:
             yield
+        except OutOfMemory:  # the next start reads `batch`, and in a directory of this config
+            raise
         except (ImgrecError, OSError):
             if self.state == "new" and not read_world().rank and not self.checkpoints.exists():
                 for name in ("config.yaml", "log.txt", BATCH, TRAIN_BATCH, ".lock"):
