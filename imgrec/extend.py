@@ -5,7 +5,7 @@ of the folder. Its result says what became of the old answers.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,14 @@ from imgrec.train import fit
 PREPARED = ("image_size", "channels", "mean", "std", "resize", "crop_share", "interpolation", "scale")
 OF_FOLDER = "imgrec.data.datasets.ImageFolder", "imgrec.data.extended.ExtendedFolder"
 # Keys with which it would not be an extension of that run.
-OF_THE_RUN = {"weights": "the network begins as that of ckpt", "parent": "ckpt says it", "continue_from": "ckpt says it"}
+OF_THE_RUN = {
+    "weights": "the network begins as that of ckpt",
+    "parent": "ckpt says it",
+    "continue_from": "ckpt says it",
+    "experiment": "the network, its images and their augmentation are those of ckpt",
+    "data.old": "ckpt says it, or old_images=false",
+    "data.old_classes": "ckpt says it",
+}
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
@@ -58,11 +65,17 @@ def extended_run(argv: Sequence[str], config_dir: str | None = None) -> RunConfi
     tree["data"] = _data(tree, old.run.data, list(old.classes))
     if "name" not in typed or typed["name"].value == "null":
         tree["name"] = f"{old.run.name}_extended"
-    if not any(key.split(".")[0] == "augment" for key in typed):
-        tree["augment"] = old.run.augment
-    if not any(key.split(".")[0] == "loss" for key in typed):
-        tree["loss"] = old.run.loss | ({"class_weights": "none"} if "class_weights" in old.run.loss else {})
+    tree["augment"] = _of_run("augment", old.run.augment, tree, typed)
+    unweighted = {"class_weights": "none"} if "class_weights" in old.run.loss else {}
+    tree["loss"] = _of_run("loss", old.run.loss | unweighted, tree, typed)
     return run_config(tree)
+
+
+def _of_run(group: str, old: Node, tree: Node, typed: Collection[str]) -> Node:
+    """The node of the run with the keys that are typed, or the option that is typed."""
+    keys = [key.partition(".")[2] for key in typed if key.startswith(f"{group}.")]
+    node: Node = tree[group]
+    return node if group in typed else old | {key: node[key] for key in keys}
 
 
 def _check_keys(typed: dict[str, Override]) -> None:

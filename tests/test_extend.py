@@ -18,8 +18,9 @@ from processes import exit_codes
 from resumed_runs import assert_same, kill_this_process, patch_call
 from small_run import SMALL
 from torch import Tensor, nn
+from untrained_run import save_untrained_run
 
-from imgrec import cli
+from imgrec import cli, config
 from imgrec.analysis.changed_answers import changed_answers
 from imgrec.config.instantiate import build
 from imgrec.config.schema import Parent, RunConfig
@@ -101,14 +102,6 @@ def build_network(source: str, name: str, classes: int) -> tuple[nn.Module, int]
     size = network.image_size if source != "imgrec" else min(network.image_size, 64)
     (network,) = candidates(CatalogQuery(source=source, filter=name, num_classes=classes, image_size=size))
     return network.build(), size
-
-
-def networks(source: str, name: str, classes: int) -> nn.Module:
-    network = NATIVE[name] if source == "imgrec" else next(iter(candidates(CatalogQuery(source=source, filter=name))))  # type: ignore[arg-type]
-    query = CatalogQuery(
-        source=source, filter=name, num_classes=classes, image_size=min(network.image_size, 64) if source == "imgrec" else None
-    )  # type: ignore[arg-type]
-    return next(iter(candidates(query))).build()
 
 
 @pytest.mark.parametrize(
@@ -232,6 +225,9 @@ def test_what_the_run_decides_is_refused(parent: Path, new: Path, tmp_path: Path
         ("data.channels=1", "Remove it"),
         ("weights=DEFAULT", "ckpt", "Remove it"),
         ("continue_from=x", "Remove it"),
+        ("experiment=mnist_cnn", "ckpt", "Remove it"),
+        ("data.old=null", "old_images=false", "Remove it"),
+        ("data.old_classes=[a]", "ckpt", "Remove it"),
     ):
         with raises_error(ConfigError, f"'{word}'", *parts):
             extension(parent, new, word)
@@ -245,6 +241,18 @@ def test_what_the_run_decides_is_refused(parent: Path, new: Path, tmp_path: Path
         fit(extension(parent, new, "trainer.strategy=fsdp"), quiet=True)
     with raises_error(ConfigError, "finetune.freeze_epochs=1", "frozen=false"):
         fit(extension(parent, new, "finetune.freeze_epochs=1"), quiet=True)
+
+
+def test_augmentation_and_loss_are_those_of_the_run_but_for_what_is_typed(new: Path, tmp_path: Path) -> None:
+    words = ["data=fake", "data.image_size=16", "augment=randaug", "loss=focal", "loss.class_weights=balanced"]
+    old = save_untrained_run(tmp_path / "old", *words, classes=OLD)
+    before = load_checkpoint(old).run
+    found = extension(old, new, "augment.mixup=0.3", "loss.l2=0.1")
+    assert found.augment == before.augment | {"mixup": 0.3}
+    assert found.loss == before.loss | {"class_weights": "none", "l2": 0.1}
+    found = extension(old, new, "augment=none")
+    assert found.augment == config.load("train", ["augment=none"]).augment
+    assert found.loss == before.loss | {"class_weights": "none"}
 
 
 def test_a_parent_that_has_changed_is_refused(parent: Path, new: Path, tmp_path: Path) -> None:
