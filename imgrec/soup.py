@@ -178,7 +178,7 @@ def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, out: 
             return ExitCode.OK
         terminal.say(_sentence(soup, monitor, images), wrap=True)
         kept = [str(runs[each.row].path) for each in soup.ingredients if each.kept]
-        content = soup_content(soup, monitor, [str(run.path) for run in runs], hashes, config.norm_images)
+        content = soup_content(soup, monitor, [str(run.path) for run in runs], hashes, validation.norm_images)
         place = {"name": out.parent.name, "id": out.name, "runs_dir": str(out.parent.parent)}
         run_dir = RunDir(out, "new")
         with _removed_where_it_fails(out):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from error_parts import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_but
+from PIL import Image
 from small_run import SMALL
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
@@ -20,10 +22,12 @@ from untrained_run import save_untrained_run
 
 import imgrec
 from imgrec import cli, config
+from imgrec.extend import extended_run
 from imgrec.inference.checkpoint import load_checkpoint, read_checkpoint, weights_hash
 from imgrec.train import fit
 from imgrec.training.callbacks.batch_norm import measure_statistics, trained_norms
 from imgrec.training.soup import Validated, WeightMean, Weights, greedy_soup
+from imgrec.training.soup_validation import SoupValidation
 
 
 def network(seed: int, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -186,6 +190,28 @@ def test_where_the_best_is_better_alone_nothing_is_written(tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert f"{runs[0]} alone is better" in said.replace("\n", " ")
     assert not (tmp_path / "soup").exists()
+
+
+@pytest.mark.slow
+def test_a_mean_of_extensions_keeps_the_old_logits(tmp_path: Path) -> None:
+    """Norms that were frozen are not measured anew."""
+    small = [word for word in SMALL if not word.startswith(("trainer.limit", "model="))]
+    old = fit([*small, "model=resnet", "report=false", f"runs_dir={tmp_path}", "name=old", "id=1"], quiet=True).folder
+    new = tmp_path / "new/elk"
+    new.mkdir(parents=True)
+    for number in range(8):
+        Image.new("RGB", (16, 16), (20 * number, 255, 0)).save(new / f"{number}.png")
+    words = [str(old), f"data.root={new.parent}", "epochs=2", "batch_size=8", "callbacks.pictures=null", "report=false"]
+    words += [f"runs_dir={tmp_path}", "name=more", "logger=none", "trainer.accelerator=cpu", "trainer.devices=1"]
+    runs = [fit(extended_run([*words, f"seed={seed}"]), quiet=True).folder for seed in (1, 2)]
+    with closing(SoupValidation(load_checkpoint(runs[0]), {}, device="cpu", num_workers=0, norm_images=64)) as validation:
+        mean = WeightMean.of(read_checkpoint(runs[0])["state_dict"]).including(read_checkpoint(runs[1])["state_dict"])
+        state = validation.mean(mean.state()).state
+    net = load_checkpoint(runs[0]).network().eval()
+    net.load_state_dict({name.removeprefix("net."): tensor for name, tensor in state.items()})
+    images = torch.randn(6, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(net(images)[:, :3], load_checkpoint(old).network().eval()(images))
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -38,7 +38,10 @@ class SoupValidation:
     ) -> None:
         """changes: keys of the run's data that are others now, those that are None are not. norm_images: with which batch norm is measured for a mean."""
         self.first = first
-        self.run, self.norm_images = _on_one_device(first.run, choose_device(device).type, num_workers), norm_images
+        self.run = _on_one_device(first.run, choose_device(device).type, num_workers)
+        parent = self.run.extended()
+        # Of frozen extensions all have the norms of their parent, whose answers to old classes they keep.
+        self.norm_images = 0 if parent is not None and parent.frozen else norm_images
         prepare_process(self.run)
         changed = {key: value for key, value in changes.items() if value is not None}
         self.data, augment = stored_data(first, changed), build("augment", self.run.augment, Augment)
