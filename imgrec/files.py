@@ -1,5 +1,6 @@
 """Image files below a folder, and files to write: checked before, and written whole or not at all. Imports no torch."""
 
+import json
 import os
 import unicodedata
 from collections import Counter
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import BinaryIO, Generic, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
 
 from imgrec.errors import NO_ROOM, ConfigError, DataError
 
@@ -87,6 +88,11 @@ def is_utf8(name: str) -> bool:
 def as_utf8(text: str) -> str:
     """A text with '?' for the bytes of a file's name that are no UTF-8, as Parquet, HTML and Markdown have it."""
     return text.encode(errors="replace").decode()
+
+
+def utf8_json(value: Any, indent: int | None = None) -> str:
+    """JSON with letters as they are; `as_utf8` as names of files may be in it."""
+    return as_utf8(json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 def file_extension(name: str) -> str:

@@ -28,7 +28,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         raise ConfigError("file=null: there is no file to verify. Type imgrec verify model.onnx.")
     file = Path(config.file)
     if not file.is_file():
-        raise DataError(f"{file}: there is no such file. Name a file that imgrec export wrote.")
+        found = "it is no regular file" if file.exists() else "there is no such file"
+        raise DataError(f"{file}: {found}. Name a file that imgrec export wrote.")
     check_packages("onnxruntime")
     import onnxruntime
 
@@ -42,10 +43,10 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
             f"{did_you_mean(config.provider, known)} Leave provider out for all of them."
         )
     try:
-        difference, tolerance = verify(str(file), [config.provider] if config.provider else None)
+        difference, tolerance, used = verify(str(file), [config.provider] if config.provider else None)
     except Exception as error:  # a file may hold anything; ONNX Runtime has a dozen kinds for what it cannot read or run
         raise DataError(f"{file} cannot be used: {first_line(error)}. Export it again, or name another.") from error
-    where = f"ONNX Runtime {onnxruntime.__version__} with {config.provider or ', '.join(known)}"
+    where = f"ONNX Runtime {onnxruntime.__version__} with {', '.join(used)}"
     if not difference <= tolerance:
         raise DataError(
             f"{file} gives something else here: an output differs by {difference:.2g} from what PyTorch gave for its test image, and "

@@ -1,8 +1,10 @@
 """imgrec export and verify: the file answers as PyTorch does for images of any size, and says where a runtime does not."""
 
+import base64
 import json
 import re
 import runpy
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +127,26 @@ def without_antialiasing(graph, facts):
         node.input[0] = node.input[1]
 
 
-def test_file_answers_as_pytorch_and_verify_tells_where_it_does_not(run, exported, tmp_path, capsys):
+def without_tolerance(graph, facts):
+    facts["test"] = json.dumps(json.loads(facts["test"]) | {"tolerance": None})
+
+
+def endless_loop():
+    """A file whose computation has no end, with a right hash."""
+    make, types = onnx.helper, onnx.TensorProto
+    condition = [make.make_tensor_value_info(name, types.BOOL, []) for name in ("go", "goes")]
+    images, value, result = (make.make_tensor_value_info(name, types.UINT8, [1]) for name in ("images", "before", "out"))
+    count = make.make_tensor_value_info("count", types.INT64, [])
+    steps = [make.make_node("Identity", ["go"], ["goes"]), make.make_node("BitwiseNot", ["before"], ["out"])]
+    body = make.make_graph(steps, "body", [count, condition[0], value], [condition[1], result])
+    true = onnx.numpy_helper.from_array(np.array(True), "true")
+    graph = make.make_graph([make.make_node("Loop", ["", "true", "images"], ["out"], body=body)], "g", [images], [result], [true])
+    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9)
+    test = {"image": base64.b64encode(zlib.compress(b"1")).decode(), "shape": [1], "outputs": {"out": [1.0]}, "tolerance": 0.1}
+    return sealed(model.SerializeToString(), {"test": test})
+
+
+def test_file_answers_as_pytorch_and_verify_tells_where_it_does_not(run, exported, tmp_path, monkeypatch, capsys):
     predictor = imgrec.load(run, device="cpu")
     session = onnxruntime.InferenceSession(exported)
     for batch, height, width in ((1, 8, 8), (3, 21, 50)):
@@ -152,13 +173,25 @@ def test_file_answers_as_pytorch_and_verify_tells_where_it_does_not(run, exporte
         "empty": b"",
         "text": sealed(b"no protocol buffer", {}),
         "no test": reseal(exported, bad, lambda graph, facts: facts.pop("test")).read_bytes(),
+        "no number": reseal(exported, bad, without_tolerance).read_bytes(),
+        "endless": endless_loop(),
     }
+    monkeypatch.setattr(verify_model, "MOST_S", 0.3)
     for content in hostile.values():
         bad.write_bytes(content)
         assert cli.main(["verify", str(bad)]) == 2
-        assert_refused(capsys.readouterr().err, bad, "cannot be used", "Export it again")
+        error = capsys.readouterr().err
+        assert_refused(error, bad, "cannot be used", "Export it again")
+    assert "took more than 0.3 s" in error
     assert cli.main(["verify", str(reseal(exported, bad, without_antialiasing))]) == 2
     assert_refused(capsys.readouterr().err, bad, "differs by", "0.0001 is allowed")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AzureExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda session: ["CPUExecutionProvider"])
+    assert cli.main(["verify", str(exported), "provider=AzureExecutionProvider"]) == 2  # as CUDA's without its libraries
+    assert_refused(capsys.readouterr().err, exported, "AzureExecutionProvider does not start")
+    for path, found in ((tmp_path, "no regular file"), (tmp_path / "gone.onnx", "no such file")):
+        assert cli.main(["verify", str(path)]) == 2
+        assert_refused(capsys.readouterr().err, path, found)
     assert cli.main(["verify", str(exported), "provider=CPUExecutionProvide"]) == 2
     assert_refused(capsys.readouterr().err, "provider=CPUExecutionProvide", "Did you mean CPUExecutionProvider?")
 

@@ -29,6 +29,7 @@ from imgrec.data.in_memory import InMemoryImages
 from imgrec.errors import ConfigError
 from imgrec.export.classifier import WholeClassifier
 from imgrec.export.int8 import INT8_APART, measure_cost, quantize
+from imgrec.export.sealed_file import sealed
 from imgrec.export.torch_program import FitByTorch, program_answer, program_bytes, torch_program
 from imgrec.export.weights import network_facts
 from imgrec.inference.evaluation import evaluation_images
@@ -126,6 +127,21 @@ def test_weights_are_those_of_the_network_and_the_facts_say_how_it_is_built(tmp_
     torch.testing.assert_close(answer, predictor.probabilities(batch))
     loss = CrossEntropy(label_smoothing=0, class_weights="none", l1=0, l2=0)
     assert network_facts(predictor.checkpoint, loss)["probabilities"] == "softmax(logits / temperature)"
+
+
+def test_names_that_are_no_utf8_have_question_marks_in_every_file(tmp_path):
+    names = ("a,b", "<b>", "l\nb", "日本", "\udcff", *"56789")  # \udcff: how Python gives a byte of a folder's name
+    run = save_untrained_run(tmp_path / "r\udcfe", classes=names)
+    expected = ["?" if name == "\udcff" else name for name in names]
+    out = tmp_path / "m.safetensors"
+    assert cli.main(["export", str(run), "format=safetensors", f"out={out}", "check=false"]) == 0
+    facts = json.loads(out.with_suffix(".json").read_text())
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["imgrec"]) == facts
+    assert (facts["classes"], facts["run"]) == (expected, str(run / "checkpoints/best.ckpt").replace("\udcfe", "?"))
+    entries = onnx.load_from_string(sealed(b"", {"classes": names, "run": str(run)})).metadata_props
+    assert json.loads(entries[0].value) == expected
+    assert entries[1].value == str(run).replace("\udcfe", "?")
 
 
 def test_the_cost_of_8_bits_is_counted_over_pairs():

@@ -1,6 +1,5 @@
 """A network as a file of each format: what the file answers, and how it is written."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from imgrec.export.plain_files import PROGRAM_PACKAGES, WEIGHTS_PACKAGES, json_b
 from imgrec.export.sealed_file import PACKAGES, write_sealed
 from imgrec.export.torch_program import program_answer, program_bytes, torch_program
 from imgrec.export.weights import network_facts, weights_answer, weights_bytes
-from imgrec.files import atomic_output
+from imgrec.files import atomic_output, utf8_json
 from imgrec.inference.checkpoint import Checkpoint
 
 FileFacts = dict[str, Any]
@@ -79,7 +78,7 @@ def build_weights(plan: Plan) -> Built:
     def write(out: Path, facts: FileFacts) -> None:
         content = plan.facts(WEIGHTS_PACKAGES) | network_facts(plan.checkpoint, plan.classifier.loss) | facts
         _write(out, weights_bytes(plan.checkpoint, content))
-        _write(json_beside(out), (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+        _write(json_beside(out), (utf8_json(content, indent=1) + "\n").encode())
 
     return Built(weights_answer(weights_bytes(plan.checkpoint, {}), plan.classifier, plan.checkpoint), write)
 

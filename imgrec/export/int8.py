@@ -55,7 +55,7 @@ def quantize(graph: bytes, images: ImageSet) -> bytes:
     """A quarter of the bytes, for ONNX Runtime; inputs of each layer rounded to 256 steps between the extremes that `images` give.
 
     Weights are rounded for each output channel. Static quantisation in the QDQ form of ONNX Runtime's documentation: the dynamic
-    kind, which measures the inputs anew for each batch, was 4 to 20 times slower than float32 for convolutions.
+    kind, which measures the inputs anew for each batch, was 3 to 30 times slower than float32 for convolutions.
     """
     import onnx
 

@@ -1,7 +1,6 @@
 """An ONNX file with its metadata and a hash of all its bytes, and the script beside it. Imports no torch."""
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from importlib import import_module
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from imgrec.errors import ConfigError
-from imgrec.files import atomic_output, begins_with, check_output
+from imgrec.files import as_utf8, atomic_output, begins_with, check_output, utf8_json
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SEAL_START = b"rJ\n\x06sha256\x12@"  # how the entry with the hash begins, the last SEAL_BYTES of a file
@@ -46,8 +45,8 @@ def script_beside(out: Path) -> Path:
 
 
 def sealed(graph: bytes, facts: Mapping[str, Any]) -> bytes:
-    """The graph, each fact in metadata_props (texts as they are, others as JSON), and a hash of all that."""
-    texts = {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
+    """The graph, each fact in metadata_props (texts as they are, others as JSON; all in UTF-8), and a hash of all that."""
+    texts = {key: as_utf8(value) if isinstance(value, str) else utf8_json(value) for key, value in facts.items()}
     content = graph + _metadata(texts)  # Protocol Buffers join what is appended
     return content + _metadata({"sha256": hashlib.sha256(content).hexdigest()})
 

@@ -2,7 +2,6 @@
 
 import copy
 import io
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from imgrec.export.classifier import WholeClassifier
 from imgrec.export.plain_files import PROGRAM_FACTS
 from imgrec.export.resize import FitToSize
 from imgrec.export.tracing import tracing_reason, tracing_silenced
+from imgrec.files import utf8_json
 from imgrec.inference.checkpoint import Checkpoint
 
 EXAMPLE = (2, 41, 57)  # images, height and width of the batch that the program is traced with: none is 1, or equal to another
@@ -76,7 +76,7 @@ def torch_program(classifier: WholeClassifier, checkpoint: Checkpoint) -> Export
 def program_bytes(program: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
     """The file; `torch.export.load(file, extra_files={"facts.json": ""})` gives the facts back, as JSON."""
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files={PROGRAM_FACTS: json.dumps(facts, ensure_ascii=False)})
+    torch.export.save(program, file, extra_files={PROGRAM_FACTS: utf8_json(facts)})
     return file.getvalue()
 
 

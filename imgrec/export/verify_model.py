@@ -6,29 +6,54 @@ import json
 import math
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnxruntime
 
 SEAL = b"rJ\n\x06sha256\x12@"  # how the last 76 bytes begin; then comes the hash of all bytes before them, in hexadecimal
+MOST_FILE, MOST_IMAGE = 2**31, 2**29  # bytes
+MOST_S = 600.0  # for the test image: a provider may compile the network first
 
 
-def verify(path: str, providers: list[str] | None = None) -> tuple[float, float]:
-    """The largest difference of an output from what PyTorch gave for the file's test image, and what is allowed; ValueError for a changed file."""
+def verify(path: str, providers: list[str] | None = None) -> tuple[float, float, list[str]]:
+    """The largest difference of an output from what PyTorch gave for the file's test image, what is allowed, and who computed it.
+
+    ValueError for a changed file, one that does not end, and a provider that does not start; ONNX Runtime raises kinds of its own.
+    """
     with open(path, "rb") as file:
-        content = file.read()
+        content = file.read(MOST_FILE)
     if content[-76:-64] != SEAL or hashlib.sha256(content[:-76]).hexdigest().encode() != content[-64:]:
         raise ValueError("it is damaged, or was not written by imgrec, or changed since")
-    session = onnxruntime.InferenceSession(content, providers=providers or onnxruntime.get_available_providers())
+    providers = providers or onnxruntime.get_available_providers()
+    # Without its fallback, which prints on the screen and computes with another provider.
+    session = onnxruntime.InferenceSession(content, providers=providers, enable_fallback=0)
+    used = session.get_providers()
+    if providers[0] not in used:
+        raise ValueError(f"{providers[0]} does not start here, which leaves {', '.join(used)}")
     test = json.loads(session.get_modelmeta().custom_metadata_map["test"])
-    pixels = zlib.decompressobj().decompress(base64.b64decode(test["image"]), math.prod(test["shape"]))
-    outputs = session.run(list(test["outputs"]), {"images": np.frombuffer(pixels, np.uint8).reshape(test["shape"])})
+    pixels = zlib.decompressobj().decompress(base64.b64decode(test["image"]), min(math.prod(test["shape"]), MOST_IMAGE))
+    images = np.frombuffer(pixels, np.uint8).reshape(test["shape"])
+    outputs = run(session, list(test["outputs"]), images)
     pairs = zip(outputs, test["outputs"].values(), strict=True)
-    return max(float(np.abs(given.astype(float) - expected).max()) for given, expected in pairs), test["tolerance"]
+    return max(float(np.abs(given.astype(float) - expected).max()) for given, expected in pairs), float(test["tolerance"]), used
+
+
+def run(session: onnxruntime.InferenceSession, names: list[str], images: np.ndarray) -> list[np.ndarray]:
+    """`session.run`, ended after MOST_S, with ValueError, and by Ctrl-C: a file may loop for ever."""
+    options = onnxruntime.RunOptions()
+    with ThreadPoolExecutor(1) as pool:
+        outputs = pool.submit(session.run, names, {"images": images}, options)
+        try:
+            return outputs.result(MOST_S)
+        except TimeoutError:
+            raise ValueError(f"its test image took more than {MOST_S:g} s") from None
+        finally:
+            options.terminate = True  # before the next node
 
 
 if __name__ == "__main__":
-    difference, tolerance = verify(sys.argv[1], sys.argv[2:])
+    difference, tolerance, _ = verify(sys.argv[1], sys.argv[2:])
     right = difference <= tolerance
     print(
         f"{sys.argv[1]}: largest difference {difference:.2g}, allowed {tolerance:g}: {'ok' if right else 'WRONG, do not use it here'}"

@@ -1,7 +1,6 @@
 """The weights of a network as safetensors, which are read without running any code, and as JSON what it takes to use them."""
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ from imgrec.config.schema import Node
 from imgrec.export.agreement import FileAnswer
 from imgrec.export.classifier import WholeClassifier
 from imgrec.export.torch_program import module_answer
+from imgrec.files import utf8_json
 from imgrec.inference.checkpoint import Checkpoint, network_state
 from imgrec.models.losses import BCE, Loss
 
@@ -33,7 +33,7 @@ def weights_bytes(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> bytes:
     tensors = {
         name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in network_state(checkpoint.content).items()
     }
-    return bytes(save(tensors, metadata={"format": "pt", "imgrec": json.dumps(facts, ensure_ascii=False)}))
+    return bytes(save(tensors, metadata={"format": "pt", "imgrec": utf8_json(facts)}))
 
 
 def weights_answer(content: bytes, classifier: WholeClassifier, checkpoint: Checkpoint) -> FileAnswer:

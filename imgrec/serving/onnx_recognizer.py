@@ -36,17 +36,18 @@ class OnnxRecognizer:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cores
         try:
-            difference, tolerance = verify(str(path), ["CPUExecutionProvider"])
+            difference, tolerance, _ = verify(str(path), ["CPUExecutionProvider"])
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             facts = self._session.get_modelmeta().custom_metadata_map
             self.classes: list[str] = json.loads(facts["classes"])
             self._steps: Preprocessing = json.loads(facts["preprocessing"])
+            self._steps["max_pixels"] = min(max_pixels, self._steps["max_pixels"])
+            self.weights: str = facts["weights_sha256"][:HASH_DIGITS]
         except Exception as error:  # a file may hold anything; ONNX Runtime has a dozen kinds for what it cannot read or run
             raise DataError(f"{path} cannot be served: {first_line(error)}. Export it again, or name another.") from error
         if not difference <= tolerance:
             raise DataError(f"{path} gives something else here than PyTorch gave. Type imgrec verify {path}.")
-        self._steps["max_pixels"] = min(max_pixels, self._steps["max_pixels"])
-        self.file, self.weights = str(path), facts["weights_sha256"][:HASH_DIGITS]
+        self.file = str(path)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.adds: Added = "set" if "prediction_set" in self._outputs else "answered" if "answered" in self._outputs else None
 
