@@ -43,9 +43,10 @@ def run(session: onnxruntime.InferenceSession, names: list[str], images: np.ndar
     """`session.run`, ended after MOST_S, with ValueError, and by Ctrl-C: a file may loop for ever."""
     options = onnxruntime.RunOptions()
     with ThreadPoolExecutor(1) as pool:
-        outputs = pool.submit(session.run, names, {"images": images}, options)
+        future = pool.submit(session.run, names, {"images": images}, options)
         try:
-            return outputs.result(MOST_S)
+            outputs: list[np.ndarray] = future.result(MOST_S)
+            return outputs
         except TimeoutError:
             raise ValueError(f"its test image took more than {MOST_S:g} s") from None
         finally:
