@@ -107,6 +107,7 @@ def _check_settings(config: ExplainConfig) -> Path:
     """The checkpoint file."""
     if config.ckpt is None:
         raise ConfigError("ckpt=null: explain needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
+    ckpt = find_checkpoint(config.ckpt)
     if config.images is None and not Path(config.ckpt).is_dir():
         raise ConfigError(
             f"images=null: the errors of a test are those of a run directory, and ckpt={config.ckpt} is none. Set images=FOLDER."
@@ -115,7 +116,6 @@ def _check_settings(config: ExplainConfig) -> Path:
         raise ConfigError(f"layer={config.layer} has no effect beside method=gradients. Leave it out.")
     if config.areas < LEAST_AREAS:
         raise ConfigError(f"areas={config.areas}: p could not be below 0.01. Set areas={LEAST_AREAS} or more.")
-    ckpt = find_checkpoint(config.ckpt)
     check_gpu("device", config.device)
     return ckpt
 

@@ -28,10 +28,16 @@ def choose_device(device: str) -> torch.device:
 @contextmanager
 def inference(device: torch.device, precision: Precision) -> Iterator[None]:
     """No gradients, and the chosen precision; ConfigError where the device's memory does not hold what is computed."""
+    half = torch.float16 if precision == "16-mixed" else torch.bfloat16
+    with memory_checked(device), torch.inference_mode(), torch.autocast(device.type, half, enabled=precision != "32"):
+        yield
+
+
+@contextmanager
+def memory_checked(device: torch.device) -> Iterator[None]:
+    """ConfigError where the device's memory does not hold what is computed."""
     try:
-        half = torch.float16 if precision == "16-mixed" else torch.bfloat16
-        with torch.inference_mode(), torch.autocast(device.type, half, enabled=precision != "32"):
-            yield
+        yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

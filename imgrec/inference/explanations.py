@@ -20,7 +20,7 @@ from imgrec.analysis.map_tests import (
 )
 from imgrec.config.schema import MapMethod
 from imgrec.inference.arguments import BATCH_SIZE
-from imgrec.inference.device import inference
+from imgrec.inference.device import inference, memory_checked
 from imgrec.inference.predictor import Predictor
 
 METHODS: tuple[MapMethod, ...] = get_args(MapMethod)
@@ -112,10 +112,15 @@ class Explainer:
             yield ExplainedMap(method, values.cpu(), area.cpu(), MapVerdict(hiding, similarity[number]))
 
     def _maps(self, method: MapMethod, net: torch.nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
-        if method == "gradients":
-            return evidence_map(integrated_gradients(net, pixels, targets))
-        assert self.layer is not None
-        return enlarge(grad_cam(net, self.layer, pixels, targets), pixels.shape[-1])
+        def compute(rows: Tensor) -> Tensor:
+            some, own = pixels[rows].contiguous(memory_format=self.predictor.memory_format), targets[rows]
+            if method == "gradients":
+                return evidence_map(integrated_gradients(net, some, own))
+            assert self.layer is not None
+            return enlarge(grad_cam(net, self.layer, some, own), pixels.shape[-1])
+
+        with memory_checked(self.predictor.device):
+            return self.predictor.halving(compute, torch.arange(len(pixels), device=pixels.device))
 
     def _pixels(self, images: Tensor) -> Tensor:
         predictor = self.predictor
@@ -127,14 +132,14 @@ class Explainer:
         predictor = self.predictor
 
         def log_odds(pixels: Tensor) -> Tensor:
-            parts = []
-            for part in torch.split(pixels, batch_size):
-                with inference(predictor.device, "32"):
-                    logits = predictor.model(part.contiguous(memory_format=predictor.memory_format))
-                    chances = predictor.loss.probabilities(logits / predictor.temperature).clamp_min(torch.finfo().tiny)
-                    own = chances[:, label].log()
-                    chances[:, label] = 0
-                    parts.append(own - chances.sum(1).clamp_min(torch.finfo().tiny).log())
-            return torch.cat(parts)
+            logits = predictor.model(pixels.contiguous(memory_format=predictor.memory_format))
+            chances = predictor.loss.probabilities(logits / predictor.temperature).clamp_min(torch.finfo().tiny)
+            own = chances[:, label].log()
+            chances[:, label] = 0
+            return own - chances.sum(1).clamp_min(torch.finfo().tiny).log()
 
-        return log_odds
+        def of_batches(pixels: Tensor) -> Tensor:
+            with inference(predictor.device, "32"):
+                return torch.cat([predictor.halving(log_odds, part) for part in torch.split(pixels, batch_size)])
+
+        return of_batches
