@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from imgrec.report.explained import RunImages
     from imgrec.report.facts import Facts
 
-LEAST_AREAS = 100  # with 99 that are all worse p is 0.01
 _AT_ONCE = 16  # images whose maps are computed together
 _MOST_SHOWN = 30  # images whose verdicts are printed
 
@@ -114,8 +113,6 @@ def _check_settings(config: ExplainConfig) -> Path:
         )
     if config.layer is not None and "gradcam" not in config.methods:
         raise ConfigError(f"layer={config.layer} has no effect beside method=gradients. Leave it out.")
-    if config.areas < LEAST_AREAS:
-        raise ConfigError(f"areas={config.areas}: p could not be below 0.01. Set areas={LEAST_AREAS} or more.")
     check_gpu("device", config.device)
     return ckpt
 

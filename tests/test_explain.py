@@ -33,6 +33,8 @@ from imgrec.analysis.map_tests import (
 )
 from imgrec.analysis.neighbours import find_nearest
 from imgrec.errors import ConfigError
+from imgrec.inference.explanations import METHODS, Explainer, explain_images
+from imgrec.inference.predictor import load
 from imgrec.models.catalog import CatalogQuery, candidates
 from imgrec.models.layers import head_names
 
@@ -64,6 +66,14 @@ def test_grad_cam_behind_a_global_mean_is_the_class_activation_map():
     features = net[:2](pixels()).detach()
     expected = torch.einsum("bchw,bc->bhw", features, net[4].weight.detach()[TARGETS]).relu() / 64
     torch.testing.assert_close(grad_cam(net, "1", pixels(), TARGETS), expected)
+
+
+@pytest.mark.parametrize(("side", "layer"), [(40, "2"), (32, "1"), (8, "0")])
+def test_the_layer_is_the_last_map_with_enough_places(side, layer):
+    torch.manual_seed(0)
+    halving = (nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(4, 4, 2, stride=2), nn.Conv2d(4, 4, 2, stride=2))
+    net = nn.Sequential(*halving, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    assert find_layer(net, pixels(2, side)) == layer
 
 
 def test_integrated_gradients_are_exact_where_the_network_is_linear_and_complete_elsewhere():
@@ -285,13 +295,54 @@ def test_the_command_writes_a_table_a_sheet_and_a_picture_of_each_image(run, fil
     ("words", "parts"),
     [
         (["method=gradients", "layer=features"], ("layer=features", "method=gradients", "Leave it out")),
-        (["areas=50"], ("areas=50", "0.01", "Set areas=100")),
+        (["areas=50"], ("areas=50", "100 or more")),
         (["layer=feature"], ("layer=feature", "layer=features")),
     ],
 )
 def test_settings_without_effect_are_refused(run, files, tmp_path, capsys, words, parts):
     assert cli.main(["explain", str(run), str(files), f"out={tmp_path / 'out'}", "device=cpu", *words]) == 2
     assert_refused(capsys.readouterr().err, *parts)
+
+
+def test_from_python_pictures_have_the_maps_of_the_command(run, files):
+    predictor = load(run, device="cpu")
+    paths = [files / f"{number}.png" for number in range(2)]
+    found = explain_images(predictor, paths, method="gradcam", batch_size=1)
+    assert [predictor.classes[one.label] for one in found] == [one.class_name for one in predictor.predict(paths)]
+    images = torch.stack([one.image for one in found])
+    expected = Explainer(predictor, images[:1], methods=["gradcam"]).maps("gradcam", images)[0]
+    torch.testing.assert_close(torch.stack([one.maps[0].values for one in found]), expected)
+    assert expected.dtype == torch.float32
+    assert not explain_images(predictor, [])
+    with raises_error(ConfigError, "areas=50", "100 or more"):
+        explain_images(predictor, paths, areas=50)
+    with raises_error(ConfigError, "method=cam", "gradcam"):
+        explain_images(predictor, paths, method="cam")
+
+
+def test_where_memory_runs_out_the_maps_are_those_of_fewer_images_at_once(run, monkeypatch):
+    def forward(pixels):
+        sizes.append(len(pixels))
+        if len(pixels) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(pixels)
+
+    predictor = load(run, device="cpu")
+    images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    explainer = Explainer(predictor, images, methods=["gradients"], layer="features")
+    expected = [explainer.maps(method, images)[0] for method in METHODS]
+    hiding = explainer.explain(images[:1])[0].maps[0].verdict.hiding
+    sizes, most, whole = [], 40, predictor.model.forward
+    monkeypatch.setattr(predictor.model, "forward", forward)
+    assert explainer.explain(images[:1])[0].maps[0].verdict.hiding == pytest.approx(hiding, abs=1e-6)
+    assert max(sizes[sizes.index(32) :]) == 32  # what it has learned
+    most = 2
+    for method, values in zip(METHODS, expected, strict=True):
+        torch.testing.assert_close(explainer.maps(method, images)[0], values)
+    assert sizes[-1] == 1
+    most = 0
+    with raises_error(ConfigError, "device=cpu", "a single image"):
+        explainer.maps("gradients", images)
 
 
 def test_files_of_others_stay_and_missing_ones_are_named_by_their_key(run, files, tmp_path, capsys):
@@ -301,6 +352,8 @@ def test_files_of_others_stay_and_missing_ones_are_named_by_their_key(run, files
     assert (tmp_path / "explain.csv").read_text() == "mine"
     assert cli.main(["explain", str(run), "images=none.png"]) == 2
     assert_refused(capsys.readouterr().err, "images=none.png", "Set images=")
+    assert cli.main(["explain", str(tmp_path / "none")]) == 2
+    assert_refused(capsys.readouterr().err, f"{tmp_path}/none", "no such file", "run directory")
 
 
 def test_a_network_that_knows_a_mark_points_at_it():

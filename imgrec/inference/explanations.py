@@ -18,8 +18,10 @@ from imgrec.analysis.map_tests import (
     rank_correlations,
     with_random_weights,
 )
+from imgrec.config.annotations import check_type
+from imgrec.config.ranges import check_range
 from imgrec.config.schema import MapMethod
-from imgrec.inference.arguments import BATCH_SIZE
+from imgrec.inference.arguments import BATCH_SIZE, Picture, picture_batches
 from imgrec.inference.device import inference, memory_checked
 from imgrec.inference.predictor import Predictor
 
@@ -45,6 +47,30 @@ class Explanation(NamedTuple):
     label: int  # the predicted class, whose maps these are
     probability: float
     maps: list[ExplainedMap]
+
+
+def explain_images(
+    predictor: Predictor,
+    images: Picture | Sequence[Picture],
+    *,
+    method: MapMethod = "gradients",
+    layer: str | None = None,
+    areas: int = AREAS,
+    batch_size: int = BATCH_SIZE,
+) -> list[Explanation]:
+    """An Explanation with one map for each of `images`, which are as in `predict`; the other arguments as in conf/explain.yaml.
+
+    ConfigError for a layer that is none, and for a network without a map; DataError for what cannot be read.
+    """
+    check_type("method", method, MapMethod)
+    check_type("areas", areas, int)
+    check_range("areas", areas, AREAS)
+    found: list[Explanation] = []
+    explainer = None
+    for batch in picture_batches(images, predictor.preprocessing, batch_size):
+        explainer = explainer or Explainer(predictor, batch, methods=[method], layer=layer, areas=areas)
+        found += explainer.explain(batch, batch_size=batch_size)
+    return found
 
 
 class Explainer:
