@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from imgrec.config.annotations import whole_number
-from imgrec.config.checks import check_batch_divides
+from imgrec.config.batch_checks import check_batch_divides
 from imgrec.config.compose import compose_config
 from imgrec.config.durations import SECONDS, parse_time
 from imgrec.config.load import load_config

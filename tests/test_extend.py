@@ -345,6 +345,14 @@ def test_a_killed_extension_resumes_bit_for_bit(parent: Path, new: Path) -> None
 
 
 @pytest.mark.slow
+def test_more_epochs_are_those_of_another_run(parent: Path, new: Path) -> None:
+    """The schedule depends on their number, and imgrec extend has no continue_from to name."""
+    folder = fit(extension(parent, new, "id=a"), quiet=True).folder
+    with raises_error(ConfigError, "epochs=4", folder, "epochs=2", "Set another id to train it anew."):
+        fit(extension(parent, new, "id=a", "epochs=4"), quiet=True)
+
+
+@pytest.mark.slow
 def test_two_processes_extend_as_one_does(parent: Path, new: Path) -> None:
     alone = fit(extension(parent, new, "id=alone"), quiet=True)
     two = extension(parent, new, "id=two", "trainer.devices=auto")

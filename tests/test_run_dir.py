@@ -19,11 +19,11 @@ from small_run import SMALL
 import imgrec
 from imgrec import cli
 from imgrec.config.load import load_config
-from imgrec.config.schema import run_config
+from imgrec.config.schema import LATER_KEYS, run_config
 from imgrec.errors import ConfigError, DataError
-from imgrec.training import run_dir
+from imgrec.training.config_difference import differing_keys, listed_differences
 from imgrec.training.more_epochs import shorter_run
-from imgrec.training.run_dir import RunDir, choose_run_dir, differing_keys
+from imgrec.training.run_dir import RunDir, choose_run_dir
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,12 @@ def begin(run, *, saved: bool = True) -> Path:
             folder.checkpoints.mkdir(exist_ok=True)
             folder.last.touch()
         return folder.path
+
+
+def test_a_run_of_an_earlier_version_is_the_same_run(plain) -> None:
+    """Its config lacks keys that came later, and has one that was renamed."""
+    stored = {key: value for key, value in plain.to_dict().items() if key not in LATER_KEYS} | {"extend": None}
+    assert differing_keys(plain, stored) == {}
 
 
 def refusal(run) -> str:
@@ -286,6 +292,6 @@ def test_a_file_system_without_locks_keeps_nobody_out(run, monkeypatch):
 
 
 def test_values_that_differ_are_said_as_they_are_typed():
-    assert run_dir._listed({"data.window_shards": (2, None), "verbose": (True, [False, None])}) == (
+    assert listed_differences({"data.window_shards": (2, None), "verbose": (True, [False, None])}) == (
         "data.window_shards=2 here, null there; verbose=true here, [false,null] there"
     )

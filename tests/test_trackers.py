@@ -36,9 +36,9 @@ from imgrec.training.callbacks.history import History
 from imgrec.training.callbacks.logger import CHARTS
 from imgrec.training.callbacks.pictures import LEAST_SIDE, batch_picture
 from imgrec.training.callbacks.steps import STEP_FIGURES, StepMetrics
+from imgrec.training.config_difference import RESUMABLE_KEYS
 from imgrec.training.loggers.tensorboard import ResumableTensorBoardLogger
 from imgrec.training.module import Classifier
-from imgrec.training.run_dir import RESUMABLE_KEYS
 
 Small = Callable[..., RunConfig]
 DRAWN = ("callbacks.pictures.every_epochs=1", "callbacks.histograms.every_epochs=1")

@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -14,28 +14,6 @@ from imgrec.config.options import conf_dir, option_names, shipped_targets
 from imgrec.config.ranges import NOT_NEGATIVE, check_range
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, did_you_mean, nearest
-
-
-def check_batch_divides(batch_size: int | str, devices: int) -> None:
-    """ConfigError where the number of devices does not divide the global batch; "full" is split evenly."""
-    if isinstance(batch_size, int) and batch_size % devices:
-        lower, upper = batch_size // devices * devices, -(-batch_size // devices) * devices
-        fits = [n for n in range(1, devices + 1) if batch_size % n == 0]
-        near = f"batch_size={lower} or batch_size={upper}" if lower else f"batch_size={upper}"
-        raise ConfigError(
-            f"batch_size={batch_size} is the global batch, and {devices} devices do not divide it. "
-            f"Set {near}, or use {' or '.join(map(str, fits[-2:]))} device{'' if fits[-2:] == [1] else 's'}."
-        )
-
-
-def check_same_batch(batch_sizes: Iterable[object], several: str) -> None:
-    """ConfigError for batch_size=auto of runs that are compared."""
-    if "auto" in batch_sizes:
-        raise ConfigError(
-            f"batch_size=auto: each of {several} would choose its own, and their results differ by that too. "
-            "Set batch_size=64, or what imgrec benchmark recommends; max_device_batch=auto is possible."
-        )
-
 
 # Keys that need the value of another key: (condition, what to type). Only keys on the command line are checked.
 Tree = Mapping[str, Any]

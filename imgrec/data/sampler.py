@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from imgrec.config.checks import check_batch_divides
+from imgrec.config.batch_checks import check_batch_divides
 from imgrec.config.schema import Limit
 from imgrec.data.batch import Indices, Request
 from imgrec.errors import ConfigError, plural

@@ -19,7 +19,7 @@ from imgrec.training.comparison import (
     main_values,
     run_names,
 )
-from imgrec.training.run_dir import differing_values
+from imgrec.training.config_difference import differing_values
 from imgrec.training.stored_run import StoredRun
 
 SEEN = ("num_classes", "image_size", "channels", "mean", "std", "resize", "crop_share", "interpolation", "max_pixels", "scale")

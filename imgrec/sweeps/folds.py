@@ -18,7 +18,7 @@ import yaml
 from rich.table import Table
 
 from imgrec.config.annotations import whole_number
-from imgrec.config.checks import check_same_batch
+from imgrec.config.batch_checks import check_same_batch
 from imgrec.config.instantiate import check_signature
 from imgrec.config.load import load_config
 from imgrec.config.plain_data import read_mapping
@@ -34,7 +34,8 @@ from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.job import Fit
 from imgrec.sweeps.table import LastEpochColumn, job_results
 from imgrec.terminal import Terminal, duration, percent, percents
-from imgrec.training.run_dir import RunDir, differing_values
+from imgrec.training.config_difference import differing_values
+from imgrec.training.run_dir import RunDir
 
 FOLDS = "folds="
 

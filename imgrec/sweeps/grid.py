@@ -10,7 +10,8 @@ from itertools import islice
 from typing import Any, Literal, cast
 
 from imgrec.config.annotations import whole_number
-from imgrec.config.checks import all_keys, check_options, check_same_batch, conform, key_type
+from imgrec.config.batch_checks import check_same_batch
+from imgrec.config.checks import all_keys, check_options, conform, key_type
 from imgrec.config.compose import compose_config, hydra_tree, read_overrides, reference_tree
 from imgrec.config.options import group_names, option_names
 from imgrec.config.overrides import (

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from imgrec.config.checks import check_batch_divides
+from imgrec.config.batch_checks import check_batch_divides
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import RunConfig
 from imgrec.distributed.process_group import all_gather, on_first_rank
@@ -130,7 +130,7 @@ def _largest(run: RunConfig, search: SizeSearch, batch_size: int | Literal["full
     return BatchChoice(
         batch_size,
         chosen,
-        f"max_device_batch=auto: {chosen} images took {memory / 1e9:.1f} GB; {_end(search, 'no device has more')}",
+        f"max_device_batch=auto: {chosen} images took {memory / 1e9:.1f} GB; {_end(search, 'which is all that a device has of the batch')}",
     )
 
 

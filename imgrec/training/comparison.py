@@ -23,7 +23,7 @@ from imgrec.config.annotations import format_value
 from imgrec.errors import plural
 from imgrec.files import on_progress
 from imgrec.inference.stored_predictions import StoredPredictions
-from imgrec.training.run_dir import differing_values
+from imgrec.training.config_difference import differing_values
 from imgrec.training.stored_run import SharedImages, StoredRun, shared_images
 
 SHOWN_DIFFERENCE = 0.05  # p up to which a difference is called one

@@ -87,14 +87,18 @@ def _check_more_epochs(beginning: Beginning, path: Path, resume: ResumePoint) ->
     if position.stage == "end":
         raise ConfigError(
             f"{given}, which ended early, after epoch {position.epoch}: more epochs change nothing. "
-            f"{_continued(path, epochs - before)}"
+            f"{_continued(beginning.run, path, epochs - before)}"
         )
     if (obstacle := beginning.obstacle(before, epochs, step=position.step)) is not None:
-        raise ConfigError(f"{given}, but {obstacle} depends on the number of epochs. {_continued(path, epochs - before)}")
+        raise ConfigError(
+            f"{given}, but {obstacle} depends on the number of epochs. {_continued(beginning.run, path, epochs - before)}"
+        )
 
 
-def _continued(path: Path, more: int) -> str:
+def _continued(run: RunConfig, path: Path, more: int) -> str:
     """'To train it for 30 more, set epochs=30 continue_from=runs/n/1 and another id.'"""
+    if run.parent is not None:  # imgrec extend has no continue_from
+        return "Set another id to train it anew."
     return f"To train it for {more} more, set epochs={more} {shlex.quote(f'continue_from={path}')} and another id."
 
 
@@ -104,6 +108,8 @@ def _shorter_sentence(beginning: Beginning, path: Path, before: int) -> str:
     this = f"{path} is this training with epochs={before}."
     if beginning.obstacle(before, epochs) is None:
         return f"{this} To train that for {epochs - before} more instead, add {shlex.quote(f'id={path.name}')}"
+    if beginning.run.parent is not None:
+        return this
     longer = shlex.quote(f"continue_from={path}")
     return f"{this} To train that for {epochs - before} more instead, set epochs={epochs - before} {longer}"
 

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,47 +11,16 @@ from typing import IO, Any, Literal
 
 import yaml
 
-from imgrec.config.annotations import format_value
 from imgrec.config.plain_data import read_mapping
-from imgrec.config.schema import LATER_KEYS, Node, RunConfig, leaves
+from imgrec.config.schema import Node, RunConfig
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, DataError, ImgrecError, OutOfMemory
 from imgrec.files import atomic_write, is_directory_name, is_utf8, numbered_paths
 from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS
 from imgrec.inference.prediction_table import PredictionFiles
+from imgrec.training.config_difference import MOVABLE, differing_keys, listed_differences
 from imgrec.training.locks import is_locked, lock_folder
-
-# Keys that may differ when a run is resumed: they say where and how fast it is computed, not what.
-RESUMABLE_KEYS = (
-    "id",
-    "runs_dir",
-    "resume",
-    "callbacks.pictures.images",
-    "callbacks.pictures.every_epochs",
-    "callbacks.histograms.every_epochs",
-    "data.changed",
-    "data.check",
-    "data.cache",
-    "data.cache_gb",
-    "data.decoder",  # all give the same pixels
-    "data.on_bad_image",  # with refuse, nothing has been skipped so far
-    "data.on_bad_image_eval",
-    "num_workers",
-    "profile",
-    "report",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.timeout_s",
-    "trainer.grace_s",
-    "trainer.threads",
-    "trainer.log_every_steps",
-    "trainer.max_minutes",
-    "trainer.save_every_steps",
-    "trainer.save_every_minutes",
-)
 
 BATCH = "batch.json"
 TRAIN_BATCH = "train_batch.png"  # in a run directory: the first batch, as the network saw it
@@ -211,7 +180,7 @@ def choose_run_dir(run: RunConfig) -> RunDir:
                     raise ConfigError(f"{path} has no {CHECKPOINTS}/{LAST}, from which it could be trained on. Set another id.")
                 return RunDir(path, "unfinished")
             raise ConfigError(
-                f"{path} holds a run of another config: {_listed(differ)}. Set another id, or the values of that run."
+                f"{path} holds a run of another config: {listed_differences(differ)}. Set another id, or the values of that run."
             )
         return RunDir(path, state)
     return _choose_number(run, parent)
@@ -253,27 +222,8 @@ def _config(path: Path) -> Node:
     return read_mapping(path / "config.yaml", {}, fix=fix)
 
 
-def differing_keys(run: RunConfig, stored: Node) -> dict[str, tuple[Any, Any]]:
-    """Keys in which a run differs from a stored config, with both values (the run's, the stored one)."""
-    return {key: (new, old) for key, (new, old) in differing_values([run.to_dict(), stored]).items()}
-
-
-def differing_values(configs: Sequence[Node]) -> dict[str, list[Any]]:
-    """Keys in which configs differ, with the value of each, None where it has no such key; without RESUMABLE_KEYS."""
-    every = [dict(leaves(LATER_KEYS | config)) for config in configs]
-    keys = dict.fromkeys(key for each in every for key in each if key not in RESUMABLE_KEYS)
-    values = {key: [each.get(key) for each in every] for key in keys}
-    return {key: row for key, row in values.items() if any(_without_slashes(value) != _without_slashes(row[0]) for value in row)}
-
-
-def _without_slashes(value: Any) -> Any:
-    """A path in the one form of those that mean the same: `set/` and `./set` become `set`."""
-    return str(Path(value)) if isinstance(value, str) and "/" in value else value
-
-
 # Of these, keys that `check_continued` compares: what the weights and the state of the optimizer belong to, and the splits.
 CONTINUED = ("model.", "data.", "optim._target_")
-MOVABLE = ("data.root", "data.download")
 
 
 def check_continued(run: RunConfig) -> None:
@@ -286,7 +236,7 @@ def check_continued(run: RunConfig) -> None:
     differ = differing_keys(run, _config(path))
     differ = {key: differ[key] for key in differ if key.startswith(CONTINUED) and key not in MOVABLE}
     if differ:
-        raise ConfigError(f"{given}: that run differs: {_listed(differ)}. Set the values of that run.")
+        raise ConfigError(f"{given}: that run differs: {listed_differences(differ)}. Set the values of that run.")
 
 
 def fewer_epochs(run: RunConfig, path: Path) -> int | None:
@@ -296,9 +246,3 @@ def fewer_epochs(run: RunConfig, path: Path) -> int | None:
         return None
     before = differ["epochs"][1]
     return before if isinstance(before, int) and before < run.epochs else None
-
-
-def _listed(differ: dict[str, tuple[Any, Any]]) -> str:
-    """The first of the keys that differ, with both values."""
-    shown = [f"{key}={format_value(new)} here, {format_value(old)} there" for key, (new, old) in sorted(differ.items())]
-    return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")

@@ -14,7 +14,7 @@ from imgrec.config.schema import Monitor, Node, leaves, monitor_mode
 from imgrec.data.split_record import find_changes, other_classes
 from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import Checkpoint
-from imgrec.training.run_dir import MOVABLE, RESUMABLE_KEYS
+from imgrec.training.config_difference import MOVABLE, RESUMABLE_KEYS
 
 Weights = dict[str, Tensor]
 

@@ -13,9 +13,9 @@ from imgrec.data.image_data import ImageData
 from imgrec.errors import printable
 from imgrec.training.callbacks.history import METRICS, History
 from imgrec.training.callbacks.pictures import draw_result
+from imgrec.training.config_difference import RESUMABLE_KEYS
 from imgrec.training.final_test import Tests
 from imgrec.training.loggers.tensorboard import ResumableTensorBoardLogger
-from imgrec.training.run_dir import RESUMABLE_KEYS
 from imgrec.training.timeline import PARTS, share_column
 
 SHARES = tuple(map(share_column, PARTS))
