@@ -37,6 +37,7 @@ from imgrec.training.batch_finder import (
     search_sizes,
 )
 from imgrec.training.batch_probe import StandIn, measure_step
+from imgrec.training.callbacks import ema
 from imgrec.training.module import Classifier
 from imgrec.training.stored_run import read_run
 from imgrec.training.trainer import prepare_process
@@ -145,7 +146,9 @@ def test_answers_of_the_process(probe: StepProbe) -> None:
     probe.close()
 
 
-def test_a_step_is_measured_with_what_the_run_has() -> None:
+def test_a_step_is_measured_with_what_the_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    averaged: list[object] = []
+    monkeypatch.setattr(ema, "update_average", lambda averages, net, **_: averaged.append(net))
     run = small_run("callbacks.ema.decay=0.9", "augment.mixup=0.4", "loss.class_weights=balanced").with_classes(3)
     task = make_probe(run, "max_device_batch", CLASSES, World(), lambda images: None).task
     prepare_process(run)
@@ -153,6 +156,7 @@ def test_a_step_is_measured_with_what_the_run_has() -> None:
     assert measured is not None
     assert measured.speed > 0
     assert measured.memory > 1e8  # torch alone has that
+    assert averaged
 
 
 def test_a_step_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,14 @@ def test_a_run_of_an_earlier_version_is_the_same_run(plain) -> None:
     assert differing_keys(plain, stored) == {}
 
 
+def test_a_batch_that_was_chosen_for_another_config_is_not_that_of_a_new_run(run) -> None:
+    (begin(run(id="a"), saved=False) / "batch.json").write_text("{}")
+    for change, kept in (({}, True), ({"seed": 1}, False)):
+        folder = choose_run_dir(run(id="a", **change))
+        with folder.opened(run(id="a", **change)):
+            assert folder.batch.exists() == kept
+
+
 def refusal(run) -> str:
     with pytest.raises(ConfigError) as error:
         choose_run_dir(run)
