@@ -57,6 +57,11 @@ def test_maps_on_a_border_are_warned_of_and_those_of_other_weights_not_shown(run
     file.write_text(json.dumps(stored | {"concentrations": [found | {"share": 2}]}))
     assert cli.main(["report", str(run)]) == 2
     assert_refused(capsys.readouterr().err, str(file), "concentrations.0.share=2", f"imgrec explain {run}")
+    (image, *_) = stored["images"]
+    elsewhere = image | {"maps": [image["maps"][0] | {"picture": "https://example.org/a.png"}]}
+    file.write_text(json.dumps(stored | {"images": [elsewhere]}))
+    assert cli.main(["report", str(run)]) == 2
+    assert_refused(capsys.readouterr().err, str(file), "images.0.maps.0.picture=https://example.org", "data:image/webp")
 
 
 def test_without_images_a_checkpoint_file_is_refused(run, capsys):

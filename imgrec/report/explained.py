@@ -24,7 +24,7 @@ from imgrec.inference.paths import EXPLAINED
 from imgrec.report.facts import Facts
 from imgrec.report.shown_images import find_in_split
 from imgrec.report.stored_values import SHARE, ValueKind, check_kinds
-from imgrec.report.thumbnails import THUMB_SIDE, webp_url
+from imgrec.report.thumbnails import THUMB_SIDE, WEBP, webp_url
 
 EXPLAINED_FILE = "explain.json"  # in the folder EXPLAINED of a run directory
 MOST_ERRORS = 12  # that are explained; each takes as long as the prediction of 400 images
@@ -138,6 +138,7 @@ def explained_sections(facts: Facts) -> list[Section]:
     found = read_mapping(file, {"weights": str, "images": list, "concentrations": list}, fix=again)
     try:
         check_kinds(found, EXPLAINED_KINDS)
+        _check_pictures(found)
     except ConfigError as error:
         raise DataError(f"{file} was cut or changed: {error} {again}") from error
     weights = (facts.result or {}).get("weights") or {}
@@ -153,6 +154,14 @@ def explained_sections(facts: Facts) -> list[Section]:
         f'random weights.</p><ul class="maps">{tiles}</ul>'
     )
     return [Section("maps", "Where the network looked", html, style=_STYLE)]
+
+
+def _check_pictures(found: dict[str, Any]) -> None:
+    """ConfigError for one that a page would ask another server for."""
+    for row, image in enumerate(found["images"]):
+        for number, one in enumerate(image["maps"]):
+            if not one["picture"].startswith(WEBP):
+                raise ConfigError(f"images.{row}.maps.{number}.picture={shorten(one['picture'])}: expected {WEBP}...")
 
 
 def _warnings(found: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from imgrec.errors import DataError
 from imgrec.html_page import text
 
 THUMB_SIDE = 96  # pixels: 1 to 3 KB of WebP at this quality
+WEBP = "data:image/webp;base64,"  # how the URL of a picture begins
 _QUALITY = 70
 _AT_ONCE = 64  # images that are read together
 # As a background a picture is in the page once, and needs no script; on paper it has to be asked for.
@@ -65,7 +66,7 @@ def webp_url(picture: Image.Image, *, lossless: bool) -> str:
     """A data URL of a picture as WebP."""
     out = BytesIO()
     picture.save(out, "WEBP", lossless=lossless, quality=_QUALITY)
-    return f"data:image/webp;base64,{b64encode(out.getvalue()).decode()}"
+    return f"{WEBP}{b64encode(out.getvalue()).decode()}"
 
 
 def thumbnail_rules(pictures: Mapping[int, str], *, enlarged: bool) -> str:
