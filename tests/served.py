@@ -60,6 +60,7 @@ def service(recognizer: Any = None, load: Callable[[], Any] = Echo, **changes: A
 class Client:
     def __init__(self, app: Any) -> None:
         self._app = app
+        self._sent: list[dict[str, Any]] = []
 
     async def send(
         self,
@@ -85,7 +86,7 @@ class Client:
         messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
         if ends:
             messages.append({"type": "http.request", "body": b"", "more_body": False})
-        sent: list[dict[str, Any]] = []
+        self._sent = sent = []
 
         async def receive() -> dict[str, Any]:
             if messages:
@@ -97,14 +98,20 @@ class Client:
             sent.append(message)
 
         await self._app(scope, receive, send)
-        return Reply(
-            sent[0]["status"],
-            {name.decode(): value.decode() for name, value in sent[0]["headers"]},
-            b"".join(message.get("body", b"") for message in sent[1:]),
-        )
+        return _reply(sent)
+
+    def reply(self) -> Reply:
+        """What was sent to the request that began last, also where it raised an error after that."""
+        return _reply(self._sent)
 
     async def predict(self, body: bytes = PNG, content_type: str = "image/png", query: str = "", **headers: str) -> Reply:
         return await self.send("POST", f"/predict{query}", body, content_type=content_type, **headers)
+
+
+def _reply(messages: list[dict[str, Any]]) -> Reply:
+    start, *bodies = messages
+    headers = {name.decode(): value.decode() for name, value in start["headers"]}
+    return Reply(start["status"], headers, b"".join(message.get("body", b"") for message in bodies))
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from served import LIMITS, PNG, Client, Echo, ask, form, service
 from untrained_run import save_untrained_run
 
 from imgrec import cli
-from imgrec.errors import CheckpointError, ConfigError
+from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.predictor import load
 from imgrec.serving.access import VARIABLE, is_allowed, read_token
 from imgrec.serving.app import ImageJob, answer_jobs
@@ -193,8 +193,37 @@ def test_a_fault_of_the_network_is_a_500_without_its_details():
     async def talk(client: Client):
         with pytest.raises(RuntimeError, match="secret"):  # for the log
             await client.predict()
+        return client.reply(), (await client.send("GET", "/metrics")).body.decode()
 
-    ask(service(Echo(wait=fail)), talk)
+    reply, metrics = ask(service(Echo(wait=fail)), talk)
+    assert (reply.status, reply.json) == (500, {"error": "the server failed. Its log says why."})
+    assert 'imgrec_requests_total{path="/predict",status="500"} 1.0' in metrics
+
+
+def test_a_refused_request_holds_its_places_until_all_of_its_images_are_read():
+    """Else requests with one bad file among good ones fill the decoders' queue, which has no other bound."""
+    go = threading.Event()
+
+    class Slow(Echo):
+        def read(self, content, name):
+            if name == "bad.png":
+                raise DataError("bad.png is bad.")
+            go.wait()
+            return super().read(content, name)
+
+    async def talk(client: Client):
+        asked = asyncio.create_task(client.predict(*form(*[("bad.png", PNG), ("slow.png", PNG)])))
+        while served._batcher.admitted < 2:
+            await asyncio.sleep(0)
+        await asyncio.get_running_loop().run_in_executor(served._decoders, lambda: None)  # behind bad.png, on two cores
+        for _ in range(9):
+            await asyncio.sleep(0)
+        held = served._batcher.admitted
+        go.set()
+        return held, (await asked).status, served._batcher.admitted
+
+    served = service(Slow())
+    assert ask(served, talk) == (2, 422, 0)
 
 
 @pytest.mark.parametrize("name", ["colour.jpg", "colour.png", "lossy.webp", "one.gif", "colour.bmp", "raw.tif", "colour.avif"])
@@ -333,6 +362,22 @@ def test_metrics_count_requests_images_and_batches():
         assert line in lines
 
 
+def test_an_image_that_the_recognizer_refuses_late_is_not_counted_as_answered():
+    class Late(Echo):
+        def answer(self, images, top_k):
+            return [DataError("a.png is bad."), *super().answer(images[1:], top_k)]
+
+    async def talk(client: Client):
+        refused = await client.predict(*form(("a.png", PNG), ("b.png", PNG)))
+        return refused.status, (await client.send("GET", "/metrics")).body.decode()
+
+    served = service(Late())
+    status, metrics = ask(served, talk)
+    assert (status, served.answered) == (422, 0)
+    assert "imgrec_images_total 0.0" in metrics
+    assert "imgrec_predict_seconds_count 0.0" in metrics
+
+
 # The documents
 
 
@@ -366,6 +411,7 @@ def test_the_page_shows_names_as_text_and_loads_nothing_else():
         (("ckpt=x", "max_images=20", "max_queue=5"), ("max_images=20", "max_queue=5", "max_queue=20")),
         (("ckpt=x", "formats=[]"), ("formats=[]", "formats=[jpeg,png]")),
         (("ckpt=x", "formats=[psd]"), ("formats", "psd", "jpeg")),
+        (("ckpt=x.onnx", "sets=aps"), ("sets=aps has no effect", "coverage=0.95")),
         (("ckpt=x", "port=70000"), ("port=70000", "65535")),
         (("ckpt=x", "coverage=0.9", "risk=0.1"), ("coverage=0.9", "risk=0.1", "one of them")),
     ],

@@ -137,14 +137,10 @@ def test_a_full_queue_refuses_at_once_and_has_room_again_after_the_answers():
     run(talk())
 
 
-def test_an_error_of_the_network_reaches_each_request_of_the_batch_and_the_next_batch_works():
-    def work(items):
-        if "bad" in items:
-            raise ValueError("no")
-        return items
-
+@pytest.mark.parametrize("fault", [lambda: 1 // 0, list], ids=["an error", "too few answers"])
+def test_an_error_of_the_network_reaches_each_request_of_the_batch_and_the_next_batch_works(fault):
     async def talk():
-        batcher = Batcher(work, batch_size=4, max_wait_s=1000.0, max_admitted=4)
+        batcher = Batcher(lambda items: fault() if "bad" in items else items, batch_size=4, max_wait_s=1000.0, max_admitted=4)
         batcher.start()
         with batcher.admit() as one, batcher.admit() as other:
             failed = await asyncio.gather(one.answer(["bad"]), other.answer(["good"]), return_exceptions=True)
@@ -153,4 +149,35 @@ def test_an_error_of_the_network_reaches_each_request_of_the_batch_and_the_next_
         await batcher.close()
         return failed
 
-    assert [type(error) for error in run(talk())] == [ValueError, ValueError]
+    one, other = run(talk())
+    assert isinstance(one, Exception)
+    assert other is one
+
+
+def test_requests_that_are_gone_take_no_thread_however_many_they_are():
+    worked, go = [], threading.Event()
+
+    def work(items):
+        worked.extend(items)
+        go.wait()
+        return items
+
+    async def talk():
+        batcher = Batcher(work, batch_size=1, max_wait_s=0.0, max_admitted=2000)
+        batcher.start()
+        with batcher.admit() as admission:
+            first = asyncio.create_task(admission.answer(["first"]))
+            while not worked:
+                await asyncio.sleep(0)
+            gone = [asyncio.create_task(admission.answer([number])) for number in range(1500)]
+            await asyncio.sleep(0)
+            for each in gone:
+                each.cancel()
+            await asyncio.gather(*gone, return_exceptions=True)
+            last = asyncio.create_task(admission.answer(["last"]))
+            go.set()
+            await asyncio.gather(first, last)
+        await batcher.close()
+
+    run(talk())
+    assert worked == ["first", "last"]

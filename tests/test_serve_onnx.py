@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 from error_parts import raises_error
 from image_files import encode, picture
+from PIL import Image
 from served import LIMITS, ask, form, service
 from untrained_run import save_untrained_run
 
 from imgrec import cli
+from imgrec.data.decode import Preprocessing
 from imgrec.errors import DataError
 from imgrec.inference.predictor import load
 from imgrec.serving.limits import Limits
 from imgrec.serving.onnx_recognizer import OnnxRecognizer
 
-pytestmark = pytest.mark.slow
 ROOM = Limits(**{**vars(LIMITS), "max_pixels": 10**6, "max_body_bytes": 10**6, "max_images": 20})
 SIZES = [(30, 20), (8, 8), (30, 20), (50, 9), (8, 8)]
 
@@ -34,6 +35,7 @@ def recognizer(exported):
     return OnnxRecognizer(exported, cores=1, max_pixels=10**6)
 
 
+@pytest.mark.slow
 def test_it_answers_as_the_checkpoint(run, recognizer):
     images = [picture(number, *size) for number, size in enumerate(SIZES)]
     expected = load(run, device="cpu").predict(images, top_k=10)
@@ -47,6 +49,7 @@ def test_it_answers_as_the_checkpoint(run, recognizer):
         )
 
 
+@pytest.mark.slow
 def test_a_bad_image_in_a_batch_is_refused_by_its_name_and_the_others_are_answered(recognizer):
     whole = encode(picture(0, 30, 20), "PNG")
     answers = recognizer.answer([(whole, "good.png"), (whole[:60], "bad.png"), (whole, "again.png")], 3)
@@ -57,6 +60,7 @@ def test_a_bad_image_in_a_batch_is_refused_by_its_name_and_the_others_are_answer
     assert (reply.status, "bad.png" in reply.json["error"]) == (422, True)
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_is_refused(exported, tmp_path):
     content = bytearray(exported.read_bytes())
     content[len(content) // 2] ^= 1
@@ -65,6 +69,7 @@ def test_a_file_that_changed_is_refused(exported, tmp_path):
         OnnxRecognizer(file, cores=1, max_pixels=10**6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", ["prediction_set", "answered"])
 def test_what_the_file_guarantees_is_in_the_answer(recognizer, added):
     """With outputs as an exported file has them."""
@@ -83,3 +88,24 @@ def test_what_the_file_guarantees_is_in_the_answer(recognizer, added):
     ]
     assert told["class"] == "1"
     assert told.get("set", told.get("answered")) == (["1", "0"] if added == "prediction_set" else False)
+
+
+def test_images_at_once_have_no_more_pixels_than_one_may_have():
+    """With a network whose answer is the first pixel."""
+    given = []
+
+    class Session:
+        def run(self, names, inputs):
+            given.append(inputs["images"].shape)
+            return [inputs["images"][:, 0, 0] / np.float32(255)]
+
+    recognizer = OnnxRecognizer.__new__(OnnxRecognizer)
+    recognizer.classes, recognizer.adds, recognizer._outputs, recognizer._session = ["one"], None, ["probabilities"], Session()
+    recognizer._steps = Preprocessing(
+        image_size=8, channels=1, mean=[0.5], std=[0.5], resize="squash", crop_share=1.0, interpolation="bilinear", max_pixels=100, scale=None
+    )  # fmt: skip
+    sides = [(6, 8), (6, 8), (10, 10), (5, 4), (6, 8), (5, 4), (7, 7)]
+    images = [np.full(side, 30 * number, dtype=np.uint8) for number, side in enumerate(sides)]
+    answers = recognizer.answer([(encode(Image.fromarray(image), "PNG"), "a.png") for image in images], 1)
+    assert [round(answer.probability * 255) for answer in answers] == [30 * number for number in range(len(sides))]
+    assert given == [(2, 6, 8, 1), (1, 10, 10, 1), (2, 5, 4, 1), (1, 6, 8, 1), (1, 7, 7, 1)]

@@ -132,17 +132,25 @@ class Service:
         with self._batcher.admit() as admission:
             uploads = await read_uploads(request, self.settings.limits)
             admission.grow(len(uploads) - 1)
-            loop = asyncio.get_running_loop()
-            images = [loop.run_in_executor(self._decoders, self._read, recognizer, upload) for upload in uploads]
-            jobs = [ImageJob(recognizer, image, top_k) for image in await asyncio.gather(*images)]
+            jobs = [ImageJob(recognizer, image, top_k) for image in await self._read_all(recognizer, uploads)]
             predictions = await admission.answer(jobs)
-        self.answered += len(uploads)
-        self.metrics.seconds.observe(time.perf_counter() - start)
         answers = [
             _prediction(upload, prediction, top_k, recognizer.adds)
             for upload, prediction in zip(uploads, predictions, strict=True)
         ]
+        self.answered += len(answers)
+        self.metrics.observe_answer(len(answers), time.perf_counter() - start)
         return json_response({"weights": recognizer.weights, "predictions": answers})
+
+    async def _read_all(self, recognizer: Recognizer, uploads: Sequence[Upload]) -> list[Any]:
+        """Each image, or what the first that cannot be read raises; when all are read, as until then they take memory and threads."""
+        loop = asyncio.get_running_loop()
+        reading = [loop.run_in_executor(self._decoders, self._read, recognizer, upload) for upload in uploads]
+        images = await asyncio.gather(*reading, return_exceptions=True)
+        for image in images:
+            if isinstance(image, BaseException):
+                raise image
+        return images
 
     def _read(self, recognizer: Recognizer, upload: Upload) -> Any:
         check_image(upload, self.settings.limits)

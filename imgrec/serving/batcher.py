@@ -106,38 +106,46 @@ class Batcher(Generic[Item, Answer]):
         return max(1, math.ceil(self.admitted * self._seconds / self._threads))
 
     async def _loop(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             async with self._forming:
-                batch = await self._next_batch(loop)
-            start = time.perf_counter()
+                batch = await self._next_batch()
             try:
-                answers = await loop.run_in_executor(self._pool, self._work, [item for item, _ in batch])
+                answers = await self._worked([item for item, _ in batch])
             except Exception as error:  # of the network: every request in the batch gets it
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
                 continue
-            seconds = time.perf_counter() - start
-            self._seconds += PACE * (seconds / len(batch) - self._seconds)
-            self._observe(len(batch), seconds)
             for (_, future), answer in zip(batch, answers, strict=True):
                 if not future.done():
                     future.set_result(answer)
 
-    async def _next_batch(self, loop: asyncio.AbstractEventLoop) -> list[tuple[Item, asyncio.Future[Answer]]]:
-        batch = [await self.ready.get()]
-        deadline = loop.time() + self._max_wait_s
-        while len(batch) < min(self._batch_size, self._share(len(batch))):
-            if not self.ready.empty():
-                batch.append(self.ready.get_nowait())
-                continue
-            try:
-                async with asyncio.timeout_at(deadline):
-                    batch.append(await self.ready.get())
-            except TimeoutError:
-                break
-        return [(item, future) for item, future in batch if not future.done()] or await self._next_batch(loop)
+    async def _worked(self, items: list[Item]) -> Sequence[Answer]:
+        """An answer to each item, which a thread computes and which is timed."""
+        start = time.perf_counter()
+        answers = await asyncio.get_running_loop().run_in_executor(self._pool, self._work, items)
+        assert len(answers) == len(items)
+        seconds = time.perf_counter() - start
+        self._seconds += PACE * (seconds / len(items) - self._seconds)
+        self._observe(len(items), seconds)
+        return answers
+
+    async def _next_batch(self) -> list[tuple[Item, asyncio.Future[Answer]]]:
+        """Items whose requests still wait, one or more."""
+        while True:
+            batch = [await self.ready.get()]
+            deadline = asyncio.get_running_loop().time() + self._max_wait_s
+            while len(batch) < min(self._batch_size, self._share(len(batch))):
+                if not self.ready.empty():
+                    batch.append(self.ready.get_nowait())
+                    continue
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        batch.append(await self.ready.get())
+                except TimeoutError:
+                    break
+            if waiting := [(item, future) for item, future in batch if not future.done()]:
+                return waiting
 
     def _share(self, taken: int) -> int:
         """What one thread takes of all that waits or is being prepared: where each has a core, two batches of one beat one of two."""

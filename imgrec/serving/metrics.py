@@ -27,9 +27,13 @@ class ServerMetrics:
         self.reloads = Counter("imgrec_reloads", "Reloads of the checkpoint by result.", ["result"], registry=self._registry)
         Gauge("imgrec_waiting_images", "Images accepted and not yet answered.", registry=self._registry).set_function(waiting)
 
+    def observe_answer(self, images: int, seconds: float) -> None:
+        """All images of a request have their predictions."""
+        self.images.inc(images)
+        self.seconds.observe(seconds)
+
     def observe_batch(self, images: int, seconds: float) -> None:
         """A batch went through the network. Called on the event loop."""
-        self.images.inc(images)
         self.batches.observe(images)
         self.network.observe(seconds)
 

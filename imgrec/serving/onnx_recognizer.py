@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -56,19 +56,38 @@ class OnnxRecognizer:
         return content, name
 
     def answer(self, images: Sequence[Contents], top_k: int) -> list[Prediction | DataError]:
-        """Those of one size go through the network together."""
+        """Those of one size go through the network together, as far as they have no more pixels than one image may have.
+
+        The graph holds an image several times in float32: 16 of 25 megapixels at once took GB.
+        """
         answers: dict[int, Prediction | DataError] = {}
         sizes: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = defaultdict(list)
+        held = 0  # pixels that wait
         for row, (content, name) in enumerate(images):
             try:
                 pixels = decode_bytes(content, name, self._steps).permute(1, 2, 0).numpy()
-                sizes[pixels.shape].append((row, pixels))
             except DataError as error:
                 answers[row] = error
+                continue
+            area = pixels.shape[0] * pixels.shape[1]
+            if held + area > self._steps["max_pixels"]:
+                answers |= self._predict_sizes(sizes, top_k)
+                sizes.clear()
+                held = 0
+            sizes[pixels.shape].append((row, pixels))
+            held += area
+        answers |= self._predict_sizes(sizes, top_k)
+        return [answers[row] for row in range(len(images))]
+
+    def _predict_sizes(
+        self, sizes: Mapping[tuple[int, ...], Sequence[tuple[int, NDArray[np.uint8]]]], top_k: int
+    ) -> dict[int, Prediction]:
+        """By row; images of each size are a batch."""
+        answers: dict[int, Prediction] = {}
         for same in sizes.values():
             rows, batch = zip(*same, strict=True)
             answers |= zip(rows, self._predict(np.stack(batch), top_k), strict=True)
-        return [answers[row] for row in range(len(images))]
+        return answers
 
     def _predict(self, batch: NDArray[np.uint8], top_k: int) -> list[Prediction]:
         """uint8 [B, H, W, C]."""
