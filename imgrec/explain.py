@@ -72,7 +72,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     config = parse_settings(ExplainConfig, composed)
     ckpt = _check_settings(config)
     facts, found = (None, None) if config.images is not None else _images_of_run(config)
-    names = found.names if found is not None else expand_files(config.images or "", "images")
+    names = found.names if found is not None else expand_files(config.images or [], "images")
     files = _output_files(config, names, run=None if facts is None else facts.folder)
     earlier = _earlier_pictures(files.table)
     from imgrec.inference.checkpoint import load_checkpoint

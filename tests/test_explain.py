@@ -296,11 +296,13 @@ def test_the_command_writes_a_table_a_sheet_and_a_picture_of_each_image(run, fil
     [
         (["method=gradients", "layer=features"], ("layer=features", "method=gradients", "Leave it out")),
         (["areas=50"], ("areas=50", "100 or more")),
+        (["images=[]"], ("images=[]", "Set images=")),
         (["layer=feature"], ("layer=feature", "layer=features")),
     ],
 )
-def test_settings_without_effect_are_refused(run, files, tmp_path, capsys, words, parts):
-    assert cli.main(["explain", str(run), str(files), f"out={tmp_path / 'out'}", "device=cpu", *words]) == 2
+def test_settings_that_are_wrong_or_without_effect_are_refused(run, files, tmp_path, capsys, words, parts):
+    images = [] if words == ["images=[]"] else [str(files)]
+    assert cli.main(["explain", str(run), *images, f"out={tmp_path / 'out'}", "device=cpu", *words]) == 2
     assert_refused(capsys.readouterr().err, *parts)
 
 

@@ -239,6 +239,8 @@ def test_disagreement_is_refused_by_its_figures(run):
         (["RUN", "out=FOREIGN"], ("out=FOREIGN", "exists", "overwrite=true")),
         (["RUN", "risk=0.1"], ("risk=0.1", "no record of validation images")),
         (["RUN", "risk=0.1", "calibrated=false"], ("calibrated=false",)),
+        (["RUN", "sets_by_class=true"], ("sets_by_class=true has no effect", "coverage=0.95")),
+        (["RUN", "check=false", "data.root=FOREIGN"], ("data.root=FOREIGN has no effect", "check=false", "Leave it out")),
     ],
 )
 def test_mistakes_are_refused_in_a_line(words, parts, run, tmp_path, monkeypatch, capsys):

@@ -181,6 +181,8 @@ def test_what_is_named_comes_in_the_order_given_and_once(images, monkeypatch):
     assert expand_files("*") == [*deep, *(f"b/{name}" for name in first)]  # folders alone: the images in them
     with pytest.raises(DataError, match=r"\*\.tga"):
         expand_files("*.tga")
+    with pytest.raises(DataError, match=r"images=\[\]"):
+        expand_files([], "images")
 
 
 def test_a_name_that_is_no_utf8_keeps_its_bytes(run, images, tmp_path):

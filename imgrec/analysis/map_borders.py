@@ -12,9 +12,8 @@ from torch import Tensor
 BAND, CORNER = 1 / 8, 1 / 4  # of the side: width of the border, side of a corner
 REGIONS = ("border", "upper left corner", "upper right corner", "lower left corner", "lower right corner")
 AREAS_OF_REGIONS = np.array([1 - (1 - 2 * BAND) ** 2, *[CORNER**2] * 4])  # shares of the image
-MUCH = (
-    0.15  # of what lies between the area and all of the map; of classes without marks it was up to 0.06, with marks 0.24 and 0.32
-)
+# Of what lies between the area and all of the map; of classes without marks it was up to 0.06, with marks 0.24 and 0.32.
+MUCH = 0.15
 _SIGNIFICANT = 0.01  # of all tests together
 
 

@@ -44,6 +44,8 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
         lambda t: t["time"] or t["callbacks"]["early_stopping"]["patience"] < t["epochs"],
         "epochs to more than the patience",
     ),
+    "sets": (lambda t: t["coverage"] is not None, "coverage=0.95"),
+    "sets_by_class": (lambda t: t["coverage"] is not None, "coverage=0.95"),
     "distill.alpha": (lambda t: t["distill"]["teacher"], "distill.teacher=RUN_DIRECTORY too"),
     "distill.temperature": (lambda t: t["distill"]["teacher"], "distill.teacher=RUN_DIRECTORY too"),
     "finetune.freeze_epochs": (

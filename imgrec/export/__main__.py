@@ -88,6 +88,9 @@ def _check_together(config: ExportConfig) -> None:
     promise = next((f"{key}={value}" for key in ("coverage", "risk") if (value := getattr(config, key)) is not None), None)
     if config.int8 and config.format != "onnx":
         raise ConfigError(f"int8=true: there is no such file of format={config.format}. Set format=onnx.")
+    place = next((f"data.{key}={value}" for key, value in vars(config.data).items() if value is not None), None)
+    if place and not (config.check or config.int8):
+        raise ConfigError(f"{place} has no effect beside check=false, which reads no images. Leave it out.")
     if promise and config.int8:
         raise ConfigError(f"{promise}: its limits were fitted to the network in 32 bits. Leave it out, or int8=true.")
     if promise and config.format == "safetensors":

@@ -18,9 +18,12 @@ BEST = "best.ckpt"  # the checkpoint that is tested; without the state of an opt
 def expand_files(paths: str | Sequence[str], key: str = "files") -> list[str]:
     """The files of paths, folders and patterns in their order, each once; the image files of a folder and the matches of a pattern are sorted.
 
-    key: of the command line, for errors. DataError for a name that does not exist, a pattern that matches nothing, a folder without images.
+    key: of the command line, for errors. DataError for a name that does not exist, a pattern that matches nothing, a folder without images,
+    and no path at all.
     """
     paths = [paths] if isinstance(paths, str) else [str(path) for path in paths]
+    if not paths:
+        raise DataError(f"{key}=[]: the list has no file. Set {key}= to an image, a folder or a pattern.")
     return list(dict.fromkeys(file for path in paths for file in _expand(path, key)))
 
 
