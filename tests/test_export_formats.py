@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from imgrec.export.classifier import WholeClassifier
 from imgrec.export.int8 import INT8_APART, measure_cost, quantize
 from imgrec.export.sealed_file import sealed
 from imgrec.export.torch_program import FitByTorch, program_answer, program_bytes, torch_program
+from imgrec.export.tracing import records_silenced, tracing_silenced
 from imgrec.export.weights import network_facts
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.guarantee import Guarantee
@@ -165,6 +167,17 @@ def test_a_network_without_a_layer_for_8_bits_is_refused():
     graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["images"], ["images2"])], "g", [value], [])
     with raises_error(ConfigError, "int8=true", "no convolution", "int8=false"):
         quantize(onnx.helper.make_model(graph).SerializeToString(), None)
+
+
+def test_what_is_logged_elsewhere_stays_as_it_was():
+    """A program that calls us may have its own logging.disable."""
+    logging.disable(logging.INFO)
+    try:
+        with tracing_silenced(), records_silenced():
+            assert logging.root.manager.disable == logging.CRITICAL
+        assert logging.root.manager.disable == logging.INFO
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize(

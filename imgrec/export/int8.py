@@ -1,6 +1,5 @@
 """An ONNX model whose convolutions and linear layers compute with integers of 8 bits, and the accuracy that it costs."""
 
-import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from imgrec.data.image_set import ImageSet
 from imgrec.errors import ConfigError, DataError
 from imgrec.export.agreement import FileAnswer
 from imgrec.export.classifier import INPUT
+from imgrec.export.tracing import records_silenced
 from imgrec.files import on_progress
 from imgrec.terminal import percent
 
@@ -23,9 +23,8 @@ from imgrec.terminal import percent
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 CALIBRATION_IMAGES = 256  # of the training split, from which the range of each layer's inputs is taken
 _AT_ONCE = 32  # images
-INT8_APART = (
-    0.02  # of a probability between two runtimes: where sums are rounded to 8 bits they may take another step (0.005 measured)
-)
+# Of a probability between two runtimes: where sums are rounded to 8 bits they may take another step (0.005 measured).
+INT8_APART = 0.02
 
 _Pixels = NDArray[np.uint8]  # [B, H, W, C]
 
@@ -66,22 +65,18 @@ def quantize(graph: bytes, images: ImageSet) -> bytes:
         raise ConfigError("int8=true: the network has no convolution or linear layer with weights of its own. Set int8=false.")
     from onnxruntime.quantization import QuantType, quantize_static
 
-    logging.disable(logging.WARNING)  # of onnxruntime, which recommends what torch's exporter has done
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "int8.onnx"
-            quantize_static(
-                model,
-                file,
-                _Calibration(images),
-                nodes_to_quantize=layers,
-                per_channel=True,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-            )
-            return file.read_bytes()
-    finally:
-        logging.disable(logging.NOTSET)
+    with records_silenced(), tempfile.TemporaryDirectory() as folder:  # onnxruntime recommends what torch's exporter has done
+        file = Path(folder) / "int8.onnx"
+        quantize_static(
+            model,
+            file,
+            _Calibration(images),
+            nodes_to_quantize=layers,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return file.read_bytes()
 
 
 class _Calibration:

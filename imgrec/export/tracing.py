@@ -12,12 +12,18 @@ from imgrec.errors import first_line, shorten
 @contextmanager
 def tracing_silenced() -> Iterator[None]:
     """No warning, log record or print in the block, of this thread or another; for a network that cannot be traced torch prints all its operations."""
+    with records_silenced(), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def records_silenced() -> Iterator[None]:
+    """No log record in the block."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logging.disable(before)
 
