@@ -4,7 +4,6 @@ import base64
 import json
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,18 +43,6 @@ def runtime() -> Path:
     if not any(folder.is_dir() for folder in found):
         pytest.skip("there is no onnxruntime-web: npm install --no-save onnxruntime-web")
     return next(folder for folder in found if folder.is_dir())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'imgrec[browser]'")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The server's page in a browser: nothing that axe finds, images by mouse and keyboard, refusals as text. Needs the extra `browser` and chromium."""
 
 import asyncio
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,18 +17,6 @@ pytestmark = pytest.mark.slow
 Open = Callable[..., Any]
 TOKEN = "0123456789abcdef"
 ROOM = Limits(**{**vars(LIMITS), "max_pixels": 10**6, "max_body_bytes": 10**6})
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'imgrec[browser]'")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("there is no chromium: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 class Named(Echo):
