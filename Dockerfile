@@ -12,7 +12,7 @@ WORKDIR /imgrec
 FROM source AS serve
 # The wheels of torch for CPUs are a tenth of those with CUDA. For a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision && pip install --no-cache-dir "/src[serve,timm]"
+RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision && pip install --no-cache-dir "/src[serve,export,timm]"
 # Without rights, and nothing to write: the checkpoint is mounted read-only.
 USER 65534
 ENV HOME=/tmp
