@@ -33,7 +33,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     check_packages("onnxruntime")
     import onnxruntime
 
-    from imgrec.export.verify_model import verify
+    from imgrec.export.verify_model import read_file, verify
 
     onnxruntime.set_default_logger_severity(4)  # its errors are raised too
     known = onnxruntime.get_available_providers()
@@ -43,7 +43,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
             f"{did_you_mean(config.provider, known)} Leave provider out for all of them."
         )
     try:
-        difference, tolerance, used = verify(str(file), [config.provider] if config.provider else None)
+        difference, tolerance, used = verify(read_file(str(file)), [config.provider] if config.provider else None)
     except Exception as error:  # a file may hold anything; ONNX Runtime has a dozen kinds for what it cannot read or run
         raise DataError(f"{file} cannot be used: {first_line(error)}. Export it again, or name another.") from error
     where = f"ONNX Runtime {onnxruntime.__version__} with {', '.join(used)}"

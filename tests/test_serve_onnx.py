@@ -70,6 +70,21 @@ def test_a_file_that_changed_is_refused(exported, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_is_served_is_what_was_verified(exported, tmp_path, monkeypatch):
+    """Also where another file is put in its place meanwhile."""
+    from imgrec.export.verify_model import verify  # imports onnxruntime, which fast tests do without
+
+    (file := tmp_path / "model.onnx").write_bytes(exported.read_bytes())
+
+    def verify_and_replace(content, providers):
+        file.write_bytes(b"another")
+        return verify(content, providers)
+
+    monkeypatch.setattr("imgrec.export.verify_model.verify", verify_and_replace)
+    assert len(OnnxRecognizer(file, cores=1, max_pixels=10**6).classes) == 10
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("added", ["prediction_set", "answered"])
 def test_what_the_file_guarantees_is_in_the_answer(recognizer, added):
     """With outputs as an exported file has them."""

@@ -16,13 +16,17 @@ MOST_FILE, MOST_IMAGE = 2**31, 2**29  # bytes
 MOST_S = 600.0  # for the test image: a provider may compile the network first
 
 
-def verify(path: str, providers: list[str] | None = None) -> tuple[float, float, list[str]]:
+def read_file(path: str) -> bytes:
+    """What `verify` takes."""
+    with open(path, "rb") as file:
+        return file.read(MOST_FILE)
+
+
+def verify(content: bytes, providers: list[str] | None = None) -> tuple[float, float, list[str]]:
     """The largest difference of an output from what PyTorch gave for the file's test image, what is allowed, and who computed it.
 
     ValueError for a changed file, one that does not end, and a provider that does not start; ONNX Runtime raises kinds of its own.
     """
-    with open(path, "rb") as file:
-        content = file.read(MOST_FILE)
     if content[-76:-64] != SEAL or hashlib.sha256(content[:-76]).hexdigest().encode() != content[-64:]:
         raise ValueError("it is damaged, or was not written by imgrec, or changed since")
     providers = providers or onnxruntime.get_available_providers()
@@ -54,7 +58,7 @@ def run(session: onnxruntime.InferenceSession, names: list[str], images: np.ndar
 
 
 if __name__ == "__main__":
-    difference, tolerance, _ = verify(sys.argv[1], sys.argv[2:])
+    difference, tolerance, _ = verify(read_file(sys.argv[1]), sys.argv[2:])
     right = difference <= tolerance
     print(
         f"{sys.argv[1]}: largest difference {difference:.2g}, allowed {tolerance:g}: {'ok' if right else 'WRONG, do not use it here'}"

@@ -30,14 +30,15 @@ class OnnxRecognizer:
         check_packages("onnxruntime")
         import onnxruntime
 
-        from imgrec.export.verify_model import verify
+        from imgrec.export.verify_model import read_file, verify
 
         onnxruntime.set_default_logger_severity(4)  # its errors are raised too
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cores
         try:
-            difference, tolerance, _ = verify(str(path), ["CPUExecutionProvider"])
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            content = read_file(str(path))  # once: another may be put in its place at any time, for a reload
+            difference, tolerance, _ = verify(content, ["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             facts = self._session.get_modelmeta().custom_metadata_map
             self.classes: list[str] = json.loads(facts["classes"])
             self._steps: Preprocessing = json.loads(facts["preprocessing"])
