@@ -212,6 +212,14 @@ def test_example_of_the_docs_and_the_script_beside_the_file(exported, monkeypatc
         assert (ended.value.code, capsys.readouterr().out.split()[-1]) == (code, word)
 
 
+def test_another_class_is_a_tie_only_where_pytorch_finds_it_as_probable():
+    expected = np.array([[0.5, 0.4, 0.1], [0.4, 0.4, 0.2], [0.4, 0.4 - 5e-6, 0.2], [0.4, 0.4 - 2e-5, 0.2]])
+    other = expected[:, [1, 0, 2]]  # another class for all but the second
+    assert compare_answers(other, expected) == Agreement(4, 1, 1, pytest.approx(0.1))
+    assert compare_answers(expected, expected) == Agreement(4, 4, 0, 0.0)
+    assert compare_answers(np.full((1, 3), np.nan), expected[:1]).difference == np.inf
+
+
 def test_disagreement_is_refused_by_its_figures(run):
     predictor = load(run, device="cpu")
     images = InMemoryImages(torch.from_numpy(pixels(8, 8 * 70)).reshape(8, 70, 8, 3).permute(1, 3, 0, 2), np.zeros(70))
