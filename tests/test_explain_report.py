@@ -47,9 +47,10 @@ def test_maps_on_a_border_are_warned_of_and_those_of_other_weights_not_shown(run
         "images": 20,
         "p": 0.001,
     }
-    file.write_text(json.dumps(stored | {"concentrations": [found]}))
+    file.write_text(json.dumps(stored | {"concentrations": [found], "layer": "<i>layer3"}))
     write_report(run)
     said = read_page(run).sections["maps"]
+    assert "Grad-CAM is of the layer <i>layer3." in said
     assert "<b>cat: 80.00% of the maps of 20 images lie in the lower right corner, 6.25% of the image." in said
     file.write_text(json.dumps(stored | {"weights": "others"}))
     write_report(run)

@@ -148,10 +148,11 @@ def explained_sections(facts: Facts) -> list[Section]:
             Section("maps", "Where the network looked", f"<p>{EXPLAINED}/{EXPLAINED_FILE} is of other weights. {text(again)}</p>")
         ]
     tiles = "".join(map(_tile, found["images"]))
+    layer = f" Grad-CAM is of the layer {text(printable(found['layer']))}." if found["layer"] else ""
     html = (
         f"{_warnings(found)}<p>Where the predicted class was seen in the images that the network was most certain of, and wrong. A map is "
         "supported where hiding what it marks lowers the probability more than hiding other areas (p &lt; 0.01) and it is another with "
-        f'random weights.</p><ul class="maps">{tiles}</ul>'
+        f'random weights.{layer}</p><ul class="maps">{tiles}</ul>'
     )
     return [Section("maps", "Where the network looked", html, style=_STYLE)]
 
