@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 from PIL import Image
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -135,7 +136,7 @@ async def _read_form(request: Request, limits: Limits, boundary: bytes) -> list[
     )
     try:
         form = await parser.parse()
-    except MultiPartException as error:
+    except (MultiPartException, FormParserError) as error:  # the second of starlette 1.0
         raise Refused(400, f"the form cannot be read: {first_line(error)}. {HINT}") from error
     files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
     if not files:
