@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +13,7 @@ from imgrec.config.annotations import format_value
 from imgrec.config.answers import check_answers
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import Device, Precision, ServedFormat, SetMethod, Views, dotted_types, parse_settings
-from imgrec.config.start_checks import check_gpu
+from imgrec.config.start_checks import check_gpu, check_packages
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, first_names, plural
 from imgrec.inference.paths import find_checkpoint
@@ -67,8 +66,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         raise ConfigError(
             "ckpt=null: serve needs a network. Set ckpt=runs/NAME/ID, a .ckpt file, or an .onnx file of imgrec export."
         )
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ConfigError(f'serve needs {missing[0]}, which is not installed. Type: pip install "imgrec[serve]"')
+    check_packages("serve", "serve", *NEEDED)
     if config.max_images > config.max_queue:
         raise ConfigError(
             f"max_images={config.max_images}: more than max_queue={config.max_queue} are never accepted. "
@@ -77,6 +75,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     if not config.formats:
         raise ConfigError("formats=[]: no image could be sent. Set formats=[jpeg,png].")
     if _is_onnx(config):
+        check_packages(f"ckpt={config.ckpt}", "export", "onnxruntime")
         _check_onnx_keys(config)
     token = read_token(config.token_file)
     find_checkpoint(config.ckpt)

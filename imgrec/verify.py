@@ -7,9 +7,9 @@ from pathlib import Path
 
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import dotted_types, parse_settings
+from imgrec.config.start_checks import check_packages
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, did_you_mean, first_line
-from imgrec.export.sealed_file import check_packages
 from imgrec.terminal import Terminal
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     if not file.is_file():
         found = "it is no regular file" if file.exists() else "there is no such file"
         raise DataError(f"{file}: {found}. Name a file that imgrec export wrote.")
-    check_packages("onnxruntime")
+    check_packages("verify", "export", "onnxruntime")
     import onnxruntime
 
     from imgrec.export.verify_model import read_file, verify

@@ -94,8 +94,7 @@ def _check_root(data: DataConfig) -> None:
                 f"data.root={shown}: a name or password in an address is not sent to the server, and would be stored with the run. "
                 f"Set data.root={root.replace(found[0], '')}, and keys by the environment, such as AWS_ACCESS_KEY_ID."
             )
-        if find_spec("obstore") is None:
-            raise ConfigError(f'data.root={root} needs obstore, which is not installed. Type: pip install "imgrec[remote]"')
+        check_packages(f"data.root={root}", "remote", "obstore")
         return
     beside = [Path(folder).name for folder in glob(f"{escape(str(Path(root).absolute().parent))}/*/")]
     fix = LAYOUTS
@@ -127,8 +126,15 @@ def _check_table(data: DataConfig) -> None:
 
 def _check_package(path: str, node: Node) -> None:
     for package in EXTRAS:
-        if package in str(node["_target_"]).split(".") and find_spec(package) is None:
-            raise ConfigError(f'{path} needs {package}, which is not installed. Type: pip install "imgrec[{package}]"')
+        if package in str(node["_target_"]).split("."):
+            check_packages(path, package, package)
+
+
+def check_packages(what: str, extra: str, *names: str) -> None:
+    """ConfigError where `what` needs a package that is not installed, with the extra that brings it."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ConfigError(f'{what} needs {name}, which is not installed. Type: pip install "imgrec[{extra}]"')
 
 
 def _check_library_weights(weights: str, model: Node, image_size: int) -> None:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from imgrec.config.answers import check_answers
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import dotted_types, parse_settings
+from imgrec.config.start_checks import check_packages
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode
 from imgrec.export.plain_files import (
@@ -19,7 +20,7 @@ from imgrec.export.plain_files import (
     check_weights_output,
     json_beside,
 )
-from imgrec.export.sealed_file import PACKAGES, check_onnx_output, check_packages, script_beside
+from imgrec.export.sealed_file import PACKAGES, check_onnx_output, script_beside
 from imgrec.files import on_progress
 from imgrec.inference.paths import find_checkpoint
 from imgrec.terminal import Terminal
@@ -79,7 +80,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     out = Path(config.out or f"model{kind.suffix}")
     ckpt = find_checkpoint(config.ckpt)
     kind.check(out, config.overwrite)
-    check_packages(*kind.packages)
+    check_packages(f"format={config.format}", "export", *kind.packages)
     _export(config, ckpt, out)
     return ExitCode.OK
 

@@ -3,26 +3,15 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from imgrec.errors import ConfigError
 from imgrec.files import as_utf8, atomic_output, begins_with, check_output, utf8_json
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SEAL_START = b"rJ\n\x06sha256\x12@"  # how the entry with the hash begins, the last SEAL_BYTES of a file
 SEAL_BYTES = len(SEAL_START) + 64
 VERIFY_SCRIPT = Path(__file__).with_name("verify_model.py")  # needs nothing of imgrec, and is copied beside each file
-
-
-def check_packages(*names: str) -> None:
-    """ConfigError where one is not installed."""
-    for name in names:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise ConfigError(f'this needs {name}, which is not installed. Type: pip install "imgrec[export]"') from error
 
 
 def check_onnx_output(out: Path, overwrite: bool) -> None:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from imgrec.data.decode import Preprocessing, decode_bytes
 from imgrec.errors import DataError, first_line
-from imgrec.export.sealed_file import check_packages
 from imgrec.inference.predictor import Prediction
 from imgrec.serving.recognizer import HASH_DIGITS, Added
 
@@ -27,7 +26,6 @@ class OnnxRecognizer:
     device: Literal["cpu"] = "cpu"
 
     def __init__(self, path: Path, *, cores: int, max_pixels: int) -> None:
-        check_packages("onnxruntime")
         import onnxruntime
 
         from imgrec.export.verify_model import read_file, verify
