@@ -77,6 +77,23 @@ def test_several_images_are_answered_in_their_order():
     assert [len(told["top"]) for told in reply.json["predictions"]] == [2, 2, 2]
 
 
+def test_each_request_has_its_own_top_k_also_in_one_batch_and_never_more_than_there_are_classes():
+    async def talk(client: Client):
+        several = (client.predict(query=query) for query in ("?top_k=1", "", "?top_k=99"))
+        return [len(reply.json["predictions"][0]["top"]) for reply in await asyncio.gather(*several)]
+
+    class Asked(Echo):
+        def answer(self, images, top_k):
+            asked.append((len(images), top_k))
+            return super().answer(images, top_k)
+
+    asked: list[tuple[int, int]] = []
+    assert ask(service(Asked(), max_wait_s=1000.0), talk) == [1, 2, 3]
+    assert asked == [(3, 3)]
+    (told,) = ask(service(top_k=9), lambda client: client.predict()).json["predictions"]
+    assert len(told["top"]) == 3
+
+
 @pytest.mark.parametrize("content_type", ["image/jpeg", "image/whatever", "application/octet-stream"])
 def test_a_file_is_known_by_its_bytes(content_type):
     assert ask(service(), lambda client: client.predict(content_type=content_type)).status == 200
@@ -316,6 +333,21 @@ def test_a_reload_answers_what_the_old_network_has_accepted_and_then_the_new_one
     reply, early, late = ask(served, talk)
     assert reply.json == {"weights": "new", "classes": 3}
     assert [(each.status, each.json["weights"]) for each in (early, late)] == [(200, "old"), (200, "new")]
+
+
+def test_a_second_reload_at_the_same_time_is_refused():
+    go = threading.Event()
+
+    async def talk(client: Client):
+        first = asyncio.create_task(client.send("POST", "/reload", **HEADER))
+        while not served._reloading.locked():
+            await asyncio.sleep(0)
+        second = await client.send("POST", "/reload", **HEADER)
+        go.set()
+        return (await first).status, second.status, second.json["error"]
+
+    served = service(load=lambda: go.wait() and Echo("new"), token=TOKEN)
+    assert ask(served, talk) == (200, 409, "a reload is under way. Wait for its answer.")
 
 
 def test_a_checkpoint_that_cannot_be_loaded_leaves_the_network_from_before():
