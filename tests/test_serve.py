@@ -119,6 +119,19 @@ def test_an_image_has_one_answer_whatever_batch_it_is_in(recognizer, parts, seed
         start += count
 
 
+def test_a_batch_across_a_reload_is_answered_by_the_network_that_each_image_was_read_for():
+    old, new = Echo("old"), Echo("new")
+    answers = answer_jobs([ImageJob(recognizer, size, 1) for recognizer, size in ((old, 1), (old, 2), (new, 3), (old, 4))])
+    assert [answer.class_name for answer in answers] == ["old 1", "old 2", "new 3", "old 4"]
+
+
+def test_a_checkpoint_reads_no_more_pixels_than_the_server(recognizer):
+    small = CheckpointRecognizer(load(recognizer.file, device="cpu"), None, batch_size=1, max_pixels=8 * 6 - 1)
+    with raises_error(DataError, "a.png", "8x6", "47"):
+        small.read(PNG, "a.png")
+    assert recognizer.read(PNG, "a.png").shape == (1, 8, 8)
+
+
 # Refusals
 
 REFUSED = {
@@ -141,6 +154,7 @@ REFUSED = {
     "top_k twice": ("POST", "/predict?top_k=1&top_k=2", PNG, {"content_type": "image/png"}, 400, "top_k=1", "one integer"),
     "misspelt": ("POST", "/predict?topk=1", PNG, {"content_type": "image/png"}, 400, "topk", "top_k"),
     "another method": ("GET", "/predict", b"", {}, 405, "GET /predict", "POST"),
+    "a slash too many": ("GET", "/healthz/", b"", {}, 404, "/healthz/", "There are: "),
     "another path": ("GET", "/predictions", b"", {}, 404, "/predictions", "/predict"),
     "reload without a token": ("POST", "/reload", b"", {}, 403, "token_file=FILE"),
 }  # fmt: skip

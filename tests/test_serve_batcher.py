@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgrec.serving.batcher import Batcher, QueueFull
+from imgrec.serving.batcher import PACE, Batcher, QueueFull
 
 
 def run(coroutine):
@@ -132,6 +132,33 @@ def test_a_full_queue_refuses_at_once_and_has_room_again_after_the_answers():
         with batcher.admit() as admission, pytest.raises(QueueFull):
             admission.grow(3)
         assert (batcher.admitted, batcher.preparing) == (0, 0)
+        await batcher.close()
+
+    run(talk())
+
+
+def test_a_full_queue_says_how_long_it_takes():
+    times = []
+
+    async def talk():
+        batcher = Batcher(
+            lambda items: items,
+            batch_size=4,
+            max_wait_s=0.0,
+            max_admitted=90,
+            threads=2,
+            observe=lambda items, seconds: times.append(seconds / items),
+        )
+        batcher.start()
+        with batcher.admit() as admission:
+            await admission.answer([1])
+            await admission.answer([2])
+        assert batcher._seconds == pytest.approx(PACE * (1 - PACE) * times[0] + PACE * times[1])
+        assert batcher.retry_after_s() == 1
+        batcher._seconds = 0.5
+        with batcher.admit() as admission:
+            admission.grow(80)
+            assert batcher.retry_after_s() == 21  # 81 images of half a second in two threads
         await batcher.close()
 
     run(talk())
