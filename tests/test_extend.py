@@ -243,16 +243,19 @@ def test_what_the_run_decides_is_refused(parent: Path, new: Path, tmp_path: Path
         fit(extension(parent, new, "finetune.freeze_epochs=1"), quiet=True)
 
 
-def test_augmentation_and_loss_are_those_of_the_run_but_for_what_is_typed(new: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("typed", slow_but("keys", among=["keys", "option"]))
+def test_augmentation_and_loss_are_those_of_the_run_but_for_what_is_typed(new: Path, tmp_path: Path, typed: str) -> None:
     words = ["data=fake", "data.image_size=16", "augment=randaug", "loss=focal", "loss.class_weights=balanced"]
     old = save_untrained_run(tmp_path / "old", *words, classes=OLD)
     before = load_checkpoint(old).run
-    found = extension(old, new, "augment.mixup=0.3", "loss.l2=0.1")
-    assert found.augment == before.augment | {"mixup": 0.3}
-    assert found.loss == before.loss | {"class_weights": "none", "l2": 0.1}
-    found = extension(old, new, "augment=none")
-    assert found.augment == config.load("train", ["augment=none"]).augment
-    assert found.loss == before.loss | {"class_weights": "none"}
+    if typed == "keys":
+        found = extension(old, new, "augment.mixup=0.3", "loss.l2=0.1")
+        assert found.augment == before.augment | {"mixup": 0.3}
+        assert found.loss == before.loss | {"class_weights": "none", "l2": 0.1}
+    else:
+        found = extension(old, new, "augment=none")
+        assert found.augment == config.load("train", ["augment=none"]).augment
+        assert found.loss == before.loss | {"class_weights": "none"}
 
 
 def test_a_parent_that_has_changed_is_refused(parent: Path, new: Path, tmp_path: Path) -> None:
