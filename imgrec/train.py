@@ -18,14 +18,14 @@ from imgrec.config.schema import Node, RunConfig, run_config
 from imgrec.config.start_checks import check_start
 from imgrec.distributed import signals
 from imgrec.distributed.command import run_command
-from imgrec.distributed.device_checks import wanted_processes
+from imgrec.distributed.device_checks import trains_on_cuda, wanted_processes
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.launcher import launch, run_rank
 from imgrec.distributed.process_group import connected_world, on_first_rank
 from imgrec.distributed.watchdog import Watchdog
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.distributed.world import World
-from imgrec.errors import ConfigError, ExitCode, Stopped
+from imgrec.errors import ConfigError, ExitCode, OutOfMemory, Stopped
 from imgrec.sweeps.folds import cross_validate, folds_override
 from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.run import sweep
@@ -106,32 +106,51 @@ def fit(
         on_first_rank(lambda: check_continued(run))
     command = list(sys.argv if command is None else command)
     with run_dir.opened(run), signals.request_cleared():
-        if world.started_by == "alone" and (ranks := wanted_processes(run.trainer)) > 1:
-            if given:
-                raise ConfigError(
-                    f"callbacks=[{type(given[0]).__name__}]: objects stay in this process, and the run starts {ranks} others. "
-                    "Set trainer.devices=1, or name their classes in a yaml."
-                )
-            task = {"run": run.to_dict(), "quiet": quiet, "command": command}
-            rank_command = [sys.executable, "-m", "imgrec.train", RANK_ARGUMENT]
-            assert run_dir.lock is not None
-            lock, timeout_s = run_dir.lock.fileno(), run.trainer.timeout_s
-            launched = partial(launch, rank_command, task, ranks, run_dir=run_dir.path, lock=lock, timeout_s=timeout_s)
-            with closing(Terminal(quiet=quiet, log=run_dir.path / "log.txt")) as terminal:
-                within_memory(launched, terminal.say)
-            return Result(run_dir.result(), run_dir.path)
-        log = None if world.rank > 0 else run_dir.path / "log.txt"
-        with closing(Terminal(quiet=quiet or world.rank > 0, log=log)) as terminal:
-            heartbeat = Heartbeat(world.rank, world.size, run.trainer.timeout_s, terminal.note)
-            watchdog = Watchdog(grace_s=run.trainer.grace_s, note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
-            with signals.handlers_installed(), watchdog, heartbeat:
-                try:
-                    start = partial(_train, run, run_dir, terminal, world, heartbeat, watchdog, command, given)
-                    result = start() if world.size > 1 else within_memory(start, terminal.say)
-                except Stopped as stopped:
-                    terminal.note(str(stopped))  # the terminal may be closed
+        ranks = wanted_processes(run.trainer) if world.started_by == "alone" else 1
+        if ranks > 1 and given:
+            raise ConfigError(
+                f"callbacks=[{type(given[0]).__name__}]: objects stay in this process, and the run starts {ranks} others. "
+                "Set trainer.devices=1, or name their classes in a yaml."
+            )
+        line = None
+        if ranks == 1:
+            try:
+                return Result(_train_here(run, run_dir, world, command, given, quiet=quiet), run_dir.path)
+            except OutOfMemory as error:
+                if given or world.size > 1 or world.started_by == "imgrec":  # whoever started it starts it again
                     raise
-    return Result(result, run_dir.path)
+                line = str(error)
+        task = {"run": run.to_dict(), "quiet": quiet, "command": command}
+        rank_command = [sys.executable, "-m", "imgrec.train", RANK_ARGUMENT]
+        assert run_dir.lock is not None
+        lock, timeout_s = run_dir.lock.fileno(), run.trainer.timeout_s
+        launched = partial(launch, rank_command, task, ranks, run_dir=run_dir.path, lock=lock, timeout_s=timeout_s)
+        with closing(Terminal(quiet=quiet, log=run_dir.path / "log.txt")) as terminal:
+            within_memory(launched, terminal.say, line)
+        return Result(run_dir.result(), run_dir.path)
+
+
+def _train_here(
+    run: RunConfig, run_dir: RunDir, world: World, command: Sequence[str], given: "Sequence[pl.Callback]", *, quiet: bool
+) -> dict[str, Any]:
+    """The run, or this rank of it, in this process. OutOfMemory where it is to be started again in another one."""
+    log = None if world.rank > 0 else run_dir.path / "log.txt"
+    with closing(Terminal(quiet=quiet or world.rank > 0, log=log)) as terminal:
+        heartbeat = Heartbeat(world.rank, world.size, run.trainer.timeout_s, terminal.note)
+        watchdog = Watchdog(grace_s=run.trainer.grace_s, note=terminal.note, leave=heartbeat.leave, prints=world.rank == 0)
+        with signals.handlers_installed(), watchdog, heartbeat:
+            try:
+                start = partial(_train, run, run_dir, terminal, world, heartbeat, watchdog, command, given)
+                if world.size == 1 and trains_on_cuda(run.trainer):  # whose memory torch has back at once
+                    return within_memory(start, terminal.say)
+                return start()
+            except OutOfMemory as error:
+                if given:
+                    raise OutOfMemory(f"{error} Call fit again, in a new process.") from error
+                raise
+            except Stopped as stopped:
+                terminal.note(str(stopped))  # the terminal may be closed
+                raise
 
 
 def _train(

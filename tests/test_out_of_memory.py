@@ -3,11 +3,13 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from error_parts import raises_error
@@ -16,17 +18,18 @@ from resumed_runs import assert_same, finish_run, kill_run, load_run, read_outco
 from small_run import SMALL
 
 from imgrec import config
-from imgrec.config.schema import RunConfig
+from imgrec.config.schema import RunConfig, run_config
 from imgrec.data.sampler import plan_batches
 from imgrec.distributed.command import run_command as run_named
-from imgrec.distributed.world import World
+from imgrec.distributed.world import RUN_DIR_VARIABLE, World
 from imgrec.errors import ConfigError, ExitCode, OutOfMemory
 from imgrec.inference.checkpoint import read_checkpoint
+from imgrec.inference.device import is_out_of_memory
 from imgrec.models.lenet import LeNet
 from imgrec.train import fit
 from imgrec.training import out_of_memory
 from imgrec.training.module import Classifier
-from imgrec.training.out_of_memory import halved_where_memory_ends
+from imgrec.training.out_of_memory import free_tensors, halved_where_memory_ends
 from imgrec.training.step_boundary import StepBoundary
 
 BATCH, BEFORE, AFTER = 12, 6, 3  # batch_size, and max_device_batch before and after
@@ -75,21 +78,72 @@ def small_run(folder: Path, name: str, *words: str) -> RunConfig:
     return config.load("train", [*SMALL, "callbacks.pictures=null", f"runs_dir={folder}", f"name={name}", "id=a", *words])
 
 
+def start_here(command: Sequence[str], task: Any, count: int, *, run_dir: Path, **_: Any) -> None:
+    """`launch` of one rank, in this process."""
+    variables = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", RUN_DIR_VARIABLE: str(run_dir)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        fit(run_config(task["run"]), quiet=task["quiet"], command=task["command"])
+
+
+def test_it_starts_again_in_other_processes_until_one_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr("imgrec.train.launch", lambda *args, **keys: (started.append(args[2]), start_here(*args, **keys)))
+    memory_ends("training_step", 0, patch=monkeypatch.setattr)
+    with raises_error(ConfigError, "max_device_batch=1", "16 pixels", "data.image_size=8"):
+        fit(small_run(tmp_path, "halved"), quiet=True)
+    assert started == [1, 1]
+    log = (tmp_path / "halved/a/log.txt").read_text()
+    for line in ("4 images at once did not fit", "2 images at once did not fit", "global batch 4 = 1 device x 1 x 4"):
+        assert line in log
+
+
+@pytest.mark.slow
 def test_in_the_first_step_it_equals_a_run_that_began_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit(small_run(tmp_path, "typed", "max_device_batch=2"), quiet=True)
-    memory_ends("training_step", AFTER, patch=monkeypatch.setattr)
+    memory_ends("training_step", 2, patch=monkeypatch.setattr)
     fit(small_run(tmp_path, "halved"), quiet=True)
     outcomes = [read_checkpoint(tmp_path / f"{name}/a/checkpoints/last.ckpt") for name in ("typed", "halved")]
     assert_same(*(outcome["state_dict"] for outcome in outcomes))
     assert outcomes[1]["imgrec"]["config"]["max_device_batch"] == 2
+
+
+class NoMemory(pl.Callback):
+    """After a step's weights have changed: nothing is saved."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_with_callbacks_of_this_process_it_is_to_be_called_again(tmp_path: Path) -> None:
+    with raises_error(OutOfMemory, "4 images", "resumes with max_device_batch=2", "Call fit again"):
+        fit(small_run(tmp_path, "halved"), callbacks=[NoMemory()], quiet=True)
     assert json.loads((tmp_path / "halved/a/batch.json").read_text())["max_device_batch"] == 2
-    assert "global batch 4 = 1 device x 2 x 2" in (tmp_path / "halved/a/log.txt").read_text()
+    with raises_error(OutOfMemory, "2 images", "resumes with max_device_batch=1"):
+        fit(small_run(tmp_path, "halved"), callbacks=[NoMemory()], quiet=True)
 
 
-def test_one_image_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory_ends("training_step", 0, patch=monkeypatch.setattr)
-    with raises_error(ConfigError, "max_device_batch=1", "16 pixels", "data.image_size=8"):
-        fit(small_run(tmp_path, "one", "max_device_batch=1"), quiet=True)
+def test_the_tensors_of_a_failed_step_are_free_before_it_is_saved() -> None:
+    alive = []
+
+    def step() -> None:
+        images = torch.zeros(9)
+        alive.append(weakref.ref(images))
+        raise MemoryError
+
+    def start() -> None:
+        try:
+            step()
+        except MemoryError:
+            raise RuntimeError("could not create a primitive")  # noqa: B904  # the step is its context, as in Lightning
+
+    with pytest.raises(RuntimeError) as caught:
+        start()
+    assert is_out_of_memory(caught.value)
+    assert alive[0]() is not None
+    free_tensors(caught.value)
+    assert alive[0]() is None
 
 
 def test_what_does_not_fit_before_the_first_step_is_no_matter_of_the_batch(
@@ -165,21 +219,25 @@ import torch
 
 class Little(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        if len(batch.labels) > 1 and trainer.global_rank == 1:
+        if len(batch.labels) > 1 and trainer.global_rank == trainer.world_size - 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
 """
 
 
 @pytest.mark.slow
-def test_a_command_with_several_devices_starts_its_ranks_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("devices", "batches"),
+    [(1, ("1 device x 4 x 1", "1 device x 2 x 2", "1 device x 1 x 4")), (2, ("2 devices x 2 x 1", "2 devices x 1 x 2"))],
+)
+def test_a_command_starts_its_processes_again(devices: int, batches: Sequence[str], tmp_path: Path) -> None:
     (tmp_path / "little.py").write_text(LITTLE)
     (tmp_path / "conf/callbacks").mkdir(parents=True)
     (tmp_path / "conf/callbacks/little.yaml").write_text("defaults: [default, _self_]\nlittle: {_target_: little.Little}\n")
-    words = [*SMALL, "callbacks=little", f"runs_dir={tmp_path}", "name=r", "id=a", "trainer.devices=2"]
+    words = [*SMALL, "callbacks=little", f"runs_dir={tmp_path}", "name=r", "id=a", f"trainer.devices={devices}"]
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "IMGREC_ALLOW": "little"}
     command = run_command(sys.executable, "-m", "imgrec.train", "--config-dir", tmp_path / "conf", *words, env=environment)
     assert command.returncode == 0, command.stderr
     log = (tmp_path / "r/a/log.txt").read_text()
-    for line in ("2 images at once did not fit in the memory.", "global batch 4 = 2 devices x 1 x 2"):
+    for line in ("2 images at once did not fit in the memory.", *batches):
         assert line in log
         assert line in command.stdout

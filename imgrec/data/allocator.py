@@ -44,5 +44,16 @@ def use_huge_pages() -> None:
         libc.free(block)
 
 
+def give_back_freed_memory() -> None:
+    """Give the system what `keep_freed_memory` has kept.
+
+    Under a limit of the process (ulimit -d) there may be no memory for a thread otherwise. Python then waits for ever in
+    Thread.start for one that could not say that it runs (https://github.com/python/cpython/issues/140746).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def _can_be_set() -> bool:
     return hasattr(ctypes.CDLL(None), "mallopt") and not any(name in os.environ for name in PARAMETERS.values())

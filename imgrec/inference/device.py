@@ -11,7 +11,8 @@ from imgrec.config.schema import Precision
 from imgrec.data.decode import Preprocessing
 from imgrec.errors import ConfigError
 
-NO_MEMORY = ("can't allocate memory", "STATUS_ALLOC_FAILED")  # of torch's allocator on the CPU; of cuDNN and cuBLAS
+# Of torch's allocator on the CPU; of oneDNN, which names no reason; of cuDNN and cuBLAS.
+NO_MEMORY = ("can't allocate memory", "could not create a primitive", "STATUS_ALLOC_FAILED")
 
 
 def choose_device(device: str) -> torch.device:

@@ -1,12 +1,14 @@
 """A run whose memory ends within a step starts again from its last save, with half of the images at once."""
 
 import gc
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from imgrec.config.schema import RunConfig
+from imgrec.data.allocator import give_back_freed_memory
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, OutOfMemory, plural
 from imgrec.training.batch_choice import BatchChoice
@@ -69,12 +71,26 @@ def refused_where_memory_ends(plan: "BatchPlan") -> Iterator[None]:
         ) from error
 
 
-def within_memory(work: Callable[[], _T], say: Callable[[str], None]) -> _T:
-    """The result of `work`, a start of a run; after OutOfMemory it is called again, and resumes with fewer images at once."""
+def within_memory(work: Callable[[], _T], say: Callable[[str], None], line: str | None = None) -> _T:
+    """The result of `work`, a start of a run; after OutOfMemory it is called again, and resumes with fewer images at once.
+
+    line: of the OutOfMemory of a start before, to be said first.
+    """
     while True:
+        if line is not None:
+            gc.collect()  # the trainer and its network refer to one another
+            give_back_freed_memory()
+            say(line)
         try:
             return work()
         except OutOfMemory as error:
             line = str(error)
-        say(line)
-        gc.collect()  # the trainer and its network refer to one another; torch has their memory for the next ones then
+
+
+def free_tensors(error: BaseException) -> None:
+    """Free what the functions that raised `error` hold: the tensors of the step that did not fit."""
+    raised: BaseException | None = error
+    while raised is not None:
+        traceback.clear_frames(raised.__traceback__)
+        raised = raised.__context__
+    give_back_freed_memory()

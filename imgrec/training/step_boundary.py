@@ -23,6 +23,7 @@ from imgrec.distributed.flag_reduction import FlagReduction
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.watchdog import Watchdog
 from imgrec.errors import CheckpointError, ImgrecError, Stopped
+from imgrec.inference.device import is_out_of_memory
 from imgrec.training.callbacks.finite import NotFiniteError
 from imgrec.training.callbacks.steps import StepMetrics
 from imgrec.training.checkpoint import CheckpointWriter, ResumePoint, to_cpu
@@ -39,6 +40,7 @@ from imgrec.training.lightning_compat import (
     set_loop_position,
 )
 from imgrec.training.module import Classifier
+from imgrec.training.out_of_memory import free_tensors
 from imgrec.training.resume_state import StepSnapshot, restore_rank_state, take_rank_state
 from imgrec.training.timeline import Timeline
 
@@ -156,6 +158,8 @@ class StepBoundary(pl.Callback):
         saved = isinstance(exception, Stopped) and not isinstance(exception, StoppedWaiting)
         if self._snapshot is None or saved or isinstance(exception, NotFiniteError | CheckpointError):
             return
+        if isinstance(exception, Exception) and is_out_of_memory(exception):
+            free_tensors(exception)  # the save needs memory too
         try:
             self._rescue(trainer, self._snapshot)
         except ImgrecError as error:
