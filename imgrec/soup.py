@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import yaml
 
 from imgrec.config.compose import compose_config
+from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Device, Monitor, dotted_types, monitor_mode, parse_settings
 from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
@@ -25,6 +26,7 @@ from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, ExitCode, plural
 from imgrec.files import atomic_write, numbered_paths
 from imgrec.terminal import Terminal, percent
+from imgrec.training.locks import is_locked, lock_folder
 from imgrec.training.run_dir import RunDir
 from imgrec.training.stored_run import StoredRun, read_run
 
@@ -119,9 +121,18 @@ def _output(config: SoupConfig, best: Path) -> Path:
         numbers = numbered_paths(folder)
         return folder / str(numbers[-1][0] + 1 if numbers else 1)
     out = Path(config.out)
-    if out.exists():
+    if out.exists() and not _was_killed(out):
         raise ConfigError(f"out={out} exists already. Set out=RUNS_DIR/NAME/ID that does not.")
     return out
+
+
+def _was_killed(folder: Path) -> bool:
+    """Whether a soup ended in this directory before its result, which no other process writes now."""
+    config = folder / "config.yaml"
+    if not config.is_file() or (folder / "result.json").exists():
+        return False
+    fix = f"Remove {folder} if it is not needed, or set another out."
+    return "soup" in read_mapping(config, {}, fix=fix) and not is_locked(folder)
 
 
 def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, out: Path, command: list[str]) -> int:
@@ -181,10 +192,9 @@ def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, out: 
         content = soup_content(soup, monitor, [str(run.path) for run in runs], hashes, validation.norm_images)
         place = {"name": out.parent.name, "id": out.name, "runs_dir": str(out.parent.parent)}
         run_dir = RunDir(out, "new")
-        with _removed_where_it_fails(out):
+        with _begun(out, runs[0].config | place | {"soup": kept}):
             tested = mean_checkpoint(first, soup.validated, place, content)
             write_checkpoint(tested.content, run_dir.best)
-            atomic_write(out / "config.yaml", yaml.safe_dump(runs[0].config | place | {"soup": kept}, sort_keys=False))
             tests = validation.test(tested, run_dir.checkpoints)
             seconds = sum(run.result["train_seconds"] for run in runs if run.result is not None)
             result = validation.result(tested, tests, soup, monitor, command, out) | {
@@ -228,9 +238,15 @@ def _sentence(soup: "Soup", monitor: Monitor, images: int) -> str:
 
 
 @contextmanager
-def _removed_where_it_fails(folder: Path) -> Iterator[None]:
+def _begun(folder: Path, config: dict[str, Any]) -> Iterator[None]:
+    """A directory that this process has locked, with its config; what a killed soup left there goes. It is removed where the block fails."""
+    if _was_killed(folder):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     try:
-        yield
+        with lock_folder(folder) or nullcontext():
+            atomic_write(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            yield
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,10 @@ import imgrec
 from imgrec import cli, config
 from imgrec.extend import extended_run
 from imgrec.inference.checkpoint import load_checkpoint, read_checkpoint, weights_hash
+from imgrec.soup import _begun, _was_killed
 from imgrec.train import fit
 from imgrec.training.callbacks.batch_norm import measure_statistics, trained_norms
+from imgrec.training.locks import lock_folder
 from imgrec.training.soup import Validated, WeightMean, Weights, greedy_soup
 from imgrec.training.soup_validation import SoupValidation
 
@@ -230,6 +234,32 @@ def test_other_runs_are_refused_by_their_first_difference(tmp_path: Path, capsys
     given = "monitor=null" if case == "monitor" else f"runs={other}"
     assert_refused(capsys.readouterr().err, given, *parts)
     assert not (tmp_path / "soup").exists()
+
+
+def test_what_a_killed_soup_left_is_written_anew_and_nothing_else(tmp_path: Path) -> None:
+    killed = tmp_path / "soup/1"
+    for files, ours in (
+        ({"config.yaml": "soup: [a, b]"}, True),
+        ({"config.yaml": "soup: [a, b]", "result.json": "{}"}, False),
+        ({"config.yaml": "seed: 1"}, False),
+        ({"photo.jpg": ""}, False),
+    ):
+        killed.mkdir(parents=True)
+        for name, content in files.items():
+            (killed / name).write_text(content)
+        assert _was_killed(killed) == ours, files
+        if ours:
+            with lock_folder(killed):  # another process writes it
+                assert not _was_killed(killed)
+            (killed / "checkpoints").mkdir()
+            with _begun(killed, {"soup": []}):
+                assert sorted(os.listdir(killed)) == [".lock", "config.yaml"]
+            with pytest.raises(FileExistsError), _begun(killed.parent, {}):
+                pass
+        shutil.rmtree(killed)
+    with pytest.raises(ZeroDivisionError), _begun(killed, {}):
+        raise ZeroDivisionError
+    assert not killed.exists()
 
 
 def test_what_is_no_soup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
