@@ -366,7 +366,7 @@ def test_a_network_that_knows_a_mark_points_at_it():
         net[0].bias.fill_(-0.8)
         net[5].weight.copy_(2 * torch.eye(2) - 1)
         net[5].bias.zero_()
-    accuracy, found = pointed_at(net, 40)
+    accuracy, found = pointed_at(net, 40, 12)
     assert accuracy == 1.0
     assert found == {"gradcam": 1.0, "gradients": 1.0}
 
