@@ -39,7 +39,8 @@ def show_space(tuning: Tuning, terminal: Terminal) -> None:
         table.add_row(row.key, row.default or "drawn", row.values, row.origin)
     terminal.say(table)
     each = f"time={plan.base['time']}" if plan.base["time"] else plural(plan.base["epochs"], "epoch")
-    pruned = f"; from the {UNPRUNED + 1}th on, one that is worse than the median is pruned (prune=false: none is)" * plan.prune
+    pruned = f"; from the {UNPRUNED + 1}th on, one that is worse than the median is pruned (prune=false: none is)"
+    pruned *= plan.prune and (plan.trials or 0) > UNPRUNED
     terminal.say(f"{plural(plan.trials or 0, 'trial')} of {each} each{pruned}.")
     key = tuning.keys[0]
     terminal.say(f"A value fixes a key ({key.key}={key.default or 'VALUE'}), and a range replaces or adds one.")

@@ -235,6 +235,10 @@ def test_what_the_run_decides_is_refused(parent: Path, new: Path, tmp_path: Path
         extended_run([f"data.root={new}"])
     with raises_error(ConfigError, "data.root", "data.root=FOLDER"):
         extended_run([str(parent)])
+    with raises_error(ConfigError, "'third'", "two paths", "ckpt and data.root"):
+        extended_run([str(parent), str(new), "third"])
+    both = extended_run([str(parent), str(new)]), extended_run([str(parent), f"data.root={new}"])
+    assert both[0] == both[1]
     with raises_error(CheckpointError, str(tmp_path / "none"), "no such file or folder"):
         extended_run([str(tmp_path / "none"), f"data.root={new}"])
     with raises_error(ConfigError, "trainer.strategy=fsdp", "trainer.strategy=ddp"):

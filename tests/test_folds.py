@@ -63,6 +63,17 @@ def test_a_folder_of_folds_is_no_checkpoint_but_its_runs_are(tmp_path: Path) -> 
         find_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "table", ["rank,job,folder\n1,4,runs/a/sweep_1/4\n2,0,runs/a/sweep_1/0\n", "rank,folder\n,x/0\n", "", "\0"]
+)
+def test_the_best_run_of_a_sweep_is_named(tmp_path: Path, table: str) -> None:
+    (tmp_path / "1/checkpoints").mkdir(parents=True)
+    (tmp_path / "sweep.csv").write_text(table)
+    named = f"its best, {tmp_path}/4" if "4" in table else f"such as {tmp_path}/1"
+    with raises_error(CheckpointError, str(tmp_path), named):
+        find_checkpoint(tmp_path)
+
+
 def test_too_few_of_a_class_are_refused() -> None:
     labels = np.array([0] * 9 + [1] * 3)
     with raises_error(DataError, "folds=5", "ant", "3 images", "folds=3"):

@@ -61,6 +61,14 @@ def test_lr_find_has_the_keys_of_a_run_too():
     assert "*resnet" in said
 
 
+def test_extend_lists_no_group_that_it_refuses():
+    said = help_text("extend")
+    assert "  optim       " in said
+    assert "  model       " not in said
+    assert "experiment" not in said.partition("Keys, with")[0]
+    assert "imgrec extend optim=sgd --help" in said
+
+
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_of_every_command(capsys, command):
     assert cli.main([command, "--help"]) == 0

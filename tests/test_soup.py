@@ -5,14 +5,16 @@ import math
 import os
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from error_parts import assert_refused
+from error_parts import assert_refused, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_but
@@ -24,12 +26,16 @@ from untrained_run import save_untrained_run
 
 import imgrec
 from imgrec import cli, config
+from imgrec.config.load import load_config
+from imgrec.errors import ConfigError
 from imgrec.extend import extended_run
 from imgrec.inference.checkpoint import load_checkpoint, read_checkpoint, weights_hash
+from imgrec.report.run_sections import curves_section
 from imgrec.soup import _begun, _was_killed
 from imgrec.train import fit
 from imgrec.training.callbacks.batch_norm import measure_statistics, trained_norms
 from imgrec.training.locks import lock_folder
+from imgrec.training.run_dir import check_continued
 from imgrec.training.soup import Validated, WeightMean, Weights, greedy_soup
 from imgrec.training.soup_validation import SoupValidation
 
@@ -185,6 +191,16 @@ def test_a_mean_is_a_run_like_any_other(tmp_path: Path, capsys: pytest.CaptureFi
     assert predictor.temperature == result["calibration"]["temperature"] != 1
     stored = yaml.safe_load((out / "config.yaml").read_text())
     assert (stored["name"], stored["id"], stored["soup"]) == ("soup", "1", [str(run) for run in runs[:2]])
+    with raises_error(ConfigError, f"continue_from={out}", "mean of runs", f"weights={out}"):
+        check_continued(replace(load_config("train", []), continue_from=str(out)))
+
+
+@pytest.mark.parametrize(("monitor", "alone", "mean"), [("val/accuracy", "97.92%", "98.61%"), ("val/loss", "0.9792", "0.9861")])
+def test_the_report_writes_its_figures_as_the_command_does(monitor: str, alone: str, mean: str) -> None:
+    rows = [{"run": f"r/{row}", "alone": 0.9792, "mean": [None, 0.9861][row], "kept": True} for row in range(2)]
+    said = curves_section(SimpleNamespace(result={"soup": {"monitor": monitor, "ingredients": rows}})).html  # type: ignore[arg-type]
+    assert f'r/0</th><td class="n">{alone}</td><td class="n">-</td>' in said
+    assert f'r/1</th><td class="n">{alone}</td><td class="n">{mean}</td>' in said
 
 
 @pytest.mark.slow

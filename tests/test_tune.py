@@ -108,6 +108,8 @@ def test_the_loss_is_not_searched_where_its_value_is_compared() -> None:
             (("-m",), ("-m", "tune searches anyway", "imgrec train -m --search")),
             (("optim.lr=log(0,1)",), ("optim.lr=log(0,1)", "two numbers above 0")),
             (("optim.lrr=1",), ("'optim.lrr=1'", "Did you mean optim.lr?")),
+            (("trails=3",), ("'trails=3'", "Did you mean trials?", "imgrec tune --help")),
+            (("prun=false",), ("'prun=false'", "Did you mean prune?", "imgrec tune --help")),
         ],
     ),
 )

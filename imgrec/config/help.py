@@ -27,8 +27,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "data=fake trainer=debug",
     ),
     "extend": (
-        "runs/digits_resnet/1 data.root=FOLDER",
-        "runs/digits_resnet/1 data.root=FOLDER frozen=false optim.lr=0.001",
+        "runs/digits_resnet/1 FOLDER",
+        "runs/digits_resnet/1 FOLDER frozen=false optim.lr=0.001",
     ),
     "evaluate": (
         "runs/digits_resnet/1",
@@ -53,7 +53,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "serve": ("runs/digits_resnet/1", "runs/digits_resnet/1 port=9000 coverage=0.95 token_file=token"),
     "explain": ("runs/digits_resnet/1 FOLDER", "runs/digits_resnet/1 a.png b.png neighbours=3 method=gradients"),
-    "tune": ("model=resnet data=digits trials=20", "FOLDER augment=basic optim=adamw optim.weight_decay=0.05"),
+    "tune": (
+        "model=resnet data=digits trials=20",
+        "FOLDER augment=basic optim=adamw optim.weight_decay=0.05",
+    ),
     "lr_find": ("model=vgg data=mnist", "optim=sgd lr_min=1e-4 lr_max=10"),
     "benchmark": ("FOLDER model=resnet", "data=fashion_mnist model=lenet seconds=20"),
     "pack": (
@@ -82,6 +85,8 @@ PATHS = {
     "file": "FILE",
     "images": "IMAGES...",
 }  # how a path without its key is shown
+REFUSED = {"extend": ("model", "experiment")}  # config groups of a training that a command does not take
+OPTION_EXAMPLES = {"model": "model=vgg", "optim": "optim=sgd", "data": "data=table"}
 KeyPath = tuple[str, ...]  # the parts of a key: ("finetune", "freeze_epochs")
 
 
@@ -102,9 +107,10 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     groups: dict[str, str | None] = {}
     for entry in entries:
         for group, option in entry.items():
-            groups.setdefault(group.removeprefix("override "), option)  # extend overrides one of train
+            if group not in REFUSED.get(command, ()):
+                groups.setdefault(group.removeprefix("override "), option)  # extend overrides one of train
     if groups:
-        example = f"{command} {'model=vgg' if 'model' in groups else 'data=table'} --help"
+        example = f"{command} {next(example for group, example in OPTION_EXAMPLES.items() if group in groups)} --help"
         lines += [f"Config groups: GROUP=OPTION, *OPTION is the default. The keys of an option: imgrec {example}"]
         for group, default in groups.items():
             names = [f"*{name}" if name == chosen.get(group, default) else name for name in option_names(group, config_dir)]
@@ -122,6 +128,8 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
             lines += ["", f"{group}={chosen[group]}", *_header(file.read_text())]
             lines += [_line(tree, *key) for key in option_keys(group, file)]
     lines += ["", "--config-dir FOLDER    your own yaml beside the shipped ones: FOLDER/model/mine.yaml is model=mine"]
+    if command == "tune":
+        lines += ["'optim.lr=log(1e-3,1e-1)'   a range of yours, in quotes; also uniform(0,1), int(1,5), and A,B for one of them"]
     if command == "train":
         lines += ["-m, --multirun         a sweep: optim.lr=0.01,0.1 seed=0,1,2 runs every combination"]
         lines += ["-m --search            Optuna chooses the values: 'optim.lr=log(1e-4,1e-1)' 'model.depth=20,32' trials=30"]

@@ -33,7 +33,7 @@ POSITIONAL = {
     "pack": ("data.root",),
     "check": ("data.root",),
     "evaluate": ("ckpt",),
-    "extend": ("ckpt",),
+    "extend": ("ckpt", "data.root"),
     "compare": ("runs",),
     "report": ("runs",),
     "soup": ("runs",),
@@ -116,10 +116,12 @@ def _positional(command: str, paths: list[str], given: set[str]) -> list[Overrid
         values[-1] = replace(values[-1], given=paths[len(keys) - 1 :])
     elif len(paths) > len(keys):
         more = f", or type {shlex.quote(f'folder={paths[len(keys)]}')}" if command == "evaluate" else ""
+        takes = "one path" if len(POSITIONAL[command]) == 1 else "two paths"
         raise ConfigError(
-            f"{paths[len(keys)]!r}: {command} takes one path without a key, {POSITIONAL[command][0]}, and has one. Remove it{more}."
+            f"{paths[len(keys)]!r}: {command} takes {takes} without a key, {' and '.join(POSITIONAL[command])}, and no more. "
+            f"Remove it{more}."
         )
-    if "data.root" in keys and "data" not in given:
+    if keys == ["data.root"] and command != "extend" and "data" not in given:
         return [IMAGEFOLDER, *values]
     return values
 

@@ -1,5 +1,6 @@
 """The files that a command line names: images and the checkpoint. Imports no torch, so that a wrong path is refused at once."""
 
+import csv
 import glob
 import os
 import shlex
@@ -65,12 +66,26 @@ def find_checkpoint(path: str | Path) -> Path:
     for name in (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", BEST, LAST):
         if (path / name).is_file():
             return path / name
+    if (best := _best_of_sweep(path)) is not None:
+        raise CheckpointError(
+            f"{path}: this folder holds the runs of a sweep. Name one of them, such as its best, {path / best}."
+        )
     if (path / "1" / CHECKPOINTS).is_dir():
         raise CheckpointError(f"{path}: this folder holds runs. Name one of them, such as {path / '1'}.")
     raise CheckpointError(
         f"{path}: no {CHECKPOINTS}/{BEST} or {CHECKPOINTS}/{LAST} in this folder. "
         "Name a run directory such as runs/NAME/ID, or a .ckpt file."
     )
+
+
+def _best_of_sweep(path: Path) -> str | None:
+    """The folder of the run on the first row of a sweep's table; None where there is none."""
+    try:
+        with (path / "sweep.csv").open(newline="") as file:
+            first = next(csv.DictReader(file), {})
+    except (OSError, ValueError, csv.Error):
+        return None
+    return Path(first["folder"]).name if first.get("rank") == "1" and first.get("folder") else None
 
 
 def suspects_command(path: Path) -> str:

@@ -143,6 +143,8 @@ def findings(facts: Facts) -> list[dict[str, str]]:
 def _over_fitted(facts: Facts) -> str:
     rows = [row for row in facts.run.epochs if {"train/loss", "val/loss", "train/accuracy", "val/accuracy"} <= row.keys()]
     if not rows:
+        if "soup" in facts.config:
+            return "<p>A mean of weights was not trained itself: the reports of its runs answer this.</p>"
         return "<p>No epoch has both a training and a validation loss: it cannot be told.</p>"
     found = next((row["sentence"] for row in findings(facts) if row["rule"] == OVER_FITTED_RULE), None)
     best, last = min(rows, key=lambda row: row["val/loss"]), rows[-1]

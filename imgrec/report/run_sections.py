@@ -15,7 +15,7 @@ from imgrec.report.charts import CHART_STYLE, ChartLine, line_chart, share_bars
 from imgrec.report.facts import Facts
 from imgrec.report.stored_values import CHECK_KINDS, check_kinds
 from imgrec.scan.known_faults import KnownFault, check_command
-from imgrec.terminal import duration
+from imgrec.terminal import duration, percent
 from imgrec.training.stored_run import curve
 from imgrec.training.timeline import PART_NAMES
 
@@ -49,10 +49,14 @@ def curves_section(facts: Facts) -> Section:
 
 def _soup(soup: Mapping[str, Any]) -> str:
     """A table of the runs in the order in which they were tried."""
+
+    def figure(value: float) -> str:
+        return f"{value:.4f}" if soup["monitor"] == "val/loss" else percent(value)
+
     cells = [(each["run"], each["alone"], each["mean"], "yes" if each["kept"] else "no") for each in soup["ingredients"]]
     rows = "".join(
-        f'<tr><th scope="row">{text(run)}</th><td class="n">{alone:.4f}</td>'
-        f'<td class="n">{"-" if mean is None else f"{mean:.4f}"}</td><td>{kept}</td></tr>'
+        f'<tr><th scope="row">{text(run)}</th><td class="n">{figure(alone)}</td>'
+        f'<td class="n">{"-" if mean is None else figure(mean)}</td><td>{kept}</td></tr>'
         for run, alone, mean, kept in cells
     )
     monitor = text(soup["monitor"])

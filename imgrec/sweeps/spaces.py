@@ -3,7 +3,7 @@
 A space is conf/tune/GROUP/OPTION.yaml: keys of a run with values as -m --search takes them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -13,8 +13,8 @@ from imgrec.config.compose import compose_config, hydra_tree, read_overrides
 from imgrec.config.options import conf_dirs, group_names, option_names
 from imgrec.config.overrides import FLAGS, SEARCH, Override, parse_value
 from imgrec.config.plain_data import read_mapping
-from imgrec.config.schema import Node, dotted_types, parse_settings
-from imgrec.errors import ConfigError, did_you_mean, first_line
+from imgrec.config.schema import Node, RunConfig, dotted_types, parse_settings
+from imgrec.errors import ConfigError, did_you_mean, first_line, nearest
 from imgrec.sweeps.grid import PRUNE, TRIALS, Argument, SweepPlan, plan_sweep, read_arguments
 
 SPACES = "tune"  # the folder of conf/
@@ -54,6 +54,7 @@ def plan_tuning(argv: Sequence[str], config_dir: str | None) -> Tuning:
         )
     own = {field.name for field in fields(TuneConfig)}
     overrides = {override.key: override for override in read_overrides("tune", argv, config_dir)}
+    _check_own_keys(overrides.values(), own, config_dir)
     tree = compose_config(
         "tune", [each for each in overrides.values() if each.key in own], config_dir, types=dotted_types(TuneConfig)
     )
@@ -108,6 +109,17 @@ def read_space(group: str, option: str | None, run: Node, config_dir: str | None
         raise ConfigError(f"{file} cannot be composed: {first_line(error)}. Fix this file, or choose another option.") from error
     assert isinstance(resolved, dict)
     return {str(key): str(values) for key, values in resolved[SPACES].items() if values is not None}
+
+
+def _check_own_keys(overrides: Collection[Override], own: Collection[str], config_dir: str | None) -> None:
+    """ConfigError for a key of the search that is misspelt; those of a run are checked with it."""
+    known = {*own, *(field.name for field in fields(RunConfig)), *group_names(config_dir)}
+    for override in overrides:
+        key = override.key
+        if key not in known and "." not in key and (near := nearest(key, sorted(known))) in own:
+            raise ConfigError(
+                f"{override.text!r}: there is no key {key}. Did you mean {near}? `imgrec tune --help` lists the keys."
+            )
 
 
 def _check_spaces(spaces: Sequence[str], arguments: Sequence[Argument], config_dir: str | None) -> None:

@@ -233,6 +233,10 @@ def check_continued(run: RunConfig) -> None:
     if _state(path) != "finished":
         what = "is not finished. Start its command again first" if _state(path) == "unfinished" else "is no run directory"
         raise ConfigError(f"{given} {what}. Set continue_from=RUNS_DIR/NAME/ID of a finished run.")
+    if "soup" in _config(path):
+        raise ConfigError(
+            f"{given} is a mean of runs, which has no state of an optimizer. Set weights={path} to begin with its weights."
+        )
     differ = differing_keys(run, _config(path))
     differ = {key: differ[key] for key in differ if key.startswith(CONTINUED) and key not in MOVABLE}
     if differ:
