@@ -165,10 +165,12 @@ def _build(node: Node) -> "ImageData":
 
 
 def _has_files(data: "ImageData") -> bool:
+    """Whether its images are files below one folder; those of an extended run lie in two, each of which has a check of its own."""
     from imgrec.data.datasets import ImageFolder
+    from imgrec.data.extended import ExtendedFolder
     from imgrec.data.table import ImageTable
 
-    return isinstance(data, ImageFolder | ImageTable)
+    return isinstance(data, ImageFolder | ImageTable) and not isinstance(data, ExtendedFolder)
 
 
 def _check_files(

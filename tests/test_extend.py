@@ -297,6 +297,9 @@ def test_a_trained_extension_has_the_old_logits_to_the_bit(parent: Path, new: Pa
     assert entry["parent"] == str(parent)
     assert entry["old"]["images"] == 6
     assert entry["old"]["before"] == load_accuracy(parent)
+    # The command of its report: the labels, whose images do not lie below one folder.
+    assert cli.main(["check", f"ckpt={result.folder}", "suspects=true", f"out={new.parent}/check.json"]) == 0
+    assert json.loads((new.parent / "check.json").read_text())["root"] == "ExtendedFolder"
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ PATHS = {
     "file": "FILE",
     "images": "IMAGES...",
 }  # how a path without its key is shown
-REFUSED = {"extend": ("model", "experiment")}  # config groups of a training that a command does not take
+REFUSED_GROUPS = {"extend": ("model", "experiment")}  # config groups of a training that a command does not take
 OPTION_EXAMPLES = {"model": "model=vgg", "optim": "optim=sgd", "data": "data=table"}
 KeyPath = tuple[str, ...]  # the parts of a key: ("finetune", "freeze_epochs")
 
@@ -107,7 +107,7 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     groups: dict[str, str | None] = {}
     for entry in entries:
         for group, option in entry.items():
-            if group not in REFUSED.get(command, ()):
+            if group not in REFUSED_GROUPS.get(command, ()):
                 groups.setdefault(group.removeprefix("override "), option)  # extend overrides one of train
     if groups:
         example = f"{command} {next(example for group, example in OPTION_EXAMPLES.items() if group in groups)} --help"
