@@ -33,6 +33,7 @@ from imgrec.analysis.map_tests import (
 )
 from imgrec.analysis.neighbours import find_nearest
 from imgrec.errors import ConfigError
+from imgrec.inference.contact_sheet import MARGIN
 from imgrec.inference.explanations import METHODS, Explainer, explain_images
 from imgrec.inference.predictor import load
 from imgrec.models.catalog import CatalogQuery, candidates
@@ -289,6 +290,8 @@ def test_the_command_writes_a_table_a_sheet_and_a_picture_of_each_image(run, fil
     (out / "mine.png").write_bytes((out / "1_0.png").read_bytes())
     assert cli.main(["explain", str(run), str(files / "1.png"), f"out={out}", "device=cpu", "method=gradients"]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["1_1.png", "explain.csv", "explain.png", "mine.png"]
+    with Image.open(out / "explain.png") as sheet:  # with two pictures in a row the legend takes more lines
+        assert np.asarray(sheet)[:, -MARGIN:].min() == 255
 
 
 @pytest.mark.parametrize(

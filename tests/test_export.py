@@ -210,6 +210,10 @@ def test_example_of_the_docs_and_the_script_beside_the_file(exported, monkeypatc
         with pytest.raises(SystemExit) as ended:
             runpy.run_path("verify_model.py", run_name="__main__")
         assert (ended.value.code, capsys.readouterr().out.split()[-1]) == (code, word)
+    for arguments, word in (([], "type: python verify_model.py"), (["none.onnx"], "none.onnx"), (["photo.jpg"], "damaged")):
+        assert verify_model.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert (word in said, said.count("\n")) == (True, 1)
 
 
 def test_another_class_is_a_tie_only_where_pytorch_finds_it_as_probable():

@@ -139,6 +139,7 @@ REFUSED = {
     "another type": ("POST", "/predict", PNG, {"content_type": "text/plain"}, 415, "text/plain", "multipart/form-data"),
     "empty": ("POST", "/predict", b"", {"content_type": "image/png"}, 422, "empty"),
     "no image": ("POST", "/predict", b"hello", {"content_type": "image/png"}, 415, "no image file", "jpeg, png"),
+    "heic": ("POST", "/predict", b"\0\0\0\x18ftypheic", {"content_type": "image/heic"}, 415, "the file is heic", "jpeg, png"),
     "not served": ("POST", "/predict", b"II*\0....", {"content_type": "image/tiff"}, 415, "tiff", "jpeg, png"),
     "bomb": ("POST", "/predict", bomb(), {"content_type": "image/png"}, 413, "100"),
     "too many pixels": ("POST", "/predict", encode(picture(0, 11, 10), "PNG"), {"content_type": "image/png"}, 413, "11x10", "100"),
@@ -172,7 +173,7 @@ def test_a_refusal_is_one_line_with_its_status(case):
 
 
 def test_forms_have_limits():
-    for files, words in (([("a.png", PNG)] * 5, "files is 4"), ([], "no file")):
+    for files, words in (([("a.png", PNG)] * 5, "more than 4 files. Send them in several requests."), ([], "no file")):
         body, kind = form(*files)
         reply = ask(service(), lambda client, body=body, kind=kind: client.predict(body, kind))
         assert (reply.status, words in reply.json["error"]) == (400, True)

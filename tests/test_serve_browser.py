@@ -104,6 +104,7 @@ def test_chosen_images_are_shown_with_their_classes_as_text(opened: Open, images
         assert texts[name].locator("img").evaluate("(one) => one.complete && one.naturalWidth > 0")
     assert "no image file" in texts["bad.png"].locator(".bad").inner_text()
     assert texts["bad.png"].locator("img").count() == 0
+    page.get_by_role("status").filter(has_text="3 images: 2 answered, 1 not.").wait_for()
 
 
 def test_a_dropped_image_is_answered_and_said(opened: Open, images: list[str]) -> None:

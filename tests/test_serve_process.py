@@ -137,6 +137,12 @@ def test_the_examples_of_the_docs(started, tmp_path):
     blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     typed = [line for kind, block in blocks if kind == "sh" for line in block.splitlines() if line.startswith("curl")]
     assert len(typed) == 5
+    (tmp_path / "photos").mkdir()
+    for name in ("a, b;.jpg", "c.jpg"):
+        (tmp_path / "photos" / name).write_bytes((tmp_path / "photo.jpg").read_bytes())
+    (folder,) = [line for kind, block in blocks if kind == "sh" for line in block.splitlines() if line.startswith("find")]
+    said = subprocess.run(folder, shell=True, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    assert sorted(json.loads(line)["predictions"][0]["file"] for line in said.splitlines()) == ["a, b;.jpg", "c.jpg"]
     answers = [
         json.loads(subprocess.run(line, shell=True, check=True, capture_output=True, cwd=tmp_path).stdout) for line in typed
     ]

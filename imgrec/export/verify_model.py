@@ -57,10 +57,22 @@ def run(session: onnxruntime.InferenceSession, names: list[str], images: np.ndar
             options.terminate = True  # before the next node
 
 
-if __name__ == "__main__":
-    difference, tolerance, _ = verify(read_file(sys.argv[1]), sys.argv[2:])
+def main(arguments: list[str]) -> int:
+    """Print the result in one line; returns 2 for a file that should not be used."""
+    if not arguments:
+        print("type: python verify_model.py model.onnx [PROVIDER ...]", file=sys.stderr)
+        return 2
+    try:
+        difference, tolerance, _ = verify(read_file(arguments[0]), arguments[1:])
+    except Exception as error:  # ONNX Runtime has a dozen kinds for what it cannot read or run
+        print(f"{arguments[0]}: cannot be used: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        return 2
     right = difference <= tolerance
     print(
-        f"{sys.argv[1]}: largest difference {difference:.2g}, allowed {tolerance:g}: {'ok' if right else 'WRONG, do not use it here'}"
+        f"{arguments[0]}: largest difference {difference:.2g}, allowed {tolerance:g}: {'ok' if right else 'WRONG, do not use it here'}"
     )
-    sys.exit(0 if right else 2)
+    return 0 if right else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -14,11 +14,17 @@ LEAST_IN_A_ROW, MOST_IN_A_ROW = 4, 8  # so that the title has room; so that a sc
 MOST_TILES = 40  # 5 rows, which a screen shows
 TILE, MARGIN = 144, 6  # pixels: side of an image, around it
 CAPTION_HEIGHT, TITLE_HEIGHT, LEGEND_LINE = 47, 30, 16  # pixels
+LETTER = 6  # pixels that a letter of the legend takes at most, on average: 5.75 in long lines
 
 
 def tiles_in_a_row(images: int) -> int:
     """How many of so many images stand beside each other."""
     return min(max(images, LEAST_IN_A_ROW), MOST_IN_A_ROW)
+
+
+def legend_letters(in_a_row: int, tile: int = TILE) -> int:
+    """How many letters of the legend a line has room for."""
+    return in_a_row * (tile + MARGIN) // LETTER
 
 
 def draw_contact_sheet(

@@ -1,5 +1,6 @@
 """The files of imgrec explain: a table, a picture of each image, and a contact sheet of the first of them."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from imgrec.errors import printable
-from imgrec.inference.contact_sheet import TILE, draw_contact_sheet
+from imgrec.inference.contact_sheet import TILE, draw_contact_sheet, legend_letters
 from imgrec.inference.explanations import METHOD_NAMES, ExplainedMap, Explainer, Explanation
 from imgrec.inference.overlay import draw_overlay, enlarged
 from imgrec.inference.picture_text import class_labels, find_fonts, shortened
@@ -20,7 +21,7 @@ SHEET_IMAGES = 20  # more make a sheet that no screen shows
 CAPTION_WIDTH = 24  # letters below a picture
 PICTURE_TILE = 224  # pixels of a picture in the file of one image
 LEGEND = (
-    "supported: hiding the tenth of the image with the highest values (of Grad-CAM in the line) lowers the probability\n"
+    "supported: hiding the tenth of the image with the highest values (of Grad-CAM in the line) lowers the probability "
     "more than hiding 99 in 100 areas of its shape (p), and the map is another with random weights (alike: rank correlation)"
 )
 
@@ -93,7 +94,9 @@ def draw_explanations(images: Sequence[ExplainedImage], explainer: Explainer, *,
     """A PNG: each image, its maps, and its neighbours, in a row. `images`: at least one, each with as many neighbours."""
     classes = explainer.predictor.classes
     shown = sorted({one.explanation.label for one in images} | {near.label for one in images for near in one.neighbours})
-    labels, legend, _ = class_labels(classes, shown, width=CAPTION_WIDTH, line=100)
+    in_a_row = 1 + len(images[0].explanation.maps) + len(images[0].neighbours)
+    line = legend_letters(in_a_row, tile)
+    labels, legend, _ = class_labels(classes, shown, width=CAPTION_WIDTH, line=line)
     names = dict(zip(shown, labels, strict=True))
     pictures: list[Tensor] = []
     captions: list[str] = []
@@ -110,8 +113,7 @@ def draw_explanations(images: Sequence[ExplainedImage], explainer: Explainer, *,
             pictures.append(enlarged(near.image))
             captions.append(f"{names[near.label]}\ndistance {near.distance:.3f}\n{_file_name(near.name)}")
     fonts, _ = find_fonts("".join(captions))
-    in_a_row = len(pictures) // len(images)
-    text = "\n".join(filter(None, [LEGEND, legend]))
+    text = "\n".join(filter(None, [textwrap.fill(LEGEND, line), legend]))
     return draw_contact_sheet(
         torch.stack(pictures), captions, title=title, legend=text, fonts=fonts, in_a_row=in_a_row, tile=tile
     )

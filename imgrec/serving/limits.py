@@ -15,12 +15,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from imgrec.config.schema import ServedFormat
-from imgrec.errors import first_line, printable, shorten
+from imgrec.errors import first_line, plural, printable, shorten
 
 FIELDS, FIELD_BYTES = 16, 4096  # of a form, beside its files
 RAW_TYPES = ("application/octet-stream",)  # beside image/*
+TOO_MANY_FILES = "Too many files"  # as Starlette's parser begins that error
 HINT = "Type curl -F image=@photo.jpg ADDRESS/predict."
 AVIF_BRANDS = (b"avif", b"avis")
+HEIC_STARTS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"msf1"))  # of phones; PIL cannot read them
 
 
 class Refused(Exception):
@@ -49,7 +51,7 @@ class Upload(NamedTuple):
     content: bytes
 
     def __str__(self) -> str:
-        return "the body" if self.name is None else shorten(self.name)
+        return "the file" if self.name is None else shorten(self.name)
 
 
 def image_format(content: bytes) -> ServedFormat | None:
@@ -75,7 +77,7 @@ def check_image(upload: Upload, limits: Limits) -> None:
         raise Refused(422, f"{upload} is empty. Send an image file.")
     form = image_format(upload.content)
     if form not in limits.formats:
-        found = "no image file" if form is None else form
+        found = form or ("heic" if upload.content[4:12] in HEIC_STARTS else "no image file")
         raise Refused(415, f"{upload} is {found}. Send one of {', '.join(limits.formats)}.")
     try:
         with warnings.catch_warnings():
@@ -106,11 +108,11 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
                 return await _read_form(request, limits, options.get(b"boundary", b""))
             return [Upload(None, b"".join([chunk async for chunk in _limited(request, limits)]))]
     except TimeoutError as error:
-        raise Refused(408, f"the body did not arrive within {limits.body_timeout_s:g} s. Send a smaller image.") from error
+        raise Refused(408, f"the request did not arrive within {limits.body_timeout_s:g} s. Send a smaller image.") from error
 
 
 def _too_large(limits: Limits) -> Refused:
-    return Refused(413, f"the body is larger than {limits.max_body_bytes:,} bytes. Send smaller or fewer images.")
+    return Refused(413, f"the request has more than {limits.max_body_bytes:,} bytes. Send smaller or fewer images.")
 
 
 async def _limited(request: Request, limits: Limits) -> AsyncGenerator[bytes, None]:
@@ -137,6 +139,8 @@ async def _read_form(request: Request, limits: Limits, boundary: bytes) -> list[
     try:
         form = await parser.parse()
     except (MultiPartException, FormParserError) as error:  # the second of starlette 1.0
+        if str(error).startswith(TOO_MANY_FILES):
+            raise Refused(400, f"more than {plural(limits.max_images, 'file')}. Send them in several requests.") from error
         raise Refused(400, f"the form cannot be read: {first_line(error)}. {HINT}") from error
     files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
     if not files:

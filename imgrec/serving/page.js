@@ -5,7 +5,7 @@
   const find = (id) => document.getElementById(id);
   const drop = find("drop"), input = find("files"), said = find("said"), answers = find("answers"), token = find("token");
   const waiting = [];
-  let running = 0;
+  let running = 0, asked = 0, answered = 0;
 
   const add = (parent, tag, text, className) => {
     const node = parent.appendChild(document.createElement(tag));
@@ -40,18 +40,26 @@
     try {
       const response = await fetch("predict?top_k=" + TOP, { method: "POST", headers, body: file });
       const content = await response.json();
-      line = response.ok ? show(item, content.predictions[0]) : undefined;
-      if (!response.ok) add(item, "p", line = content.error, "bad");
+      if (response.ok) {
+        line = show(item, content.predictions[0]);
+        answered += 1;
+      } else add(item, "p", line = content.error, "bad");
     } catch (error) {
       add(item, "p", line = "The server does not answer.", "bad");
     }
     said.textContent = file.name + ": " + line;
   };
 
+  const finish = () => {
+    const others = asked - answered;
+    if (asked > 1) said.textContent = asked + " images: " + answered + " answered" + (others ? ", " + others + " not." : ".");
+    asked = answered = 0;
+  };
+
   const next = () => {
     while (running < AT_ONCE && waiting.length) {
       running += 1;
-      ask(...waiting.shift()).finally(() => { running -= 1; next(); });
+      ask(...waiting.shift()).finally(() => { running -= 1; next(); if (!running) finish(); });
     }
   };
 
@@ -68,6 +76,7 @@
       waiting.push([file, item]);
     }
     answers.prepend(items);
+    asked += files.length;
     if (files.length) said.textContent = files.length === 1 ? "Asking." : "Asking about " + files.length + " images.";
     next();
   };
