@@ -136,3 +136,11 @@ def test_a_server_that_is_gone_is_said(opened: Open, images: list[str]) -> None:
     page.route("**/predict*", lambda route: route.abort())
     page.set_input_files("#files", images[:1])
     assert "does not answer" in answered(page, 1).locator(".bad").inner_text()
+
+
+def test_a_missing_token_is_asked_for_on_the_page(opened: Open, images: list[str]) -> None:
+    page = opened()
+    if page.locator("#token").count():
+        page.fill("#token", "")
+        page.set_input_files("#files", images[:1])
+        assert answered(page, 1).locator(".bad").inner_text() == "Enter the token of this server above."

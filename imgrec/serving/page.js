@@ -43,7 +43,7 @@
       if (response.ok) {
         line = show(item, content.predictions[0]);
         answered += 1;
-      } else add(item, "p", line = content.error, "bad");
+      } else add(item, "p", line = response.status === 401 ? "Enter the token of this server above." : content.error, "bad");
     } catch (error) {
       add(item, "p", line = "The server does not answer.", "bad");
     }

@@ -27,7 +27,8 @@ _STYLE = """
 :is(input, button, summary):focus-visible, .wide:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px }
 .token input { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--soft); border-radius: 4px; padding: .2rem .5rem;
   width: 100%; max-width: 26rem }
-#answers { list-style: none; padding: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1rem }
+#answers { list-style: none; padding: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1rem;
+  align-items: start }
 #answers li { background: var(--box); border-radius: 10px; padding: .9rem; min-width: 0 }
 #answers img { display: block; width: 100%; height: 11rem; object-fit: contain; border-radius: 6px }
 #answers h3 { margin: .6rem 0 .1rem; font-size: .85rem; font-weight: 400; color: var(--soft) }
