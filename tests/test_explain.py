@@ -19,7 +19,7 @@ from watermark import learn_marks, pointed_at
 
 from imgrec import cli
 from imgrec.analysis.explain import as_map, check_layer, find_layer, grad_cam, integrated_gradients
-from imgrec.analysis.map_borders import AREAS_OF_REGIONS, REGIONS, find_concentrations, region_shares
+from imgrec.analysis.map_borders import AREAS_OF_REGIONS, MUCH, REGIONS, find_concentrations, region_shares
 from imgrec.analysis.map_tests import (
     MOST_OVERLAP,
     HidingTest,
@@ -222,6 +222,9 @@ def test_random_weights_are_the_same_values_elsewhere_and_the_network_stays():
     assert torch.equal(random[0].weight.flatten().sort().values, net[0].weight.flatten().sort().values)
     with torch.no_grad():  # its batch norm knows what comes
         assert 0.1 < random[:2](pixels(2)).std() / net[1].weight.abs().mean() < 3
+        moved = torch.cat([pixels(2), *(pixels(2).roll((move, 2 * move), (2, 3)) for move in (3, 7, 11))])
+        torch.testing.assert_close(random[1].running_mean, random[0](moved).mean((0, 2, 3)))
+    assert random[1].momentum == net[1].momentum
 
 
 def test_maps_in_a_corner_of_one_class_are_found():
@@ -236,6 +239,13 @@ def test_maps_in_a_corner_of_one_class_are_found():
     assert found[0].p == pytest.approx(2 * len(REGIONS) * 0.5**20)
     assert found[0].share == pytest.approx((9 + 7 * 0.01) / (9 + 247 * 0.01))
     assert not find_concentrations(region_shares(corner[:5]), [0] * 5)  # too few to tell
+
+
+@pytest.mark.parametrize(("part", "regions"), [(MUCH - 0.01, []), (MUCH + 0.01, ["upper right corner"])])
+def test_maps_have_to_lie_much_in_a_region(part, regions):
+    shares = np.tile(AREAS_OF_REGIONS, (20, 1))
+    shares[:, 2] += part * (1 - AREAS_OF_REGIONS[2])
+    assert [one.region for one in find_concentrations(shares, [0] * 20)] == regions
 
 
 @pytest.mark.parametrize("block", [7, 100])
