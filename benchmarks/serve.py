@@ -86,14 +86,14 @@ class Connection:
 
 
 def raw_request(content: bytes) -> bytes:
-    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/jpeg\r\ncontent-length: {len(content)}\r\n\r\n"
+    head = f"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/jpeg\r\ncontent-length: {len(content)}\r\n\r\n"
     return head.encode() + content
 
 
 def form_request(content: bytes) -> bytes:
     part = b'--XyZ\r\nContent-Disposition: form-data; name="request"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
     body = part + content + b"\r\n--XyZ--\r\n"
-    head = f"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=XyZ\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST /predict HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=XyZ\r\ncontent-length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 

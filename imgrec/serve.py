@@ -88,7 +88,7 @@ def _serve(config: ServeConfig, token: str | None) -> int:
 
     terminal = Terminal()
     with closing(bind(config.host, config.port)) as opened:
-        service = _build_service(config, token)
+        service = _build_service(config, token, is_local=_is_loopback(opened.getsockname()[0]))
         run_server(
             service,
             opened,
@@ -115,7 +115,7 @@ def _is_loopback(address: str) -> bool:
     return ip_address(address.partition("%")[0]).is_loopback
 
 
-def _build_service(config: ServeConfig, token: str | None) -> "Service":
+def _build_service(config: ServeConfig, token: str | None, *, is_local: bool) -> "Service":
     import torch
 
     from imgrec.serving.app import ServerSettings, Service
@@ -137,6 +137,7 @@ def _build_service(config: ServeConfig, token: str | None) -> "Service":
         max_queue=config.max_queue,
         network_threads=threads,
         token=token,
+        local_host=config.host if is_local else None,
     )
     cores = max(1, torch.get_num_threads() // threads)  # of each batch
     return Service(recognizer, settings, load=lambda: _load_recognizer(config), start_thread=lambda: torch.set_num_threads(cores))

@@ -69,9 +69,10 @@ class Client:
         body: bytes | list[bytes] = b"",
         *,
         ends: bool = True,
+        unread: list[Any] | None = None,
         **headers: str,
     ) -> Reply:
-        """ends=False: the client sends no more and stays; headers by names with _ for -."""
+        """ends=False: the client sends no more and stays; headers by names with _ for -. unread: is given what was not read when the answer began."""
         path, _, query = target.partition("?")
         scope = {
             "type": "http",
@@ -95,6 +96,8 @@ class Client:
             raise AssertionError
 
         async def send(message: Any) -> None:
+            if unread is not None and not sent:
+                unread.extend(messages)
             sent.append(message)
 
         await self._app(scope, receive, send)

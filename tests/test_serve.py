@@ -25,7 +25,7 @@ from imgrec.serving.access import VARIABLE, is_allowed, read_token
 from imgrec.serving.app import ImageJob, answer_jobs
 from imgrec.serving.limits import Limits, Refused, Upload, check_image, image_format
 from imgrec.serving.page import drop_page
-from imgrec.serving.recognizer import CheckpointRecognizer
+from imgrec.serving.recognizer import CheckpointRecognizer, pad_rows
 from imgrec.serving.server import bind
 
 TOKEN = "0123456789abcdef"
@@ -132,6 +132,17 @@ def test_a_checkpoint_reads_no_more_pixels_than_the_server(recognizer):
     assert recognizer.read(PNG, "a.png").shape == (1, 8, 8)
 
 
+def test_a_linear_layer_gives_a_row_the_same_in_any_batch():
+    """Without the padding, batches of 1 to 3 differ from larger ones in most rows."""
+    torch.manual_seed(0)
+    network, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3000, 20)), torch.randn(8, 3, 10, 100)
+    plain = network(images)
+    pad_rows(network)
+    assert torch.equal(network(images), plain)
+    for count in range(1, 8):
+        assert torch.equal(network(images[-count:]), plain[-count:])
+
+
 # Refusals
 
 REFUSED = {
@@ -195,6 +206,19 @@ def test_a_body_that_does_not_arrive_is_given_up():
     assert (reply.status, "0.001 s" in reply.json["error"]) == (408, True)
 
 
+@pytest.mark.parametrize(
+    ("header", "is_read"), [({"connection": "close"}, True), ({}, False), ({"expect": "100-continue"}, False)]
+)
+def test_a_refused_body_is_read_to_its_end_where_the_connection_closes_after_it(header, is_read):
+    """Else the connection is reset, and a client that still sends never sees why."""
+    unread = []
+    parts = [bytes(20_001), bytes(5), bytes(5)]
+    reply = ask(
+        service(), lambda client: client.send("POST", "/predict", parts, unread=unread, content_type="image/png", **header)
+    )
+    assert (reply.status, unread == []) == (413, is_read)
+
+
 def test_a_full_queue_answers_429_with_a_time_and_before_the_body():
     go = threading.Event()
 
@@ -256,6 +280,40 @@ def test_a_refused_request_holds_its_places_until_all_of_its_images_are_read():
 
     served = service(Slow())
     assert ask(served, talk) == (2, 422, 0)
+
+
+def test_an_image_that_the_network_fails_on_takes_no_others_with_it():
+    class Picky(Echo):
+        def answer(self, images, top_k):
+            if 99 in images:
+                raise RuntimeError("99")
+            return super().answer(images, top_k)
+
+    picky = Picky()
+    answers = answer_jobs([ImageJob(picky, size, 1) for size in (1, 99, 3)])
+    assert [str(answers[1]), answers[0].class_name, answers[2].class_name] == ["99", "old 1", "old 3"]
+
+
+def scans(count, side=64):
+    """A progressive JPEG of gray, whose every scan after the first says in a few bytes that nothing changes."""
+
+    def segment(marker, content):
+        return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+    tables = segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC2, struct.pack(">BHHB3B", 8, side, side, 1, 1, 0x11, 0))
+    codes = segment(0xC4, b"\0\1" + bytes(15) + b"\0") + segment(0xC4, b"\x10\1" + bytes(15) + b"\0")
+    blocks = bytes(side * side // 64 // 8)
+    first, other = (segment(0xDA, bytes([1, 1, 0, *band, 0])) + blocks for band in ((0, 0), (1, 63)))
+    return b"\xff\xd8" + tables + codes + first + other * (count - 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize(("count", "rest", "refused"), [(100, b"\xff\xda\0\0" * 50, False), (101, b"", True)])
+def test_a_jpeg_has_a_limit_on_its_scans(count, rest, refused):
+    """Each is decoded over the whole image. What follows the image, such as a phone's film, may hold their marker."""
+    content = scans(count)
+    reply = ask(service(limits=Limits(**{**vars(LIMITS), "max_pixels": 64 * 64})), lambda client: client.predict(content + rest))
+    assert reply.status == (422 if refused else 200)
+    assert not refused or "101 scans" in reply.json["error"]
 
 
 @pytest.mark.parametrize("name", ["colour.jpg", "colour.png", "lossy.webp", "one.gif", "colour.bmp", "raw.tif", "colour.avif"])
@@ -326,6 +384,48 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert read_token(None) == TOKEN * 2
     with raises_error(ConfigError, f"token_file={file}", VARIABLE, "one of them"):
         read_token(str(file))
+
+
+SITES = {
+    "http://[::1]:8000": 200,
+    "localhost:8000": 200,
+    "LOCALHOST.": 200,
+    "a.localhost": 200,
+    "192.168.1.5:80": 200,
+    "box": 200,
+    "evil.example:8000": 403,
+    "localhost.evil.example": 403,
+    "127.0.0.1.evil.example": 403,
+    "[evil.example]": 403,
+}
+
+
+@pytest.mark.parametrize("host", SITES)
+def test_a_name_that_another_site_pointed_here_is_refused_where_no_token_is_asked_for(host):
+    """DNS rebinding: to the browser the answer belongs to the site, so its page could read it."""
+    name = host.removeprefix("http://")
+
+    async def talk(client: Client):
+        return [
+            (await client.predict(host=name, **HEADER)).status,
+            *[(await client.send("GET", path, host=name)).status for path in ("/", "/metrics")],
+        ]
+
+    assert ask(service(local_host="box"), talk) == [SITES[host]] * 3
+    assert ask(service(local_host=None), talk) == [200] * 3  # others reach it by whatever name
+    assert ask(service(local_host="box", token=TOKEN), talk)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("site", "status"), [("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200), (None, 200)]
+)
+def test_a_page_of_another_site_posts_no_images(site, status):
+    headers = {} if site is None else {"sec_fetch_site": site}
+
+    async def talk(client: Client):
+        return (await client.predict(**headers)).status, (await client.send("GET", "/", **headers)).status
+
+    assert ask(service(), talk) == (status, 200)  # a link from elsewhere opens the page
 
 
 # Reload, readiness, metrics

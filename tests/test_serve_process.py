@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -102,6 +104,30 @@ def test_a_signal_stops_it_with_every_accepted_image_answered_and_exit_code_0(st
     assert {status for status, _ in load.found} <= {200, 503}
     answered = int(re.search(r"stopped; (\d+) images answered", process.stdout.read())[1])
     assert answered == sum(count for (status, _), count in load.found.items() if status == 200)
+
+
+def test_slow_heads_are_given_up_and_refusals_reach_those_who_still_send(started):
+    """urllib sends its whole body before it reads, on a connection that is closed after the answer."""
+    _, url, _ = started("body_timeout_s=1", "max_body_mb=1")
+    for begin in (b"", b"POST /predict HT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /"):
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as slow:
+            slow.sendall(begin)
+            while slow.recv(4096):
+                pass
+    assert [post(f"{url}/predict", bytes(20_000_000))[0] for _ in range(5)] == [413] * 5
+
+
+def test_more_connections_than_open_files_are_closed_without_a_word(started):
+    process, url, _ = started("body_timeout_s=2")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (200, 200))
+    idle = [socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) for _ in range(500)]
+    for connection in idle:
+        connection.settimeout(60)
+        assert connection.recv(1) == b""
+    assert post(f"{url}/predict", PNG)[0] == 200
+    process.terminate()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == ""
 
 
 def test_a_reload_under_load_loses_no_request(started, tmp_path):

@@ -1,5 +1,6 @@
 """JPEG data to pixels, equal to PIL's, in less of its time."""
 
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -21,6 +22,8 @@ START_OF_SCAN, APP1, APP2 = (
     0xE1,
     0xE2,
 )  # markers; EXIF and XMP data are in APP1, a colour profile or that there are more pictures in APP2
+END_OF_IMAGE = 0xD9
+_MARKER = re.compile(rb"\xff+[^\x00\x01\xff\xd0-\xd7]")  # but those without a segment: stuffed bytes and restarts
 # In the order of their speed: 1.00, 1.11, 1.19 and 1.32 times the time for photographs of 91 KB (2-core EPYC, torchvision 0.29.1,
 # torchcodec 0.17, Pillow 13, medians of 5). The first is always installed.
 FASTEST = "simplejpeg"
@@ -57,6 +60,20 @@ def has_segment(content: bytes, wanted: int) -> bool:
             break
         at += 1 if marker == 0xFF else 2 + (content[at + 2] << 8 | content[at + 3])
     return True
+
+
+def count_scans(content: bytes, unimportant: int) -> int:
+    """Scans of a JPEG, each of which is decoded over the whole image; 0 where there are certainly not more than `unimportant`."""
+    if content.count(bytes([0xFF, START_OF_SCAN])) <= unimportant:  # a thousandth of the walk's time
+        return 0
+    scans, at = 0, 2
+    while found := _MARKER.search(content, at):
+        marker, at = content[found.end() - 1], found.end()
+        if marker == END_OF_IMAGE:  # what follows is of another file, such as a phone's film
+            break
+        scans += marker == START_OF_SCAN
+        at += int.from_bytes(content[at : at + 2])
+    return scans
 
 
 def check_decoder(decoder: Decoder) -> None:

@@ -1,11 +1,16 @@
-"""The bearer token: read from a file or the environment, never from the command line, which all users of a machine see."""
+"""Who may ask: the bearer token, and pages of other sites.
+
+The token is read from a file or the environment, never from the command line, which all users of a machine see.
+"""
 
 import os
+from collections.abc import Mapping
 from hashlib import sha256
 from hmac import compare_digest
+from ipaddress import ip_address
 from pathlib import Path
 
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, shorten
 
 VARIABLE = "IMGREC_TOKEN"
 LEAST_LETTERS = 16
@@ -48,3 +53,30 @@ def is_allowed(authorization: str | None, token: str | None) -> bool:
 
 def _digest(text: str) -> bytes:
     return sha256(text.encode(errors="surrogateescape")).digest()
+
+
+def find_intruder(method: str, headers: Mapping[str, str], local_host: str | None) -> str | None:
+    """The line that refuses a request which a page of another site makes from a browser on this machine; None for all others.
+
+    Browsers say where a POST comes from (Fetch Metadata). They do not where a site's name was pointed at 127.0.0.1 after its page
+    was loaded (DNS rebinding), but then Host is that name.
+    """
+    if method == "POST" and (site := headers.get("sec-fetch-site")) in ("cross-site", "same-site"):
+        return f"Sec-Fetch-Site is {site}: pages of other sites may not ask. Set token_file=FILE, and let them bring the token."
+    name = headers.get("host", "")
+    if local_host is None or _is_local(name, local_host):
+        return None
+    return f"Host is {shorten(name)}: only localhost and addresses may be asked without a token. Set token_file=FILE."
+
+
+def _is_local(host: str, local_host: str) -> bool:
+    """Whether a Host header names this machine, or an address, which nobody can point elsewhere."""
+    name = host.lower().strip()
+    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0].rstrip(".")
+    if name in ("", "localhost", local_host.lower()) or name.endswith(".localhost"):
+        return True
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

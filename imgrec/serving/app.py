@@ -5,7 +5,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,15 +18,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from imgrec.errors import DataError, ImgrecError, shorten
 from imgrec.files import as_utf8
 from imgrec.inference.predictor import Prediction
-from imgrec.serving.access import is_allowed
+from imgrec.serving.access import find_intruder, is_allowed
 from imgrec.serving.batcher import Batcher, QueueFull
 from imgrec.serving.limits import Limits, Refused, Upload, check_image, read_uploads
 from imgrec.serving.metrics import CONTENT_TYPE, ServerMetrics
+from imgrec.serving.middleware import Counted, Drained
 from imgrec.serving.openapi import api_description
 from imgrec.serving.page import PAGE_HEADERS, drop_page
 from imgrec.serving.recognizer import Added, Recognizer
@@ -43,6 +44,7 @@ class ServerSettings:
     max_queue: int
     network_threads: int
     token: str | None
+    local_host: str | None = None  # where only this machine reaches the server: the host= that it listens at
 
 
 class ImageJob(NamedTuple):
@@ -53,13 +55,17 @@ class ImageJob(NamedTuple):
     top_k: int
 
 
-def answer_jobs(jobs: list[ImageJob]) -> list[Prediction | DataError]:
+def answer_jobs(jobs: list[ImageJob]) -> list[Prediction | Exception]:
     """The predictions of a batch: one call of each network, of which there are two while a reload goes on."""
-    predictions: list[Prediction | DataError] = []
-    for _, same in groupby(jobs, key=lambda job: id(job.recognizer)):
-        group = list(same)
-        predictions += group[0].recognizer.answer([job.image for job in group], max(job.top_k for job in group))
-    return predictions
+    return [answer for _, same in groupby(jobs, key=lambda job: id(job.recognizer)) for answer in _answer_group(list(same))]
+
+
+def _answer_group(group: list[ImageJob]) -> Sequence[Prediction | Exception]:
+    """Where the network fails each image is tried alone, as of others' images none may lose its answer."""
+    try:
+        return group[0].recognizer.answer([job.image for job in group], max(job.top_k for job in group))
+    except Exception as error:
+        return [error] if len(group) == 1 else [answer for job in group for answer in _answer_group([job])]
 
 
 class Service:
@@ -78,7 +84,7 @@ class Service:
         self.answered = 0  # images
         self._load, self._reloading = load, asyncio.Lock()
         self.metrics = ServerMetrics(lambda: self._batcher.admitted)
-        self._batcher: Batcher[ImageJob, Prediction | DataError] = Batcher(
+        self._batcher: Batcher[ImageJob, Prediction | Exception] = Batcher(
             answer_jobs,
             batch_size=settings.batch_size,
             max_wait_s=settings.max_wait_s,
@@ -89,17 +95,18 @@ class Service:
         )
         self._decoders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), "imgrec-decoder")
 
-    def app(self) -> "Counted":
+    def app(self) -> ASGIApp:
         """The application, which counts its requests."""
-        routes = [
-            Route("/", self._page, methods=["GET"]),
-            Route("/predict", self._predict, methods=["POST"]),
-            Route("/reload", self._reload, methods=["POST"]),
-            Route("/openapi.json", self._openapi, methods=["GET"]),
-            Route("/healthz", self._health, methods=["GET"]),
-            Route("/readyz", self._ready, methods=["GET"]),
-            Route("/metrics", self._metrics, methods=["GET"]),
-        ]
+        endpoints = {
+            ("GET", "/"): self._page,
+            ("POST", "/predict"): self._predict,
+            ("POST", "/reload"): self._reload,
+            ("GET", "/openapi.json"): self._openapi,
+            ("GET", "/healthz"): self._health,
+            ("GET", "/readyz"): self._ready,
+            ("GET", "/metrics"): self._metrics,
+        }
+        routes = [Route(path, self._guarded(endpoint), methods=[method]) for (method, path), endpoint in endpoints.items()]
         starlette = Starlette(
             routes=routes,
             lifespan=self._lifespan,
@@ -112,7 +119,18 @@ class Service:
             },
         )
         starlette.router.redirect_slashes = False
-        return Counted(starlette, self.metrics, {route.path for route in routes})
+        drained = Drained(starlette, timeout_s=self.settings.limits.body_timeout_s, is_closing=lambda: self.stopping)
+        return Counted(drained, self.metrics, {route.path for route in routes})
+
+    def _guarded(self, endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """Without a token, only for those who mean this server."""
+
+        async def guarded(request: Request) -> Response:
+            if self.settings.token is None and (line := find_intruder(request.method, request.headers, self.settings.local_host)):
+                raise Refused(403, line)
+            return await endpoint(request)
+
+        return guarded
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -121,7 +139,7 @@ class Service:
             self._batcher.start()
             yield
             await self._batcher.close()
-            self._decoders.shutdown()
+            self._decoders.shutdown(cancel_futures=True)  # of requests that the stop did not wait for
 
     async def _predict(self, request: Request) -> Response:
         self._check_token(request)
@@ -209,10 +227,12 @@ class Service:
             raise Refused(401, line, {"WWW-Authenticate": "Bearer"})
 
 
-def _prediction(upload: Upload, prediction: Prediction | DataError, top_k: int, adds: Added) -> dict[str, Any]:
-    """The JSON of one image's answer."""
+def _prediction(upload: Upload, prediction: Prediction | Exception, top_k: int, adds: Added) -> dict[str, Any]:
+    """The JSON of one image's answer; raises what the network raised."""
     if isinstance(prediction, DataError):
         raise Refused(422, str(prediction))
+    if isinstance(prediction, Exception):
+        raise prediction
     top = [{"class": as_utf8(name), "probability": probability} for name, probability in prediction.top[:top_k]]
     answer: dict[str, Any] = {"file": None if upload.name is None else shorten(upload.name), **top[0], "top": top}
     if adds == "set":
@@ -259,23 +279,3 @@ async def _leave(request: Request, error: Exception) -> Response:
 async def _fail(request: Request, error: Exception) -> Response:
     """A fault of the server, whose traceback is in its log."""
     return _error(500, "the server failed. Its log says why.")
-
-
-class Counted:
-    """An application whose requests are counted by path and status."""
-
-    def __init__(self, app: Starlette, metrics: ServerMetrics, paths: set[str]) -> None:
-        self._app, self._metrics, self._paths = app, metrics, paths
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        path = scope["path"] if scope["path"] in self._paths else "other"
-
-        async def counted_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._metrics.requests.labels(path, message["status"]).inc()
-            await send(message)
-
-        await self._app(scope, receive, counted_send)
-        return None

@@ -46,7 +46,8 @@ class Admission(Generic[Item, Answer]):
         self.preparing -= len(items)
         for item, future in zip(items, futures, strict=True):
             batcher.ready.put_nowait((item, future))
-        return await asyncio.gather(*futures)
+        await asyncio.gather(*futures, return_exceptions=True)  # all: none is worked on for a request that holds no place
+        return [future.result() for future in futures]
 
 
 class Batcher(Generic[Item, Answer]):

@@ -9,7 +9,7 @@ Schema = dict[str, Any]
 REFUSALS = {
     400: "a parameter or a form that cannot be read",
     401: "the token is missing or wrong",
-    403: "a reload of a server without a token",
+    403: "without a token: a page of another site asks, or a reload",
     405: "another method than this path has",
     408: "the body took too long",
     409: "the checkpoint cannot be loaded, or a reload is under way; the network from before answers",
@@ -32,7 +32,7 @@ def _json(description: str, schema: Schema) -> Schema:
 
 
 def _refusals(*statuses: int) -> dict[str, Schema]:
-    refused = {str(status): _json(REFUSALS[status], {"$ref": "#/components/schemas/Error"}) for status in (*statuses, 405)}
+    refused = {str(status): _json(REFUSALS[status], {"$ref": "#/components/schemas/Error"}) for status in (*statuses, 403, 405)}
     if 429 in statuses:
         refused["429"]["headers"] = {"Retry-After": {"schema": {"type": "integer", "minimum": 1}}}
     return refused
@@ -76,7 +76,7 @@ def api_description(limits: Limits, adds: str | None, needs_token: bool) -> Sche
         "security": security,
         "responses": {
             "200": _json("the new network answers", _object({"weights": _TEXT, "classes": {"type": "integer"}})),
-            **_refusals(401, 403, 409),
+            **_refusals(401, 409),
         },
     }
     text = {"200": {"description": "Prometheus's text format", "content": {"text/plain": {"schema": _TEXT}}}}

@@ -1,9 +1,10 @@
 """What the server asks: an object that reads image files and names their classes. A checkpoint's is here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
+from torch.nn.functional import pad
 
 from imgrec.data.decode import Preprocessing, decode_bytes, fit_to_size
 from imgrec.errors import DataError
@@ -12,6 +13,7 @@ from imgrec.inference.guarantee import Guarantee
 from imgrec.inference.predictor import Prediction, Predictor
 
 HASH_DIGITS = 12  # of the weights, in each answer
+LEAST_ROWS = 4  # of a matrix product on the CPU: fewer take other kernels
 Added = Literal["set", "answered"] | None  # what a guarantee adds to an answer
 
 
@@ -36,6 +38,26 @@ class Recognizer(Protocol):
         """The predictions of a batch, each with the `top_k` first classes; a DataError for what turns out not to be an image."""
 
 
+def pad_rows(network: torch.nn.Module) -> None:
+    """Give its linear layers LEAST_ROWS rows or more, so that an image has one answer whatever images are in its batch.
+
+    With 1 to 3 rows they add in another order, which changed probabilities by up to 2.8e-6 (simple_cnn at 224x224). With 4 to 16
+    each row is the same bit for bit, in eight layers from 16 to 200,704 inputs that were tried. It costs an image alone 0.02 ms in
+    the last layer of a ResNet, and 22 to 37 ms in a layer of 100 million weights, as a VGG has.
+    """
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.forward = _padded(layer.forward)  # type: ignore[method-assign, assignment]
+
+
+def _padded(linear: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(rows: torch.Tensor) -> torch.Tensor:
+        missing = LEAST_ROWS - len(rows)
+        return linear(rows) if rows.ndim != 2 or missing <= 0 else linear(pad(rows, (0, 0, 0, missing)))[:-missing]
+
+    return forward
+
+
 class CheckpointRecognizer:
     """The network of a checkpoint, with sets or answers where `guarantee` says so.
 
@@ -46,6 +68,8 @@ class CheckpointRecognizer:
         self._predictor, self._guarantee = predictor, guarantee
         self.adds: Added = None if guarantee is None else "set" if guarantee.rule is not None else "answered"
         self.device = predictor.device.type
+        if self.device == "cpu":
+            pad_rows(predictor.model)
         self.file, self.classes = str(predictor.checkpoint.file), predictor.classes
         self.weights = weights_hash(predictor.checkpoint.content)[:HASH_DIGITS]
         steps = predictor.preprocessing
