@@ -196,10 +196,18 @@ def test_images_of_a_table_are_matched_by_their_path_beside_it(tmp_path):
     assert [rows.tolist() for rows in shared.rows] == [list(range(100))] * 3
 
 
+def extended(folder):
+    """The run, as one of imgrec extend."""
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"extended": {"parent": "runs/a/1"}}))
+    return folder
+
+
 OTHERS = {
     "other labels at the same index": lambda folder: write_run(folder, true=np.arange(100) % 4, predicted=np.arange(100) % 4),
     "other names": lambda folder: write_run(folder, true=[0, 3], predicted=[0, 3], images=["a", "b"]),
     "other classes": lambda folder: write_run(folder, true=[0, 1], predicted=[1, 1]),
+    "extended": lambda folder: extended(write_run(folder, true=[0, 1], predicted=[1, 1])),
     "no table": lambda folder: (run(folder, 0.9, settings={"optim.lr": 1.0}) / "predictions.parquet").unlink() or folder,
     "unfinished": lambda folder: run(folder, 0.9, finished=False),
     "no test": lambda folder: run(folder, 0.9, test=False),
@@ -208,6 +216,7 @@ SAID = {
     "other labels at the same index": "B was tested on other images than A",
     "other names": "B was tested on other images than A",
     "other classes": "B has other classes than A (2 and 4)",
+    "extended": "B has other classes than A (2 and 4): their figures do not compare. The report of B",
     "no table": "B has no predictions.parquet",
     "unfinished": "B is not finished",
     "no test": "B has no test split",

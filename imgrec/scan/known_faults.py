@@ -98,7 +98,7 @@ def check_command(data: Node) -> str:
 def _of_classes(data: ImageData) -> list[KnownFault]:
     counts = {split: counts for split in get_args(Split) if (counts := data.counts(split)).any()}
     return [
-        KnownFault(kind.name, len(said), f"{first_names(said, LISTED_CLASSES)}. {kind.advice}", of_classes=True)
+        KnownFault(kind.name, len(said), f"{first_names(said, LISTED_CLASSES).removesuffix('.')}. {kind.advice}", of_classes=True)
         for kind, said in find_class_faults(counts, data.classes).items()
     ]
 

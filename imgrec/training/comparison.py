@@ -141,8 +141,20 @@ def why_not_tested(entry: Entry, baseline: Entry) -> str | None:
             return f"{each.letter} has no predictions.parquet: only its figures above can be compared."
     first, second = baseline.predictions[0].classes, entry.predictions[0].classes
     if first != second:
-        return f"{entry.letter} has other classes than {baseline.letter} ({len(second)} and {len(first)}): their figures do not compare."
+        more = next(
+            (
+                f" The report of {each.letter} says what became of the old answers."
+                for each in (entry, baseline)
+                if _is_extended(each)
+            ),
+            "",
+        )
+        return f"{entry.letter} has other classes than {baseline.letter} ({len(second)} and {len(first)}): their figures do not compare.{more}"
     return None
+
+
+def _is_extended(entry: Entry) -> bool:
+    return "extended" in (entry.runs[0].result or {})
 
 
 def compare_entries(
