@@ -207,7 +207,7 @@ def test_a_run_keeps_the_batch_that_was_chosen(tmp_path: Path, measured: Callabl
     choice = stored_choice(tmp_path / "auto/a/batch.json")
     assert choice is not None
     assert_error(choice.reason, "batch_size=auto", "2: 1 images/s", "20 steps", "optim.base_batch")
-    assert "batch_size=auto: the smallest within 10%" in (tmp_path / "auto/a/log.txt").read_text()
+    assert ", the smallest within 10% of the fastest" in (tmp_path / "auto/a/log.txt").read_text()
 
     measured(levelling(knee=1, room=4))
     found, choice = with_chosen_batch(auto, tmp_path / "auto/a/batch.json", images(90), Terminal(quiet=True))

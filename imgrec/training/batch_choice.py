@@ -119,7 +119,7 @@ def _fastest(run: RunConfig, search: SizeSearch, devices: int) -> BatchChoice:
     return BatchChoice(
         chosen * devices,
         chosen if run.max_device_batch == "auto" else run.max_device_batch,
-        f"batch_size=auto: the smallest within {GAIN - 1:.0%} of the fastest on a device ({speeds} images/s); "
+        f"batch_size=auto: {chosen}, the smallest within {GAIN - 1:.0%} of the fastest on a device ({speeds} images/s); "
         f"{_end(search, limit)}{rate}",
     )
 
@@ -130,7 +130,7 @@ def _largest(run: RunConfig, search: SizeSearch, batch_size: int | Literal["full
     return BatchChoice(
         batch_size,
         chosen,
-        f"max_device_batch=auto: {chosen} images took {memory / 1e9:.1f} GB; {_end(search, 'which is all that a device has of the batch')}",
+        f"max_device_batch=auto: {chosen} images took {memory / 1e9:.1f} GB; {_end(search, 'a device has no more of the batch')}",
     )
 
 

@@ -63,7 +63,7 @@ def start_screen(
     plan = loaders.plan
     limit = run.trainer.limit_train_batches
     limited = "" if limit == 1.0 and isinstance(limit, float) else f" (trainer.limit_train_batches={limit})"
-    whole = f"{plan.steps_per_epoch * run.epochs:,} in {run.epochs} epochs"
+    whole = f"{plan.steps_per_epoch * run.epochs:,} in {plural(run.epochs, 'epoch')}"
     steps = f"{plan.steps_per_epoch:,} steps an epoch{limited}, {whole if run.time is None else f'as many as fit into time={run.time}'}"
     warmup = f"{run.scheduler.get('warmup_share', 0):.0%} warm-up"
     settings = ", ".join(f"{key}={run.model[key]}" for key in ("name", "depth", "stem", "head") if key in run.model)
