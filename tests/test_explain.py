@@ -308,7 +308,8 @@ def test_the_command_writes_a_table_a_sheet_and_a_picture_of_each_image(run, fil
     ("words", "parts"),
     [
         (["method=gradients", "layer=features"], ("layer=features", "method=gradients", "Leave it out")),
-        (["areas=50"], ("areas=50", "100 or more")),
+        (["areas=50"], ("areas=50", "100")),
+        (["areas=999999999"], ("areas=999999999", "10000")),
         (["images=[]"], ("images=[]", "Set images=")),
         (["layer=feature"], ("layer=feature", "layer=features")),
     ],
