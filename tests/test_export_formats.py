@@ -146,6 +146,18 @@ def test_names_that_are_no_utf8_have_question_marks_in_every_file(tmp_path):
     assert entries[1].value == str(run).replace("\udcfe", "?")
 
 
+def test_a_network_whose_answer_is_no_number_is_refused(tmp_path, capsys):
+    run = save_untrained_run(tmp_path)
+    file = run / "checkpoints/best.ckpt"
+    content = torch.load(file, weights_only=True)
+    for tensor in content["state_dict"].values():
+        tensor.fill_(float("nan")) if tensor.is_floating_point() else None
+    torch.save(content, file)
+    assert cli.main(["export", str(run), "format=safetensors", f"out={tmp_path}/m.safetensors", "check=false"]) == 2
+    assert_refused(capsys.readouterr().err, file, "not a number", "optim.lr")
+    assert not (tmp_path / "m.safetensors").exists()
+
+
 def test_the_cost_of_8_bits_is_counted_over_pairs():
     draw = np.random.default_rng(0)
     labels = draw.integers(3, size=100)

@@ -12,7 +12,7 @@ from imgrec.config.compose import compose_config
 from imgrec.config.schema import dotted_types, parse_settings
 from imgrec.config.start_checks import check_packages
 from imgrec.distributed.command import run_command
-from imgrec.errors import ConfigError, ExitCode
+from imgrec.errors import CheckpointError, ConfigError, ExitCode
 from imgrec.export.plain_files import (
     PROGRAM_PACKAGES,
     WEIGHTS_PACKAGES,
@@ -128,6 +128,8 @@ def _export(config: ExportConfig, ckpt: Path, out: Path) -> None:
     classifier = WholeClassifier(predictor, guarantee)
     promised = {name: value for name in ("coverage", "sets_by_class", "risk") if (value := getattr(config, name))}
     plan = Plan(checkpoint, classifier, choose_picture(classifier), promised or None)
+    if not plan.probe.outputs[PROBABILITIES].isfinite().all():
+        raise CheckpointError(f"{checkpoint.file}: the network's answer is not a number. Train again with a lower optim.lr.")
     agreement = cost = None
     with Terminal().progress_shown():
         on_progress.get()("writing the network", 0, None)
