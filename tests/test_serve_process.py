@@ -122,8 +122,9 @@ def test_more_connections_than_open_files_are_closed_without_a_word(started):
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (200, 200))
     idle = [socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) for _ in range(500)]
     for connection in idle:
-        connection.settimeout(60)
-        assert connection.recv(1) == b""
+        with connection:
+            connection.settimeout(60)
+            assert connection.recv(1) == b""
     assert post(f"{url}/predict", PNG)[0] == 200
     process.terminate()
     assert process.wait(60) == 0
