@@ -617,3 +617,9 @@ def test_a_run_on_two_devices_is_one_command(tmp_path: Path, capfd: pytest.Captu
     assert json.loads((tmp_path / "n" / "1" / "result.json").read_text())["status"] == "finished"
     assert cli.main(["train", *words]) == 0
     assert "is finished: " in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("devices", ["0", "[]"])
+def test_no_device_is_refused(devices: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "data=digits", f"trainer.devices={devices}"]) == 2
+    assert_refused(capsys.readouterr().err, f"trainer.devices={devices}", "trainer.devices=auto")

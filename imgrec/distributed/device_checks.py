@@ -14,6 +14,8 @@ from imgrec.errors import ConfigError, plural
 
 def check_world(config: TrainerConfig, world: World) -> None:
     """ConfigError where trainer.devices or trainer.num_nodes contradict how this process was started."""
+    if config.devices in (0, []):
+        raise ConfigError(f"trainer.devices={format_value(config.devices)}: a run needs one. Set trainer.devices=auto.")
     if world.started_by == "alone":
         _check_alone(config.num_nodes)
     elif world.started_by == "slurm":
