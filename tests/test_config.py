@@ -75,6 +75,7 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
         "cpus_per_task",
         "data.scale",
         "data.window_shards",
+        "network_threads",
         "optim.base_batch",
         "risk",
         "tasks_per_node",
@@ -85,7 +86,10 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
         "trainer.threads",
     }
     assert RANGES.keys() - numbers().keys() == null  # their defaults are no numbers
-    trees = [compose_config("train", [f"optim={option}"]) for option in ("momentum", "nesterov")]
+    trees = [
+        *(compose_config("train", [f"optim={option}"]) for option in ("momentum", "nesterov")),
+        compose_config("predict", []),
+    ]
     known = {key for tree in trees for key, _ in all_keys(tree)}
     assert NEEDS.keys() <= known
 

@@ -70,7 +70,7 @@ def augmentation(**keys) -> Augment:
     return Augment(**{key: value for key, value in off.items() if key != "_target_"} | keys)
 
 
-RUN = {"seed": 5, "batch_size": 4, "max_device_batch": 64, "num_workers": 0, "sampling": "shuffle", "class_weights": None}
+RUN = {"seed": 5, "global_batch": 4, "device_batch": 64, "num_workers": 0, "sampling": "shuffle", "class_weights": None}
 LIMITS = SimpleNamespace(
     accelerator="cpu", timeout_s=60.0, limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0
 )

@@ -42,7 +42,7 @@ from imgrec.errors import ConfigError, DataError, Died
 from imgrec.training.callbacks.batch_norm import first_batches
 
 COMMON = {**GRAY, "split_seed": 0, "changed": "refuse"}
-RUN = {"seed": 3, "batch_size": 16, "max_device_batch": 8, "num_workers": "auto", "sampling": "shuffle", "class_weights": None}
+RUN = {"seed": 3, "global_batch": 16, "device_batch": 8, "num_workers": "auto", "sampling": "shuffle", "class_weights": None}
 LIMITS = SimpleNamespace(
     limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0, timeout_s=300.0, accelerator="cpu"
 )
@@ -511,7 +511,7 @@ def test_lightning_runs_through_the_planned_batches_without_a_warning(tmp_path):
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
 def test_every_rank_evaluates_its_share_and_nothing_twice(devices):
     data = fake(test_samples=19)
-    loaders = data_module(data, batch_size=24, devices=devices)
+    loaders = data_module(data, global_batch=24, devices=devices)
     seen, steps = [], set()
     for rank in range(devices):
         loaders.trainer = SimpleNamespace(global_rank=rank, world_size=devices, current_epoch=0)
@@ -526,7 +526,7 @@ def test_every_rank_evaluates_its_share_and_nothing_twice(devices):
 
 def test_full_batches_are_one_step_over_all_training_samples():
     data = fake()
-    loaders = data_module(data, batch_size="full")
+    loaders = data_module(data, global_batch="full")
     made = loaders.plan
     assert str(made) == "global batch 45 = 1 device x at most 8 x 6"
     assert made.steps_per_epoch == 1
@@ -620,14 +620,14 @@ def test_statistics_of_batch_norm_are_measured_with_the_same_images_on_all_ranks
     order = shuffled_order(45, seed=3)(0)[:44].reshape(22, 2)
 
     def work(rank: int) -> tuple[list[list[int]], list[torch.Tensor], int]:
-        loaders = data_module(fake(), batch_size=2)
+        loaders = data_module(fake(), global_batch=2)
         whole = loaders._training
         loaders._training = OneUnreadable(whole.images, whole.labels)
         batches = first_batches(loaders, 512, rank, ranks)
         return [batch.indices.tolist() for batch in batches], [batch.images for batch in batches], loaders._training.read
 
     found = run_ranks(ranks, work, group=True)
-    images = data_module(fake(), batch_size=2)._training.images
+    images = data_module(fake(), global_batch=2)._training.images
     assert sum(read for _, _, read in found) == 23
     for indices, pixels, _ in found:
         assert indices == [pair.tolist() for pair in order if 2 not in pair]
@@ -647,7 +647,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped():
 @pytest.mark.parametrize("batch_size", [7, 20, 61])
 def test_it_is_known_how_many_images_a_loader_reads(limit, batch_size):
     limits = {name: limit if name.startswith("limit") else value for name, value in vars(LIMITS).items()}
-    module = data_module(fake(), batch_size=batch_size, trainer=SimpleNamespace(**limits))
+    module = data_module(fake(), global_batch=batch_size, trainer=SimpleNamespace(**limits))
     for split in ("train", "val", "test"):
         batches = getattr(module, f"{split}_dataloader")()
         assert module.images_read(split) == sum(len(batch.labels) for batch in batches)

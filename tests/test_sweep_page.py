@@ -15,7 +15,7 @@ from error_parts import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_but
-from test_report_browser import browser, opened  # noqa: F401 - fixtures
+from test_report_browser import opened  # noqa: F401 - a fixture
 
 from imgrec import cli
 from imgrec.report.sweep_charts import SweepRun, best_so_far, history_chart, parallel_chart, shown_range

@@ -355,7 +355,7 @@ def test_off_a_terminal_there_are_plain_lines_and_no_control_characters(small, c
 
 
 RESULT = {
-    "summary": "", "train_seconds": 1.0, "held_back": None, "diagnosis": [],
+    "summary": "", "train_seconds": 1.0, "held_back": None, "diagnosis": [], "extended": None,
     "calibration": {"temperature": None, "reason": "few images", "test": None},
 }  # fmt: skip
 
