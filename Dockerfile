@@ -10,9 +10,10 @@ COPY imgrec /src/imgrec
 WORKDIR /imgrec
 
 FROM source AS serve
-# The wheels of torch for CPUs are a tenth of those with CUDA. For a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision && pip install --no-cache-dir "/src[serve,export,timm]"
+# PyTorch's wheels for CPUs are a tenth of those with CUDA: --build-arg TORCH="--index-url URL torch torchvision", with the URL of
+# pytorch.org's page of installation.
+ARG TORCH="torch torchvision"
+RUN pip install --no-cache-dir $TORCH && pip install --no-cache-dir "/src[serve,export,timm]"
 # Without rights, and nothing to write: the checkpoint is mounted read-only.
 USER 65534
 ENV HOME=/tmp
