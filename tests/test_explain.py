@@ -310,6 +310,7 @@ def test_the_command_writes_a_table_a_sheet_and_a_picture_of_each_image(run, fil
         (["method=gradients", "layer=features"], ("layer=features", "method=gradients", "Leave it out")),
         (["areas=50"], ("areas=50", "100")),
         (["areas=999999999"], ("areas=999999999", "10000")),
+        (["neighbours=99999999"], ("neighbours=99999999", "100")),
         (["images=[]"], ("images=[]", "Set images=")),
         (["layer=feature"], ("layer=feature", "layer=features")),
     ],

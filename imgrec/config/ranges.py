@@ -44,6 +44,7 @@ _KEYS: dict[Range, str] = {
     Range(1, 100): "quality",
     Range(100): "resamples",  # of fewer an interval's ends are the extremes
     Range(100, 10_000): "areas",  # of fewer none has p < 0.01; 10,000 of 224 pixels a side are 6 GB
+    Range(0, 100): "neighbours",  # each is a picture in the row of its image
     Range(-inf): "data.scale",
     Range(1, 604_800): "trainer.timeout_s",  # a week; torch counts it in 32 bits of milliseconds
     POSITIVE: """
