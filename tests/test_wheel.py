@@ -69,11 +69,9 @@ def imgrec(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
 
 def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
-    expected = {str(file.relative_to(ROOT)) for file in (ROOT / "imgrec").rglob("*") if file.suffix in (".py", ".js")} | {
-        "imgrec/py.typed"
-    }
+    expected = {str(file.relative_to(ROOT)) for file in (ROOT / "imgrec").rglob("*") if file.suffix in (".py", ".js")}
     expected |= {f"imgrec/conf/{file.relative_to(ROOT / 'conf')}" for file in (ROOT / "conf").rglob("*.yaml")}
-    expected |= {"imgrec/launch/slurm.sbatch"}
+    expected |= {"imgrec/py.typed", "imgrec/launch/slurm.sbatch"}
     with zipfile.ZipFile(wheel) as records:
         held = {name for name in records.namelist() if ".dist-info/" not in name}
     assert held == expected
