@@ -9,7 +9,7 @@ from typing import Literal
 
 from imgrec.config.compose import compose_config
 from imgrec.config.overrides import split_texts
-from imgrec.config.schema import Device, Precision, ProcessesConfig, Split, Views, dotted_types, parse_settings
+from imgrec.config.schema import Device, MovedData, Precision, ProcessesConfig, Split, Views, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu
 from imgrec.data.corruption_names import corruption_names
 from imgrec.distributed.command import run_command
@@ -25,11 +25,9 @@ MARK = b'{\n "imgrec": "evaluate"'  # how our JSON begins
 
 
 @dataclass(frozen=True)
-class DataChanges:
-    """Keys of the run's data that may differ from those of the training; None: as in the run."""
+class DataChanges(MovedData):
+    """All keys of the run's data that may differ from those of the training; None: as in the run."""
 
-    root: str | None
-    file: str | None
     download: bool | None
     on_bad_image_eval: Literal["refuse", "skip"] | None
     image_size: int | None

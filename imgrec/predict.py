@@ -79,26 +79,14 @@ def _check_files(config: PredictConfig, files: list[str]) -> Path:
 
 
 def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerGroup) -> int:
+    from imgrec.inference.answer_settings import build_predictor
     from imgrec.inference.checkpoint import load_checkpoint
-    from imgrec.inference.guarantee import find_guarantee
-    from imgrec.inference.predictor import Predictor
     from imgrec.inference.tta import mirror_note
 
     terminal = Terminal(quiet=group.rank > 0)
     group.set_status("reading the checkpoint")
     checkpoint = load_checkpoint(ckpt)
-    guarantee = find_guarantee(
-        checkpoint,
-        coverage=config.coverage,
-        risk=config.risk,
-        sets=config.sets,
-        sets_by_class=config.sets_by_class,
-        calibrated=config.calibrated,
-        tta=config.tta,
-    )
-    predictor = Predictor(
-        checkpoint, device=config.device, precision=config.precision, calibrated=config.calibrated, tta=config.tta
-    )
+    predictor, guarantee = build_predictor(checkpoint, config)
     if note := mirror_note(checkpoint, config.tta):
         terminal.say(note, style="yellow")
     top_k = min(config.top_k, len(predictor.classes))

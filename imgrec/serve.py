@@ -150,9 +150,8 @@ def _network_threads(config: ServeConfig, device: str) -> int:
 
 
 def _load_recognizer(config: ServeConfig) -> "Recognizer":
+    from imgrec.inference.answer_settings import build_predictor
     from imgrec.inference.checkpoint import load_checkpoint
-    from imgrec.inference.guarantee import find_guarantee
-    from imgrec.inference.predictor import Predictor
     from imgrec.serving.onnx_recognizer import OnnxRecognizer
     from imgrec.serving.recognizer import CheckpointRecognizer
 
@@ -160,19 +159,7 @@ def _load_recognizer(config: ServeConfig) -> "Recognizer":
     if _is_onnx(config):
         cores = max(1, len(os.sched_getaffinity(0)) // _network_threads(config, "cpu"))
         return OnnxRecognizer(Path(config.ckpt), cores=cores, max_pixels=config.max_pixels)
-    checkpoint = load_checkpoint(Path(config.ckpt))
-    guarantee = find_guarantee(
-        checkpoint,
-        coverage=config.coverage,
-        risk=config.risk,
-        sets=config.sets,
-        sets_by_class=config.sets_by_class,
-        calibrated=config.calibrated,
-        tta=config.tta,
-    )
-    predictor = Predictor(
-        checkpoint, device=config.device, precision=config.precision, calibrated=config.calibrated, tta=config.tta
-    )
+    predictor, guarantee = build_predictor(load_checkpoint(Path(config.ckpt)), config)
     return CheckpointRecognizer(predictor, guarantee, batch_size=config.batch_size, max_pixels=config.max_pixels)
 
 

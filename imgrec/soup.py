@@ -19,7 +19,7 @@ import yaml
 
 from imgrec.config.compose import compose_config
 from imgrec.config.plain_data import read_mapping
-from imgrec.config.schema import Device, Monitor, dotted_types, monitor_mode, parse_settings
+from imgrec.config.schema import Device, Monitor, MovedData, dotted_types, monitor_mode, parse_settings
 from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
 from imgrec.distributed.world import read_world
@@ -38,14 +38,6 @@ if TYPE_CHECKING:
 SAME_START = (
     "Runs average well that start from the same trained weights, such as those of imgrec train -m weights=RUN seed=1,2,3."
 )
-
-
-@dataclass(frozen=True)
-class MovedData:
-    """Keys of the runs' data that may differ from those of the training; None: as in the runs."""
-
-    root: str | None
-    file: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

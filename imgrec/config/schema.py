@@ -133,6 +133,14 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class MovedData:
+    """Keys of a run's data that say where it is now; None: as in the run."""
+
+    root: str | None
+    file: str | None
+
+
+@dataclass(frozen=True)
 class Parent:
     """The `parent` of a run that `imgrec extend` starts: of the run of `weights`, to whose classes it adds some."""
 

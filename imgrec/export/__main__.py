@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from imgrec.config.answers import check_answers
 from imgrec.config.compose import compose_config
-from imgrec.config.schema import dotted_types, parse_settings
+from imgrec.config.schema import MovedData, dotted_types, parse_settings
 from imgrec.config.start_checks import check_packages
 from imgrec.distributed.command import run_command
 from imgrec.errors import CheckpointError, ConfigError, ExitCode
@@ -44,14 +44,6 @@ FILE_KINDS: dict[ExportFormat, _FileKind] = {
 }
 
 
-@dataclass(frozen=True)
-class DataPlace:
-    """Where the run's data set is now; None: as in the run."""
-
-    root: str | None
-    file: str | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """The keys of conf/export.yaml."""
@@ -65,7 +57,7 @@ class ExportConfig:
     int8: bool
     calibrated: bool
     check: bool
-    data: DataPlace
+    data: MovedData
     overwrite: bool
 
 
