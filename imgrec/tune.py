@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from imgrec.config.schema import run_config
+from imgrec.config.start_checks import check_start
 from imgrec.distributed import signals
 from imgrec.distributed.command import run_command
 from imgrec.errors import plural
@@ -25,6 +27,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     tuning = plan_tuning(argv, config_dir)
     check_alone("tune", "imgrec tune ... without it")
     check_optuna("tune")
+    check_start(run_config(tuning.plan.base))
     show_space(tuning, Terminal())
     return run_sweep(tuning.plan, config_dir, fit, write_sweep_report)
 

@@ -420,6 +420,11 @@ def test_folders_that_cannot_be_used(refuses, tmp_path):
     refuses(words, f"{root}/train", "only the class folder cat", *LAYOUTS)
     (root / "train/dog/a.heic").write_bytes(b"no format that is read")
     refuses(words, "the class folder", f"{root}/train/dog", "remove")
+    (root / "checkpoints").mkdir()
+    (root / "config.yaml").touch()
+    for command in ("train", "tune", "lr_find", "benchmark", "pack", "check"):
+        typed = [command, str(root), *(["out=packed"] if command == "pack" else [])]
+        refuses(typed, f"data.root={root}", "the directory of a run", "no images", *LAYOUTS)
     assert not list(tmp_path.glob("runs/*")), "a refused run leaves no folder that holds the next start to its config"
 
 

@@ -43,6 +43,7 @@ from imgrec.training.stored_run import read_run
 from imgrec.training.trainer import prepare_process
 
 CLASSES = ("ant", "bee", "cat")
+MIXED = ["max_device_batch=auto", "augment.mixup=0.4", "batch_size=64"]
 Ask = Callable[[int], StepMeasure | None]
 
 
@@ -226,6 +227,9 @@ def test_a_run_keeps_the_batch_that_was_chosen(tmp_path: Path, measured: Callabl
         (["batch_size=64", "max_device_batch=auto"], 4000, (64, 64)),
         (["batch_size=4096", "max_device_batch=auto"], 40_000, (4096, 512)),
         (["batch_size=full", "max_device_batch=auto"], 4000, ("full", 500)),
+        (["batch_size=auto"], 3, (2, 1024)),  # of so few the steps are fewer
+        (["batch_size=auto"], 79, (2, 1024)),
+        (["batch_size=auto"], 80, (4, 1024)),
         (["batch_size=32"], 4000, (32, 1024)),
     ],
 )
@@ -238,8 +242,18 @@ def test_both_keys(words: list[str], samples: int, expected: object, measured: C
 
 def test_where_nothing_can_be_measured(measured: Callable[[Ask], None]) -> None:
     measured(lambda size: None)
-    with raises_error(ConfigError, "batch_size=auto", "a smaller data.image_size"):
-        with_chosen_batch(small_run("batch_size=auto"), None, images(4000), Terminal(quiet=True))
+    for words, least in ((["batch_size=auto"], "2 images"), (["max_device_batch=auto"], "1 image,"), (MIXED, "2 images,")):
+        key = words[0].partition("=")[0]
+        with pytest.raises(ConfigError) as caught:
+            with_chosen_batch(small_run(*words).with_classes(3), None, images(4000), Terminal(quiet=True))
+        assert_error(str(caught.value), f"{key}=auto", f"a training step of {least}", "the fewest", "a smaller data.image_size")
+        assert f"Set {key}" not in str(caught.value)
+
+
+def test_partners_of_mixup_are_measured_together(measured: Callable[[Ask], None]) -> None:
+    measured(levelling(knee=1, room=3))
+    run, _ = with_chosen_batch(small_run(*MIXED).with_classes(3), None, images(4000), Terminal(quiet=True))
+    assert run.max_device_batch == 2
 
 
 def test_a_damaged_choice_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from marks import slow_but
 
+from imgrec import cli
 from imgrec.check import CheckConfig
 from imgrec.compare import CompareConfig
 from imgrec.config.checks import all_keys
@@ -249,6 +250,34 @@ def test_no_word_of_a_parser_reaches_the_screen(command: str, mark: str, key: st
 
 
 # Names
+
+
+WRONG = {
+    "folds=3",
+    "spaces.0=x",
+    "no_such_key=1",
+    "+no_such_key=1",
+    "data.x=1",
+    "ckpt.x=1",
+    "--no-such-key",
+    "hydra.x=1",
+    "a.b.c=1",
+}
+
+
+@pytest.mark.parametrize(
+    "command", slow_but("tune", "soup", among=[name for name in cli.COMMANDS if name not in ("train", "slurm")])
+)
+def test_a_wrong_key_names_the_help_of_its_own_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of slurm are a training's."""
+    monkeypatch.chdir(tmp_path)
+    for word in WRONG:
+        assert cli.main([command, word]) == 2
+        said = capsys.readouterr().err
+        assert set(re.findall(r"imgrec (\w+) --help", said)) <= {command}, said
+        assert word.lstrip("+-").partition("=")[0] in said
 
 
 @given(st.sampled_from(["adamw", "resnet50", "fashion_mnist", "epochs"]), st.data())

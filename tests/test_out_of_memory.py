@@ -12,7 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
-from error_parts import raises_error
+from error_parts import assert_error, raises_error
 from processes import exit_codes, run_command
 from resumed_runs import assert_same, finish_run, kill_run, load_run, read_outcome
 from small_run import SMALL
@@ -28,6 +28,7 @@ from imgrec.inference.device import is_out_of_memory
 from imgrec.models.lenet import LeNet
 from imgrec.train import fit
 from imgrec.training import out_of_memory
+from imgrec.training.device_batches import DeviceBatches
 from imgrec.training.module import Classifier
 from imgrec.training.out_of_memory import free_tensors, halved_where_memory_ends
 from imgrec.training.step_boundary import StepBoundary
@@ -97,6 +98,53 @@ def test_it_starts_again_in_other_processes_until_one_image_is_refused(tmp_path:
     log = (tmp_path / "halved/a/log.txt").read_text()
     for line in ("4 images at once did not fit", "2 images at once did not fit", "global batch 4 = 1 device x 1 x 4"):
         assert line in log
+
+
+MIXED = ["augment.mixup=0.4"]
+RESNET = ["model=resnet20", "data.image_size=4"]  # whose batch norm sees one pixel at its end
+
+
+@pytest.mark.parametrize(
+    ("words", "before", "expected"),
+    [
+        (["batch_size=8"], 8, 4),
+        (["batch_size=8"], 2, 1),
+        (["batch_size=8"], 1, None),
+        ([*MIXED, "batch_size=8"], 3, 2),  # of which half is one
+        ([*MIXED, "batch_size=8"], 2, None),
+        ([*MIXED, "batch_size=9"], 5, 3),  # the last three stay together
+        ([*MIXED, "batch_size=9"], 3, None),
+        ([*RESNET, "batch_size=8"], 3, 2),
+        ([*RESNET, "batch_size=8"], 2, None),
+        ([*RESNET, "batch_size=5"], 5, 3),  # in twos one would be left
+        ([*RESNET, "batch_size=5"], 3, None),
+        ([*RESNET, "batch_size=7"], 4, 3),
+    ],
+)
+def test_the_next_smaller_number_is_one_that_the_run_can_have(
+    words: list[str], before: int, expected: int | None, tmp_path: Path
+) -> None:
+    run = small_run(tmp_path, "r", *words).with_classes(3)
+    samples = 10 * (run.global_batch if isinstance(run.global_batch, int) else 0)
+    assert DeviceBatches(run, samples=samples, devices=1).below(before) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        (MIXED, ("2 images", "augment.mixup and augment.cutmix", "data.image_size=8", "augment.mixup=0 augment.cutmix=0")),
+        (RESNET, ("2 images", "batch norm", "data.image_size=2")),
+    ],
+)
+def test_where_fewer_cannot_be_trained_it_ends_with_what_can_be_done(
+    words: list[str], refused: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imgrec.train.launch", start_here)
+    memory_ends("training_step", 0, patch=monkeypatch.setattr)
+    with pytest.raises(ConfigError) as caught:
+        fit(small_run(tmp_path, "halved", *words), quiet=True)
+    assert_error(str(caught.value), "max_device_batch=2", *refused)
+    assert "Set max_device_batch" not in str(caught.value)
 
 
 @pytest.mark.slow

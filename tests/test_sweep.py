@@ -32,8 +32,9 @@ from imgrec import cli, config
 from imgrec.config.compose import compose_config
 from imgrec.distributed import signals
 from imgrec.errors import ConfigError, DataError, Stopped
+from imgrec.sweeps.arguments import Argument, parse_interval
 from imgrec.sweeps.folder import Job, SweepFolder, choose_sweep_folder, open_sweep_folder
-from imgrec.sweeps.grid import Argument, parse_interval, plan_sweep, sweep_name
+from imgrec.sweeps.grid import plan_sweep, sweep_name
 from imgrec.sweeps.search import Search
 
 INTERRUPTED, STOPPED, OUR_FAULT = 0.25, 0.5, 0.125  # rates at which `trained` does not

@@ -21,8 +21,8 @@ from imgrec import cli
 from imgrec.report.sweep_charts import SweepRun, best_so_far, history_chart, parallel_chart, shown_range
 from imgrec.report.sweep_page import write_sweep_page
 from imgrec.sweeps import importance
+from imgrec.sweeps.arguments import Argument
 from imgrec.sweeps.folder import Job, SweepFolder
-from imgrec.sweeps.grid import Argument
 
 SPACE = ("optim.lr=log(1e-4,1e-1)", "augment.mixup=0.0,0.2", "model.depth=int(18,50)")
 optuna_installed = pytest.mark.skipif(find_spec("optuna") is None, reason="the extra optuna is not installed")

@@ -84,6 +84,8 @@ def check_gpu(key: str, value: str) -> None:
 
 def _check_root(data: DataConfig) -> None:
     root = data.own.get("root")
+    if root is not None and os.path.isfile(f"{root}/config.yaml") and os.path.isdir(f"{root}/checkpoints"):
+        raise DataError(f"data.root={root} is the directory of a run, which holds no images. {LAYOUTS}")
     if root is None or data.own.get("download") or os.path.isdir(root):
         return
     is_shards = data.own["_target_"].endswith(".Shards")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from imgrec.html_page import text
 from imgrec.report.charts import MARGIN_LEFT, Frame, svg, tick_text, ticks
-from imgrec.sweeps.grid import Argument
+from imgrec.sweeps.arguments import Argument
 from imgrec.sweeps.table import format_metric, short_value
 
 _WIDTH, _HEIGHT, _TOP, _BOTTOM, _LEFT, _RIGHT = 960, 330, 52, 16, 24, 84  # of the parallel axes

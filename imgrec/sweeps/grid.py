@@ -2,61 +2,26 @@
 
 import itertools
 import math
-import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 from imgrec.config.annotations import whole_number
 from imgrec.config.batch_checks import check_same_batch
-from imgrec.config.checks import all_keys, check_options, conform, key_type
-from imgrec.config.compose import compose_config, hydra_tree, read_overrides, reference_tree
+from imgrec.config.checks import all_keys, conform
+from imgrec.config.compose import compose_config, hydra_tree, read_overrides
 from imgrec.config.options import group_names, option_names
-from imgrec.config.overrides import (
-    FLAGS,
-    SEARCH,
-    Override,
-    decimal_comma,
-    hydra_value,
-    is_decimal_comma,
-    is_text,
-    parse_value,
-    split_texts,
-)
+from imgrec.config.overrides import FLAGS, SEARCH, Override, decimal_comma, is_decimal_comma, parse_value
 from imgrec.config.schema import Node, run_types
 from imgrec.errors import ConfigError
+from imgrec.sweeps.arguments import INTERVALS, MOST_JOBS, TRIALS, Argument, ranges_named, read_arguments, too_many_jobs
 
 # A sweep has one of each: where it is kept, and by what its jobs are ranked.
 SINGLE = ("name", "id", "runs_dir", "resume", "monitor")
 # Keys of the sweep itself; all others are those of a run.
-JOB, TRIALS, PRUNE = "job", "trials", "prune"
-MOST_JOBS = 10_000  # each of them writes the whole table; a job array of SLURM has 1,001 tasks by default
-INTERVAL = re.compile(r"(uniform|log|int|interval)\((.*)\)")
-# An interval of each kind, for messages.
-INTERVALS = {"uniform": "uniform(0.1,0.9)", "log": "log(1e-4,1e-1)", "int": "int(1,5)"}
-
-
-@dataclass(frozen=True)
-class Argument:
-    """An override of the command line with its values in the jobs: one of the listed, or from one end of an interval to the other.
-
-    From an interval any number (uniform), any with each decade equally often (log), or any integer (int).
-    """
-
-    key: str
-    text: str  # as it was typed
-    prefix: str  # what stands before "="
-    values: list[str]  # of an interval its two ends
-    kind: Literal["list", "uniform", "log", "int"] = "list"
-
-    @property
-    def is_swept(self) -> bool:
-        return len(self.values) > 1
-
-    def override(self, value: Any) -> str:
-        return f"{self.prefix}={value}"
+JOB, PRUNE = "job", "prune"  # and TRIALS
 
 
 @dataclass(frozen=True)
@@ -113,8 +78,9 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
         example = f"'optim.lr={INTERVALS['log']}'" if search else "optim.lr=0.1,0.01, or leave -m out"
         raise ConfigError(f"{SEARCH if search else '-m'}: no key has several values. Type for example {example}.")
     if not search and (jobs := math.prod(len(argument.values) for argument in arguments)) > MOST_JOBS:
-        raise _too_many_jobs(f"-m: {jobs:,} combinations")
-    base = _check_values(arguments, types, config_dir)
+        raise too_many_jobs(f"-m: {jobs:,} combinations")
+    with ranges_named(arguments, types) if search else nullcontext():
+        base = _check_values(arguments, types, config_dir)
     listed = [value for argument in arguments if argument.key == "batch_size" for value in argument.values]
     check_same_batch([base["batch_size"], *listed], "the jobs of a sweep")
     return SweepPlan(
@@ -124,14 +90,6 @@ def plan_sweep(argv: Sequence[str], config_dir: str | None) -> SweepPlan:
         trials=None if trials is None else whole_number(_value(trials)),
         prune=prune == f"{PRUNE}=true",
     )
-
-
-def read_arguments(
-    overrides: Collection[Override], search: bool, config_dir: str | None
-) -> tuple[list[Argument], dict[str, Any]]:
-    """The overrides with their values in the jobs, and the annotation of each key beside the first option of each group."""
-    types = _key_types(overrides, config_dir)
-    return [_parse(override, search, types.get(override.key, Any), config_dir) for override in overrides], types
 
 
 def _value(text: str) -> str:
@@ -148,92 +106,6 @@ def _check_own_keys(search: bool, job: str | None, trials: str | None, prune: st
         raise ConfigError(f"{trials or SEARCH}: expected {TRIALS}=NUMBER, 1 or more. Type for example {TRIALS}=30.")
     if prune is not None and _value(prune) not in ("true", "false"):
         raise ConfigError(f"{prune}: expected true or false. Type {PRUNE}=true to end trials that are worse than the median.")
-
-
-def _key_types(overrides: Collection[Override], config_dir: str | None) -> dict[str, Any]:
-    """Annotation of each key beside the first option of each group."""
-    groups = group_names(config_dir)
-    first = [
-        replace(override, value=_listed_values(override, Any, config_dir)[0]) for override in overrides if override.key in groups
-    ]
-    check_options("train", first, config_dir)
-    reference = reference_tree("train", first, config_dir)[0]
-    types = run_types(reference)
-    return {key: key_type(key, value, types) for key, value in all_keys(reference)}
-
-
-def _parse(override: Override, search: bool, hint: Any, config_dir: str | None) -> Argument:
-    key, text, prefix = override.key, override.text, override.mark + override.key
-    if not is_text(hint) and (interval := parse_interval(text)) is not None:
-        if not search:
-            raise ConfigError(
-                f"{text}: an interval has no list of values. List some, {interval.key}=0.1,0.01, or search: "
-                f"{SEARCH} '{text}' {TRIALS}=30."
-            )
-        return interval
-    values = _listed_values(override, hint, config_dir)
-    return Argument(key, text if len(values) > 1 else f"{prefix}={values[0]}", prefix, values)
-
-
-def parse_interval(text: str) -> Argument | None:
-    """KEY=uniform(LOW,HIGH), log or int; None for any other value; ConfigError for ends that make no interval."""
-    key, _, value = text.partition("=")
-    if (match := INTERVAL.fullmatch(value.strip())) is None:
-        return None
-    kind, ends = match.groups()
-    if kind == "interval":
-        raise ConfigError(f"{text}: there is no interval. Type '{key}=uniform({ends})', or log({ends}).")
-    try:
-        low, high = (int(end) if kind == "int" else float(end) for end in ends.split(","))
-    except ValueError:
-        low = high = math.nan
-    if not (low < high < math.inf and low > (0 if kind == "log" else -math.inf)):
-        numbers = {"uniform": "two numbers", "log": "two numbers above 0", "int": "two integers"}[kind]
-        raise ConfigError(f"{text}: expected {numbers}, the lower one first. Type for example '{key}={INTERVALS[kind]}'.")
-    return Argument(key, text, key, [str(low), str(high)], cast(Literal["uniform", "log", "int"], kind))
-
-
-def _listed_values(override: Override, hint: Any, config_dir: str | None) -> list[str]:
-    """The values of KEY=A,B, choice, range or glob, in their order; one value, also a path that has a comma in it, is the only one."""
-    from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, RangeSweep, Sweep
-    from hydra.errors import HydraException
-
-    key, text = override.key, override.value
-    if is_text(hint) and os.path.lexists(os.path.expanduser(text)):
-        return [text]
-    parsed = hydra_value(text)
-    if parsed is None or not parsed.is_sweep_override():
-        # No list of Hydra's, such as 1,999... with more digits than it reads: each value is checked alone.
-        return split_texts(text) if parsed is None and (is_text(hint) or not set(text) & set("[{(")) else [text]
-    value = parsed.value()
-    if isinstance(value, IntervalSweep):  # tag(log,interval(a,b)), as for Hydra's plugins
-        raise ConfigError(f"{override.text}: there is no interval. Type '{key}=uniform(LOW,HIGH)', or log(LOW,HIGH).")
-    if isinstance(value, Glob):
-        values = value.filter(option_names(key, config_dir))
-    else:
-        try:
-            if isinstance(value, ChoiceSweep) and any(isinstance(part, Sweep) for part in value.list):
-                raise ValueError("a range in a list")
-            # Counted before they are listed, as shuffle(range(...)) lists all of them.
-            numbers = value.range() if isinstance(value, RangeSweep) else ()
-            too_many = sum(1 for _ in islice(numbers, MOST_JOBS + 1)) > MOST_JOBS
-            values = [] if too_many else list(parsed.sweep_string_iterator())
-        except (HydraException, ValueError, ArithmeticError) as error:
-            raise ConfigError(
-                f"{override.text}: expected values, or one range with a step other than 0. Type {key}=A,B or {key}=range(0,10,2)."
-            ) from error
-        if too_many:
-            raise _too_many_jobs(f"{override.text}: more than {MOST_JOBS:,} values")
-    if not values:
-        raise ConfigError(f"{override.text}: expected one value or more, found none. Type {key}=A,B.")
-    return values
-
-
-def _too_many_jobs(found: str) -> ConfigError:
-    return ConfigError(
-        f"{found}; a sweep has at most {MOST_JOBS:,} jobs. List fewer, or search: "
-        f"{SEARCH} 'optim.lr={INTERVALS['log']}' {TRIALS}=100."
-    )
 
 
 def _check_values(arguments: Sequence[Argument], types: Mapping[str, Any], config_dir: str | None) -> Node:

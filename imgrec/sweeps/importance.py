@@ -5,8 +5,8 @@ import warnings
 from typing import NamedTuple
 
 from imgrec.config.schema import monitor_mode
+from imgrec.sweeps.arguments import Argument, parse_interval
 from imgrec.sweeps.folder import HAVE_RESULT, SweepFolder
-from imgrec.sweeps.grid import Argument, parse_interval
 from imgrec.sweeps.search import distribution
 
 LEAST_RUNS = 10  # of fewer nothing can be said

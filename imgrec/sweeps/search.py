@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from imgrec.config.schema import monitor_mode
+from imgrec.sweeps.arguments import Argument
 from imgrec.sweeps.folder import HAVE_RESULT, Job
-from imgrec.sweeps.grid import Argument, SweepPlan
+from imgrec.sweeps.grid import SweepPlan
 from imgrec.training.stored_run import read_rows
 
 if TYPE_CHECKING:

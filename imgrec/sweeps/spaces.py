@@ -3,19 +3,20 @@
 A space is conf/tune/GROUP/OPTION.yaml: keys of a run with values as -m --search takes them.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from imgrec.config.annotations import format_value, is_number
-from imgrec.config.checks import all_keys
-from imgrec.config.compose import compose_config, hydra_tree, read_overrides
+from imgrec.config.checks import all_keys, check_keys
+from imgrec.config.compose import compose_config, hydra_tree, read_overrides, reference_tree
 from imgrec.config.options import conf_dirs, group_names, option_names
 from imgrec.config.overrides import FLAGS, SEARCH, Override, parse_value
 from imgrec.config.plain_data import read_mapping
-from imgrec.config.schema import Node, RunConfig, dotted_types, parse_settings
-from imgrec.errors import ConfigError, did_you_mean, first_line, nearest
-from imgrec.sweeps.grid import PRUNE, TRIALS, Argument, SweepPlan, plan_sweep, read_arguments
+from imgrec.config.schema import Node, dotted_types, parse_settings
+from imgrec.errors import ConfigError, did_you_mean, first_line
+from imgrec.sweeps.arguments import TRIALS, Argument, first_options, ranges_named, read_arguments
+from imgrec.sweeps.grid import PRUNE, SweepPlan, plan_sweep
 
 SPACES = "tune"  # the folder of conf/
 MEASURED_LOSS = "val/loss"  # a monitor whose values compare only where the loss is the same
@@ -54,16 +55,23 @@ def plan_tuning(argv: Sequence[str], config_dir: str | None) -> Tuning:
         )
     own = {field.name for field in fields(TuneConfig)}
     overrides = {override.key: override for override in read_overrides("tune", argv, config_dir)}
-    _check_own_keys(overrides.values(), own, config_dir)
+    groups = group_names(config_dir)
+    options = first_options(overrides.values(), config_dir)
+    check_keys(
+        "tune",
+        [each for each in overrides.values() if each.key not in groups],
+        reference_tree("tune", options, config_dir)[0],
+        groups,
+    )
     tree = compose_config(
         "tune", [each for each in overrides.values() if each.key in own], config_dir, types=dotted_types(TuneConfig)
     )
     config = parse_settings(TuneConfig, {key: tree[key] for key in own})
     arguments, types = read_arguments([each for each in overrides.values() if each.key not in own], True, config_dir)
     _check_spaces(config.spaces, arguments, config_dir)
-    groups = group_names(config_dir)
     plain = [argument.override(argument.values[0]) for argument in arguments if not argument.is_swept or argument.key in groups]
-    defaults = compose_config("train", plain, config_dir)
+    with ranges_named(arguments, types):
+        defaults = compose_config("train", plain, config_dir)
     choices = hydra_tree("train", [text for text in plain if text.partition("=")[0] in groups], config_dir)[1]
     given = {argument.key for argument in arguments}
     ready: dict[str, str] = {}
@@ -109,17 +117,6 @@ def read_space(group: str, option: str | None, run: Node, config_dir: str | None
         raise ConfigError(f"{file} cannot be composed: {first_line(error)}. Fix this file, or choose another option.") from error
     assert isinstance(resolved, dict)
     return {str(key): str(values) for key, values in resolved[SPACES].items() if values is not None}
-
-
-def _check_own_keys(overrides: Collection[Override], own: Collection[str], config_dir: str | None) -> None:
-    """ConfigError for a key of the search that is misspelt; those of a run are checked with it."""
-    known = {*own, *(field.name for field in fields(RunConfig)), *group_names(config_dir)}
-    for override in overrides:
-        key = override.key
-        if key not in known and "." not in key and (near := nearest(key, sorted(known))) in own:
-            raise ConfigError(
-                f"{override.text!r}: there is no key {key}. Did you mean {near}? `imgrec tune --help` lists the keys."
-            )
 
 
 def _check_spaces(spaces: Sequence[str], arguments: Sequence[Argument], config_dir: str | None) -> None:

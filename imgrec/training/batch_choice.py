@@ -15,7 +15,7 @@ from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import RunConfig
 from imgrec.distributed.process_group import all_gather, on_first_rank
 from imgrec.distributed.world import World, read_world
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, plural
 from imgrec.files import atomic_write, on_progress
 from imgrec.terminal import Terminal
 from imgrec.training.batch_finder import (
@@ -32,6 +32,8 @@ from imgrec.training.batch_finder import (
 
 if TYPE_CHECKING:
     from imgrec.data.image_data import ImageData
+
+LEAST_BATCH = 2  # that batch_size=auto chooses on a device: batch norm and mixup need another image
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,21 @@ def with_chosen_batch(
 
 def _measure(run: RunConfig, data: "ImageData", world: World, terminal: Terminal, doing: Callable[[str], None]) -> BatchChoice:
     """What this rank can compute."""
+    from imgrec.training.device_batches import DeviceBatches
+
     samples = len(data.splits.train)
     if run.batch_size == "auto":
-        key, most = "batch_size", max(1, samples // (LEAST_STEPS * world.size))
+        key, most = "batch_size", max(LEAST_BATCH, samples // (LEAST_STEPS * world.size))
         sizes = doubled_sizes(most if run.max_device_batch == "auto" else min(most, run.max_device_batch))
     else:
         check_batch_divides(run.batch_size, world.size)
         key, whole = "max_device_batch", samples if run.batch_size == "full" else run.batch_size
         sizes = halved_sizes(-(-whole // world.size))
+    device_batches = DeviceBatches(run, samples=samples, devices=world.size)
+
+    def allows(size: int) -> bool:
+        return size >= LEAST_BATCH if run.batch_size == "auto" else size > 0 and device_batches.allows(size)
+
     terminal.say(f"{key}=auto: training steps are measured in a process of their own, for {BUDGET_S:.0f} s at most")
 
     def watch(images: int) -> None:
@@ -99,12 +108,17 @@ def _measure(run: RunConfig, data: "ImageData", world: World, terminal: Terminal
         doing(f"measuring training steps of {images} images")
 
     with terminal.progress_shown(), closing(make_probe(run, key, data.classes, world, watch)) as probe:
-        search = search_sizes(probe.ask, sizes, for_speed=key == "batch_size")
+        search = search_sizes(probe.ask, sizes, for_speed=key == "batch_size", allows=allows)
     if not search.found:
-        what = f"takes more than {BUDGET_S:.0f} s" if search.end == "time" else "does not fit in the memory with one"
+        step = f"{key}=auto: a training step of {plural(search.last, 'image')}"
+        precision = ", trainer.precision=bf16-mixed" * (run.trainer.precision == "32")
+        if search.end == "time":
+            raise ConfigError(
+                f"{step} takes more than {BUDGET_S:.0f} s. Set {key}={search.last}, a smaller data.image_size{precision} or a smaller model."
+            )
         raise ConfigError(
-            f"{key}=auto: a training step of {search.last} images {what}. "
-            f"Set {key}={search.last}, a smaller data.image_size, or trainer.precision=bf16-mixed."
+            f"{step}, the fewest that are possible, does not fit in the memory. "
+            f"Set a smaller data.image_size{precision} or a smaller model."
         )
     return _fastest(run, search, world.size) if run.batch_size == "auto" else _largest(run, search, run.batch_size)
 

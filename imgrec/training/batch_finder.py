@@ -56,27 +56,31 @@ class SizeSearch(NamedTuple):
         return min(size for size in self.found if GAIN * self.found[size].speed >= max(self.found.values()).speed)
 
 
-def search_sizes(ask: Ask, sizes: Iterable[int], *, for_speed: bool) -> SizeSearch:
+def search_sizes(
+    ask: Ask, sizes: Iterable[int], *, for_speed: bool, allows: Callable[[int], bool] = lambda size: size > 0
+) -> SizeSearch:
     """Ask for ascending sizes, up to the first that does not fit, or with `for_speed` to where four times as many are hardly faster.
 
-    Where the first does not fit, its halves follow.
+    Where the first does not fit, its halves follow, as far as `allows` is true.
     """
     found: dict[int, StepMeasure] = {}
-    size = 0
+    asked = refused = 0
     try:
         for size in sizes:
-            if (measured := ask(size)) is None:
-                smaller = size
-                while not found and (smaller := smaller // 2):
-                    if (measured := ask(smaller)) is not None:
-                        found[smaller] = measured
-                return SizeSearch(found, "memory", size)
-            found[size] = measured
+            asked = size
+            while (measured := ask(asked)) is None:
+                refused = asked
+                if found or not allows(asked // 2):
+                    return SizeSearch(found, "memory", refused)
+                asked //= 2
+            found[asked] = measured
+            if refused:
+                return SizeSearch(found, "memory", refused)
             if for_speed and size // 4 in found and measured.speed < GAIN * found[size // 4].speed:
                 return SizeSearch(found, "speed", size)
     except TimeoutError:
-        return SizeSearch(found, "time", size)
-    return SizeSearch(found, "all", size)
+        return SizeSearch(found, "time", asked)
+    return SizeSearch(found, "all", asked)
 
 
 def doubled_sizes(most: int) -> list[int]:

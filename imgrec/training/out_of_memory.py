@@ -15,6 +15,7 @@ from imgrec.training.batch_choice import BatchChoice
 
 if TYPE_CHECKING:
     from imgrec.data.sampler import BatchPlan
+    from imgrec.training.device_batches import DeviceBatches
 
 _T = TypeVar("_T")
 
@@ -32,18 +33,31 @@ def halved_where_memory_ends(run: RunConfig, plan: "BatchPlan", file: Path, *, b
     except (RuntimeError, MemoryError) as error:
         if not began() or not is_out_of_memory(error):
             raise
-        before = plan.per_device
-        if before == 1:
-            raise ConfigError(
-                f"max_device_batch=1: the memory of a device does not hold a single image of {run.data.image_size} pixels. "
-                f"Set data.image_size={max(1, run.data.image_size // 2)}, trainer.precision=bf16-mixed or a smaller model."
-            ) from error
+        from imgrec.training.device_batches import DeviceBatches
+
+        before, sizes = plan.per_device, DeviceBatches(run, samples=plan.samples, devices=plan.devices)
+        if (smaller := sizes.below(before)) is None:
+            raise _no_smaller(run, before, sizes) from error
         reason = f"{plural(before, 'image')} at once did not fit in the memory"
-        BatchChoice(run.global_batch, before // 2, f"max_device_batch={before // 2}, as {reason}").store(file)
+        BatchChoice(run.global_batch, smaller, f"max_device_batch={smaller}, as {reason}").store(file)
         raise OutOfMemory(
-            f"{reason}. {_again(file.parent.name)}The run resumes with max_device_batch={before // 2}, "
+            f"{reason}. {_again(file.parent.name)}The run resumes with max_device_batch={smaller}, "
             f"in the same global batch of {plan.global_size}."
         ) from error
+
+
+def _no_smaller(run: RunConfig, size: int, sizes: "DeviceBatches") -> ConfigError:
+    """The error about a device without memory for `size` images, where the run cannot be computed with fewer."""
+    what, why, fix = "a single image", "", ""
+    if size > 1:
+        what = f"{size} images"
+        why = f", and {'augment.mixup and augment.cutmix' if sizes.mixes else 'the batch norm of this network'} cannot do with fewer at once"
+        fix = ", augment.mixup=0 augment.cutmix=0" * sizes.mixes
+    precision = ", trainer.precision=bf16-mixed" * (run.trainer.precision == "32")
+    return ConfigError(
+        f"max_device_batch={size}: the memory of a device does not hold {what} of {run.data.image_size} pixels{why}. "
+        f"Set data.image_size={max(1, run.data.image_size // 2)}{precision}{fix} or a smaller model."
+    )
 
 
 def _again(id: str) -> str:
