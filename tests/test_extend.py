@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from error_parts import raises_error
@@ -20,6 +21,7 @@ from small_run import SMALL
 from torch import Tensor, nn
 from untrained_run import save_untrained_run
 
+import imgrec
 from imgrec import cli, config
 from imgrec.analysis.changed_answers import changed_answers
 from imgrec.config.instantiate import build
@@ -422,3 +424,15 @@ def test_the_example_of_the_page_runs(
     report = Path("runs/digits_extended/1/report.html").read_text()
     assert 'id="extended"' in report
     assert "added to <code>runs/digits/1</code>: 8, 9." in report
+    # The images whose answer changed are those of which the two networks say so, and the page shows them.
+    table = pq.read_table("runs/digits_extended/1/predictions.parquet").to_pydict()
+    old = imgrec.load("runs/digits/1").predict([path for path in table["path"] if "digits_0_7" in path])
+    before = dict(zip([path for path in table["path"] if "digits_0_7" in path], [one.class_name for one in old], strict=True))
+    changed = {row for row, path in enumerate(table["path"]) if before.get(path, now := table["predicted"][row]) != now}
+    entry = json.loads(Path("runs/digits_extended/1/result.json").read_text())["extended"]["old"]
+    assert changed
+    assert {image["row"] for image in entry["shown"]} == changed
+    assert all(before[table["path"][image["row"]]] == image["before"] for image in entry["shown"])
+    shown = report.partition('id="extended"')[2].partition("<section")[0]
+    assert set(map(int, re.findall(r"thumb t(\d+)", shown))) == changed
+    assert all(f".t{row}{{background-image:url(data:image/webp" in report for row in changed)

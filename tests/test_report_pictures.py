@@ -135,7 +135,7 @@ def test_a_matrix_of_too_many_cells_has_the_largest_and_says_so(monkeypatch, fac
 
 def test_each_picture_is_in_the_page_once_however_often_it_is_shown(facts):
     images = shown_images.shown_images(facts, facts.confusion)
-    sections = image_sections(facts)
+    sections = image_sections(facts, images)
     style = "".join(section.style for section in sections)
     assert re.findall(r"\.t(\d+)\{", style) == [str(row) for row in images.pictures]
     html = "".join(section.html for section in sections)

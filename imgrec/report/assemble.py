@@ -15,6 +15,7 @@ from imgrec.report.run_sections import (
     repeat_section,
     time_section,
 )
+from imgrec.report.shown_images import shown_images
 
 
 def report_page(facts: Facts) -> str:
@@ -24,12 +25,13 @@ def report_page(facts: Facts) -> str:
 
 def report_sections(facts: Facts) -> list[Section]:
     """The sections in their order."""
+    images = None if facts.confusion is None else shown_images(facts, facts.confusion)
     return [
         result_section(facts),
-        *extended_sections(facts),
+        *extended_sections(facts, images),
         *question_sections(facts),
         curves_section(facts),
-        *image_sections(facts),
+        *image_sections(facts, images),
         *explained_sections(facts),
         class_section(facts),
         reliability_section(facts),

@@ -5,10 +5,12 @@ from typing import Any
 from imgrec.errors import plural
 from imgrec.html_page import Section, scrolling, text
 from imgrec.report.facts import Facts
+from imgrec.report.pictures import changed_tiles
+from imgrec.report.shown_images import ShownImages
 from imgrec.terminal import percent, percents
 
 
-def extended_sections(facts: Facts) -> list[Section]:
+def extended_sections(facts: Facts, images: ShownImages | None) -> list[Section]:
     """One section, of a run that added classes to another; of others none."""
     entry: dict[str, Any] | None = (facts.result or {}).get("extended")
     if entry is None:
@@ -22,6 +24,11 @@ def extended_sections(facts: Facts) -> list[Section]:
     said += _accuracies(old, new)
     if old is not None:
         said += _moves(old)
+        if images is not None and images.changed:
+            said += (
+                "<p>Images whose answer changed, those first of whose new answer the network is most certain: the answer before "
+                f"&rarr; the answer now, with its probability. A right one is green.</p>{changed_tiles(images)}"
+            )
     return [Section("extended", "What did the new classes change?", said)]
 
 

@@ -12,7 +12,7 @@ from imgrec.errors import plural, printable, shorten
 from imgrec.html_page import Section, text
 from imgrec.report.confusion_view import Matrix, confusion_section
 from imgrec.report.facts import Facts
-from imgrec.report.shown_images import PICTURED_PAIRS, ShownImages, shown_images
+from imgrec.report.shown_images import PICTURED_PAIRS, ShownImages
 from imgrec.report.thumbnails import picture_html, thumbnail_rules, webp_url
 from imgrec.terminal import percent
 from imgrec.training.run_dir import TRAIN_BATCH
@@ -34,12 +34,12 @@ _CELL = (
 _HEADINGS = (("true", ""), ("predicted", ""), ("images", ' class="n"'), ("the most certain", ""))
 
 
-def image_sections(facts: Facts) -> list[Section]:
+def image_sections(facts: Facts, images: ShownImages | None) -> list[Section]:
     """Of the test as far as the run has one, and of its first training batch."""
     batch = batch_section(facts.folder / TRAIN_BATCH)
     if facts.confusion is None:
         return [batch]
-    images, of = shown_images(facts, facts.confusion), facts.measured.of
+    of = facts.measured.of
     matrix = [
         confusion_section(facts.confusion, facts.classes, images),
         confused_pairs_section(facts.confusion, facts.classes, images, of),
@@ -97,19 +97,32 @@ def picture_sections(images: ShownImages, of: str) -> list[Section]:
 
 
 def _tiles(images: ShownImages, rows: Indices) -> str:
-    return f'<ul class="thumbs">{"".join(_tile(images, row) for row in rows.tolist())}</ul>'
+    return f'<ul class="thumbs">{"".join(_tile(images, row, _answer(images, row)) for row in rows.tolist())}</ul>'
 
 
-def _tile(images: ShownImages, row: int) -> str:
+def changed_tiles(images: ShownImages) -> str:
+    """The images of a run that added classes whose answer changed: that before, that now, and where neither is right the true class."""
+    table, tiles = images.predictions, ""
+    for row, before in images.changed.items():
+        true, now = table.classes[table.true[row]], table.classes[table.predicted[row]]
+        names = (f'<span class="good">{_short(name)}</span>' if name == true else _short(name) for name in (before, now))
+        wrong = "" if true in (before, now) else f'<span class="soft">true: {_short(true)}</span>'
+        tiles += _tile(images, row, f"<span>{' &rarr; '.join(names)}</span>{wrong}")
+    return f'<ul class="thumbs">{tiles}</ul>'
+
+
+def _answer(images: ShownImages, row: int) -> str:
+    table = images.predictions
+    true, predicted = (table.classes[number] for number in (table.true[row], table.predicted[row]))
+    if table.true[row] == table.predicted[row]:
+        return f'<span class="good">{_short(true)}</span>'
+    return f"<span>{_short(true)} &rarr; <b>{_short(predicted)}</b></span>"
+
+
+def _tile(images: ShownImages, row: int, said: str) -> str:
     table = images.predictions
     assert table.probability is not None, "else there are no shown images"
-    true, predicted = (table.classes[number] for number in (table.true[row], table.predicted[row]))
     picture = picture_html(row, images.names[row]) if row in images.pictures else ""
-    said = (
-        f'<span class="good">{_short(true)}</span>'
-        if table.true[row] == table.predicted[row]
-        else f"<span>{_short(true)} &rarr; <b>{_short(predicted)}</b></span>"
-    )
     return (
         f"<li>{picture}{said}<span>{percent(float(table.probability[row]))}</span>"
         f'<span class="soft">{_short(images.names[row])}</span></li>'

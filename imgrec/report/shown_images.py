@@ -43,6 +43,7 @@ class ShownImages:
     worst: Indices
     unsure: Indices
     cells: Indices  # what the cells of the matrix list
+    changed: dict[int, str]  # of a run that added classes, rows whose answer changed, with the one before
     pictures: dict[int, str]  # data URLs by row, as far as the budget goes
     side: int  # pixels of the images
     missing: str | None  # a sentence that says why there are no pictures
@@ -67,13 +68,21 @@ def shown_images(facts: Facts, confusion: "np.ndarray[Any, np.dtype[np.int64]]")
     worst, unsure = errors[:_MOST_TILES], least[:_MOST_TILES]
     of_errors = _within(table, first_of_each_cell(true, predicted, errors, ERRORS_OF_CELL), ERROR_NAMES)
     cells = np.concatenate([of_errors, _within(table, first_of_each_cell(true, predicted, right, RIGHT_OF_CELL), RIGHT_NAMES)])
-    wanted = np.concatenate([worst, *pair_rows, unsure, cells])
+    changed = _changed(facts, table)
+    wanted = np.concatenate([np.array(list(changed), dtype=np.int64), worst, *pair_rows, unsure, cells])
     rows = wanted[np.sort(np.unique(wanted, return_index=True)[1])]
     root = as_utf8(os.path.join(data_root(facts.config["data"]), ""))
     names = {row: _name(table, value, root) for row, value in zip(rows.tolist(), table.names.take(rows).to_pylist(), strict=True)}
     pictures, missing = _pictures(facts, table, rows[:_MOST_PICTURES])
     side = int(facts.config["data"]["image_size"])
-    return ShownImages(table, names, pair_rows, worst, unsure, cells, pictures, side, missing)
+    return ShownImages(table, names, pair_rows, worst, unsure, cells, changed, pictures, side, missing)
+
+
+def _changed(facts: Facts, table: StoredPredictions) -> dict[int, str]:
+    """What imgrec.training.extension stored of them, where the table is still that of the run's test."""
+    old = ((facts.result or {}).get("extended") or {}).get("old") or {}
+    shown = {row["row"]: row["before"] for row in old.get("shown") or []} if facts.measured is OF_TEST else {}
+    return shown if all(row < len(table.true) for row in shown) else {}
 
 
 def _within(table: StoredPredictions, rows: Indices, letters: int) -> Indices:
