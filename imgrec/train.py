@@ -189,7 +189,7 @@ def _train(
     run, choice = with_chosen_batch(run, run_dir.batch, data, terminal, doing=partial(setattr, heartbeat, "doing"))
     _stop_if_requested(world)
     heartbeat.doing = "starting"
-    net, teacher, of_weights, continued = starting_network(run, data.classes, resume)
+    net, teacher, of_weights, continued = starting_network(run, data.classes, resume, record)
     writer = CheckpointWriter(
         checkpoint_metadata(run, data.classes, data.preprocessing(), teacher.metadata() if teacher else None), resume, record
     )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from damaged_content import DAMAGES
 from error_parts import raises_error
 from marks import slow_but
@@ -127,6 +128,14 @@ def test_what_cannot_be_continued(tmp_path: Path) -> None:
         with raises_error(ConfigError, words[0], *parts):
             fit(load(tmp_path, "epochs=1", "id=c", *words), quiet=True)
         assert not (tmp_path / "r/c/checkpoints").exists()
+    config_file = tmp_path / "r/a/config.yaml"
+    of_extension = {"parent": {"sha256": "", "classes": [2], "frozen": True}, "weights": "runs/old/1"}
+    before = config_file.read_text()
+    config_file.write_text(yaml.safe_dump(yaml.safe_load(before) | of_extension))
+    parts = "imgrec extend", "imgrec extend runs/old/1 data.root=FOLDER", f"imgrec extend {tmp_path}/r/a data.root=FOLDER"
+    with raises_error(ConfigError, f"continue_from={tmp_path}/r/a", *parts):
+        fit(load(tmp_path, "epochs=1", "id=c", "optim=adam", f"continue_from={tmp_path}/r/a"), quiet=True)
+    config_file.write_text(before)
     (tmp_path / "r/a/result.json").unlink()
     with raises_error(ConfigError, f"continue_from={tmp_path}/r/a", "not finished", "its command"):
         fit(load(tmp_path, "epochs=1", "id=c", "optim=adam", f"continue_from={tmp_path}/r/a"), quiet=True)

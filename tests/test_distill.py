@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from error_parts import raises_error
 from hypothesis import given
 from hypothesis import strategies as st
+from image_files import picture
 from processes import exit_codes
 from resumed_runs import assert_same, finish_run, kill_run, load_run
 from small_run import SMALL
@@ -19,7 +20,7 @@ from untrained_run import save_untrained_run
 
 import imgrec
 from imgrec import config
-from imgrec.config.schema import RunConfig
+from imgrec.config.schema import RunConfig, Split
 from imgrec.config.start_checks import check_start
 from imgrec.data.preprocess import Preprocess
 from imgrec.errors import CheckpointError, ConfigError, DataError
@@ -64,6 +65,40 @@ def test_it_is_0_with_the_teacher_s_own_logits_and_gives_the_teacher_no_gradient
 
 
 # Runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["distill.teacher", "weights"])
+def test_a_network_that_has_seen_images_of_the_test_is_said_to(tmp_path: Path, key: str) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / f"photos/{name}").mkdir(parents=True)
+        for number in range(20):
+            picture(number + 20 * (name == "dog")).save(tmp_path / f"photos/{name}/{number}.png")
+    words = [
+        "data=imagefolder",
+        f"data.root={tmp_path}/photos",
+        "data.image_size=16",
+        "data.num_classes=null",
+        "callbacks.pictures=null",
+    ]
+    small = [word for word in SMALL if not word.startswith("data")]
+
+    def log(split_seed: int, *more: str) -> tuple[str, dict[Split, set[bytes]]]:
+        run = config.load(
+            "train", [*small, *words, f"runs_dir={tmp_path}/runs", "name=r", f"data.split_seed={split_seed}", *more]
+        )
+        folder = fit(run, quiet=True).folder
+        record = load_checkpoint(folder).record()
+        assert record is not None
+        return (folder / "log.txt").read_text(), {split: set(part.names.tolist()) for split, part in record.splits.items()}
+
+    _, teacher = log(0, "id=teacher")
+    said, student = log(1, "id=student", f"{key}={tmp_path}/runs/r/teacher")
+    for split in ("val", "test"):
+        seen = len(teacher["train"] & student[split])
+        assert seen
+        assert f"{seen} of the {len(student[split])} {split} images" in " ".join(said.split())
+    assert "too good" not in log(0, "id=same", f"{key}={tmp_path}/runs/r/teacher")[0]
 
 
 def teacher_run(folder: Path, *words: str, classes: tuple[str, ...] = FAKE) -> Path:
@@ -162,6 +197,11 @@ def test_what_cannot_teach(tmp_path: Path) -> None:
     ):
         with raises_error(ConfigError, *parts):
             load(tmp_path, *words)
+    several = tmp_path / "several"
+    (several / "1/checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError) as caught:
+        read_teacher(load(tmp_path, f"distill.teacher={several}/"), FAKE)
+    assert str(caught.value) == f"distill.teacher={several}/: this folder holds runs. Name one of them, such as {several}/1."
     with raises_error(CheckpointError, "distill.teacher=none", "distill.teacher=RUNS_DIR/NAME/ID"):
         check_start(load(tmp_path, "distill.teacher=none"))
 

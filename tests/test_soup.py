@@ -327,3 +327,4 @@ def test_the_mean_of_runs_from_one_network_is_not_worse_on_validation(
     assert "soup" in capsys.readouterr().out
     assert cli.main(["report", str(out)]) == 0
     assert "The weights are the mean of" in (out / "report.html").read_text()
+    assert "More epochs" not in (out / "report.html").read_text()

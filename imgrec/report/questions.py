@@ -24,6 +24,10 @@ NOTHING_FOUND = (
     "The rules of the diagnosis found nothing to change. More epochs, another network, <code>weights=DEFAULT</code> or more images may "
     "still help: change one thing at a time, and the report of the next run says whether it is better."
 )
+OF_SOUP = (
+    "A mean of weights has no epochs of its own. It may get better with more runs that begin with the same trained weights, "
+    "such as other seeds: <code>imgrec soup</code> with all of them says whether it does."
+)
 MOST_RIVALS = 3  # classes that the worst one is confused with
 
 
@@ -188,6 +192,8 @@ def _next(facts: Facts, comparison: PreviousComparison | None) -> str:
 
 
 def _without_finding(facts: Facts) -> str:
+    if "soup" in facts.config:
+        return OF_SOUP
     if facts.cut_short:
         return f"Each epoch was cut short by <code>{text(facts.cut_short)}</code>: leave it out to train on all images."
     return NOTHING_FOUND

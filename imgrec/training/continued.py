@@ -11,26 +11,34 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import nn
 
 from imgrec.config.schema import RunConfig
-from imgrec.data.split_record import other_classes
+from imgrec.data.split_record import DataRecord, other_classes
 from imgrec.errors import CheckpointError, ConfigError, DataError, plural
 from imgrec.inference.checkpoint import network_state, read_checkpoint
 from imgrec.inference.metadata import TRAINED
 from imgrec.inference.paths import CHECKPOINTS, LAST
 from imgrec.training.checkpoint import ResumePoint, check_lightning_parts, refusing
 from imgrec.training.distill import Teacher, read_teacher
-from imgrec.training.transfer import initial_network
+from imgrec.training.seen_images import seen_sentence
+from imgrec.training.transfer import initial_network, record_of_weights
 
 FIX = "Set weights=RUN_DIRECTORY to start from the best weights alone."
 
 
 def starting_network(
-    run: RunConfig, classes: Sequence[str], resume: ResumePoint | None
+    run: RunConfig, classes: Sequence[str], resume: ResumePoint | None, record: DataRecord | None
 ) -> tuple[nn.Module, Teacher | None, dict[str, str], list[pl.Callback]]:
-    """The network, its teacher, what the start screen says of its weights, and of a run that continues another what restores the rest."""
+    """The network, its teacher, what the start screen says of its weights, and of a run that continues another what restores the rest.
+
+    record: of the images of the run, where this process writes the start screen.
+    """
     teacher = read_teacher(run, classes, resume)
     if run.continue_from is None or resume is not None:
+        seen = [
+            teacher and seen_sentence("the teacher", teacher.record, record),
+            seen_sentence("the network of weights", record_of_weights(run), record),
+        ]
         net, of_weights = initial_network(run, classes)
-        return net, teacher, of_weights, []
+        return net, teacher, of_weights | ({"seen": "\n".join(filter(None, seen))} if any(seen) else {}), []
     continued, (net, _) = read_continued(run.continue_from, classes), initial_network(replace(run, weights=None), classes)
     return net, teacher, {"weights": continued.restore_network(net)}, [continued]
 

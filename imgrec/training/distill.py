@@ -1,6 +1,7 @@
 """distill.teacher=RUN: a finished network, the teacher, whose answers are learned beside the labels."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Teacher:
     def __init__(self, run: RunConfig, checkpoint: Checkpoint, rows: Sequence[int]) -> None:
         """rows: of the teacher's logits, in the order of the student's classes."""
         self.alpha, self.temperature = run.distill.alpha, run.distill.temperature
-        self.file, self.weights = checkpoint.file, weights_hash(checkpoint.content)
+        self.file, self.weights, self.record = checkpoint.file, weights_hash(checkpoint.content), checkpoint.record()
         steps = checkpoint.preprocessing
         self.preprocess = Preprocess(
             image_size=steps["image_size"], mean=steps["mean"], std=steps["std"], interpolation=steps["interpolation"]
@@ -81,7 +82,7 @@ def read_teacher(run: RunConfig, classes: Sequence[str], resume: ResumePoint | N
     try:
         checkpoint = load_checkpoint(run.distill.teacher)
     except ImgrecError as error:
-        raise type(error)(f"{given}: {error}") from error
+        raise type(error)(f"{given}: {str(error).removeprefix(f'{Path(run.distill.teacher)}: ')}") from error
     if missing := [name for name in classes if name not in checkpoint.classes]:
         raise DataError(
             f"{given}: of the {len(classes)} classes of the data it does not know {first_names(missing, 3)}. "

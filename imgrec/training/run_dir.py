@@ -233,11 +233,16 @@ def check_continued(run: RunConfig) -> None:
     if _state(path) != "finished":
         what = "is not finished. Start its command again first" if _state(path) == "unfinished" else "is no run directory"
         raise ConfigError(f"{given} {what}. Set continue_from=RUNS_DIR/NAME/ID of a finished run.")
-    if "soup" in _config(path):
+    if (before := _config(path)).get("parent") is not None:
+        raise ConfigError(
+            f"{given} has the classes of imgrec extend, and is not continued. "
+            f"Type imgrec extend {before['weights']} data.root=FOLDER with more epochs, or imgrec extend {path} data.root=FOLDER for more classes."
+        )
+    if "soup" in before:
         raise ConfigError(
             f"{given} is a mean of runs, which has no state of an optimizer. Set weights={path} to begin with its weights."
         )
-    differ = differing_keys(run, _config(path))
+    differ = differing_keys(run, before)
     differ = {key: differ[key] for key in differ if key.startswith(CONTINUED) and key not in MOVABLE}
     if differ:
         raise ConfigError(f"{given}: that run differs: {listed_differences(differ)}. Set the values of that run.")

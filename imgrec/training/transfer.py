@@ -10,7 +10,8 @@ from torch import nn
 from imgrec.config.annotations import format_value
 from imgrec.config.instantiate import build
 from imgrec.config.schema import Node, RunConfig
-from imgrec.inference.checkpoint import network_state, parse_checkpoint, read_checkpoint, state_hash
+from imgrec.data.split_record import DataRecord
+from imgrec.inference.checkpoint import network_state, parse_checkpoint, read_checkpoint, read_record, state_hash
 from imgrec.inference.paths import find_checkpoint
 from imgrec.models.pretrained import PretrainedWeights, library_input, library_weights, transfer_weights
 from imgrec.training.new_classes import add_rows, check_parent
@@ -38,6 +39,14 @@ def expected_input(weights: str, model: Mapping[str, Any]) -> Node:
         return library_input(weights, model)
     stored: Mapping[str, Any] = parse_checkpoint(*_read(weights)).preprocessing
     return {key: stored[key] for key in ("image_size", "mean", "std", "resize", "crop_share", "interpolation")}
+
+
+def record_of_weights(run: RunConfig) -> DataRecord | None:
+    """What the splits of the run held whose weights a run begins with; None of a library's, and of a file without it."""
+    if run.weights is None or not Path(run.weights).exists():
+        return None
+    file, checkpoint = _read(run.weights)
+    return read_record(checkpoint["imgrec"], file)
 
 
 def input_sentence(run: RunConfig) -> str:
