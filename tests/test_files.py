@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from error_parts import raises_error
 
+from imgrec.config.plain_data import read_plain
 from imgrec.errors import DataError, first_line
 from imgrec.files import atomic_file, atomic_write, find_images
+from imgrec.inference.paths import expand_files
+from imgrec.inference.stored_predictions import read_predictions
 
 
 def make_tree(root: Path, names: list[str]) -> None:
@@ -98,3 +101,17 @@ def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch):
 )
 def test_the_first_line_of_an_exception(error, line):
     assert first_line(error) == line
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda file: read_plain(file, fix="Remove it."),
+        lambda file: read_predictions(file, None, fix="Remove it."),
+        lambda file: expand_files(str(file)),
+    ],
+)
+def test_a_pipe_is_refused_instead_of_waiting_for_a_writer(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match=f"{tmp_path}/pipe.*no regular file"):
+        read(tmp_path / "pipe")

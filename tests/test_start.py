@@ -50,3 +50,20 @@ main({words.split()})
 print(gc.get_threshold() == (young, middle, 100), gc.get_stats()[2]["collections"])
 """
     assert run_command(sys.executable, "-c", code).stdout.splitlines()[-1] == "True 0"
+
+
+@pytest.mark.parametrize("module", slow_but("imgrec.config.compose", among=["imgrec.config.compose", "imgrec.models.__main__"]))
+def test_ctrl_c_while_it_imports_ends_in_one_line(module: str) -> None:
+    code = f"""
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from imgrec.cli import main
+sys.exit(main(["models"]))
+"""
+    command = run_command(sys.executable, "-c", code)
+    assert (command.returncode, command.stdout) == (130, "")
+    assert command.stderr == "imgrec: interrupted. Start the same command again.\n"

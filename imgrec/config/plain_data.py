@@ -31,6 +31,7 @@ def read_mapping(file: Path, types: Mapping[str, Any], *, fix: str) -> dict[str,
 
 def read_plain(file: Path, *, fix: str) -> Any:
     """The content of a .yaml or .json file; DataError where it cannot be read, or a .yaml is larger than a config can be."""
+    check_regular(file, fix)
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":  # has no aliases; the result.json of 1,000 classes has a million values
@@ -45,6 +46,12 @@ def read_plain(file: Path, *, fix: str) -> Any:
         reason = (error.strerror if isinstance(error, OSError) else "") or first_line(error)
         raise DataError(f"{file} cannot be read: {'it is empty' if not file.stat().st_size else reason}. {fix}") from error
     return content
+
+
+def check_regular(file: Path, fix: str) -> None:
+    """DataError for a pipe, a socket or a device, of which one that is read may wait for ever."""
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise DataError(f"{file} cannot be read: it is no regular file. {fix}")
 
 
 def _load_yaml(text: str) -> Any:

@@ -35,8 +35,10 @@ def _expand(path: str, key: str) -> list[str]:
         raise DataError(
             f"{key}={path}: this folder has no images (names that end in {EXTENSIONS_TEXT}). Set {key}=FOLDER with images."
         )
-    if os.path.exists(path):
+    if os.path.isfile(path):
         return [path]
+    if os.path.exists(path):
+        raise DataError(f"{key}={path}: it is no regular file. Set {key}= to an image, a folder or a pattern.")
     if not glob.has_magic(path):
         hint = f"For several files type {key}=[{path}]." if "," in path else f"Set {key}= to an image, a folder or a pattern."
         raise DataError(f"{key}={path}: there is no such file or folder. {hint}")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from imgrec.config.plain_data import check_regular
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.files import LEADING_COLUMNS, as_utf8
@@ -68,6 +69,7 @@ def read_predictions(file: Path, classes: Sequence[str] | None, *, fix: str, pro
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    check_regular(file, fix)
     optional = ("probability", "true_probability", *(("probabilities",) if probabilities else ()))
     try:
         with file.open("rb") as source:  # pyarrow takes no path that is no UTF-8
