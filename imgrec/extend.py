@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from imgrec.config.compose import read_overrides
+from imgrec.config.compose import check_names, read_overrides
 from imgrec.config.load import compose_run
 from imgrec.config.overrides import Override
 from imgrec.config.schema import DataConfig, Node, Parent, RunConfig, run_config
@@ -45,6 +45,7 @@ def extended_run(argv: Sequence[str], config_dir: str | None = None) -> RunConfi
     """The training that the words of `imgrec extend` mean. ConfigError for a key that the run decides."""
     typed = {override.key: override for override in read_overrides("extend", argv, config_dir)}
     _check_keys(typed)
+    check_names("extend", typed.values(), typed.values(), config_dir)
     ckpt = typed["ckpt"].value if "ckpt" in typed else None
     if ckpt in (None, "null"):
         raise ConfigError("ckpt=null: extend needs a trained network. Type imgrec extend runs/NAME/ID data.root=FOLDER.")

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from error_parts import assert_error, raises_error
+from marks import slow_but
 from processes import exit_codes, run_command
 from resumed_runs import assert_same, finish_run, kill_run, load_run, read_outcome
 from small_run import SMALL
@@ -100,35 +101,35 @@ def test_it_starts_again_in_other_processes_until_one_image_is_refused(tmp_path:
         assert line in log
 
 
-MIXED = ["augment.mixup=0.4"]
-RESNET = ["model=resnet20", "data.image_size=4"]  # whose batch norm sees one pixel at its end
+MIXED = ("augment.mixup=0.4",)
+RESNET = ("model=resnet20", "data.image_size=4")  # whose batch norm sees one pixel at its end
 
 
-@pytest.mark.parametrize(
-    ("words", "before", "expected"),
-    [
-        (["batch_size=8"], 8, 4),
-        (["batch_size=8"], 2, 1),
-        (["batch_size=8"], 1, None),
-        ([*MIXED, "batch_size=8"], 3, 2),  # of which half is one
-        ([*MIXED, "batch_size=8"], 2, None),
-        ([*MIXED, "batch_size=9"], 5, 3),  # the last three stay together
-        ([*MIXED, "batch_size=9"], 3, None),
-        ([*RESNET, "batch_size=8"], 3, 2),
-        ([*RESNET, "batch_size=8"], 2, None),
-        ([*RESNET, "batch_size=5"], 5, 3),  # in twos one would be left
-        ([*RESNET, "batch_size=5"], 3, None),
-        ([*RESNET, "batch_size=7"], 4, 3),
-    ],
-)
+SMALLER = [
+    ((), 8, 8, 4),
+    ((), 8, 2, 1),
+    ((), 8, 1, None),
+    (MIXED, 8, 3, 2),  # of which half is one
+    (MIXED, 8, 2, None),
+    (MIXED, 9, 5, 3),  # the last three stay together
+    (MIXED, 9, 3, None),
+    (RESNET, 8, 3, 2),
+    (RESNET, 8, 2, None),
+    (RESNET, 5, 5, 3),  # in twos one would be left
+    (RESNET, 5, 3, None),
+    (RESNET, 7, 4, 3),
+]
+
+
+@pytest.mark.parametrize(("words", "batch_size", "before", "expected"), slow_but(SMALLER[3], among=SMALLER))
 def test_the_next_smaller_number_is_one_that_the_run_can_have(
-    words: list[str], before: int, expected: int | None, tmp_path: Path
+    words: Sequence[str], batch_size: int, before: int, expected: int | None, tmp_path: Path
 ) -> None:
-    run = small_run(tmp_path, "r", *words).with_classes(3)
-    samples = 10 * (run.global_batch if isinstance(run.global_batch, int) else 0)
-    assert DeviceBatches(run, samples=samples, devices=1).below(before) == expected
+    run = small_run(tmp_path, "r", *words, f"batch_size={batch_size}").with_classes(3)
+    assert DeviceBatches(run, samples=10 * batch_size, devices=1).below(before) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "refused"),
     [
@@ -137,7 +138,7 @@ def test_the_next_smaller_number_is_one_that_the_run_can_have(
     ],
 )
 def test_where_fewer_cannot_be_trained_it_ends_with_what_can_be_done(
-    words: list[str], refused: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: Sequence[str], refused: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("imgrec.train.launch", start_here)
     memory_ends("training_step", 0, patch=monkeypatch.setattr)

@@ -7,7 +7,7 @@ reference: it has all keys, and its values show their types.
 
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from threading import Lock
@@ -76,6 +76,15 @@ def compose_config(
     checked: Node = conform(tree, reference, types=hints)
     check_together([override.key for override in overrides], checked, choices)
     return checked
+
+
+def check_names(command: str, overrides: Iterable[Override], options: Iterable[Override], config_dir: str | None) -> None:
+    """ConfigError for an override of a key that the command does not have beside those of `options` that choose one of a config group."""
+    groups = group_names(config_dir)
+    chosen = [option for option in options if option.key in groups]
+    check_options(command, chosen, config_dir)
+    keys = [override for override in overrides if override.key not in groups]
+    check_keys(command, keys, reference_tree(command, chosen, config_dir)[0], groups)
 
 
 def read_overrides(command: str, argv: Sequence[str | Override], config_dir: str | None = None) -> list[Override]:

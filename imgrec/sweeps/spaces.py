@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from imgrec.config.annotations import format_value, is_number
-from imgrec.config.checks import all_keys, check_keys
-from imgrec.config.compose import compose_config, hydra_tree, read_overrides, reference_tree
+from imgrec.config.checks import all_keys
+from imgrec.config.compose import check_names, compose_config, hydra_tree, read_overrides
 from imgrec.config.options import conf_dirs, group_names, option_names
 from imgrec.config.overrides import FLAGS, SEARCH, Override, parse_value
 from imgrec.config.plain_data import read_mapping
@@ -55,20 +55,14 @@ def plan_tuning(argv: Sequence[str], config_dir: str | None) -> Tuning:
         )
     own = {field.name for field in fields(TuneConfig)}
     overrides = {override.key: override for override in read_overrides("tune", argv, config_dir)}
-    groups = group_names(config_dir)
-    options = first_options(overrides.values(), config_dir)
-    check_keys(
-        "tune",
-        [each for each in overrides.values() if each.key not in groups],
-        reference_tree("tune", options, config_dir)[0],
-        groups,
-    )
+    check_names("tune", overrides.values(), first_options(overrides.values(), config_dir), config_dir)
     tree = compose_config(
         "tune", [each for each in overrides.values() if each.key in own], config_dir, types=dotted_types(TuneConfig)
     )
     config = parse_settings(TuneConfig, {key: tree[key] for key in own})
     arguments, types = read_arguments([each for each in overrides.values() if each.key not in own], True, config_dir)
     _check_spaces(config.spaces, arguments, config_dir)
+    groups = group_names(config_dir)
     plain = [argument.override(argument.values[0]) for argument in arguments if not argument.is_swept or argument.key in groups]
     with ranges_named(arguments, types):
         defaults = compose_config("train", plain, config_dir)
