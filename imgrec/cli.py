@@ -3,12 +3,19 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from imgrec import __version__
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
+
+try:  # so that Ctrl-C in the fifth of a second that these take ends in a line as well
+    from imgrec.config.instantiate import WorkingFolder
+    from imgrec.distributed.command import run_command
+    from imgrec.terminal import lenient_streams
+except KeyboardInterrupt:
+    print("imgrec: interrupted. Start the same command again.", file=sys.stderr)
+    sys.exit(ExitCode.INTERRUPTED)
 
 COMMANDS = {
     "train": "train a classifier and test it",
@@ -34,39 +41,31 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `argv[0]`, one of COMMANDS, with the other arguments; returns its exit code."""
-    try:  # here, so that Ctrl-C in the fifth of a second that they take ends in a line, too
-        from imgrec.config.instantiate import WorkingFolder
-        from imgrec.distributed.command import run_command
-        from imgrec.terminal import lenient_streams
-    except KeyboardInterrupt:
-        print("imgrec: interrupted. Start the same command again.", file=sys.stderr)
-        return ExitCode.INTERRUPTED
     if WorkingFolder not in sys.meta_path:
         sys.meta_path.append(WorkingFolder)
-    argv = sys.argv[1:] if argv is None else argv
     with lenient_streams():
-        if (said := _general(argv)) is not None:
-            print(said)
-            return ExitCode.OK
-        return run_command(argv[0], partial(_call, argv), argv[1:])
+        return _run(sys.argv[1:] if argv is None else argv)
 
 
-def _general(argv: Sequence[str]) -> str | None:
-    """What is printed where no command is named."""
+def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
-        return "\n".join(["usage: imgrec COMMAND key=value ...", "", *lines, "", "imgrec COMMAND --help lists its keys."])
-    return f"imgrec {__version__}" if argv[0] == "--version" else None
-
-
-def _call(argv: Sequence[str], overrides: list[str], config_dir: str | None) -> int:
+        print("\n".join(["usage: imgrec COMMAND key=value ...", "", *lines, "", "imgrec COMMAND --help lists its keys."]))
+        return ExitCode.OK
+    if argv[0] == "--version":
+        print(f"imgrec {__version__}")
+        return ExitCode.OK
     name = argv[0]
-    if name not in COMMANDS:
-        is_words = "=" in name or Path(name).is_dir()
-        near = f" Type imgrec train {shlex.join(argv)}." if is_words else did_you_mean(name, list(COMMANDS))
-        raise ConfigError(f"{name}: there is no such command.{near} There are: {', '.join(COMMANDS)}.")
-    module = f"imgrec.{name}.__main__" if name in ("models", "report", "export") else f"imgrec.{name}"
-    return int(import_module(module).main(overrides, config_dir))
+
+    def command(overrides: list[str], config_dir: str | None) -> int:
+        if name not in COMMANDS:
+            is_words = "=" in name or Path(name).is_dir()
+            near = f" Type imgrec train {shlex.join(argv)}." if is_words else did_you_mean(name, list(COMMANDS))
+            raise ConfigError(f"{name}: there is no such command.{near} There are: {', '.join(COMMANDS)}.")
+        module = f"imgrec.{name}.__main__" if name in ("models", "report", "export") else f"imgrec.{name}"
+        return int(import_module(module).main(overrides, config_dir))
+
+    return run_command(name, command, argv[1:])
 
 
 if __name__ == "__main__":

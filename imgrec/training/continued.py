@@ -34,7 +34,7 @@ def starting_network(
     teacher = read_teacher(run, classes, resume)
     if run.continue_from is None or resume is not None:
         seen = [
-            teacher and seen_sentence("the teacher", teacher.record, record),
+            seen_sentence("the teacher", teacher.record if teacher else None, record),
             seen_sentence("the network of weights", record_of_weights(run), record),
         ]
         net, of_weights = initial_network(run, classes)

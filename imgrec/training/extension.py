@@ -18,7 +18,7 @@ from imgrec.inference.split_predictions import SplitPredictions
 from imgrec.terminal import percent, percents
 
 MOST_MOVES = 10  # pairs of classes that are listed
-MOST_SHOWN = 24  # images whose answer changed, for the report
+MOST_PICTURED = 24  # images whose answer changed, for the report
 
 
 def measure_extension(run: RunConfig, data: ImageData, predictions: SplitPredictions | None, group: WorkerGroup) -> Node | None:
@@ -65,7 +65,7 @@ def measure_extension(run: RunConfig, data: ImageData, predictions: SplitPredict
             for one, other, count in found.moves[:MOST_MOVES]
         ]
         changed = np.flatnonzero(of_old & (first != predictions.predicted))
-        shown = changed[np.argsort(-predictions.probability[changed], kind="stable")][:MOST_SHOWN]
+        shown = changed[np.argsort(-predictions.probability[changed], kind="stable")][:MOST_PICTURED]
         pictured = [{"row": row, "before": data.classes[first[row]]} for row in shown.tolist()]  # of predictions.parquet
         entry["old"] = found._asdict() | {"difference": list(found.difference), "moves": moves, "shown": pictured}
     if of_new.any():

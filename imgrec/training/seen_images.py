@@ -4,7 +4,7 @@ from imgrec.config.schema import Split
 from imgrec.data.split_record import DataRecord, trained_on
 from imgrec.errors import plural
 
-HELD_BACK: tuple[Split, ...] = ("val", "test")
+_MEASURED: tuple[Split, ...] = ("val", "test")
 
 
 def seen_sentence(source: str, then: DataRecord | None, now: DataRecord | None) -> str:
@@ -14,7 +14,7 @@ def seen_sentence(source: str, then: DataRecord | None, now: DataRecord | None) 
     """
     if then is None or now is None:
         return ""
-    counts = {split: len(trained_on(then, now, split)) for split in HELD_BACK}
+    counts = {split: len(trained_on(then, now, split)) for split in _MEASURED}
     parts = [
         f"{count:,} of the {plural(len(now.splits[split].labels), f'{split} image')}" for split, count in counts.items() if count
     ]
