@@ -1,16 +1,18 @@
-"""Image files below a folder, and files to write: checked before, and written whole or not at all. Imports no torch."""
+"""Names of files, and files to write: checked before, and written whole or not at all. Imports no torch."""
 
+import fcntl
 import json
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar
+from typing import Any, BinaryIO
 
 from imgrec.errors import NO_ROOM, ConfigError, DataError
+from imgrec.locks import lock_file
 
 # What is decoded, as PIL calls it, the usual ones first; and by which names it is known to be an image. Not here are formats for
 # which PIL would start Ghostscript (EPS) or only knows the header (HDF5, MPEG, WMF), and films.
@@ -49,25 +51,8 @@ TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".parquet")  # what data=table reads
 # How tables of predictions begin: of `predict`, and of a test, whose images may have an index in the split instead of a path.
 LEADING_COLUMNS = (["path", "class", "probability"], ["path", "true", "predicted"], ["index", "true", "predicted"])
 
-# Folders that systems leave, beside those whose names begin with a dot, in lower case: archives and servers of macOS,
-# Windows, Linux, Android, Python, and network disks of Synology, QNAP and NetApp (github.com/github/gitignore, Global/*).
-SYSTEM_FOLDERS = {
-    "__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder",
-    "$recycle.bin", "recycler", "system volume information", "found.000", "msocache",
-    "lost+found", "lost.dir", "__pycache__", "node_modules", "_gsdata_",
-    "@eadir", "@tmp", "@sharebin", "@sharesnap", "@synoresource", "#recycle", "#snapshot",
-    "@recycle", "@recently-snapshot", "@transcode", "~snapshot",
-}  # fmt: skip
-SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}  # of file managers, in lower case
-
-Names = TypeVar("Names")
 # Called with what is done to images, to how many more of them, and to how many in all (None: not known), for a progress bar.
 on_progress: ContextVar[Callable[[str, int, int | None], None]] = ContextVar("on_progress", default=lambda what, count, of: None)
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a folder of this name is a system's, not the user's."""
-    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def composed(name: str) -> str:
@@ -101,99 +86,6 @@ def file_extension(name: str) -> str:
     return name[dot:].lower() if dot > 0 else ""
 
 
-class Listing(NamedTuple, Generic[Names]):
-    """What a folder holds itself, without hidden names."""
-
-    images: Names
-    folders: tuple[str, ...]  # names, sorted, also of links to folders
-    links: frozenset[str]  # those of the names that are links
-    ignored: dict[str, int]  # the other files, by their extension
-    filled: bool  # whether it holds a file or a link that no system left
-
-
-def list_folder(folder: str) -> Listing[list[str]]:
-    """A link by the name of an image that leads nowhere is an image, which cannot be read.
-
-    DataError for a folder that cannot be listed, and for another link in it that leads to itself.
-    """
-    images: list[str] = []
-    folders: list[str] = []
-    links: list[str] = []
-    ignored: Counter[str] = Counter()
-    filled = False
-    with readable_folder(folder), os.scandir(folder) as entries:
-        for entry in entries:
-            name = entry.name
-            if name.startswith("."):
-                continue
-            if entry.is_symlink():
-                links.append(name)
-                if file_extension(name) in IMAGE_EXTENSIONS and not os.path.exists(entry.path):
-                    images.append(name)
-                    continue
-            # The kinds of entries are known from the listing: no system call for each file.
-            if entry.is_file():
-                if (extension := file_extension(name)) in IMAGE_EXTENSIONS:
-                    images.append(name)
-                    continue
-                ignored[extension or "without extension"] += 1
-            elif entry.is_dir() and not is_hidden(name):
-                folders.append(name)
-            filled = filled or not (
-                entry.is_dir(follow_symlinks=False) or is_hidden(name) or name.lower() in SYSTEM_FILES
-            )  # fmt: skip
-    return Listing(images, tuple(sorted(folders)), frozenset(links), ignored, filled or bool(images))
-
-
-def walk_folders(
-    root: str, folder: str, list_all: Callable[[Sequence[str]], Iterable[Listing[Names]]]
-) -> Iterator[tuple[str, Listing[Names]]]:
-    """ROOT/FOLDER and the folders below it, relative to ROOT, without hidden ones and SYSTEM_FOLDERS.
-
-    Links are followed, except to a folder that contains the link. list_all: the listings of folders, as many as are known at once.
-    """
-    level: list[tuple[str, tuple[str, ...]]] = [(folder, ())]  # folders, and the folders with the links that led to them
-    while level:
-        listings = list_all([path for path, _ in level])
-        deeper: list[tuple[str, tuple[str, ...]]] = []
-        for (parent, via), listing in zip(level, listings, strict=True):
-            yield parent, listing
-            for name in listing.folders:
-                path = f"{parent}/{name}" if parent else name
-                if name not in listing.links:
-                    deeper.append((path, via))
-                elif not _contains_any(os.path.join(root, path), folders := (*via, os.path.join(root, parent))):
-                    deeper.append((path, folders))
-        level = deeper
-
-
-def find_images(root: str, folder: str = "", *, ignored: Counter[str] | None = None) -> list[str]:
-    """The image files below ROOT/FOLDER at any depth, as `walk_folders` goes: paths relative to ROOT, sorted.
-
-    `ignored` counts the other files by their extension. DataError for a folder that cannot be listed.
-    """
-    images: list[str] = []
-    for parent, listing in walk_folders(root, folder, lambda paths: (list_folder(os.path.join(root, path)) for path in paths)):
-        images += [f"{parent}/{name}" for name in listing.images] if parent else listing.images
-        if ignored is not None:
-            ignored.update(listing.ignored)
-    return sorted(images)
-
-
-@contextmanager
-def readable_folder(folder: str) -> Iterator[None]:
-    """DataError for an OSError while a folder is listed: with the entry in it that cannot be followed, or the folder itself."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}. Fix it or remove it.") from error
-
-
-def _contains_any(folder: str, others: tuple[str, ...]) -> bool:
-    top = os.path.join(os.path.realpath(folder), "")
-    return any(os.path.join(os.path.realpath(other), "").startswith(top) for other in others)
-
-
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """An OSError of a full disk in the block names `path` where it names no file, as that of a write does not."""
@@ -212,18 +104,32 @@ def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryI
     previous: a name for the previous file, which is replaced without one. After an exception the previous file stays.
     The content is on the disk before the file is renamed: a power failure leaves no empty file.
     """
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished, file = _open_unfinished(path)
     try:
-        with unfinished.open("wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                path.replace(previous)
+            unfinished.replace(path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    if previous is not None and path.exists():
-        path.replace(previous)
-    unfinished.replace(path)
+
+
+def _open_unfinished(path: Path) -> tuple[Path, BinaryIO]:
+    """A file beside `path` that is empty and locked: a new one or what a killed process left, not one that another process writes now."""
+    for number in count():
+        unfinished = path.with_name(f"{path.name}{f'.{number}' if number else ''}.unfinished")
+        file = os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "wb")
+        with suppress(BlockingIOError, FileNotFoundError):
+            lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished)):  # else it was renamed before it was locked
+                file.truncate()
+                return unfinished, file
+        file.close()
+    raise AssertionError
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -232,11 +138,20 @@ def atomic_write(path: Path, content: bytes | str) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Files that belong together: none replaces a file before all are written."""
+    with ExitStack() as files:
+        for path, content in contents.items():
+            file = files.enter_context(atomic_output(path))
+            file.write(content)
+            file.flush()
+
+
 @contextmanager
 def atomic_output(path: Path) -> Iterator[BinaryIO]:
-    """`atomic_file` for a file of the user's; DataError where it cannot be written."""
+    """`atomic_file` for a file of the user's; a link stays one, to the new file. DataError where it cannot be written."""
     try:
-        with atomic_file(path) as file:
+        with atomic_file(Path(os.path.realpath(path))) as file:
             yield file
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}. Free disk space, or choose another path.") from error
@@ -254,9 +169,12 @@ def check_output(key: str, path: Path, suffixes: Sequence[str], *, ours: Callabl
         raise ConfigError(
             f"{key}={path}: its folder cannot be made: {error.strerror}. Set {key}=FILE in another folder."
         ) from error
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    target = Path(os.path.realpath(path))
+    if target.is_symlink() or (target.exists() and not target.is_file()):  # a loop of links; a folder, a pipe
+        raise ConfigError(f"{key}={path} is no regular file. Set {key}=FILE, which is written or replaced.")
+    if not (os.access(target.parent, os.W_OK) and (os.access(target, os.W_OK) or not target.exists())):
         raise ConfigError(f"{key}={path} cannot be written. Set {key}=FILE in a folder that you can write to.")
-    if path.exists() and path.stat().st_size and not overwrite and not ours(path):
+    if target.exists() and not overwrite and not ours(target):
         raise ConfigError(f"{key}={path} exists, and imgrec did not write it. Set {key}=ANOTHER, or overwrite=true.")
 
 

@@ -25,8 +25,8 @@ from imgrec.distributed.command import run_command
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, ExitCode, plural
 from imgrec.files import atomic_write, numbered_paths
+from imgrec.locks import is_locked, lock_folder
 from imgrec.terminal import Terminal, percent
-from imgrec.training.locks import is_locked, lock_folder
 from imgrec.training.run_dir import RunDir
 from imgrec.training.stored_run import StoredRun, read_run
 
@@ -111,6 +111,8 @@ def _output(config: SoupConfig, best: Path) -> Path:
         parent = best.absolute().parent
         folder = best.parent.with_name(f"{parent.name}_soup") if best.parent.name else parent.with_name(f"{parent.name}_soup")
         numbers = numbered_paths(folder)
+        if numbers and _was_killed(numbers[-1][1]):
+            return numbers[-1][1]
         return folder / str(numbers[-1][0] + 1 if numbers else 1)
     out = Path(config.out)
     if out.exists() and not _was_killed(out):
@@ -121,8 +123,10 @@ def _output(config: SoupConfig, best: Path) -> Path:
 def _was_killed(folder: Path) -> bool:
     """Whether a soup ended in this directory before its result, which no other process writes now."""
     config = folder / "config.yaml"
-    if not config.is_file() or (folder / "result.json").exists():
+    if not folder.is_dir() or (folder / "result.json").exists():
         return False
+    if not config.exists():  # it ended even earlier
+        return {path.name for path in folder.iterdir()} <= {".lock", "config.yaml.unfinished"} and not is_locked(folder)
     fix = f"Remove {folder} if it is not needed, or set another out."
     return "soup" in read_mapping(config, {}, fix=fix) and not is_locked(folder)
 

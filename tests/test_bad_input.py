@@ -156,6 +156,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "evaluate": ("ckpt=null", "ckpt=runs/NAME/ID", ".ckpt"),
     "evaluate none": ("none", ".ckpt", "runs/NAME/ID"),
     "evaluate an.ckpt photos": ("'photos'", "one path", "ckpt", "folder=photos"),
+    "export an.ckpt model.onnx": ("'model.onnx'", "one path", "ckpt", "out=model.onnx"),
     "evaluate --split val an.ckpt": ("'--split val'", "imgrec evaluate split=val an.ckpt"),
     "evaluate ckpt=none": ("none", ".ckpt", "runs/NAME/ID"),
     "evaluate split=tset": ("split=tset", "test, val", "train", "test"),

@@ -28,7 +28,7 @@ import imgrec
 from imgrec import cli, config
 from imgrec.config.instantiate import instantiate
 from imgrec.data.folder import ImageFiles
-from imgrec.files import find_images
+from imgrec.image_folders import find_images
 from imgrec.inference.confusion_matrix import confusion_table, draw_confusion_matrix
 from imgrec.inference.file_batches import FileBatches
 from imgrec.inference.metrics import make_report

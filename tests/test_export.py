@@ -22,6 +22,7 @@ from untrained_run import save_untrained_run
 
 import imgrec
 from imgrec import cli
+from imgrec.analysis.prediction_sets import SetRule
 from imgrec.config.options import option_names
 from imgrec.data.decode import Preprocessing, fit_to_size
 from imgrec.data.in_memory import InMemoryImages
@@ -32,6 +33,7 @@ from imgrec.export.classifier import WholeClassifier
 from imgrec.export.onnx_file import onnx_answer, onnx_graph
 from imgrec.export.resize import FitToSize
 from imgrec.export.sealed_file import SEAL_START, sealed
+from imgrec.inference.guarantee import Guarantee
 from imgrec.inference.predictor import load
 
 SIZES = st.one_of(st.integers(1, 40), st.integers(41, 400))
@@ -219,20 +221,34 @@ def test_example_of_the_docs_and_the_script_beside_the_file(exported, monkeypatc
 def test_another_class_is_a_tie_only_where_pytorch_finds_it_as_probable():
     expected = np.array([[0.5, 0.4, 0.1], [0.4, 0.4, 0.2], [0.4, 0.4 - 5e-6, 0.2], [0.4, 0.4 - 2e-5, 0.2]])
     other = expected[:, [1, 0, 2]]  # another class for all but the second
-    assert compare_answers(other, expected) == Agreement(4, 1, 1, pytest.approx(0.1))
-    assert compare_answers(expected, expected) == Agreement(4, 4, 0, 0.0)
-    assert compare_answers(np.full((1, 3), np.nan), expected[:1]).difference == np.inf
+    assert compare_answers([other], expected) == Agreement(4, 1, 1, pytest.approx(0.1))
+    assert compare_answers([expected], expected) == Agreement(4, 4, 0, 0.0)
+    assert compare_answers([np.full((1, 3), np.nan)], expected[:1]).difference == np.inf
+
+
+def test_another_set_or_answer_is_a_tie_only_where_a_probability_is_at_its_limit():
+    second = 0.25 - np.array([0, 5e-6, 2e-5, 0.1])  # 0.25 is the least that is in a set
+    expected = np.stack([0.7 - second, second, np.full(4, 0.3)], axis=1)
+    inside = np.array([[True, True, True]] + [[True, False, True]] * 3)
+    sets = Guarantee(SetRule("lac", np.full(3, 0.75)), None)
+    assert compare_answers([expected, inside], expected, sets) == Agreement(4, 4, 0, 0.0, 4, 0)
+    found = compare_answers([expected, inside ^ [[False, True, False]]], expected, sets)
+    assert (found.same_promise, found.promise_ties) == (0, 2)
+    answers = Guarantee(None, 0.45)  # answered is what is above it
+    assert compare_answers([expected, np.array([False, True, True, True])], expected, answers).same_promise == 4
+    found = compare_answers([expected, np.array([True, False, False, False])], expected, answers)
+    assert (found.same_promise, found.promise_ties) == (0, 2)
 
 
 def test_disagreement_is_refused_by_its_figures(run):
     predictor = load(run, device="cpu")
     images = InMemoryImages(torch.from_numpy(pixels(8, 8 * 70)).reshape(8, 70, 8, 3).permute(1, 3, 0, 2), np.zeros(70))
     right = measure_agreement(
-        predictor, images, lambda batch: predictor.probabilities(torch.from_numpy(batch).movedim(-1, 1)).numpy()
+        predictor, images, lambda batch: [predictor.probabilities(torch.from_numpy(batch).movedim(-1, 1)).numpy()]
     )
     assert right == Agreement(70, 70, 0, 0.0)
     check_agreement(right, "m.onnx")
-    wrong = measure_agreement(predictor, images, lambda batch: np.full((len(batch), 10), 0.1, dtype=np.float32))
+    wrong = measure_agreement(predictor, images, lambda batch: [np.full((len(batch), 10), 0.1, dtype=np.float32)])
     assert wrong.same_class < 70
     with raises_error(DataError, "m.onnx", f"{wrong.same_class} of 70", f"{wrong.difference:.2g}", "0.0001", "check=false"):
         check_agreement(wrong, "m.onnx")
@@ -240,6 +256,9 @@ def test_disagreement_is_refused_by_its_figures(run):
         with pytest.raises(DataError):
             check_agreement(each, "m.onnx")
     check_agreement(Agreement(9, 8, 1, 1e-6), "m.onnx")
+    check_agreement(Agreement(9, 9, 0, 0.0, 8, 1), "m.onnx")
+    with raises_error(DataError, "m.onnx", "9 of 9", "set or answer for 7", "1", "check=false"):
+        check_agreement(Agreement(4, 4, 0, 0.0, 4, 0).joined(Agreement(5, 5, 0, 0.0, 3, 1)), "m.onnx")
 
 
 @pytest.mark.parametrize(
@@ -383,5 +402,8 @@ def test_probabilities_sets_and_answers_are_those_of_predict(loss, promise, tmp_
         sets = [{predictor.classes[label] for label in np.flatnonzero(row)} for row in second[0]]
         assert sets == [set(each.classes) for each in predictions]
     assert not promise or 0 < second[0].mean() < 1
-    assert json.loads(session.get_modelmeta().custom_metadata_map["guarantee"]) == (promise or None)
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["guarantee"]) == (promise or None)
+    agreement = json.loads(facts["agreement"])
+    assert agreement["same_promise"] == (agreement["images"] - agreement["promise_ties"] if promise else None)
     assert cli.main(["verify", str(out)]) == 0

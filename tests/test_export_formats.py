@@ -86,7 +86,7 @@ def test_a_program_of_every_network_says_what_the_predictor_says(tmp_path, name)
     answer = program_answer(program_bytes(torch_program(WholeClassifier(predictor), predictor.checkpoint), {}))
     for shape in SHAPES:
         batch = batch_of(*shape, 3)
-        np.testing.assert_allclose(answer(batch), expected_of(predictor, batch), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(answer(batch)[0], expected_of(predictor, batch), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_a_program_of_a_librarys_network_says_what_the_predictor_says(tmp_path, 
     answer = program_answer(program_bytes(torch_program(WholeClassifier(predictor), predictor.checkpoint), {}))
     for shape in ((1, 40, 60), (3, 300, 250)):
         batch = batch_of(*shape, 3)
-        np.testing.assert_allclose(answer(batch), expected_of(predictor, batch), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(answer(batch)[0], expected_of(predictor, batch), rtol=0, atol=1e-5)
 
 
 def test_weights_are_those_of_the_network_and_the_facts_say_how_it_is_built(tmp_path):
@@ -163,7 +163,7 @@ def test_the_cost_of_8_bits_is_counted_over_pairs():
     labels = draw.integers(3, size=100)
     images = InMemoryImages(torch.from_numpy(np.arange(100, dtype=np.uint8)).view(100, 1, 1, 1), labels)
     answers = draw.random((2, 100, 3)).astype(np.float32)  # of float32 and 8 bits, by the pixel of the image
-    cost = measure_cost(images, 3, *(lambda batch, own=own: own[batch[:, 0, 0, 0]] for own in answers))
+    cost = measure_cost(images, 3, *(lambda batch, own=own: [own[batch[:, 0, 0, 0]]] for own in answers))
     right = answers.argmax(2) == labels
     assert (cost.float32_accuracy, cost.int8_accuracy) == (right[0].mean(), right[1].mean())
     assert cost.lost == pytest.approx(right[0].mean() - right[1].mean())
@@ -245,7 +245,7 @@ def test_a_program_with_a_promise_gives_it_as_its_second_output(tmp_path):
     content = program_bytes(program, {})
     with torch.no_grad():
         probabilities, answered = torch.export.load(io.BytesIO(content)).module()(torch.from_numpy(batch))
-    np.testing.assert_array_equal(probabilities, program_answer(content)(batch))
+    np.testing.assert_array_equal(probabilities, program_answer(content)(batch)[0])
     assert answered.equal(probabilities.amax(1) > threshold)
     assert 10 < answered.sum() < 20
 

@@ -19,7 +19,8 @@ from imgrec.data import cache, file_index, readable
 from imgrec.data.file_index import FileIndex, join_names, listed_images, pack_names
 from imgrec.data.split_folders import class_folders, filled_class_folders
 from imgrec.errors import DataError
-from imgrec.files import find_images, on_progress
+from imgrec.files import on_progress
+from imgrec.image_folders import find_images
 
 CLOCK = itertools.count(1)
 

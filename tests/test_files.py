@@ -8,8 +8,9 @@ import pytest
 from error_parts import raises_error
 
 from imgrec.config.plain_data import read_plain
-from imgrec.errors import DataError, first_line
-from imgrec.files import atomic_file, atomic_write, find_images
+from imgrec.errors import ConfigError, DataError, first_line
+from imgrec.files import atomic_file, atomic_write, begins_with, check_output, write_together
+from imgrec.image_folders import find_images
 from imgrec.inference.paths import expand_files
 from imgrec.inference.stored_predictions import read_predictions
 
@@ -93,6 +94,86 @@ def test_a_full_disk_ends_in_one_line(tmp_path, monkeypatch):
     with raises_error(DataError, f"{tmp_path}/file", "No space left on device", "disk space"):
         atomic_write(tmp_path / "file", "text")
     assert not os.listdir(tmp_path)
+
+
+def test_two_writers_of_one_file_have_names_of_their_own_and_what_a_killed_one_left_is_used_again(tmp_path):
+    path = tmp_path / "file"
+    (tmp_path / "file.unfinished").write_text("of a killed process, and longer")
+    with atomic_file(path) as first:
+        first.write(b"first")
+        assert sorted(os.listdir(tmp_path)) == ["file.unfinished"]
+        with atomic_file(path) as second:
+            second.write(b"second")
+            assert sorted(os.listdir(tmp_path)) == ["file.1.unfinished", "file.unfinished"]
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_link_stays_one_and_its_target_is_written(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("old", "new"):
+        (tmp_path / name).symlink_to(f"there/{name}")
+    (tmp_path / "there/old").write_text("before")
+    for name in ("old", "new"):
+        atomic_write(tmp_path / name, "after")
+        assert os.readlink(tmp_path / name) == f"there/{name}"
+        assert (tmp_path / "there" / name).read_text() == "after"
+
+
+def test_files_that_belong_together_are_all_written_or_none(tmp_path):
+    before, other = tmp_path / "a", tmp_path / "none/b"
+    before.write_text("before")
+    with raises_error(DataError, other, "No such file"):
+        write_together({before: b"after", other: b"after"})
+    assert (os.listdir(tmp_path), before.read_text()) == (["a"], "before")
+    write_together({before: b"1", tmp_path / "b": b"2"})
+    assert [(tmp_path / name).read_bytes() for name in "ab"] == [b"1", b"2"]
+
+
+def make_at(kind: str, path: Path) -> None:
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "loop":
+        path.symlink_to(path.name)
+    elif kind == "link":
+        path.with_name("theirs").touch()
+        path.symlink_to("theirs")
+    else:
+        path.write_text({"empty": "", "theirs": "text"}[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("folder", ("no regular file", "out=FILE")),
+        ("pipe", ("no regular file", "out=FILE")),
+        ("loop", ("no regular file", "out=FILE")),
+        ("link", ("exists", "overwrite=true")),
+        ("empty", ("exists", "overwrite=true")),
+        ("theirs", ("exists", "overwrite=true")),
+    ],
+)
+def test_what_imgrec_did_not_write_is_not_replaced(kind, parts, tmp_path):
+    make_at(kind, path := tmp_path / "m.json")
+    with raises_error(ConfigError, f"out={path}", *parts):
+        check_output("out", path, (".json",), ours=begins_with(b"ours"), overwrite=False)
+    if "overwrite=true" in parts:
+        check_output("out", path, (".json",), ours=begins_with(b"ours"), overwrite=True)
+    else:
+        with raises_error(ConfigError, f"out={path}", *parts):
+            check_output("out", path, (".json",), ours=begins_with(b"ours"), overwrite=True)
+
+
+def test_a_folder_that_is_read_only_is_refused_before_the_work(tmp_path, monkeypatch):
+    """A file that could be written is replaced by a new one, for which its folder has to be writable."""
+    path = tmp_path / "m.json"
+    path.write_text("ours")
+    monkeypatch.setattr(os, "access", lambda place, mode: Path(place) != tmp_path)  # nothing is read-only for root
+    with raises_error(ConfigError, f"out={path}", "cannot be written", "out=FILE"):
+        check_output("out", path, (".json",), ours=begins_with(b"ours"), overwrite=False)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from imgrec import cli
 from imgrec.data.decode import decode
 from imgrec.data.readable import find_unreadable
 from imgrec.errors import DataError
-from imgrec.files import find_images
+from imgrec.image_folders import find_images
 from imgrec.training.module import Classifier
 
 

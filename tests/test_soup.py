@@ -27,14 +27,15 @@ from untrained_run import save_untrained_run
 import imgrec
 from imgrec import cli, config
 from imgrec.config.load import load_config
+from imgrec.config.schema import MovedData
 from imgrec.errors import ConfigError
 from imgrec.extend import extended_run
 from imgrec.inference.checkpoint import load_checkpoint, read_checkpoint, weights_hash
+from imgrec.locks import lock_folder
 from imgrec.report.run_sections import curves_section
-from imgrec.soup import _begun, _was_killed
+from imgrec.soup import SoupConfig, _begun, _output, _was_killed
 from imgrec.train import fit
 from imgrec.training.callbacks.batch_norm import measure_statistics, trained_norms
-from imgrec.training.locks import lock_folder
 from imgrec.training.run_dir import check_continued
 from imgrec.training.soup import Validated, WeightMean, Weights, greedy_soup
 from imgrec.training.soup_validation import SoupValidation
@@ -259,6 +260,7 @@ def test_what_a_killed_soup_left_is_written_anew_and_nothing_else(tmp_path: Path
         ({"config.yaml": "soup: [a, b]", "result.json": "{}"}, False),
         ({"config.yaml": "seed: 1"}, False),
         ({"photo.jpg": ""}, False),
+        ({".lock": "", "config.yaml.unfinished": "so"}, True),
     ):
         killed.mkdir(parents=True)
         for name, content in files.items():
@@ -267,7 +269,8 @@ def test_what_a_killed_soup_left_is_written_anew_and_nothing_else(tmp_path: Path
         if ours:
             with lock_folder(killed):  # another process writes it
                 assert not _was_killed(killed)
-            (killed / "checkpoints").mkdir()
+            if "config.yaml" in files:
+                (killed / "checkpoints").mkdir()
             with _begun(killed, {"soup": []}):
                 assert sorted(os.listdir(killed)) == [".lock", "config.yaml"]
             with pytest.raises(FileExistsError), _begun(killed.parent, {}):
@@ -276,6 +279,12 @@ def test_what_a_killed_soup_left_is_written_anew_and_nothing_else(tmp_path: Path
     with pytest.raises(ZeroDivisionError), _begun(killed, {}):
         raise ZeroDivisionError
     assert not killed.exists()
+    (tmp_path / "r_soup/4").mkdir(parents=True)
+    moved = MovedData(root=None, file=None)
+    config = SoupConfig(runs=None, out=None, monitor=None, norm_images=0, data=moved, num_workers=0, device="cpu")
+    assert _output(config, tmp_path / "r/7") == tmp_path / "r_soup/4"
+    (tmp_path / "r_soup/4/result.json").touch()
+    assert _output(config, tmp_path / "r/7") == tmp_path / "r_soup/5"
 
 
 def test_what_is_no_soup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,6 +292,7 @@ def test_what_is_no_soup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     unfinished = write_run(tmp_path / "r/2", 0.0)
     (unfinished / "result.json").unlink()
     (tmp_path / "soup/1").mkdir(parents=True)
+    (tmp_path / "soup/1/notes.txt").touch()
     other = write_run(tmp_path / "r/3", 0.0, classes=("class_0", "class_1", "cat"))
     for words, parts in (
         ([], ("runs=null", "imgrec soup runs/NAME/1 runs/NAME/2")),

@@ -44,6 +44,7 @@ POSITIONAL = {
     "explain": ("ckpt", "images"),
     "models": ("filter",),
 }
+SECOND_PATH = {"evaluate": "folder", "export": "out", "pack": "out"}  # what a path too many may have been meant as
 Defaults = Mapping[str, Any]  # dotted name to default
 DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?")
 
@@ -115,7 +116,8 @@ def _positional(command: str, paths: list[str], given: set[str]) -> list[Overrid
     if keys[-1:] in (["files"], ["images"], ["runs"]) and len(paths) > len(keys):
         values[-1] = replace(values[-1], given=paths[len(keys) - 1 :])
     elif len(paths) > len(keys):
-        more = f", or type {shlex.quote(f'folder={paths[len(keys)]}')}" if command == "evaluate" else ""
+        key = SECOND_PATH.get(command)
+        more = f", or type {shlex.quote(f'{key}={paths[len(keys)]}')}" if key is not None and key not in given else ""
         takes = "one path" if len(POSITIONAL[command]) == 1 else "two paths"
         raise ConfigError(
             f"{paths[len(keys)]!r}: {command} takes {takes} without a key, {' and '.join(POSITIONAL[command])}, and no more. "

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.data.cache import cache_folder, write_cached
-from imgrec.files import Listing, list_folder, on_progress, readable_folder, walk_folders
+from imgrec.files import on_progress
+from imgrec.image_folders import Listing, list_folder, readable_folder, walk_folders
 
 LEAST_IMAGES = 10_000  # of a folder whose listing is kept: fewer are listed in 20 ms
 # A directory that changed so recently is listed anew the next time: file systems count time in steps of up to two seconds,

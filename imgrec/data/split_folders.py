@@ -9,7 +9,8 @@ from typing import NamedTuple
 from imgrec.config.schema import Split
 from imgrec.data.file_index import FileIndex
 from imgrec.errors import DataError
-from imgrec.files import IMAGE_EXTENSIONS, LAYOUTS, TABLE_EXTENSIONS, file_extension, is_hidden, is_our_table, readable_folder
+from imgrec.files import IMAGE_EXTENSIONS, LAYOUTS, TABLE_EXTENSIONS, file_extension, is_our_table
+from imgrec.image_folders import is_hidden, readable_folder
 
 # train, Training, test_set, train_images, images-val, train2017: any case, with or without a word for what it holds.
 _CONTENT = r"(?:data|(?:data)?sets?|images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|files?|folder|split)"

@@ -28,7 +28,7 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
             print(help_text(name, own, config_dir))
             return ExitCode.OK
         check_temporary_folder()
-        with signals.request_cleared():
+        with signals.request_cleared(), signals.endings_raised():
             return command(overrides, config_dir)
     except (ImgrecError, OSError) as error:
         refused = isinstance(error, ImgrecError) or error.errno in UNWRITABLE
@@ -49,10 +49,10 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
         if (line := error_line(died)) is not None:
             _print(line)
         return ExitCode.FAILED
-    except KeyboardInterrupt:
+    except (signals.Ended, KeyboardInterrupt) as ended:
         if read_world().rank == 0:
-            _print("interrupted. Start the same command again.")
-        return ExitCode.INTERRUPTED
+            _print(f"{str(ended) or 'interrupted'}. Start the same command again.")
+        return ended.exit_code if isinstance(ended, signals.Ended) else ExitCode.INTERRUPTED
 
 
 def _print(line: str) -> None:

@@ -21,6 +21,7 @@ from typing import NoReturn
 from imgrec.errors import ExitCode
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # of them, those that end a command with nothing to save
 
 
 class _Request:
@@ -89,6 +90,39 @@ def _note_signal(number: int, frame: FrameType | None) -> None:
             os.write(2, b"\nimgrec: interrupted at once. Start the same command again to resume from the last checkpoint.\n")
         exit_now(ExitCode.INTERRUPTED)
     request_stop(signal.Signals(number).name)
+
+
+class Ended(BaseException):
+    """A signal ends the command. No KeyboardInterrupt, at which Lightning exits with a code and lines of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal_name(number)}")
+        self.exit_code = 128 + number  # as a shell has it of a process that the signal killed
+
+
+@contextmanager
+def endings_raised() -> Iterator[None]:
+    """ENDING_SIGNALS raise Ended in the block, so that what is half done is removed, until `install_handlers` makes them stop the run.
+
+    They end a forked process at once, as without this.
+    """
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == process:
+            raise Ended(number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    # A shell's script ignores Ctrl-C for its background jobs, as nohup ignores SIGHUP.
+    ending = [number for number in _handled() if number in ENDING_SIGNALS and signal.getsignal(number) != signal.SIG_IGN]
+    before = [(number, signal.signal(number, end)) for number in ending]
+    try:
+        yield
+    finally:
+        for number, old in before:
+            if signal.getsignal(number) is end:
+                signal.signal(number, old)
 
 
 def signal_name(number: int) -> str:

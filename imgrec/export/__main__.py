@@ -126,9 +126,10 @@ def _export(config: ExportConfig, ckpt: Path, out: Path) -> None:
     with Terminal().progress_shown():
         on_progress.get()("writing the network", 0, None)
         built = BUILDERS[config.format](plan)
-        check_agreement(compare_answers(built.answer(plan.probe.image), plan.probe.outputs[PROBABILITIES].numpy()), out)
+        expected = plan.probe.outputs[PROBABILITIES].numpy()
+        check_agreement(compare_answers(built.answer(plan.probe.image), expected, guarantee), out)
         if images is not None:
-            agreement = measure_agreement(predictor, images, built.answer)
+            agreement = measure_agreement(predictor, images, built.answer, guarantee)
             check_agreement(agreement, out)
         if training is not None:
             float32, built = built, build_int8(plan, built.graph, training)

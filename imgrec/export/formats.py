@@ -16,7 +16,7 @@ from imgrec.export.plain_files import PROGRAM_PACKAGES, WEIGHTS_PACKAGES, json_b
 from imgrec.export.sealed_file import PACKAGES, write_sealed
 from imgrec.export.torch_program import program_answer, program_bytes, torch_program
 from imgrec.export.weights import network_facts, weights_answer, weights_bytes
-from imgrec.files import atomic_output, utf8_json
+from imgrec.files import utf8_json, write_together
 from imgrec.inference.checkpoint import Checkpoint
 
 FileFacts = dict[str, Any]
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
 
 
 class Built(NamedTuple):
-    """answer: the probabilities of the file as it will be; write: the file, and those beside it, with further facts; graph: of ONNX."""
+    """answer: the outputs of the file as it will be; write: the file, and those beside it, with further facts; graph: of ONNX."""
 
     answer: FileAnswer
     write: Callable[[Path, FileFacts], None]
@@ -50,7 +50,7 @@ def build_onnx(plan: Plan) -> Built:
 def build_int8(plan: Plan, graph: bytes, training: ImageSet) -> Built:
     """The same, of a graph that computes with 8 bits; what the test picture gets from it is what others have to get."""
     quantized = quantize(graph, training)
-    answer = torch.from_numpy(onnx_answer(quantized)(plan.probe.image))
+    answer = torch.from_numpy(onnx_answer(quantized)(plan.probe.image)[0])
     own = plan._replace(probe=plan.probe._replace(outputs={PROBABILITIES: answer}))
     return _onnx_built(own, quantized, INT8_APART)
 
@@ -67,7 +67,7 @@ def build_program(plan: Plan) -> Built:
     program = torch_program(plan.classifier, plan.checkpoint)
 
     def write(out: Path, facts: FileFacts) -> None:
-        _write(out, program_bytes(program, plan.facts(PROGRAM_PACKAGES) | facts))
+        write_together({out: program_bytes(program, plan.facts(PROGRAM_PACKAGES) | facts)})
 
     return Built(program_answer(program_bytes(program, {})), write)
 
@@ -77,15 +77,10 @@ def build_weights(plan: Plan) -> Built:
 
     def write(out: Path, facts: FileFacts) -> None:
         content = plan.facts(WEIGHTS_PACKAGES) | network_facts(plan.checkpoint, plan.classifier.loss) | facts
-        _write(out, weights_bytes(plan.checkpoint, content))
-        _write(json_beside(out), (utf8_json(content, indent=1) + "\n").encode())
+        text = (utf8_json(content, indent=1) + "\n").encode()
+        write_together({out: weights_bytes(plan.checkpoint, content), json_beside(out): text})
 
     return Built(weights_answer(weights_bytes(plan.checkpoint, {}), plan.classifier, plan.checkpoint), write)
-
-
-def _write(out: Path, content: bytes) -> None:
-    with atomic_output(out) as file:
-        file.write(content)
 
 
 BUILDERS: dict[str, Callable[[Plan], Built]] = {

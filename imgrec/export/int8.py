@@ -99,7 +99,7 @@ def measure_cost(images: ImageSet, classes: int, float32: FileAnswer, int8: File
     """Of labelled images, such as the validation split. With a bar (`imgrec.files.on_progress`)."""
     labels, predicted, difference = [], [], 0.0
     for pixels, batch_labels in _labelled_batches(images):
-        answers = float32(pixels), int8(pixels)
+        answers = float32(pixels)[0], int8(pixels)[0]
         difference = max(difference, float(np.abs(answers[0] - answers[1]).max()))
         labels.append(batch_labels)
         predicted.append([answer.argmax(axis=1) for answer in answers])

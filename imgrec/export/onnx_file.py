@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imgrec.errors import CheckpointError
 from imgrec.export.agreement import FileAnswer
-from imgrec.export.classifier import INPUT, PROBABILITIES, WholeClassifier
+from imgrec.export.classifier import INPUT, WholeClassifier
 from imgrec.export.picture import Probe
 from imgrec.export.tracing import tracing_reason, tracing_silenced
 from imgrec.inference.checkpoint import Checkpoint, package_versions, weights_hash
@@ -66,13 +66,13 @@ def _named_sizes(model: Any) -> bytes:
 
 
 def onnx_answer(model: bytes) -> FileAnswer:
-    """The probabilities of a model for uint8 [B, H, W, C], by ONNX Runtime on the CPU."""
+    """The outputs of a model for uint8 [B, H, W, C], by ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 
-    def answer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(session.run([PROBABILITIES], {INPUT: images})[0])
+    def answer(images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
+        return [np.asarray(output) for output in session.run(None, {INPUT: images})]
 
     return answer
 

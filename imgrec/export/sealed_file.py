@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imgrec.files import as_utf8, atomic_output, begins_with, check_output, utf8_json
+from imgrec.files import as_utf8, begins_with, check_output, utf8_json, write_together
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SEAL_START = b"rJ\n\x06sha256\x12@"  # how the entry with the hash begins, the last SEAL_BYTES of a file
@@ -22,11 +22,8 @@ def check_onnx_output(out: Path, overwrite: bool) -> None:
 
 
 def write_sealed(out: Path, graph: bytes, facts: Mapping[str, Any]) -> None:
-    """The file, and the script beside it; each whole or not at all. DataError where the disk is full."""
-    with atomic_output(out) as file:
-        file.write(sealed(graph, facts))
-    with atomic_output(script_beside(out)) as file:
-        file.write(VERIFY_SCRIPT.read_bytes())
+    """The file, and the script beside it. DataError where the disk is full."""
+    write_together({out: sealed(graph, facts), script_beside(out): VERIFY_SCRIPT.read_bytes()})
 
 
 def script_beside(out: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import copy
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,16 +81,16 @@ def program_bytes(program: ExportedProgram, facts: Mapping[str, Any]) -> bytes:
 
 
 def program_answer(content: bytes) -> FileAnswer:
-    """The probabilities of a file."""
+    """The outputs of a file."""
     return module_answer(torch.export.load(io.BytesIO(content)).module())
 
 
 def module_answer(module: nn.Module) -> FileAnswer:
-    """The probabilities of a `WholeClassifier`, or of its program."""
+    """The outputs of a `WholeClassifier`, or of its program."""
 
-    def answer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def answer(images: NDArray[np.uint8]) -> Sequence[NDArray[Any]]:
         with torch.no_grad():
             found = module(torch.from_numpy(images))
-        return np.asarray(found if isinstance(found, Tensor) else found[0])
+        return [output.numpy() for output in ((found,) if isinstance(found, Tensor) else found)]
 
     return answer

@@ -37,7 +37,7 @@ def weights_bytes(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> bytes:
 
 
 def weights_answer(content: bytes, classifier: WholeClassifier, checkpoint: Checkpoint) -> FileAnswer:
-    """The probabilities of the classifier for uint8 [B, H, W, C], with the weights of a file in its network."""
+    """The outputs of the classifier for uint8 [B, H, W, C], with the weights of a file in its network."""
     from safetensors.torch import load
 
     state = {f"net.{name}": tensor for name, tensor in load(content).items()}

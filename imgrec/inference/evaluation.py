@@ -18,7 +18,7 @@ from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.split_record import Changes, composed_names, find_changes, other_classes
 from imgrec.errors import ConfigError, DataError
-from imgrec.files import find_images
+from imgrec.image_folders import find_images
 from imgrec.inference.checkpoint import Checkpoint
 from imgrec.inference.stored_code import build_stored
 

@@ -36,6 +36,18 @@ class Guarantee:
     rule: SetRule | None
     threshold: float | None  # answered are images whose most probable class has more than that
 
+    def promised(self, probabilities: FloatArray) -> NDArray[np.bool_]:
+        """float [B, K] -> which classes are in the set of each image, bool [B, K], by a rule of sets=lac; or whether it is answered, bool [B]."""
+        return self.distances(probabilities) > 0 if self.rule is None else self.rule.sets(probabilities, 0.0)
+
+    def distances(self, probabilities: FloatArray) -> NDArray[np.float64]:
+        """How far probabilities are above the least that `promised` takes, in its shape."""
+        exact = probabilities.astype(np.float64)
+        if self.threshold is not None:
+            return np.asarray(exact.max(axis=1) - self.threshold)
+        assert self.rule is not None
+        return np.asarray(self.rule.thresholds - (1 - exact))
+
     def class_sets(self, images: Tensor, probabilities: Tensor) -> list[list[int]]:
         """uint8 [B, C, S, S], float32 [B, K] -> the labels in each set, the most probable first.
 

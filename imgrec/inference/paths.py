@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imgrec.errors import CheckpointError, DataError
-from imgrec.files import EXTENSIONS_TEXT, find_images
+from imgrec.files import EXTENSIONS_TEXT
+from imgrec.image_folders import find_images
 
 CHECKPOINTS = "checkpoints"  # their folder in a run directory
 EXPLAINED = "explained"  # the folder of `imgrec explain`, in a run directory or in the current one

@@ -17,9 +17,9 @@ from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import monitor_mode, parse_settings
 from imgrec.errors import ConfigError, DataError, Died, ImgrecError, Stopped, first_line
 from imgrec.files import atomic_write, numbered_paths
+from imgrec.locks import NO_LOCKS, lock_file
 from imgrec.sweeps.grid import PRUNE, SweepPlan
 from imgrec.training.config_difference import RESUMABLE_KEYS
-from imgrec.training.locks import NO_LOCKS, lock_file
 from imgrec.training.run_dir import RunDir
 
 FROM_DEFAULTS = "tune"  # beside the arguments of a search whose first trial has the defaults

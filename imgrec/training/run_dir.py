@@ -19,8 +19,8 @@ from imgrec.errors import ConfigError, DataError, ImgrecError, OutOfMemory
 from imgrec.files import atomic_write, is_directory_name, is_utf8, numbered_paths
 from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS
 from imgrec.inference.prediction_table import PredictionFiles
+from imgrec.locks import is_locked, lock_folder
 from imgrec.training.config_difference import MOVABLE, differing_keys, listed_differences
-from imgrec.training.locks import is_locked, lock_folder
 
 BATCH = "batch.json"
 TRAIN_BATCH = "train_batch.png"  # in a run directory: the first batch, as the network saw it

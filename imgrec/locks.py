@@ -5,7 +5,7 @@ import fcntl
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, NFSv3 without lock service
 
@@ -23,7 +23,7 @@ def lock_folder(path: Path) -> IO[str] | None:
     return file
 
 
-def lock_file(file: IO[str], operation: int) -> None:
+def lock_file(file: IO[Any], operation: int) -> None:
     """fcntl.flock; does nothing on a file system that has no locks."""
     try:
         fcntl.flock(file, operation)
