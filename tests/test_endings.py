@@ -32,7 +32,9 @@ def test_a_signal_ends_a_command_with_one_line_and_a_code_after_it_has_tidied_up
         return 0
 
     assert run_command("verify", write, []) == code
-    assert_refused(capsys.readouterr().err, f"stopped by {name}", "Start the same command again")
+    assert_refused(
+        capsys.readouterr().err, "interrupted" if name == "SIGINT" else f"stopped by {name}", "Start the same command again"
+    )
     assert not os.listdir(tmp_path)
     assert [signal.getsignal(each) for each in signals.ENDING_SIGNALS] == before
 

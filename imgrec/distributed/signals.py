@@ -96,7 +96,7 @@ class Ended(BaseException):
     """A signal ends the command. No KeyboardInterrupt, at which Lightning exits with a code and lines of its own."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal_name(number)}")
+        super().__init__("interrupted" if number == signal.SIGINT else f"stopped by {signal_name(number)}")
         self.exit_code = 128 + number  # as a shell has it of a process that the signal killed
 
 
