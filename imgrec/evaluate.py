@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from imgrec.config.compose import compose_config
-from imgrec.config.overrides import split_texts
 from imgrec.config.schema import Device, MovedData, Precision, ProcessesConfig, Split, Views, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu
+from imgrec.config.values import split_texts
 from imgrec.data.corruption_names import corruption_names
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank

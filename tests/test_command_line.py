@@ -17,8 +17,8 @@ from imgrec.compare import CompareConfig
 from imgrec.config.checks import all_keys
 from imgrec.config.compose import compose_config, read_overrides
 from imgrec.config.load import load_config
-from imgrec.config.overrides import is_text
 from imgrec.config.schema import Node, dotted_types
+from imgrec.config.values import is_text
 from imgrec.errors import ConfigError, ImgrecError, nearest
 from imgrec.evaluate import EvaluateConfig
 from imgrec.explain import ExplainConfig

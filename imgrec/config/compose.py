@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from imgrec.config.annotations import format_value
 from imgrec.config.checks import all_keys, check_keys, check_options, check_together, conform, key_type
 from imgrec.config.options import conf_dir, conf_dirs, group_names
-from imgrec.config.overrides import FLAGS, Override, parse_value, read_words
+from imgrec.config.overrides import FLAGS, Override, read_words
 from imgrec.config.plain_data import read_plain
 from imgrec.config.schema import Node, run_types
+from imgrec.config.values import parse_value
 from imgrec.errors import ConfigError, first_line
 
 if TYPE_CHECKING:

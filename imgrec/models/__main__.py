@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from imgrec.config.annotations import whole_number
-from imgrec.config.overrides import literal_text, read_words
+from imgrec.config.overrides import read_words
+from imgrec.config.values import literal_text
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
 from imgrec.files import atomic_write, check_output, first_bytes

@@ -12,8 +12,9 @@ from typing import Any, Literal, cast, get_args
 from imgrec.config.checks import all_keys, check_options, key_type
 from imgrec.config.compose import reference_tree
 from imgrec.config.options import group_names, option_names
-from imgrec.config.overrides import SEARCH, Override, hydra_value, is_text, split_texts
+from imgrec.config.overrides import SEARCH, Override
 from imgrec.config.schema import run_types
+from imgrec.config.values import hydra_value, is_text, split_texts
 from imgrec.errors import ConfigError
 
 TRIALS = "trials"

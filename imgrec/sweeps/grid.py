@@ -13,8 +13,9 @@ from imgrec.config.batch_checks import check_same_batch
 from imgrec.config.checks import all_keys, conform
 from imgrec.config.compose import compose_config, hydra_tree, read_overrides
 from imgrec.config.options import group_names, option_names
-from imgrec.config.overrides import FLAGS, SEARCH, Override, decimal_comma, is_decimal_comma, parse_value
+from imgrec.config.overrides import FLAGS, SEARCH, Override
 from imgrec.config.schema import Node, run_types
+from imgrec.config.values import decimal_comma, is_decimal_comma, parse_value
 from imgrec.errors import ConfigError
 from imgrec.sweeps.arguments import INTERVALS, MOST_JOBS, TRIALS, Argument, ranges_named, read_arguments, too_many_jobs
 

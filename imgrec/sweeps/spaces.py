@@ -11,9 +11,10 @@ from imgrec.config.annotations import format_value, is_number
 from imgrec.config.checks import all_keys
 from imgrec.config.compose import check_names, compose_config, hydra_tree, read_overrides
 from imgrec.config.options import conf_dirs, group_names, option_names
-from imgrec.config.overrides import FLAGS, SEARCH, Override, parse_value
+from imgrec.config.overrides import FLAGS, SEARCH, Override
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Node, dotted_types, parse_settings
+from imgrec.config.values import parse_value
 from imgrec.errors import ConfigError, did_you_mean, first_line
 from imgrec.sweeps.arguments import TRIALS, Argument, first_options, ranges_named, read_arguments
 from imgrec.sweeps.grid import PRUNE, SweepPlan, plan_sweep
