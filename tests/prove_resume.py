@@ -26,7 +26,7 @@ import imgrec.training.summary  # before the forks, which then need not import i
 import imgrec.training.trainer  # noqa: F401
 from imgrec.config.schema import RunConfig
 from imgrec.train import fit
-from imgrec.training.checkpoint import latest_checkpoint
+from imgrec.training.resume_point import latest_checkpoint
 
 WAYS = [(size, workers) for size in (1, 2, 3) for workers in (0, 2)]  # processes, loader workers of each
 AT = ("before any save", "train", "validate", "end")

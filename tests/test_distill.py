@@ -27,9 +27,9 @@ from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.checkpoint import load_checkpoint, read_checkpoint, weights_hash
 from imgrec.models.losses import distillation
 from imgrec.train import fit
-from imgrec.training.checkpoint import ResumePoint
 from imgrec.training.distill import Teacher, read_teacher
 from imgrec.training.module import Classifier
+from imgrec.training.resume_point import ResumePoint
 
 FAKE = ("class_0", "class_1", "class_2")
 

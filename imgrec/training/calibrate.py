@@ -20,8 +20,9 @@ from imgrec.inference.calibration import CALIBRATION, Calibration
 from imgrec.inference.reliability import measure_reliability, reliability_sentence
 from imgrec.inference.split_predictions import SplitPredictions
 from imgrec.models.losses import Loss, is_softmax
-from imgrec.training.checkpoint import Tested, write_checkpoint
+from imgrec.training.checkpoint import write_checkpoint
 from imgrec.training.module import Classifier
+from imgrec.training.tested_checkpoint import Tested
 
 LEAST_A_CLASS = 2  # validation images for each class, on average, without which no temperature is fitted
 

@@ -16,8 +16,8 @@ from imgrec.errors import CheckpointError, ConfigError, DataError, plural
 from imgrec.inference.checkpoint import network_state, read_checkpoint
 from imgrec.inference.metadata import TRAINED
 from imgrec.inference.paths import CHECKPOINTS, LAST
-from imgrec.training.checkpoint import ResumePoint, check_lightning_parts, refusing
 from imgrec.training.distill import Teacher, read_teacher
+from imgrec.training.resume_point import ResumePoint, check_lightning_parts, refusing
 from imgrec.training.seen_images import seen_sentence
 from imgrec.training.transfer import initial_network, record_of_weights
 

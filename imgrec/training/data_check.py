@@ -18,7 +18,7 @@ from imgrec.inference.checkpoint import read_record
 from imgrec.inference.rank_data import compare_ranks
 from imgrec.scan.known_faults import KnownFaults, known_faults
 from imgrec.terminal import Terminal
-from imgrec.training.checkpoint import ResumePoint
+from imgrec.training.resume_point import ResumePoint
 
 Data = TypeVar("Data", bound=ImageData)
 

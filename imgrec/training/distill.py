@@ -13,7 +13,7 @@ from imgrec.data.preprocess import Preprocess
 from imgrec.errors import CheckpointError, ConfigError, DataError, ImgrecError, first_names
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from imgrec.models.losses import Loss, distillation, is_softmax
-from imgrec.training.checkpoint import ResumePoint
+from imgrec.training.resume_point import ResumePoint
 
 
 class Teacher:

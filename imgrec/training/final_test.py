@@ -13,9 +13,9 @@ from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.inference.metrics import Report
 from imgrec.inference.split_predictions import SplitPredictions, scores_of
 from imgrec.training.calibrate import calibrate, calibration_result
-from imgrec.training.checkpoint import Tested
 from imgrec.training.extension import measure_extension
 from imgrec.training.module import Classifier
+from imgrec.training.tested_checkpoint import Tested
 
 
 class Tests(NamedTuple):

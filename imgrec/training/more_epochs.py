@@ -13,7 +13,7 @@ from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import numbered_paths
-from imgrec.training.checkpoint import ResumePoint
+from imgrec.training.resume_point import ResumePoint
 from imgrec.training.run_dir import RunDir, fewer_epochs
 from imgrec.training.scheduler import begins_alike
 from imgrec.training.summary import command_line, is_train_command

@@ -22,11 +22,12 @@ from imgrec.models.summary import measure_size
 from imgrec.scan.known_faults import known_faults
 from imgrec.training.callbacks.batch_norm import BatchNormStatistics
 from imgrec.training.callbacks.history import WEIGHTS_ONLY, History
-from imgrec.training.checkpoint import Tested, to_cpu
+from imgrec.training.checkpoint import to_cpu
 from imgrec.training.final_test import Tests, test_network
 from imgrec.training.module import Classifier, validation_figures
 from imgrec.training.soup import Soup, Validated, Weights
 from imgrec.training.summary import describe_device, result_sentence, run_result
+from imgrec.training.tested_checkpoint import Tested
 from imgrec.training.trainer import build_trainer, prepare_process
 
 

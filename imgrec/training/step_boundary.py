@@ -26,7 +26,7 @@ from imgrec.errors import CheckpointError, ImgrecError, Stopped
 from imgrec.inference.device import is_out_of_memory
 from imgrec.training.callbacks.finite import NotFiniteError
 from imgrec.training.callbacks.steps import StepMetrics
-from imgrec.training.checkpoint import CheckpointWriter, ResumePoint, to_cpu
+from imgrec.training.checkpoint import CheckpointWriter, to_cpu
 from imgrec.training.event_files import event_file_sizes
 from imgrec.training.lightning_compat import (
     LoopPosition,
@@ -41,6 +41,7 @@ from imgrec.training.lightning_compat import (
 )
 from imgrec.training.module import Classifier
 from imgrec.training.out_of_memory import free_tensors
+from imgrec.training.resume_point import ResumePoint
 from imgrec.training.resume_state import StepSnapshot, restore_rank_state, take_rank_state
 from imgrec.training.timeline import Timeline
 

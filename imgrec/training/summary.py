@@ -35,11 +35,12 @@ from imgrec.scan.known_faults import KnownFaults
 from imgrec.terminal import percent, percents
 from imgrec.training.batch_choice import BatchChoice
 from imgrec.training.callbacks.history import History
-from imgrec.training.checkpoint import ResumePoint, Tested
 from imgrec.training.distill import Teacher
 from imgrec.training.final_test import Tests
 from imgrec.training.held_back import held_back
 from imgrec.training.optimizer import rate_sentence, written_rate
+from imgrec.training.resume_point import ResumePoint
+from imgrec.training.tested_checkpoint import Tested
 
 FAR_SHARE = 1.5  # factor on the wanted share of a split above which the start screen says it
 
