@@ -30,8 +30,9 @@ from imgrec.data.batch import Request
 from imgrec.data.readable import check_readable, find_unreadable
 from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
 from imgrec.errors import ConfigError, DataError, SourceError
-from imgrec.storage import fetch, remote, store
-from imgrec.storage.fetch import Fetcher, block_path
+from imgrec.storage import block_cache, fetch, remote, store
+from imgrec.storage.block_cache import block_path
+from imgrec.storage.fetch import Fetcher
 from imgrec.storage.index import INDEX, ShardIndex
 from imgrec.storage.shards import ImageShards
 from imgrec.storage.store import ObjectStore
@@ -281,9 +282,9 @@ def test_the_cache_stays_within_its_bound_and_forgets_what_was_used_longest_ago(
     images = shards(server.url).split("train")
     sizes = [images.files.blocks.size(block) for block in range(len(images.files.blocks.start))]
     fetcher = images.files.downloads.fetcher
-    fetcher.most_bytes = 3 * max(sizes)
-    monkeypatch.setattr(fetch, "FULL", 2 / 3)
-    monkeypatch.setattr(fetch, "LEFT", 2 / 3)
+    fetcher.cache.most_bytes = 3 * max(sizes)
+    monkeypatch.setattr(block_cache, "FULL", 2 / 3)
+    monkeypatch.setattr(block_cache, "LEFT", 2 / 3)
     numbers = np.unique(images.files.numbers(images.places)).tolist()
     assert len(numbers) >= 6
     for number in numbers:
@@ -301,7 +302,7 @@ def test_blocks_that_are_announced_are_not_the_oldest(server, here, cache):
         os.utime(block_path(str(cache), key, number), (number, number))
     files.downloads.call("ahead", [0])
     sizes = [files.blocks.size(number) for number in (0, 1, 2)]
-    fetch._remove_oldest(str(cache), int(sum(sizes) / fetch.LEFT) - sizes[1])
+    block_cache._remove_oldest(str(cache), int(sum(sizes) / block_cache.LEFT) - sizes[1])
     assert [os.path.exists(block_path(str(cache), key, number)) for number in (0, 1, 2)] == [True, False, True]
 
 
@@ -322,7 +323,7 @@ def test_a_disk_that_cannot_be_written_is_named(server, here, cache, monkeypatch
         raise OSError(number, os.strerror(number))
 
     images = shards(server.url).split("train")
-    monkeypatch.setattr(fetch.os, "write", fail)
+    monkeypatch.setattr(block_cache.os, "write", fail)
     parts = ("Free disk space", "data.cache_gb") if number == 28 else ("Make it a folder that you can write to",)
     with raises_error(SourceError, cache, os.strerror(number), *parts, "IMGREC_CACHE=FOLDER"):
         fetch_all(images)
@@ -351,7 +352,7 @@ def test_only_blocks_are_removed_from_the_cache(server, here, cache):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(10_000))
         os.utime(path, (1, 1))
-    fetch._remove_oldest(str(cache), 1)
+    block_cache._remove_oldest(str(cache), 1)
     assert all(path.exists() for path in others)
     assert not any(path.exists() for path in blocks)
 
@@ -419,15 +420,15 @@ def test_a_block_that_a_killed_process_left_half_written_is_written_again(kept, 
     first, second, *_ = np.unique(images.files.numbers(images.places)).tolist()
     path = block_path(str(cache), images.files.key, first)
     cache.mkdir(parents=True)
-    code = f"from imgrec.storage.fetch import _claimed; import os, time\nwith _claimed({path!r}, 9) as f:\n os.write(f, b'x' * 9000); print(1, flush=True); time.sleep(600)"
+    code = f"from imgrec.storage.block_cache import _claimed; import os, time\nwith _claimed({path!r}, 9) as f:\n os.write(f, b'x' * 9000); print(1, flush=True); time.sleep(600)"
     with subprocess.Popen([os.sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         os.kill(other.pid, signal.SIGKILL)
         other.wait()
-    assert os.path.getsize(path + fetch.PART) == 9000
+    assert os.path.getsize(path + block_cache.PART) == 9000
     Path(block_path(str(cache), images.files.key, second)).write_bytes(b"cut short by a power failure")
     assert equal(images, shards(kept).split("train"))
-    assert not list(cache.glob("*" + fetch.PART))
+    assert not list(cache.glob("*" + block_cache.PART))
 
 
 # Reading ahead

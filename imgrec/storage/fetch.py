@@ -4,27 +4,26 @@ It is a process of its own because obstore's threads do not survive the forks by
 download waits for Python's lock while a network is trained. It ends when its parent does, whose end closes its input.
 """
 
-import fcntl
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from multiprocessing.connection import Connection, Listener
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.errors import NO_ROOM, SourceError, first_line, shorten
+from imgrec.errors import SourceError, first_line, shorten
+from imgrec.storage.block_cache import BlockCache, block_path
 from imgrec.storage.store import ReadError, Store, find_fix, open_store
 
 REQUESTS = 16  # at once, and as many for what is waited for: at 50 ms each, 160 MB/s in blocks of half a megabyte
@@ -32,14 +31,6 @@ MOST_ATTEMPTS = 10
 FIRST_WAIT_S = 0.1  # between attempts; twice as long after each, 25 s in all
 MOST_WAIT_S = 5.0
 WITHOUT_RANGES = "Use a server that answers requests for a range of bytes, or copy the shards to a disk."
-PART = ".part"
-BLOCK_NAME = re.compile(r"[0-9a-f]{32}-\d+(\.part)?")
-STALE_S = 3600.0  # age of an unfinished block that nobody is writing any more
-# A process looks how large the cache is whenever it has written 1/128 of the bound, and removes blocks down to 7/8 of it from 15/16 on,
-# so that up to 8 processes that write at the same time stay below it.
-LOOK = 1 / 128
-FULL = 15 / 16
-LEFT = 7 / 8
 
 
 class FetchSettings(NamedTuple):
@@ -67,23 +58,17 @@ class Blocks(NamedTuple):
         return int(self.stop[block] - self.start[block])
 
 
-def block_path(folder: str, key: str, block: int) -> str:
-    return os.path.join(folder, f"{key}-{block}")
-
-
 class Fetcher:
     """Downloads what it is asked for, several blocks at once, into a folder that stays below `most_bytes`."""
 
     def __init__(self, root: str, folder: str, most_bytes: int, store: Store | None = None) -> None:
-        self.folder, self.most_bytes = folder, most_bytes
+        self.cache = BlockCache(folder, most_bytes)
         self.store = open_store(root) if store is None else store
         self._blocks: Blocks | None = None
         self._needed = ThreadPoolExecutor(REQUESTS, "imgrec-needed")
         self._ahead = ThreadPoolExecutor(REQUESTS, "imgrec-ahead")
         self._pending: dict[int, tuple[Future[None], ThreadPoolExecutor]] = {}
         self._lock = threading.RLock()  # a future that is done calls back where it is submitted, too
-        self._looking = threading.Lock()
-        self._written = most_bytes  # so that the first block looks
 
     def get(self, path: str) -> bytes:
         """A whole file."""
@@ -97,7 +82,7 @@ class Fetcher:
         assert self._blocks is not None
         for number in numbers:
             with suppress(OSError):  # who needs it is told what is wrong with the folder
-                os.utime(block_path(self.folder, self._blocks.key, number))  # it is not the oldest
+                os.utime(block_path(self.cache.folder, self._blocks.key, number))  # it is not the oldest
                 continue
             with self._lock:
                 if number not in self._pending:
@@ -128,40 +113,10 @@ class Fetcher:
 
     def _fetch(self, number: int) -> None:
         assert self._blocks is not None
-        blocks, path = self._blocks, block_path(self.folder, self._blocks.key, number)
-        with self._writable():
-            while True:
-                os.makedirs(self.folder, mode=0o700, exist_ok=True)
-                with suppress(FileNotFoundError):  # the cache was removed meanwhile
-                    self._write(blocks, number, path)
-                    self._bound(blocks.size(number))
-                    return
-
-    def _write(self, blocks: Blocks, number: int, path: str) -> None:
-        with _claimed(path, blocks.size(number)) as file:
-            if file is None:
-                return
-            shard, span = blocks.shards[blocks.shard[number]], (int(blocks.start[number]), int(blocks.stop[number]))
-            images = blocks.images[blocks.first[number] : blocks.first[number + 1]].tolist()
-            content = self._read(shard, span, images)
-            os.ftruncate(file, 0)
-            while len(content):
-                content = content[os.write(file, content) :]
-            os.rename(path + PART, path)
-
-    @contextmanager
-    def _writable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            fix = (
-                f"Free disk space, set a data.cache_gb below {self.most_bytes / 1e9:.3g}"
-                if error.errno in NO_ROOM
-                else "Make it a folder that you can write to"
-            )
-            raise SourceError(
-                f"{self.folder}, where remote shards are cached, cannot be written: {error.strerror}. {fix}, or set IMGREC_CACHE=FOLDER."
-            ) from error
+        blocks = self._blocks
+        shard, span = blocks.shards[blocks.shard[number]], (int(blocks.start[number]), int(blocks.stop[number]))
+        images = blocks.images[blocks.first[number] : blocks.first[number + 1]].tolist()
+        self.cache.write(blocks.key, number, span[1] - span[0], lambda: self._read(shard, span, images))
 
     def _read(self, path: str, span: tuple[int, int] | None, images: list[list[int]] | None) -> memoryview:
         """The bytes of a file, all of them and undamaged, in up to MOST_ATTEMPTS; an image that is damaged in the store becomes zeros.
@@ -202,75 +157,6 @@ class Fetcher:
             f"cannot be read: {reason}; {MOST_ATTEMPTS} attempts in {time.monotonic() - began:.0f} s. "
             f"{WITHOUT_RANGES if 'ange request' in reason else 'Start the same command again when the server answers.'}"
         )
-
-    def _bound(self, written: int) -> None:
-        """Remove the blocks used longest ago where the cache has become too large. Who has one open can read on."""
-        with self._lock:
-            self._written += written
-            if self._written < LOOK * self.most_bytes:
-                return
-            self._written = 0
-        if not self._looking.acquire(blocking=False):
-            return
-        try:
-            _remove_oldest(self.folder, self.most_bytes)
-        finally:
-            self._looking.release()
-
-
-@contextmanager
-def _claimed(path: str, size: int) -> Iterator[int | None]:
-    """The file to write a block into, which no other process writes meanwhile; None where the block is there already.
-
-    The lock is the system's: a process that is killed has it no longer.
-    """
-    while not _is_whole(path, size):
-        file = os.open(path + PART, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_file(file, path + PART):  # else another process has finished it, and this is the block
-                yield file
-                return
-        finally:
-            os.close(file)
-    yield None
-
-
-def _is_file(file: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _is_whole(path: str, size: int) -> bool:
-    """Also not after a power failure, which may leave a shorter file."""
-    try:
-        return os.stat(path).st_size == size
-    except FileNotFoundError:
-        return False
-
-
-def _remove_oldest(folder: str, most_bytes: int) -> None:
-    now, total = time.time(), 0
-    found: list[tuple[int, int, str]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not BLOCK_NAME.fullmatch(entry.name):
-                continue  # not ours to remove
-            with suppress(FileNotFoundError):  # another process removes too
-                status = entry.stat()
-                total += status.st_size
-                if not entry.name.endswith(PART) or now - status.st_mtime > STALE_S:
-                    found.append((status.st_mtime_ns, status.st_size, entry.path))
-    if total <= FULL * most_bytes:
-        return
-    for _, size, path in sorted(found):
-        if total <= LEFT * most_bytes:
-            break
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        total -= size
 
 
 def serve(settings: FetchSettings) -> None:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from imgrec.data.batch import Indices, Request, Requests
 from imgrec.data.cache import CACHE_VARIABLE, cache_folder
 from imgrec.errors import ConfigError, DataError, SourceError
-from imgrec.storage.fetch import MOST_ATTEMPTS, Blocks, FetchSettings, block_path
+from imgrec.storage.block_cache import block_path
+from imgrec.storage.fetch import MOST_ATTEMPTS, Blocks, FetchSettings
 from imgrec.storage.index import INDEX, Places, ShardIndex
 from imgrec.storage.store import ReadError
 
