@@ -103,8 +103,8 @@ def measure(
     from imgrec.data.datamodule import DataModule, build_data
     from imgrec.data.decoded import usable_memory
     from imgrec.data.folder import FileData, ImageFiles
-    from imgrec.training.lightning_compat import compiling
     from imgrec.training.step_speed import train_speed
+    from imgrec.training.torch_compat import compiling
     from imgrec.training.trainer import prepare_process
 
     prepare_process(configured)

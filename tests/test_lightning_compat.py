@@ -44,13 +44,13 @@ from imgrec.training.lightning_compat import (
     is_within_epoch,
     prepare_trainer,
     read_loop_position,
-    remove_ddp_hooks,
     restore_trained_weights,
     set_loop_position,
     silence_known_warnings,
     skip_unused_hooks,
 )
 from imgrec.training.module import Classifier
+from imgrec.training.torch_compat import remove_ddp_hooks
 
 MICRO_BATCHES, ACCUMULATE, EPOCHS = 5, 2, 3
 pytestmark = pytest.mark.filterwarnings(*(f"ignore:.*{known}" for known in KNOWN_WARNINGS))

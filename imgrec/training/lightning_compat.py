@@ -1,8 +1,8 @@
-"""All that imgrec uses of PyTorch Lightning and torch beyond their documented interface, each part with its reason.
+"""All that imgrec uses of PyTorch Lightning beyond its documented interface, each part with its reason.
 
-Checked with pytorch-lightning 2.6.6 and torch 2.14.1. `prepare_trainer` looks every name up before a run starts, so
-that a version which renamed one is refused with an error; tests/test_lightning_compat.py tests each name and its
-behaviour.
+Checked with pytorch-lightning 2.6.6 and torch 2.14.1. `prepare_trainer` looks every name up before a run starts, those of
+torch_compat too, so that a version which renamed one is refused with an error; tests/test_lightning_compat.py tests each
+name and its behaviour.
 
 One assumption has no name to look up. StepBoundary (imgrec.training.step_boundary) relies on Lightning's order of
 hooks: a batch is fetched and on the device before on_train_batch_start, `completed` is increased after
@@ -13,7 +13,7 @@ import logging
 import os
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,18 +22,15 @@ from operator import attrgetter
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import DDPStrategy, Strategy
 from pytorch_lightning.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
-from torch.autograd import Variable
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from imgrec.errors import ConfigError, ImgrecError, first_line
+from imgrec.errors import ImgrecError
+from imgrec.training.torch_compat import TORCH_NAMES
 
 SUPPORTED = "pytorch-lightning>=2.6.4,<2.7"
 
@@ -86,8 +83,8 @@ def prepare_trainer(trainer: pl.Trainer) -> None:
     """
     for path in TRAINER_NAMES:
         _look_up(trainer, path)
-    _look_up(DistributedDataParallel, "_remove_autograd_hooks")
-    _look_up(Variable, "_execution_engine.queue_callback")
+    for owner, path in TORCH_NAMES:
+        _look_up(owner, path)
     _look_up(Strategy, "_setup_model")
     _look_up(WeightAveraging(), "_average_model")
     set_loop_position({"fit_loop": trainer.fit_loop.state_dict()}, LoopPosition(0, 0, "train", 0), micro_batches=1, accumulate=1)
@@ -183,45 +180,6 @@ def silence_known_warnings() -> None:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     for message in KNOWN_WARNINGS:
         warnings.filterwarnings("ignore", f"(?s).*{message}")
-
-
-def compile_in_place(net: nn.Module, *, dynamic: bool | None) -> None:
-    """What net.compile does; torch.compile(net) would rename every key of its state dict.
-
-    torch 2.11 compiles no frame of torch.nn itself, and so nothing of a network that is an nn.Sequential. This frame is ours.
-    """
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return net._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-    net._compiled_call_impl = torch.compile(call, dynamic=dynamic)
-
-
-@contextmanager
-def compiling() -> Iterator[None]:
-    """ConfigError for a network, or a machine, with which torch.compile fails in the block. Its errors have no public base."""
-    try:
-        yield
-    except TorchDynamoException as error:
-        reason = first_line(getattr(error, "inner_exception", error))
-        raise ConfigError(
-            f"trainer.compile=true: the network cannot be compiled here: {reason}. Set trainer.compile=false."
-        ) from error
-
-
-@contextmanager
-def deterministic_errors() -> Iterator[None]:
-    """ConfigError for an operation in the block that torch refuses with trainer.deterministic. Its error is a plain RuntimeError."""
-    try:
-        yield
-    except RuntimeError as error:
-        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
-        if not found:
-            raise
-        raise ConfigError(
-            f"trainer.deterministic=true: the network uses {operation}, which gives other bits each time on this device. "
-            "Set trainer.deterministic=false, or another model: model=resnet."
-        ) from error
 
 
 # The position in the run
@@ -328,9 +286,6 @@ def restore_trained_weights(trainer: pl.Trainer) -> None:
                 callback.on_validation_epoch_end(trainer, trainer.lightning_module)
 
 
-# DDP
-
-
 class UnwrappedDDP(DDPStrategy):
     """DDPStrategy whose network is not wrapped in DDP: it is set up as by the base class of Lightning's strategies.
 
@@ -342,16 +297,3 @@ class UnwrappedDDP(DDPStrategy):
 
     def _setup_model(self, model: nn.Module) -> nn.Module:  # type: ignore[override]
         return model
-
-
-def after_gradients(loss: Tensor, call: Callable[[], None]) -> None:
-    """Call it in the backward pass from `loss`, once its gradients are computed and before DDP waits for their exchange.
-
-    Calls that are queued in a backward pass run at its end in their order, and DDP queues that wait with the last gradient.
-    """
-    loss.register_hook(lambda gradient: Variable._execution_engine.queue_callback(call))  # type: ignore[no-untyped-call]
-
-
-def remove_ddp_hooks(model: DistributedDataParallel) -> None:
-    """Remove DDP's hooks in backward before its module is wrapped again: the old buckets would be reduced as well."""
-    model._remove_autograd_hooks()  # type: ignore[no-untyped-call]

@@ -30,9 +30,10 @@ from imgrec.models.layers import layers
 from imgrec.models.losses import Loss, answered, one_hot
 from imgrec.models.summary import trains_on_one
 from imgrec.training.distill import Teacher
-from imgrec.training.lightning_compat import QuickHooks, ask_once, compile_in_place, skip_unused_hooks
+from imgrec.training.lightning_compat import QuickHooks, ask_once, skip_unused_hooks
 from imgrec.training.optimizer import build_optimizer, decayed, optimizer_node
 from imgrec.training.scheduler import lightning_schedulers, stretch
+from imgrec.training.torch_compat import compile_in_place
 
 IMAGES_OF_WEIGHTS = 5000  # that a network is set from, as in the records of CIFAR-10
 

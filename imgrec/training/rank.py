@@ -27,7 +27,7 @@ from imgrec.training.continued import starting_network
 from imgrec.training.data_check import read_data
 from imgrec.training.event_files import truncate_event_files
 from imgrec.training.final_test import test_network
-from imgrec.training.lightning_compat import compiling, deterministic_errors, driver_asked
+from imgrec.training.lightning_compat import driver_asked
 from imgrec.training.module import Classifier
 from imgrec.training.out_of_memory import halved_where_memory_ends
 from imgrec.training.precision import chosen_precision
@@ -36,6 +36,7 @@ from imgrec.training.run_dir import RunDir
 from imgrec.training.step_boundary import StepBoundary
 from imgrec.training.tested_checkpoint import read_tested
 from imgrec.training.threads import chosen_threads
+from imgrec.training.torch_compat import compiling, deterministic_errors
 from imgrec.training.trainer import build_trainer, opened_logger, prepare_process, run_callbacks
 
 

@@ -9,7 +9,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from imgrec.distributed.sharding import gather_whole, is_sharded, shard, sharded_like
-from imgrec.training.lightning_compat import UnwrappedDDP, find_averages, remove_ddp_hooks
+from imgrec.training.lightning_compat import UnwrappedDDP, find_averages
+from imgrec.training.torch_compat import remove_ddp_hooks
 
 
 def make_strategy(name: Literal["auto", "ddp", "fsdp"], *, world_size: int) -> Strategy | Literal["auto"]:

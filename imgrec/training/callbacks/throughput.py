@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from imgrec.data.batch import Batch
-from imgrec.training.lightning_compat import after_gradients
 from imgrec.training.timeline import NOT_STEPS, PARTS, CudaClock, HostClock, Timeline, share_columns
+from imgrec.training.torch_compat import after_gradients
 
 
 class Throughput(pl.Callback):
