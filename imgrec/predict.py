@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from imgrec.config.answers import check_answers
+from imgrec.config.answers import AnswerSettings, check_answers
 from imgrec.config.compose import compose_config
-from imgrec.config.schema import Device, Precision, ProcessesConfig, SetMethod, Views, dotted_types, parse_settings
+from imgrec.config.schema import ProcessesConfig, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
@@ -30,23 +30,12 @@ MOST_SHOWN = 50  # files whose rows are printed too
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
-    """The keys of conf/predict.yaml."""
+class PredictConfig(AnswerSettings):
+    """The further keys of conf/predict.yaml."""
 
-    ckpt: str | None
     files: str | list[str] | None
     out: str
-    top_k: int
-    coverage: float | None
-    sets: SetMethod
-    sets_by_class: bool
-    risk: float | None
-    tta: Views | None
-    batch_size: int
     num_workers: int | Literal["auto"]
-    device: Device
-    precision: Precision | None
-    calibrated: bool
     trainer: ProcessesConfig
     overwrite: bool
 

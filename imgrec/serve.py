@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from imgrec.config.annotations import format_value
-from imgrec.config.answers import check_answers
+from imgrec.config.answers import AnswerSettings, check_answers
 from imgrec.config.compose import compose_config
-from imgrec.config.schema import Device, Precision, ServedFormat, SetMethod, Views, dotted_types, parse_settings
+from imgrec.config.schema import ServedFormat, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu, check_packages
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, first_names, plural
@@ -30,20 +30,12 @@ NEEDED = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig:
-    """The keys of conf/serve.yaml."""
+class ServeConfig(AnswerSettings):
+    """The further keys of conf/serve.yaml."""
 
-    ckpt: str | None
     host: str
     port: int
     token_file: str | None
-    top_k: int
-    coverage: float | None
-    sets: SetMethod
-    sets_by_class: bool
-    risk: float | None
-    tta: Views | None
-    batch_size: int
     max_wait_ms: float
     network_threads: int | Literal["auto"]
     max_queue: int
@@ -53,9 +45,6 @@ class ServeConfig:
     formats: list[ServedFormat]
     body_timeout_s: float
     stop_timeout_s: float
-    device: Device
-    precision: Precision | None
-    calibrated: bool
 
 
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:

@@ -1,7 +1,26 @@
-"""Which keys of a prediction exclude one another; imports no torch, so that a command refuses them at once."""
+"""The keys of how a checkpoint answers, and which exclude one another; imports no torch, so that a command refuses them at once."""
 
-from imgrec.config.schema import Views
+from dataclasses import dataclass
+
+from imgrec.config.schema import Device, Precision, SetMethod, Views
 from imgrec.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerSettings:
+    """The keys that conf/predict.yaml and conf/serve.yaml have in common."""
+
+    ckpt: str | None
+    top_k: int
+    coverage: float | None
+    sets: SetMethod
+    sets_by_class: bool
+    risk: float | None
+    tta: Views | None
+    device: Device
+    precision: Precision | None
+    calibrated: bool
+    batch_size: int
 
 
 def check_answers(*, coverage: float | None, risk: float | None, calibrated: bool, tta: Views | None) -> None:

@@ -1,32 +1,9 @@
 """How a checkpoint answers, as the keys of `imgrec predict` and `imgrec serve` say."""
 
-from typing import Protocol
-
-from imgrec.config.schema import Device, Precision, SetMethod, Views
+from imgrec.config.answers import AnswerSettings
 from imgrec.inference.checkpoint import Checkpoint
 from imgrec.inference.guarantee import Guarantee, find_guarantee
 from imgrec.inference.predictor import Predictor
-
-
-class AnswerSettings(Protocol):
-    """The keys that both commands have."""
-
-    @property
-    def coverage(self) -> float | None: ...
-    @property
-    def risk(self) -> float | None: ...
-    @property
-    def sets(self) -> SetMethod: ...
-    @property
-    def sets_by_class(self) -> bool: ...
-    @property
-    def calibrated(self) -> bool: ...
-    @property
-    def tta(self) -> Views | None: ...
-    @property
-    def device(self) -> Device: ...
-    @property
-    def precision(self) -> Precision | None: ...
 
 
 def build_predictor(checkpoint: Checkpoint, settings: AnswerSettings) -> tuple[Predictor, Guarantee | None]:
