@@ -15,10 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import yaml
-
 from imgrec.config.compose import compose_config
-from imgrec.config.plain_data import read_mapping
+from imgrec.config.plain_data import dump_yaml, read_mapping
 from imgrec.config.schema import Device, Monitor, MovedData, dotted_types, monitor_mode, parse_settings
 from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
@@ -241,7 +239,7 @@ def _begun(folder: Path, config: dict[str, Any]) -> Iterator[None]:
     folder.mkdir(parents=True)
     try:
         with lock_folder(folder) or nullcontext():
-            atomic_write(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            atomic_write(folder / "config.yaml", dump_yaml(config))
             yield
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

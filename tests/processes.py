@@ -25,7 +25,7 @@ import torch
 import torch.utils.tensorboard
 from torch import distributed
 
-import imgrec.training.trainer  # noqa: F401
+import imgrec.training.rank  # noqa: F401
 from imgrec.distributed.signals import end_with_parent
 
 LIMIT_S = 300  # ends what hangs; nothing is decided by it on a machine that is only busy

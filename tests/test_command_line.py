@@ -9,7 +9,7 @@ import pytest
 from error_parts import raises_error
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from marks import slow_but
+from marks import fewer, slow_but
 
 from imgrec import cli
 from imgrec.check import CheckConfig
@@ -84,7 +84,7 @@ TEXT_KEYS = {
 
 
 @pytest.mark.parametrize("command", TEXT_KEYS)
-@settings(max_examples=10)
+@fewer(4)
 @given(text=TEXTS)
 def test_a_text_is_taken_as_it_is_typed(command: str, text: str) -> None:
     folder = ["data=imagefolder"] if command == "train" else []

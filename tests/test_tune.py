@@ -214,9 +214,10 @@ def searched(plan: SweepPlan, path: Path) -> SweepFolder:
     return read_sweep(path / plan.name / "sweep_1")
 
 
+@pytest.mark.parametrize("kills", slow_but(7, among=(7, KILLS)))
 @optuna_installed
-def test_killed_twenty_times_it_proposes_the_same_and_ends_with_the_same_best(
-    own: Tuning, composed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_killed_many_times_it_proposes_the_same_and_ends_with_the_same_best(
+    kills: int, own: Tuning, composed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import optuna.storages.journal._file as journal
 
@@ -226,7 +227,7 @@ def test_killed_twenty_times_it_proposes_the_same_and_ends_with_the_same_best(
     monkeypatch.setattr(journal.time, "sleep", lambda seconds: pytest.fail("it waits for the lock of the killed process"))
     writes = Writes(tmp_path / "killed" / own.plan.name / "sweep_1", monkeypatch)
     own.plan.base["runs_dir"] = str(tmp_path / "killed")
-    for kill in range(KILLS):
+    for kill in range(kills):
         file = writes.folder / "sweep.json"
         done = file.read_text().count('"finished"') if file.exists() else 0
         writes.left = 2 + done + 1 + kill % 7  # what is written before the first unfinished job, and then each of the next seven

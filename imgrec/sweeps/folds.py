@@ -14,14 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 
-import yaml
 from rich.table import Table
 
 from imgrec.config.annotations import whole_number
 from imgrec.config.batch_checks import check_same_batch
 from imgrec.config.instantiate import check_signature
 from imgrec.config.load import load_config
-from imgrec.config.plain_data import read_mapping
+from imgrec.config.plain_data import dump_yaml, read_mapping
 from imgrec.config.schema import Node, RunConfig
 from imgrec.config.start_checks import check_start
 from imgrec.distributed import signals
@@ -69,7 +68,7 @@ def cross_validate(argv: Sequence[str], override: str, config_dir: str | None, f
     runs = [_fold_run(run, path, number, count) for number in range(1, count + 1)]
     _check_data(runs[0], path / "1", terminal)
     path.mkdir(parents=True, exist_ok=True)
-    atomic_write(path / "config.yaml", yaml.safe_dump(_stored(run, count), sort_keys=False))
+    atomic_write(path / "config.yaml", dump_yaml(_stored(run, count)))
     terminal.say(f"{count} folds in {path}", style="bold")
     _train(runs, path, terminal, fit)
     with terminal.progress_shown():

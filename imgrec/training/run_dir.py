@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-import yaml
-
-from imgrec.config.plain_data import read_mapping
+from imgrec.config.plain_data import dump_yaml, read_mapping
 from imgrec.config.schema import Node, RunConfig
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
@@ -136,7 +134,7 @@ class RunDir:
         self._write_config(config)
 
     def _write_config(self, config: Node) -> None:
-        atomic_write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        atomic_write(self.path / "config.yaml", dump_yaml(config))
 
 
 def join_run_dir(run: RunConfig) -> RunDir:
