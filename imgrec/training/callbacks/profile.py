@@ -30,6 +30,7 @@ class Profile(pl.Callback):
                 activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_cuda else [])],
                 schedule=schedule(wait=SKIPPED - 1, warmup=1, active=RECORDED, repeat=1),
                 on_trace_ready=self._write,
+                acc_events=True,  # else torch 2.11 warns that a second cycle would clear what this one recorded
             )
             self._profiler.start()
 
