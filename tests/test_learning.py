@@ -45,6 +45,8 @@ CURVE = (
     "trainer.limit_test_batches=1",
     "trainer.log_every_steps=1",
     "logger=tensorboard",
+    "callbacks.pictures=null",
+    "report=false",
     "name=golden",
     "id=1",
 )

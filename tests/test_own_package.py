@@ -32,6 +32,7 @@ SMALL = (
     "trainer.accelerator=cpu",
     "trainer.devices=1",
     "trainer.save_every_steps=2",
+    "callbacks.pictures=null",
 )
 
 

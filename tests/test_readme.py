@@ -32,6 +32,7 @@ SMALL = {
         "trainer.accelerator=cpu",
         "trainer.devices=1",
         "num_workers=0",
+        "callbacks.pictures=null",
     ),
     "evaluate": ("device=cpu", "num_workers=0", "plot=none"),
     "predict": ("device=cpu", "num_workers=0"),

@@ -38,10 +38,11 @@ def unbroken(tmp_path_factory) -> dict:
     return finish_run(together(tmp_path_factory.mktemp("unbroken")), size=2)
 
 
-def test_two_killed_processes_resume_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("workers", slow_but(0, among=(0, 1)))
+def test_two_killed_processes_resume_bit_for_bit(tmp_path, workers):
     words = ("epochs=2", "callbacks.early_stopping.patience=1")
     unbroken = finish_run(together(tmp_path / "unbroken", *words), size=2)
-    run = together(tmp_path / "killed", *words, "trainer.save_every_steps=1", "num_workers=1")
+    run = together(tmp_path / "killed", *words, "trainer.save_every_steps=1", f"num_workers={workers}")
     kill_run(run, 6, StepBoundary, "on_before_optimizer_step", size=2)
     assert_same(finish_run(run, size=2), unbroken)
 

@@ -29,7 +29,14 @@ def root(tmp_path_factory) -> Path:
 
 
 def load(folder: Path, root: Path, *words: str) -> config.RunConfig:
-    skip = ("data=imagefolder", f"data.root={root}", "data.on_bad_image=skip", "data.on_bad_image_eval=skip", "num_workers=0")
+    skip = (
+        "data=imagefolder",
+        f"data.root={root}",
+        "data.on_bad_image=skip",
+        "data.on_bad_image_eval=skip",
+        "num_workers=0",
+        "callbacks.pictures=null",
+    )
     return config.load("train", [*WORDS, *skip, f"runs_dir={folder}", "name=r", "id=a", *words])
 
 
