@@ -19,8 +19,10 @@ import imgrec.training.checkpoint
 from imgrec import config
 from imgrec.inference.checkpoint import weights_hash
 from imgrec.train import fit
+from imgrec.training import rank
 from imgrec.training.module import Classifier
 from imgrec.training.step_boundary import StepBoundary
+from imgrec.training.tested_checkpoint import read_tested
 
 # Its second epoch is the best.
 WORDS = (
@@ -116,7 +118,25 @@ def test_a_best_checkpoint_that_is_lost_in_the_middle_is_told_and_the_run_ends_w
     assert result["weights"]["last"] == unbroken[1]["weights"]["last"]
 
 
-@pytest.mark.parametrize("damage", slow_but(remove, among=DAMAGES))
+def test_one_that_is_lost_as_the_training_ends_is_told_and_the_last_weights_are_tested(tmp_path, monkeypatch, capsys):
+    best = tmp_path / "r/a/checkpoints/best.ckpt"
+
+    def lose_and_read(*arguments):
+        remove(best)
+        return read_tested(*arguments)
+
+    monkeypatch.setattr(rank, "read_tested", lose_and_read)
+    result = fit(load_run(tmp_path, *WORDS))
+    said = capsys.readouterr().out.splitlines()
+    assert_error(next(line for line in said if line.startswith(str(best))), best, DAMAGES[remove], "last epoch")
+    assert result["best"]["epoch"] < 6
+    assert result["weights"]["test"] == result["weights"]["last"]
+    assert measured(best.with_name("last.ckpt"), "test") == pytest.approx((result["test"]["loss"], result["test"]["accuracy"]))
+    assert_error(result["summary"], "test accuracy", "epoch 6", f"epoch {result['best']['epoch']} by val/loss", "lost")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_one_that_is_lost_before_the_test_is_told_and_the_last_weights_are_tested(tmp_path, unbroken, capfd, damage):
     run = load_run(tmp_path, *WORDS)
     kill_run(run, 1, Classifier, "test_step")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow_but
 from scipy import stats
 
 from imgrec.data import counter_rng
@@ -39,7 +40,7 @@ def test_a_draw_depends_on_its_sample_only(seed: int, indices: list[int], fewer:
     assert torch.equal(whole[:, :fewer], counter_rng.uniform(seed, 3, torch.tensor(indices), 1, fewer))
 
 
-@pytest.mark.parametrize("axis", ["seed", "epoch", "index", "stream", "k"])
+@pytest.mark.parametrize("axis", slow_but("index", "k", among=["seed", "epoch", "index", "stream", "k"]))
 def test_draws_are_uniform_and_uncorrelated_along_every_axis(axis: str) -> None:
     count, one = 20_000, torch.zeros(1, dtype=torch.int64)
     u = {

@@ -68,7 +68,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("preprocessing", [COLOUR, GRAY], ids=["colour", "gray"])
+@pytest.mark.parametrize("preprocessing", [COLOUR, pytest.param(GRAY, marks=pytest.mark.slow)], ids=["colour", "gray"])
 def test_training_and_prediction_by_path_or_from_a_picture_see_pils_pixels(tmp_path, preprocessing):
     (tmp_path / "class").mkdir()
     for name, content in CASES.items():
