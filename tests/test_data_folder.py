@@ -157,6 +157,7 @@ class Crops:
     """An augmentation that takes the upper left quarter and inverts."""
 
     mixes = False
+    crop_scale = (0.25, 0.25)
 
     def __init__(self, epoch: int = 2) -> None:
         self.epoch = epoch

@@ -7,7 +7,7 @@ index) alone, see counter_rng.py; for `mix` on (seed, step).
 
 import math
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Literal
 
 import torch
@@ -77,18 +77,7 @@ class Augment:
         """(top, left, height, width) in pixels, as v2.RandomResizedCrop (Szegedy 2014); None if `crop_scale` is None."""
         if self.crop_scale is None:
             return None
-        low, high = (math.log(ratio) for ratio in self.crop_ratio)
-        for k in range(ATTEMPTS):
-            u = [counter_rng.unit(seed, epoch, index, counter_rng.CROP_BOX, 4 * k + j) for j in range(4)]
-            area = height * width * (self.crop_scale[0] + u[0] * (self.crop_scale[1] - self.crop_scale[0]))
-            ratio = math.exp(low + u[1] * (high - low))
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                return int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1)), h, w
-        # No box fits an image with this aspect ratio: take its middle, at the nearest allowed ratio.
-        ratio = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
-        h, w = min(height, max(1, round(width / ratio))), min(width, max(1, round(height * ratio)))
-        return (height - h) // 2, (width - w) // 2, h, w
+        return _draw_box(height, width, tuple(self.crop_scale), tuple(self.crop_ratio), seed, epoch, index)
 
     def sample(self, image: Tensor, *, seed: int, epoch: int, index: int) -> Tensor:
         """torchvision's RandAugment, AutoAugment or TrivialAugmentWide on one uint8 image [C, H, W] on the CPU.
@@ -188,6 +177,24 @@ class Augment:
         y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
         rows, columns = (y >= top) & (y < top + h) & selected, (x >= left) & (x < left + w)
         return torch.where((rows[:, :, None] & columns[:, None])[:, None], images.mean((2, 3), keepdim=True), images)
+
+
+@lru_cache(maxsize=1)  # it is asked for twice, before an image is decoded and after
+def _draw_box(
+    height: int, width: int, scale: tuple[float, float], ratios: tuple[float, float], seed: int, epoch: int, index: int
+) -> tuple[int, int, int, int]:
+    low, high = map(math.log, ratios)
+    for k in range(ATTEMPTS):
+        u = [counter_rng.unit(seed, epoch, index, counter_rng.CROP_BOX, 4 * k + j) for j in range(4)]
+        area = height * width * (scale[0] + u[0] * (scale[1] - scale[0]))
+        ratio = math.exp(low + u[1] * (high - low))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(u[2] * (height - h + 1)), int(u[3] * (width - w + 1)), h, w
+    # No box fits an image with this aspect ratio: take its middle, at the nearest allowed ratio.
+    ratio = min(max(width / height, ratios[0]), ratios[1])
+    h, w = min(height, max(1, round(width / ratio))), min(width, max(1, round(height * ratio)))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def augment_to_size(

@@ -5,7 +5,7 @@ import logging
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO, FileIO
 from pathlib import Path
@@ -23,6 +23,7 @@ from imgrec.data import jpeg
 from imgrec.errors import DataError, first_line
 from imgrec.files import IMAGE_FORMATS
 
+Rows = Callable[[int, int], int]  # how many of the upper rows are needed of a picture of this height and width
 MOST_PIXELS = 2 * int(Image.MAX_IMAGE_PIXELS or 0)  # above twice its limit PIL opens no file
 FORMATS = tuple(IMAGE_FORMATS)
 MAX_ASPECT = 32  # of the sides; images with a larger ratio are cropped before they are resized
@@ -68,10 +69,10 @@ def load_image(path: str, preprocessing: Preprocessing) -> Tensor:
     return fit_to_size(decode(path, preprocessing), preprocessing)
 
 
-def decode(path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "auto") -> Tensor:
+def decode(path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "auto", rows: Rows | None = None) -> Tensor:
     """uint8 [C, H, W] of an image file, as `from_pil` makes it of the opened file; DataError with the path of a file without.
 
-    decoder: of JPEG data, all with the same pixels.
+    decoder: of JPEG data, all with the same pixels. rows: below them there may be anything, and damage may not be noticed.
     """
     with _naming_image(path, preprocessing["max_pixels"]):
         status = os.stat(path)
@@ -80,19 +81,21 @@ def decode(path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "aut
         if not status.st_size:
             raise DataError("the file is empty")
         with open(path, "rb", buffering=0) as file:
-            pixels = _jpeg_pixels(file, status.st_size, preprocessing, decoder)
+            pixels = _jpeg_pixels(file, status.st_size, preprocessing, decoder, rows)
         if pixels is not None:
             return pixels
         with open(path, "rb") as buffered:
             return _decode_by_pil(buffered, preprocessing)
 
 
-def decode_bytes(content: bytes, path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "auto") -> Tensor:
+def decode_bytes(
+    content: bytes, path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "auto", rows: Rows | None = None
+) -> Tensor:
     """`decode` of the content of an image file; path: what errors call it."""
     with _naming_image(path, preprocessing["max_pixels"]):
         if not content:
             raise DataError("the file is empty")
-        pixels = _jpeg_pixels(BytesIO(content), len(content), preprocessing, decoder)
+        pixels = _jpeg_pixels(BytesIO(content), len(content), preprocessing, decoder, rows)
         return _decode_by_pil(BytesIO(content), preprocessing) if pixels is None else pixels
 
 
@@ -121,7 +124,9 @@ def _decode_by_pil(file: BinaryIO, preprocessing: Preprocessing) -> Tensor:
             return from_pil(image, preprocessing)
 
 
-def _jpeg_pixels(file: FileIO | BytesIO, size: int, preprocessing: Preprocessing, decoder: jpeg.Decoder) -> Tensor | None:
+def _jpeg_pixels(
+    file: FileIO | BytesIO, size: int, preprocessing: Preprocessing, decoder: jpeg.Decoder, rows: Rows | None
+) -> Tensor | None:
     """The pixels of a JPEG in about half of PIL's time; None for other formats and for the rare kinds that only PIL reads."""
     if file.read(3) != jpeg.SIGNATURE:
         return None
@@ -133,7 +138,8 @@ def _jpeg_pixels(file: FileIO | BytesIO, size: int, preprocessing: Preprocessing
     _check_size(header.width, header.height, preprocessing["max_pixels"])
     if size > METADATA_BYTES:
         content += file.read(min(size - METADATA_BYTES, 8 * header.width * header.height))
-    pixels = jpeg.decode_jpeg(content, header, preprocessing["channels"], decoder)
+    needed = None if rows is None or header.has_metadata else rows(header.height, header.width)
+    pixels = jpeg.decode_jpeg(content, header, preprocessing["channels"], decoder, needed)
     if pixels is None:
         return None
     if not header.has_metadata:

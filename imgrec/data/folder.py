@@ -4,6 +4,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from copy import copy
+from functools import partial
 from typing import BinaryIO, Literal, Self, TypedDict, Unpack
 
 import numpy as np
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from imgrec.data.augment import Augment, augment_to_size
 from imgrec.data.batch import Batch, Indices, Request, Requests
-from imgrec.data.decode import Preprocessing, ScaleError, decode, is_constant
+from imgrec.data.decode import Preprocessing, Rows, ScaleError, decode, is_constant
 from imgrec.data.decoded import DecodedImages, decoded_images
 from imgrec.data.image_data import Check, Common, ImageData, Splits
 from imgrec.data.image_set import ImageSet
 from imgrec.data.jpeg import Decoder, check_decoder
 from imgrec.data.mixup import partners
 from imgrec.data.sampler import Order
+from imgrec.data.shared_batches import can_share, memfd_tensor
 from imgrec.errors import DataError, SourceError
 
 # Of a split of up to MOST_SIZES files the sizes of all are compared when a run is resumed, and 4 KB from the middle of
@@ -82,6 +84,9 @@ class FileData(ImageData):
 class ImageFiles:
     """Image files with labels; those of a request are decoded, cropped and resized one by one into uint8 [B, C, S, S].
 
+    In training an image is decoded whole the first time, and later down to the last row of its crop, with the same pixels there.
+    Whether it can be read, and whether it is constant, so depends on no crop.
+
     An unreadable file raises DataError with its path. With `on_bad_image: skip` (training) or `on_bad_image_eval: skip`
     (the other splits) it is listed in `Batch.bad` instead, and the batch has one image less.
     """
@@ -103,6 +108,8 @@ class ImageFiles:
         self.training, self.seed = False, 0
         self.augment: Augment | None = None
         self.decoded: DecodedImages | None = None
+        # int64 [N], of all workers: the `file_state` of images that were decoded whole, and are not constant; 0 of the others.
+        self.found_whole: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -136,20 +143,32 @@ class ImageFiles:
         """The image file as it is stored."""
         return open(self.path(index), "rb", buffering=0)  # PIL and `decode` read large pieces
 
-    def decode(self, index: int) -> Tensor:
-        """uint8 [C, H, W] of one image; DataError with its path."""
-        return decode(self.path(index), self.preprocessing, self.reading["decoder"])
+    def decode(self, index: int, rows: Rows | None = None) -> Tensor:
+        """uint8 [C, H, W] of one image; DataError with its path. rows: as of `decode`."""
+        return decode(self.path(index), self.preprocessing, self.reading["decoder"], rows)
+
+    def file_state(self, index: int) -> int:
+        """Another number once a file has changed, by its size and time; 0: not known."""
+        try:
+            status = os.stat(self.path(index))
+        except OSError:  # `decode` says what is wrong
+            return 0
+        return hash((status.st_size, status.st_mtime_ns))
 
     def __getitem__(self, request: Request) -> Batch:
         size = request.side or self.preprocessing["image_size"]
         shape = (len(request.indices), self.preprocessing["channels"], size, size)
         images = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)  # as decoders and fast convolutions
+        whole = None if self.found_whole is None else self.found_whole.numpy()
         rows: list[int] = []  # of the request, that could be read
         bad: list[str] = []
         constant: list[str] = []
         for row, index in enumerate(request.indices.tolist()):
+            file, draw = index % len(self), {"seed": self.seed, "epoch": request.epoch, "index": index}
+            state = 0 if whole is None else self.file_state(file)
+            known = whole is not None and whole[file] == state != 0
             try:
-                image = self._image(index % len(self))
+                image = self._image(file, partial(self._needed_rows, **draw) if known else None)
             except (ScaleError, SourceError):  # of a setting, or a server: leaving images out would hide it
                 raise
             except DataError as error:
@@ -158,12 +177,13 @@ class ImageFiles:
                     raise DataError(
                         f"{error} Remove or replace it, or leave unreadable images out with data.{self.bad_image_key}=skip.{others}"
                     ) from error
-                bad.append(self.path(index % len(self)))
+                bad.append(self.path(file))
                 continue
-            if is_constant(image):
-                constant.append(self.path(index % len(self)))
-            draw = {"seed": self.seed, "epoch": request.epoch, "index": index, "side": request.side}
-            images[len(rows)] = augment_to_size(image, self.preprocessing, self.augment, **draw)
+            if not known and is_constant(image):
+                constant.append(self.path(file))
+            elif whole is not None:
+                whole[file] = state
+            images[len(rows)] = augment_to_size(image, self.preprocessing, self.augment, **draw, side=request.side)
             rows.append(row)
         read = np.array(rows, dtype=np.int64)
         indices = request.indices[read]
@@ -180,24 +200,30 @@ class ImageFiles:
             tuple(constant),
         )
 
-    def _image(self, index: int) -> Tensor:
+    def _image(self, index: int, rows: Rows | None = None) -> Tensor:
         """`decode`, or what it gave the first time in any process (data.cache=ram)."""
         if self.decoded is None:
-            return self.decode(index)
+            return self.decode(index, rows)
         image = self.decoded.get(index)
         if image is None:
             self.decoded.put(index, image := self.decode(index))
         return image
 
+    def _needed_rows(self, height: int, width: int, **draw: int) -> int:
+        assert self.augment is not None
+        box = self.augment.crop_box(height, width, **draw)
+        return height if box is None else box[0] + box[2]
+
     def decoded_once(self) -> Self:
         """The same images, which all processes of this machine share once they are decoded. A collective."""
         shared = copy(self)
+        shared.found_whole = None
         shared.decoded = decoded_images(self.open, len(self), self.preprocessing["channels"])
         return shared
 
     def take(self, rows: Indices) -> Self:
         part = copy(self)
-        part.decoded = None
+        part.decoded = part.found_whole = None
         part.names, part.labels = self.names.take(rows), self.labels.take(rows)  # two thirds of the time of [rows]
         part.groups = None if self.groups is None else self.groups[rows]
         return part
@@ -221,6 +247,8 @@ class ImageFiles:
     def for_training(self, augment: Augment | None, seed: int) -> Self:
         augmented = copy(self)
         augmented.training, augmented.augment, augmented.seed = True, augment, seed
+        if augment is not None and augment.crop_scale is not None and self.decoded is None and can_share():
+            augmented.found_whole = memfd_tensor(8 * len(self)).view(torch.int64)
         return augmented
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imgrec.data.batch import Indices, Requests
-from imgrec.data.decode import Preprocessing, ScaleError, decode_bytes
+from imgrec.data.decode import Preprocessing, Rows, ScaleError, decode_bytes
 from imgrec.data.folder import FileData, FileKeys, ImageFiles, Reading
 from imgrec.data.image_data import Splits
 from imgrec.data.sampler import Order
@@ -122,12 +122,15 @@ class ImageShards(ImageFiles):
     def open(self, index: int) -> BinaryIO:
         return io.BytesIO(self.read(index).tobytes())
 
-    def decode(self, index: int) -> Tensor:
+    def file_state(self, index: int) -> int:
+        return 1  # a shard that changes in a run is damaged
+
+    def decode(self, index: int, rows: Rows | None = None) -> Tensor:
         content = self.read(index)
         if (pixels := raw_pixels(content, self.preprocessing)) is not None:
             return pixels
         try:
-            return decode_bytes(content.tobytes(), self.path(index), self.preprocessing, self.reading["decoder"])
+            return decode_bytes(content.tobytes(), self.path(index), self.preprocessing, self.reading["decoder"], rows)
         except ScaleError:
             raise
         except DataError as error:
