@@ -17,7 +17,7 @@ from imgrec.config.start_checks import check_gpu, check_packages
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, first_names, plural
 from imgrec.inference.paths import find_checkpoint
-from imgrec.serving.access import VARIABLE, read_token
+from imgrec.serving.access import VARIABLE, read_token, readable_by_others
 from imgrec.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -82,19 +82,23 @@ def _serve(config: ServeConfig, token: str | None) -> int:
             service,
             opened,
             stop_timeout_s=config.stop_timeout_s,
-            on_started=lambda: _say_started(terminal, service, opened, url_of(opened)),
+            on_started=lambda: _say_started(terminal, service, opened, url_of(opened), config.token_file),
         )
     terminal.say(f"stopped; {plural(service.answered, 'image')} answered")
     return 0
 
 
-def _say_started(terminal: Terminal, service: "Service", opened: "socket", url: str) -> None:
+def _say_started(terminal: Terminal, service: "Service", opened: "socket", url: str, token_file: str | None) -> None:
     recognizer, token = service.recognizer, service.settings.token
     header = "-H 'Authorization: Bearer TOKEN' " if token else ""
     terminal.say(f"{recognizer.file}: {plural(len(recognizer.classes), 'class', 'es')} ({first_names(recognizer.classes, 5)})")
     host = opened.getsockname()[0]
     if token is None and not _is_loopback(host):
         terminal.say(f"host={host}: whoever reaches this machine may ask. Set {VARIABLE} or token_file=FILE.", style="yellow")
+    if token_file is not None and readable_by_others(token_file):
+        terminal.say(
+            f"token_file={token_file}: all users of this machine can read it. Type chmod 600 {token_file}", style="yellow"
+        )
     terminal.say(f"listening at {url}, a page to drop images on; Ctrl-C stops", style="bold green")
     terminal.say("next:")
     terminal.say(f"  curl {header}-F image=@photo.jpg {url}/predict")
@@ -141,6 +145,7 @@ def _network_threads(config: ServeConfig, device: str) -> int:
 def _load_recognizer(config: ServeConfig) -> "Recognizer":
     from imgrec.inference.answer_settings import build_predictor
     from imgrec.inference.checkpoint import load_checkpoint
+    from imgrec.inference.tta import mirror_note
     from imgrec.serving.onnx_recognizer import OnnxRecognizer
     from imgrec.serving.recognizer import CheckpointRecognizer
 
@@ -148,7 +153,10 @@ def _load_recognizer(config: ServeConfig) -> "Recognizer":
     if _is_onnx(config):
         cores = max(1, len(os.sched_getaffinity(0)) // _network_threads(config, "cpu"))
         return OnnxRecognizer(Path(config.ckpt), cores=cores, max_pixels=config.max_pixels)
-    predictor, guarantee = build_predictor(load_checkpoint(Path(config.ckpt)), config)
+    checkpoint = load_checkpoint(Path(config.ckpt))
+    predictor, guarantee = build_predictor(checkpoint, config)
+    if note := mirror_note(checkpoint, config.tta):
+        Terminal().say(note, style="yellow")
     return CheckpointRecognizer(predictor, guarantee, batch_size=config.batch_size, max_pixels=config.max_pixels)
 
 

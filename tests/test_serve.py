@@ -8,6 +8,7 @@ import struct
 import threading
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from error_parts import assert_error, assert_refused, raises_error
@@ -15,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from image_files import damaged, encode, file_kinds, picture, stored_damage
 from marks import fewer
+from PIL import Image
 from served import LIMITS, PNG, Client, Echo, ask, form, service
 from untrained_run import save_untrained_run
 
 from imgrec import cli
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.predictor import load
-from imgrec.serving.access import VARIABLE, is_allowed, read_token
+from imgrec.serving.access import VARIABLE, is_allowed, read_token, readable_by_others
 from imgrec.serving.app import ImageJob, answer_jobs
 from imgrec.serving.limits import Limits, Refused, Upload, check_image, image_format
 from imgrec.serving.page import drop_page
@@ -130,6 +132,22 @@ def test_a_checkpoint_reads_no_more_pixels_than_the_server(recognizer):
     with raises_error(DataError, "a.png", "8x6", "47"):
         small.read(PNG, "a.png")
     assert recognizer.read(PNG, "a.png").shape == (1, 8, 8)
+
+
+def test_a_run_that_reads_fewer_pixels_than_the_server_refuses_as_the_server_does(tmp_path):
+    run = save_untrained_run(tmp_path, "data.max_pixels=47")
+    small = CheckpointRecognizer(load(run, device="cpu"), None, batch_size=1, max_pixels=10**6)
+    served = service(small, limits=Limits(**{**vars(LIMITS), "max_pixels": 10**6}))
+    reply = ask(served, lambda client: client.predict())
+    assert (reply.status, reply.json) == (413, {"error": "the file has 8x6 pixels; at most 47 are read. Make it smaller."})
+    document = ask(served, lambda client: client.send("GET", "/openapi.json")).body.decode()
+    assert "47 pixels an image" in document
+
+
+def test_values_without_a_scale_are_refused_without_a_key_of_the_training(recognizer):
+    twelve_bits = encode(Image.fromarray(np.full((8, 6), 4000, dtype=np.uint16)), "PNG")
+    reply = ask(service(recognizer), lambda client: client.predict(twelve_bits))
+    assert (reply.status, "Send it with 8 bits." in reply.json["error"], "data." in reply.json["error"]) == (422, True, False)
 
 
 def test_a_linear_layer_gives_a_row_the_same_in_any_batch():
@@ -256,6 +274,52 @@ def test_a_fault_of_the_network_is_a_500_without_its_details():
     assert 'imgrec_requests_total{path="/predict",status="500"} 1.0' in metrics
 
 
+class NoNumber(Echo):
+    """A network without an answer to images of 99 bytes."""
+
+    def answer(self, images, top_k):
+        if 99 in images:
+            raise CheckpointError("x.ckpt: the network's answer is not a number.")
+        return super().answer(images, top_k)
+
+
+def test_an_answer_that_is_not_a_number_is_a_500_with_one_line_in_the_log_and_the_others_are_answered(capsys):
+    async def talk(client: Client):
+        bad = form(("bad\t.png", PNG[:99]))
+        return await asyncio.gather(client.predict(), client.predict(*bad), client.predict())
+
+    replies = ask(service(NoNumber(), max_wait_s=1000.0), talk)
+    assert [reply.status for reply in replies] == [200, 500, 200]
+    assert replies[1].json == {"error": "the network has no answer to bad?.png. The server's log says why."}
+    assert capsys.readouterr().err == "imgrec: bad?.png: x.ckpt: the network's answer is not a number.\n"
+
+
+def test_a_stop_that_waits_no_longer_answers_503():
+    """For a request in the queue and one whose body is still coming, on a connection that is closed after it."""
+    go = threading.Event()
+
+    async def talk(client: Client):
+        waits = asyncio.create_task(client.predict())
+        sends = asyncio.create_task(
+            client.send("POST", "/predict", PNG, ends=False, content_type="image/png", connection="close")
+        )
+        while served._batcher.admitted < 2 or served._batcher.preparing > 1:
+            await asyncio.sleep(0)
+        for task in (waits, sends):
+            task.cancel()
+        for _ in range(99):
+            await asyncio.sleep(0)
+        sends.cancel()  # the end of the event loop, while the body is read to its end
+        replies = await waits, await sends
+        go.set()
+        return replies, served._batcher.admitted
+
+    served = service(Echo(wait=go.wait))
+    replies, admitted = ask(served, talk)
+    assert [(reply.status, reply.headers["retry-after"]) for reply in replies] == [(503, "5")] * 2
+    assert admitted == 0
+
+
 def test_a_refused_request_holds_its_places_until_all_of_its_images_are_read():
     """Else requests with one bad file among good ones fill the decoders' queue, which has no other bound."""
     go = threading.Event()
@@ -371,15 +435,26 @@ def test_a_token_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     (file := tmp_path / "token").write_text(f"{TOKEN}\n")
     assert read_token(str(file)) == TOKEN
     for content, parts in (
-        (b"short", ("5 characters", "16 or more")),
+        (b"short", ("5 characters", "16")),
         (b"\xff" * 20, ("ASCII",)),
         (b"two words of text", ("16",)),
+        (b"x" * 2000, ("2,000 characters", "1,024")),
     ):
         file.write_bytes(content)
         with raises_error(ConfigError, f"token_file={file}", *parts, "openssl rand"):
             read_token(str(file))
     with raises_error(ConfigError, "token_file=nowhere", "No such file", "openssl rand"):
         read_token("nowhere")
+    with raises_error(ConfigError, "token_file=/dev/zero", "2,048 characters", "openssl rand"):  # without an end
+        read_token("/dev/zero")
+    file.write_bytes(f"{TOKEN}\r\n".encode())
+    assert read_token(str(file)) == TOKEN
+    for mode, is_open in ((0o644, True), (0o600, False)):
+        file.chmod(mode)
+        assert readable_by_others(str(file)) is is_open
+    monkeypatch.setenv(VARIABLE, "")
+    with raises_error(ConfigError, VARIABLE, "0 characters", f"unset {VARIABLE}"):
+        read_token(None)
     monkeypatch.setenv(VARIABLE, TOKEN * 2)
     assert read_token(None) == TOKEN * 2
     with raises_error(ConfigError, f"token_file={file}", VARIABLE, "one of them"):
@@ -555,6 +630,7 @@ def test_the_page_shows_names_as_text_and_loads_nothing_else():
         (("ckpt=x.onnx", "coverage=0.9"), ("coverage=0.9", "as it was exported", "Leave coverage out")),
         (("ckpt=x.onnx", "calibrated=false"), ("calibrated=false", "Leave calibrated out")),
         (("ckpt=nowhere",), ("nowhere", "no such file", "runs/NAME/ID")),
+        (("ckpt=/dev/zero",), ("/dev/zero", "device", "runs/NAME/ID")),
         (("ckpt=x", "max_images=20", "max_queue=5"), ("max_images=20", "max_queue=5", "max_queue=20")),
         (("ckpt=x", "formats=[]"), ("formats=[]", "formats=[jpeg,png]")),
         (("ckpt=x", "formats=[psd]"), ("formats", "psd", "jpeg")),
@@ -586,7 +662,7 @@ def test_a_port_that_is_taken_names_the_next(tmp_path, capsys):
     assert_refused(capsys.readouterr().err, f"port={port}", f"port={port + 1}", "port=0")
 
 
-@pytest.mark.parametrize("host", ["no.such.name.invalid", "203.0.113.9"])
+@pytest.mark.parametrize("host", ["no.such.name.invalid", "203.0.113.9", "ff02::1"])
 def test_a_host_that_is_not_here_is_refused(host):
     with raises_error(ConfigError, f"host={host}", "host=127.0.0.1"):
         bind(host, 0)

@@ -117,6 +117,16 @@ def test_a_dropped_image_is_answered_and_said(opened: Open, images: list[str]) -
     page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
     answered(page, 1)
     page.get_by_role("status").filter(has_text="dropped.png: <b>cat</b>").wait_for()
+    assert page.locator("#files").evaluate("(field) => field.files[0].name") == "dropped.png"  # not 'No file chosen'
+
+
+def test_the_same_file_can_be_chosen_again(opened: Open, images: list[str]) -> None:
+    page = opened()
+    for count in (1, 2):
+        with page.expect_file_chooser() as chooser:
+            page.locator("#files").click()
+        chooser.value.set_files(images[:1])
+        assert answered(page, count).count() == count
 
 
 def test_the_file_button_is_reached_by_tab_and_has_a_name(opened: Open) -> None:

@@ -1,8 +1,10 @@
 """The server with an exported file: the answers of the checkpoint, for images of any sizes in one batch."""
 
+import os
+
 import numpy as np
 import pytest
-from error_parts import raises_error
+from error_parts import assert_error, raises_error
 from image_files import encode, picture
 from PIL import Image
 from served import LIMITS, ask, form, service
@@ -103,6 +105,27 @@ def test_what_the_file_guarantees_is_in_the_answer(recognizer, added):
     ]
     assert told["class"] == "1"
     assert told.get("set", told.get("answered")) == (["1", "0"] if added == "prediction_set" else False)
+
+
+def test_an_answer_that_is_not_a_number_is_no_answer():
+    class Session:
+        def run(self, names, inputs):
+            return [np.array([[0.25, 0.75], [np.nan, np.nan], [1.0, 0.0]], dtype=np.float32)]
+
+    recognizer = OnnxRecognizer.__new__(OnnxRecognizer)
+    recognizer.classes, recognizer.adds, recognizer._outputs, recognizer._session = "ab", None, ["probabilities"], Session()
+    recognizer.file = "model.onnx"
+    first, second, third = recognizer._predict(np.zeros((3, 8, 8, 1), dtype=np.uint8), 1)
+    assert (first.class_name, third.class_name) == ("b", "a")
+    assert_error(str(second), "model.onnx", "not a number")
+
+
+@pytest.mark.slow
+def test_a_pipe_is_refused_at_once(tmp_path):
+    """Also in the place of the file that is served, for a reload."""
+    os.mkfifo(tmp_path / "model.onnx")
+    with raises_error(DataError, tmp_path / "model.onnx", "cannot be served", "pipe"):
+        OnnxRecognizer(tmp_path / "model.onnx", cores=1, max_pixels=10**6)
 
 
 def test_images_at_once_have_no_more_pixels_than_one_may_have():

@@ -14,9 +14,11 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from image_files import encode, picture
+from processes import wait_until
 from untrained_run import save_untrained_run
 
 from imgrec.serving.access import VARIABLE
@@ -39,16 +41,16 @@ def post(url: str, body: bytes, **headers: str) -> tuple[int, dict]:
 
 @pytest.fixture
 def started(tmp_path, start_command):
-    """started(WORD, ...) is the process of a server, and its URL."""
+    """started(WORD, ...) is the process of a server, its URL and the lines that it printed."""
 
-    def start(*words: str):
-        run = save_untrained_run(tmp_path / "run")
+    def start(*words: str, **saved: Any):
+        run = save_untrained_run(tmp_path / "run", **saved)
         process = start_command(
             *(sys.executable, "-m", "imgrec.serve", f"ckpt={run}", "port=0", "device=cpu", *words),
             env={**os.environ, VARIABLE: TOKEN},
         )
-        shown = [process.stdout.readline() for _ in range(4)]
-        return process, re.search(r"http://127\.0\.0\.1:\d+", shown[1])[0], shown
+        shown = [*iter(process.stdout.readline, "next:\n"), "next:\n", process.stdout.readline()]
+        return process, re.search(r"listening at (http://127\.0\.0\.1:\d+)", "".join(shown))[1], shown
 
     return start
 
@@ -115,6 +117,102 @@ def test_slow_heads_are_given_up_and_refusals_reach_those_who_still_send(started
             while slow.recv(4096):
                 pass
     assert [post(f"{url}/predict", bytes(20_000_000))[0] for _ in range(5)] == [413] * 5
+
+
+def connect(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60)
+
+
+def head(size: int) -> bytes:
+    return (
+        f"POST /predict?top_k=1000 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+        f"Content-Type: image/png\r\nContent-Length: {size}\r\n\r\n"
+    ).encode()
+
+
+def received(connection: socket.socket) -> bytes:
+    """All of it until the server closes the connection."""
+    return b"".join(iter(lambda: connection.recv(65_536), b""))
+
+
+def test_a_client_that_closes_its_half_of_the_connection_is_answered(started):
+    """As `nc -N` and `socat` do; also after requests that it sent without waiting for their answers."""
+    _, url, _ = started()
+    for count in (1, 3):
+        with connect(url) as connection:
+            connection.sendall((head(len(PNG)) + PNG) * count)
+            connection.shutdown(socket.SHUT_WR)
+            assert received(connection).count(b"HTTP/1.1 200 ") == count
+    with connect(url) as connection:  # in the middle of an image
+        connection.sendall(head(len(PNG)) + PNG[:50])
+        connection.shutdown(socket.SHUT_WR)
+        assert b" 200 " not in received(connection)
+    assert post(f"{url}/predict", PNG)[0] == 200
+
+
+def test_a_client_that_reads_no_answer_is_given_up(started, tmp_path):
+    """More than the kernel holds for it: the names of 1,000 classes, for each of some requests."""
+    classes = tuple(f"{number:04d}" + "x" * 2000 for number in range(1000))
+    process, url, _ = started("body_timeout_s=1", classes=classes)
+    files = Path(f"/proc/{process.pid}/fd")
+    before = len(list(files.iterdir()))
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        deaf.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+        deaf.sendall((head(len(PNG)) + PNG) * 8)
+        wait_until(lambda: len(list(files.iterdir())) > before)
+        wait_until(lambda: len(list(files.iterdir())) <= before)
+    assert process.stderr is not None
+    process.terminate()
+    assert (process.wait(60), process.stderr.read()) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "signals", "code", "said"),
+    [
+        ((), [signal.SIGTERM, signal.SIGINT], 130, "imgrec: interrupted. Start the same command again.\n"),
+        (("stop_timeout_s=1",), [signal.SIGTERM, signal.SIGTERM], 0, "ERROR:    Cancel 1 running task(s)"),
+    ],
+)
+def test_a_stop_that_waits_no_longer_answers_503(started, words, signals, code, said):
+    """After the second signal, or stop_timeout_s, for a client that is still sending."""
+    process, url, _ = started(*words)
+    with connect(url) as connection:
+        connection.sendall(head(len(PNG)) + PNG[:50])
+        wait_until(lambda: "imgrec_waiting_images 1.0" in get(f"{url}/metrics"))
+        process.send_signal(signals[0])
+        wait_until(lambda: refuses(url))
+        process.send_signal(signals[1])
+        assert received(connection).startswith(b"HTTP/1.1 503 ")
+    assert process.wait(60) == code
+    assert process.stderr.read().startswith(said)
+
+
+def get(url: str) -> str:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        return reply.read().decode()
+
+
+def refuses(url: str) -> bool:
+    try:
+        connect(url).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_form_that_is_none_writes_nothing_on_the_screen(started):
+    process, url, _ = started()
+    broken = b"--XyZ\r\n\0Foo: bar\r\n\r\nx\r\n--XyZ--\r\n"
+    assert post(f"{url}/predict", broken, **{"Content-Type": "multipart/form-data; boundary=XyZ"})[0] == 400
+    process.terminate()
+    assert (process.wait(60), process.stderr.read()) == (0, "")
+
+
+def test_views_that_the_network_never_saw_are_said(started):
+    _, _, shown = started("tta=flip")
+    assert "augment.flip=0" in shown[0]
 
 
 def test_more_connections_than_open_files_are_closed_without_a_word(started):

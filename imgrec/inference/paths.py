@@ -66,6 +66,10 @@ def find_checkpoint(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID."
         )
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: it is a device, a pipe or a socket. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID."
+        )
     for name in (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", BEST, LAST):
         if (path / name).is_file():
             return path / name

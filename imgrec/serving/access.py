@@ -4,42 +4,46 @@ The token is read from a file or the environment, never from the command line, w
 """
 
 import os
+import stat
 from collections.abc import Mapping
 from hashlib import sha256
 from hmac import compare_digest
 from ipaddress import ip_address
-from pathlib import Path
 
 from imgrec.errors import ConfigError, shorten
 
 VARIABLE = "IMGREC_TOKEN"
-LEAST_LETTERS = 16
+SHORTEST_TOKEN, LONGEST_TOKEN = 16, 1024
 
 
 def read_token(token_file: str | None) -> str | None:
-    """The token, None where none is set; ConfigError for a file that cannot be read, two tokens, or a short one."""
+    """The token, None where none is set; ConfigError for a file that cannot be read, two tokens, or one that is no token."""
     value = os.environ.get(VARIABLE)
     if token_file is None and value is None:
         return None
-    source = VARIABLE if token_file is None else f"token_file={token_file}"
-    if token_file is not None:
+    if token_file is None:
+        source, hint = VARIABLE, f"Type export {VARIABLE}=$(openssl rand -hex 32), or unset {VARIABLE}."
+    else:
+        source, hint = f"token_file={token_file}", "Type (umask 077; openssl rand -hex 32 > token), and set token_file=token."
         if value is not None:
             raise ConfigError(f"{source} and {VARIABLE} in the environment are two tokens. Set one of them.")
         try:
-            value = Path(token_file).read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError) as error:
+            with open(token_file, encoding="ascii") as file:
+                value = file.read(2 * LONGEST_TOKEN)  # a device has no end
+        except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no ASCII text"
-            raise ConfigError(f"{source}: it cannot be read: {reason}. {_make()}") from error
+            raise ConfigError(f"{source}: it cannot be read: {reason}. {hint}") from error
     token = (value or "").strip()
-    if len(token) < LEAST_LETTERS or not token.isascii() or not token.isprintable() or " " in token:
+    if not SHORTEST_TOKEN <= len(token) <= LONGEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
-            f"{source}: its token has {len(token)} characters; expected {LEAST_LETTERS} or more, ASCII, without spaces. {_make()}"
+            f"{source}: its token has {len(token):,} characters; expected {SHORTEST_TOKEN} to {LONGEST_TOKEN:,}, ASCII, without spaces. {hint}"
         )
     return token
 
 
-def _make() -> str:
-    return "Type openssl rand -hex 32 > token, and set token_file=token."
+def readable_by_others(token_file: str) -> bool:
+    """Whether users of the machine that are neither its owner nor of its group may read the file."""
+    return bool(os.stat(token_file).st_mode & stat.S_IROTH)
 
 
 def is_allowed(authorization: str | None, token: str | None) -> bool:

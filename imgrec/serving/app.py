@@ -3,12 +3,13 @@
 import asyncio
 import json
 import os
+import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -20,17 +21,19 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from imgrec.errors import DataError, ImgrecError, shorten
+from imgrec.errors import CheckpointError, DataError, ImgrecError, printable, shorten
 from imgrec.files import as_utf8
 from imgrec.inference.predictor import Prediction
 from imgrec.serving.access import find_intruder, is_allowed
 from imgrec.serving.batcher import Batcher, QueueFull
-from imgrec.serving.limits import Limits, Refused, Upload, check_image, read_uploads
+from imgrec.serving.limits import Limits, Refused, Upload, check_image, read_uploads, refuse_unreadable
 from imgrec.serving.metrics import CONTENT_TYPE, ServerMetrics
 from imgrec.serving.middleware import Counted, Drained
 from imgrec.serving.openapi import api_description
 from imgrec.serving.page import PAGE_HEADERS, drop_page
 from imgrec.serving.recognizer import Added, Recognizer
+
+RETRY = {"Retry-After": "5"}  # seconds until another server may have taken its place
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,10 @@ class Service:
         async def guarded(request: Request) -> Response:
             if self.settings.token is None and (line := find_intruder(request.method, request.headers, self.settings.local_host)):
                 raise Refused(403, line)
-            return await endpoint(request)
+            try:
+                return await endpoint(request)
+            except asyncio.CancelledError as error:  # only a stop that waits no longer cancels a request
+                raise Refused(503, "the server stopped before it had the answer. Try again.", RETRY) from error
 
         return guarded
 
@@ -144,7 +150,7 @@ class Service:
     async def _predict(self, request: Request) -> Response:
         self._check_token(request)
         if self.stopping:
-            raise Refused(503, "the server is stopping. Try again.", {"Retry-After": "5"})
+            raise Refused(503, "the server is stopping. Try again.", RETRY)
         start, recognizer = time.perf_counter(), self.recognizer
         top_k = self._top_k(request, len(recognizer.classes))
         with self._batcher.admit() as admission:
@@ -170,12 +176,16 @@ class Service:
                 raise image
         return images
 
+    def _limits(self, recognizer: Recognizer) -> Limits:
+        limits = self.settings.limits
+        return replace(limits, max_pixels=min(limits.max_pixels, recognizer.max_pixels))
+
     def _read(self, recognizer: Recognizer, upload: Upload) -> Any:
-        check_image(upload, self.settings.limits)
+        check_image(upload, self._limits(recognizer))
         try:
             return recognizer.read(upload.content, str(upload))
         except DataError as error:
-            raise Refused(422, str(error)) from error
+            raise refuse_unreadable(error, upload) from error
 
     def _top_k(self, request: Request, classes: int) -> int:
         query = request.query_params
@@ -209,7 +219,8 @@ class Service:
         return Response(page, media_type="text/html", headers=PAGE_HEADERS)
 
     async def _openapi(self, request: Request) -> Response:
-        return json_response(api_description(self.settings.limits, self.recognizer.adds, self.settings.token is not None))
+        limits, needs_token = self._limits(self.recognizer), self.settings.token is not None
+        return json_response(api_description(limits, self.recognizer.adds, needs_token))
 
     async def _health(self, request: Request) -> Response:
         return json_response({"status": "ok"})
@@ -230,7 +241,10 @@ class Service:
 def _prediction(upload: Upload, prediction: Prediction | Exception, top_k: int, adds: Added) -> dict[str, Any]:
     """The JSON of one image's answer; raises what the network raised."""
     if isinstance(prediction, DataError):
-        raise Refused(422, str(prediction))
+        raise refuse_unreadable(prediction, upload)
+    if isinstance(prediction, CheckpointError):
+        print(printable(f"imgrec: {upload}: {prediction}"), file=sys.stderr, flush=True)
+        raise Refused(500, f"the network has no answer to {upload}. The server's log says why.")
     if isinstance(prediction, Exception):
         raise prediction
     top = [{"class": as_utf8(name), "probability": probability} for name, probability in prediction.top[:top_k]]

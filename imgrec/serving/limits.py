@@ -15,8 +15,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from imgrec.config.schema import ServedFormat
+from imgrec.data.decode import ScaleError
 from imgrec.data.jpeg import count_scans
-from imgrec.errors import first_line, plural, printable, shorten
+from imgrec.errors import DataError, first_line, plural, printable, shorten
 
 FIELDS, FIELD_BYTES = 16, 4096  # of a form, beside its files
 RAW_TYPES = ("application/octet-stream",)  # beside image/*
@@ -30,7 +31,7 @@ MOST_SCANS = 100
 
 
 class Refused(Exception):
-    """A request that is answered with a 4xx or 503 status and this line."""
+    """A request that is answered with a 4xx or 5xx status and this line."""
 
     def __init__(self, status: int, line: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(printable(line))
@@ -96,6 +97,13 @@ def check_image(upload: Upload, limits: Limits) -> None:
         raise Refused(413, f"{upload} has {width:,}x{height:,} pixels; at most {limits.max_pixels:,} are read. Make it smaller.")
     if form == "jpeg" and (scans := count_scans(upload.content, MOST_SCANS)) > MOST_SCANS:
         raise Refused(422, f"{upload} has {scans:,} scans; at most {MOST_SCANS} are read. Save it as a JPEG again.")
+
+
+def refuse_unreadable(error: DataError, upload: Upload) -> Refused:
+    """The refusal of an image that cannot be decoded, without the keys of the training that its error may name."""
+    if isinstance(error, ScaleError):
+        return Refused(422, f"{upload}: which of its values are black and white is not known. Send it with 8 bits.")
+    return Refused(422, str(error))
 
 
 async def read_uploads(request: Request, limits: Limits) -> list[Upload]:

@@ -55,7 +55,7 @@ class Drained:
             # A client that was too slow is not waited for again, and one that expects a 100 has sent nothing.
             refuses = message["type"] == "http.response.start" and message["status"] != 408 and b"expect" not in headers
             if refuses and (closes or self._is_closing()):
-                with suppress(TimeoutError):
+                with suppress(TimeoutError, asyncio.CancelledError):  # the second where a stop waits no longer
                     async with asyncio.timeout(self._timeout_s):
                         while not ended:
                             await noted_receive()

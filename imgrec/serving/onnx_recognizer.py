@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.data.decode import Preprocessing, decode_bytes
-from imgrec.errors import DataError, first_line
+from imgrec.errors import CheckpointError, DataError, first_line
+from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.predictor import Prediction
 from imgrec.serving.recognizer import HASH_DIGITS, Added
 
@@ -34,13 +35,14 @@ class OnnxRecognizer:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cores
         try:
-            content = read_file(str(path))  # once: another may be put in its place at any time, for a reload
+            # Once: another may be put in its place at any time, for a reload. A pipe would never end.
+            content = read_file(str(find_checkpoint(path)))
             difference, tolerance, _ = verify(content, ["CPUExecutionProvider"])
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             facts = self._session.get_modelmeta().custom_metadata_map
             self.classes: list[str] = json.loads(facts["classes"])
             self._steps: Preprocessing = json.loads(facts["preprocessing"])
-            self._steps["max_pixels"] = min(max_pixels, self._steps["max_pixels"])
+            self._steps["max_pixels"] = self.max_pixels = min(max_pixels, self._steps["max_pixels"])
             self.weights: str = facts["weights_sha256"][:HASH_DIGITS]
         except Exception as error:  # a file may hold anything; ONNX Runtime has a dozen kinds for what it cannot read or run
             raise DataError(f"{path} cannot be served: {first_line(error)}. Export it again, or name another.") from error
@@ -54,12 +56,12 @@ class OnnxRecognizer:
         """Decoded by `answer`, as images of any size wait for it: 128 of 12 megapixels would be 5 GB."""
         return content, name
 
-    def answer(self, images: Sequence[Contents], top_k: int) -> list[Prediction | DataError]:
+    def answer(self, images: Sequence[Contents], top_k: int) -> list[Prediction | DataError | CheckpointError]:
         """Those of one size go through the network together, as far as they have no more pixels than one image may have.
 
         The graph holds an image several times in float32: 16 of 25 megapixels at once took GB.
         """
-        answers: dict[int, Prediction | DataError] = {}
+        answers: dict[int, Prediction | DataError | CheckpointError] = {}
         sizes: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = defaultdict(list)
         held = 0  # pixels that wait
         for row, (content, name) in enumerate(images):
@@ -80,19 +82,22 @@ class OnnxRecognizer:
 
     def _predict_sizes(
         self, sizes: Mapping[tuple[int, ...], Sequence[tuple[int, NDArray[np.uint8]]]], top_k: int
-    ) -> dict[int, Prediction]:
+    ) -> dict[int, Prediction | CheckpointError]:
         """By row; images of each size are a batch."""
-        answers: dict[int, Prediction] = {}
+        answers: dict[int, Prediction | CheckpointError] = {}
         for same in sizes.values():
             rows, batch = zip(*same, strict=True)
             answers |= zip(rows, self._predict(np.stack(batch), top_k), strict=True)
         return answers
 
-    def _predict(self, batch: NDArray[np.uint8], top_k: int) -> list[Prediction]:
+    def _predict(self, batch: NDArray[np.uint8], top_k: int) -> list[Prediction | CheckpointError]:
         """uint8 [B, H, W, C]."""
         outputs = dict(zip(self._outputs, self._session.run(self._outputs, {"images": batch}), strict=True))
-        predictions = []
+        predictions: list[Prediction | CheckpointError] = []
         for row, chances in enumerate(outputs["probabilities"]):
+            if not np.isfinite(chances).all():
+                predictions.append(CheckpointError(f"{self.file}: the network's answer is not a number. Export another run."))
+                continue
             order = np.argsort(-chances, kind="stable")
             top = [(self.classes[label], float(chances[label])) for label in order[:top_k]]
             inside = outputs["prediction_set"][row] if self.adds == "set" else None

@@ -17,6 +17,7 @@ REFUSALS = {
     415: "another type of body or file than is read",
     422: "a file that cannot be read as an image",
     429: "too many images are waiting: try again after the seconds of Retry-After",
+    500: "the network's answer is not a number, or the server failed; its log says why",
     503: "the server is stopping",
 }
 _TEXT: Schema = {"type": "string"}
@@ -68,7 +69,7 @@ def api_description(limits: Limits, adds: str | None, needs_token: bool) -> Sche
         "requestBody": body,
         "responses": {
             "200": _json("one prediction an image, in their order", {"$ref": "#/components/schemas/Answer"}),
-            **_refusals(400, 401, 408, 413, 415, 422, 429, 503),
+            **_refusals(400, 401, 408, 413, 415, 422, 429, 500, 503),
         },
     }
     reload = {

@@ -64,6 +64,7 @@
   };
 
   const take = (files) => {
+    if (files.length && files !== input.files) input.files = files;  // so that the field does not say that there is none
     const items = document.createDocumentFragment();
     for (const file of files) {
       const item = add(items, "li");
@@ -81,13 +82,14 @@
     next();
   };
 
-  input.addEventListener("change", () => { take([...input.files]); input.value = ""; });
-  addEventListener("paste", (event) => take([...event.clipboardData.files]));
+  input.addEventListener("click", () => { input.value = ""; });  // so that the same file can be chosen again
+  input.addEventListener("change", () => take(input.files));
+  addEventListener("paste", (event) => take(event.clipboardData.files));
   for (const kind of ["dragover", "drop", "dragleave"]) {
     addEventListener(kind, (event) => {
       event.preventDefault();
       drop.classList.toggle("over", kind === "dragover");
-      if (kind === "drop") take([...event.dataTransfer.files]);
+      if (kind === "drop") take(event.dataTransfer.files);
     });
   }
   for (const node of document.querySelectorAll("[data-origin]")) node.textContent = location.href.replace(/\/$/, "");

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import pad
 
 from imgrec.data.decode import Preprocessing, decode_bytes, fit_to_size
-from imgrec.errors import DataError
+from imgrec.errors import CheckpointError, DataError
 from imgrec.inference.checkpoint import weights_hash
 from imgrec.inference.guarantee import Guarantee
 from imgrec.inference.predictor import Prediction, Predictor
@@ -30,12 +30,17 @@ class Recognizer(Protocol):
     def device(self) -> str: ...
     @property
     def adds(self) -> Added: ...
+    @property
+    def max_pixels(self) -> int: ...  # of an image that it reads
 
     def read(self, content: bytes, name: str) -> Any:
         """What `answer` takes, of an image file that errors call `name`; DataError for one that cannot be read."""
 
-    def answer(self, images: Sequence[Any], top_k: int) -> Sequence[Prediction | DataError]:
-        """The predictions of a batch, each with the `top_k` first classes; a DataError for what turns out not to be an image."""
+    def answer(self, images: Sequence[Any], top_k: int) -> Sequence[Prediction | DataError | CheckpointError]:
+        """The predictions of a batch, each with the `top_k` first classes; a DataError for what turns out not to be an image.
+
+        CheckpointError, raised or instead of a prediction, where the network's answer is not a number.
+        """
 
 
 def pad_rows(network: torch.nn.Module) -> None:
@@ -73,7 +78,8 @@ class CheckpointRecognizer:
         self.file, self.classes = str(predictor.checkpoint.file), predictor.classes
         self.weights = weights_hash(predictor.checkpoint.content)[:HASH_DIGITS]
         steps = predictor.preprocessing
-        self._steps: Preprocessing = {**steps, "max_pixels": min(max_pixels, steps["max_pixels"])}
+        self.max_pixels = min(max_pixels, steps["max_pixels"])
+        self._steps: Preprocessing = {**steps, "max_pixels": self.max_pixels}
         shape = (batch_size, steps["channels"], steps["image_size"], steps["image_size"])
         predictor.probabilities(torch.zeros(shape, dtype=torch.uint8))
 

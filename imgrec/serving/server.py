@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import resource
 import signal
 import socket
@@ -14,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from imgrec.distributed.signals import handlers_installed
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, shorten
 from imgrec.serving.app import Service
 
 BACKLOG = 2048  # connections that the kernel holds until they are accepted
@@ -29,7 +30,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError) as error:
-        raise ConfigError(f"host={host}: no address has this name. Set host=127.0.0.1.") from error
+        raise ConfigError(f"host={shorten(host)}: no address has this name. Set host=127.0.0.1.") from error
     # With the protocol: asyncio sets TCP_NODELAY only where it is named, and without it each answer came 40 ms later.
     opened = socket.socket(family, kind, protocol)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -53,9 +54,8 @@ def _naming_address(host: str, port: int) -> Iterator[None]:
             errno.EACCES: f"port={port}: this user may not listen there. Set port=8000.",
             errno.EADDRNOTAVAIL: f"host={host}: this machine has no such address. Set host=127.0.0.1.",
         }
-        if error.errno not in hints:
-            raise
-        raise ConfigError(hints[error.errno]) from error
+        other = f"host={host}: this machine cannot listen there: {error.strerror}. Set host=127.0.0.1."
+        raise ConfigError(hints.get(error.errno or 0, other)) from error
 
 
 def url_of(opened: socket.socket) -> str:
@@ -66,13 +66,17 @@ def url_of(opened: socket.socket) -> str:
 
 
 def patient_protocol(patience_s: float) -> type[H11Protocol]:
-    """uvicorn's, which also closes connections where no request begins for `patience_s`, and those beyond the open files it may have.
+    """uvicorn's, with three more limits and half-closed connections.
 
-    uvicorn's own timeout ends with the first byte, and begins with the first answer.
+    It also closes connections where no request begins for `patience_s` (uvicorn's own timeout ends with the first byte, and begins
+    with the first answer), those whose client does not read its answers for as long, and those beyond the open files it may have.
+    A client that closes its half of the connection after its request is answered; uvicorn takes it as gone.
     """
 
     class PatientProtocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
+        _sends_no_more = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -84,11 +88,32 @@ def patient_protocol(patience_s: float) -> type[H11Protocol]:
             answered = self.cycle
             super().on_response_complete()  # begins the next request where its head has come
             self._wait_for_request(answered)
+            if self._sends_no_more and not self._is_answering():
+                self.transport.close()
+
+        def eof_received(self) -> bool:  # type: ignore[override]
+            """Whether the connection stays open."""
+            self._sends_no_more = True
+            return self._is_answering()
+
+        def _is_answering(self) -> bool:
+            """Whether a whole request has come that has no answer yet."""
+            return self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self.loop.call_later(patience_s, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._unread is not None:
+                self._unread.cancel()
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            if self._timer is not None:
-                self._timer.cancel()
+            for timer in (self._timer, self._unread):
+                if timer is not None:
+                    timer.cancel()
 
         def _wait_for_request(self, answered: Any) -> None:
             if self._timer is not None:
@@ -97,7 +122,8 @@ def patient_protocol(patience_s: float) -> type[H11Protocol]:
 
         def _close_idle(self, answered: Any) -> None:
             if self.cycle is answered:
-                self.transport.close()
+                self.transport.close()  # when what is written has been read
+                self._timer = self.loop.call_later(patience_s, self.transport.abort)
 
     return PatientProtocol
 
@@ -117,14 +143,22 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_stop()
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves both to the end of the event loop, with a traceback
+            for task in self.server_state.tasks:
+                task.cancel()
+            await self.lifespan.shutdown()
 
 
 def run_server(service: Service, opened: socket.socket, *, stop_timeout_s: float, on_started: Callable[[], None]) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP; returns when all accepted requests are answered, or after `stop_timeout_s`."""
+    """Serve until SIGTERM, SIGINT or SIGHUP; returns when all accepted requests are answered, or after `stop_timeout_s`.
+
+    KeyboardInterrupt for a Ctrl-C while it stops.
+    """
 
     def on_stop() -> None:
         service.stopping = True
 
+    logging.getLogger("python_multipart").addHandler(logging.NullHandler())  # it warns of each form that is none
     config = uvicorn.Config(
         service.app(),
         http=patient_protocol(service.settings.limits.body_timeout_s),
@@ -148,3 +182,5 @@ def run_server(service: Service, opened: socket.socket, *, stop_timeout_s: float
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
             signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         server.run(sockets=[opened])
+    if server.force_exit:  # by Ctrl-C while it stopped: not all that was accepted is answered
+        raise KeyboardInterrupt
