@@ -124,11 +124,13 @@ async def lag(found: list[float]) -> None:
         found.append(1000 * (time.perf_counter() - due))
 
 
-async def opened(port: int, requests: list[bytes], rate: float, seconds: float) -> tuple[list[Reply], int, list[float]]:
+async def opened(
+    port: int, requests: list[bytes], rate: float, seconds: float, seed: int
+) -> tuple[list[Reply], int, list[float]]:
     """Images arrive at random moments, `rate` a second, whatever the server does; how many got no answer, and the client's lag."""
     late: list[float] = []
     watch = asyncio.create_task(lag(late))
-    chance, idle, tasks = random.Random(0), [], []
+    chance, idle, tasks = random.Random(seed), [], []
 
     async def one(request: bytes, due: float) -> Reply:
         connection = idle.pop() if idle else Connection(port)
@@ -191,7 +193,13 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def load_test(pid: int, port: int, requests: list[bytes], seconds: float) -> dict[str, Any]:
+def busy_seconds() -> float:
+    """Of all cores since the machine started, whatever took them."""
+    user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + sum(others)) / TICKS
+
+
+def load_test(pid: int, port: int, requests: list[bytes], seconds: float, half_seconds: float, seed: int) -> dict[str, Any]:
     single = asyncio.run(alone(port, requests))
     asyncio.run(closed(port, requests, 2.0))
     start, server, client = time.perf_counter(), processor_seconds(pid), time.process_time()
@@ -204,12 +212,17 @@ def load_test(pid: int, port: int, requests: list[bytes], seconds: float) -> dic
         "statuses": dict(Counter(reply.status for reply in replies)),
         "alone_median_ms": 1000 * statistics.median(single),
     }
-    half, lost, late = asyncio.run(opened(port, requests, 0.5 * found["images_a_second"], seconds))
+    start, own, busy = time.perf_counter(), processor_seconds(pid) + time.process_time(), busy_seconds()
+    half, lost, late = asyncio.run(opened(port, requests, 0.5 * found["images_a_second"], half_seconds, seed))
+    took, own, busy = time.perf_counter() - start, processor_seconds(pid) + time.process_time() - own, busy_seconds() - busy
     times = [reply.seconds for reply in half]
     found |= {
         "half_load_p50_ms": 1000 * statistics.median(times),
         "half_load_p99_ms": 1000 * percentile(times, 0.99),
+        "half_load_requests": len(half),
         "half_load_lost": lost,
+        "half_load_cores": own / took,
+        "half_load_cores_of_others": (busy - own) / took,
         "client_lag_p99_ms": percentile(late, 0.99),
         "p99_to_alone": percentile(times, 0.99) / statistics.median(single),
     }
@@ -217,7 +230,7 @@ def load_test(pid: int, port: int, requests: list[bytes], seconds: float) -> dic
 
 
 def overload(port: int, requests: list[bytes], rate: float, seconds: float) -> dict[str, Any]:
-    replies, lost, late = asyncio.run(opened(port, requests, rate, seconds))
+    replies, lost, late = asyncio.run(opened(port, requests, rate, seconds, 0))
     full = [1000 * reply.seconds for reply in replies if reply.status == 429] or [0.0]
     return {
         "requests": len(replies) + lost,
@@ -239,7 +252,7 @@ async def sleeping(seconds: float, threads: int = 2, image_s: float = 0.045) -> 
         time.sleep(image_s * len(items))
         return items
 
-    batcher = Batcher(work, batch_size=16, max_wait_s=0.002, max_admitted=1000, threads=threads)
+    batcher = Batcher(work, batch_size=16, max_wait_s=0.002, max_admitted=1000, threads=threads, parts=2 * threads)
     batcher.start()
     chance, times, tasks = random.Random(0), [], []
 
@@ -264,30 +277,36 @@ def main() -> None:
     arguments.add_argument("run")
     arguments.add_argument("folder", nargs="?")
     arguments.add_argument("--seconds", type=float, default=10.0)
+    arguments.add_argument("--half-seconds", type=float, default=40.0, help="at half load, as p99 needs many requests")
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--seed", type=int, default=0, help="of the first round's moments at which images come")
     arguments.add_argument("--port", type=int, default=8765)
     arguments.add_argument("--peer", help="a Python that has LitServe")
     arguments.add_argument("--words", nargs="*", default=[], help="overrides of imgrec serve")
     given = arguments.parse_args()
     if given.run == "sleep":
-        print(json.dumps(asyncio.run(sleeping(given.seconds))))
+        print(json.dumps(asyncio.run(sleeping(given.half_seconds))))
         return
     contents = [file.read_bytes() for file in sorted(Path(given.folder).rglob("*.jpg"))]
     raw, forms = list(map(raw_request, contents)), list(map(form_request, contents))
     port = given.port
     ours = [sys.executable, "-m", "imgrec.serve", given.run, f"port={port}", *given.words]
     with tempfile.TemporaryDirectory() as scratch:
-        for _ in range(given.rounds):
+        for seed in range(given.seed, given.seed + given.rounds):
             print("offline ", json.dumps(offline(given.run, given.folder, scratch)), flush=True)
             with served(ours, port, raw[0]) as pid:
-                found = load_test(pid, port, raw, given.seconds)
+                found = load_test(pid, port, raw, given.seconds, given.half_seconds, seed)
                 print("serve   ", json.dumps(found), flush=True)
                 rate = 10 * found["images_a_second"]
                 print("overload", json.dumps(overload(port, raw, rate, given.seconds / 2)), flush=True)
             if given.peer:
                 (script := Path(scratch, "peer.py")).write_text(LITSERVE)
                 with served([given.peer, str(script), given.run, str(port + 1)], port + 1, forms[0]) as pid:
-                    print("litserve", json.dumps(load_test(pid, port + 1, forms, given.seconds)), flush=True)
+                    print(
+                        "litserve",
+                        json.dumps(load_test(pid, port + 1, forms, given.seconds, given.half_seconds, seed)),
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

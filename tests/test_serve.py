@@ -27,7 +27,7 @@ from imgrec.serving.access import VARIABLE, is_allowed, read_token, readable_by_
 from imgrec.serving.app import ImageJob, answer_jobs
 from imgrec.serving.limits import Limits, Refused, Upload, check_image, image_format
 from imgrec.serving.page import drop_page
-from imgrec.serving.recognizer import CheckpointRecognizer, pad_rows
+from imgrec.serving.recognizer import CheckpointRecognizer, pack_convolutions, pad_rows
 from imgrec.serving.server import bind
 
 TOKEN = "0123456789abcdef"
@@ -85,6 +85,8 @@ def test_each_request_has_its_own_top_k_also_in_one_batch_and_never_more_than_th
         return [len(reply.json["predictions"][0]["top"]) for reply in await asyncio.gather(*several)]
 
     class Asked(Echo):
+        device = "cuda"  # whose batches take all that waits
+
         def answer(self, images, top_k):
             asked.append((len(images), top_k))
             return super().answer(images, top_k)
@@ -159,6 +161,27 @@ def test_a_linear_layer_gives_a_row_the_same_in_any_batch():
     assert torch.equal(network(images), plain)
     for count in range(1, 8):
         assert torch.equal(network(images[-count:]), plain[-count:])
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_packed_convolutions_give_what_plain_ones_give(memory_format):
+    """Also with groups, a dilation, a bias, and padding by name or by mirrored pixels, which are left as they are."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 128, 11, stride=4, padding=2, bias=False),
+        torch.nn.Conv2d(128, 64, 3, padding=(0, 1)),
+        torch.nn.Conv2d(64, 128, 5, padding=2, groups=2, dilation=2),
+        torch.nn.Conv2d(128, 32, 3, padding="same"),
+        torch.nn.Conv2d(32, 128, 3, padding=1, padding_mode="reflect"),
+    ).to(memory_format=memory_format)
+    images = torch.randn(5, 3, 40, 36).to(memory_format=memory_format)
+    with torch.inference_mode():
+        plain = network(images)
+        pack_convolutions(network)
+        for count in (1, 2, 5):
+            torch.testing.assert_close(network(images[:count]), plain[:count], rtol=0, atol=1e-6)
+    packed = ["forward" in vars(layer) for layer in network]
+    assert packed == [torch.backends.mkldnn.is_available()] * 3 + [False] * 2
 
 
 # Refusals

@@ -18,9 +18,10 @@ def run(coroutine):
     requests=st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), max_size=12),
     batch_size=st.integers(1, 6),
     threads=st.integers(1, 3),
+    parts=st.integers(1, 5),
     wait=st.sampled_from([0.0, 0.0005]),
 )
-def test_every_item_gets_its_own_answer(requests, batch_size, threads, wait):
+def test_every_item_gets_its_own_answer(requests, batch_size, threads, parts, wait):
     """Requests of several items that are ready after some turns of the event loop."""
     sizes = []
 
@@ -29,7 +30,7 @@ def test_every_item_gets_its_own_answer(requests, batch_size, threads, wait):
         return [item**2 for item in items]
 
     async def talk():
-        batcher = Batcher(work, batch_size=batch_size, max_wait_s=wait, max_admitted=100, threads=threads)
+        batcher = Batcher(work, batch_size=batch_size, max_wait_s=wait, max_admitted=100, threads=threads, parts=parts)
         batcher.start()
 
         async def request(number, turns, count):
@@ -71,34 +72,42 @@ def test_an_item_alone_does_not_wait_and_one_with_others_on_their_way_does():
     assert batches == [["alone"], ["early", "late"]]
 
 
-def test_threads_share_what_waits():
-    """Nine items wait when both threads become free: one takes five of them, the other the four that are left."""
-    sizes, go = [], threading.Event()
+@pytest.mark.parametrize(
+    ("threads", "parts", "sizes"),
+    [(1, 1, [8, 8, 4]), (1, 2, [8, 6, 3, 1, 1, 1]), (2, 2, [8, 6, 3, 1, 1, 1]), (2, 4, [5, 3, 3, 2, 1, 1, 1, 1, 1, 1, 1])],
+)
+def test_a_thread_takes_one_part_of_what_waits_in_its_order(threads, parts, sizes):
+    """Twenty items wait when the threads, which work on an item each, become free."""
+    batches, go = [], threading.Event()
 
     def work(items):
-        sizes.append(len(items))
+        batches.append(items)
         go.wait()
         return items
 
     async def talk():
-        batcher = Batcher(work, batch_size=8, max_wait_s=1000.0, max_admitted=20, threads=2)
+        batcher = Batcher(work, batch_size=8, max_wait_s=1000.0, max_admitted=30, threads=threads, parts=parts)
         batcher.start()
-        with batcher.admit() as one, batcher.admit() as two:
-            busy = [asyncio.create_task(each.answer([0])) for each in (one, two)]
-            while len(sizes) < 2:
-                await asyncio.sleep(0)
-            with batcher.admit() as many:
-                many.grow(8)
-                waiting = asyncio.create_task(many.answer(list(range(9))))
-                await asyncio.sleep(0)
-                go.set()
-                assert await waiting == list(range(9))
-            await asyncio.gather(*busy)
+        busy = []
+        for thread in range(threads):
+            with batcher.admit() as alone:
+                busy.append(asyncio.create_task(alone.answer([-1])))
+                while len(batches) <= thread:
+                    await asyncio.sleep(0)
+        with batcher.admit() as many:
+            many.grow(19)
+            waiting = asyncio.create_task(many.answer(list(range(20))))
+            await asyncio.sleep(0)
+            go.set()
+            assert await waiting == list(range(20))
+        await asyncio.gather(*busy)
         await batcher.close()
 
     run(talk())
-    assert sizes[:2] == [1, 1]
-    assert max(sizes[2:]) == 5
+    assert batches[:threads] == [[-1]] * threads
+    later = sorted(batches[threads:])  # two threads may begin theirs in another order
+    assert [len(batch) for batch in later] == sizes
+    assert [item for batch in later for item in batch] == list(range(20))
 
 
 def test_the_deadline_ends_the_wait_for_an_item_that_does_not_come():

@@ -93,6 +93,7 @@ class Service:
             max_wait_s=settings.max_wait_s,
             max_admitted=settings.max_queue,
             threads=settings.network_threads,
+            parts=2 * settings.network_threads if recognizer.device == "cpu" else settings.network_threads,
             start_thread=start_thread,
             observe=self.metrics.observe_batch,
         )

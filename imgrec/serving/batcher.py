@@ -53,9 +53,13 @@ class Admission(Generic[Item, Answer]):
 class Batcher(Generic[Item, Answer]):
     """Calls `work` on up to `batch_size` items at once, in `threads` threads; to be used on one event loop.
 
-    A request first admits its items, then prepares them, then asks for their answers. A thread that is free takes its share
-    of what there is. Only where items of its share are still being prepared it waits for them, `max_wait_s` at most: an item
-    that comes alone never waits.
+    A request first admits its items, then prepares them, then asks for their answers. A thread that is free takes one of
+    `parts` equal parts of what there is, in the order in which it came, and one item at least. Only where items of its part
+    are still being prepared it waits for them, `max_wait_s` at most: an item that comes alone never waits.
+
+    parts=1 is for work that takes a batch little longer than an item, as on a GPU. Where it takes each item as long as alone,
+    a batch only makes its items wait for each other, and 2 * threads keeps them apart until many wait ("factoring" of Hummel,
+    Schonberg and Flynn, https://doi.org/10.1145/135226.135232).
     """
 
     def __init__(
@@ -66,13 +70,14 @@ class Batcher(Generic[Item, Answer]):
         max_wait_s: float,
         max_admitted: int,
         threads: int = 1,
+        parts: int = 1,
         start_thread: Callable[[], object] = lambda: None,
         observe: Callable[[int, float], object] = lambda items, seconds: None,
     ) -> None:
         self.admitted = 0  # items that are accepted and not answered
         self.max_admitted = max_admitted
         self._work, self._observe = work, observe
-        self._batch_size, self._max_wait_s, self._threads = batch_size, max_wait_s, threads
+        self._batch_size, self._max_wait_s, self._threads, self._parts = batch_size, max_wait_s, threads, parts
         self.ready: asyncio.Queue[tuple[Item, asyncio.Future[Answer]]] = asyncio.Queue()
         self.preparing = 0  # items that are admitted and not yet ready
         self._forming = asyncio.Lock()
@@ -136,7 +141,7 @@ class Batcher(Generic[Item, Answer]):
         while True:
             batch = [await self.ready.get()]
             deadline = asyncio.get_running_loop().time() + self._max_wait_s
-            while len(batch) < min(self._batch_size, self._share(len(batch))):
+            while len(batch) < min(self._batch_size, self._part(len(batch))):
                 if not self.ready.empty():
                     batch.append(self.ready.get_nowait())
                     continue
@@ -148,6 +153,6 @@ class Batcher(Generic[Item, Answer]):
             if waiting := [(item, future) for item, future in batch if not future.done()]:
                 return waiting
 
-    def _share(self, taken: int) -> int:
-        """What one thread takes of all that waits or is being prepared: where each has a core, two batches of one beat one of two."""
-        return math.ceil((taken + self.ready.qsize() + self.preparing) / self._threads)
+    def _part(self, taken: int) -> int:
+        """What one thread takes of all that waits or is being prepared."""
+        return max(1, (taken + self.ready.qsize() + self.preparing) // self._parts)
