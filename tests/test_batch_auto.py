@@ -180,6 +180,16 @@ def test_the_process_refuses_what_leaves_no_headroom() -> None:
     assert (search.end, search.last) == ("memory", 1024)
 
 
+@pytest.mark.slow
+def test_a_process_whose_parent_was_killed_while_it_started_measures_nothing() -> None:
+    task = make_probe(small_run().with_classes(3), "batch_size", CLASSES, World(), lambda images: None).task
+    told = f"{json.dumps(task)}\n8\n"
+    for parent, answers in ((os.getpid(), 1), (1, 0)):
+        command = [sys.executable, "-m", "imgrec.training.batch_probe", str(parent)]
+        ended = subprocess.run(command, input=told, capture_output=True, text=True, timeout=300, check=True)
+        assert len(ended.stdout.splitlines()) == answers
+
+
 # The run
 
 

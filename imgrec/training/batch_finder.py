@@ -159,7 +159,7 @@ class StepProbe:
 def _start(task: Node) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_RANKS)}
     errors = None if os.environ.get("IMGREC_DEBUG") == "1" else subprocess.DEVNULL
-    command = [sys.executable, "-m", "imgrec.training.batch_probe"]
+    command = [sys.executable, "-m", "imgrec.training.batch_probe", str(os.getpid())]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment)
     assert process.stdin is not None
     process.stdin.write(json.dumps(task).encode() + b"\n")

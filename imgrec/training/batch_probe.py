@@ -93,6 +93,8 @@ def limit_memory(run: RunConfig, more: int | None) -> None:
 def main() -> None:
     """Answer one line after another until stdin ends."""
     signals.end_with_parent()
+    if os.getppid() != int(sys.argv[1]):  # it was killed while torch was imported here
+        return
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # for what a network prints
     task: dict[str, Any] = json.loads(sys.stdin.readline())
