@@ -182,7 +182,7 @@ def test_the_process_refuses_what_leaves_no_headroom() -> None:
 
 @pytest.mark.slow
 def test_a_process_whose_parent_was_killed_while_it_started_measures_nothing() -> None:
-    task = make_probe(small_run().with_classes(3), "batch_size", CLASSES, World(), lambda images: None).task
+    task = make_probe(small_run().with_classes(3), "max_device_batch", CLASSES, World(), lambda images: None).task
     told = f"{json.dumps(task)}\n8\n"
     for parent, answers in ((os.getpid(), 1), (1, 0)):
         command = [sys.executable, "-m", "imgrec.training.batch_probe", str(parent)]
