@@ -48,6 +48,15 @@ class Beginning:
         return None
 
 
+def check_before_data(run: RunConfig, path: Path, resume: ResumePoint | None) -> None:
+    """ConfigError, as `checked_beginning`, for what is known before the images are listed: how the run in `path` ended, and the schedule."""
+    if resume is None or resume.epochs >= run.epochs:
+        return
+    position = resume.position
+    if position.stage == "end" or (position.epoch and not position.done):
+        _check_more_epochs(Beginning(run, nn.Module(), [], position.step // max(1, position.epoch)), path, resume)
+
+
 def checked_beginning(
     run: RunConfig,
     net: nn.Module,
