@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
+from unicodedata import bidirectional
 
 from imgrec.files import as_utf8
 
@@ -58,6 +59,12 @@ _TURNING = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), "?")
 def text(value: object) -> str:
     """A user's text as HTML, also within an attribute's quotes."""
     return escape(as_utf8(str(value)).translate(_TURNING))
+
+
+def name_html(name: str) -> str:
+    """A name within a line of HTML: one that is written from right to left turns nothing around that stands beside it."""
+    html = text(name)
+    return f"<bdi>{html}</bdi>" if any(bidirectional(letter) in ("R", "AL") for letter in name) else html
 
 
 def scrolling(table: str, label: str, kind: str = "wide") -> str:

@@ -1,5 +1,6 @@
 """The pictures and the confusion matrix of a report."""
 
+import dataclasses
 import json
 import re
 from base64 import b64decode
@@ -123,6 +124,20 @@ def test_the_matrix_in_the_page_is_that_of_the_test_and_its_cells_list_their_own
         assert divmod(cell, 6) == (table.true[row], table.predicted[row])
         assert thousandths == round(1000 * float(table.probability[row]))
     assert {cell for cell, *_ in data["images"]} == set(np.flatnonzero(facts.confusion).tolist())
+
+
+def test_a_name_from_right_to_left_stands_for_itself_in_a_line(facts):
+    renamed = dataclasses.replace(
+        facts,
+        run=dataclasses.replace(
+            facts.run, predictions=facts.predictions._replace(classes=("\u0642\u0637\u0629", *facts.classes[1:]))
+        ),
+    )
+    images = shown_images.shown_images(renamed, facts.confusion)
+    html = "".join(section.html for section in picture_sections(images, "of the test"))
+    assert "\u0642\u0637\u0629" in html
+    assert html.count("\u0642\u0637\u0629") == html.count("<bdi>\u0642\u0637\u0629</bdi>")
+    assert f"<bdi>{facts.classes[1]}" not in html
 
 
 def test_a_matrix_of_too_many_cells_has_the_largest_and_says_so(monkeypatch, facts):

@@ -13,7 +13,7 @@ from imgrec.data.sampler import BatchPlan
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import numbered_paths
-from imgrec.training.resume_point import ResumePoint
+from imgrec.training.resume_point import ResumePoint, find_resume_point
 from imgrec.training.run_dir import RunDir, fewer_epochs
 from imgrec.training.scheduler import begins_alike
 from imgrec.training.summary import command_line, is_train_command
@@ -48,13 +48,15 @@ class Beginning:
         return None
 
 
-def check_before_data(run: RunConfig, path: Path, resume: ResumePoint | None) -> None:
-    """ConfigError, as `checked_beginning`, for what is known before the images are listed: how the run in `path` ended, and the schedule."""
-    if resume is None or resume.epochs >= run.epochs:
-        return
-    position = resume.position
-    if position.stage == "end" or (position.epoch and not position.done):
-        _check_more_epochs(Beginning(run, nn.Module(), [], position.step // max(1, position.epoch)), path, resume)
+def checked_resume_point(run: RunConfig, run_dir: RunDir, say: Callable[[str], None]) -> ResumePoint | None:
+    """Where a run is resumed; ConfigError, as `checked_beginning`, for what is known before the images are listed: its end, and the schedule."""
+    resume = find_resume_point(run_dir.checkpoints, say, run.epochs)
+    if resume is not None and resume.epochs < run.epochs:
+        position = resume.position
+        if position.stage == "end" or (position.epoch and not position.done):
+            beginning = Beginning(run, nn.Module(), [], position.step // max(1, position.epoch))
+            _check_more_epochs(beginning, run_dir.path, resume)
+    return resume
 
 
 def checked_beginning(

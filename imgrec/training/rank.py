@@ -31,7 +31,7 @@ from imgrec.training.lightning_compat import driver_asked
 from imgrec.training.module import Classifier
 from imgrec.training.out_of_memory import halved_where_memory_ends
 from imgrec.training.precision import chosen_precision
-from imgrec.training.resume_point import find_resume_point, restoring
+from imgrec.training.resume_point import restoring
 from imgrec.training.run_dir import RunDir
 from imgrec.training.step_boundary import StepBoundary
 from imgrec.training.tested_checkpoint import read_tested
@@ -53,7 +53,7 @@ def train_rank(
 ) -> dict[str, Any]:
     """The content of result.json. `callbacks` come after those of the config; `write_report` gets the run directory."""
     prepare_process(run)
-    resume = find_resume_point(run_dir.checkpoints, terminal.say, run.epochs)
+    resume = more_epochs.checked_resume_point(run, run_dir, terminal.say)
 
     heartbeat.doing = "reading the data"
     _stop_if_requested(world)
