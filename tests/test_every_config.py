@@ -152,7 +152,8 @@ BIG_ROWS = [
 def test_every_option_trains_two_steps(row, words_for, tmp_path):
     tree = compose_config("train", row)
     batch = [] if tree["batch_size"] == "full" else ["batch_size=4"]
-    words = [*TINY, *batch, "data.image_size=32", "data.val_share=0.25"]
+    report = f"report={str('logger=csv' in row).lower()}"  # 0.1 s each
+    words = [*TINY, *batch, report, "data.image_size=32", "data.val_share=0.25"]
     files = words_for(tree["data"])
     if files is None:  # the set says in one line that its files are missing; the other options are trained on the digits
         with pytest.raises(DataError, match=r"\. Set data\.root="):
