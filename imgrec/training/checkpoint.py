@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from imgrec.config.schema import Node, RunConfig
@@ -105,8 +106,4 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 def to_cpu(value: Any) -> Any:
     """A copy of nested dictionaries, lists and tuples whose tensors are in CPU memory of their own."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: to_cpu(inner) for key, inner in value.items()}
-    return type(value)(map(to_cpu, value)) if isinstance(value, list | tuple) else value
+    return apply_to_collection(value, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
