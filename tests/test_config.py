@@ -27,7 +27,7 @@ from imgrec.config.compose import _shipped_options, compose_config, hydra_tree
 from imgrec.config.instantiate import instantiate, parameter_types
 from imgrec.config.load import compose_run, load_config
 from imgrec.config.options import conf_dir, group_names, option_names
-from imgrec.config.plain_data import read_plain
+from imgrec.config.plain_data import dump_yaml, read_plain
 from imgrec.config.ranges import RANGES, Range, check_range
 from imgrec.config.schema import run_config
 from imgrec.errors import ConfigError, DataError, did_you_mean
@@ -286,7 +286,7 @@ def test_a_config_comes_back_from_its_yaml(tmp_path_factory, seed, lr, name, wei
         {**PLAIN.to_dict(), **change, "optim": {**PLAIN.optim, "lr": lr}, "data": {**PLAIN.data.to_node(), "mean": mean}}
     )
     file = tmp_path_factory.getbasetemp() / "config.yaml"
-    file.write_text(yaml.safe_dump(run.to_dict(), sort_keys=False))
+    file.write_text(dump_yaml(run.to_dict()))
     assert run_config(read_plain(file, fix="")) == run
 
 
@@ -297,7 +297,7 @@ VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) 
 @given(content=st.dictionaries(TEXTS, VALUES | st.lists(VALUES) | st.dictionaries(TEXTS, VALUES), max_size=5))
 def test_a_yaml_file_is_read_as_it_was_written(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "written.yaml"
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(dump_yaml(content))
     assert read_plain(file, fix="") == content
 
 
