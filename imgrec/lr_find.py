@@ -162,7 +162,7 @@ def range_test(
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
     step_operations = size.training_operations(loaders.plan.per_device * loaders.plan.accumulate)
     threads = chosen_threads(run.trainer, world, step_operations=step_operations)
-    with threads, closing(loaders), refused_where_memory_ends(loaders.plan):
+    with threads, closing(loaders), refused_where_memory_ends(run, loaders.plan):
         trainer.fit(classifier, datamodule=loaders)
     losses = np.array(lr_range.losses)
     return Curve(rates, losses[np.isfinite(losses)], lr_range.stopped), loaders.plan.global_size, world.rank == 0

@@ -31,7 +31,7 @@ from imgrec.train import fit
 from imgrec.training import out_of_memory
 from imgrec.training.device_batches import DeviceBatches
 from imgrec.training.module import Classifier
-from imgrec.training.out_of_memory import free_tensors, halved_where_memory_ends
+from imgrec.training.out_of_memory import free_tensors, halved_where_memory_ends, refused_where_memory_ends
 from imgrec.training.step_boundary import StepBoundary
 
 BATCH, BEFORE, AFTER = 12, 6, 3  # batch_size, and max_device_batch before and after
@@ -258,6 +258,17 @@ def test_the_line_says_what_is_to_be_done(world: World, expected: str, tmp_path:
         raises_error(OutOfMemory, "4 images at once", expected, "max_device_batch=2", "global batch of 8"),
         halved_where_memory_ends(small_run(tmp_path, "r", "batch_size=8"), plan, tmp_path / "7/batch.json", began=lambda: True),
     ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts"),
+    [(4, ("max_device_batch=4", "max_device_batch=2")), (1, ("max_device_batch=1", "a single image", "data.image_size=8"))],
+)
+def test_a_command_that_keeps_nothing_says_what_to_set(batch_size: int, parts: tuple[str, ...], tmp_path: Path) -> None:
+    plan = plan_batches(batch_size=batch_size, samples=80, devices=1, max_device_batch=batch_size)
+    run = small_run(tmp_path, "r", f"batch_size={batch_size}")
+    with raises_error(OutOfMemory, *parts), refused_where_memory_ends(run, plan):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 

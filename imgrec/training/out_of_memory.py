@@ -27,17 +27,16 @@ def halved_where_memory_ends(run: RunConfig, plan: "BatchPlan", file: Path, *, b
     file: where that is stored. began: whether the first step was reached; what does not fit before it needs as much with fewer images.
     """
     from imgrec.inference.device import is_out_of_memory
+    from imgrec.training.device_batches import DeviceBatches
 
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not began() or not is_out_of_memory(error):
             raise
-        from imgrec.training.device_batches import DeviceBatches
-
         before, sizes = plan.per_device, DeviceBatches(run, samples=plan.samples, devices=plan.devices)
         if (smaller := sizes.below(before)) is None:
-            raise _no_smaller(run, before, sizes) from error
+            raise ConfigError(_no_smaller(run, before, sizes)) from error
         reason = f"{plural(before, 'image')} at once did not fit in the memory"
         BatchChoice(run.global_batch, smaller, f"max_device_batch={smaller}, as {reason}").store(file)
         raise OutOfMemory(
@@ -46,15 +45,15 @@ def halved_where_memory_ends(run: RunConfig, plan: "BatchPlan", file: Path, *, b
         ) from error
 
 
-def _no_smaller(run: RunConfig, size: int, sizes: "DeviceBatches") -> ConfigError:
-    """The error about a device without memory for `size` images, where the run cannot be computed with fewer."""
+def _no_smaller(run: RunConfig, size: int, sizes: "DeviceBatches") -> str:
+    """What is said of a device without memory for `size` images, where the run cannot be computed with fewer."""
     what, why, fix = "a single image", "", ""
     if size > 1:
         what = f"{size} images"
         why = f", and {'augment.mixup and augment.cutmix' if sizes.mixes else 'the batch norm of this network'} cannot do with fewer at once"
         fix = ", augment.mixup=0 augment.cutmix=0" * sizes.mixes
     precision = ", trainer.precision=bf16-mixed" * (run.trainer.precision == "32")
-    return ConfigError(
+    return (
         f"max_device_batch={size}: the memory of a device does not hold {what} of {run.data.image_size} pixels{why}. "
         f"Set data.image_size={max(1, run.data.image_size // 2)}{precision}{fix} or a smaller model."
     )
@@ -70,18 +69,21 @@ def _again(id: str) -> str:
 
 
 @contextmanager
-def refused_where_memory_ends(plan: "BatchPlan") -> Iterator[None]:
+def refused_where_memory_ends(run: RunConfig, plan: "BatchPlan") -> Iterator[None]:
     """OutOfMemory, with what to type, where the memory does not hold a batch of the block."""
     from imgrec.inference.device import is_out_of_memory
+    from imgrec.training.device_batches import DeviceBatches
 
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        size, sizes = plan.per_device, DeviceBatches(run, samples=plan.samples, devices=plan.devices)
+        if (smaller := sizes.below(size)) is None:
+            raise OutOfMemory(_no_smaller(run, size, sizes)) from error
         raise OutOfMemory(
-            f"max_device_batch={plan.per_device}: so many images do not fit in the memory. "
-            f"Set max_device_batch={max(1, plan.per_device // 2)}, or auto."
+            f"max_device_batch={size}: so many images do not fit in the memory. Set max_device_batch={smaller}, or auto."
         ) from error
 
 

@@ -46,7 +46,7 @@ def train_speed(
     classifier = Classifier(run, net, data, augment, loaders.plan, teacher=teacher, with_schedule=False)
     operations = size.training_operations(loaders.plan.per_device * loaders.plan.accumulate)
     threads = chosen_threads(run.trainer, world, step_operations=operations)
-    with closing(loaders), threads, refused_where_memory_ends(loaders.plan):
+    with closing(loaders), threads, refused_where_memory_ends(run, loaders.plan):
         if same:
             batches = _Repeated(next(iter(loaders.train_dataloader())))
             trainer.fit(classifier, batches, loaders.val_dataloader())  # the second is not read, but Lightning would warn
