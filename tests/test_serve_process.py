@@ -282,14 +282,26 @@ def test_the_examples_of_the_docs(started, tmp_path):
     assert said == f"{first['class']} {first['probability']}\n"
 
 
-def test_schemathesis_finds_nothing(started):
+def test_schemathesis_finds_nothing(started, tmp_path):
     """docs/serving.md says how many requests were tried once; here a tenth of them, with all checks but that any bytes are an image."""
     program = shutil.which("schemathesis") or os.environ.get("SCHEMATHESIS")
     if program is None:
         pytest.skip("schemathesis is not installed: pip install 'imgrec[schemathesis]'")
-    _, url, _ = started("max_body_mb=1")
+    process, url, _ = started("max_body_mb=1")
+    (images := tmp_path / "images").mkdir()
+    for number, form in enumerate(("JPEG", "PNG", "JPEG", "PNG", "GIF", "WEBP")):
+        (images / f"{number}").write_bytes(encode(picture(number, 40 + number, 30), form))
     words = ["run", f"{url}/openapi.json", "-n", "1000", "--checks", "all", "--exclude-checks", "positive_data_acceptance"]
     done = subprocess.run(
-        [program, *words, "-H", f"Authorization: Bearer {TOKEN}", "--no-color"], capture_output=True, text=True, check=False
+        [program, *words, "-H", f"Authorization: Bearer {TOKEN}", "--no-color"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SCHEMATHESIS_HOOKS": str(Path(__file__).with_name("schemathesis_hooks.py")), "IMAGES": str(images)},
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout
+    asked = dict(re.findall(r'imgrec_requests_total{path="/predict",status="(\d+)"} (\d+)', get(f"{url}/metrics")))
+    assert int(asked["200"]) > sum(map(int, asked.values())) / 10
+    process.terminate()
+    assert (process.wait(60), process.stderr.read()) == (0, "")
