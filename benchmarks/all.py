@@ -90,7 +90,8 @@ def page(rows: Sequence[Result]) -> str:
             "its own; a figure is the median over the rounds. Photographs are cropped at random, resized to 224 and flipped, in batches "
             "of 64. ImageFolder hands over normalised floats, as in torchvision's references, all others uint8. webdataset, litdata and "
             "FFCV read what they packed before, FFCV images that it encoded anew. tf.data decodes only the crop, by a faster DCT than the "
-            "others, and resizes without antialiasing: it makes another picture."
+            "others, and resizes without antialiasing: it makes another picture. Each round reads the same files, so imgrec decodes them down to "
+            "the crop, as from the second epoch of a training on."
         ),
         "\n".join(wrapped(f"- {name}", "  ") for name in machines),
         "## Input\n\n![Speed of the loaders](benchmarks.png)",
