@@ -268,7 +268,9 @@ def _say_verdicts(
     for one in explained[:_MOST_SHOWN]:
         said = one.explanation
         verdicts = [Text(_short_verdict(each), style="" if each.verdict.supported else "yellow") for each in said.maps]
-        table.add_row(Text(one.path), Text(classes[said.label], style="bold"), f"{said.probability:.4f}", *verdicts)
+        table.add_row(
+            Text(printable(one.path)), Text(printable(classes[said.label]), style="bold"), f"{said.probability:.4f}", *verdicts
+        )
     terminal.say(table)
     if len(explained) > _MOST_SHOWN:
         terminal.say(f"and {plural(len(explained) - _MOST_SHOWN, 'other image')}")

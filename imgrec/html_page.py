@@ -52,13 +52,21 @@ class Section(NamedTuple):
     style: str = ""
 
 
-# Marks that turn the direction of all that follows in a line, so that a name could show figures backwards.
-_TURNING = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), "?")
+# Marks that turn the direction of all that follows in a line, so that a name could show figures backwards, and control characters.
+_REPLACED = dict.fromkeys((*range(9), *range(14, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "?")
+
+
+def shown(value: object) -> str:
+    """A user's text without what a page would not show as it is."""
+    return as_utf8(str(value)).translate(_REPLACED)
 
 
 def text(value: object) -> str:
-    """A user's text as HTML, also within an attribute's quotes."""
-    return escape(as_utf8(str(value)).translate(_TURNING))
+    """A user's text as HTML, also within an attribute's quotes. One with letters from right to left turns no figures beside it."""
+    plain = shown(value)
+    if not plain.isascii() and any(bidirectional(letter) in ("R", "AL") for letter in plain):
+        plain = f"\u2068{plain}\u2069"  # first strong isolate
+    return escape(plain)
 
 
 def name_html(name: str) -> str:

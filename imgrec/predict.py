@@ -16,7 +16,7 @@ from imgrec.config.start_checks import check_gpu
 from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
-from imgrec.errors import ConfigError, DataError
+from imgrec.errors import ConfigError, DataError, printable
 from imgrec.files import check_output, is_our_table
 from imgrec.inference import prediction_table
 from imgrec.inference.paths import expand_files, find_checkpoint
@@ -152,7 +152,8 @@ def _say(
         table.add_column("probability", justify="right")
         table.add_column(added[0] if added else "then" if top_k > 1 else "", overflow="fold")
         for row in rows:
-            name = Text(os.path.relpath(row["path"], parent) if parent else row["path"])
+            # printable, before the width of a column is measured: a letter without a width becomes '?'
+            name = Text(printable(os.path.relpath(row["path"], parent) if parent else row["path"]))
             if row["error"]:
                 table.add_row(name, Text("-"), Text("-"), Text(row["error"], style="yellow"))
             else:
@@ -161,7 +162,9 @@ def _say(
                     if added
                     else ", ".join(f"{row[f'class_{k}']} {row[f'probability_{k}']:.4f}" for k in range(2, top_k + 1))
                 )
-                table.add_row(name, Text(row["class"], style="bold"), f"{row['probability']:.4f}", Text(last))
+                table.add_row(
+                    name, Text(printable(row["class"]), style="bold"), f"{row['probability']:.4f}", Text(printable(last))
+                )
         terminal.say(table)
         terminal.say()
     bad = sum(row["error"] is not None for row in rows)

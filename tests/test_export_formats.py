@@ -27,7 +27,7 @@ from imgrec.config.options import option_names
 from imgrec.data.batch import Request
 from imgrec.data.decode import Preprocessing, fit_to_size
 from imgrec.data.in_memory import InMemoryImages
-from imgrec.errors import ConfigError
+from imgrec.errors import CheckpointError, ConfigError
 from imgrec.export.classifier import WholeClassifier
 from imgrec.export.int8 import INT8_APART, measure_cost, quantize
 from imgrec.export.sealed_file import sealed
@@ -234,6 +234,14 @@ def test_the_pages_example_needs_no_imgrec(tmp_path, words, start):
     said = run_command(sys.executable, "-W", "error", "-c", WITHOUT_IMGREC + python_block(start), cwd=tmp_path).stdout.split()
     (answer,) = imgrec.load(run, device="cpu").predict(tmp_path / "photo.jpg")
     assert (said[0], float(said[1])) == (answer.class_name, pytest.approx(answer.probability, abs=1e-5))
+
+
+def test_a_program_for_images_of_one_pixel_is_refused(tmp_path):
+    predictor = imgrec.load(
+        save_untrained_run(tmp_path, "data.image_size=1", "model=resnet20", tiny=("data=digits",)), device="cpu"
+    )
+    with raises_error(CheckpointError, predictor.checkpoint.file, "one pixel", "Set format=onnx"):
+        torch_program(WholeClassifier(predictor), predictor.checkpoint)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import struct
 import zlib
 
@@ -127,6 +128,14 @@ def test_where_no_file_can_be_read_the_exit_code_says_so(run, bad, tmp_path, cap
     assert predict(f"ckpt={run}", f"files={bad}/c_empty.png", f"out={tmp_path}/p.csv") == 2
     assert_refused(capsys.readouterr().err, "none of 1 file", f"{bad}/c_empty.png", "empty", f"{tmp_path}/p.csv", "image files")
     assert len(read_csv(tmp_path / "p.csv")) == 1
+
+
+def test_a_name_with_letters_of_no_width_is_printed_whole(tmp_path, capsys):
+    run = save_untrained_run(tmp_path / "run", classes=("\u202ecat", "\u202edog"))
+    Image.new("L", (8, 8)).save(tmp_path / "\u202e\x1b.png")
+    assert predict(run, tmp_path / "\u202e\x1b.png", f"out={tmp_path}/p.csv") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.match(r"file class probability then \S+/\?\?.png \?(cat|dog) 0.\d+ \?(cat|dog) 0.", said), said
 
 
 def test_a_decoder_prints_nothing(run, images, tmp_path, capfd):

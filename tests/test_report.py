@@ -210,7 +210,8 @@ def test_a_title_and_headings_are_text_and_scripts_and_styles_stand_once():
 
 
 def test_a_name_does_not_turn_what_follows_it():
-    assert text("cat\u202e<b>\u2066 شجرة") == "cat?&lt;b&gt;? شجرة"
+    assert text("cat\u202e<b>\u2066\x1b") == "cat?&lt;b&gt;??"
+    assert text("شجرة (1)") == "\u2068شجرة (1)\u2069"
 
 
 def test_ids_are_in_the_page_once(written):

@@ -55,6 +55,8 @@ def _half(pixels: Any) -> Any:
 
 def torch_program(classifier: WholeClassifier, checkpoint: Checkpoint) -> ExportedProgram:
     """The classifier as a program on the CPU for any batch, height and width; CheckpointError for a network that cannot be one."""
+    if classifier.fit.size == 1:  # an assertion of torch's own
+        raise CheckpointError(f"{checkpoint.file}: torch {torch.__version__} resizes no batch to one pixel. Set format=onnx.")
     own = copy.deepcopy(classifier)
     own.fit = FitByTorch(checkpoint.preprocessing)
     own.network.to(memory_format=torch.contiguous_format)  # torch 2.14 warns of other weights when it reads a program

@@ -121,7 +121,7 @@ def draw_explanations(images: Sequence[ExplainedImage], explainer: Explainer, *,
 
 def _file_name(path: str) -> str:
     name = shortened(printable(Path(path).name), CAPTION_WIDTH)
-    return name if not find_fonts(name)[1] else name.encode("ascii", "backslashreplace").decode()
+    return name if not find_fonts(name)[1] else shortened(name.encode("ascii", "backslashreplace").decode(), CAPTION_WIDTH)
 
 
 def concentration_sentence(name: str, found: Mapping[str, Any]) -> str:

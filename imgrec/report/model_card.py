@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from imgrec.errors import plural
-from imgrec.files import as_utf8
+from imgrec.html_page import shown
 from imgrec.inference.metrics_table import TOTALS
 from imgrec.report.facts import Facts
 from imgrec.report.figures import figure_text, interval_text
@@ -43,7 +43,7 @@ def model_card(facts: Facts) -> str:
 
 def plain(value: object) -> str:
     """A user's text in one line of Markdown, as it is."""
-    line = " ".join(as_utf8(str(value)).split())
+    line = " ".join(shown(value).split())
     return re.sub(r"([\\`*\[\]<>|~$&]|^[#+-]|\b_|_\b)", r"\\\1", line)
 
 
@@ -110,7 +110,7 @@ def _use(facts: Facts) -> Iterator[str]:
 
 
 def _line(value: object) -> str:
-    return " ".join(as_utf8(str(value)).split())
+    return " ".join(shown(value).split())
 
 
 def _training(facts: Facts) -> Iterator[str]:
