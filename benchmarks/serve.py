@@ -72,7 +72,7 @@ class Connection:
 
     async def send(self, request: bytes, since: float | None = None) -> Reply:
         start = time.perf_counter() if since is None else since
-        if self.streams is None:
+        if self.streams is None or self.streams[0].at_eof():  # the server closes connections that are idle for 5 s
             self.streams = await asyncio.open_connection("127.0.0.1", self.port, limit=2**20)
         reader, writer = self.streams
         writer.write(request)
