@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -93,7 +94,9 @@ def test_a_network_that_has_seen_images_of_the_test_is_said_to(tmp_path: Path, k
         return (folder / "log.txt").read_text(), {split: set(part.names.tolist()) for split, part in record.splits.items()}
 
     _, teacher = log(0, "id=teacher")
-    said, student = log(1, "id=student", f"{key}={tmp_path}/runs/r/teacher")
+    with patch.object(Classifier, "set_network_from_images") as set_from_images:
+        said, student = log(1, "id=student", f"{key}={tmp_path}/runs/r/teacher")
+    assert set_from_images.called == (key == "distill.teacher")  # whatever the start screen says
     for split in ("val", "test"):
         seen = len(teacher["train"] & student[split])
         assert seen

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,13 @@ def starting_network(
 
     record: of the images of the run, where this process writes the start screen.
     """
-    teacher = read_teacher(run, classes, resume)
+    teacher = read_teacher(run, classes, resume, record)
     if run.continue_from is None or resume is not None:
-        seen = [
-            seen_sentence("the teacher", teacher.record if teacher else None, record),
-            seen_sentence("the network of weights", record_of_weights(run), record),
-        ]
+        of_teacher = teacher.seen if teacher else ""
+        of_network = seen_sentence("the network of weights", partial(record_of_weights, run), record)
+        seen = "\n".join(filter(None, (of_teacher, of_network)))
         net, of_weights = initial_network(run, classes)
-        return net, teacher, of_weights | ({"seen": "\n".join(filter(None, seen))} if any(seen) else {}), []
+        return net, teacher, of_weights | ({"seen": seen} if seen else {}), []
     continued, (net, _) = read_continued(run.continue_from, classes), initial_network(replace(run, weights=None), classes)
     return net, teacher, {"weights": continued.restore_network(net)}, [continued]
 

@@ -10,10 +10,12 @@ from torch import Tensor
 from imgrec.config.instantiate import build
 from imgrec.config.schema import Node, RunConfig
 from imgrec.data.preprocess import Preprocess
+from imgrec.data.split_record import DataRecord
 from imgrec.errors import CheckpointError, ConfigError, DataError, ImgrecError, first_names
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from imgrec.models.losses import Loss, distillation, is_softmax
 from imgrec.training.resume_point import ResumePoint
+from imgrec.training.seen_images import seen_sentence
 
 
 class Teacher:
@@ -23,10 +25,11 @@ class Teacher:
     No nn.Module, so that its weights are in no checkpoint of the student, no optimizer, no average and no other rank.
     """
 
-    def __init__(self, run: RunConfig, checkpoint: Checkpoint, rows: Sequence[int]) -> None:
-        """rows: of the teacher's logits, in the order of the student's classes."""
+    def __init__(self, run: RunConfig, checkpoint: Checkpoint, rows: Sequence[int], record: DataRecord | None = None) -> None:
+        """rows: of the teacher's logits, in the order of the student's classes. record: of the student's images, for `seen`."""
         self.alpha, self.temperature = run.distill.alpha, run.distill.temperature
-        self.file, self.weights, self.record = checkpoint.file, weights_hash(checkpoint.content), checkpoint.record()
+        self.file, self.weights = checkpoint.file, weights_hash(checkpoint.content)
+        self.seen = seen_sentence("the teacher", checkpoint.record, record)
         steps = checkpoint.preprocessing
         self.preprocess = Preprocess(
             image_size=steps["image_size"], mean=steps["mean"], std=steps["std"], interpolation=steps["interpolation"]
@@ -70,8 +73,10 @@ class Teacher:
         return f"{type(self.net).__name__} of {self.file}: {parameters:,} parameters; {share}"
 
 
-def read_teacher(run: RunConfig, classes: Sequence[str], resume: ResumePoint | None = None) -> Teacher | None:
-    """The teacher of a run whose data has these classes; None without one.
+def read_teacher(
+    run: RunConfig, classes: Sequence[str], resume: ResumePoint | None = None, record: DataRecord | None = None
+) -> Teacher | None:
+    """The teacher of a run whose data has these classes; None without one. record: as of `Teacher`.
 
     CheckpointError where it cannot be read, or is not the one that a resumed run was begun with; DataError where it does not
     know all the classes; ConfigError where its answers cannot be compared with the student's.
@@ -97,7 +102,7 @@ def read_teacher(run: RunConfig, classes: Sequence[str], resume: ResumePoint | N
             raise ConfigError(
                 f"{key}: the probabilities of {type(loss).__name__} are no softmax of logits, as distilling needs. Set loss=cross_entropy."
             )
-    teacher = Teacher(run, checkpoint, [checkpoint.classes.index(name) for name in classes])
+    teacher = Teacher(run, checkpoint, [checkpoint.classes.index(name) for name in classes], record)
     if resume is not None and resume.teacher != teacher.weights:
         raise CheckpointError(
             f"{given}: its weights ({teacher.weights[:12]}) are not those with which the run was begun ({str(resume.teacher)[:12]}). "

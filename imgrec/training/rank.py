@@ -81,7 +81,7 @@ def train_rank(
 
     size = measure_size(net, channels=run.data.channels, image_size=run.data.image_size, num_classes=len(data.classes))
     classifier = Classifier(run, net, data, augment, loaders.plan, teacher=teacher)
-    if resume is None and not of_weights:
+    if resume is None and run.weights is None and run.continue_from is None:
         classifier.set_network_from_images(loaders)
     history = History(run_dir.path / "metrics.csv", run.monitor, lost_best=resume is not None and resume.lost_best)
     callbacks = run_callbacks(run, run_dir, terminal, history, boundary, [*continued, *callbacks])

@@ -57,7 +57,7 @@ def start_screen(
     faults: KnownFaults,
     choice: BatchChoice | None,
 ) -> Table:
-    """The start screen: run directory, device, data and its faults, network, batch, rate; of_weights: of `initial_network`."""
+    """The start screen: run directory, device, data and its faults, network, batch, rate; of_weights: of `starting_network`."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
