@@ -1,5 +1,6 @@
 """Names of files, and files to write: checked before, and written whole or not at all. Imports no torch."""
 
+import errno
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from imgrec.errors import NO_ROOM, ConfigError, DataError
+from imgrec.errors import NO_ROOM, ConfigError, DataError, shorten
 from imgrec.locks import lock_file
 
 # What is decoded, as PIL calls it, the usual ones first; and by which names it is known to be an image. Not here are formats for
@@ -119,17 +120,29 @@ def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryI
 
 
 def _open_unfinished(path: Path) -> tuple[Path, BinaryIO]:
-    """A file beside `path` that is empty and locked: a new one or what a killed process left, not one that another process writes now."""
+    """A file beside `path` that is empty and locked: a new one or what a killed process left, not one that another process writes now.
+
+    Where the file system has no locks, a new one.
+    """
     for number in count():
-        unfinished = path.with_name(f"{path.name}{f'.{number}' if number else ''}.unfinished")
-        file = os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "wb")
-        with suppress(BlockingIOError, FileNotFoundError):
-            lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished)):  # else it was renamed before it was locked
-                file.truncate()
-                return unfinished, file
-        file.close()
+        unfinished = _unfinished(path, number)
+        is_new = not os.path.lexists(unfinished)
+        create = os.O_CREAT | (os.O_EXCL if is_new else 0)
+        with suppress(FileExistsError):  # another process was faster
+            file = os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_NOFOLLOW | create, 0o666), "wb")
+            with suppress(BlockingIOError, FileNotFoundError):
+                is_ours = lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB) or is_new
+                if is_ours and os.path.samestat(
+                    os.fstat(file.fileno()), os.stat(unfinished)
+                ):  # else it was renamed before it was locked
+                    file.truncate()
+                    return unfinished, file
+            file.close()
     raise AssertionError
+
+
+def _unfinished(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}{f'.{number}' if number else ''}.unfinished")
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -170,12 +183,22 @@ def check_output(key: str, path: Path, suffixes: Sequence[str], *, ours: Callabl
             f"{key}={path}: its folder cannot be made: {error.strerror}. Set {key}=FILE in another folder."
         ) from error
     target = Path(os.path.realpath(path))
+    _check_length(key, path, target)
     if target.is_symlink() or (target.exists() and not target.is_file()):  # a loop of links; a folder, a pipe
         raise ConfigError(f"{key}={path} is no regular file. Set {key}=FILE, which is written or replaced.")
     if not (os.access(target.parent, os.W_OK) and (os.access(target, os.W_OK) or not target.exists())):
         raise ConfigError(f"{key}={path} cannot be written. Set {key}=FILE in a folder that you can write to.")
     if target.exists() and not overwrite and not ours(target):
         raise ConfigError(f"{key}={path} exists, and imgrec did not write it. Set {key}=ANOTHER, or overwrite=true.")
+
+
+def _check_length(key: str, path: Path, target: Path) -> None:
+    """ConfigError where the file system has no room for the name of `target`, or of `atomic_file` beside it."""
+    try:
+        os.lstat(_unfinished(target, 1))
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ConfigError(f"{key}={shorten(str(path))}: the name is too long. Set {key}=FILE with a shorter one.") from error
 
 
 def first_bytes(path: Path) -> bytes:

@@ -23,13 +23,15 @@ def lock_folder(path: Path) -> IO[str] | None:
     return file
 
 
-def lock_file(file: IO[Any], operation: int) -> None:
-    """fcntl.flock; does nothing on a file system that has no locks."""
+def lock_file(file: IO[Any], operation: int) -> bool:
+    """fcntl.flock; does nothing on a file system that has no locks, and returns False."""
     try:
         fcntl.flock(file, operation)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
+        return False
+    return True
 
 
 def is_locked(path: Path) -> bool:

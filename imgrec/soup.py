@@ -61,8 +61,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     monitor = _monitor(config, runs)
     sign = -1 if monitor_mode(monitor) == "min" else 1
     runs.sort(key=lambda run: -sign * _stored(run)[monitor])  # the first's config is that of the mean
-    out = _output(config, runs[0].path)
-    return _make(config, runs, monitor, out, ["imgrec", "soup", *argv])
+    _output(config, runs[0].path)  # refuses `out` before the work
+    return _make(config, runs, monitor, ["imgrec", "soup", *argv])
 
 
 def _read_runs(config: SoupConfig) -> list[StoredRun]:
@@ -129,7 +129,7 @@ def _was_killed(folder: Path) -> bool:
     return "soup" in read_mapping(config, {}, fix=fix) and not is_locked(folder)
 
 
-def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, out: Path, command: list[str]) -> int:
+def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, command: list[str]) -> int:
     from imgrec.inference.checkpoint import load_checkpoint, weights_hash
     from imgrec.training.checkpoint import write_checkpoint
     from imgrec.training.last_screen import finish_run
@@ -183,6 +183,7 @@ def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, out: 
             return ExitCode.OK
         terminal.say(_sentence(soup, monitor, images), wrap=True)
         kept = [str(runs[each.row].path) for each in soup.ingredients if each.kept]
+        out = _output(config, runs[0].path)  # now, as another soup may have taken the directory meanwhile
         content = soup_content(soup, monitor, [str(run.path) for run in runs], hashes, validation.norm_images)
         place = {"name": out.parent.name, "id": out.name, "runs_dir": str(out.parent.parent)}
         run_dir = RunDir(out, "new")

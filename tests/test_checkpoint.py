@@ -93,6 +93,10 @@ def test_a_file_that_imgrec_did_not_write(trained, tmp_path):
     objects.write_bytes(b"")
     assert_error(refusal(objects), objects, "0 bytes", "truncated")
     assert_error(refusal(tmp_path), tmp_path, "checkpoints/best.ckpt", "checkpoints/last.ckpt")
+    for name, fix in (("m.onnx", "Type imgrec serve"), ("m.pt2", "Name the run"), ("m.safetensors", "Name the run")):
+        objects.rename(exported := tmp_path / name)
+        assert_error(refusal(exported), exported, "exported file", fix)
+        exported.rename(objects)
 
 
 def test_another_version_and_code_outside_the_allowed_packages(trained, tmp_path):

@@ -1,5 +1,7 @@
 """Which images a folder holds, and that a file is written whole or not at all."""
 
+import errno
+import fcntl
 import os
 from collections import Counter
 from pathlib import Path
@@ -110,6 +112,25 @@ def test_two_writers_of_one_file_have_names_of_their_own_and_what_a_killed_one_l
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_without_locks_two_writers_have_names_of_their_own_too(tmp_path, monkeypatch):
+    """As on Lustre mounted without flock. What a killed process left may be another's, and stays."""
+
+    def flock(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path = tmp_path / "file"
+    (tmp_path / "file.unfinished").write_text("of another process")
+    with atomic_file(path) as first:
+        first.write(b"first, and longer")
+        with atomic_file(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first, and longer"
+    assert (tmp_path / "file.unfinished").read_text() == "of another process"
+    assert sorted(os.listdir(tmp_path)) == ["file", "file.unfinished"]
+
+
 def test_a_link_stays_one_and_its_target_is_written(tmp_path):
     (tmp_path / "there").mkdir()
     for name in ("old", "new"):
@@ -164,6 +185,19 @@ def test_what_imgrec_did_not_write_is_not_replaced(kind, parts, tmp_path):
         check_output("out", path, (".json",), ours=begins_with(b"ours"), overwrite=True)
     else:
         with raises_error(ConfigError, f"out={path}", *parts):
+            check_output("out", path, (".json",), ours=begins_with(b"ours"), overwrite=True)
+
+
+@pytest.mark.parametrize("length", [242, 243, 244, 255, 256])
+def test_a_name_too_long_to_be_written_is_refused_before_the_work(length, tmp_path):
+    """Two writers at once need 13 bytes beside it, and file systems have room for 255."""
+    path = tmp_path / ("a" * (length - 5) + ".json")
+    if length <= 242:
+        check_output("out", path, (".json",), ours=begins_with(b"ours"), overwrite=False)
+        with atomic_file(path), atomic_file(path):
+            pass
+    else:
+        with raises_error(ConfigError, "out=", "too long", "out=FILE"):
             check_output("out", path, (".json",), ours=begins_with(b"ours"), overwrite=True)
 
 

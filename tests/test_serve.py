@@ -685,7 +685,9 @@ def test_a_port_that_is_taken_names_the_next(tmp_path, capsys):
     assert_refused(capsys.readouterr().err, f"port={port}", f"port={port + 1}", "port=0")
 
 
-@pytest.mark.parametrize("host", ["no.such.name.invalid", "203.0.113.9", "ff02::1"])
+@pytest.mark.parametrize(
+    "host", ["no.such.name.invalid", "203.0.113.9", "ff02::1", "224.0.0.1", "255.255.255.255", "127.255.255.255"]
+)
 def test_a_host_that_is_not_here_is_refused(host):
     with raises_error(ConfigError, f"host={host}", "host=127.0.0.1"):
         bind(host, 0)

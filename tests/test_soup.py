@@ -196,6 +196,28 @@ def test_a_mean_is_a_run_like_any_other(tmp_path: Path, capsys: pytest.CaptureFi
         check_continued(replace(load_config("train", []), continue_from=str(out)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("named", [False, True], ids=["by number", "by name"])
+def test_of_two_soups_at_once_the_later_takes_the_next_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], named: bool
+) -> None:
+    runs = [write_run(tmp_path / f"r/{change}", change) for change in (-8.0, 8.0)]
+
+    def choose(*arguments: Any) -> Any:
+        (tmp_path / "r_soup/1").mkdir(parents=True)
+        (tmp_path / "r_soup/1/result.json").touch()
+        return greedy_soup(*arguments)
+
+    monkeypatch.setattr("imgrec.training.soup.greedy_soup", choose)
+    words = [f"out={tmp_path}/r_soup/1"] if named else []
+    assert cli.main(["soup", *map(str, runs), *words, "device=cpu"]) == (2 if named else 0)
+    if named:
+        assert_refused(capsys.readouterr().err, f"out={tmp_path}/r_soup/1", "exists")
+    else:
+        assert load_checkpoint(tmp_path / "r_soup/2").classes
+    assert os.listdir(tmp_path / "r_soup/1") == ["result.json"]
+
+
 @pytest.mark.parametrize(("monitor", "alone", "mean"), [("val/accuracy", "97.92%", "98.61%"), ("val/loss", "0.9792", "0.9861")])
 def test_the_report_writes_its_figures_as_the_command_does(monitor: str, alone: str, mean: str) -> None:
     rows = [{"run": f"r/{row}", "alone": 0.9792, "mean": [None, 0.9861][row], "kept": True} for row in range(2)]

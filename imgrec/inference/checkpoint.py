@@ -4,6 +4,7 @@ import functools
 import hashlib
 import pickle
 import platform
+import shlex
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from imgrec.models.losses import Loss
 from imgrec.models.split_head import split_heads
 
 FORMAT_VERSION = 6
+EXPORTED = (".onnx", ".pt2", ".safetensors")  # what imgrec export writes
 
 
 @functools.cache
@@ -44,6 +46,9 @@ def read_checkpoint(path: str | Path, *, fix: str = "Name another, such as last.
     fix: what to do where it is damaged. Raises CheckpointError for a file that is truncated, foreign, of another version, or whose config names code that imgrec does not call.
     """
     file = find_checkpoint(path)
+    if file.suffix in EXPORTED:
+        serve = f"Type imgrec serve {shlex.quote(str(file))}, or name" if file.suffix == ".onnx" else "Name"
+        raise CheckpointError(f"{file} is an exported file; a checkpoint is needed. {serve} the run that it was exported from.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: the error below says more

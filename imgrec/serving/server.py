@@ -8,6 +8,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from types import FrameType
 from typing import Any
 
@@ -31,6 +32,8 @@ def bind(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (socket.gaierror, UnicodeError) as error:
         raise ConfigError(f"host={shorten(host)}: no address has this name. Set host=127.0.0.1.") from error
+    if _is_of_many(family, address):
+        raise ConfigError(f"host={host}: no client can connect to a multicast or broadcast address. Set host=127.0.0.1.")
     # With the protocol: asyncio sets TCP_NODELAY only where it is named, and without it each answer came 40 ms later.
     opened = socket.socket(family, kind, protocol)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -41,6 +44,17 @@ def bind(host: str, port: int) -> socket.socket:
         opened.close()
         raise
     return opened
+
+
+def _is_of_many(family: int, address: tuple[Any, ...]) -> bool:
+    """Whether a socket address is one of multicast or broadcast: TCP can listen there, and no client can connect."""
+    with socket.socket(family, socket.SOCK_DGRAM) as other:
+        try:
+            other.connect(address)  # of UDP, so nothing is sent
+        except OSError as error:
+            if error.errno == errno.EACCES:  # a broadcast address, also one of a network of this machine
+                return True
+    return ip_address(address[0].partition("%")[0]).is_multicast
 
 
 @contextmanager
