@@ -15,7 +15,7 @@ from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from untrained_run import save_untrained_run
-from watermark import learn_marks, pointed_at
+from watermark import MARKS, learn_marks, pointed_at
 
 from imgrec import cli
 from imgrec.analysis.explain import as_map, check_layer, find_layer, grad_cam, integrated_gradients
@@ -375,30 +375,29 @@ def test_files_of_others_stay_and_missing_ones_are_named_by_their_key(run, files
 
 def test_a_network_that_knows_a_mark_points_at_it():
     stripes = torch.tensor([-1.0, -1.0, 1.0, 1.0])[:, None].expand(3, 4, 4) / 48
-    net = nn.Sequential(nn.Conv2d(3, 2, 4), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))
+    net = nn.Sequential(nn.Conv2d(3, 2, 4), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
     with torch.no_grad():
         net[0].weight.copy_(torch.stack([stripes.mT, stripes]))
         net[0].bias.fill_(-0.8)
-        net[5].weight.copy_(2 * torch.eye(2) - 1)
-        net[5].bias.zero_()
-    accuracy, found = pointed_at(net, 40, 12)
+        net[5].weight.copy_(torch.tensor([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]]))
+        net[5].bias.copy_(torch.tensor([0.0, 0.0, 1e-3]))  # without a mark no filter sees anything
+    accuracy, found = pointed_at(net, 40, 18)
     assert accuracy == 1.0
     assert found == {"gradcam": 1.0, "gradients": 1.0}
 
 
 NATIVE = [network.name for network in candidates(CatalogQuery())]
-LARGE = ("alexnet", "googlenet")  # take no images of 32 pixels
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NATIVE)
 def test_every_network_points_at_a_mark_by_which_it_knows_the_class(name):
-    side = 64 if name in LARGE else 32
+    network = next(network for network in candidates(CatalogQuery(num_classes=MARKS + 1)) if network.name == name)
+    side = 32 if name.startswith("vgg") else min(network.image_size, 64)
     torch.manual_seed(0)
-    network = next(network for network in candidates(CatalogQuery(num_classes=2)) if network.name == name)
     net = replace(network, image_size=side).build()
-    learn_marks(net, side, 300)
+    learn_marks(net, side, 1500)
     accuracy, found = pointed_at(net, side)
     print(name, f"accuracy {accuracy:.2f}", found)
     assert accuracy >= 0.95
-    assert found["gradients"] >= 0.9  # measured: docs/explain.md
+    assert found["gradients"] >= 0.95

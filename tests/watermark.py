@@ -1,13 +1,14 @@
-"""Networks that know two classes by a mark alone, and how often a map points at it."""
+"""Networks that know three classes by a mark alone, two marks and none, and how often a map points at it."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imgrec.analysis.explain import STEPS, find_layer, grad_cam, integrated_gradients
+from imgrec.analysis.explain import find_layer, grad_cam, integrated_gradients
 from imgrec.analysis.map_tests import enlarge, evidence_map
 
-BATCH = 16
+MARKS = 2  # classes with a mark; the next has none, so that a network has to see both marks and not the absence of one
+BATCH = 18
 LOW, LOW_STEPS = 0.05, 10  # loss of so many batches in a row after which a network knows the marks
 
 
@@ -16,11 +17,12 @@ def marked_images(count: int, side: int, seed: int) -> tuple[Tensor, Tensor, Ten
     draw = torch.Generator().manual_seed(seed)
     spots = F.interpolate(torch.randn(count, 3, side // 4, side // 4, generator=draw), (side, side), mode="bilinear")
     images = 0.7 * spots + 0.5 * torch.randn(count, 3, side, side, generator=draw)
-    labels, mark = torch.arange(count) % 2, side // 5
+    labels, mark = torch.arange(count) % (MARKS + 1), side // 5
     corners = torch.randint(side - mark, (count, 2), generator=draw)
     stripes = (torch.arange(mark) // 2 % 2 * 4.0 - 2)[:, None].expand(mark, mark)
     for image, label, (row, column) in zip(images, labels, corners.tolist(), strict=True):
-        image[:, row : row + mark, column : column + mark] = stripes if label else stripes.T
+        if label < MARKS:
+            image[:, row : row + mark, column : column + mark] = stripes if label else stripes.T
     return images, labels, corners
 
 
@@ -54,23 +56,26 @@ def learn_marks(net: nn.Module, side: int, most_steps: int) -> None:
     net.eval()
 
 
-def pointed_at(net: nn.Module, side: int, count: int = 40, steps: int = STEPS) -> tuple[float, dict[str, float]]:
-    """The accuracy, and of each method the share of the right images whose highest value is in the mark.
+def pointed_at(net: nn.Module, side: int, count: int = 60) -> tuple[float, dict[str, float]]:
+    """The accuracy, and of each method the share of the right images with a mark whose map's highest value is in it.
 
     Of Grad-CAM half a value of the layer beside it counts too, as its values stand for so much. Gradients are of single pixels:
     the centre of the square of the mark's size that has most of them, or a pixel beside it.
     """
     images, labels, corners = marked_images(count, side, 99_999)
     with torch.no_grad():
-        right = net(images).argmax(1) == labels
-    images, labels, corners = images[right], labels[right], corners[right]
-    cam = grad_cam(net, find_layer(net, images[:2]), images, labels)
-    gradients = evidence_map(integrated_gradients(net, images, labels, steps=steps))
+        right = torch.cat([net(part).argmax(1) for part in images.split(BATCH)]) == labels
+    shown = right & (labels < MARKS)
+    images, labels, corners = images[shown], labels[shown], corners[shown]
+    layer = find_layer(net, images[:2])
+    parts = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
+    cam = torch.cat([grad_cam(net, layer, *part) for part in parts])
+    gradients = torch.cat([evidence_map(integrated_gradients(net, *part)) for part in parts])
     found = {
         "gradcam": _inside(enlarge(cam, side), corners, side // cam.shape[-1] // 2),
         "gradients": _inside(_averaged(gradients, side // 5), corners, 1),
     }
-    return float(right.float().mean()), found
+    return float(right.double().mean()), found
 
 
 def _averaged(maps: Tensor, width: int) -> Tensor:
