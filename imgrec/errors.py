@@ -76,8 +76,8 @@ def first_line(error: BaseException) -> str:
 
 
 def plural(count: int, noun: str, ending: str = "s") -> str:
-    """'1 job', '2 jobs', plural(2, "process", "es") -> '2 processes'."""
-    return f"{count} {noun}{ending if count != 1 else ''}"
+    """'1 job', '2,000 jobs', plural(2, "process", "es") -> '2 processes'."""
+    return f"{count:,} {noun}{ending if count != 1 else ''}"
 
 
 def first_names(names: Sequence[object], most: int) -> str:

@@ -125,6 +125,8 @@ def test_label_noise():
     assert found.rule == "label noise"
     says(found.sentence, "40 of 80", "75.0%", "20%", "look")
     assert label_noise(right, np.where(right, 0.9, 0.6), "look") == [], "errors that are unsure"
+    (found,) = label_noise(np.arange(7) >= 3, np.full(7, 0.9), "look")
+    says(found.sentence, "3 of 3", "43% (20 to 100)")  # no more labels than errors
     few = np.arange(400) >= 8
     assert label_noise(few, probability, "look") == [], "2% of the labels may be chance"
     assert label_noise(~right, probability, "look") == [], "most answers are wrong"

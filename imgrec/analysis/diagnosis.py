@@ -114,11 +114,13 @@ def label_noise(right: npt.NDArray[np.bool_], probability: npt.NDArray[np.floati
         return []
     typical = float(np.median(probability[right])) if right.any() else 1.0
     sure = int((probability[~right] >= typical).sum())
-    if 2 * share_interval(sure, len(right))[0] < NOISY or sure < SURE_ERRORS * wrong:
+    low, high = (min(2 * end, 1.0) for end in share_interval(sure, len(right)))
+    if low < NOISY or sure < SURE_ERRORS * wrong:
         return []
+    found = min(2 * sure, wrong) / len(right)  # a wrong label is an error
     sentence = (
         f"label noise: {sure:,} of {plural(wrong, 'error')} in the test are as sure as the typical right answer ({typical:.1%}), so about "
-        f"{2 * sure / len(right):.0%} of the labels are probably wrong. See which: {command}"
+        f"{found:.0%} ({100 * low:.0f} to {100 * high:.0f}) of the labels are probably wrong. See which: {command}"
     )
     return [Finding("label noise", sentence)]
 

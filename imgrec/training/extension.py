@@ -84,10 +84,10 @@ def extension_lines(entry: dict[str, Any]) -> Iterator[str]:
         value, low, high = (100 * part for part in old["difference"])
         yield (
             f"old classes: accuracy {percent(old['before'])} {percents(old['before_interval'])} before, {percent(old['after'])} "
-            f"{percents(old['after_interval'])} now on {old['images']:,} images: {value:+z.2f} points ({low:z.2f} to {high:z.2f})"
+            f"{percents(old['after_interval'])} now on {plural(old['images'], 'image')}: {value:+z.2f} points ({low:z.2f} to {high:z.2f})"
         )
     if new is not None:
-        yield f"new classes: accuracy {percent(new['accuracy'])} {percents(new['accuracy_interval'])} on {new['images']:,} images"
+        yield f"new classes: accuracy {percent(new['accuracy'])} {percents(new['accuracy_interval'])} on {plural(new['images'], 'image')}"
     if old is not None:
         moves = ", ".join(f"{move['from']} -> {move['to']} {move['images']:,}" for move in old["moves"][:3])
         yield f"{plural(old['changed'], 'answer')} to old images changed{f': {moves}' if moves else ''}"

@@ -278,8 +278,10 @@ def result_sentence(
     if report is None:
         share = row["val/accuracy"]
         interval = percents(share_interval(round(share * validated), validated))
-        return f"validation accuracy {percent(share)} {interval} on {validated:,} images ({epoch}; there is no test split)"
+        return (
+            f"validation accuracy {percent(share)} {interval} on {plural(validated, 'image')} ({epoch}; there is no test split)"
+        )
     top5 = "" if report.top5 is None else f", top-5 {percent(report.top5)}"
     accuracy = f"test accuracy {percent(report.accuracy)} {percents(report.accuracy_interval)}"
     macro = f"macro F1 {percent(report.macro_f1)} {percents(report.macro_f1_interval)}"
-    return f"{accuracy}{top5}, {macro}, loss {report.loss:.4f} on {report.count:,} images ({epoch})"
+    return f"{accuracy}{top5}, {macro}, loss {report.loss:.4f} on {plural(report.count, 'image')} ({epoch})"
