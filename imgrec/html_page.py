@@ -69,12 +69,6 @@ def text(value: object) -> str:
     return escape(plain)
 
 
-def name_html(name: str) -> str:
-    """A name within a line of HTML: one that is written from right to left turns nothing around that stands beside it."""
-    html = text(name)
-    return f"<bdi>{html}</bdi>" if any(bidirectional(letter) in ("R", "AL") for letter in name) else html
-
-
 def scrolling(table: str, label: str, kind: str = "wide") -> str:
     """HTML of a table that scrolls where the screen is too narrow for it, also by keyboard."""
     return f'<div class="{kind}" tabindex="0" role="group" aria-label="{text(label)}">{table}</div>'

@@ -15,7 +15,7 @@ from imgrec.data.batch import Indices, Request
 from imgrec.data.picture import to_picture
 from imgrec.errors import ConfigError, DataError, plural, printable, shorten
 from imgrec.files import atomic_write
-from imgrec.html_page import Section, name_html, text
+from imgrec.html_page import Section, text
 from imgrec.inference.checkpoint import weights_hash
 from imgrec.inference.explanation_output import ExplainedImage, concentration_sentence
 from imgrec.inference.explanations import METHOD_NAMES, Explainer
@@ -173,7 +173,7 @@ def _warnings(found: dict[str, Any]) -> str:
 
 
 def _tile(image: dict[str, Any]) -> str:
-    said = f"{name_html(printable(image['true']))} &rarr; <b>{name_html(printable(image['class']))}</b>"
+    said = f"{text(printable(image['true']))} &rarr; <b>{text(printable(image['class']))}</b>"
     name = text(shorten(printable(image["name"]), 48))
     figures = "".join(
         f'<figure><img alt="{text(one["method"])} of {name}: {text(one["verdict"])}" src="{text(one["picture"])}">'

@@ -9,7 +9,7 @@ from PIL import Image
 from imgrec.analysis.confusions import largest_confusions
 from imgrec.data.batch import Indices
 from imgrec.errors import plural, printable, shorten
-from imgrec.html_page import Section, name_html, text
+from imgrec.html_page import Section, text
 from imgrec.report.confusion_view import Matrix, confusion_section
 from imgrec.report.facts import Facts
 from imgrec.report.shown_images import PICTURED_PAIRS, ShownImages
@@ -131,11 +131,7 @@ def _tile(images: ShownImages, row: int, said: str) -> str:
 
 def _short(name: str) -> str:
     shown = printable(name)
-    return (
-        name_html(shown)
-        if len(shown) <= _LONGEST
-        else f'<span title="{text(shown)}">{name_html(shorten(shown, _LONGEST))}</span>'
-    )
+    return text(shown) if len(shown) <= _LONGEST else f'<span title="{text(shown)}">{text(shorten(shown, _LONGEST))}</span>'
 
 
 def batch_section(picture: Path) -> Section:

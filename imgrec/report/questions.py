@@ -8,7 +8,7 @@ import numpy as np
 
 from imgrec.analysis.diagnosis import AFTER_BEST, OVER_FITTED_RULE
 from imgrec.errors import plural
-from imgrec.html_page import Section, name_html, text
+from imgrec.html_page import Section, text
 from imgrec.inference.paths import suspects_command
 from imgrec.report.facts import Facts
 from imgrec.report.figures import missing_test, validation_commands
@@ -56,9 +56,9 @@ def _worst(facts: Facts) -> str:
     if (worst := worst_class(facts)) is None:
         return f"<p>None: every image {facts.measured.of} is right.</p>"
     said = (
-        f"<p><b data-class>{name_html(worst['name'])}</b>: of its {_images(worst['support'])} {percent(worst['recall'])} "
+        f"<p><b data-class>{text(worst['name'])}</b>: of its {_images(worst['support'])} {percent(worst['recall'])} "
         f"{percents(worst['recall_interval'])} are found (recall), and {percent(worst['precision'])} of the images that are called "
-        f"{name_html(worst['name'])} are right (precision). Its F1, both in one figure, is the lowest: {percent(worst['f1'])}. "
+        f"{text(worst['name'])} are right (precision). Its F1, both in one figure, is the lowest: {percent(worst['f1'])}. "
         '<a href="#classes">All classes</a></p>'
     )
     rivals = _not_told_apart(facts, worst)
@@ -89,7 +89,7 @@ def _why(facts: Facts) -> str:
     place = facts.classes.index(worst["name"])
     reasons = [*_taken_for(facts, place), *_few_images(facts, worst), *_how_sure(facts, place)]
     items = "".join(f"<li>{reason}</li>" for reason in reasons)
-    return f"<p>What the figures show of {name_html(worst['name'])}:</p><ul>{items}</ul>"
+    return f"<p>What the figures show of {text(worst['name'])}:</p><ul>{items}</ul>"
 
 
 def _taken_for(facts: Facts, place: int) -> list[str]:
@@ -105,7 +105,7 @@ def _taken_for(facts: Facts, place: int) -> list[str]:
         most = [k for k in np.argsort(-others, kind="stable")[:MOST_RIVALS].tolist() if others[k]]
         if most:
             wrong, more = int(others.sum()), ", ..." * (int((others > 0).sum()) > len(most))
-            named = ", ".join(f"{name_html(facts.classes[k])} ({others[k]:,})" for k in most) + more
+            named = ", ".join(f"{text(facts.classes[k])} ({others[k]:,})" for k in most) + more
             said.append(f"{wrong:,} {what.format('are' if wrong > 1 else 'is', named)}")
     return said
 
