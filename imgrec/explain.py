@@ -286,7 +286,7 @@ def _say_verdicts(
 
 def _short_verdict(one: "ExplainedMap") -> str:
     hiding, similarity = one.verdict.hiding, one.verdict.similarity
-    figures = "marks nothing" if hiding is None else f"p {hiding.p:.2g}"
+    figures = "marks nothing" if hiding is None else f"p {hiding.p:.2g}" + ", no drop" * (hiding.drop <= 0)
     alike = f", alike {similarity:.2f}" if not one.verdict.has_changed else ""
     return f"{'supported' if one.verdict.supported else 'not supported'}, {figures}{alike}"
 

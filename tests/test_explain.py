@@ -227,6 +227,17 @@ def test_random_weights_are_the_same_values_elsewhere_and_the_network_stays():
     assert random[1].momentum == net[1].momentum
 
 
+def test_a_network_whose_mixed_weights_let_nothing_through_gets_random_signs():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 100, 50), nn.ReLU(), nn.Linear(50, 2)).eval()
+    with torch.no_grad():
+        net[3].weight.copy_(-net[3].weight.abs())  # all negative, in any order
+    images = torch.rand(2, 3, 12, 12)
+    random = with_random_weights(net, images, 0)
+    assert torch.equal(random[3].weight.abs().flatten().sort().values, net[3].weight.abs().flatten().sort().values)
+    assert integrated_gradients(random, images, torch.tensor([0, 1])).flatten(1).abs().sum(1).min() > 0
+    assert torch.equal(with_random_weights(net, images, 0)[3].weight, random[3].weight)
+
+
 def test_maps_in_a_corner_of_one_class_are_found():
     even = torch.ones(20, 16, 16)
     np.testing.assert_allclose(region_shares(even), np.tile(AREAS_OF_REGIONS, (20, 1)))

@@ -119,25 +119,41 @@ def hiding_test(
 def with_random_weights(net: nn.Module, pixels: Tensor, seed: int) -> nn.Module:
     """A copy whose values are those of `net`, mixed within each parameter (Adebayo et al. 2018, arXiv 1810.03292).
 
-    The statistics of batch norms, which belong to the weights, are those of `pixels`, float [B, C, S, S].
+    The statistics of batch norms, which belong to the weights, are those of `pixels`, float [B, C, S, S]. A copy that gives
+    every picture the same logits has no map to compare with: its weights get random signs too. A dense layer behind a ReLU
+    has only positive inputs, and where its weights are negative on average, mixed ones let nothing through the next ReLU.
     """
     random = deepcopy(net)
     generator = torch.Generator().manual_seed(seed)
+    # moved copies: of one image the last maps may have one value a channel
+    pictures = torch.cat([pixels, *(pixels.roll((move, 2 * move), (2, 3)) for move in (3, 7, 11))])
     with torch.no_grad():
         for parameter in random.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
-        norms = [module for module in random.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.train()
-            norm.momentum = 1.0  # the statistics of this batch alone
-        if norms:  # moved copies: of one image the last maps may have one value a channel
-            random(torch.cat([pixels, *(pixels.roll((move, 2 * move), (2, 3)) for move in (3, 7, 11))]))
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.eval()
-            norm.momentum = momentum
+        _measure_norms(random, pictures)
+        logits = random(pictures)
+        if torch.allclose(logits, logits[:1]):
+            for parameter in random.parameters():
+                if parameter.ndim > 1:
+                    signs = torch.randint(2, parameter.shape, generator=generator) * 2 - 1
+                    parameter.mul_(signs.to(parameter))
+            _measure_norms(random, pictures)
     return random
+
+
+def _measure_norms(net: nn.Module, pictures: Tensor) -> None:
+    """Give the batch norms of a network the statistics of `pictures`."""
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0  # the statistics of this batch alone
+    if norms:
+        net(pictures)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval()
+        norm.momentum = momentum
 
 
 def rank_correlations(maps: Tensor, others: Tensor) -> NDArray[np.float64]:
