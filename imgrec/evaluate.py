@@ -122,12 +122,8 @@ def _evaluate(config: EvaluateConfig, files: EvaluationFiles, group: WorkerGroup
     )
     if note := mirror_note(checkpoint, config.tta):
         terminal.say(note, style="yellow")
-    if found.changes is not None and found.changes.counts:
-        terminal.say(
-            f"the images have changed since the training: {found.changes}"
-            f"{'; new ones are left out' * bool(found.changes.counts['new'])}",
-            style="yellow",
-        )
+    if note := found.changes_note():
+        terminal.say(note, style="yellow")
     brightness = BrightnessCollector() if BRIGHTNESS in by else None
     start = time.perf_counter()
     with terminal.bar() as bar:

@@ -168,6 +168,7 @@ def _explain(
     terminal: Terminal,
 ) -> tuple[list["ExplainedImage"], "Explainer"]:
     """Every image with its maps; their pictures are written."""
+    from imgrec.inference.evaluation import evaluation_images
     from imgrec.inference.explanation_output import PICTURE_TILE, SHEET_IMAGES, ExplainedImage, draw_explanations
     from imgrec.inference.explanations import Explainer
     from imgrec.inference.training_neighbours import training_neighbours
@@ -176,9 +177,12 @@ def _explain(
     near: list[list[Neighbour]] = [[] for _ in names]
     if config.neighbours:
         with terminal.progress_shown():
+            train = evaluation_images(predictor.checkpoint, split="train", folder=None, changes={})
             near = training_neighbours(
-                predictor, images, config.neighbours, batch_size=config.batch_size, num_workers=config.num_workers
+                predictor, images, train.images, config.neighbours, batch_size=config.batch_size, num_workers=config.num_workers
             )
+        if note := train.changes_note():
+            terminal.say(note, style="yellow")
     explained: list[ExplainedImage] = []
     with terminal.bar() as bar:
         task = bar.add_task("maps", total=len(names) * len(config.methods), note="")

@@ -9,10 +9,12 @@ import torch
 from error_parts import assert_refused, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
+from image_files import picture
 from marks import fewer
 from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
+from small_run import SMALL
 from torch import nn
 from untrained_run import save_untrained_run
 from watermark import MARKS, learn_marks, pointed_at
@@ -38,6 +40,7 @@ from imgrec.inference.explanations import METHODS, Explainer, explain_images
 from imgrec.inference.predictor import load
 from imgrec.models.catalog import CatalogQuery, candidates
 from imgrec.models.layers import head_names
+from imgrec.train import fit
 
 
 def pooled() -> nn.Sequential:
@@ -285,6 +288,27 @@ def files(tmp_path):
         Image.fromarray(array).save(folder / f"{number}.png")
     (folder / "bad.png").write_text("no image")
     return folder
+
+
+@pytest.mark.slow
+def test_that_the_training_images_have_changed_is_said_beside_neighbours(tmp_path, capsys):
+    for number in range(12):
+        path = tmp_path / "data" / ("train", "val", "test")[number // 2 % 3] / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(number, 16, 16).save(path)
+    words = [word for word in SMALL if not word.startswith(("data", "batch_size"))]
+    words += ["data=imagefolder", f"data.root={tmp_path}/data", "data.image_size=16", "batch_size=2", f"runs_dir={tmp_path}"]
+    run = fit([*words, "callbacks.pictures=null"], quiet=True).folder
+    command = ["explain", str(run), f"images={tmp_path}/data/test", f"out={tmp_path}/out", "neighbours=1", "method=gradients"]
+    command += ["device=cpu", "num_workers=0"]
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert "have changed" not in capsys.readouterr().out
+    (tmp_path / "data/train/a/0.png").rename(tmp_path / "data/train/a/new.png")
+    assert cli.main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the images have changed since the training: 1 new, 1 gone" in said
+    assert "new ones are left out" in said
 
 
 def test_the_command_writes_a_table_a_sheet_and_a_picture_of_each_image(run, files, tmp_path, capsys):

@@ -33,6 +33,13 @@ class EvaluationImages(NamedTuple):
     changes: Changes | None
     data: ImageData | None
 
+    def changes_note(self) -> str:
+        """A sentence for the terminal, or nothing."""
+        if self.changes is None or not self.changes.counts:
+            return ""
+        left_out = "; new ones are left out" if self.changes.counts["new"] else ""
+        return f"the images have changed since the training: {self.changes}{left_out}"
+
 
 def at_image_size(checkpoint: Checkpoint, image_size: int | None) -> Checkpoint:
     """The checkpoint for images of another side (Touvron 2019, arXiv 1906.06423); ConfigError for a network of one size."""

@@ -17,7 +17,6 @@ from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, worker_count
 from imgrec.distributed.world import read_world
 from imgrec.files import on_progress
-from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.predictor import Predictor
 
 
@@ -31,13 +30,12 @@ class Neighbour(NamedTuple):
 
 
 def training_neighbours(
-    predictor: Predictor, images: Tensor, k: int, *, batch_size: int, num_workers: int | Literal["auto"]
+    predictor: Predictor, images: Tensor, train: ImageSet, k: int, *, batch_size: int, num_workers: int | Literal["auto"]
 ) -> list[list[Neighbour]]:
-    """The k nearest training images of the run for each of uint8 [B, C, S, S], by the cosine distance of what the head gets.
+    """The k nearest of the training images for each of uint8 [B, C, S, S], by the cosine distance of what the head gets.
 
-    DataError where the training images are gone; those that cannot be read are left out, where the run left them out.
+    Those that cannot be read are left out, where the run left them out.
     """
-    train = evaluation_images(predictor.checkpoint, split="train", folder=None, changes={}).images
     places: list[Tensor] = []
     features = _features(predictor, train, places, batch_size, num_workers)
     found = find_nearest(predictor.embed(images, batch_size=batch_size), features, k)
