@@ -1,6 +1,7 @@
 """Answers over HTTP: python -m imgrec.serve ckpt=runs/NAME/ID port=8000"""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -76,28 +77,30 @@ def _serve(config: ServeConfig, token: str | None) -> int:
     from imgrec.serving.server import bind, run_server, url_of
 
     terminal = Terminal()
+    is_shared = config.token_file is not None and readable_by_others(config.token_file)  # now, as it may be removed meanwhile
     with closing(bind(config.host, config.port)) as opened:
         service = _build_service(config, token, is_local=_is_loopback(opened.getsockname()[0]))
         run_server(
             service,
             opened,
             stop_timeout_s=config.stop_timeout_s,
-            on_started=lambda: _say_started(terminal, service, opened, url_of(opened), config.token_file),
+            on_started=lambda: _say_started(terminal, service, opened, url_of(opened), config.token_file if is_shared else None),
         )
     terminal.say(f"stopped; {plural(service.answered, 'image')} answered")
     return 0
 
 
-def _say_started(terminal: Terminal, service: "Service", opened: "socket", url: str, token_file: str | None) -> None:
+def _say_started(terminal: Terminal, service: "Service", opened: "socket", url: str, shared_file: str | None) -> None:
     recognizer, token = service.recognizer, service.settings.token
     header = "-H 'Authorization: Bearer TOKEN' " if token else ""
     terminal.say(f"{recognizer.file}: {plural(len(recognizer.classes), 'class', 'es')} ({first_names(recognizer.classes, 5)})")
     host = opened.getsockname()[0]
     if token is None and not _is_loopback(host):
         terminal.say(f"host={host}: whoever reaches this machine may ask. Set {VARIABLE} or token_file=FILE.", style="yellow")
-    if token_file is not None and readable_by_others(token_file):
+    if shared_file is not None:
         terminal.say(
-            f"token_file={token_file}: all users of this machine can read it. Type chmod 600 {token_file}", style="yellow"
+            f"token_file={shared_file}: all users of this machine can read it. Type chmod 600 {shlex.quote(shared_file)}",
+            style="yellow",
         )
     terminal.say(f"listening at {url}, a page to drop images on; Ctrl-C stops", style="bold green")
     terminal.say("next:")

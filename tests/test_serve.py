@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -182,6 +183,13 @@ def test_packed_convolutions_give_what_plain_ones_give(memory_format):
             torch.testing.assert_close(network(images[:count]), plain[:count], rtol=0, atol=1e-6)
     packed = ["forward" in vars(layer) for layer in network]
     assert packed == [torch.backends.mkldnn.is_available()] * 3 + [False] * 2
+
+
+def test_a_torch_without_the_operators_packs_nothing(monkeypatch):
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_reorder_convolution_weight=None))
+    layer = torch.nn.Conv2d(64, 64, 3)
+    pack_convolutions(layer)
+    assert "forward" not in vars(layer)
 
 
 # Refusals

@@ -169,7 +169,7 @@ def test_a_file_that_changed_is_decoded_whole_again(tmp_path: Path) -> None:
     first = all_of(images, 0)
     path = Path(next(path for row in range(len(images)) if (path := images.path(row)) not in (*first.bad, *first.constant)))
     cut(path)
-    assert all_of(images, 1).bad == (*first.bad, str(path)) or all_of(images, 1).bad == (str(path), *first.bad)
+    assert sorted(all_of(images, 1).bad) == sorted([*first.bad, str(path)])
     Image.new("RGB", (64, 64), "red").save(path)
     assert str(path) in all_of(images, 2).constant
     path.unlink()

@@ -15,6 +15,7 @@ from imgrec.inference.predictor import Prediction, Predictor
 HASH_DIGITS = 12  # of the weights, in each answer
 LEAST_ROWS = 4  # of a matrix product on the CPU: fewer take other kernels
 LEAST_PACKED = 2**15  # weights of a convolution: arranging fewer takes no time that was seen
+_PACKING = ("_reorder_convolution_weight", "_convolution_pointwise")  # operators of torch.ops.mkldnn
 Added = Literal["set", "answered"] | None  # what a guarantee adds to an answer
 
 
@@ -70,9 +71,10 @@ def pack_convolutions(network: torch.nn.Module) -> None:
     Without it each call arranges them anew, which an image alone pays in full: ResNet-18 at 224x224 took 51 ms of one core and
     now 41, in a batch of 16 41 and 39 an image (least of 40 and 4 calls, 2-core EPYC), with the same answers bit for bit. They
     are the operators by which torch's compiler does it for frozen weights (torch/_inductor/fx_passes/mkldnn_fusion.py), which
-    needs a C++ compiler on the server. The weights are in the memory twice.
+    needs a C++ compiler on the server. They are private: checked with torch 2.14.1, and nothing is packed where they are missing.
+    The weights are in the memory twice.
     """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not all(hasattr(torch.ops.mkldnn, name) for name in _PACKING):
         return
     for layer in network.modules():
         if type(layer) is not torch.nn.Conv2d or layer.padding_mode != "zeros" or isinstance(layer.padding, str):

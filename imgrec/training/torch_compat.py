@@ -1,4 +1,4 @@
-"""What imgrec uses of torch beyond its documented interface, and errors of torch that have no class of their own.
+"""What a training uses of torch beyond its documented interface, and errors of torch that have no class of their own.
 
 Checked with torch 2.14.1. `prepare_trainer` of lightning_compat looks TORCH_NAMES up before a run starts.
 """
