@@ -128,7 +128,8 @@ def grad_cam(net: nn.Module, layer: str, pixels: Tensor, targets: Tensor) -> Ten
 def integrated_gradients(net: nn.Module, pixels: Tensor, targets: Tensor, *, steps: int = STEPS) -> Tensor:
     """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365): float [B, C, S, S], whose sum is the logit's difference.
 
-    The baseline is 0, the mean colour of the training images. Of the path the middles of `steps` equal parts are taken.
+    The baseline is 0, the mean colour of the training images. Of the path the middles of `steps` equal parts are taken. Of the
+    logit, as 67% of these maps were supported, of the log-probability's 54% of 300 (docs/explain.md).
     """
     total = torch.zeros_like(pixels)
     for step in range(steps):
