@@ -106,17 +106,17 @@ def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryI
     The content is on the disk before the file is renamed: a power failure leaves no empty file.
     """
     unfinished, file = _open_unfinished(path)
-    try:
-        with file:
+    with file:  # whose lock is kept until its name is free, as another process may take it then
+        try:
             yield file
             file.flush()
             os.fsync(file.fileno())
             if previous is not None and path.exists():
                 path.replace(previous)
             unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
 
 
 def _open_unfinished(path: Path) -> tuple[Path, BinaryIO]:

@@ -21,6 +21,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .5rem } h2 { font-size: 1
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem } p { margin: .4rem 0; max-width: 48rem } a { color: var(--accent) }
 .soft { color: var(--soft) } .good { color: var(--good) } .bad { color: var(--bad) } .n { text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums } .big { font-size: 2.2rem; font-weight: 600; line-height: 1.2 }
+code, pre { unicode-bidi: isolate }
 .wide { overflow-x: auto } .box { background: var(--box); border-radius: 6px; padding: .6rem .8rem; margin: .6rem 0 }
 .row { display: flex; flex-wrap: wrap; gap: 1rem 2rem } .row > * { flex: 1 1 18rem; min-width: 0 }
 table { border-collapse: collapse; margin: .5rem 0 } caption { text-align: left; color: var(--soft) }
@@ -67,6 +68,11 @@ def text(value: object) -> str:
     if not plain.isascii() and any(bidirectional(letter) in ("R", "AL") for letter in plain):
         plain = f"\u2068{plain}\u2069"  # first strong isolate
     return escape(plain)
+
+
+def code(value: object) -> str:
+    """A user's text as HTML within <code> or <pre>, whose style isolates it: a command is copied, so it has no marks of direction."""
+    return escape(shown(value))
 
 
 def scrolling(table: str, label: str, kind: str = "wide") -> str:

@@ -20,7 +20,7 @@ from written_runs import write_probable_run, write_run
 from imgrec import cli
 from imgrec.analysis.intervals import share_interval
 from imgrec.errors import DataError
-from imgrec.html_page import Section, render, text
+from imgrec.html_page import Section, code, render, text
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import read_predictions
 from imgrec.report.charts import ChartLine, line_chart, ticks
@@ -212,6 +212,7 @@ def test_a_title_and_headings_are_text_and_scripts_and_styles_stand_once():
 def test_a_name_does_not_turn_what_follows_it():
     assert text("cat\u202e<b>\u2066\x1b") == "cat?&lt;b&gt;??"
     assert text("شجرة (1)") == "\u2068شجرة (1)\u2069"
+    assert code("imgrec predict 'شجرة <1>'") == "imgrec predict &#x27;شجرة &lt;1&gt;&#x27;", "a command is copied as it is"
 
 
 def test_ids_are_in_the_page_once(written):

@@ -153,7 +153,16 @@ def test_values_without_a_scale_are_refused_without_a_key_of_the_training(recogn
     assert (reply.status, "Send it with 8 bits." in reply.json["error"], "data." in reply.json["error"]) == (422, True, False)
 
 
-def test_a_linear_layer_gives_a_row_the_same_in_any_batch():
+@pytest.fixture
+def one_thread():
+    """As each thread of a server has it; two share the terms of a sum by the size of the batch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_linear_layer_gives_a_row_the_same_in_any_batch(one_thread):
     """Without the padding, batches of 1 to 3 differ from larger ones in most rows."""
     torch.manual_seed(0)
     network, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3000, 20)), torch.randn(8, 3, 10, 100)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from imgrec.errors import plural
-from imgrec.html_page import Section, scrolling, text
+from imgrec.html_page import Section, code, scrolling, text
 from imgrec.report.facts import Facts
 from imgrec.report.pictures import changed_tiles
 from imgrec.report.shown_images import ShownImages
@@ -18,7 +18,7 @@ def extended_sections(facts: Facts, images: ShownImages | None) -> list[Section]
     old, new = entry.get("old"), entry.get("new")
     names = ", ".join(map(text, entry["new_classes"]))
     how = "Nothing but the rows of the new classes was trained" if entry.get("frozen") else "All of the network was trained"
-    said = f"<p>{plural(len(entry['new_classes']), 'class', 'es')} added to <code>{text(entry['parent'])}</code>: {names}. {how}.</p>"
+    said = f"<p>{plural(len(entry['new_classes']), 'class', 'es')} added to <code>{code(entry['parent'])}</code>: {names}. {how}.</p>"
     if old is None and new is None:
         return [Section("extended", "What did the new classes change?", f"{said}<p>Not known: there is no test split.</p>")]
     said += _accuracies(old, new)

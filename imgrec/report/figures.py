@@ -11,7 +11,7 @@ from imgrec.analysis.calibration import calibration_error, reliability_bins
 from imgrec.analysis.intervals import share_interval
 from imgrec.config.annotations import is_number
 from imgrec.errors import plural
-from imgrec.html_page import Section, scrolling, text
+from imgrec.html_page import Section, code, scrolling, text
 from imgrec.inference.metrics_table import TOTALS
 from imgrec.report.charts import CHART_STYLE, reliability_chart
 from imgrec.report.facts import Facts
@@ -203,9 +203,9 @@ def missing_test(facts: Facts) -> str:
     if facts.result is None:
         return "<p>The run is not finished: it has no test yet.</p>"
     if facts.test is None:
-        evaluate, report = (text(command) for command in validation_commands(facts.folder))
+        evaluate, report = (code(command) for command in validation_commands(facts.folder))
         return f"<p>The run has no test split. Type <code>{evaluate}</code>, then <code>{report}</code>: it is answered by validation.</p>"
     return (
         f"<p>{text(facts.folder / 'predictions.parquet')} is missing, or has no probabilities: it was removed, or an older version wrote it. "
-        f"<code>imgrec evaluate {text(facts.quoted)}</code> shows the same figures.</p>"
+        f"<code>imgrec evaluate {code(facts.quoted)}</code> shows the same figures.</p>"
     )

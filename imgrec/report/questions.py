@@ -8,7 +8,7 @@ import numpy as np
 
 from imgrec.analysis.diagnosis import AFTER_BEST, OVER_FITTED_RULE
 from imgrec.errors import plural
-from imgrec.html_page import Section, text
+from imgrec.html_page import Section, code, text
 from imgrec.inference.paths import suspects_command
 from imgrec.report.facts import Facts
 from imgrec.report.figures import missing_test, validation_commands
@@ -168,7 +168,7 @@ def _over_fitted(facts: Facts) -> str:
 def _better(facts: Facts, comparison: PreviousComparison | None) -> str:
     if comparison is None:
         return missing_test(facts)
-    keys = ", ".join(f"<code>{text(key)}={text(now)}</code> (was {text(before)})" for key, before, now in comparison.changed)
+    keys = ", ".join(f"<code>{code(key)}={code(now)}</code> (was {text(before)})" for key, before, now in comparison.changed)
     changed = f"<p>What differs in the config: {keys}.</p>" if keys else ""
     if comparison.verdict is None:
         return f"<p>{text(comparison.sentence)}</p>{changed}"
@@ -187,7 +187,7 @@ def _next(facts: Facts, comparison: PreviousComparison | None) -> str:
         return "<p>Start the same command again: it resumes the run where it was saved.</p>"
     items = "".join(f"<li>{_advice(sentence)}</li>" for sentence in advice)
     said = "What the diagnosis says:" if found else _without_finding(facts)
-    commands = text("\n".join(_commands(facts, comparison)))
+    commands = code("\n".join(_commands(facts, comparison)))
     return f"<p>{said}</p>{f'<ul>{items}</ul>' if items else ''}<p>Commands:</p><pre>{commands}</pre>"
 
 
@@ -195,7 +195,7 @@ def _without_finding(facts: Facts) -> str:
     if "soup" in facts.config:
         return OF_SOUP
     if facts.cut_short:
-        return f"Each epoch was cut short by <code>{text(facts.cut_short)}</code>: leave it out to train on all images."
+        return f"Each epoch was cut short by <code>{code(facts.cut_short)}</code>: leave it out to train on all images."
     return NOTHING_FOUND
 
 

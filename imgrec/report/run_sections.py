@@ -10,7 +10,7 @@ from imgrec.config.changes import changed_keys
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import leaves
 from imgrec.errors import ConfigError, DataError, ImgrecError, plural
-from imgrec.html_page import Section, scrolling, text
+from imgrec.html_page import Section, code, scrolling, text
 from imgrec.report.charts import CHART_STYLE, ChartLine, line_chart, share_bars
 from imgrec.report.facts import Facts
 from imgrec.report.stored_values import CHECK_KINDS, check_kinds
@@ -73,7 +73,7 @@ def data_section(facts: Facts) -> Section:
     """How many images each split has, what could not be read, and what a check found."""
     data = facts.config["data"]
     where = data.get("root") or data.get("file") or data.get("path")
-    said = f"<p>{text(str(data.get('_target_', '')).rpartition('.')[2])}{f' from <code>{text(where)}</code>' * bool(where)}</p>"
+    said = f"<p>{text(str(data.get('_target_', '')).rpartition('.')[2])}{f' from <code>{code(where)}</code>' * bool(where)}</p>"
     rows = "".join(_split_row(split, list(counts.values())) for split, counts in facts.images.items() if any(counts.values()))
     head = "".join(
         f'<th scope="col"{" class=n" * (name != "split")}>{name}</th>'
@@ -115,7 +115,7 @@ def _check(facts: Facts) -> str:
     stored = (facts.result or {}).get("data_faults") or []
     known = "".join(f"<li>{text(KnownFault(*(fault[name] for name in KnownFault._fields)))}</li>" for fault in stored)
     said = f"<p>Known when it was trained:</p><ul>{known}</ul>" if known else ""
-    return f"{said}<p>Which images are damaged or copies: type <code>{text(command)}</code>, then <code>imgrec report {text(facts.quoted)}</code>.</p>"
+    return f"{said}<p>Which images are damaged or copies: type <code>{code(command)}</code>, then <code>imgrec report {code(facts.quoted)}</code>.</p>"
 
 
 def _examples(examples: Any) -> str:
@@ -175,7 +175,7 @@ def differences(facts: Facts) -> Mapping[str, Any]:
 
 def _keys(values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f"<tr><td><code>{text(key)}</code></td><td><code>{text(format_value(value))}</code></td></tr>"
+        f"<tr><td><code>{code(key)}</code></td><td><code>{code(format_value(value))}</code></td></tr>"
         for key, value in values.items()
     )
     head = '<tr><th scope="col">key</th><th scope="col">value</th></tr>'
@@ -201,6 +201,6 @@ def repeat_section(facts: Facts) -> Section:
     """The command that was typed."""
     command = (facts.result or {}).get("command")
     shown = command if isinstance(command, str) else shlex.join(command) if isinstance(command, list) else None
-    said = f"<pre>{text(shown)}</pre>" if shown else "<p>Known at the end of the run.</p>"
-    note = f'<p class="soft">In the same folder, with another <code>id</code>. <code>{text(facts.folder / "config.yaml")}</code> has every key.</p>'
+    said = f"<pre>{code(shown)}</pre>" if shown else "<p>Known at the end of the run.</p>"
+    note = f'<p class="soft">In the same folder, with another <code>id</code>. <code>{code(facts.folder / "config.yaml")}</code> has every key.</p>'
     return Section("repeat", "To repeat it", said + note)

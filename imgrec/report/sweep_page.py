@@ -7,7 +7,7 @@ from pathlib import Path
 from imgrec.config.schema import monitor_mode
 from imgrec.errors import plural
 from imgrec.files import atomic_write, begins_with, check_output
-from imgrec.html_page import Section, page_start, render, scrolling, text
+from imgrec.html_page import Section, code, page_start, render, scrolling, text
 from imgrec.report.charts import CHART_STYLE, share_bars
 from imgrec.report.figures import SORT_SCRIPT
 from imgrec.report.sweep_charts import MOST_AXES, SWEEP_STYLE, SweepRun, history_chart, parallel_chart
@@ -75,7 +75,7 @@ def best_section(sweep: SweepFolder) -> Section:
     start = min(sweep.jobs, key=lambda job: job.number)
     if FROM_DEFAULTS in sweep.arguments and start.value is not None:
         said += f"<p>Run 0 has the defaults: {text(sweep.monitor)} {format_metric(start.value, sweep.monitor)}.</p>"
-    repeat, compare = text(repeat_command(best)), text(compare_command(sweep, best))
+    repeat, compare = code(repeat_command(best)), code(compare_command(sweep, best))
     asked = "The same with other seeds" + ", and whether it is better than the defaults" * bool(compare)
     commands = f"{repeat}\n{compare}".strip()
     return Section("best", "Best run", f"{first}{said}<p>{asked}:</p><pre>{commands}</pre>")
