@@ -4,12 +4,12 @@ import csv
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from imgrec.config.compose import compose_config
-from imgrec.config.schema import Device, MapMethod, dotted_types, parse_settings
+from imgrec.config.schema import Device, MapMethod, MovedData, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu
 from imgrec.data.file_index import pack_names
 from imgrec.distributed.command import run_command
@@ -45,6 +45,7 @@ class ExplainConfig:
     layer: str | None
     areas: int
     neighbours: int
+    data: MovedData
     batch_size: int
     num_workers: int | Literal["auto"]
     device: Device
@@ -177,7 +178,7 @@ def _explain(
     near: list[list[Neighbour]] = [[] for _ in names]
     if config.neighbours:
         with terminal.progress_shown():
-            train = evaluation_images(predictor.checkpoint, split="train", folder=None, changes={})
+            train = evaluation_images(predictor.checkpoint, split="train", folder=None, changes=asdict(config.data))
             near = training_neighbours(
                 predictor, images, train.images, config.neighbours, batch_size=config.batch_size, num_workers=config.num_workers
             )

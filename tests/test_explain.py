@@ -309,6 +309,11 @@ def test_that_the_training_images_have_changed_is_said_beside_neighbours(tmp_pat
     said = " ".join(capsys.readouterr().out.split())
     assert "the images have changed since the training: 1 new, 1 gone" in said
     assert "new ones are left out" in said
+    (tmp_path / "data").rename(tmp_path / "moved")
+    command[2] = f"images={tmp_path}/moved/test"
+    assert cli.main(command) == 2
+    assert "Set data.root=FOLDER" in " ".join(capsys.readouterr().err.split())
+    assert cli.main([*command, f"data.root={tmp_path}/moved"]) == 0
 
 
 def test_the_command_writes_a_table_a_sheet_and_a_picture_of_each_image(run, files, tmp_path, capsys):
