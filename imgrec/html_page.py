@@ -1,7 +1,9 @@
 """One HTML page without a network: light and dark, on a phone, a screen and paper."""
 
 from collections.abc import Sequence
+from functools import cache
 from html import escape
+from importlib.resources import files
 from typing import NamedTuple
 from unicodedata import bidirectional
 
@@ -73,6 +75,12 @@ def text(value: object) -> str:
 def code(value: object) -> str:
     """A user's text as HTML within <code> or <pre>, whose style isolates it: a command is copied, so it has no marks of direction."""
     return escape(shown(value))
+
+
+@cache  # a server asks for it at each visit
+def read_script(package: str, name: str) -> str:
+    """The JavaScript of a page, a file of a package."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def scrolling(table: str, label: str, kind: str = "wide") -> str:

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.analysis.confusions import cluster_order
 from imgrec.errors import plural, printable
-from imgrec.html_page import Section
+from imgrec.html_page import Section, read_script
 from imgrec.report.shown_images import ShownImages
 
 Matrix = NDArray[np.int64]
@@ -50,7 +49,7 @@ def confusion_section(matrix: Matrix, classes: Sequence[str], images: ShownImage
         '<div><p id="confusion-cell" aria-live="polite">Point at a cell to see its classes and images.</p><div id="confusion-images" aria-live="polite"></div></div></div>'
         f'<script type="application/json" id="confusion-data">{content}</script>'
     )
-    script = files("imgrec.report").joinpath("confusion.js").read_text(encoding="utf-8")
+    script = read_script("imgrec.report", "confusion.js")
     return Section("confusion", "Confusion matrix", html, script=script, style=_STYLE)
 
 

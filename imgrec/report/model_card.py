@@ -43,8 +43,7 @@ def model_card(facts: Facts) -> str:
 
 def plain(value: object) -> str:
     """A user's text in one line of Markdown, as it is."""
-    line = " ".join(shown(value).split())
-    return re.sub(r"([\\`*\[\]<>|~$&]|^[#+-]|\b_|_\b)", r"\\\1", line)
+    return re.sub(r"([\\`*\[\]<>|~$&]|^[#+-]|\b_|_\b)", r"\\\1", _line(value))
 
 
 def _front_matter(facts: Facts) -> dict[str, Any]:

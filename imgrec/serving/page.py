@@ -1,10 +1,9 @@
 """The page at /: drop images on it, or choose them, and read their classes."""
 
 from collections.abc import Sequence
-from importlib.resources import files
 
 from imgrec.errors import first_names, plural
-from imgrec.html_page import Section, render, text
+from imgrec.html_page import Section, read_script, render, text
 from imgrec.serving.limits import Limits
 
 _POLICY = (
@@ -59,9 +58,8 @@ def drop_page(classes: Sequence[str], limits: Limits, *, needs_token: bool) -> s
         f"<pre>curl{header} -F image=@photo.jpg <span data-origin>http://127.0.0.1:8000</span>/predict</pre>"
         '<p><a href="openapi.json">openapi.json</a> describes every request and answer.</p>'
     )
-    script = files("imgrec.serving").joinpath("page.js").read_text(encoding="utf-8")
     sections = [
-        Section("try", "Try it", form, script=script, style=_STYLE),
+        Section("try", "Try it", form, script=read_script("imgrec.serving", "page.js"), style=_STYLE),
         Section("typed", "From a terminal", typed),
     ]
     return render("serve", "Which class is it?", sections, policy=_POLICY, head=_HEAD)
