@@ -5,6 +5,8 @@ there are, so what the client takes is missing to the server (`client` in the ou
 busy machine: that of a process and of the processes that it started. --peer PYTHON: LitServe's server too, with a Python that has it.
 
 python benchmarks/serve.py sleep: how long images wait at half load by the batches alone, for a network that sleeps instead of computing.
+python benchmarks/serve.py bare RUN --rate N: two threads that do nothing but run the network, one image after the other, with the same
+arrivals: what p99 this machine can give without a server. It is also part of each round of the load test.
 """
 
 import argparse
@@ -18,11 +20,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 CLIENTS, ALONE = 64, 40
@@ -272,6 +276,55 @@ async def sleeping(seconds: float, threads: int = 2, image_s: float = 0.045) -> 
     return {"p50_to_alone": statistics.median(times) / image_s, "p99_to_alone": percentile(times, 0.99) / image_s}
 
 
+def bare(run: str, rate: float, seconds: float, seed: int) -> dict[str, float]:
+    """Two threads and a queue around the network, without HTTP, files, batches and another process."""
+    import torch
+
+    from imgrec import load
+    from imgrec.serving.recognizer import CheckpointRecognizer
+
+    predictor = load(run, device="cpu")
+    recognizer = CheckpointRecognizer(predictor, None, batch_size=1, max_pixels=10**7)
+    steps = predictor.preprocessing
+    image = torch.zeros((steps["channels"], steps["image_size"], steps["image_size"]), dtype=torch.uint8)
+    times: list[float] = []
+    waiting: SimpleQueue[float | None] = SimpleQueue()
+
+    def one(since: float) -> None:
+        recognizer.answer([image], 3)
+        times.append(time.perf_counter() - since)
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        while (since := waiting.get()) is not None:
+            one(since)
+
+    torch.set_num_threads(1)
+    for _ in range(ALONE + 3):
+        one(time.perf_counter())
+    single = statistics.median(times[3:])
+    times.clear()
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    chance, start = random.Random(seed), time.perf_counter()
+    due = start
+    while due < start + seconds:
+        due += chance.expovariate(rate)
+        time.sleep(max(0.0, due - time.perf_counter()))
+        waiting.put(time.perf_counter())
+    for _ in threads:
+        waiting.put(None)
+    for thread in threads:
+        thread.join()
+    return {
+        "alone_median_ms": 1000 * single,
+        "p50_ms": 1000 * statistics.median(times),
+        "p99_ms": 1000 * percentile(times, 0.99),
+        "p99_to_alone": percentile(times, 0.99) / single,
+    }
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("run")
@@ -280,12 +333,16 @@ def main() -> None:
     arguments.add_argument("--half-seconds", type=float, default=40.0, help="at half load, as p99 needs many requests")
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--seed", type=int, default=0, help="of the first round's moments at which images come")
+    arguments.add_argument("--rate", type=float, default=24.0, help="images a second, of `bare`")
     arguments.add_argument("--port", type=int, default=8765)
     arguments.add_argument("--peer", help="a Python that has LitServe")
     arguments.add_argument("--words", nargs="*", default=[], help="overrides of imgrec serve")
     given = arguments.parse_args()
     if given.run == "sleep":
         print(json.dumps(asyncio.run(sleeping(given.half_seconds))))
+        return
+    if given.run == "bare":
+        print(json.dumps(bare(given.folder, given.rate, given.half_seconds, given.seed)))
         return
     contents = [file.read_bytes() for file in sorted(Path(given.folder).rglob("*.jpg"))]
     raw, forms = list(map(raw_request, contents)), list(map(form_request, contents))
@@ -299,6 +356,9 @@ def main() -> None:
                 print("serve   ", json.dumps(found), flush=True)
                 rate = 10 * found["images_a_second"]
                 print("overload", json.dumps(overload(port, raw, rate, given.seconds / 2)), flush=True)
+            limits = [f"--rate={rate / 20}", f"--half-seconds={given.half_seconds}", f"--seed={seed}"]
+            words = [sys.executable, __file__, "bare", given.run, *limits]
+            print("bare    ", subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
             if given.peer:
                 (script := Path(scratch, "peer.py")).write_text(LITSERVE)
                 with served([given.peer, str(script), given.run, str(port + 1)], port + 1, forms[0]) as pid:

@@ -23,7 +23,7 @@ from untrained_run import save_untrained_run
 
 from imgrec import cli
 from imgrec.errors import CheckpointError, ConfigError, DataError
-from imgrec.inference.predictor import load
+from imgrec.inference.predictor import Prediction, load
 from imgrec.serving.access import VARIABLE, is_allowed, read_token, readable_by_others
 from imgrec.serving.app import ImageJob, answer_jobs
 from imgrec.serving.limits import Limits, Refused, Upload, check_image, image_format
@@ -132,9 +132,28 @@ def test_a_batch_across_a_reload_is_answered_by_the_network_that_each_image_was_
 
 def test_a_checkpoint_reads_no_more_pixels_than_the_server(recognizer):
     small = CheckpointRecognizer(load(recognizer.file, device="cpu"), None, batch_size=1, max_pixels=8 * 6 - 1)
-    with raises_error(DataError, "a.png", "8x6", "47"):
-        small.read(PNG, "a.png")
-    assert recognizer.read(PNG, "a.png").shape == (1, 8, 8)
+    (refused,) = small.answer([small.read(PNG, "a.png")], 1)
+    assert isinstance(refused, DataError)
+    assert all(word in str(refused) for word in ("a.png", "8x6", "47"))
+    (answered,) = recognizer.answer([recognizer.read(PNG, "a.png")], 1)
+    assert isinstance(answered, Prediction)
+
+
+def test_for_a_gpu_files_are_decoded_before_they_wait_for_it(recognizer, monkeypatch):
+    monkeypatch.setattr(recognizer, "device", "cuda")
+    pixels = recognizer.read(PNG, "a.png")
+    assert pixels.shape == (1, 8, 8)
+    monkeypatch.undo()
+    assert recognizer.answer([pixels], 2) == recognizer.answer([(PNG, "a.png")], 2)
+
+
+def test_a_file_that_is_no_image_takes_no_others_of_its_batch_with_it(recognizer):
+    files = [recognizer.read(content, name) for content, name in ((PNG, "a.png"), (PNG[:40], "b.png"), (PNG, "c.png"))]
+    one, bad, other = recognizer.answer(files, 2)
+    assert isinstance(bad, DataError)
+    assert "b.png" in str(bad)
+    assert [one, other] == recognizer.answer([files[0], files[2]], 2)
+    assert [type(answer) for answer in recognizer.answer(files[1:2], 2)] == [DataError]
 
 
 def test_a_run_that_reads_fewer_pixels_than_the_server_refuses_as_the_server_does(tmp_path):

@@ -13,9 +13,7 @@ from imgrec.data.decode import Preprocessing, decode_bytes
 from imgrec.errors import CheckpointError, DataError, first_line
 from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.predictor import Prediction
-from imgrec.serving.recognizer import HASH_DIGITS, Added
-
-Contents = tuple[bytes, str]  # of an image file, and what errors call it
+from imgrec.serving.recognizer import HASH_DIGITS, Added, Contents
 
 
 class OnnxRecognizer:

@@ -16,6 +16,7 @@ HASH_DIGITS = 12  # of the weights, in each answer
 LEAST_ROWS = 4  # of a matrix product on the CPU: fewer take other kernels
 LEAST_PACKED = 2**15  # weights of a convolution: arranging fewer takes no time that was seen
 _PACKING = ("_reorder_convolution_weight", "_convolution_pointwise")  # operators of torch.ops.mkldnn
+Contents = tuple[bytes, str]  # of an image file, and what errors call it
 Added = Literal["set", "answered"] | None  # what a guarantee adds to an answer
 
 
@@ -116,9 +117,21 @@ class CheckpointRecognizer:
         shape = (batch_size, steps["channels"], steps["image_size"], steps["image_size"])
         predictor.probabilities(torch.zeros(shape, dtype=torch.uint8))
 
-    def read(self, content: bytes, name: str) -> torch.Tensor:
-        """uint8 [C, S, S]."""
+    def read(self, content: bytes, name: str) -> Contents | torch.Tensor:
+        """On a CPU the file itself, as decoding it beside the network would take the network's core; else uint8 [C, S, S]."""
+        return (content, name) if self.device == "cpu" else self._pixels(content, name)
+
+    def answer(self, images: Sequence[Contents | torch.Tensor], top_k: int) -> list[Prediction | DataError]:
+        read = [image if isinstance(image, torch.Tensor) else self._pixels_or_error(*image) for image in images]
+        batch = [pixels for pixels in read if isinstance(pixels, torch.Tensor)]
+        predictions = iter(self._predictor.answer(torch.stack(batch), top_k, self._guarantee) if batch else [])
+        return [pixels if isinstance(pixels, DataError) else next(predictions) for pixels in read]
+
+    def _pixels(self, content: bytes, name: str) -> torch.Tensor:
         return fit_to_size(decode_bytes(content, name, self._steps), self._steps)
 
-    def answer(self, images: Sequence[torch.Tensor], top_k: int) -> list[Prediction]:
-        return self._predictor.answer(torch.stack(list(images)), top_k, self._guarantee)
+    def _pixels_or_error(self, content: bytes, name: str) -> torch.Tensor | DataError:
+        try:
+            return self._pixels(content, name)
+        except DataError as error:
+            return error
