@@ -8,22 +8,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from imgrec.analysis.image_faults import STATE_KINDS, FileState
 from imgrec.config.compose import compose_config, read_overrides
 from imgrec.config.instantiate import build, check_signature
-from imgrec.config.schema import OWN_TEXTS, DataConfig, Node, Split, dotted_types, parse_settings
-from imgrec.config.start_checks import check_data
+from imgrec.config.schema import OWN_TEXTS, DataConfig, MovedData, Node, Split, dotted_types, parse_settings
+from imgrec.config.start_checks import check_data, check_moved
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural
-from imgrec.files import as_utf8, atomic_output, atomic_write, begins_with, check_output
-from imgrec.html_page import page_start
+from imgrec.files import as_utf8, atomic_output, atomic_write
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import find_test_table, read_predictions
 from imgrec.scan.kept_findings import KeptFindings, findings_file, keep_findings, read_findings
+from imgrec.scan.output_files import Files, output_files
 from imgrec.scan.terminal_output import print_findings
 from imgrec.terminal import Terminal, percent, percents
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from imgrec.data.image_data import ImageData
     from imgrec.inference.suspects import Suspects
 
-CHECK_MARK = b'{\n "imgrec": "check"'  # how our JSON begins
-SPLITS_MARK = b"path,label,split,copy_of\n"  # how our table of splits begins
 UNCHANGED = "none has changed since the last check"
 
 
@@ -52,15 +50,6 @@ class CheckConfig:
     overwrite: bool
 
 
-class Files(NamedTuple):
-    """The files that a check writes."""
-
-    out: Path
-    page: Path
-    written: Path | None  # the skip list, or the table of splits
-    kept: Path | None = None  # in the cache, for the next check
-
-
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Decode all files, print what was found, write the files; returns ExitCode.FAULTS where there are faults."""
     types = dotted_types(CheckConfig) | {f"data.{key}": str | None for key in OWN_TEXTS}
@@ -74,7 +63,9 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     if config.write == "skip" and "skip_list" not in data.own:
         raise ConfigError("write=skip: only data=imagefolder reads a skip list. Remove write=skip.")
     table = None if config.ckpt is None else find_test_table(config.ckpt)
-    files = _output_files(config, data)
+    root = data.own.get("root")
+    name = root if root is not None else os.path.dirname(data.own.get("file", "")) or "."
+    files = output_files(Path(config.out), name, root, config.write, overwrite=config.overwrite)
     if config.write is not None or table is not None:
         return _check_files(config, _build(config.data), files, table)
     terminal, start = Terminal(), time.perf_counter()
@@ -104,6 +95,7 @@ def _moved(argv: Sequence[str], config_dir: str | None) -> Node:
             raise ConfigError(
                 f"{override.text} has no effect: suspects=true takes the data of the run. Remove it; data.root=FOLDER says where it is now."
             )
+    check_moved(MovedData(changes.get("root"), changes.get("file")))
     return changes
 
 
@@ -117,7 +109,9 @@ def _check_run(config: CheckConfig, ckpt: str, changes: Node) -> int:
     checkpoint = load_checkpoint(Path(ckpt) / "1" if (folds := is_folds_folder(ckpt)) else ckpt)
     data = whole_data(checkpoint, changes) if folds else stored_data(checkpoint, changes)
     config = replace(config, data=checkpoint.run.data.to_node() | changes)
-    files, terminal, root = _output_files(config, DataConfig.from_node(config.data)), Terminal(), root_of(data)
+    terminal, root = Terminal(), root_of(data)
+    name = root if _has_files(data) else type(data).__name__
+    files = output_files(Path(config.out), name, config.data.get("root"), config.write, overwrite=config.overwrite)
     with terminal.progress_shown():
         parts = folds_held_out(Path(ckpt), checkpoint, data) if folds else run_held_out(checkpoint, data, changes)
     suspects = Suspects(parts, data.classes, root, trained_on=0 if folds else int(data.counts("train").sum()))
@@ -126,29 +120,8 @@ def _check_run(config: CheckConfig, ckpt: str, changes: Node) -> int:
     if _has_files(data):
         is_here = not changes and not folds and any(part.split == "test" for part in parts)
         return _check_files(config, data, files, find_test_table(ckpt) if is_here else None, suspects)
-    write_suspects(suspects, type(data).__name__, files.out, files.page, terminal)
+    write_suspects(suspects, name, files.out, files.page, terminal)
     return ExitCode.OK
-
-
-def _output_files(config: CheckConfig, data: DataConfig) -> Files:
-    """The files to write, each checked."""
-    out, root = Path(config.out), data.own.get("root")
-    if root is not None and out.resolve().is_relative_to(Path(root).resolve()):
-        raise ConfigError(f"out={out} is in data.root={root}, where check writes nothing. Set out=FILE.json in another folder.")
-    check_output("out", out, (".json",), ours=begins_with(CHECK_MARK), overwrite=config.overwrite)
-    page = out.with_suffix(".html")
-    check_output("out", page, (".html",), ours=begins_with(page_start("check").encode()), overwrite=config.overwrite)
-    if config.write is None:
-        return Files(out, page, None)
-    if config.write == "splits":
-        splits = out.with_suffix(".splits.csv")
-        check_output("out", splits, (".csv",), ours=begins_with(SPLITS_MARK), overwrite=config.overwrite)
-        return Files(out, page, splits)
-    from imgrec.data.skip_list import LIST_MARK
-
-    skip_list = out.with_suffix(".skip.txt")
-    check_output("out", skip_list, (".txt",), ours=begins_with(LIST_MARK), overwrite=config.overwrite)
-    return Files(out, page, skip_list)
 
 
 def _build(node: Node) -> "ImageData":

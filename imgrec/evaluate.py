@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from imgrec.config.compose import compose_config
+from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Device, MovedData, Precision, ProcessesConfig, Split, Views, dotted_types, parse_settings
-from imgrec.config.start_checks import check_gpu
+from imgrec.config.start_checks import check_beside_folder, check_gpu, check_moved
 from imgrec.config.values import split_texts
 from imgrec.data.corruption_names import corruption_names
 from imgrec.distributed.command import run_command
@@ -19,6 +20,7 @@ from imgrec.errors import ConfigError, DataError
 from imgrec.files import begins_with, check_output, is_our_png
 from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.prediction_table import EvaluationFiles, check_prediction_files
+from imgrec.inference.slice_names import BRIGHTNESS, check_slices
 from imgrec.terminal import Terminal
 
 MARK = b'{\n "imgrec": "evaluate"'  # how our JSON begins
@@ -69,13 +71,16 @@ def _check_files(config: EvaluateConfig) -> EvaluationFiles:
     file = find_checkpoint(config.ckpt)
     corruption_names(_names(config.corruptions))  # ConfigError for another word
     check_gpu("device", config.device)
+    if config.folder is not None:
+        check_beside_folder(asdict(config.data), config.folder)
+    check_moved(config.data)
     if config.folder is not None and not Path(config.folder).is_dir():
         raise DataError(f"folder={config.folder} is no folder. Set folder=FOLDER that holds CLASS/*.jpg.")
     what = config.split if config.folder is None else Path(config.folder).resolve().name
     run_dir = file.parent.parent
-    if file.parent.name != "checkpoints" or not (run_dir / "config.yaml").is_file():
-        run_dir = Path()  # the checkpoint was moved out of its run
-    out = Path(config.out) if config.out else run_dir / f"evaluate_{what}.json"
+    is_in_run = file.parent.name == "checkpoints" and (run_dir / "config.yaml").is_file()  # else it was moved out of its run
+    _check_slices(config, run_dir / "config.yaml" if is_in_run else None)
+    out = Path(config.out) if config.out else (run_dir if is_in_run else Path()) / f"evaluate_{what}.json"
     plot = None if config.plot == "none" else Path(config.plot) if config.plot else out.with_suffix(".png")
     check_output("out", out, (".json",), ours=begins_with(MARK), overwrite=config.overwrite)
     slices, corruptions = (
@@ -89,6 +94,18 @@ def _check_files(config: EvaluateConfig) -> EvaluationFiles:
     return EvaluationFiles(file, out, plot, slices, corruptions, predictions)
 
 
+def _check_slices(config: EvaluateConfig, of_run: Path | None) -> None:
+    """`check_slices`, where the config of the run says what its data is; else that is known when the data has been read."""
+    data = None
+    if config.by is None or (config.folder is None and of_run is None):
+        return
+    if config.folder is None:
+        assert of_run is not None
+        changes = {key: value for key, value in asdict(config.data).items() if value is not None}
+        data = read_mapping(of_run, {"data": dict}, fix="Name the checkpoint's file, or restore it.")["data"] | changes
+    check_slices(_names(config.by), data)
+
+
 def _names(value: str | list[str] | None) -> list[str]:
     """The names of A,B or [A,B], each once."""
     return list(dict.fromkeys(split_texts(value) if isinstance(value, str) else value or []))
@@ -99,22 +116,23 @@ def _evaluate(config: EvaluateConfig, files: EvaluationFiles, group: WorkerGroup
     from imgrec.inference.corrupted_images import announce_corrupted, measure_corrupted
     from imgrec.inference.evaluation import at_image_size, evaluation_images
     from imgrec.inference.evaluation_output import Evaluated, say_evaluation, write_evaluation
-    from imgrec.inference.image_facts import BRIGHTNESS, BrightnessCollector, read_slice_columns, slice_images
+    from imgrec.inference.image_facts import BrightnessCollector, read_slice_columns, slice_images
     from imgrec.inference.measure import measure_images
     from imgrec.inference.predictor import Predictor
     from imgrec.inference.reliability import measure_reliability
-    from imgrec.inference.tta import mirror_note, read_as
+    from imgrec.inference.tta import mirror_note, preprocessing_for, read_as
 
     terminal = Terminal(quiet=group.rank > 0)
     group.set_status("reading the checkpoint and the data")
     checkpoint = at_image_size(load_checkpoint(files.ckpt), config.data.image_size)
+    preprocessing = preprocessing_for(checkpoint, config.tta)
+    found = evaluation_images(checkpoint, split=config.split, folder=config.folder, changes=asdict(config.data))
+    found = found._replace(images=read_as(found.images, preprocessing))
+    images, by = found.images, _names(config.by)
+    columns, kinds = read_slice_columns(by, images, found.data), corruption_names(_names(config.corruptions))
     predictor = Predictor(
         checkpoint, device=config.device, precision=config.precision, calibrated=config.calibrated, tta=config.tta
     )
-    found = evaluation_images(checkpoint, split=config.split, folder=config.folder, changes=asdict(config.data))
-    found = found._replace(images=read_as(found.images, predictor.preprocessing))
-    images, by = found.images, _names(config.by)
-    columns, kinds = read_slice_columns(by, images, found.data), corruption_names(_names(config.corruptions))
     where = f"folder {config.folder}" if config.folder else f"{config.split} split"
     how = f"{predictor.device}, precision {predictor.precision}{f', {group.size} processes' * (group.size > 1)}"
     terminal.say(

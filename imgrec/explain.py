@@ -1,20 +1,20 @@
 """Why a network says what it says of images: python -m imgrec.explain ckpt=runs/NAME/ID images=FOLDER"""
 
-import csv
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import Device, MapMethod, MovedData, dotted_types, parse_settings
-from imgrec.config.start_checks import check_gpu
+from imgrec.config.start_checks import check_gpu, check_moved
 from imgrec.data.file_index import pack_names
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable, shorten
-from imgrec.files import atomic_write, check_output, is_directory_name, is_our_png, is_our_table
+from imgrec.files import atomic_write
+from imgrec.inference.explanation_files import OutputFiles, earlier_pictures, output_files
 from imgrec.inference.paths import EXPLAINED, expand_files, find_checkpoint
 from imgrec.inference.prediction_table import PredictionRow, write_table
 from imgrec.terminal import Terminal
@@ -56,14 +56,6 @@ class ExplainConfig:
         return ["gradcam", "gradients"] if self.method == "both" else [self.method]
 
 
-class OutputFiles(NamedTuple):
-    """What is written."""
-
-    table: Path
-    sheet: Path
-    pictures: dict[str, Path]  # of each image, by its name
-
-
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Write the table and the pictures, and print the verdicts.
 
@@ -74,14 +66,16 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     ckpt = _check_settings(config)
     facts, found = (None, None) if config.images is not None else _images_of_run(config)
     names = found.names if found is not None else expand_files(config.images or [], "images")
-    files = _output_files(config, names, run=None if facts is None else facts.folder)
-    earlier = _earlier_pictures(files.table)
+    files = output_files(config.out, names, run=None if facts is None else facts.folder, overwrite=config.overwrite)
+    earlier = earlier_pictures(files.table)
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.explanation_output import failed_row, table_rows
+    from imgrec.inference.explanations import check_maps
     from imgrec.inference.predictor import Predictor
 
     terminal = Terminal()
     predictor = Predictor(load_checkpoint(ckpt), device=config.device, precision="32")
+    check_maps(predictor, config.methods, config.layer)
     images, errors = (found.images, {}) if found is not None else _read_images(names, predictor)
     failed = [failed_row(name, reason) for name, reason in errors.items()]
     if not len(images):
@@ -114,6 +108,10 @@ def _check_settings(config: ExplainConfig) -> Path:
         )
     if config.layer is not None and "gradcam" not in config.methods:
         raise ConfigError(f"layer={config.layer} has no effect beside method=gradients. Leave it out.")
+    if not config.neighbours and (moved := [key for key, value in vars(config.data).items() if value is not None]):
+        given = f"data.{moved[0]}={getattr(config.data, moved[0])}"
+        raise ConfigError(f"{given} has no effect beside neighbours=0, which reads no training images. Leave it out.")
+    check_moved(config.data)
     check_gpu("device", config.device)
     return ckpt
 
@@ -125,28 +123,6 @@ def _images_of_run(config: ExplainConfig) -> tuple["Facts", "RunImages"]:
 
     facts = read_run_facts(Path(os.path.normpath(config.ckpt or "")))
     return facts, read_run_images(facts)
-
-
-def _output_files(config: ExplainConfig, names: Sequence[str], *, run: Path | None) -> OutputFiles:
-    """Each checked; pictures are numbered, as files of several folders may have one name. run: whose errors are explained."""
-    folder = run / EXPLAINED if run is not None else Path(EXPLAINED)
-    out, digits = folder if config.out is None else Path(config.out), len(str(len(names)))
-    pictures = {name: out / f"{number:0{digits}d}_{Path(name).stem[:48]}.png" for number, name in enumerate(names, 1)}
-    files = OutputFiles(out / "explain.csv", out / "explain.png", pictures)
-    check_output("out", files.table, (".csv",), ours=is_our_table, overwrite=config.overwrite)
-    for picture in (files.sheet, *pictures.values()):
-        check_output("out", picture, (".png",), ours=is_our_png, overwrite=config.overwrite)
-    return files
-
-
-def _earlier_pictures(table: Path) -> set[Path]:
-    """Those that the table of an earlier call names."""
-    if not table.is_file() or not is_our_table(table):
-        return set()
-    with table.open(newline="", errors="surrogateescape") as file:
-        names = {row["picture"] for row in csv.DictReader(file) if row.get("picture")}
-    paths = (table.with_name(name) for name in names if is_directory_name(name))
-    return {path for path in paths if path.is_file() and is_our_png(path)}
 
 
 def _read_images(names: Sequence[str], predictor: "Predictor") -> tuple["Tensor", dict[str, str]]:

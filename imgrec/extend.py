@@ -9,11 +9,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from imgrec.config.compose import check_names, read_overrides
+from imgrec.config.annotations import read_pattern
+from imgrec.config.compose import check_names, compose_config, read_overrides
 from imgrec.config.load import compose_run
 from imgrec.config.overrides import Override
 from imgrec.config.schema import DataConfig, Node, Parent, RunConfig, run_config
 from imgrec.config.start_checks import check_data
+from imgrec.data.split_folders import find_classes
 from imgrec.distributed import signals
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode
@@ -49,16 +51,20 @@ def extended_run(argv: Sequence[str], config_dir: str | None = None) -> RunConfi
     ckpt = typed["ckpt"].value if "ckpt" in typed else None
     if ckpt in (None, "null"):
         raise ConfigError("ckpt=null: extend needs a trained network. Type imgrec extend runs/NAME/ID data.root=FOLDER.")
-    if "data.root" not in typed:
+    if "data.root" not in typed or typed["data.root"].value == "null":
         raise ConfigError(
             f"data.root is missing: a folder with a folder for each new class. Type imgrec extend {ckpt} data.root=FOLDER."
         )
     find_checkpoint(str(ckpt))
-    given = Override(f"weights={ckpt}", "", "weights", str(ckpt))
-    tree = compose_run("extend", [*argv, given], config_dir)
+    words: list[str | Override] = [*argv, Override(f"weights={ckpt}", "", "weights", str(ckpt))]
+    tree = compose_config("extend", words, config_dir)
+    root, found = tree["data"]["root"], _find_classes(tree["data"])
+    from imgrec.data.extended import new_classes
     from imgrec.inference.checkpoint import load_checkpoint, weights_hash
 
     old = load_checkpoint(str(ckpt))
+    new_classes(root, old.classes, found, old_images=tree["old_images"])
+    tree = compose_run("extend", words, config_dir)
     parent = old.run.extended()
     counts = [] if parent is None or not parent.frozen else parent.classes
     tree["parent"] = asdict(Parent(weights_hash(old.content), [*counts, len(old.classes) - sum(counts)], frozen=tree["frozen"]))
@@ -92,11 +98,18 @@ def _check_keys(typed: dict[str, Override]) -> None:
             raise ConfigError(f"{override.text!r}: images are prepared as the run's network was trained. Remove it.")
 
 
+def _find_classes(data: Node) -> tuple[str, ...]:
+    """The classes of the folder; an ImgrecError where it cannot be read, before torch is imported."""
+    if data["_target_"] not in OF_FOLDER:
+        raise ConfigError(f"data: extend reads a folder, and this is {data['_target_']}. Type data.root=FOLDER.")
+    check_data(DataConfig.from_node(data))
+    pattern = data["label_from"]
+    return find_classes(data["root"], None if pattern is None else read_pattern("data.label_from", pattern), least=1)
+
+
 def _data(tree: Node, old: DataConfig, classes: list[str]) -> Node:
     """The node of the joined data. DataError where the run's data is not where it was."""
     data: Node = tree["data"]
-    if data["_target_"] not in OF_FOLDER:
-        raise ConfigError(f"data: extend reads a folder, and this is {data['_target_']}. Type data.root=FOLDER.")
     if tree["old_images"]:
         try:
             check_data(old)

@@ -7,7 +7,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # Lustre mounted without flock, NFSv3 without lock service
+NO_LOCKS = (
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+)  # Lustre mounted without flock, NFSv3 without lock service
 
 
 def lock_folder(path: Path) -> IO[str] | None:
@@ -23,8 +28,8 @@ def lock_folder(path: Path) -> IO[str] | None:
     return file
 
 
-def lock_file(file: IO[Any], operation: int) -> bool:
-    """fcntl.flock; does nothing on a file system that has no locks, and returns False."""
+def lock_file(file: IO[Any] | int, operation: int) -> bool:
+    """fcntl.flock of a file or its descriptor; does nothing on a file system that has no locks, and returns False."""
     try:
         fcntl.flock(file, operation)
     except OSError as error:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from imgrec.config.compose import compose_config
 from imgrec.config.plain_data import dump_yaml, read_mapping
 from imgrec.config.schema import Device, Monitor, MovedData, dotted_types, monitor_mode, parse_settings
-from imgrec.config.start_checks import check_gpu
+from imgrec.config.start_checks import check_gpu, check_moved
 from imgrec.distributed.command import run_command
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, ExitCode, plural
@@ -57,6 +57,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     if read_world().size > 1:
         raise ConfigError("soup computes in one process. Type imgrec soup without torchrun or srun.")
     check_gpu("device", config.device)
+    check_moved(config.data)
     runs = _read_runs(config)
     monitor = _monitor(config, runs)
     sign = -1 if monitor_mode(monitor) == "min" else 1

@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import errno
+import fcntl
 import functools
 import gc
 import multiprocessing
@@ -20,6 +22,7 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hypothesis import settings
+from marks import slow_but
 from small_run import SMALL
 
 from imgrec import config
@@ -119,6 +122,16 @@ def start_command() -> Iterator[Callable[..., subprocess.Popen[str]]]:
             return process
 
         yield start
+
+
+@pytest.fixture(params=slow_but("ENOLCK", among=["ENOLCK", "ENOSYS", "EOPNOTSUPP"]))
+def without_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has no locks: Lustre mounted without flock, NFS without its lock service."""
+
+    def flock(file: object, operation: int) -> None:
+        raise OSError(number := getattr(errno, request.param), os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
 
 
 @pytest.fixture(scope="module")

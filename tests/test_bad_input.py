@@ -164,6 +164,23 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "evaluate ckpt=an.ckpt folder=none": ("folder=none", "folder=FOLDER", "CLASS/*.jpg"),
     "evaluate ckpt=an.ckpt out=x.txt": ("out=x.txt", ".json", "out=x.json"),
     "evaluate ckpt=an.ckpt plot=x.jpg": ("plot=x.jpg", ".png", "plot=x.png"),
+    "evaluate ckpt=an.ckpt folder=photos by=sise": ("by=sise", "size, brightness, type", "size"),
+    "evaluate ckpt=an.ckpt folder=photos data.root=x": ("data.root=x", "folder=photos", "Leave one of them out"),
+    "evaluate ckpt=an.ckpt data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER"),
+    "evaluate ckpt=an.ckpt data.file=trian.csv": ("data.file=trian.csv", "data.file=TABLE.csv"),
+    "evaluate run by=camera": ("by=camera", "size, brightness, type", "by=brightness"),
+    "evaluate tabled by=camra": ("by=camra", "camera", "by=COLUMN"),
+    "explain an.ckpt photos data.root=x": ("data.root=x", "neighbours=0", "Leave it out"),
+    "explain an.ckpt photos neighbours=3 data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER"),
+    "export an.ckpt data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER"),
+    "check ckpt=an.ckpt suspects=true data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER"),
+    "extend an.ckpt data.root=photo": ("data.root=photo", "photos", "CLASS/*.jpg"),
+    "extend an.ckpt data.root=null": ("data.root", "data.root=FOLDER"),
+    "extend an.ckpt data.root=train.csv": ("data.root=train.csv", "not a folder", "CLASS/*.jpg"),
+    "extend an.ckpt empty": ("empty", "no class folders", "CLASS/*.jpg"),
+    "extend an.ckpt .own/loose": (".own/loose", "no class folders", ".own/loose/CLASS/"),
+    "extend an.ckpt .own/loose data.label_from=(z+)": ("data.label_from=(z+)", "finds nothing", "move these images away"),
+    "extend an.ckpt run": ("data.root=run", "directory of a run", "CLASS/*.jpg"),
     "predict files=x": ("ckpt=null", "ckpt=runs/NAME/ID", ".ckpt"),
     "predict topk=3": ("'topk=3'", "top_k", "imgrec predict --help"),
     "predict top_k=0": ("top_k=0", "1 or more", 3),
@@ -215,8 +232,16 @@ def answers(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("cwd")
     (cwd / "an.ckpt").touch()
     (cwd / "train.csv").touch()
-    (cwd / "photos/cat").mkdir(parents=True)
-    (cwd / ".own").mkdir()
+    for name in ("photos/cat", "empty", ".own/loose", "run/checkpoints", "tabled/checkpoints"):
+        (cwd / name).mkdir(parents=True)
+    (cwd / ".own/loose/a.png").touch()
+    (cwd / "t.csv").write_text("path,label,camera\n")
+    for name, data in (
+        ("run", "{_target_: imgrec.data.datasets.Digits}"),
+        ("tabled", "{_target_: imgrec.data.table.ImageTable, file: t.csv}"),
+    ):
+        (cwd / name / "checkpoints/best.ckpt").touch()
+        (cwd / name / "config.yaml").write_text(f"data: {data}\n")
     for name in ("mine.png", "mine.csv"):
         (cwd / ".own" / name).write_text("not imgrec's")
     done = run_command(sys.executable, "-c", MANY, input=json.dumps(list(SHOWN)), cwd=cwd, env=env)

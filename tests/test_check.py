@@ -540,6 +540,28 @@ def test_classes_that_are_missing_are_all_in_the_file_and_a_few_on_the_screen(
     assert len(kinds["missing_class"]["examples"]) == 78
 
 
+def test_the_check_of_another_folder_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        for k in range(8):
+            (tmp_path / name / f"c{k % 2}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / f"c{k % 2}/{k}.png").write_bytes(encode(picture(k, 60, 60), "PNG"))
+    words = [f"data.image_size={SIZE}", "num_workers=0"]
+    for _ in range(2):  # it is replaced by that of the same folder
+        assert cli.main(["check", "a", *words]) in (0, 3)
+    before = {name: Path(name).read_bytes() for name in ("check.json", "check.html")}
+    capsys.readouterr()
+    assert cli.main(["check", "b", *words]) == 2
+    assert_refused(capsys.readouterr().err, "out=check.json", "the check of a", "out=ANOTHER.json", "overwrite=true")
+    assert {name: Path(name).read_bytes() for name in before} == before
+    assert cli.main(["check", f"{tmp_path}/a", *words]) in (0, 3)  # by another name of it
+    assert cli.main(["check", "b", *words, "out=b.json"]) in (0, 3)
+    assert cli.main(["check", "b", *words, "overwrite=true"]) in (0, 3)
+    assert json.loads(Path("check.json").read_text())["root"] == "b"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "parts"),

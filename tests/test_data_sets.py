@@ -17,7 +17,7 @@ from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor, rgb_to_grayscale
 
 from imgrec.data.batch import Request
-from imgrec.data.datasets import CIFAR10, CIFAR100, MNIST, Digits, Fake, FashionMNIST
+from imgrec.data.datasets import CIFAR10, CIFAR100, MNIST, Digits, Fake, FashionMNIST, download_lock
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.errors import ConfigError, DataError
 
@@ -133,6 +133,11 @@ def test_gray_is_repeated_and_colour_becomes_luma():
     assert torch.equal(to_channels(gray, 3), torch.cat([gray] * 3, 1))
     colour = torch.randint(0, 256, (5000, 3, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert (to_channels(colour, 1).int() - rgb_to_grayscale(colour).int()).abs().max() <= 1
+
+
+def test_without_locks_data_is_downloaded_all_the_same(tmp_path, without_locks):
+    with download_lock(str(tmp_path / "new"), "MNIST"):
+        assert (tmp_path / "new").is_dir()
 
 
 @pytest.mark.parametrize("download", [False, True])

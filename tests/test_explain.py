@@ -1,6 +1,7 @@
 """Maps against closed forms and captum, their tests against scipy and planted marks, neighbours against scikit-learn."""
 
 import csv
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
 from small_run import SMALL
+from test_data_folder import folder, make, whole
 from torch import nn
 from untrained_run import save_untrained_run
 from watermark import MARKS, learn_marks, pointed_at
@@ -34,10 +36,11 @@ from imgrec.analysis.map_tests import (
     with_random_weights,
 )
 from imgrec.analysis.neighbours import find_nearest
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, DataError
 from imgrec.inference.contact_sheet import MARGIN
 from imgrec.inference.explanations import METHODS, Explainer, explain_images
 from imgrec.inference.predictor import load
+from imgrec.inference.training_neighbours import training_neighbours
 from imgrec.models.catalog import CatalogQuery, candidates
 from imgrec.models.layers import head_names
 from imgrec.train import fit
@@ -272,6 +275,30 @@ def test_neighbours_are_those_of_scikit_learn(block):
     np.testing.assert_allclose(found.distances, distances, atol=1e-6)
     assert found.rows.tolist() == rows.tolist()
     assert find_nearest(torch.ones(2, 3), [torch.eye(3)], 9).rows.shape == (2, 3)
+
+
+def test_a_training_image_that_goes_before_it_is_shown_is_one_line(tmp_path):
+    """Another process may remove it, or write it anew, after its features were computed."""
+    photos = make(tmp_path / "photos", {"cat": 6, "dog": 6})
+    train = folder(photos, on_bad_image="skip", on_bad_image_eval="skip").split("train")
+    gone = photos / os.fsdecode(train.names[2])
+
+    class Network:
+        device = torch.device("cpu")
+
+        def embed(self, images, *, batch_size):
+            if len(images) == len(train):  # the features of all of them are known now
+                gone.write_bytes(content)
+            return images.flatten(1).float()
+
+    def near(k):
+        return training_neighbours(Network(), whole(train).images[:2], train, k, batch_size=64, num_workers=0)
+
+    content = gone.read_bytes()
+    assert near(1)[1][0].distance == pytest.approx(0, abs=1e-6)
+    content = b"half of an image"
+    with raises_error(DataError, str(gone), "could be read before", "start the same command again"):
+        near(len(train))
 
 
 @pytest.fixture(scope="module")

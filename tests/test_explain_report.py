@@ -4,6 +4,7 @@ import json
 
 import pytest
 from error_parts import assert_refused
+from PIL import Image
 from small_run import SMALL
 from test_report import read_page
 
@@ -63,6 +64,17 @@ def test_maps_on_a_border_are_warned_of_and_those_of_other_weights_not_shown(run
     file.write_text(json.dumps(stored | {"images": [elsewhere]}))
     assert cli.main(["report", str(run)]) == 2
     assert_refused(capsys.readouterr().err, str(file), "images.0.maps.0.picture=https://example.org", "data:image/webp")
+
+
+def test_what_a_report_shows_is_not_replaced_by_maps_of_other_images(run, tmp_path, capsys):
+    (tmp_path / "explained").mkdir()
+    (tmp_path / "explained/explain.json").write_text("{}")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    for out in (f"{tmp_path}/explained", f"{tmp_path}/./explained"):
+        for images in ([f"images={tmp_path}/a.png"], []):
+            assert cli.main(["explain", str(run), *images, f"out={out}", "device=cpu"]) == 2
+            assert_refused(capsys.readouterr().err, f"out={tmp_path}/explained", "report.html", "out=ANOTHER", "overwrite=true")
+    assert [path.name for path in (tmp_path / "explained").iterdir()] == ["explain.json"]
 
 
 def test_without_images_a_checkpoint_file_is_refused(run, capsys):

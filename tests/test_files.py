@@ -1,7 +1,5 @@
 """Which images a folder holds, and that a file is written whole or not at all."""
 
-import errno
-import fcntl
 import os
 from collections import Counter
 from pathlib import Path
@@ -112,13 +110,8 @@ def test_two_writers_of_one_file_have_names_of_their_own_and_what_a_killed_one_l
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_without_locks_two_writers_have_names_of_their_own_too(tmp_path, monkeypatch):
-    """As on Lustre mounted without flock. What a killed process left may be another's, and stays."""
-
-    def flock(file, operation):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+def test_without_locks_two_writers_have_names_of_their_own_too(tmp_path, without_locks):
+    """What a killed process left may be another's, and stays."""
     path = tmp_path / "file"
     (tmp_path / "file.unfinished").write_text("of another process")
     with atomic_file(path) as first:

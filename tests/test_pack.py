@@ -311,6 +311,11 @@ def test_a_folder_with_something_else_is_refused(photos, kept, tmp_path):
 # Damage
 
 
+def test_without_locks_a_folder_is_packed_the_same(tmp_path, photos, without_locks):
+    out = pack(folder(photos), tmp_path / "out")
+    assert torch.equal(whole(shards(out).split("train")).images, whole(folder(photos).split("train")).images)
+
+
 def test_unreadable_images_are_refused_or_left_out(photos, tmp_path):
     root = Path(shutil.copytree(photos, tmp_path / "photos"))
     data = folder(root)

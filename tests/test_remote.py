@@ -415,12 +415,31 @@ def test_processes_that_share_a_cache_download_each_block_once(server, here, cac
     assert len(server.requests) == 2 + len(list(cache.iterdir()))
 
 
+def test_without_locks_each_process_writes_blocks_of_its_own(kept, server, here, cache, without_locks):
+    both = [shards(server.url).split("train") for _ in range(2)]
+    server.latency_s = 0.01
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(fetch_all, both))
+    assert equal(both[0], shards(kept).split("train"))
+    assert all("." not in file.name for file in cache.iterdir())  # nothing is left unfinished
+
+
+def test_one_process_claims_an_unfinished_block_without_locks(tmp_path, without_locks):
+    path = block_path(str(tmp_path), "a" * 32, 0)
+    Path(path + block_cache.PART).write_text("left by a killed process")
+    with block_cache._claimed(path, 9) as (first, name), block_cache._claimed(path, 9) as (second, other):
+        assert name != other
+        assert all(block_cache.BLOCK_NAME.fullmatch(os.path.basename(each)) for each in (name, other))
+        assert not os.path.samestat(os.fstat(first), os.fstat(second))
+
+
 def test_a_block_that_a_killed_process_left_half_written_is_written_again(kept, server, here, cache):
     images = shards(server.url).split("train")
     first, second, *_ = np.unique(images.files.numbers(images.places)).tolist()
     path = block_path(str(cache), images.files.key, first)
     cache.mkdir(parents=True)
-    code = f"from imgrec.storage.block_cache import _claimed; import os, time\nwith _claimed({path!r}, 9) as f:\n os.write(f, b'x' * 9000); print(1, flush=True); time.sleep(600)"
+    code = "from imgrec.storage.block_cache import _claimed; import os, time\n"
+    code += f"with _claimed({path!r}, 9) as (f, _):\n os.write(f, b'x' * 9000); print(1, flush=True); time.sleep(600)"
     with subprocess.Popen([os.sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         os.kill(other.pid, signal.SIGKILL)

@@ -291,11 +291,7 @@ def test_a_job_that_is_started_again_waits_for_the_lock_of_its_lost_node(run, mo
         assert again.lock is not None
 
 
-def test_a_file_system_without_locks_keeps_nobody_out(run, monkeypatch):
-    def flock(file, operation):
-        raise OSError(errno.ENOSYS, "Function not implemented")
-
-    monkeypatch.setattr("fcntl.flock", flock)
+def test_a_file_system_without_locks_keeps_nobody_out(run, without_locks):
     assert (begin(run(id="a")) / "config.yaml").is_file()
 
 

@@ -10,11 +10,11 @@ from glob import escape, glob
 from importlib.util import find_spec
 from pathlib import Path
 
-from imgrec.config.annotations import read_pattern
+from imgrec.config.annotations import format_value, read_pattern
 from imgrec.config.compose import SMALL_IMAGE
 from imgrec.config.instantiate import EXTRAS
 from imgrec.config.options import shipped_targets
-from imgrec.config.schema import DataConfig, Node, RunConfig, target_nodes
+from imgrec.config.schema import DataConfig, MovedData, Node, RunConfig, target_nodes
 from imgrec.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from imgrec.files import LAYOUTS, TABLE_EXTENSIONS
 
@@ -53,6 +53,33 @@ def check_data(data: DataConfig) -> None:
             raise DataError(
                 f"data.skip_list={skip_list} is not a file. Set data.skip_list=FILE that imgrec check write=skip has written, or null."
             )
+
+
+def check_moved(moved: MovedData) -> None:
+    """DataError where the run's data is not at the folder or the table that it is said to have moved to."""
+    if (
+        moved.root is not None
+        and "://" not in moved.root
+        and not getattr(moved, "download", None)
+        and not os.path.isdir(moved.root)
+    ):
+        raise DataError(
+            f"data.root={moved.root} is not a folder.{_near_folder(moved.root)} Set data.root=FOLDER of the run's images."
+        )
+    if moved.file is not None and not os.path.isfile(moved.file):
+        raise DataError(f"data.file={moved.file} is not a file. Set data.file=TABLE.csv of the run's images.")
+
+
+def check_beside_folder(changes: Node, folder: str) -> None:
+    """ConfigError for a change of the run's data that has no effect on the images of a folder."""
+    for key, value in changes.items():
+        if value is not None and key not in ("on_bad_image_eval", "image_size"):
+            raise ConfigError(f"data.{key}={format_value(value)} has no effect beside folder={folder}. Leave one of them out.")
+
+
+def _near_folder(root: str) -> str:
+    beside = [Path(folder).name for folder in glob(f"{escape(str(Path(root).absolute().parent))}/*/")]
+    return did_you_mean(Path(root).name, beside)
 
 
 def _check_compiler(accelerator: str) -> None:
@@ -98,7 +125,6 @@ def _check_root(data: DataConfig) -> None:
             )
         check_packages(f"data.root={root}", "remote", "obstore")
         return
-    beside = [Path(folder).name for folder in glob(f"{escape(str(Path(root).absolute().parent))}/*/")]
     fix = LAYOUTS
     if is_shards:
         fix = "Set data.root=DIR that imgrec pack FOLDER out=DIR has made."
@@ -106,7 +132,7 @@ def _check_root(data: DataConfig) -> None:
         fix = "Set data.root=FOLDER that holds its files, or data.download=true."
     elif "file" in data.own:
         fix = "Set data.root=FOLDER that its paths start from."
-    raise DataError(f"data.root={root} is not a folder.{did_you_mean(Path(root).name, beside)} {fix}")
+    raise DataError(f"data.root={root} is not a folder.{_near_folder(root)} {fix}")
 
 
 def _check_table(data: DataConfig) -> None:

@@ -17,15 +17,14 @@ from imgrec.config.annotations import read_pattern
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.file_index import FileIndex, listed_images
-from imgrec.data.file_names import find_in_names
 from imgrec.data.file_splits import folder_split, named_split
 from imgrec.data.folder import FileData, FileKeys, ImageFiles
 from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.skip_list import without_listed
-from imgrec.data.split_folders import filled_class_folders, find_split_folders, tables_in
+from imgrec.data.split_folders import find_split_folders, read_class_folders, read_class_names
 from imgrec.errors import ConfigError, DataError, first_line
-from imgrec.files import LAYOUTS, composed
+from imgrec.locks import lock_file
 
 
 class Digits(ImageData):
@@ -52,7 +51,7 @@ def download_lock(root: str, kind: str) -> Iterator[None]:
     """One process of those that share the folder downloads the files of a data set, the others wait for it."""
     Path(root).mkdir(parents=True, exist_ok=True)
     with open(Path(root) / f".{kind}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_file(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -197,11 +196,7 @@ class ImageFolder(FileData):
 
     def _read_folders(self, folders: Mapping[Split, str]) -> tuple[tuple[str, ...], dict[Split, ImageFiles]]:
         files = {split: FileIndex(folder) for split, folder in folders.items()}
-        classes = tuple(sorted(set(map(composed, filled_class_folders(files["train"])))))
-        if len(classes) < self.least_classes:
-            number = f"only the class folder {classes[0]}" if classes else "no class folders"
-            tables = [f" Or type data=table data.file={table} for classes in a table." for table in tables_in(self.root)]
-            raise DataError(f"{folders['train']} has {number}. {LAYOUTS}{''.join(tables[:1])}")
+        classes = read_class_folders(self.root, folders["train"], files["train"], least=self.least_classes)
         return classes, {
             split: folder_split(
                 folder,
@@ -223,12 +218,7 @@ class ImageFolder(FileData):
         names = {split: listed_images(folder, ignored=self.ignored) for split, folder in folders.items()}
         if "test" in names and not any(map(label_from.search, names["test"])):
             del names["test"]
-        classes = tuple(sorted(set(find_in_names("label_from", label_from, folders["train"], names["train"]))))
-        if len(classes) < self.least_classes:
-            found = f"finds only the class {classes[0]} in {folders['train']}" if classes else f"{folders['train']} has no images"
-            raise DataError(
-                f"data.label_from={label_from.pattern}: {found}. Set data.label_from='([a-z]+)_', say, or add images."
-            )
+        classes = read_class_names(folders["train"], names["train"], label_from, least=self.least_classes)
         return classes, {
             split: named_split(
                 folders[split],

@@ -1,12 +1,16 @@
 """What a split is to the loaders: labels in memory, and batches of images on request."""
 
-from typing import Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Batch, Indices, Request
+from imgrec.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @runtime_checkable
@@ -35,3 +39,11 @@ class ImageSet(Protocol):
 
     def for_training(self, augment: Augment | None, seed: int) -> Self:
         """The same images with the augmentation of single samples, drawn from the run's seed."""
+
+
+def read_again(images: ImageSet, rows: Indices) -> "Tensor":
+    """uint8 [N, C, S, S] of rows that were read before; DataError where one is gone, also if the run leaves unreadable images out."""
+    batch = images[Request(0, rows, len(rows))]
+    if batch.bad:
+        raise DataError(f"{batch.bad[0]} could be read before, and cannot be now. Put it back, or start the same command again.")
+    return batch.images

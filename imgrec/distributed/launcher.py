@@ -17,7 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,6 +32,7 @@ from imgrec.distributed.ports import LOCAL, SOCKET_VARIABLE
 from imgrec.distributed.world import RUN_DIR_VARIABLE
 from imgrec.errors import UNWRITABLE, Died, ExitCode, ImgrecError, Stopped
 from imgrec.files import atomic_write, naming
+from imgrec.locks import lock_file
 from imgrec.terminal import lenient_streams
 
 RANK_POLL_S = 0.05
@@ -97,21 +98,22 @@ def launch_folder() -> Iterator[Path]:
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with suppress(OSError):
             if left.stat().st_mtime < time.time() - LEFT_S:
-                with _locked(left):
-                    shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=prefix) as folder, ExitStack() as stack:
-        with suppress(OSError):  # of a file system without locks, where nothing is removed
-            stack.enter_context(_locked(Path(folder)))
+                with _locked(left) as is_locked:
+                    if is_locked:
+                        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder, _locked(Path(folder)):
         yield Path(folder)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """OSError where another process has locked it. A lock ends with its process, however that ends."""
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether it is locked in the block: not on a file system without locks. BlockingIOError where another process has locked it.
+
+    A lock ends with its process, however that ends.
+    """
     number = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        yield lock_file(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(number)
 

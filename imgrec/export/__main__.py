@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from imgrec.config.answers import check_answers
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import MovedData, dotted_types, parse_settings
-from imgrec.config.start_checks import check_packages
+from imgrec.config.start_checks import check_moved, check_packages
 from imgrec.distributed.command import run_command
 from imgrec.errors import CheckpointError, ConfigError, ExitCode
 from imgrec.export.plain_files import (
@@ -84,6 +84,7 @@ def _check_together(config: ExportConfig) -> None:
     place = next((f"data.{key}={value}" for key, value in vars(config.data).items() if value is not None), None)
     if place and not (config.check or config.int8):
         raise ConfigError(f"{place} has no effect beside check=false, which reads no images. Leave it out.")
+    check_moved(config.data)
     if promise and config.int8:
         raise ConfigError(f"{promise}: its limits were fitted to the network in 32 bits. Leave it out, or int8=true.")
     if promise and config.format == "safetensors":

@@ -11,6 +11,7 @@ from imgrec.config.annotations import check_type, format_value, read_pattern
 from imgrec.config.instantiate import locate, parameter_types
 from imgrec.config.options import shipped_targets
 from imgrec.config.schema import Node, Split
+from imgrec.config.start_checks import check_beside_folder
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.file_splits import folder_split, named_split
 from imgrec.data.folder import BadImage, Reading
@@ -129,12 +130,12 @@ def _without_download(value: Any) -> Any:
 
 
 def _check_changes(changes: Node, node: Node, folder: str | None) -> None:
+    if folder is not None:
+        check_beside_folder(changes, folder)
     types = parameter_types(ImageFolder if folder is not None else locate(node["_target_"]))
     for key, value in changes.items():
-        override = f"data.{key}={format_value(value)}"
-        if folder is not None and key not in ("on_bad_image_eval", "image_size"):
-            raise ConfigError(f"{override} has no effect beside folder={folder}. Leave one of them out.")
         if key not in types:
+            override = f"data.{key}={format_value(value)}"
             raise ConfigError(f"{override} has no effect: the run's data, {_set_name(node)}, has no such key. Leave it out.")
         check_type(f"data.{key}", value, types[key])
 

@@ -73,6 +73,28 @@ def explain_images(
     return found
 
 
+def check_maps(predictor: Predictor, methods: Sequence[MapMethod], layer: str | None) -> None:
+    """ConfigError for a layer that is none, and for a network without a map, before any image is read."""
+    side = predictor.preprocessing["image_size"]
+    blank = torch.zeros(1, predictor.preprocessing["channels"], side, side, dtype=torch.uint8)
+    layer_of_maps(predictor, network_input(predictor, blank), methods, layer)
+
+
+def layer_of_maps(predictor: Predictor, pixels: Tensor, methods: Sequence[MapMethod], layer: str | None) -> str | None:
+    """The layer of Grad-CAM's maps: the given one, which is checked, else the last map before the pooling."""
+    if layer is not None:
+        check_layer(predictor.model, layer, pixels)
+    elif "gradcam" in methods:
+        return find_layer(predictor.model, pixels)
+    return layer
+
+
+def network_input(predictor: Predictor, images: Tensor) -> Tensor:
+    """float [B, C, S, S] on the device of uint8 [B, C, S, S]."""
+    pixels: Tensor = predictor.preprocess_batch(images.to(predictor.device))
+    return pixels.contiguous(memory_format=predictor.memory_format)
+
+
 class Explainer:
     """The maps of a predictor's network, which computes them in float32.
 
@@ -89,12 +111,9 @@ class Explainer:
         layer: str | None = None,
         areas: int = AREAS,
     ) -> None:
-        self.predictor, self.methods, self.areas, self.layer = predictor, methods, areas, layer
-        pixels = self._pixels(images[:LOOKED_AT])
-        if layer is not None:
-            check_layer(predictor.model, layer, pixels)
-        elif "gradcam" in methods:
-            self.layer = find_layer(predictor.model, pixels)
+        self.predictor, self.methods, self.areas = predictor, methods, areas
+        pixels = network_input(predictor, images[:LOOKED_AT])
+        self.layer = layer_of_maps(predictor, pixels, methods, layer)
         self._random = [with_random_weights(predictor.model, pixels, seed) for seed in range(RANDOM_NETWORKS)]
 
     def layer_of(self, method: MapMethod) -> str:
@@ -108,7 +127,7 @@ class Explainer:
 
         watch: called after each map.
         """
-        pixels, probabilities = self._pixels(images), self.predictor.probabilities(images)
+        pixels, probabilities = network_input(self.predictor, images), self.predictor.probabilities(images)
         best = probabilities.max(dim=1)
         targets = best.indices.to(pixels.device)
         maps = [self._tested(method, pixels, targets, batch_size, watch) for method in self.methods]
@@ -121,7 +140,7 @@ class Explainer:
 
     def maps(self, method: MapMethod, images: Tensor) -> tuple[Tensor, list[int]]:
         """float [B, S, S] of uint8 [B, C, S, S], without a verdict, and the predicted classes that they are of."""
-        pixels, labels = self._pixels(images), self.predictor.probabilities(images).argmax(1)
+        pixels, labels = network_input(self.predictor, images), self.predictor.probabilities(images).argmax(1)
         return self._maps(method, self.predictor.model, pixels, labels.to(pixels.device)), labels.tolist()
 
     def _tested(
@@ -147,11 +166,6 @@ class Explainer:
 
         with memory_checked(self.predictor.device):
             return self.predictor.halving(compute, torch.arange(len(pixels), device=pixels.device))
-
-    def _pixels(self, images: Tensor) -> Tensor:
-        predictor = self.predictor
-        pixels: Tensor = predictor.preprocess_batch(images.to(predictor.device))
-        return pixels.contiguous(memory_format=predictor.memory_format)
 
     def _log_odds(self, label: int, batch_size: int) -> Callable[[Tensor], Tensor]:
         """log p / (1 - p) of a class, of batches; the others are added up, as 1 - p is 0 near 1."""

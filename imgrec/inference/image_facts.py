@@ -19,9 +19,8 @@ from imgrec.data.table import ImageTable
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import ConfigError
 from imgrec.files import FORMAT_OF, file_extension
+from imgrec.inference.slice_names import BRIGHTNESS, FACTS_OF_IMAGES, SIZE, TYPE, no_slices
 from imgrec.inference.split_predictions import SplitPredictions, gather_columns
-
-SIZE, BRIGHTNESS, TYPE = FACTS_OF_IMAGES = ("size", "brightness", "type")
 
 
 class Sliced(NamedTuple):
@@ -58,10 +57,7 @@ def read_slice_columns(by: Sequence[str], images: ImageSet, data: ImageData | No
         if name in FACTS_OF_IMAGES:
             continue
         if not isinstance(data, ImageTable) or not isinstance(images, ImageFiles):
-            known = ", ".join(FACTS_OF_IMAGES)
-            raise ConfigError(
-                f"by={name}: expected {known}, or a column where the images come from a table. Set by={BRIGHTNESS}."
-            )
+            raise no_slices(name)
         columns[name] = data.column_of(name, images)
     return columns
 

@@ -13,6 +13,7 @@ from imgrec.image_folders import find_images
 
 CHECKPOINTS = "checkpoints"  # their folder in a run directory
 EXPLAINED = "explained"  # the folder of `imgrec explain`, in a run directory or in the current one
+EXPLAINED_FILE = "explain.json"  # there, of the images that the report of the run shows
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
 BEST = "best.ckpt"  # the checkpoint that is tested; without the state of an optimizer, so nothing is resumed from it
 

@@ -141,4 +141,5 @@ def _picture(images: ImageSet, row: int) -> bytes | None:
     """A small JPEG of an image; None where it cannot be read."""
     if isinstance(images, ImageFiles):
         return thumbnail(images, row)
-    return small_jpeg(images[Request(0, np.array([row]), 1)].images[0])
+    found = images[Request(0, np.array([row]), 1)].images
+    return small_jpeg(found[0]) if len(found) else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from imgrec.analysis.neighbours import find_nearest
 from imgrec.data.batch import Request
 from imgrec.data.folder import ImageFiles, announced
-from imgrec.data.image_set import ImageSet
+from imgrec.data.image_set import ImageSet, read_again
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.data.loader import Loader, worker_count
 from imgrec.distributed.world import read_world
@@ -41,7 +41,7 @@ def training_neighbours(
     found = find_nearest(predictor.embed(images, batch_size=batch_size), features, k)
     rows = torch.cat(places)[found.rows].numpy()
     wanted = np.unique(rows)
-    pictures = dict(zip(wanted.tolist(), train[Request(0, wanted, len(wanted))].images, strict=True))
+    pictures = dict(zip(wanted.tolist(), read_again(train, wanted), strict=True))
     return [
         [Neighbour(pictures[row], _name(train, row), int(train.labels[row]), float(distance)) for row, distance in zip(*own, strict=True)]
         for own in zip(rows.tolist(), found.distances.tolist(), strict=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from imgrec.analysis.confusions import most_certain_errors
 from imgrec.analysis.map_borders import Concentration
 from imgrec.config.plain_data import read_mapping
-from imgrec.data.batch import Indices, Request
+from imgrec.data.batch import Indices
+from imgrec.data.image_set import read_again
 from imgrec.data.picture import to_picture
 from imgrec.errors import ConfigError, DataError, plural, printable, shorten
 from imgrec.files import atomic_write
@@ -20,13 +21,12 @@ from imgrec.inference.checkpoint import weights_hash
 from imgrec.inference.explanation_output import ExplainedImage, concentration_sentence
 from imgrec.inference.explanations import METHOD_NAMES, Explainer
 from imgrec.inference.overlay import draw_overlay
-from imgrec.inference.paths import EXPLAINED
+from imgrec.inference.paths import EXPLAINED, EXPLAINED_FILE
 from imgrec.report.facts import Facts
 from imgrec.report.shown_images import find_in_split
 from imgrec.report.stored_values import SHARE, ValueKind, check_kinds
 from imgrec.report.thumbnails import THUMB_SIDE, WEBP, webp_url
 
-EXPLAINED_FILE = "explain.json"  # in the folder EXPLAINED of a run directory
 MOST_ERRORS = 12  # that are explained; each takes as long as the prediction of 400 images
 _IMAGES_OF_CLASS, _MOST_CLASSES = 20, 50  # whose maps are looked at for borders and corners
 EXPLAINED_KINDS = {
@@ -85,7 +85,7 @@ def _read(facts: Facts, rows: Indices) -> Tensor:
     images, places, found = find_in_split(facts.folder, facts.predictions, rows, facts.measured)
     if len(found) < len(rows):
         raise DataError(f"{plural(len(rows) - len(found), 'image')} {facts.measured.of} are gone. Set images=FOLDER.")
-    return images[Request(0, places, len(places))].images
+    return read_again(images, places)
 
 
 def write_explained(

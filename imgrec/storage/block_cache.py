@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from imgrec.errors import NO_ROOM, SourceError
+from imgrec.locks import lock_file
 
 PART = ".part"
-BLOCK_NAME = re.compile(r"[0-9a-f]{32}-\d+(\.part)?")
+BLOCK_NAME = re.compile(r"[0-9a-f]{32}-\d+((\.[0-9a-f]{16})?\.part)?")
 STALE_S = 3600.0  # age of an unfinished block that nobody is writing any more
 # A process looks how large the cache is whenever it has written 1/128 of the bound, and removes blocks down to 7/8 of it from 15/16 on,
 # so that up to 8 processes that write at the same time stay below it.
@@ -73,28 +74,32 @@ class BlockCache:
 
 
 def _write(path: str, size: int, read: Callable[[], memoryview]) -> None:
-    with _claimed(path, size) as file:
-        if file is None:
+    with _claimed(path, size) as claimed:
+        if claimed is None:
             return
+        file, part = claimed
         content = read()
         os.ftruncate(file, 0)
         while len(content):
             content = content[os.write(file, content) :]
-        os.rename(path + PART, path)
+        os.rename(part, path)
 
 
 @contextmanager
-def _claimed(path: str, size: int) -> Iterator[int | None]:
-    """The file to write a block into, which no other process writes meanwhile; None where the block is there already.
+def _claimed(path: str, size: int) -> Iterator[tuple[int, str] | None]:
+    """The open file to write a block into, and its name, which no other process writes; None where the block is there already.
 
-    The lock is the system's: a process that is killed has it no longer.
+    The lock is the system's: a process that is killed has it no longer. Where the file system has no locks each process has
+    a file of its own, and the last to finish replaces the same block.
     """
     while not _is_whole(path, size):
-        file = os.open(path + PART, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        file, part = os.open(path + PART, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600), path + PART
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_file(file, path + PART):  # else another process has finished it, and this is the block
-                yield file
+            if not lock_file(file, fcntl.LOCK_EX):
+                part = f"{path}.{os.urandom(8).hex()}{PART}"
+                os.rename(path + PART, part)  # of one process: others find no such file, and begin again
+            if _is_file(file, part):  # else another process has finished it, and this is the block
+                yield file, part
                 return
         finally:
             os.close(file)

@@ -23,6 +23,7 @@ from imgrec.data.folder import FileData, ImageFiles
 from imgrec.data.loader import Loader
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import atomic_output, atomic_write, file_extension
+from imgrec.locks import lock_file
 from imgrec.storage.index import INDEX, PLACE, PackedSplit, Places, ShardIndex
 
 UNFINISHED = "unfinished"  # the folder, beside the shards, of what is known about those that are done
@@ -255,7 +256,7 @@ def _webdataset_info(index: ShardIndex) -> dict[str, object]:
 @contextmanager
 def _own_folder(out: Path, source: str) -> Iterator[None]:
     """The folder, for this process alone; ConfigError where it holds something else than the begin of this pack."""
-    mark, lock_file = out / UNFINISHED / "source", out / UNFINISHED / "lock"
+    mark, lock_path = out / UNFINISHED / "source", out / UNFINISHED / "lock"
     other = f"Set out=ANOTHER, or remove {out}."
     if (out / INDEX).is_file():
         same = f"these images are packed there already. Type imgrec train data=shards data.root={out}, or set out=ANOTHER."
@@ -265,16 +266,16 @@ def _own_folder(out: Path, source: str) -> Iterator[None]:
     if mark.is_file() and mark.read_bytes() != source.encode():
         raise ConfigError(f"out={out} holds an unfinished pack of other images or settings. {other}")
     # A pack that was killed in its first moment has left these, but no mark.
-    begun = {mark.parent, lock_file, mark.with_name(f"{mark.name}.unfinished")}
+    begun = {mark.parent, lock_path, mark.with_name(f"{mark.name}.unfinished")}
     if not mark.is_file() and out.is_dir() and not begun.issuperset(out.rglob("*")):
         raise ConfigError(f"out={out} is not empty. Set out=ANOTHER.")
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out={out}: the folder cannot be made: {error.strerror}. Set out=FOLDER in another place.") from error
-    with lock_file.open("w") as lock:
+    with lock_path.open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"out={out}: another process packs into it. Wait for it, or set out=ANOTHER.") from error
         atomic_write(mark, source)

@@ -23,6 +23,7 @@ from imgrec.data.loader import Loader, worker_count
 from imgrec.data.split_folders import split_meant
 from imgrec.errors import DataError, first_names
 from imgrec.files import IMAGE_EXTENSIONS, file_extension
+from imgrec.locks import lock_file
 from imgrec.storage.index import PLACE, PackedSplit, Places, ShardIndex
 
 MOST_LABEL = 1000  # bytes of a .cls file
@@ -90,7 +91,7 @@ def _lock(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = stack.enter_context((folder / "shards.lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock_file(lock, fcntl.LOCK_EX)
         yield
 
 
