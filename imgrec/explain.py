@@ -14,7 +14,7 @@ from imgrec.data.file_index import pack_names
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable, shorten
 from imgrec.files import atomic_write
-from imgrec.inference.explanation_files import OutputFiles, earlier_pictures, output_files
+from imgrec.inference.explanation_files import OutputFiles, earlier_pictures, explanation_files
 from imgrec.inference.paths import EXPLAINED, expand_files, find_checkpoint
 from imgrec.inference.prediction_table import PredictionRow, write_table
 from imgrec.terminal import Terminal
@@ -66,7 +66,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     ckpt = _check_settings(config)
     facts, found = (None, None) if config.images is not None else _images_of_run(config)
     names = found.names if found is not None else expand_files(config.images or [], "images")
-    files = output_files(config.out, names, run=None if facts is None else facts.folder, overwrite=config.overwrite)
+    files = explanation_files(config.out, names, run=None if facts is None else facts.folder, overwrite=config.overwrite)
     earlier = earlier_pictures(files.table)
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.explanation_output import failed_row, table_rows

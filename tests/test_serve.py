@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from image_files import damaged, encode, file_kinds, picture, stored_damage
 from marks import fewer
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from served import LIMITS, PNG, Client, Echo, ask, form, service
 from untrained_run import save_untrained_run
 
@@ -641,6 +642,20 @@ def test_metrics_count_requests_images_and_batches():
         "imgrec_waiting_images 0.0",
     ):
         assert line in lines
+
+
+def test_metrics_are_prometheus_text_with_the_servers_own_first():
+    async def talk(client: Client):
+        await client.predict()
+        return (await client.send("GET", "/metrics")).body.decode()
+
+    families = list(text_string_to_metric_families(ask(service(), talk)))
+    names = [family.name for family in families]
+    own = [name for name in names if name.startswith("imgrec_")]
+    assert names == [*own, *(name for name in names if name.startswith("process_"))]
+    values = {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
+    assert values["imgrec_requests_total", "/predict", "200"] == values["imgrec_images_total",] == 1
+    assert values["imgrec_batch_images_bucket", "1.0"] == values["imgrec_batch_images_bucket", "+Inf"] == 1
 
 
 def test_an_image_that_the_recognizer_refuses_late_is_not_counted_as_answered():

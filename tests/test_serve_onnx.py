@@ -120,11 +120,22 @@ def test_an_answer_that_is_not_a_number_is_no_answer():
     assert_error(str(second), "model.onnx", "not a number")
 
 
+def test_a_file_that_is_gone_or_cannot_be_read_is_named_once(tmp_path):
+    """As a reload finds it."""
+    for name, reason in (("gone.onnx", "No such file"), ("folder.onnx", "no regular file"), ("empty.onnx", "damaged")):
+        (tmp_path / "folder.onnx").mkdir(exist_ok=True)
+        (tmp_path / "empty.onnx").touch()
+        with pytest.raises(DataError) as error:
+            OnnxRecognizer(tmp_path / name, cores=1, max_pixels=10**6)
+        assert_error(str(error.value), tmp_path / name, "cannot be served", reason, "Export it again")
+        assert str(error.value).count(name) == 1
+
+
 @pytest.mark.slow
 def test_a_pipe_is_refused_at_once(tmp_path):
     """Also in the place of the file that is served, for a reload."""
     os.mkfifo(tmp_path / "model.onnx")
-    with raises_error(DataError, tmp_path / "model.onnx", "cannot be served", "pipe"):
+    with raises_error(DataError, tmp_path / "model.onnx", "cannot be served", "no regular file"):
         OnnxRecognizer(tmp_path / "model.onnx", cores=1, max_pixels=10**6)
 
 

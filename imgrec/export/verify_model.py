@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> int:
     try:
         difference, tolerance, _ = verify(read_file(arguments[0]), arguments[1:])
     except Exception as error:  # ONNX Runtime has a dozen kinds for what it cannot read or run
-        print(f"{arguments[0]}: cannot be used: {str(error).partition(chr(10))[0]}", file=sys.stderr)
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+        print(f"{arguments[0]}: cannot be used: {reason}", file=sys.stderr)
         return 2
     right = difference <= tolerance
     print(

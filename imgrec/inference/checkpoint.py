@@ -59,6 +59,8 @@ def read_checkpoint(path: str | Path, *, fix: str = "Name another, such as last.
         raise CheckpointError(
             f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
         ) from error
+    except (FileNotFoundError, PermissionError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}. {fix}".rstrip()) from error
     except Exception as error:  # of a foreign file torch's unpickler raises IndexError, KeyError, RuntimeError and more
         size, reason = file.stat().st_size, first_line(error) if str(error) else "it ends too early"
         raise DamagedError(f"{file} ({size:,} bytes) is truncated or no checkpoint: {reason}. {fix}".rstrip()) from error

@@ -18,7 +18,7 @@ class OutputFiles(NamedTuple):
     pictures: dict[str, Path]  # of each image, by its name
 
 
-def output_files(out: str | None, names: Sequence[str], *, run: Path | None, overwrite: bool) -> OutputFiles:
+def explanation_files(out: str | None, names: Sequence[str], *, run: Path | None, overwrite: bool) -> OutputFiles:
     """Pictures are numbered, as files of several folders may have one name. run: whose errors are explained.
 
     ConfigError for a file that cannot be written, or that imgrec did not write, and for the folder of what a report shows.

@@ -264,7 +264,7 @@ def json_response(content: object, status: int = 200, headers: dict[str, str] | 
 
 
 def _error(status: int, line: str, headers: dict[str, str] | None = None) -> Response:
-    return json_response({"error": line}, status, headers)
+    return json_response({"error": printable(line)}, status, headers)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

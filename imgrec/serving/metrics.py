@@ -14,7 +14,6 @@ class ServerMetrics:
 
     def __init__(self, waiting: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
         self.requests = Counter("imgrec_requests", "Requests by path and status.", ["path", "status"], registry=self._registry)
         self.seconds = Histogram(
             "imgrec_predict_seconds", "From the head of a request to its answer.", buckets=SECOND_BUCKETS, registry=self._registry
@@ -26,6 +25,7 @@ class ServerMetrics:
         )
         self.reloads = Counter("imgrec_reloads", "Reloads of the checkpoint by result.", ["result"], registry=self._registry)
         Gauge("imgrec_waiting_images", "Images accepted and not yet answered.", registry=self._registry).set_function(waiting)
+        ProcessCollector(registry=self._registry)  # memory, processor time and open files: after the server's own figures
 
     def observe_answer(self, images: int, seconds: float) -> None:
         """All images of a request have their predictions."""

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from imgrec.data.decode import Preprocessing, decode_bytes
 from imgrec.errors import CheckpointError, DataError, first_line
-from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.predictor import Prediction
 from imgrec.serving.recognizer import HASH_DIGITS, Added, Contents
 
@@ -34,7 +33,9 @@ class OnnxRecognizer:
         options.intra_op_num_threads = cores
         try:
             # Once: another may be put in its place at any time, for a reload. A pipe would never end.
-            content = read_file(str(find_checkpoint(path)))
+            if path.exists() and not path.is_file():
+                raise ValueError("it is no regular file")
+            content = read_file(str(path))
             difference, tolerance, _ = verify(content, ["CPUExecutionProvider"])
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
             facts = self._session.get_modelmeta().custom_metadata_map
@@ -43,7 +44,8 @@ class OnnxRecognizer:
             self._steps["max_pixels"] = self.max_pixels = min(max_pixels, self._steps["max_pixels"])
             self.weights: str = facts["weights_sha256"][:HASH_DIGITS]
         except Exception as error:  # a file may hold anything; ONNX Runtime has a dozen kinds for what it cannot read or run
-            raise DataError(f"{path} cannot be served: {first_line(error)}. Export it again, or name another.") from error
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+            raise DataError(f"{path} cannot be served: {reason}. Export it again, or name another.") from error
         if not difference <= tolerance:
             raise DataError(f"{path} gives something else here than PyTorch gave. Type imgrec verify {path}.")
         self.file = str(path)

@@ -12,6 +12,7 @@ from ipaddress import ip_address
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -109,6 +110,13 @@ def patient_protocol(patience_s: float) -> type[H11Protocol]:
             """Whether the connection stays open."""
             self._sends_no_more = True
             return self._is_answering()
+
+        def send_400_response(self, msg: str) -> None:
+            """To what is no HTTP; where a request was answered before its body went wrong there is no other answer to send."""
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:
+                self.transport.close()
 
         def _is_answering(self) -> bool:
             """Whether a whole request has come that has no answer yet."""
