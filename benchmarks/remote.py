@@ -1,12 +1,12 @@
 """How fast shards on a server become training batches, against the same shards in a folder; and how well a window mixes.
 
-usage: python benchmarks/remote.py root=DIR [rounds=5] [copies=4] [workers=1] [latency_ms=50] [faults_percent=2] [cache_gb=2]
+usage: python benchmarks/remote.py root=DIR [rounds=5] [copies=8] [workers=1] [latency_ms=50] [faults_percent=2] [cache_gb=2]
 
 DIR/train/CLASS/*.jpg. The server runs on this machine: of two cores one worker leaves it one. It answers after `latency_ms`, and
 `faults_percent` of its answers are wrong in the ways of tests/range_server.py. All sides draw a random resized crop to 224, in
 batches of 64 and in the same order; rounds are interleaved, and what is compared is the time of an epoch with the start of its
 workers: with an empty cache, and with one that holds all. The first batch is timed from building the data set, with an empty
-cache. Images are linked `copies` times, so that an epoch takes seconds.
+cache. Images are linked `copies` times, so that an epoch takes seconds and 1,500 of them are 24 shards, three times the window.
 """
 
 import itertools
@@ -92,7 +92,7 @@ def results(
     root: str,
     *,
     rounds: int = 5,
-    copies: int = 4,
+    copies: int = 8,
     workers: int = 1,
     latency_ms: int = 50,
     faults_percent: int = 2,

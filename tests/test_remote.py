@@ -373,7 +373,8 @@ def test_a_cache_that_is_removed_while_it_is_written_is_made_again(kept, server,
 
 
 def test_many_processes_may_wait_for_the_same_blocks(server, here, monkeypatch):
-    monkeypatch.setattr(fetch, "REQUESTS", 1)
+    monkeypatch.setattr(fetch, "REQUESTS_NEEDED", 1)
+    monkeypatch.setattr(fetch, "REQUESTS_AHEAD", 1)
     images = shards(server.url).split("train")
     fetcher = images.files.downloads.fetcher
     store, go = fetcher.store, threading.Event()

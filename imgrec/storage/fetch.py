@@ -26,7 +26,10 @@ from imgrec.errors import SourceError, first_line, shorten
 from imgrec.storage.block_cache import BlockCache, block_path
 from imgrec.storage.store import ReadError, Store, find_fix, open_store
 
-REQUESTS = 16  # at once, and as many for what is waited for: at 50 ms each, 160 MB/s in blocks of half a megabyte
+# Requests at once. The first batches of an epoch need most blocks of its window, which is what an empty cache costs: 64 requests
+# of half a megabyte at 50 ms each are 640 MB/s.
+REQUESTS_AHEAD = 64
+REQUESTS_NEEDED = 16  # of what is waited for, beside those
 MOST_ATTEMPTS = 10
 FIRST_WAIT_S = 0.1  # between attempts; twice as long after each, 25 s in all
 MOST_WAIT_S = 5.0
@@ -65,8 +68,8 @@ class Fetcher:
         self.cache = BlockCache(folder, most_bytes)
         self.store = open_store(root) if store is None else store
         self._blocks: Blocks | None = None
-        self._needed = ThreadPoolExecutor(REQUESTS, "imgrec-needed")
-        self._ahead = ThreadPoolExecutor(REQUESTS, "imgrec-ahead")
+        self._needed = ThreadPoolExecutor(REQUESTS_NEEDED, "imgrec-needed")
+        self._ahead = ThreadPoolExecutor(REQUESTS_AHEAD, "imgrec-ahead")
         self._pending: dict[int, tuple[Future[None], ThreadPoolExecutor]] = {}
         self._lock = threading.RLock()  # a future that is done calls back where it is submitted, too
 
