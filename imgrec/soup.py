@@ -21,7 +21,7 @@ from imgrec.config.schema import Device, Monitor, MovedData, dotted_types, monit
 from imgrec.config.start_checks import check_gpu, check_moved
 from imgrec.distributed.command import run_command
 from imgrec.distributed.world import read_world
-from imgrec.errors import ConfigError, ExitCode, plural
+from imgrec.errors import CheckpointError, ConfigError, ExitCode, plural
 from imgrec.files import atomic_write, numbered_paths
 from imgrec.locks import is_locked, lock_folder
 from imgrec.terminal import Terminal, percent
@@ -160,7 +160,7 @@ def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, comma
             task = bar.add_task("validations", total=2 * len(runs) - 1, note="")
 
             def weights(row: int) -> "Weights":
-                return cast("Weights", load_checkpoint(runs[row].path).content["state_dict"])
+                return _read_weights(runs[row].path, hashes[row])
 
             def validate(state: "Weights") -> "Validated":
                 found = validation.mean(state)
@@ -201,6 +201,16 @@ def _make(config: SoupConfig, runs: Sequence[StoredRun], monitor: Monitor, comma
             finish_run(run_dir, terminal, result, tests, validation.data, log=lambda: None, report=report)
     terminal.say(f"  imgrec compare {shlex.quote(str(best.path))} {shlex.quote(str(out))}")
     return ExitCode.OK
+
+
+def _read_weights(run: Path, expected: str) -> "Weights":
+    """CheckpointError where they are others than those that were compared, as of a run that is trained on meanwhile."""
+    from imgrec.inference.checkpoint import load_checkpoint, weights_hash
+
+    content = load_checkpoint(run).content
+    if weights_hash(content) != expected:
+        raise CheckpointError(f"{run}: its checkpoint has changed since this command began. Start the same command again.")
+    return cast("Weights", content["state_dict"])
 
 
 def _table(soup: "Soup", runs: Sequence[StoredRun], monitor: Monitor) -> "Table":

@@ -62,7 +62,7 @@ def test_the_temperature_and_the_record_are_those_of_the_validation_images(train
     for name, array in expected.to_arrays().items():
         assert stored.validation.to_arrays()[name] == pytest.approx(array, abs=1e-5), name
     assert result["calibration"]["temperature"] == stored.temperature
-    assert weights_hash(predictor.checkpoint.content) == result["weights"]["test"]["sha256"]
+    assert weights_hash(predictor.checkpoint.content) == result["weights"]["test"]["sha256"] == stored.weights
 
 
 def test_predictions_have_the_temperature_unless_it_is_switched_off(trained, tmp_path, monkeypatch):

@@ -209,6 +209,27 @@ def test_the_available_memory_is_that_of_the_machine_or_of_its_container():
     assert 0 < decoded.available_memory() < total
 
 
+@pytest.mark.parametrize(
+    ("line", "root", "files", "unlimited"),
+    [
+        ("0::", "", ("memory.max", "memory.current", "inactive_file"), "max"),
+        ("7:memory:", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"), 2**63 - 4096),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_the_available_memory_is_that_of_the_job(
+    tmp_path: Path, line: str, root: str, files: tuple[str, str, str], unlimited: object
+) -> None:
+    """As SLURM makes control groups: the job has a limit, and what is below and above it has none."""
+    (tmp_path / "own").write_text(f"5:cpu:/elsewhere\n{line}/slurm/job_7/step_0\n")
+    for place, limit in (("slurm/job_7/step_0", unlimited), ("slurm/job_7", 9_000_000), ("slurm", unlimited)):
+        folder = tmp_path / "groups" / root / place
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in zip((*files[:2], "memory.stat"), (limit, 3_000_000, f"anon 7\n{files[2]} 500000"), strict=True):
+            (folder / name).write_text(f"{value}\n")
+    assert decoded.available_memory(tmp_path / "own", tmp_path / "groups") == 6_500_000
+
+
 def test_a_system_without_shared_memory_of_this_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create")
     with raises_error(ConfigError, "data.cache=ram", "Linux", "data.cache=none"):

@@ -17,7 +17,7 @@ from imgrec import cli
 from imgrec.analysis.validation_record import ValidationRecord
 from imgrec.errors import CheckpointError, ConfigError
 from imgrec.inference.calibration import Calibration
-from imgrec.inference.checkpoint import load_checkpoint
+from imgrec.inference.checkpoint import load_checkpoint, weights_hash
 from imgrec.inference.guarantee import find_guarantee
 from imgrec.inference.predictor import load
 
@@ -26,7 +26,8 @@ IMAGES, VALIDATION = 25, 400
 
 def save_record(run, record):
     content = load_checkpoint(run).content
-    stored = Calibration(temperature=1.0, log_loss_before=1.0, log_loss_after=1.0, images=len(record.label), validation=record)
+    losses = {"log_loss_before": 1.0, "log_loss_after": 1.0}
+    stored = Calibration(temperature=1.0, **losses, images=len(record.label), validation=record, weights=weights_hash(content))
     content["imgrec"]["calibration"] = stored.pack()
     torch.save(content, run / "checkpoints" / "best.ckpt")
     return run
@@ -168,6 +169,20 @@ def test_a_checkpoint_without_a_record_is_refused(tmp_path):
         key, value = next(iter(words.items()))
         with raises_error(CheckpointError, f"{key}={value}", "best.ckpt", "Train again", "data.val_share"):
             predictor.predict([], **words)
+
+
+def test_weights_that_were_changed_have_no_guarantee_of_those_before(tmp_path, record, files, capsys):
+    run = save_record(save_untrained_run(tmp_path / "run"), record)
+    predict(run, files, tmp_path / "a.csv", "coverage=0.9")
+    content = load_checkpoint(run).content
+    next(iter(content["state_dict"].values())).mul_(1.01)
+    torch.save(content, run / "checkpoints" / "best.ckpt")
+    capsys.readouterr()
+    for words in (["coverage=0.9"], ["risk=0.1"], []):
+        assert cli.main(["predict", str(run), str(files), f"out={tmp_path / 'b.csv'}", *words]) == 2
+        assert_refused(capsys.readouterr().err, "best.ckpt", "weights", "temperature", "calibrated=false")
+    assert not (tmp_path / "b.csv").exists()
+    predict(run, files, tmp_path / "b.csv", "calibrated=false")
 
 
 @pytest.mark.parametrize("words", [{"coverage": 2}, {"coverage": "high"}, {"risk": True}, {"coverage": 0.9, "sets": "all"}])

@@ -227,6 +227,22 @@ def test_the_report_writes_its_figures_as_the_command_does(monitor: str, alone: 
 
 
 @pytest.mark.slow
+def test_a_run_that_changes_meanwhile_is_not_averaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(tmp_path / f"r/{change}", change) for change in (-8.0, 8.0)]
+
+    def choose(*arguments: Any) -> Any:
+        write_run(runs[1], 7.0)  # after its weights alone were validated
+        return greedy_soup(*arguments)
+
+    monkeypatch.setattr("imgrec.training.soup.greedy_soup", choose)
+    assert soup(tmp_path, *runs) == 2
+    assert_refused(capsys.readouterr().err, str(runs[1]), "changed", "same command again")
+    assert not (tmp_path / "soup/1").exists()
+
+
+@pytest.mark.slow
 def test_where_the_best_is_better_alone_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path / f"r/{change}", change) for change in (0.0, 60.0)]
     assert soup(tmp_path, *runs) == 0

@@ -4,7 +4,7 @@ import mmap
 import os
 import socket
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,11 @@ from imgrec.files import on_progress
 
 KEPT_FREE = 0.1  # of the available memory
 HEADERS_AT_ONCE = 64  # that a thread reads: 10 ms
+# Of a control group in version 2 and 1: its limit, what it uses, and what of that is cache which the kernel gives up.
+GROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 class DecodedImages:
@@ -141,15 +146,29 @@ def usable_memory() -> int:
     return int((1 - KEPT_FREE) * available_memory())
 
 
-def available_memory() -> int:
-    """Bytes that this machine, or the control group of its container, can still give."""
+def available_memory(own: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this machine, or a control group of this process (its container's, its SLURM job's), can still give."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    for folder in _control_groups(own, groups):
+        for limit, used, cache in GROUP_FILES:
+            try:
+                stored = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                rest = int((folder / limit).read_text()) - int((folder / used).read_text())
+                free.append(rest + int(stored[cache]))
+            except (OSError, ValueError, KeyError):  # ValueError: "max", no limit
+                continue
+    return max(0, min(free))
+
+
+def _control_groups(own: Path, groups: Path) -> Iterator[Path]:
+    """The groups of this process that may limit its memory, in version 2 and 1, from its own up to the root, which a container's is."""
     try:
-        group = Path("/sys/fs/cgroup")
-        used = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        limit = int((group / "memory.max").read_text())
-        free.append(limit - int((group / "memory.current").read_text()) + int(used["inactive_file"]))
-    except (OSError, ValueError):  # ValueError: "max", no limit
-        pass
-    return min(free)
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for _, controller, path in (line.split(":", 2) for line in lines):
+        if controller in ("", "memory"):
+            root = groups / controller
+            group = root / path.lstrip("/")
+            yield from (each for each in (group, *group.parents) if each.is_relative_to(root))

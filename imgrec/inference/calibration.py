@@ -14,7 +14,7 @@ from imgrec.errors import ConfigError
 
 CALIBRATION = "calibration"  # in the "imgrec" entry; a checkpoint without a fitted temperature lacks it
 FIGURES = ("temperature", "log_loss_before", "log_loss_after")
-TYPES: dict[str, Any] = dict.fromkeys(FIGURES, float) | {"images": int, "validation": dict}
+TYPES: dict[str, Any] = dict.fromkeys(FIGURES, float) | {"images": int, "validation": dict, "weights": str | None}
 STORED = (torch.int32, torch.float32)
 
 
@@ -27,6 +27,7 @@ class Calibration:
     log_loss_after: float
     images: int  # of validation that it was fitted on
     validation: ValidationRecord  # with this temperature
+    weights: str | None = None  # `weights_hash` of the network; None of a checkpoint from before it was stored
 
     def pack(self) -> Node:
         """Plain data for a checkpoint, with a tensor for each array."""
@@ -51,4 +52,5 @@ class Calibration:
             record = ValidationRecord.from_arrays(arrays, images=node["images"], classes=classes)
         except ValueError as error:
             raise ConfigError(f"'{CALIBRATION}' has no record of validation images as imgrec writes it: {error}.") from error
-        return cls(**{name: float(value) for name, value in values.items()}, images=node["images"], validation=record)
+        figures = {name: float(value) for name, value in values.items()}
+        return cls(**figures, images=node["images"], validation=record, weights=node.get("weights"))

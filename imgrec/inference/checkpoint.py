@@ -109,11 +109,18 @@ class Checkpoint:
         """What the run's splits held; None where it was saved without a training."""
         return read_record(self.content["imgrec"], self.file)
 
-    @property
+    @functools.cached_property
     def calibration(self) -> Calibration | None:
-        """The temperature that was fitted after the training; None where none was."""
-        stored = self.content["imgrec"].get(CALIBRATION)
-        return None if stored is None else Calibration.unpack(stored, classes=len(self.classes))
+        """The temperature that was fitted after the training; None where none was. CheckpointError where other weights had it."""
+        if (stored := self.content["imgrec"].get(CALIBRATION)) is None:
+            return None
+        found = Calibration.unpack(stored, classes=len(self.classes))
+        if found.weights not in (None, weights_hash(self.content)):
+            raise CheckpointError(
+                f"{self.file}: its weights are not those that its temperature and its validation images belong to. "
+                "Put the file back; evaluate, predict, serve and export use neither with calibrated=false."
+            )
+        return found
 
     def network(self) -> nn.Module:
         """The network with its weights, on the CPU; CheckpointError where they do not fit its config."""

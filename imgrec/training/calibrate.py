@@ -1,6 +1,7 @@
 """The temperature of the weights that are tested, fitted on the validation images and stored with them."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import plural
 from imgrec.inference.calibration import CALIBRATION, Calibration
+from imgrec.inference.checkpoint import weights_hash
 from imgrec.inference.reliability import measure_reliability, reliability_sentence
 from imgrec.inference.split_predictions import SplitPredictions
 from imgrec.models.losses import Loss, is_softmax
@@ -50,6 +52,7 @@ def calibrate(
         device = trainer.strategy.root_device
         fitted = fit_calibration(logits, labels, torch.device("cpu") if device.type == "mps" else device)  # which has no float64
         if isinstance(fitted, Calibration):
+            fitted = replace(fitted, weights=weights_hash(tested.content))
             content = {**tested.content, "imgrec": {**info, CALIBRATION: fitted.pack()}}
             write_checkpoint(content, folder / tested.name)
         return fitted
