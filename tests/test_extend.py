@@ -28,6 +28,7 @@ from imgrec.config.instantiate import build
 from imgrec.config.schema import Parent, RunConfig
 from imgrec.data.image_data import ImageData
 from imgrec.data.in_memory import InMemoryImages
+from imgrec.distributed.worker_group import WorkerGroup
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.extend import extended_run
 from imgrec.inference.checkpoint import load_checkpoint, read_checkpoint
@@ -37,6 +38,7 @@ from imgrec.models.layers import head_names
 from imgrec.models.pretrained import PretrainedWeights, transfer_weights
 from imgrec.models.split_head import SplitLinear, split_heads
 from imgrec.train import fit
+from imgrec.training.extension import measure_extension
 from imgrec.training.module import Classifier
 from imgrec.training.new_classes import add_rows
 
@@ -274,6 +276,8 @@ def test_a_parent_that_has_changed_is_refused(parent: Path, new: Path, tmp_path:
         torch.save(content, file)
     with raises_error(CheckpointError, f"weights={copy}", "changed", f"imgrec extend {copy}"):
         fit(run, quiet=True)
+    with raises_error(CheckpointError, f"weights={copy}", "changed during the training", "same command again"):
+        measure_extension(run, build("data", run.data.to_node(), ImageData), None, WorkerGroup())
 
 
 # The training

@@ -48,7 +48,9 @@ def read_checkpoint(path: str | Path, *, fix: str = "Name another, such as last.
     file = find_checkpoint(path)
     if file.suffix in EXPORTED:
         serve = f"Type imgrec serve {shlex.quote(str(file))}, or name" if file.suffix == ".onnx" else "Name"
-        raise CheckpointError(f"{file} is an exported file; a checkpoint is needed. {serve} the run that it was exported from.")
+        raise CheckpointError(
+            f"{file}: it is an exported file; a checkpoint is needed. {serve} the run that it was exported from."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: the error below says more
@@ -57,7 +59,7 @@ def read_checkpoint(path: str | Path, *, fix: str = "Name another, such as last.
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{file} holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
+            f"{file}: it holds pickled objects or is no checkpoint; only plain data is loaded (weights_only=True). Name a checkpoint that imgrec wrote."
         ) from error
     except (FileNotFoundError, PermissionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}. {fix}".rstrip()) from error
@@ -66,12 +68,12 @@ def read_checkpoint(path: str | Path, *, fix: str = "Name another, such as last.
         raise DamagedError(f"{file} ({size:,} bytes) is truncated or no checkpoint: {reason}. {fix}".rstrip()) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or not isinstance(checkpoint.get("imgrec"), dict):
         raise CheckpointError(
-            f"{file} was not written by imgrec: it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT."
+            f"{file}: it was not written by imgrec, as it has no 'imgrec' entry. Weights of torchvision are taken by name: weights=DEFAULT."
         )
     version = checkpoint["imgrec"].get("version")
     if not isinstance(version, int) or version != FORMAT_VERSION:  # a tensor is no bool
         raise CheckpointError(
-            f"{file} has checkpoint format {version if isinstance(version, int) else type(version).__name__}; this imgrec reads format {FORMAT_VERSION}. "
+            f"{file}: it has checkpoint format {version if isinstance(version, int) else type(version).__name__}; this imgrec reads format {FORMAT_VERSION}. "
             "Train again with this version, or use the imgrec that wrote it."
         )
     try:

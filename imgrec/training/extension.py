@@ -10,8 +10,8 @@ from imgrec.analysis.intervals import share_interval
 from imgrec.config.schema import Device, Node, RunConfig
 from imgrec.data.image_data import ImageData
 from imgrec.distributed.worker_group import WorkerGroup
-from imgrec.errors import plural
-from imgrec.inference.checkpoint import load_checkpoint
+from imgrec.errors import CheckpointError, plural
+from imgrec.inference.checkpoint import load_checkpoint, weights_hash
 from imgrec.inference.measure import measure_images
 from imgrec.inference.predictor import Predictor
 from imgrec.inference.split_predictions import SplitPredictions
@@ -25,7 +25,7 @@ def measure_extension(run: RunConfig, data: ImageData, predictions: SplitPredict
     """The entry "extended" of result.json, on rank 0; None of a run that adds no classes. A collective.
 
     predictions: of the test, on rank 0; None without one. The network of `weights` answers the test images of the old
-    classes once more, each rank a share of them.
+    classes once more, each rank a share of them. CheckpointError where its weights are not those that were extended.
     """
     parent = run.extended()
     if parent is None:
@@ -49,7 +49,13 @@ def measure_extension(run: RunConfig, data: ImageData, predictions: SplitPredict
     if len(rows):
         device: Device = "cpu" if run.trainer.accelerator == "cpu" else "auto"
         precision = None if run.trainer.precision == "auto" else run.trainer.precision
-        network = Predictor(load_checkpoint(run.weights), device=device, precision=precision)
+        checkpoint = load_checkpoint(run.weights)
+        if weights_hash(checkpoint.content) != parent.sha256:
+            raise CheckpointError(
+                f"weights={run.weights}: its weights have changed during the training, so its answers are others than before. "
+                "Put that checkpoint back and start the same command again."
+            )
+        network = Predictor(checkpoint, device=device, precision=precision)
         workers = 0 if data.in_memory else run.num_workers
         measured = measure_images(network, images.take(rows), None, batch_size=None, num_workers=workers, group=group)
         if measured.predictions is not None:
