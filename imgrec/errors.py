@@ -48,6 +48,10 @@ class OutOfMemory(ImgrecError):
     """Images of a training that were too many at once for the memory of a device. The next start takes half of them at once."""
 
 
+class NotFiniteError(ImgrecError):
+    """The loss of a training became NaN or infinite."""
+
+
 class CheckpointError(ImgrecError):
     """A checkpoint that cannot be loaded."""
 

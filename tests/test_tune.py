@@ -343,3 +343,26 @@ def test_a_search_whose_defaults_are_refused_ends_at_once(
     said = capsys.readouterr()
     assert_refused(said.err, "model lenet", "8x8", "data.image_size=12")
     assert "job 2/" not in said.out
+
+
+@pytest.mark.slow
+@optuna_installed
+def test_a_search_goes_on_after_trials_whose_loss_is_not_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first of them too, with a rate that was drawn, as the range does not hold the default."""
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "data=digits",
+        "model=simple_cnn",
+        "model.widths=[8]",
+        "epochs=1",
+        "trainer.limit_train_batches=5",
+        "report=false",
+        "logger=none",
+    ]
+    assert cli.main(["tune", *words, "spaces=[]", "optim.lr=1e20,1e25", "trials=2"]) == 2
+    said = capsys.readouterr().out
+    assert "job 2/2" in said
+    assert said.count("  failed: the loss is nan") == 2
+    assert "next:" not in said  # there is no run to do anything with

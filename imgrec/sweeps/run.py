@@ -18,7 +18,7 @@ from rich.progress import Progress
 from imgrec.config.overrides import SEARCH
 from imgrec.distributed import signals
 from imgrec.distributed.world import read_world
-from imgrec.errors import ConfigError, Died, ExitCode, ImgrecError, Stopped, plural
+from imgrec.errors import ConfigError, Died, ExitCode, ImgrecError, NotFiniteError, Stopped, plural
 from imgrec.sweeps.folder import DONE, HAVE_RESULT, Job, SweepFolder, open_sweep_folder
 from imgrec.sweeps.grid import JOB, SweepPlan, plan_sweep
 from imgrec.sweeps.job import Fit, run_one, train_job
@@ -112,8 +112,6 @@ class Jobs:
                 raise Stopped(f"stopped by {reason} between two jobs. Start the same command again to resume.")
             if (job := self._next(number)) is not None:
                 self._run(job, number)
-                if number == 0 and job.refused and self.plan.first is not None:
-                    raise ConfigError(job.error)  # of the defaults, so of most trials
             self.bar.advance(self.task)
 
     def _next(self, number: int) -> Job | None:
@@ -135,7 +133,7 @@ class Jobs:
 
     def _run(self, job: Job, number: int) -> None:
         """Train a claimed job, or read its result, and say how it ended."""
-        say, before = self.terminal.say, job.status in DONE
+        say, before, refused = self.terminal.say, job.status in DONE, False
         say(f"job {number + 1}/{self.total}  {job_overrides(job, self.plan)}  log in {job.folder}/log.txt")
         if not before:
             self.epoch.folder = job.folder
@@ -146,6 +144,7 @@ class Jobs:
                 job.finish(result, self.folder.monitor)
             except Exception as error:
                 job.fail(error)
+                refused = job.refused and not isinstance(error, NotFiniteError)  # with another rate the loss may stay finite
                 if isinstance(error, Stopped):
                     raise
                 if not isinstance(error, ImgrecError | Died):  # no fault of the user's
@@ -159,5 +158,7 @@ class Jobs:
                 self.folder.release(job)
         if job.status == "failed":
             say(f"  failed: {job.error}", style="red")
+            if refused and number == 0 and self.plan.first is not None:
+                raise ConfigError(job.error)  # of the defaults, so of most trials
         else:
             say(f"  {job_results(job, self.folder.monitor)}{' (finished before)' if before else ''}")

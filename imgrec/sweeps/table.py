@@ -1,7 +1,7 @@
 """What a sweep shows: a line for each job, its last epoch beside the bar, the ranked table."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.progress import ProgressColumn, Task
@@ -104,15 +104,18 @@ def print_ranking(terminal: Terminal, folder: SweepFolder, *, searched: bool = F
     if searched and best is not None:
         terminal.say(f"best: {best.folder}, {job_results(best, folder.monitor)}", style="bold green")
         terminal.say(best_is_worth(folder, best))
-    terminal.say("next:")
-    if searched and best is not None:
-        for command in (repeat_command(best), compare_command(folder, best)):
-            if command:
-                terminal.say(f"  {command}")
+    if commands := list(_next_commands(folder, best, searched=searched)):
+        terminal.say("\n  ".join(["next:", *commands]))
+
+
+def _next_commands(folder: SweepFolder, best: Job | None, *, searched: bool) -> Iterator[str]:
+    """What can be done with the runs that have a result; nothing where all have failed."""
     if best is not None:
-        terminal.say(f"  imgrec evaluate {shlex.quote(best.folder)}")
+        if searched:
+            yield from filter(None, (repeat_command(best), compare_command(folder, best)))
+        yield f"imgrec evaluate {shlex.quote(best.folder)}"
     if any(folder.path.glob("*/tensorboard")):
-        terminal.say(f"  tensorboard --logdir {shlex.quote(str(folder.path))}")
+        yield f"tensorboard --logdir {shlex.quote(str(folder.path))}"
 
 
 def best_is_worth(folder: SweepFolder, best: Job) -> str:

@@ -22,9 +22,8 @@ from imgrec.distributed import signals
 from imgrec.distributed.flag_reduction import FlagReduction
 from imgrec.distributed.heartbeat import Heartbeat
 from imgrec.distributed.watchdog import Watchdog
-from imgrec.errors import CheckpointError, ImgrecError, Stopped
+from imgrec.errors import CheckpointError, ImgrecError, NotFiniteError, Stopped
 from imgrec.inference.device import is_out_of_memory
-from imgrec.training.callbacks.finite import NotFiniteError
 from imgrec.training.callbacks.steps import StepMetrics
 from imgrec.training.checkpoint import CheckpointWriter, to_cpu
 from imgrec.training.event_files import event_file_sizes

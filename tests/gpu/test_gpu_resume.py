@@ -9,10 +9,9 @@ import pytest
 from gpu_run import everything, fresh_ranks
 from resumed_runs import STEPS_PER_EPOCH, assert_same, kill_this_process, patch_call, read_outcome
 
-from imgrec.errors import Stopped
+from imgrec.errors import NotFiniteError, Stopped
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.train import fit
-from imgrec.training.callbacks.finite import NotFiniteError
 from imgrec.training.callbacks.history import History
 from imgrec.training.module import Classifier
 from imgrec.training.step_boundary import StepBoundary

@@ -8,13 +8,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from imgrec.errors import ImgrecError
+from imgrec.errors import NotFiniteError
 
 LAG = 10  # steps between a loss and its check: it is copied asynchronously, as a read would wait for the GPU
-
-
-class NotFiniteError(ImgrecError):
-    """The loss became NaN or infinite."""
 
 
 class FiniteLoss(pl.Callback):
