@@ -171,18 +171,17 @@ def test_a_checkpoint_without_a_record_is_refused(tmp_path):
             predictor.predict([], **words)
 
 
-def test_weights_that_were_changed_have_no_guarantee_of_those_before(tmp_path, record, files, capsys):
+def test_weights_that_were_changed_have_no_guarantee_of_those_before(tmp_path, record):
     run = save_record(save_untrained_run(tmp_path / "run"), record)
-    predict(run, files, tmp_path / "a.csv", "coverage=0.9")
+    assert load(run).predict([], coverage=0.9) == []
     content = load_checkpoint(run).content
     next(iter(content["state_dict"].values())).mul_(1.01)
-    torch.save(content, run / "checkpoints" / "best.ckpt")
-    capsys.readouterr()
-    for words in (["coverage=0.9"], ["risk=0.1"], []):
-        assert cli.main(["predict", str(run), str(files), f"out={tmp_path / 'b.csv'}", *words]) == 2
-        assert_refused(capsys.readouterr().err, "best.ckpt", "weights", "temperature", "calibrated=false")
-    assert not (tmp_path / "b.csv").exists()
-    predict(run, files, tmp_path / "b.csv", "calibrated=false")
+    torch.save(content, file := run / "checkpoints/best.ckpt")
+    with raises_error(CheckpointError, file, "weights", "temperature", "calibrated=false"):
+        load(run)
+    with raises_error(CheckpointError, file, "weights", "validation images"):
+        find_guarantee(load_checkpoint(run), coverage=0.9, risk=None, sets="lac", sets_by_class=False, calibrated=True, tta=None)
+    assert load(run, calibrated=False).temperature == 1
 
 
 @pytest.mark.parametrize("words", [{"coverage": 2}, {"coverage": "high"}, {"risk": True}, {"coverage": 0.9, "sets": "all"}])
