@@ -23,7 +23,7 @@ from imgrec.files import as_utf8, atomic_output, atomic_write
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import find_test_table, read_predictions
 from imgrec.scan.kept_findings import KeptFindings, findings_file, keep_findings, read_findings
-from imgrec.scan.output_files import Files, check_files
+from imgrec.scan.output_files import Files, checked_outputs
 from imgrec.scan.terminal_output import print_findings
 from imgrec.terminal import Terminal, percent, percents
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     table = None if config.ckpt is None else find_test_table(config.ckpt)
     root = data.own.get("root")
     name = root if root is not None else os.path.dirname(data.own.get("file", "")) or "."
-    files = check_files(Path(config.out), name, root, config.write, overwrite=config.overwrite)
+    files = checked_outputs(Path(config.out), name, root, config.write, overwrite=config.overwrite)
     if config.write is not None or table is not None:
         return _check_files(config, _build(config.data), files, table)
     terminal, start = Terminal(), time.perf_counter()
@@ -111,7 +111,7 @@ def _check_run(config: CheckConfig, ckpt: str, changes: Node) -> int:
     config = replace(config, data=checkpoint.run.data.to_node() | changes)
     terminal, root = Terminal(), root_of(data)
     name = root if _has_files(data) else type(data).__name__
-    files = check_files(Path(config.out), name, config.data.get("root"), config.write, overwrite=config.overwrite)
+    files = checked_outputs(Path(config.out), name, config.data.get("root"), config.write, overwrite=config.overwrite)
     with terminal.progress_shown():
         parts = folds_held_out(Path(ckpt), checkpoint, data) if folds else run_held_out(checkpoint, data, changes)
     suspects = Suspects(parts, data.classes, root, trained_on=0 if folds else int(data.counts("train").sum()))

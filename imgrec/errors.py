@@ -14,6 +14,12 @@ UNWRITABLE = (
 )  # fmt: skip
 
 
+# Letters that are written from right to left, and their marks; a name of such words.
+_RTL = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff"
+_RTL_NAME = re.compile(f"[{_RTL}]+(?:[ ./_'-]?[{_RTL}]+)*")
+_ISOLATED = re.compile(f"\u2068({_RTL_NAME.pattern})\u2069")
+
+
 class ExitCode(IntEnum):
     """How a command ended, for the shell and for SLURM."""
 
@@ -71,6 +77,19 @@ class DamagedError(CheckpointError):
 def printable(text: str) -> str:
     """A text in one line that any terminal can print: bytes that are no UTF-8, and control characters, become '?'."""
     return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def isolated(text: str) -> str:
+    """A text from left to right in which a name from right to left turns no figure beside it, nor another name.
+
+    It stands between first strong isolate and pop directional isolate, which have no width (Unicode UAX #9).
+    """
+    return text if text.isascii() else _RTL_NAME.sub("\u2068\\g<0>\u2069", text)
+
+
+def without_isolates(text: str) -> str:
+    """The text that `isolated` was given."""
+    return _ISOLATED.sub(r"\1", text)
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import NamedTuple
 from unicodedata import bidirectional
 
+from imgrec.errors import isolated
 from imgrec.files import as_utf8
 
 # No request leaves the page, whatever a name in it may hold.
@@ -56,7 +57,8 @@ class Section(NamedTuple):
 
 
 # Marks that turn the direction of all that follows in a line, so that a name could show figures backwards, and control characters.
-_REPLACED = dict.fromkeys((*range(9), *range(14, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)), "?")
+_TURNING = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_REPLACED = dict.fromkeys((*range(9), *range(14, 32), *range(127, 160), *_TURNING), "?")
 
 
 def shown(value: object) -> str:
@@ -65,10 +67,13 @@ def shown(value: object) -> str:
 
 
 def text(value: object) -> str:
-    """A user's text as HTML, also within an attribute's quotes. One with letters from right to left turns no figures beside it."""
+    """A user's text as HTML, also within an attribute's quotes: a name, or a sentence of ours with names in it.
+
+    Letters from right to left turn no figures beside them.
+    """
     plain = shown(value)
-    if not plain.isascii() and any(bidirectional(letter) in ("R", "AL") for letter in plain):
-        plain = f"\u2068{plain}\u2069"  # first strong isolate
+    if not plain.isascii() and (directions := set(map(bidirectional, plain))) & {"R", "AL"}:
+        plain = isolated(plain) if "L" in directions else f"\u2068{plain}\u2069"
     return escape(plain)
 
 

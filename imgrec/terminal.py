@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from imgrec.errors import printable
+from imgrec.errors import isolated, printable, without_isolates
 from imgrec.files import on_progress
 
 LOG_WIDTH = 120  # characters; a file has no width of its own
@@ -97,6 +97,14 @@ def _open_missing_streams() -> None:
     os.close(free)
 
 
+def in_order(text: str) -> str:
+    """A line that any terminal can print, in which names are `isolated`; but for a line with a command, which is copied."""
+    if text.isascii() and text.isprintable():
+        return text
+    plain = printable(without_isolates(text))  # a table is drawn twice where there is no terminal
+    return plain if "imgrec " in plain else isolated(plain)
+
+
 class PlainConsole(Console):
     """A console whose texts cannot move the cursor or change colours: class and file names hold what anybody has written."""
 
@@ -112,7 +120,7 @@ class PlainConsole(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
             lines = segment.text.split("\n")
-            yield segment if segment.control else segment._replace(text="\n".join(map(printable, lines)))
+            yield segment if segment.control else segment._replace(text="\n".join(map(in_order, lines)))
 
 
 class Terminal:

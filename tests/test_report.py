@@ -212,6 +212,8 @@ def test_a_title_and_headings_are_text_and_scripts_and_styles_stand_once():
 def test_a_name_does_not_turn_what_follows_it():
     assert text("cat\u202e<b>\u2066\x1b") == "cat?&lt;b&gt;??"
     assert text("شجرة (1)") == "\u2068شجرة (1)\u2069"
+    assert text("قطة 7 images, شجرة 9") == "\u2068قطة\u2069 7 images, \u2068شجرة\u2069 9"
+    assert text("cat\u200f\u061c") == "cat??"
     assert code("imgrec predict 'شجرة <1>'") == "imgrec predict &#x27;شجرة &lt;1&gt;&#x27;", "a command is copied as it is"
 
 

@@ -120,6 +120,25 @@ def test_a_dropped_image_is_answered_and_said(opened: Open, images: list[str]) -
     assert page.locator("#files").evaluate("(field) => field.files[0].name") == "dropped.png"  # not 'No file chosen'
 
 
+def test_figures_stay_beside_names_from_right_to_left(opened: Open, tmp_path: Path) -> None:
+    """By where Chromium draws them: a figure is right of its name, and a mark of direction turns nothing."""
+    page = opened()
+    cat, dog = "\u05d7\u05ea\u05d5\u05dc", "\u05db\u05dc\u05d1"
+    top = [{"class": cat, "probability": 0.75}, {"class": "\u202edog", "probability": 0.25}]
+    answer = {"predictions": [{"class": cat, "probability": 0.75, "top": top, "set": [cat, dog]}]}
+    page.route("**/predict*", lambda route: route.fulfill(json=answer))
+    file = tmp_path / "\u202ea12.png"
+    file.write_bytes(encode(picture(0, 60, 30), "PNG"))
+    page.set_input_files("#files", [str(file)])
+    item = answered(page, 1)
+    places = """(node, parts) => parts.map((part) => { const range = document.createRange(), at = node.firstChild.data.indexOf(part);
+        range.setStart(node.firstChild, at); range.setEnd(node.firstChild, at + part.length); return range.getBoundingClientRect().x })"""
+    for where, parts in ((page.locator("#said"), ["a12", ".png", cat, "75.0"]), (item.locator(".soft"), ["Set", cat, dog])):
+        found = where.evaluate(places, parts)
+        assert found == sorted(found)
+    assert item.locator("dt").all_inner_texts() == [f"\u2068{cat}\u2069", "?dog"]
+
+
 def test_the_same_file_can_be_chosen_again(opened: Open, images: list[str]) -> None:
     page = opened()
     for count in (1, 2):

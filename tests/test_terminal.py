@@ -3,10 +3,12 @@
 import fcntl
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
 import termios
+import unicodedata
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from small_run import SMALL
 from imgrec.cli import main
 from imgrec.errors import ConfigError, printable
 from imgrec.files import on_progress
-from imgrec.terminal import Terminal, lenient_streams
+from imgrec.terminal import Terminal, in_order, lenient_streams
 from imgrec.train import fit
 
 ANY = st.text(st.characters(), max_size=20) | st.sampled_from(
@@ -45,8 +47,49 @@ def test_what_is_printed_and_logged_has_no_control_characters(tmp_path_factory, 
     terminal.note(text)
     terminal.close()
     written = log.read_text()
-    assert all(letter.isprintable() for letter in written.replace("\n", ""))
+    assert all(letter.isprintable() for letter in without_marks(written).replace("\n", ""))
     assert written.startswith("class ")
+
+
+def without_marks(text):
+    return re.sub("\u2068([^\u2068\u2069]*)\u2069", r"\1", text)
+
+
+@given(
+    text=st.text(st.characters(codec="utf-8") | st.sampled_from("\u05d0\u05d1\u0627\u0628 1.,:\u2068\u2069\u202e"), max_size=20)
+)
+def test_names_from_right_to_left_are_isolated_and_nothing_else_is_changed(text):
+    shown = in_order(text)
+    assert in_order(shown) == shown
+    assert without_marks(shown).isprintable()
+    if not {"\u2068", "\u2069"} & set(text):
+        assert without_marks(shown) == printable(text)
+    outside = re.sub("\u2068[^\u2068\u2069]*\u2069", "", shown)
+    assert not {unicodedata.bidirectional(letter) for letter in outside} & {
+        "R",
+        "AL",
+        "LRE",
+        "RLE",
+        "LRO",
+        "RLO",
+        "LRI",
+        "RLI",
+        "FSI",
+    }
+
+
+def test_a_table_with_names_from_right_to_left_has_its_columns_below_one_another():
+    text = io.StringIO()
+    with redirect_stdout(text):
+        table = Table("class", "probability", box=None, pad_edge=False)
+        for name in ("\u05d7\u05ea\u05d5\u05dc", "dogs"):
+            table.add_row(Text(name), "0.93")
+        Terminal().say(table)
+        Terminal().say("imgrec predict \u05d7\u05ea\u05d5\u05dc/1")  # is copied
+    _, hebrew, latin, command = text.getvalue().splitlines()
+    assert hebrew.startswith("\u2068\u05d7\u05ea\u05d5\u05dc\u2069 ")
+    assert without_marks(hebrew).replace("\u05d7\u05ea\u05d5\u05dc", "dogs") == latin
+    assert command == "imgrec predict \u05d7\u05ea\u05d5\u05dc/1"
 
 
 @given(text=ANY)
@@ -80,7 +123,7 @@ def test_letters_that_the_encoding_lacks_are_escaped(text, encoding):
         with lenient_streams():
             print(text)
         stream.flush()
-        assert written.getvalue().split(b"\n")[0] == text.encode(encoding, "backslashreplace")
+        assert written.getvalue().split(b"\n")[0] == in_order(text).encode(encoding, "backslashreplace")
         assert written.getvalue().endswith(b"\n" + text.encode(encoding, "backslashreplace") + b"\n")
 
 

@@ -21,7 +21,7 @@ class Files(NamedTuple):
     kept: Path | None = None  # in the cache, for the next check
 
 
-def check_files(out: Path, name: str, root: str | None, write: Literal["skip", "splits"] | None, *, overwrite: bool) -> Files:
+def checked_outputs(out: Path, name: str, root: str | None, write: Literal["skip", "splits"] | None, *, overwrite: bool) -> Files:
     """ConfigError for a file that cannot be written, that imgrec did not write, or that has the check of other data.
 
     name: of the data that is checked, as the JSON has it in "root"; root: its data.root.
