@@ -13,18 +13,25 @@
     if (className) node.className = className;
     return node;
   };
+  // Marks that turn a line, and control characters, become ?; a name from right to left is isolated (FSI, PDI), so that no figure moves.
+  const TURNING = /[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+  const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+  const shown = (name) => {
+    const plain = name.replace(TURNING, "?");
+    return RIGHT_TO_LEFT.test(plain) ? "\u2068" + plain + "\u2069" : plain;
+  };
   const percent = (share) => (share > 0.9995 && share < 1 ? "> 99.9%" : share < 0.0005 ? "< 0.1%" : (100 * share).toFixed(1) + "%");
 
   const show = (item, answer) => {
-    const sets = answer.set && (answer.set.length ? answer.set.join(", ") : "no class");
-    const first = answer.answered === false ? "none of these" : answer.class;
+    const sets = answer.set && (answer.set.length ? answer.set.map(shown).join(", ") : "no class");
+    const first = answer.answered === false ? "none of these" : shown(answer.class);
     add(item, "p", first, "first");
     if (sets) add(item, "p", "Set: " + sets, "soft");
     const list = add(item, "dl", undefined, "bars");
     for (const { class: name, probability } of answer.top) {
       const row = add(list, "div");
       row.style.display = "contents";
-      add(row, "dt", name);
+      add(row, "dt", shown(name));
       add(row, "dd", percent(probability));
       const bar = add(row, "dd", undefined, "bar");
       bar.setAttribute("aria-hidden", "true");
@@ -47,7 +54,7 @@
     } catch (error) {
       add(item, "p", line = "The server does not answer.", "bad");
     }
-    said.textContent = file.name + ": " + line;
+    said.textContent = shown(file.name) + ": " + line;
   };
 
   const finish = () => {
@@ -73,7 +80,7 @@
       picture.src = URL.createObjectURL(file);
       picture.onload = () => URL.revokeObjectURL(picture.src);
       picture.onerror = () => picture.remove();
-      add(item, "h3", file.name);
+      add(item, "h3", shown(file.name));
       waiting.push([file, item]);
     }
     answers.prepend(items);
