@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imgrec import __version__
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
+from imgrec.files import nearest_path
 
 try:  # so that Ctrl-C in the fifth of a second that these take ends in a line as well
     from imgrec.config.instantiate import WorkingFolder
@@ -48,24 +49,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    words = list(argv)
+    if words[:1] == ["help"] or {"-h", "--help"} & set(words[:1]):  # of a command, where one follows
+        words = [*words[1:2], *["--help"] * (len(words) > 1), *words[2:]]
+    if not words:
         lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
         print("\n".join(["usage: imgrec COMMAND key=value ...", "", *lines, "", "imgrec COMMAND --help lists its keys."]))
         return ExitCode.OK
-    if argv[0] == "--version":
+    if words[0] == "--version":
         print(f"imgrec {__version__}")
         return ExitCode.OK
-    name = argv[0]
+    name = words[0]
 
     def command(overrides: list[str], config_dir: str | None) -> int:
         if name not in COMMANDS:
-            is_words = "=" in name or Path(name).is_dir()
-            near = f" Type imgrec train {shlex.join(argv)}." if is_words else did_you_mean(name, list(COMMANDS))
-            raise ConfigError(f"{name}: there is no such command.{near} There are: {', '.join(COMMANDS)}.")
+            raise ConfigError(f"{name}: there is no such command.{_near_command(words)} There are: {', '.join(COMMANDS)}.")
         module = f"imgrec.{name}.__main__" if name in ("models", "report", "export") else f"imgrec.{name}"
         return int(import_module(module).main(overrides, config_dir))
 
-    return run_command(name, command, argv[1:])
+    return run_command(name, command, words[1:])
+
+
+def _near_command(words: Sequence[str]) -> str:
+    """What to type instead of words that begin with no command: those of a training, as the first may be its folder, or be near one."""
+    name = words[0]
+    if "=" in name or Path(name).is_dir():
+        return f" Type imgrec train {shlex.join(words)}."
+    if near := did_you_mean(name, [*COMMANDS, "--help", "--version"]):
+        return near
+    folder = nearest_path(name, folder=True)
+    return "" if folder is None else f" Type imgrec train {shlex.join([folder, *words[1:]])}."
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
-from imgrec.files import begins_with, check_output, is_our_png
+from imgrec.files import begins_with, check_output, is_our_png, near_path
 from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.prediction_table import EvaluationFiles, check_prediction_files
 from imgrec.inference.slice_names import BRIGHTNESS, check_slices
@@ -75,7 +75,9 @@ def _check_files(config: EvaluateConfig) -> EvaluationFiles:
         check_beside_folder(asdict(config.data), config.folder)
     check_moved(config.data)
     if config.folder is not None and not Path(config.folder).is_dir():
-        raise DataError(f"folder={config.folder} is no folder. Set folder=FOLDER that holds CLASS/*.jpg.")
+        raise DataError(
+            f"folder={config.folder} is no folder.{near_path(config.folder, folder=True)} Set folder=FOLDER that holds CLASS/*.jpg."
+        )
     what = config.split if config.folder is None else Path(config.folder).resolve().name
     run_dir = file.parent.parent
     is_in_run = file.parent.name == "checkpoints" and (run_dir / "config.yaml").is_file()  # else it was moved out of its run

@@ -4,15 +4,16 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from imgrec.errors import NO_ROOM, ConfigError, DataError, shorten
+from imgrec.errors import NO_ROOM, ConfigError, DataError, nearest, shorten
 from imgrec.locks import lock_file
 
 # What is decoded, as PIL calls it, the usual ones first; and by which names it is known to be an image. Not here are formats for
@@ -52,6 +53,8 @@ TABLE_EXTENSIONS = (".csv", ".tsv", ".txt", ".parquet")  # what data=table reads
 # How tables of predictions begin: of `predict`, and of a test, whose images may have an index in the split instead of a path.
 LEADING_COLUMNS = (["path", "class", "probability"], ["path", "true", "predicted"], ["index", "true", "predicted"])
 
+_MOST_LISTED = 1_000  # names of a folder that one is compared with: 10 us each
+
 # Called with what is done to images, to how many more of them, and to how many in all (None: not known), for a progress bar.
 on_progress: ContextVar[Callable[[str, int, int | None], None]] = ContextVar("on_progress", default=lambda what, count, of: None)
 
@@ -64,6 +67,32 @@ def composed(name: str) -> str:
 def is_directory_name(name: str) -> bool:
     """Whether `name` is one directory's name, so that a path that ends in it stays inside its parent."""
     return name not in ("", ".", "..") and "/" not in name
+
+
+def nearest_path(path: str | Path, *, folder: bool = False) -> str | None:
+    """The path that is most like one that does not exist, in each of its parts, if any is. folder: a folder is wanted."""
+    if os.path.exists(path):
+        return None
+    parts = Path(path).parts
+    here = Path()
+    for number, part in enumerate(parts, 1):
+        near = part if os.path.exists(here / part) else _near_name(here, part, folder=folder or number < len(parts))
+        if near is None:
+            return None
+        here /= near
+    return str(here) if os.path.isdir(here) or not folder else None
+
+
+def _near_name(parent: Path, name: str, *, folder: bool) -> str | None:
+    with suppress(OSError), os.scandir(parent) as entries:
+        return nearest(name, [entry.name for entry in islice(entries, _MOST_LISTED) if entry.is_dir() or not folder])
+    return None
+
+
+def near_path(path: str | Path, *, folder: bool = False) -> str:
+    """' Did you mean photos/cats?' or nothing, as `did_you_mean`."""
+    found = nearest_path(path, folder=folder)
+    return "" if found is None else f" Did you mean {shlex.quote(found)}?"
 
 
 def is_utf8(name: str) -> bool:

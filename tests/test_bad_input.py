@@ -132,7 +132,8 @@ SHOWN: dict[str, tuple[object, ...]] = {
     ),
     "train optim=nesterov optim.momentum=0 optim.nesterov=true": ("optim.nesterov=true", "optim.momentum=0.9", "optim.nesterov"),
     # directories and files
-    "train photo": ("'photo'", "no such key, option or folder", "imgrec train FOLDER"),
+    "train photo": ("'photo'", "key=value", "imgrec train photos"),
+    "train nothing": ("'nothing'", "no such key, option or folder", "imgrec train FOLDER"),
     "train data=imagefolder data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER", "train/CLASS/*.jpg"),
     "train train.csv": ("'train.csv'", "imgrec train data=table data.file=train.csv"),
     "train data=table data.root=photos": ("data.file=null", "data.file=TABLE.csv"),
@@ -230,7 +231,7 @@ def answers(tmp_path_factory):
     """(exit code, stderr, was torch imported) of every SHOWN input, from one process of its own."""
     env = {k: v for k, v in os.environ.items() if k != "IMGREC_DEBUG"}
     cwd = tmp_path_factory.mktemp("cwd")
-    (cwd / "an.ckpt").touch()
+    (cwd / "an.ckpt").write_bytes(b"PK\x03\x04")  # as a checkpoint begins
     (cwd / "train.csv").touch()
     for name in ("photos/cat", "empty", ".own/loose", "run/checkpoints", "tabled/checkpoints"):
         (cwd / name).mkdir(parents=True)

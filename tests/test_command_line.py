@@ -198,6 +198,58 @@ def test_a_word_with_dashes_or_without_equals_is_refused_with_the_line_to_type(k
         read_overrides("train", [*before, *form, *after])
 
 
+@pytest.mark.parametrize(
+    ("command", "word", "typed"),
+    [
+        ("train", "phots", "photos"),
+        ("tune", "my/foto", "'my/photo s'"),
+        ("train", "resnett", "model=resnet"),
+        ("train", "epoch", "epochs=VALUE"),
+        ("train", "lr", "optim.lr=VALUE"),
+        ("train", "help", "--help"),
+        ("predict", "--hlep", "--help"),
+    ],
+)
+def test_a_word_is_refused_with_the_folder_option_or_key_that_is_near(
+    command: str, word: str, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("my/photo s").mkdir(parents=True)
+    Path("phots.csv").touch()  # is no folder
+    with raises_error(ConfigError, repr(word), "key=value", f"Type imgrec {command} {typed}"):
+        read_overrides(command, [word])
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        ("phots epochs=2", "Type imgrec train photos epochs=2."),
+        ("train data=phots", "Did you mean photos?"),
+        ("train data=imagefolder data.root=phots", "Did you mean photos?"),
+        ("train data=digits weights=rnus/n/1", "Did you mean runs/n/1?"),
+        ("train data=digits continue_from=rnus/n/1", "Did you mean runs/n/1?"),
+        ("train data=digits distill.teacher=rnus/n/1", "Did you mean runs/n/1?"),
+        ("train --config-dir phots", "Did you mean photos?"),
+        ("predict runs/nn/1 photos", "Did you mean runs/n/1?"),
+        ("evaluate runs/n/1 folder=phots", "Did you mean photos?"),
+        ("verify photos/model.onx", "Did you mean photos/model.onnx?"),
+        ("report rnus/n/1", "Did you mean runs/n/1?"),
+    ],
+)
+def test_a_path_that_does_not_exist_is_refused_with_the_one_that_is_near(
+    words: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("photos/model.onnx").touch()
+    Path("runs/n/1/checkpoints").mkdir(parents=True)
+    Path("runs/n/1/checkpoints/best.ckpt").write_bytes(b"PK\x03\x04")
+    assert cli.main(words.split()) == 2
+    said = capsys.readouterr().err
+    assert (near in said, said.count("\n")) == (True, 1), said
+
+
 VALUES = st.text(max_size=12) | st.sampled_from(
     [
         "[",

@@ -85,6 +85,27 @@ def test_examples_compose(example, tmp_path, monkeypatch):
     compose_config(command, words)  # what follows -- is a training: tests/test_slurm_script.py
 
 
+@pytest.mark.parametrize("words", ["train --help", "train -h", "--help train", "-h train", "help train"])
+def test_every_form_is_the_same_help(capsys, words):
+    assert cli.main([*words.split(), "model=vgg"]) == 0
+    assert capsys.readouterr().out == help_text("train", ["model=vgg"]) + "\n"
+
+
+@pytest.mark.parametrize("words", ["", "help", "--help", "-h"])
+def test_without_a_command_all_are_listed(capsys, words):
+    assert cli.main(words.split()) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")] == list(cli.COMMANDS)
+
+
+def test_a_word_that_is_no_key_is_named_below_the_help(capsys):
+    assert cli.main(["train", "--help", "zzzzz", "epochs=3", "resnett"]) == 0
+    *said, blank, one, other = capsys.readouterr().out.splitlines()
+    assert said == help_text("train", ["epochs=3"]).splitlines()
+    assert (blank, one.partition(":")[0], other.partition("Type ")[2]) == ("", "'zzzzz'", "imgrec train model=resnet")
+    assert cli.main(["help", "trian"]) == 2
+    assert "Did you mean train?" in capsys.readouterr().err
+
+
 def test_it_is_printed_as_it_is(capsys):
     """Without torch: tests/test_start.py."""
     assert cli.main(["train", "--help"]) == 0

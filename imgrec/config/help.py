@@ -14,6 +14,7 @@ from imgrec.config.annotations import format_value
 from imgrec.config.compose import compose_config, read_overrides
 from imgrec.config.options import conf_dir, conf_dirs, option_names
 from imgrec.config.overrides import POSITIONAL
+from imgrec.errors import ConfigError
 
 WIDTH = 120  # characters
 KEY_WIDTH = 36  # up to the comment
@@ -93,10 +94,10 @@ KeyPath = tuple[str, ...]  # the parts of a key: ("finetune", "freeze_epochs")
 def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = None) -> str:
     """Help of a command. The keys of options in `argv` (model=resnet) are listed too, with the values that they would get.
 
-    Raises ConfigError for overrides that cannot be composed.
+    A word that is no key=value is named at the end. Raises ConfigError for overrides that cannot be composed.
     """
     source = (conf_dir() / f"{command}.yaml").read_text()
-    words = [word for word in argv if not word.startswith("-")]
+    words, unread = _readable(command, [word for word in argv if not word.startswith("-")], config_dir)
     chosen = {override.key: override.value for override in read_overrides(command, words, config_dir)}
     paths = "".join(f"[{PATHS[key]}] " for key in POSITIONAL.get(command, ()))
     usage = f"imgrec {command} {paths}key=value ...        the same as: python -m imgrec.{command} {paths}key=value ..."
@@ -138,7 +139,19 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
         ]
     if command in EXAMPLES:
         lines += ["", "Examples", *(f"  imgrec {command} {example}" for example in EXAMPLES[command])]
-    return "\n".join(lines)
+    return "\n".join([*lines, *([""] if unread else []), *unread])
+
+
+def _readable(command: str, words: Sequence[str], config_dir: str | None) -> tuple[list[str], list[str]]:
+    """Those of the words that are key=value or a path, and what is wrong with each of the others."""
+    readable, unread = [], []
+    for word in words:
+        try:
+            read_overrides(command, [word], config_dir)
+            readable.append(word)
+        except ConfigError as error:
+            unread.append(str(error))
+    return readable, unread
 
 
 def documented(source: str) -> list[tuple[KeyPath, str, str]]:

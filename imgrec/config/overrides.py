@@ -10,7 +10,7 @@ from typing import Any
 from imgrec.config.checks import nearest_key
 from imgrec.config.options import group_names, option_names
 from imgrec.errors import ConfigError, nearest
-from imgrec.files import TABLE_EXTENSIONS
+from imgrec.files import TABLE_EXTENSIONS, nearest_path
 
 OVERRIDE = re.compile(r"(\+{0,2}|~)([^\W\d][\w.@:$-]*)=(.*)", re.DOTALL)
 DELETION = re.compile(r"(~)([^\W\d][\w.]*)()")  # of a key or a group, which is refused in its own words
@@ -146,14 +146,30 @@ def _unreadable(command: str, words: Sequence[str], keys: Callable[[], Defaults]
         rest: list[str] = [] if equals else _value_words(left)
         del left[: len(rest)]
         wrong.append(" ".join([word, *rest]))
-        if (meant := _meant(name, value or "".join(rest[-1:]), word, known, config_dir)) is None:
-            folder = f", or imgrec {command} FOLDER with images" if POSITIONAL.get(command) == ("data.root",) else ""
+        takes_folder = POSITIONAL.get(command) == ("data.root",)
+        near = _near_word(word, known, config_dir, folder=takes_folder) if [word] == wrong[-1:] else None
+        if (meant := near or _meant(name, value or "".join(rest[-1:]), word, known, config_dir)) is None:
+            folder = f", or imgrec {command} FOLDER with images" if takes_folder else ""
             return ConfigError(
                 f"{wrong[-1]!r}: there is no such key, option or folder. Type key=value, such as {_example(known)}{folder}; "
                 f"`imgrec {command} --help` lists the keys."
             )
         typed.append(meant)
     return ConfigError(f"{' '.join(wrong)!r}: expected key=value. Type {shlex.join(typed)}")
+
+
+def _near_word(word: str, known: Defaults, config_dir: str | None, *, folder: bool) -> str | None:
+    """What to type for a word without a value that is most like a folder there or an option: resnett -> model=resnet. None: like a key, or nothing."""
+    if "=" in word or word.startswith("-"):
+        return None
+    meant: dict[str, str | None] = {}
+    if folder and (path := nearest_path(os.path.expanduser(word), folder=True)) is not None:
+        meant[path] = path
+    for group in reversed(group_names(config_dir) if "model" in known else []):  # of a training
+        meant |= {name: f"{group}={name}" for name in option_names(group, config_dir)}
+    meant |= {key.rpartition(".")[2]: None for key in known}
+    found = nearest(word, list(meant))
+    return None if found is None else meant[found]
 
 
 def _value_words(left: Sequence[str]) -> list[str]:
@@ -171,7 +187,7 @@ def _meant(name: str, value: str, word: str, known: Defaults, config_dir: str | 
         return f"{group}={name}"
     key = name if name in known or name in groups else nearest_key(name, known, groups)
     if key is None:
-        return nearest(word, FLAGS) if word.startswith("-") else None
+        return nearest(word, (*FLAGS, "--help")) if word.startswith("-") or name == "help" else None
     return f"{key}={value or ('true' if isinstance(known.get(key), bool) else 'VALUE')}"
 
 

@@ -6,7 +6,6 @@ import re
 import shutil
 import sys
 import tempfile
-from glob import escape, glob
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from imgrec.config.instantiate import EXTRAS
 from imgrec.config.options import shipped_targets
 from imgrec.config.schema import DataConfig, MovedData, Node, RunConfig, target_nodes
 from imgrec.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from imgrec.files import LAYOUTS, TABLE_EXTENSIONS
+from imgrec.files import LAYOUTS, TABLE_EXTENSIONS, near_path
 
 # How torchvision and timm call their weights.
 LIBRARY_WEIGHTS = re.compile(r"(\w+_Weights\.)?(DEFAULT|IMAGENET1K_\w+)")
@@ -33,7 +32,7 @@ def check_start(run: RunConfig) -> None:
         _check_library_weights(run.weights, run.model, run.data.image_size)
     if run.distill.teacher is not None and not os.path.exists(run.distill.teacher):
         raise CheckpointError(
-            f"distill.teacher={run.distill.teacher}: there is no such file or folder. "
+            f"distill.teacher={run.distill.teacher}: there is no such file or folder.{near_path(run.distill.teacher)} "
             "Set distill.teacher=RUNS_DIR/NAME/ID or a .ckpt file, or distill.teacher=null."
         )
     check_gpu("trainer.accelerator", run.trainer.accelerator)
@@ -64,7 +63,7 @@ def check_moved(moved: MovedData) -> None:
         and not os.path.isdir(moved.root)
     ):
         raise DataError(
-            f"data.root={moved.root} is not a folder.{_near_folder(moved.root)} Set data.root=FOLDER of the run's images."
+            f"data.root={moved.root} is not a folder.{near_path(moved.root, folder=True)} Set data.root=FOLDER of the run's images."
         )
     if moved.file is not None and not os.path.isfile(moved.file):
         raise DataError(f"data.file={moved.file} is not a file. Set data.file=TABLE.csv of the run's images.")
@@ -75,11 +74,6 @@ def check_beside_folder(changes: Node, folder: str) -> None:
     for key, value in changes.items():
         if value is not None and key not in ("on_bad_image_eval", "image_size"):
             raise ConfigError(f"data.{key}={format_value(value)} has no effect beside folder={folder}. Leave one of them out.")
-
-
-def _near_folder(root: str) -> str:
-    beside = [Path(folder).name for folder in glob(f"{escape(str(Path(root).absolute().parent))}/*/")]
-    return did_you_mean(Path(root).name, beside)
 
 
 def _check_compiler(accelerator: str) -> None:
@@ -132,7 +126,7 @@ def _check_root(data: DataConfig) -> None:
         fix = "Set data.root=FOLDER that holds its files, or data.download=true."
     elif "file" in data.own:
         fix = "Set data.root=FOLDER that its paths start from."
-    raise DataError(f"data.root={root} is not a folder.{_near_folder(root)} {fix}")
+    raise DataError(f"data.root={root} is not a folder.{near_path(root, folder=True)} {fix}")
 
 
 def _check_table(data: DataConfig) -> None:
@@ -174,7 +168,7 @@ def _check_library_weights(weights: str, model: Node, image_size: int) -> None:
     if none or not LIBRARY_WEIGHTS.fullmatch(weights):
         default = "weights=DEFAULT for the library's, " if not none else "model=resnet18 for a network that has some, "
         raise CheckpointError(
-            f"weights={weights}: there is no such file or folder,{none or ' nor has a library weights of that name'}. "
+            f"weights={weights}: there is no such file or folder,{none or ' nor has a library weights of that name'}.{near_path(weights)} "
             f"Set {default}weights=PATH to an imgrec checkpoint or run directory, or weights=null."
         )
     small = [f"model.{key}" for key in ("stem", "head") if model.get(key) == "small"]
