@@ -15,7 +15,7 @@ from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable, shorten
 from imgrec.files import atomic_write
 from imgrec.inference.explanation_files import OutputFiles, earlier_pictures, explanation_files
-from imgrec.inference.paths import EXPLAINED, expand_files, find_checkpoint
+from imgrec.inference.paths import EXPLAINED, expand_files, find_checkpoint, name_run
 from imgrec.inference.prediction_table import PredictionRow, write_table
 from imgrec.terminal import Terminal
 
@@ -104,7 +104,8 @@ def _check_settings(config: ExplainConfig) -> Path:
     ckpt = find_checkpoint(config.ckpt)
     if config.images is None and not Path(config.ckpt).is_dir():
         raise ConfigError(
-            f"images=null: the errors of a test are those of a run directory, and ckpt={config.ckpt} is none. Set images=FOLDER."
+            f"images=null: the errors of a test are those of a run directory, and ckpt={config.ckpt} is none. "
+            f"{name_run(ckpt, 'Set images=FOLDER.')}"
         )
     if config.layer is not None and "gradcam" not in config.methods:
         raise ConfigError(f"layer={config.layer} has no effect beside method=gradients. Leave it out.")

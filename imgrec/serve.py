@@ -17,7 +17,7 @@ from imgrec.config.schema import ServedFormat, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu, check_packages
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, first_names, plural
-from imgrec.inference.paths import find_checkpoint
+from imgrec.inference.paths import find_checkpoint, find_file
 from imgrec.serving.access import VARIABLE, read_token, readable_by_others
 from imgrec.terminal import Terminal
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from imgrec.serving.app import Service
     from imgrec.serving.recognizer import Recognizer
 
+NAME_NETWORK = "Name a checkpoint (.ckpt), an .onnx file of imgrec export, or a run directory such as runs/NAME/ID."
 NEEDED = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
 
 
@@ -68,7 +69,10 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         check_packages(f"ckpt={config.ckpt}", "export", "onnxruntime")
         _check_onnx_keys(config)
     token = read_token(config.token_file)
-    find_checkpoint(config.ckpt)
+    if _is_onnx(config):
+        find_file(config.ckpt, NAME_NETWORK)
+    else:
+        find_checkpoint(config.ckpt, allowed=NAME_NETWORK)
     check_gpu("device", config.device)
     return _serve(config, token)
 

@@ -43,7 +43,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def save_run(run: Path, paths: list[Path], correct: list[bool]) -> None:
     (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints/best.ckpt").touch()
+    (run / "checkpoints/best.ckpt").write_bytes(b"PK\x03\x04")  # as a checkpoint begins
     predicted = ["cat" if right else "dog" for right in correct]
     table = {"path": list(map(str, paths)), "true": ["cat"] * len(paths), "predicted": predicted}
     write_table(run / "predictions.parquet", [table])

@@ -245,7 +245,7 @@ REFUSED = {
     "n/1 none": ("runs=none", "runs/NAME/ID"),
     "n/2 baseline=none": ("baseline=none", "runs/NAME/ID"),
     "n/1 n/2/result.json": ("runs=n/2/result.json", "Type n/2"),
-    "n/1 photos": ("runs=photos", "config.yaml"),
+    "n/1 photos": ("runs=photos", "runs/NAME/ID"),
     "n/1 n/2 out=x.txt": ("out=x.txt", ".json", "out=x.json"),
     "n/1 n/2 out=mine.json": ("out=mine.json", "did not write it", "overwrite=true"),
     "n/1 n/2 plot=x.jpg": ("plot=x.jpg", ".png", "plot=x.png"),

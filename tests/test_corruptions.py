@@ -177,7 +177,7 @@ def test_words_are_corruptions_or_families():
 
 
 def test_another_word_is_refused_before_a_checkpoint_is_read(tmp_path, capsys):
-    (tmp_path / "none.ckpt").touch()
+    (tmp_path / "none.ckpt").write_bytes(b"PK\x03\x04")  # as a checkpoint begins
     assert cli.main(["evaluate", str(tmp_path / "none.ckpt"), "corruptions=nois"]) == 2
     assert_refused(capsys.readouterr().err, "corruptions=nois", "Did you mean noise?")
 

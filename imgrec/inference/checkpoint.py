@@ -4,7 +4,6 @@ import functools
 import hashlib
 import pickle
 import platform
-import shlex
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -21,14 +20,13 @@ from imgrec.data.split_record import DataRecord
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.inference.calibration import CALIBRATION, Calibration
 from imgrec.inference.metadata import check_content, check_metadata
-from imgrec.inference.paths import find_checkpoint
+from imgrec.inference.paths import find_checkpoint, name_another
 from imgrec.inference.stored_code import build_stored, check_targets
 from imgrec.models.catalog import weightless
 from imgrec.models.losses import Loss
 from imgrec.models.split_head import split_heads
 
 FORMAT_VERSION = 6
-EXPORTED = (".onnx", ".pt2", ".safetensors")  # what imgrec export writes
 
 
 @functools.cache
@@ -40,22 +38,18 @@ def package_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def read_checkpoint(path: str | Path, *, fix: str = "Name another, such as last.ckpt beside it.") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, fix: str | None = None) -> dict[str, Any]:
     """The checked dictionary of a checkpoint: "state_dict", "imgrec" and, for resuming, Lightning's own keys.
 
-    fix: what to do where it is damaged. Raises CheckpointError for a file that is truncated, foreign, of another version, or whose config names code that imgrec does not call.
+    fix: what to do where it is damaged; None: to name another. Raises CheckpointError for a file that is truncated, foreign,
+    of another version, or whose config names code that imgrec does not call.
     """
-    file = find_checkpoint(path)
-    if file.suffix in EXPORTED:
-        serve = f"Type imgrec serve {shlex.quote(str(file))}, or name" if file.suffix == ".onnx" else "Name"
-        raise CheckpointError(
-            f"{file}: it is an exported file; a checkpoint is needed. {serve} the run that it was exported from."
-        )
+    file = find_checkpoint(path, fix=fix)
+    fix = name_another(file) if fix is None else fix
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols: the error below says more
-            if zipfile.is_zipfile(file):
-                _check_records(file)
+            _check_records(file)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -89,6 +83,8 @@ def read_checkpoint(path: str | Path, *, fix: str = "Name another, such as last.
 
 def _check_records(file: Path) -> None:
     """BadZipFile where the checksum of a record is wrong, or the records are larger than the file, which would fill the memory."""
+    if not zipfile.is_zipfile(file):
+        raise zipfile.BadZipFile("it ends too early")
     with zipfile.ZipFile(file) as records:
         if sum(record.file_size for record in records.infolist()) > file.stat().st_size:
             raise zipfile.BadZipFile("its records are compressed, or are the same bytes several times")

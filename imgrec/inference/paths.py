@@ -1,14 +1,18 @@
 """The files that a command line names: images and the checkpoint. Imports no torch, so that a wrong path is refused at once."""
 
+import codecs
 import csv
 import glob
 import os
 import shlex
+import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
-from imgrec.errors import CheckpointError, DataError
-from imgrec.files import EXTENSIONS_TEXT
+from imgrec.errors import CheckpointError, DamagedError, DataError, first_names, plural
+from imgrec.files import EXTENSIONS_TEXT, IMAGE_EXTENSIONS, file_extension, near_path
 from imgrec.image_folders import find_images
 
 CHECKPOINTS = "checkpoints"  # their folder in a run directory
@@ -16,6 +20,10 @@ EXPLAINED = "explained"  # the folder of `imgrec explain`, in a run directory or
 EXPLAINED_FILE = "explain.json"  # there, of the images that the report of the run shows
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
 BEST = "best.ckpt"  # the checkpoint that is tested; without the state of an optimizer, so nothing is resumed from it
+CHECKPOINT = "a checkpoint"
+EXPORTED = (".onnx", ".pt2", ".safetensors")  # what imgrec export writes
+NAME_RUN = "Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID."
+_MOST_LISTED = 10_000  # names, to find runs: a folder of images may have millions
 
 
 def expand_files(paths: str | Sequence[str], key: str = "files") -> list[str]:
@@ -43,7 +51,7 @@ def _expand(path: str, key: str) -> list[str]:
         raise DataError(f"{key}={path}: it is no regular file. Set {key}= to an image, a folder or a pattern.")
     if not glob.has_magic(path):
         hint = f"For several files type {key}=[{path}]." if "," in path else f"Set {key}= to an image, a folder or a pattern."
-        raise DataError(f"{key}={path}: there is no such file or folder. {hint}")
+        raise DataError(f"{key}={path}: there is no such file or folder.{near_path(path)} {hint}")
     matches = sorted(glob.glob(path, recursive=True))
     # A pattern that matches folders alone means the images in them; `**` matches both, and then the files are meant.
     files = [match for match in matches if not os.path.isdir(match)] or [
@@ -58,19 +66,43 @@ def _images_in(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in find_images(folder)]
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file that a path means: the file itself, or the best (else the last) of a run directory."""
+def find_checkpoint(path: str | Path, *, fix: str | None = None, allowed: str = NAME_RUN) -> Path:
+    """The checkpoint file that a path means: the file itself, or the best (else the last) of a run directory.
+
+    CheckpointError for a path that is neither, and DamagedError for a file that begins as no checkpoint does. Their last
+    sentence is `fix`, else names what is near, else is `allowed`.
+    """
+    file = find_file(path, allowed)
+    if file.suffix in EXPORTED:
+        serve = f"Type imgrec serve {shlex.quote(str(file))}, or name" if file.suffix == ".onnx" else "Name"
+        raise CheckpointError(
+            f"{file}: it is an exported file; a checkpoint is needed. {serve} the run that it was exported from."
+        )
+    try:
+        kind = file_kind(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}. {allowed if fix is None else fix}".rstrip()) from error
+    if kind != CHECKPOINT:
+        raise DamagedError(f"{file}: it is {kind}, not a checkpoint. {name_another(file, allowed) if fix is None else fix}".rstrip())
+    return file
+
+
+def name_another(file: Path, allowed: str = NAME_RUN) -> str:
+    """What to type instead of a file that is no checkpoint: one beside it, else a run."""
+    others = [file.with_name(name) for name in (BEST, LAST, PREVIOUS) if name != file.name]
+    other = next(filter(Path.is_file, others), None)
+    return name_run(file, allowed) if other is None else f"Name another, such as {other}."
+
+
+def find_file(path: str | Path, allowed: str = NAME_RUN) -> Path:
+    """`find_checkpoint`, or any other file."""
     path = Path(path)
     if path.is_file():
         return path
     if not path.exists():
-        raise CheckpointError(
-            f"{path}: there is no such file or folder. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID."
-        )
+        raise CheckpointError(f"{path}: there is no such file or folder.{near_path(path)} {allowed}")
     if not path.is_dir():
-        raise CheckpointError(
-            f"{path}: it is a device, a pipe or a socket. Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID."
-        )
+        raise CheckpointError(f"{path}: it is a device, a pipe or a socket. {allowed}")
     for name in (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", BEST, LAST):
         if (path / name).is_file():
             return path / name
@@ -78,12 +110,7 @@ def find_checkpoint(path: str | Path) -> Path:
         raise CheckpointError(
             f"{path}: this folder holds the runs of a sweep. Name one of them, such as its best, {path / best}."
         )
-    if (path / "1" / CHECKPOINTS).is_dir():
-        raise CheckpointError(f"{path}: this folder holds runs. Name one of them, such as {path / '1'}.")
-    raise CheckpointError(
-        f"{path}: no {CHECKPOINTS}/{BEST} or {CHECKPOINTS}/{LAST} in this folder. "
-        "Name a run directory such as runs/NAME/ID, or a .ckpt file."
-    )
+    raise CheckpointError(f"{path}: no {CHECKPOINTS}/{BEST} or {CHECKPOINTS}/{LAST} in this folder. {name_run(path, allowed)}")
 
 
 def _best_of_sweep(path: Path) -> str | None:
@@ -94,6 +121,62 @@ def _best_of_sweep(path: Path) -> str | None:
     except (OSError, ValueError, csv.Error):
         return None
     return Path(first["folder"]).name if first.get("rank") == "1" and first.get("folder") else None
+
+
+def name_run(path: Path, allowed: str) -> str:
+    """What to type instead of a file in a run, or of a folder of runs; for a path that has nothing to do with one `allowed`."""
+    if inside := next(filter(_is_run, path.parents), None):
+        return f"Type {shlex.quote(str(inside))}, the run that it belongs to."
+    if not (runs := newest_runs(path)):
+        return allowed
+    newest = f", the newest first: {first_names(runs, 3)}" if len(runs) > 1 else ""
+    return f"It holds {plural(len(runs), 'run')}{newest}. Type {shlex.quote(str(runs[0]))} instead."
+
+
+def newest_runs(folder: Path) -> list[Path]:
+    """The run directories below a folder, also those of sweeps; what was saved last comes first."""
+    found: list[Path] = []
+    folders, left = [folder], _MOST_LISTED
+    for _ in range(3):  # NAME/sweep_1/ID
+        deeper: list[Path] = []
+        for parent in folders:
+            with suppress(OSError), os.scandir(parent) as entries:
+                for entry in islice(entries, left):
+                    left -= 1
+                    if entry.is_dir():
+                        (found if _is_run(Path(entry.path)) else deeper).append(Path(entry.path))
+        folders = deeper
+    return sorted(found, key=lambda run: (-_saved_at(run), run))
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in (CHECKPOINTS, "metrics.csv"))
+
+
+def _saved_at(run: Path) -> float:
+    """The time of the last save, in seconds; of a run without one that of its start."""
+    saves = run / CHECKPOINTS
+    return (saves if saves.is_dir() else run / "config.yaml").stat().st_mtime
+
+
+def file_kind(file: Path) -> str:
+    """What a file is, as far as its name and its first bytes say it: CHECKPOINT, "a text file", "an image", ..."""
+    with file.open("rb") as opened:
+        start = opened.read(512)
+    if start.startswith(b"PK\x03\x04"):  # as torch.save begins
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as records:  # of a checkpoint that was cut
+            if not any(name.endswith("/data.pkl") for name in records.namelist()):
+                return "an archive of other files"
+        return CHECKPOINT
+    if not start:
+        return "an empty file"
+    if file_extension(file.name) in IMAGE_EXTENSIONS:
+        return "an image"
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)  # whose last letter may be cut
+    except UnicodeDecodeError:
+        return "a file of another format"
+    return "a text file" if all(letter.isprintable() or letter.isspace() for letter in text) else "a file of another format"
 
 
 def suspects_command(path: Path) -> str:

@@ -12,6 +12,8 @@ from imgrec.config.plain_data import read_mapping
 from imgrec.config.ranges import NOT_NEGATIVE
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, DataError, first_line
+from imgrec.files import near_path
+from imgrec.inference.paths import name_run
 from imgrec.inference.stored_predictions import StoredPredictions, data_root, read_predictions
 from imgrec.training.batch_choice import stored_choice
 from imgrec.training.run_dir import RunDir
@@ -62,9 +64,12 @@ def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
     DataError for a folder that is no run directory, and for a file in it that was cut or changed.
     """
     if not path.exists():
-        raise DataError(f"{key}={path}: there is no such folder. Name run directories such as runs/NAME/ID.")
+        raise DataError(f"{key}={path}: there is no such folder.{near_path(path)} Name run directories such as runs/NAME/ID.")
     if not (path / "config.yaml").is_file():
-        raise DataError(f"{key}={path} is no run directory.{_runs_near(path)}")
+        every = f" For each run in it type {path}/*/" if any(path.glob("*/config.yaml")) else ""
+        raise DataError(
+            f"{key}={path} is no run directory. {name_run(path, 'Name a run directory such as runs/NAME/ID.')}{every}"
+        )
     config = read_mapping(path / "config.yaml", {"data": dict}, fix=f"Leave {path} out.")
     if (choice := stored_choice(RunDir(path, "finished").batch)) is not None:
         config |= {"batch_size": choice.batch_size, "max_device_batch": choice.max_device_batch}
@@ -78,14 +83,6 @@ def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
         check_figures(path / "result.json", result["test"])
     predictions = None if result is None or result["test"] is None else _read_predictions(path, result["test"], probabilities)
     return StoredRun(path, config, result, read_epochs(path), predictions)
-
-
-def _runs_near(path: Path) -> str:
-    """What to type for a folder of runs, or for a file in a run."""
-    if path.is_dir() and any(path.glob("*/config.yaml")):
-        return f" For the runs in it type {path}/*/."
-    inside = next((parent for parent in path.parents if (parent / "config.yaml").is_file()), None)
-    return f" Type {inside}." if inside is not None else " Name folders such as runs/NAME/ID, which hold a config.yaml."
 
 
 def check_figures(
