@@ -29,18 +29,27 @@ ExportFormat = Literal["onnx", "torch_export", "safetensors"]
 
 
 class _FileKind(NamedTuple):
-    """suffix: of the file; packages: that write and read it, beside torch; check: that it can be written; beside: what comes with it."""
+    """A format.
+
+    suffix: of the file; packages: that write and read it, beside torch; check: that it can be written; beside: what comes
+    with it; reader: the words of a shell, before the file's name, that read it.
+    """
 
     suffix: str
     packages: tuple[str, ...]
     check: Callable[[Path, bool], None]
     beside: Callable[[Path], Path] | None
+    reader: tuple[str, ...]
 
 
+_READ_PROGRAM = 'import sys, torch; facts = {"facts.json": ""}; torch.export.load(sys.argv[1], extra_files=facts); print(facts)'
+_READ_WEIGHTS = "import sys; from safetensors.torch import load_file; print(*load_file(sys.argv[1]))"
 FILE_KINDS: dict[ExportFormat, _FileKind] = {
-    "onnx": _FileKind(".onnx", PACKAGES, check_onnx_output, script_beside),
-    "torch_export": _FileKind(".pt2", PROGRAM_PACKAGES, check_program_output, None),
-    "safetensors": _FileKind(".safetensors", WEIGHTS_PACKAGES, check_weights_output, json_beside),
+    "onnx": _FileKind(".onnx", PACKAGES, check_onnx_output, script_beside, ("imgrec", "verify")),
+    "torch_export": _FileKind(".pt2", PROGRAM_PACKAGES, check_program_output, None, ("python", "-c", _READ_PROGRAM)),
+    "safetensors": _FileKind(
+        ".safetensors", WEIGHTS_PACKAGES, check_weights_output, json_beside, ("python", "-c", _READ_WEIGHTS)
+    ),
 }
 
 
@@ -141,16 +150,15 @@ def _export(config: ExportConfig, ckpt: Path, out: Path) -> None:
 
 
 def _say_export(config: ExportConfig, out: Path, agreement: object, cost: object) -> None:
-    terminal, beside = Terminal(), FILE_KINDS[config.format].beside
+    terminal, kind = Terminal(), FILE_KINDS[config.format]
     if agreement is None:
         terminal.say("check=false: the file was not compared with PyTorch on the validation images", style="yellow")
     else:
         terminal.say(f"on the validation images: {agreement}")
     if cost is not None:
         terminal.say(f"with int8: {cost}")
-    terminal.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB){'' if beside is None else f' and {beside(out).name}'}")
-    if config.format == "onnx":
-        terminal.say(f"next:\n  imgrec verify {shlex.quote(str(out))}")
+    terminal.say(f"{out} ({out.stat().st_size / 1e6:.1f} MB){'' if kind.beside is None else f' and {kind.beside(out).name}'}")
+    terminal.say(f"next:\n  {shlex.join([*kind.reader, str(out)])}")
 
 
 if __name__ == "__main__":

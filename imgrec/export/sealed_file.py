@@ -16,7 +16,7 @@ VERIFY_SCRIPT = Path(__file__).with_name("verify_model.py")  # needs nothing of 
 
 def check_onnx_output(out: Path, overwrite: bool) -> None:
     """ConfigError unless both files can be written."""
-    check_output("out", out, (".onnx",), ours=_is_sealed, overwrite=overwrite)
+    check_output("out", out, (".onnx",), ours=is_sealed, overwrite=overwrite)
     start = VERIFY_SCRIPT.read_bytes()[:60]
     check_output("out", script_beside(out), (".py",), ours=begins_with(start), overwrite=overwrite)
 
@@ -45,7 +45,8 @@ def _metadata(texts: Mapping[str, str]) -> bytes:
     return content
 
 
-def _is_sealed(path: Path) -> bool:
+def is_sealed(path: Path) -> bool:
+    """Whether a file ends as those that `write_sealed` wrote."""
     with path.open("rb") as file:
         file.seek(-min(SEAL_BYTES, path.stat().st_size), os.SEEK_END)
         return file.read().startswith(SEAL_START)
