@@ -87,10 +87,9 @@ def fit(
         Terminal(quiet=quiet or world.rank > 0).say(f"passed over: {error}", style="yellow")
     if run_dir.state == "finished":
         result = run_dir.result()
-        longer = f"epochs={2 * run.epochs}" if run.time is None else f"continue_from={run_dir.path} and another id"
         Terminal(quiet=quiet or world.rank > 0).say(
             f"{run_dir.path} is finished: {result['summary']}. "
-            f"To train it longer set {longer}, to train again another id, or id=null."
+            f"To train it longer set {_longer(run, run_dir.path)}, to train again another id, or id=null."
         )
         return Result(result, run_dir.path)
     on_first_rank(lambda: check_start(run))
@@ -120,6 +119,13 @@ def fit(
         with closing(Terminal(quiet=quiet, log=run_dir.path / "log.txt")) as terminal:
             within_memory(launched, terminal.say, line)
         return Result(run_dir.result(), run_dir.path)
+
+
+def _longer(run: RunConfig, path: Path) -> str:
+    """The settings that train a finished run longer."""
+    if run.parent is not None:  # imgrec extend has no continue_from
+        return f"{f'epochs={2 * run.epochs}' if run.time is None else 'a longer time'} and another id"
+    return f"epochs={2 * run.epochs}" if run.time is None else f"continue_from={path} and another id"
 
 
 def _train_here(

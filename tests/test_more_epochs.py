@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,12 +199,15 @@ def test_which_callbacks_do() -> None:
         ("scheduler=constant", "/x/imgrec/train.py epochs=4 resume=false", "python -m imgrec.train epochs=8 id=2"),
         ("scheduler=constant", "/x/mine.py --fast", "epochs=8 id=2"),
         ("scheduler=constant", "imgrec train folds=5 epochs=4 id=x", "imgrec train folds=5 epochs=8"),
+        ("parent", "/x/imgrec/cli.py extend runs/n/1 new epochs=4 id=2", "imgrec extend runs/n/1 new epochs=8"),
+        ("parent", "/x/imgrec/extend.py runs/n/1 new", "python -m imgrec.extend runs/n/1 new epochs=8"),
         ("scheduler=cosine", "imgrec train epochs=4 id=2 continue_from=a", "imgrec train epochs=4 'continue_from=r s/n/2'"),
         ("scheduler=constant time=1h", "imgrec train time=1h", "imgrec train time=1h 'continue_from=r s/n/2'"),
     ],
 )
 def test_the_command_that_trains_longer(words: str, argv: str, command: str) -> None:
-    run = config.load("train", [*SMALL, *words.split(), "epochs=4"])
+    run = config.load("train", [*SMALL, *words.replace("parent", "").split(), "epochs=4"])
+    run = replace(run, parent={}) if words == "parent" else run
     beginning = Beginning(run, nn.Linear(1, 1), (), 10)
     assert longer_command(beginning, Path("r s/n/2"), argv.split(), 4) == command
 

@@ -401,12 +401,16 @@ def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsy
     print_result(Terminal(), run_dir, RESULT, None, None, "my photos", "report in a.html" if has_events else None)
     typed = [shlex.split(line) for line in capsys.readouterr().out.partition("next:\n")[2].splitlines()]
     assert typed == [
+        ["imgrec", "predict", str(run_dir), "my photos"],
         ["imgrec", "evaluate", str(run_dir), "split=val"],
         *[["imgrec", "report", str(run_dir)]] * has_events,
-        ["imgrec", "predict", str(run_dir), "my photos"],
+        ["imgrec", "explain", str(run_dir), "my photos"],
+        ["imgrec", "export", str(run_dir)],
+        ["imgrec", "serve", str(run_dir)],
         *[["tensorboard", "--logdir", "my runs"]] * has_events,
     ]
-    assert compose_config("evaluate", typed[0][2:])["ckpt"] == str(run_dir)
+    for _, command, *words in typed[: -1 if has_events else None]:
+        assert compose_config(command, words).get("ckpt", str(run_dir)) == str(run_dir)
 
 
 @pytest.mark.parametrize(

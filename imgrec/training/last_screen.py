@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData
 from imgrec.errors import ImgrecError, first_line, plural
 from imgrec.inference.metrics import Report, worst_classes
@@ -35,7 +36,9 @@ def finish_run(
     log()
     run_dir.record(result)
     said = None if report is None else write_or_say(run_dir.path, report)
-    print_result(terminal, run_dir.path, result, tests.report, files, data.splits.unlabelled, said)
+    images = data.splits.test or data.splits.val
+    to_predict = data.splits.unlabelled or (images.path(0) if isinstance(images, ImageFiles) else None)
+    print_result(terminal, run_dir.path, result, tests.report, files, to_predict, said)
 
 
 def write_or_say(folder: Path, write: Callable[[], object]) -> str:
@@ -54,12 +57,12 @@ def print_result(
     result: dict[str, Any],
     report: Report | None,
     files: str | None,
-    unlabelled: str | None,
+    to_predict: str | None,
     written: str | None = None,
 ) -> None:
     """Print the result, of the classes with errors those with the lowest F1, the files of the test, and the next commands.
 
-    unlabelled: a folder to predict; written: what `write_or_say` says.
+    to_predict: a folder or an image; written: what `write_or_say` says.
     """
     terminal.say()
     terminal.say(result["summary"], style="bold green", wrap=True)
@@ -83,10 +86,14 @@ def print_result(
         terminal.say(finding["sentence"], style="yellow")
     terminal.say("next:")
     path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
+    images = shlex.quote(to_predict or "FOLDER_OR_IMAGES")
+    terminal.say(f"  imgrec predict {path} {images}")
     terminal.say(f"  imgrec evaluate {path}{split}")
     if report is None and written:  # which then is answered by validation
         terminal.say(f"  imgrec report {path}")
-    terminal.say(f"  imgrec predict {path} {shlex.quote(unlabelled or 'FOLDER_OR_IMAGES')}")
+    terminal.say(f"  imgrec explain {path}{f' {images}' * (files is None)}")  # by default the errors of its test
+    terminal.say(f"  imgrec export {path}")
+    terminal.say(f"  imgrec serve {path}")
     if (run_dir / "tensorboard").is_dir():
         terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}")
 

@@ -1,5 +1,6 @@
 """The start screen of a training, result.json and the lines at the end."""
 
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -240,23 +241,18 @@ def _diagnosis(
     return [*found, *label_noise(right, predictions.probability, suspects_command(run_dir))]
 
 
-_TRAIN, _CLI = ("imgrec", "train.py"), ("imgrec", "cli.py")  # the ends of argv[0]
-
-
 def command_line(argv: Sequence[str]) -> str:
     """The shell command of these arguments."""
-    module = _module(argv)
-    start = ["python", "-m", "imgrec.train"] if module == _TRAIN else ["imgrec"] if module == _CLI else [Path(argv[0]).name]
+    file = Path(argv[0])
+    start = [file.name]
+    if file.suffix == ".py" and file.parent.name == "imgrec":  # of python -m
+        start = ["imgrec"] if file.stem == "cli" else ["python", "-m", f"imgrec.{file.stem}"]
     return shlex.join([*start, *argv[1:]])
 
 
 def is_train_command(argv: Sequence[str]) -> bool:
-    """Whether these arguments are `imgrec train` or `python -m imgrec.train`, and not a script that calls imgrec.fit."""
-    return _module(argv) == _TRAIN or shlex.split(command_line(argv))[:2] == ["imgrec", "train"]
-
-
-def _module(argv: Sequence[str]) -> tuple[str, ...]:
-    return Path(argv[0]).parts[-2:]
+    """Whether these arguments are `imgrec train` or `extend`, also as `python -m imgrec.train`, and not a script that calls imgrec.fit."""
+    return re.match(r"(imgrec |python -m imgrec\.)(train|extend)\b", command_line(argv)) is not None
 
 
 def result_sentence(
