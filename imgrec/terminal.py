@@ -16,7 +16,8 @@ from rich.segment import Segment
 from imgrec.errors import isolated, printable, without_isolates
 from imgrec.files import on_progress
 
-LOG_WIDTH = 120  # characters; a file has no width of its own
+LOG_WIDTH = 120  # characters of what is fitted to a width, such as a matrix; a file has none of its own
+_WIDEST = 100_000  # characters of a row of a table in a file
 
 
 class _Output:
@@ -145,10 +146,8 @@ class Terminal:
             if isinstance(what, str) or console.is_terminal:
                 text = _broken(what, console.width) if wrap and console.is_terminal else what
                 console.print(text, style=style, soft_wrap=isinstance(what, str), markup=False)
-            else:  # a table pads its rows: fine on a terminal, noise in a file
-                with console.capture() as drawn:
-                    console.print(what, style=style, markup=False)
-                console.print("\n".join(line.rstrip() for line in drawn.get().splitlines()), soft_wrap=True, markup=False)
+            else:
+                console.print(_table_text(what, console, style), soft_wrap=True, markup=False)
 
     def note(self, line: str) -> None:
         """A line for the log file alone."""
@@ -190,6 +189,17 @@ class Terminal:
                 yield
             finally:
                 on_progress.reset(token)
+
+
+def _table_text(table: Any, console: Console, style: str | None) -> str:
+    """A table as a file has it: as wide as its cells are, without the spaces that end its rows on a terminal."""
+    width, console.width = console.width, _WIDEST
+    try:
+        with console.capture() as drawn:
+            console.print(table, style=style, markup=False)
+    finally:
+        console.width = width
+    return "\n".join(line.rstrip() for line in drawn.get().splitlines())
 
 
 def _broken(line: str, width: int) -> str:

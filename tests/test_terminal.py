@@ -104,6 +104,20 @@ def test_other_letters_stay_as_they_are(text):
     assert printable(text) == text
 
 
+def test_a_row_of_a_table_is_one_line_of_a_file(tmp_path, capsys):
+    cells = ["a longer name of a key" * 3, "x" * 90, "many words " * 9]
+    table = Table("rank", "key", "folder", box=None)
+    table.add_row(*cells)
+    terminal = Terminal(log=tmp_path / "log.txt")
+    terminal.say(table)
+    terminal.close()
+    for said in (capsys.readouterr().out, (tmp_path / "log.txt").read_text()):
+        heading, row = said.splitlines()
+        assert heading.split() == ["rank", "key", "folder"]
+        assert row.split() == " ".join(cells).split()
+    assert terminal.console.width == 120
+
+
 # Output that cannot be written
 
 TRAIN = (sys.executable, "-m", "imgrec.cli", "train", *SMALL)
