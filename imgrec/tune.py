@@ -33,7 +33,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
 
 
 def show_space(tuning: Tuning, terminal: Terminal) -> None:
-    """The searched keys with their defaults, the budget, and how to change both."""
+    """The searched keys with their defaults, what is trained and how often, and how to change, stop and resume that."""
     plan = tuning.plan
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("searched key", "first trial", "values", "space of"):
@@ -44,9 +44,12 @@ def show_space(tuning: Tuning, terminal: Terminal) -> None:
     each = f"time={plan.base['time']}" if plan.base["time"] else plural(plan.base["epochs"], "epoch")
     pruned = f"; from the {UNPRUNED + 1}th on, one that is worse than the median is pruned (prune=false: none is)"
     pruned *= plan.prune and (plan.trials or 0) > UNPRUNED
-    terminal.say(f"{plural(plan.trials or 0, 'trial')} of {each} each{pruned}.")
+    folder = plan.base["data"].get("root") if tuning.choices["data"] in ("imagefolder", "table") else None
+    images = f"data={tuning.choices['data']}{'' if folder is None else f' data.root={folder}'}"
+    terminal.say(f"{plural(plan.trials or 0, 'trial')} of model={tuning.choices['model']} {images}, {each} each{pruned}.")
     key = tuning.keys[0]
     terminal.say(f"A value fixes a key ({key.key}={key.default or 'VALUE'}), and a range replaces or adds one.")
+    terminal.say("Ctrl-C saves and stops, and the same command resumes.")
 
 
 if __name__ == "__main__":

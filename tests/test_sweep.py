@@ -137,6 +137,7 @@ def test_the_table_shows_what_the_files_hold(sweep: Sweep, trained: list[float],
         == """2 jobs in runs/fake_lenet/sweep_1, ranked by their best val/accuracy
 job 1/2  optim.lr=1  log in runs/fake_lenet/sweep_1/0/log.txt
   best val/accuracy 20.00%, test accuracy 10.00% (5.0 to 15.0), 1:01 of training
+  1 other job: 1:01 of training, if each takes as long
 job 2/2  optim.lr=0.01  log in runs/fake_lenet/sweep_1/1/log.txt
   best val/accuracy 100.00%, test accuracy 50.00% (45.0 to 55.0), 1:01 of training
 

@@ -32,6 +32,8 @@ from imgrec.sweeps.grid import SweepPlan
 from imgrec.sweeps.run import run_sweep
 from imgrec.sweeps.spaces import Tuning, plan_tuning
 from imgrec.sweeps.table import repeat_command
+from imgrec.terminal import Terminal
+from imgrec.tune import show_space
 
 OPTIONS = [(group, option) for group in ("optim", "augment", "loss") for option in option_names(group)]
 EMPTY = {"none", "mse"}  # where nothing is to be searched
@@ -142,6 +144,29 @@ def test_the_command_shows_its_space_and_what_it_needs(
     assert cli.main(["tune", "data=digits"]) == 2
     assert_refused(capsys.readouterr().err, "tune needs Optuna", 'pip install "imgrec[optuna]"')
     assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "trained"),
+    [
+        ("trials=20", "20 trials of model=resnet data=digits, 30 epochs each;"),
+        ("photos model=vgg time=1h", "30 trials of model=vgg data=imagefolder data.root=photos, time=1h each;"),
+    ],
+)
+def test_it_says_what_it_does_before_it_starts(
+    words: str, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    show_space(plan_tuning(words.split(), None), Terminal())
+    said = capsys.readouterr().out.splitlines()
+    assert said[-3].startswith(trained)
+    assert "Ctrl-C" in said[-1]
+    if words == "trials=20":  # as the page shows it
+        page = (Path(__file__).parents[1] / "docs/tune.md").read_text()
+        (shown,) = re.findall(r"^searched key.*?(?=^```)", page, re.MULTILINE | re.DOTALL)
+        assert [line.split() for line in said] == [line.split() for line in shown.splitlines()]
 
 
 # The search

@@ -24,7 +24,7 @@ from imgrec.sweeps.grid import JOB, SweepPlan, plan_sweep
 from imgrec.sweeps.job import Fit, run_one, train_job
 from imgrec.sweeps.search import Search
 from imgrec.sweeps.table import LastEpochColumn, job_overrides, job_results, print_ranking
-from imgrec.terminal import Terminal
+from imgrec.terminal import Terminal, duration
 
 
 def sweep(argv: Sequence[str], config_dir: str | None, fit: Fit, report: Callable[[Path], None] | None = None) -> int:
@@ -162,3 +162,6 @@ class Jobs:
                 raise ConfigError(job.error)  # of the defaults, so of most trials
         else:
             say(f"  {job_results(job, self.folder.monitor)}{' (finished before)' if before else ''}")
+            if number == 0 and self.total > 1 and job.seconds is not None and not before:
+                others = plural(self.total - 1, "other job")
+                say(f"  {others}: {duration(job.seconds * (self.total - 1))} of training, if each takes as long")

@@ -46,6 +46,7 @@ class Tuning(NamedTuple):
 
     plan: SweepPlan
     keys: list[SearchedKey]
+    choices: dict[str, str]  # the option of each config group
 
 
 def plan_tuning(argv: Sequence[str], config_dir: str | None) -> Tuning:
@@ -90,7 +91,7 @@ def plan_tuning(argv: Sequence[str], config_dir: str | None) -> Tuning:
         SearchedKey(key, str(first.get(key, "")), values, origins[key] if key in ready else "given")
         for key, _, values in (argument.text.partition("=") for argument in swept)
     ]
-    return Tuning(replace(plan, first=first), keys)
+    return Tuning(replace(plan, first=first), keys, choices)
 
 
 def read_space(group: str, option: str | None, run: Node, config_dir: str | None) -> dict[str, str]:
