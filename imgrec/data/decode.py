@@ -176,7 +176,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     if count > max_pixels:
         raise DataError(
             f"it has {width:,}x{height:,} pixels, more than data.max_pixels={max_pixels}. "
-            f"Make it smaller, or set data.max_pixels={count}"
+            f"Make it smaller, or train with data.max_pixels={count}"
         )
 
 
@@ -194,7 +194,7 @@ def to_bytes(values: NDArray[Any], scale: list[float] | None) -> NDArray[np.uint
         kind = f"{values.dtype.itemsize * 8}-bit {'integers' if whole else 'floats'}"
         raise ScaleError(
             f"its values are {kind} from {low:g} to {high:g}, and which are black and white is not known. "
-            f"Set data.scale=[BLACK,WHITE], such as data.scale=[{usual[0]},{usual[1]}]."
+            f"Save it with 8 bits, or train with data.scale=[BLACK,WHITE], such as data.scale=[{usual[0]},{usual[1]}]."
         )
     black, white = (0, 65535) if scale is None else scale
     levels = (values.astype(np.float64) - black) * (256 / (white - black + whole))
