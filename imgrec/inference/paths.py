@@ -83,7 +83,9 @@ def find_checkpoint(path: str | Path, *, fix: str | None = None, allowed: str = 
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}. {allowed if fix is None else fix}".rstrip()) from error
     if kind != CHECKPOINT:
-        raise DamagedError(f"{file}: it is {kind}, not a checkpoint. {name_another(file, allowed) if fix is None else fix}".rstrip())
+        raise DamagedError(
+            f"{file}: it is {kind}, not a checkpoint. {name_another(file, allowed) if fix is None else fix}".rstrip()
+        )
     return file
 
 
