@@ -80,6 +80,7 @@ def evaluate(*words):
     return cli.main(["evaluate", *map(str, words), "device=cpu", "num_workers=0"])
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_test_split_has_the_figures_of_the_training(run, capsys):
     assert evaluate(f"ckpt={run}") == 0
     found = json.loads((run / "evaluate_test.json").read_text())

@@ -135,11 +135,12 @@ BIG = {"alexnet", "densenet", "googlenet", "vgg", *SLOW_IMPORTS}  # options that
 def rows():
     """Row i takes the i-th option of each group: the longest group decides how many runs there are, a short one starts again.
 
-    The networks end with small ones, and the BIG options have rows of their own.
+    The networks end with small ones, the loggers with none, and the BIG options have rows of their own.
     """
     columns = {group: [name for name in option_names(group) if name not in BIG | OF_ONE_DEPTH] for group in CHOICES}
     longest = max(map(len, columns.values()))
     columns["model"] += ["lenet", "simple_cnn"] * longest
+    columns["logger"] += ["none"] * longest
     return [[f"{group}={found[i % len(found)]}" for group, found in columns.items()] for i in range(longest)]
 
 

@@ -27,10 +27,11 @@ from imgrec.config.options import option_names
 from imgrec.data.decode import Preprocessing, fit_to_size
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.errors import CheckpointError, DataError
-from imgrec.export import verify_model
+from imgrec.export import formats, verify_model
 from imgrec.export.agreement import Agreement, check_agreement, compare_answers, measure_agreement
 from imgrec.export.classifier import WholeClassifier
 from imgrec.export.onnx_file import onnx_answer, onnx_graph
+from imgrec.export.picture import choose_picture
 from imgrec.export.resize import FitToSize
 from imgrec.export.sealed_file import SEAL_START, sealed
 from imgrec.inference.guarantee import Guarantee
@@ -104,9 +105,35 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run):
-    """The file of a network for images of 8x8, and what the command printed."""
+    """The file of a network for images of 8x8."""
     out = run / "model.onnx"
     assert cli.main(["export", str(run), f"out={out}"]) == 0
+    return out
+
+
+def one_answer(classifier, checkpoint):
+    """In the place of torch's exporter, which takes seconds: a graph that answers any image as PyTorch does the test picture."""
+    make, chances = onnx.helper, choose_picture(classifier).outputs["probabilities"].numpy()
+    images = make.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["batch", "height", "width", 3])
+    answers = make.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["batch", chances.shape[1]])
+    nodes = [
+        make.make_node("Shape", ["images"], ["batch"], end=1),
+        make.make_node("Concat", ["batch", "classes"], ["shape"], axis=0),
+        make.make_node("Expand", ["answer", "shape"], ["probabilities"]),
+    ]
+    constants = {"classes": np.array(chances.shape[1:], dtype=np.int64), "answer": chances}
+    values = [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = make.make_graph(nodes, "g", [images], [answers], values)
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    """As `exported`, by the same command, but with `one_answer`."""
+    out = tmp_path_factory.mktemp("written") / "model.onnx"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "onnx_graph", one_answer)
+        assert cli.main(["export", str(run), f"out={out}", "check=false"]) == 0
     return out
 
 
@@ -148,37 +175,75 @@ def endless_loop():
     return sealed(model.SerializeToString(), {"test": test})
 
 
-def test_file_answers_as_pytorch_and_verify_tells_where_it_does_not(run, exported, tmp_path, monkeypatch, capsys):
+def with_another_answer(graph, facts):
+    (answer,) = [value for value in graph.initializer if value.name == "answer"]
+    answer.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(answer)[:, ::-1].copy(), "answer"))
+
+
+BATCHES = [np.stack([pixels(*size, 3, seed) for seed in range(batch)]) for batch, *size in ((1, 8, 8), (3, 21, 50))]
+
+
+def predicted(predictor, images):
+    """The probabilities of the classes, in their order."""
+    chances = [dict(each.top) for each in predictor.predict(images, top_k=10)]
+    return [[each[name] for name in predictor.classes] for each in chances]
+
+
+@pytest.mark.parametrize("images", BATCHES, ids=len)
+def test_what_is_exported_answers_as_the_predictor(run, images):
+    predictor = load(run, device="cpu")
+    with torch.inference_mode():
+        answers = WholeClassifier(predictor)(torch.from_numpy(images))
+    assert predicted(predictor, images) == pytest.approx(answers.numpy(), abs=1e-6)
+
+
+@pytest.mark.slow  # torch's exporter takes 6 s
+def test_file_answers_as_pytorch_and_is_refused_without_antialiasing(run, exported, tmp_path, capsys):
     predictor = imgrec.load(run, device="cpu")
     session = onnxruntime.InferenceSession(exported)
-    for batch, height, width in ((1, 8, 8), (3, 21, 50)):
-        images = np.stack([pixels(height, width, 3, seed) for seed in range(batch)])
+    for images in BATCHES:
         answers = session.run(["probabilities"], {"images": images})[0]
-        expected = [dict(each.top) for each in predictor.predict(images, top_k=10)]
-        assert [[each[name] for name in predictor.classes] for each in expected] == pytest.approx(answers, abs=1e-6)
-    facts = session.get_modelmeta().custom_metadata_map
-    assert json.loads(facts["classes"]) == list(predictor.classes)
-    assert json.loads(facts["agreement"])["same_class"] == json.loads(facts["agreement"])["images"] == 144
+        assert predicted(predictor, images) == pytest.approx(answers, abs=1e-6)
+    agreement = json.loads(session.get_modelmeta().custom_metadata_map["agreement"])
+    assert agreement["same_class"] == agreement["images"] == 144
+    capsys.readouterr()
+    assert cli.main(["verify", str(exported)]) == 0
+    assert "as when it was exported" in capsys.readouterr().out
+    bad = reseal(exported, tmp_path / "bad.onnx", without_antialiasing)
+    assert cli.main(["verify", str(bad)]) == 2
+    assert_refused(capsys.readouterr().err, bad, "differs by", "0.0001 is allowed")
+
+
+def test_a_graph_that_answers_validation_images_otherwise_is_not_written(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(formats, "onnx_graph", one_answer)
+    assert cli.main(["export", str(run), f"out={tmp_path}/model.onnx"]) == 2
+    assert_refused(capsys.readouterr().err, tmp_path / "model.onnx", "of 144", "0.0001", "check=false")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_tells_where_a_file_does_not_answer_as_it_did(run, written, tmp_path, monkeypatch, capsys):
+    facts = onnxruntime.InferenceSession(written).get_modelmeta().custom_metadata_map
+    assert json.loads(facts["classes"]) == list(load(run, device="cpu").classes)
     assert "EXIF" in facts["input"]
-    assert exported.with_name("verify_model.py").read_text() == Path(verify_model.__file__).read_text()
+    assert written.with_name("verify_model.py").read_text() == Path(verify_model.__file__).read_text()
     assert verify_model.SEAL == SEAL_START
 
     capsys.readouterr()
-    assert cli.main(["verify", str(exported)]) == 0
+    assert cli.main(["verify", str(written)]) == 0
     page = (Path(__file__).parents[1] / "docs/export.md").read_text()
     (shown,) = re.findall(r"^model\.onnx: as when it was exported.*$", page, re.MULTILINE)
-    shown = re.sub(r"(Runtime|difference) \S+(?=[ ,])", r"\1 FIGURE", shown).replace("model.onnx", str(exported))
+    shown = re.sub(r"(Runtime|difference) \S+(?=[ ,])", r"\1 FIGURE", shown).replace("model.onnx", str(written))
     assert re.fullmatch(re.escape(shown).replace("FIGURE", r"\S+"), capsys.readouterr().out.strip())
-    content = bytearray(exported.read_bytes())
+    content = bytearray(written.read_bytes())
     content[len(content) // 2] ^= 1
     bad = tmp_path / "bad.onnx"
     hostile = {
         "flipped": bytes(content),
-        "short": exported.read_bytes()[:-100],
+        "short": written.read_bytes()[:-100],
         "empty": b"",
         "text": sealed(b"no protocol buffer", {}),
-        "no test": reseal(exported, bad, lambda graph, facts: facts.pop("test")).read_bytes(),
-        "no number": reseal(exported, bad, without_tolerance).read_bytes(),
+        "no test": reseal(written, bad, lambda graph, facts: facts.pop("test")).read_bytes(),
+        "no number": reseal(written, bad, without_tolerance).read_bytes(),
         "endless": endless_loop(),
     }
     monkeypatch.setattr(verify_model, "MOST_S", 0.3)
@@ -188,28 +253,34 @@ def test_file_answers_as_pytorch_and_verify_tells_where_it_does_not(run, exporte
         error = capsys.readouterr().err
         assert_refused(error, bad, "cannot be used", "Export it again")
     assert "took more than 0.3 s" in error
-    assert cli.main(["verify", str(reseal(exported, bad, without_antialiasing))]) == 2
+    assert cli.main(["verify", str(reseal(written, bad, with_another_answer))]) == 2
     assert_refused(capsys.readouterr().err, bad, "differs by", "0.0001 is allowed")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AzureExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda session: ["CPUExecutionProvider"])
-    assert cli.main(["verify", str(exported), "provider=AzureExecutionProvider"]) == 2  # as CUDA's without its libraries
-    assert_refused(capsys.readouterr().err, exported, "AzureExecutionProvider does not start")
+    assert cli.main(["verify", str(written), "provider=AzureExecutionProvider"]) == 2  # as CUDA's without its libraries
+    assert_refused(capsys.readouterr().err, written, "AzureExecutionProvider does not start")
     for path, found in ((tmp_path, "no regular file"), (tmp_path / "gone.onnx", "no such file")):
         assert cli.main(["verify", str(path)]) == 2
         assert_refused(capsys.readouterr().err, path, found)
-    assert cli.main(["verify", str(exported), "provider=CPUExecutionProvide"]) == 2
+    assert cli.main(["verify", str(written), "provider=CPUExecutionProvide"]) == 2
     assert_refused(capsys.readouterr().err, "provider=CPUExecutionProvide", "Did you mean CPUExecutionProvider?")
 
 
-def test_example_of_the_docs_and_the_script_beside_the_file(exported, monkeypatch, capsys):
+@pytest.mark.slow  # torch's exporter
+def test_example_of_the_docs(exported, monkeypatch, capsys):
     monkeypatch.chdir(exported.parent)
     Image.fromarray(pixels(30, 44)).save("photo.jpg", quality=95)
-    predicted = imgrec.load(".", device="cpu").predict("photo.jpg")[0]
+    expected = imgrec.load(".", device="cpu").predict("photo.jpg")[0]
     page = (Path(__file__).parents[1] / "docs/export.md").read_text()
     example, *_ = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     exec(example, {})
     name, probability = capsys.readouterr().out.split()
-    assert (name, float(probability)) == (predicted.class_name, pytest.approx(predicted.probability, abs=1e-4))
+    assert (name, float(probability)) == (expected.class_name, pytest.approx(expected.probability, abs=1e-4))
+
+
+def test_the_script_beside_the_file(written, monkeypatch, capsys):
+    monkeypatch.chdir(written.parent)
+    Path("photo.jpg").write_bytes(b"no model")
     for arguments, code, word in ((["model.onnx"], 0, "ok"), (["model.onnx", "CPUExecutionProvider"], 0, "ok")):
         monkeypatch.setattr("sys.argv", ["verify_model.py", *arguments])
         with pytest.raises(SystemExit) as ended:

@@ -104,9 +104,9 @@ def _imports(node: ast.AST, place: Literal["top", "function", "type checking"]) 
                 full = f"{child.module}.{alias.name}"
                 own = full if full in MODULES else child.module
                 yield Import(own if own in MODULES else child.module.partition(".")[0], place)
-        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+        elif isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
             yield from _imports(child, "type checking")
-        else:
+        elif not isinstance(child, ast.expr):  # which holds no import, and most of the nodes
             yield from _imports(child, "function" if isinstance(child, ast.FunctionDef) else place)
 
 

@@ -195,6 +195,7 @@ def test_a_server_that_is_not_there_is_one_line(load):
     assert exit_codes(1, refused) == [0]
 
 
+@pytest.mark.slow  # wandb takes a second to import
 def test_wandb_without_a_key_is_one_line(load, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)

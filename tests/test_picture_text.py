@@ -21,6 +21,8 @@ from imgrec.inference.picture_text import class_labels, drawn_text
 from imgrec.inference.prediction_table import PredictionFiles
 from imgrec.inference.split_predictions import SplitPredictions, write_predictions
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 CAT, DOG, PARROT = "\u732b", "\u72ac", "\u9e66\u9e49"
 NAMES = ("cat", CAT, "\u041a\u043e\u0442", DOG, "a_1^$x$", f"{PARROT} \u0645\u0631\u062d\u0628\u0627", "bad\udcff\x1b[31m")
 

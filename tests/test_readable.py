@@ -165,6 +165,7 @@ def test_a_scale_that_is_missing_is_no_bad_image(tmp_path: Path, split: str) -> 
         found(root)
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("where", slow_but("the class", among=["the root", "the class", "the file"]))
 def test_names_that_are_not_utf8_work_from_the_training_to_the_prediction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str

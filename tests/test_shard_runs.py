@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from marks import slow_but
 from range_server import RangeServer, served
 from resumed_runs import assert_same, finish_run, kill_run
 from shard_runs import logged_samples, logging, packed_photos, shards_run, train_images
@@ -40,7 +39,8 @@ def unbroken(packed, tmp_path_factory) -> dict:
     return finish_run(shards_run(tmp_path_factory.mktemp("unbroken"), packed, *SHORT))
 
 
-@pytest.mark.parametrize("workers", slow_but(0, among=(0, 2)))
+@pytest.mark.slow  # test_resume.py resumes, test_window.py has the order, test_pack.py a run of shards, test_remote.py the faults
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_from_a_server_that_was_killed_equals_an_unbroken_one_from_the_folder(tmp_path, server, unbroken, workers):
     words = (*SHORT, f"num_workers={workers}", "trainer.save_every_steps=1")
     kill_run(shards_run(tmp_path, server.url, *words), *KILLED)

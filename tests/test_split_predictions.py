@@ -5,7 +5,6 @@ import io
 import json
 from contextlib import redirect_stdout
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pyarrow.parquet
@@ -62,10 +61,10 @@ def read_parquet(path):
 
 
 @pytest.fixture(scope="module")
-def evaluated(run, pngs, tmp_path_factory):
+def evaluated(run, pngs, drawn, tmp_path_factory):
     """The folder with x.json and its files, and what was printed."""
     folder, said = tmp_path_factory.mktemp("evaluated"), io.StringIO()
-    with redirect_stdout(said), patch.object(module, "MOST_TILES", MOST_TILES):  # conftest.py has fewer
+    with redirect_stdout(said):
         assert evaluate(run, f"folder={pngs}", f"out={folder}/x.json", "batch_size=16") == 0
     return folder, said.getvalue()
 
@@ -133,7 +132,7 @@ def test_a_contact_sheet_is_as_wide_as_its_images_and_its_title(images, in_a_row
         assert head[:, -MARGIN:].min() == 255, "the title is cut"
 
 
-def test_a_training_writes_those_of_its_test_with_an_index_for_images_in_memory(tmp_path, capsys):
+def test_a_training_writes_those_of_its_test_with_an_index_for_images_in_memory(tmp_path, capsys, drawn):
     words = ("epochs=1", "logger=none", "trainer.accelerator=cpu", "trainer.devices=1", "name=run", "id=1")
     run = config.load("train", [*TINY, f"runs_dir={tmp_path}", *words])
     result = fit(run)
@@ -148,6 +147,8 @@ def test_a_training_writes_those_of_its_test_with_an_index_for_images_in_memory(
     errors = read_csv(folder / "errors.csv")
     assert len(errors) == len(images) - np.trace(result["test"]["confusion"])
     assert f"{len(errors)} errors in {folder}/errors.csv" in capsys.readouterr().out
+    with Image.open(folder / "errors.png") as picture:
+        assert picture.width > TILE
     # evaluate says the same of the same weights and images
     assert evaluate(folder, "plot=none") == 0
     assert read_csv(folder / "evaluate_test_errors.csv") == errors
@@ -155,7 +156,7 @@ def test_a_training_writes_those_of_its_test_with_an_index_for_images_in_memory(
 
 
 @pytest.mark.slow  # as tests/test_ddp.py finds of a training, and tests/test_worker_group.py of the figures
-def test_ranks_write_what_one_process_writes(run, pngs, tmp_path):
+def test_ranks_write_what_one_process_writes(run, pngs, drawn, tmp_path):
     words = (run, f"folder={pngs}", "batch_size=8")
     assert evaluate(*words, f"out={tmp_path}/one.json") == 0
     assert exit_codes(3, lambda rank: evaluate(*words, f"out={tmp_path}/three.json")) == [0, 0, 0]

@@ -16,6 +16,8 @@ from tensorboard_page import CHROMIUM, GROUPS, OPENER, TABS, opened_page, served
 from imgrec import config
 from imgrec.train import fit
 
+pytestmark = pytest.mark.usefixtures("drawn")
+
 SMALL = (
     *(
         "data=digits",
