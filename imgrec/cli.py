@@ -8,11 +8,11 @@ from pathlib import Path
 
 from imgrec import __version__
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
-from imgrec.files import nearest_path
 
 try:  # so that Ctrl-C in the fifth of a second that these take ends in a line as well
     from imgrec.config.instantiate import WorkingFolder
     from imgrec.distributed.command import run_command
+    from imgrec.files import nearest_path
     from imgrec.terminal import lenient_streams
 except KeyboardInterrupt:
     print("imgrec: interrupted. Start the same command again.", file=sys.stderr)

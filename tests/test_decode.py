@@ -318,7 +318,7 @@ def test_a_picture_above_max_pixels_is_refused_before_anything_is_allocated(tmp_
     def refuse(rank: int) -> int:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with raises_error(
-            DataError, tmp_path / "image", "12,000x9,000", "data.max_pixels=100000000", "data.max_pixels=108000000"
+            DataError, tmp_path / "image", "12,000x9,000", "data.max_pixels=100000000", "smaller", "data.max_pixels=108000000"
         ):
             decoded(tmp_path, claim(12_000, 9_000)[kind])
         # Without a limit of its own, only PIL opens no file of that size.

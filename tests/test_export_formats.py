@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -222,7 +223,7 @@ def test_mistakes_are_refused_in_a_line(words, parts, tmp_path, monkeypatch, cap
         (["format=safetensors"], "import json\n\nimport torchvision\n"),
     ],
 )
-def test_the_pages_example_needs_no_imgrec(tmp_path, words, start):
+def test_the_pages_example_needs_no_imgrec(tmp_path, words, start, capsys):
     colour = (*RGB, "data.image_size=64", "model=resnet18", "model.stem=imagenet")
     run = save_untrained_run(tmp_path, *colour, tiny=("data=digits",))
     for _ in range(2):  # ours may be replaced
@@ -234,6 +235,9 @@ def test_the_pages_example_needs_no_imgrec(tmp_path, words, start):
     said = run_command(sys.executable, "-W", "error", "-c", WITHOUT_IMGREC + python_block(start), cwd=tmp_path).stdout.split()
     (answer,) = imgrec.load(run, device="cpu").predict(tmp_path / "photo.jpg")
     assert (said[0], float(said[1])) == (answer.class_name, pytest.approx(answer.probability, abs=1e-5))
+    python, *command = shlex.split(capsys.readouterr().out.splitlines()[-1])  # what the command says next
+    assert python == "python"
+    assert ('"classes"' if "torch" in words[0] else "conv1.weight") in run_command(sys.executable, *command).stdout
 
 
 def test_a_program_for_images_of_one_pixel_is_refused(tmp_path):

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from error_parts import assert_refused, raises_error
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 from processes import exit_codes
 from scipy.stats import binomtest
 from small_run import SMALL
@@ -38,7 +39,7 @@ from imgrec.terminal import Terminal
 from imgrec.train import fit
 from imgrec.training.callbacks.ema import average
 from imgrec.training.callbacks.history import METRICS
-from imgrec.training.last_screen import print_result
+from imgrec.training.last_screen import find_unseen, print_result
 from imgrec.training.summary import result_sentence
 from imgrec.training.timeline import PARTS, share_column
 from imgrec.training.trainer import configured_callbacks
@@ -411,6 +412,17 @@ def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsy
     ]
     for _, command, *words in typed[: -1 if has_events else None]:
         assert compose_config(command, words).get("ckpt", str(run_dir)) == str(run_dir)
+
+
+def test_what_is_predicted_next_is_a_file_of_the_test_where_there_are_files(tmp_path):
+    for split, count in {"train": 4, "val": 2, "test": 2}.items():
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (8, 8)).save(tmp_path / split / name / f"{i}.png")
+    folder = instantiate(config.load("train", [str(tmp_path)]).data.to_node())
+    assert find_unseen(folder) == str(tmp_path / "test/a/0.png")
+    assert find_unseen(instantiate(config.load("train", SMALL).data.to_node())) is None
 
 
 @pytest.mark.parametrize(

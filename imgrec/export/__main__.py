@@ -42,7 +42,9 @@ class _FileKind(NamedTuple):
     reader: tuple[str, ...]
 
 
-_READ_PROGRAM = 'import sys, torch; facts = {"facts.json": ""}; torch.export.load(sys.argv[1], extra_files=facts); print(facts)'
+_READ_PROGRAM = (
+    'import sys, torch; facts = {"facts.json": ""}; torch.export.load(sys.argv[1], extra_files=facts); print(*facts.values())'
+)
 _READ_WEIGHTS = "import sys; from safetensors.torch import load_file; print(*load_file(sys.argv[1]))"
 FILE_KINDS: dict[ExportFormat, _FileKind] = {
     "onnx": _FileKind(".onnx", PACKAGES, check_onnx_output, script_beside, ("imgrec", "verify")),

@@ -152,7 +152,7 @@ def newest_runs(folder: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in (CHECKPOINTS, "metrics.csv"))
+    return os.path.isfile(folder / "config.yaml") and any(os.path.exists(folder / name) for name in (CHECKPOINTS, "metrics.csv"))
 
 
 def _saved_at(run: Path) -> float:

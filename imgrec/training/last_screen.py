@@ -1,5 +1,6 @@
 """The end of a training: the files of the test, result.json, the report, and the last screen."""
 
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -36,9 +37,14 @@ def finish_run(
     log()
     run_dir.record(result)
     said = None if report is None else write_or_say(run_dir.path, report)
+    print_result(terminal, run_dir.path, result, tests.report, files, find_unseen(data), said)
+
+
+def find_unseen(data: ImageData) -> str | None:
+    """A folder or an image file that was not trained on; None of sets in memory and in shards."""
     images = data.splits.test or data.splits.val
-    to_predict = data.splits.unlabelled or (images.path(0) if isinstance(images, ImageFiles) else None)
-    print_result(terminal, run_dir.path, result, tests.report, files, to_predict, said)
+    path = images.path(0) if isinstance(images, ImageFiles) and len(images) else ""
+    return data.splits.unlabelled or (path if os.path.isfile(path) else None)
 
 
 def write_or_say(folder: Path, write: Callable[[], object]) -> str:
