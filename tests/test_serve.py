@@ -718,12 +718,13 @@ def test_a_wrong_key_is_one_line(words, parts, capsys):
     assert_refused(capsys.readouterr().err, *parts)
 
 
-def test_a_missing_extra_says_what_to_install(monkeypatch, capsys):
+def test_a_missing_extra_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("imgrec.config.start_checks.find_spec", lambda name: None if name == "uvicorn" else object())
     assert cli.main(["serve", "ckpt=x"]) == 2
     assert_refused(capsys.readouterr().err, "serve needs uvicorn", 'pip install "imgrec[serve]"')
     monkeypatch.setattr("imgrec.config.start_checks.find_spec", lambda name: None if name == "onnxruntime" else object())
-    for words, what in ((["serve", "x.onnx"], "ckpt=x.onnx"), (["verify", __file__], "verify")):
+    (tmp_path / "x.onnx").touch()
+    for words, what in ((["serve", "x.onnx"], "ckpt=x.onnx"), (["verify", str(tmp_path / "x.onnx")], "verify")):
         assert cli.main(words) == 2
         assert_refused(capsys.readouterr().err, f"{what} needs onnxruntime", 'pip install "imgrec[export]"')
 
