@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
-from error_parts import raises_error
+from error_parts import assert_error, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from image_files import picture
@@ -202,9 +202,10 @@ def test_what_cannot_teach(tmp_path: Path) -> None:
             load(tmp_path, *words)
     several = tmp_path / "several"
     (several / "1/checkpoints").mkdir(parents=True)
+    (several / "1/config.yaml").touch()
     with pytest.raises(CheckpointError) as caught:
         read_teacher(load(tmp_path, f"distill.teacher={several}/"), FAKE)
-    assert str(caught.value) == f"distill.teacher={several}/: this folder holds runs. Name one of them, such as {several}/1."
+    assert_error(str(caught.value), f"distill.teacher={several}/", "checkpoints/best.ckpt", "1 run", f"Type {several}/1 instead.")
     (exported := tmp_path / "model.onnx").touch()
     with pytest.raises(CheckpointError) as caught:
         read_teacher(load(tmp_path, f"distill.teacher={exported}"), FAKE)

@@ -300,7 +300,7 @@ def test_a_name_in_a_card_is_one_line_without_html(name):
 REFUSED = {
     "": ("runs=null", "imgrec report runs/NAME/1"),
     "none": ("runs=none", "no such folder", "runs/NAME/ID"),
-    "photos": ("runs=photos", "no run directory", "config.yaml"),
+    "photos": ("runs=photos", "no run directory", "runs/NAME/ID"),
     "n": ("runs=n", "n/*/"),
     "n/folds_1": ("runs=n/folds_1", "n/folds_1/*/"),
     "n/foreign": ("runs=n/foreign/report.html", "did not write it", "overwrite=true"),
