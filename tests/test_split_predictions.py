@@ -113,6 +113,19 @@ def test_the_contact_sheet_shows_the_worst_errors_in_their_order(evaluated):
         assert (caption.min() < 100, caption.max()) == (True, 255)  # black on white
 
 
+def test_a_caption_ends_where_the_next_begins() -> None:
+    """Of wide letters: those of a name have no width of their own."""
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+
+    def draw(first: str) -> np.ndarray:
+        content = draw_contact_sheet(images, [first, "b"], title="", legend="", fonts=["DejaVu Sans"])
+        return np.asarray(Image.open(io.BytesIO(content)))
+
+    second = MARGIN + TILE + MARGIN
+    assert np.array_equal(draw("W" * 24)[:, second:], draw("a")[:, second:])
+    assert not np.array_equal(draw("W" * 24)[:, :second], draw("a")[:, :second])
+
+
 @pytest.mark.parametrize(("images", "in_a_row"), [(1, 4), (3, 4), (5, 5), (8, 8), (9, 8)])
 def test_a_contact_sheet_is_as_wide_as_its_images_and_its_title(images, in_a_row):
     title = "true \u2192 predicted: the first 40 of 99999 errors, the most probable first"

@@ -43,6 +43,7 @@ def draw_contact_sheet(
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
     dpi = 100  # as text has a size in points
     in_a_row = in_a_row or tiles_in_a_row(len(images))
@@ -56,7 +57,11 @@ def draw_contact_sheet(
         row, column = divmod(number, in_a_row)
         left, top = MARGIN + column * (tile + MARGIN), TITLE_HEIGHT + row * (tile + CAPTION_HEIGHT + MARGIN)
         sheet.paste(_tile(image, tile), (left, top))
-        figure.text(left / width, 1 - (top + tile + 2) / height, caption, fontsize=8, va="top", family=fonts, parse_math=False)
+        own = Bbox.from_bounds(left, 0, tile + MARGIN // 2, height)  # wide letters end there, not in the next caption
+        text = figure.text(
+            left / width, 1 - (top + tile + 2) / height, caption, fontsize=8, va="top", family=fonts, parse_math=False
+        )
+        text.set(clip_box=own, clip_on=True)
     figure.text(MARGIN / width, 1 - bottom / height, legend, fontsize=8, va="top", linespacing=1.2, parse_math=False)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()

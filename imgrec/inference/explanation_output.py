@@ -18,7 +18,7 @@ from imgrec.inference.training_neighbours import Neighbour
 from imgrec.terminal import percent
 
 SHEET_IMAGES = 20  # more make a sheet that no screen shows
-CAPTION_WIDTH = 24  # letters below a picture
+CAPTION_WIDTH = 20  # letters below a picture: digits have 7 of its 144 pixels
 PICTURE_TILE = 224  # pixels of a picture in the file of one image
 LEGEND = (
     "supported: hiding the tenth of the image with the highest values (of Grad-CAM in the line) lowers the probability "
