@@ -34,6 +34,7 @@ from imgrec.export.onnx_file import onnx_answer, onnx_graph
 from imgrec.export.picture import choose_picture
 from imgrec.export.resize import FitToSize
 from imgrec.export.sealed_file import SEAL_START, sealed
+from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.inference.guarantee import Guarantee
 from imgrec.inference.predictor import load
 
@@ -158,6 +159,23 @@ def without_antialiasing(graph, facts):
 
 def without_tolerance(graph, facts):
     facts["test"] = json.dumps(json.loads(facts["test"]) | {"tolerance": None})
+
+
+@pytest.mark.slow
+def test_missing_antialiasing_is_refused_of_a_network_that_is_hardly_sure_of_anything(tmp_path, capsys):
+    """As of 1,000 classes after an epoch, whose probabilities all are about 0.001."""
+    run = save_untrained_run(tmp_path / "run", *COLOUR)
+    content = read_checkpoint(run)
+    for name in list(content["state_dict"])[-2:]:
+        content["state_dict"][name] *= 2e-4
+    torch.save(content, run / "checkpoints/best.ckpt")
+    assert cli.main(["export", str(run), f"out={tmp_path / 'model.onnx'}", "check=false"]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert 2e-6 < json.loads(session.get_modelmeta().custom_metadata_map["test"])["without_antialiasing"] < 1e-4
+    assert cli.main(["verify", str(tmp_path / "model.onnx")]) == 0
+    bad = reseal(tmp_path / "model.onnx", tmp_path / "bad.onnx", without_antialiasing)
+    assert cli.main(["verify", str(bad)]) == 2
+    assert "differs by" in capsys.readouterr().err
 
 
 def endless_loop():
