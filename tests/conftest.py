@@ -4,8 +4,6 @@ import errno
 import fcntl
 import functools
 import gc
-import inspect
-import io
 import multiprocessing
 import os
 import pickle
@@ -14,20 +12,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from drawings import draw_pixels, drawn_as_for_users
 from hydra._internal import defaults_list
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hypothesis import settings
 from marks import slow_but
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from small_run import SMALL
 
 from imgrec import config
@@ -43,13 +39,6 @@ settings.load_profile("imgrec")
 
 # What a test writes need not outlive a power failure: a run of two steps waits 55 ms and more for the disk, beside 140 ms of work.
 os.fsync = lambda file: None
-
-# What commands draw with matplotlib, by the module that calls it, and there.
-DRAWN = {
-    "imgrec.inference.split_predictions": ["draw_contact_sheet"],
-    "imgrec.inference.evaluation_output": ["draw_confusion_matrix", "draw_reliability"],
-    "imgrec.training.callbacks.pictures": ["draw_confusion_matrix", "draw_recall_bars", "draw_reliability"],
-}
 
 
 def parse_once(scheme: str, path: str) -> None:
@@ -91,26 +80,11 @@ summary.update_summary = summary.get_outdir = summary.trim_summary = None  # typ
 sys.modules[summary.__name__] = summary
 
 
-def draw_blanks() -> None:
-    """What commands draw is one pixel, without the fixture `drawn`: the worst errors were a sixth of a run of two steps,
-    the pictures of an evaluation 0.3 s and those of TensorBoard 0.5 s.
-    """
-    if "torch" not in sys.modules:  # no test that was collected trains or evaluates in this process
-        return
-    content, info = io.BytesIO(), PngInfo()
-    info.add_text("Software", "imgrec")  # so that a later run may replace it
-    Image.new("RGB", (1, 1)).save(content, "PNG", pnginfo=info)
-    for module in map(import_module, DRAWN):
-        for name in DRAWN[module.__name__]:
-            draw = getattr(module, name)
-            setattr(module, name, functools.wraps(draw)(lambda *figures, **texts: content.getvalue()))
-
-
 def pytest_collection_finish() -> None:
     """What was imported is not looked at by each garbage collection, which took 7% of the time, nor copied by it in each fork.
     Each Trainer looks through what is installed for callbacks, which takes 10 ms and finds the same.
     """
-    draw_blanks()
+    draw_pixels()
     if registry := sys.modules.get("lightning_fabric.utilities.registry"):
         registry.entry_points = functools.cache(registry.entry_points)
     gc.collect()
@@ -119,13 +93,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def drawn() -> Iterator[None]:
-    """Commands draw as they do for a user."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in map(import_module, DRAWN):
-            for name in DRAWN[module.__name__]:
-                patch.setattr(module, name, inspect.unwrap(getattr(module, name)))
+    """Commands draw as they do for a user, which takes most of the time of small ones."""
+    with drawn_as_for_users():
         yield
 
 

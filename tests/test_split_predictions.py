@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from drawings import drawn_as_for_users
 from error_parts import assert_refused
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,10 +62,10 @@ def read_parquet(path):
 
 
 @pytest.fixture(scope="module")
-def evaluated(run, pngs, drawn, tmp_path_factory):
+def evaluated(run, pngs, tmp_path_factory):
     """The folder with x.json and its files, and what was printed."""
     folder, said = tmp_path_factory.mktemp("evaluated"), io.StringIO()
-    with redirect_stdout(said):
+    with redirect_stdout(said), drawn_as_for_users():
         assert evaluate(run, f"folder={pngs}", f"out={folder}/x.json", "batch_size=16") == 0
     return folder, said.getvalue()
 

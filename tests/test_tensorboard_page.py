@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 import threading
+from collections.abc import Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawings import drawn_as_for_users
 from PIL import Image
 from tensorboard_page import CHROMIUM, GROUPS, OPENER, TABS, opened_page, served, show_tab
 
 from imgrec import config
 from imgrec.train import fit
 
-pytestmark = pytest.mark.usefixtures("drawn")
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_pictures() -> Iterator[None]:
+    with drawn_as_for_users():
+        yield
+
 
 SMALL = (
     *(
