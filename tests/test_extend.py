@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from error_parts import raises_error
+from error_parts import assert_error, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_but
@@ -23,7 +23,7 @@ from untrained_run import save_untrained_run
 
 import imgrec
 from imgrec import cli, config
-from imgrec.analysis.changed_answers import changed_answers
+from imgrec.analysis.changed_answers import changed_answers, few_images_sentence
 from imgrec.config.instantiate import build
 from imgrec.config.schema import Parent, RunConfig
 from imgrec.data.image_data import ImageData
@@ -303,6 +303,10 @@ def test_a_trained_extension_has_the_old_logits_to_the_bit(parent: Path, new: Pa
     assert entry["parent"] == str(parent)
     assert entry["old"]["images"] == 6
     assert entry["old"]["before"] == load_accuracy(parent)
+    counts = {split: build("data", run.data.to_node(), ImageData).counts(split) for split in ("val", "test")}
+    fewest = 3 if counts["val"][3] <= counts["val"][4] else 4
+    assert entry["fewest"] == {"class": ("elk", "wolf")[fewest - 3]} | {split: counts[split][fewest] for split in counts}
+    assert_error(few_images_sentence(entry["fewest"], frozen=True), entry["fewest"]["class"], "val", "test", "frozen=false")
     # The command of its report: the labels, whose images do not lie below one folder.
     assert cli.main(["check", f"ckpt={result.folder}", "suspects=true", f"out={new.parent}/check.json"]) == 0
     assert json.loads((new.parent / "check.json").read_text())["root"] == "ExtendedFolder"

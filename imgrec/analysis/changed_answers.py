@@ -1,11 +1,13 @@
 """What became of a classifier's answers after classes were added to it."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from imgrec.analysis.intervals import share_interval
 from imgrec.analysis.paired import Difference, Labels, mcnemar_exact, paired_interval
+from imgrec.errors import plural
 
 
 class ChangedAnswers(NamedTuple):
@@ -40,4 +42,13 @@ def changed_answers(true: Labels, before: Labels, after: Labels) -> ChangedAnswe
         paired_interval(lost, gained, len(true)),
         mcnemar_exact(lost, gained),
         [(int(pairs[0, row]), int(pairs[1, row]), int(counts[row])) for row in order],
+    )
+
+
+def few_images_sentence(fewest: Mapping[str, Any], *, frozen: bool) -> str:
+    """What so few images leave unknown, and what helps."""
+    other = "Set frozen=false optim.lr=0.001, which learns more of few, or add" if frozen else "Add"
+    return (
+        f"{fewest['class']} has {plural(fewest['val'], 'image')} in val and {fewest['test']:,} in test: neither the best epoch for it "
+        f"nor its accuracy can be told by so few. {other} images."
     )

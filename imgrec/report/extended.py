@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from imgrec.analysis.changed_answers import few_images_sentence
 from imgrec.errors import plural
 from imgrec.html_page import Section, code, scrolling, text
 from imgrec.report.facts import Facts
@@ -22,6 +23,8 @@ def extended_sections(facts: Facts, images: ShownImages | None) -> list[Section]
     if old is None and new is None:
         return [Section("extended", "What did the new classes change?", f"{said}<p>Not known: there is no test split.</p>")]
     said += _accuracies(old, new)
+    if (fewest := entry.get("fewest")) is not None:
+        said += f"<p>{text(few_images_sentence(fewest, frozen=bool(entry.get('frozen'))))}</p>"
     if old is not None:
         said += _moves(old)
         if images is not None and images.changed:

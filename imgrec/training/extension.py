@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from imgrec.analysis.changed_answers import changed_answers
+from imgrec.analysis.changed_answers import changed_answers, few_images_sentence
 from imgrec.analysis.intervals import share_interval
 from imgrec.config.schema import Device, Node, RunConfig
 from imgrec.data.image_data import ImageData
@@ -17,6 +17,7 @@ from imgrec.inference.predictor import Predictor
 from imgrec.inference.split_predictions import SplitPredictions
 from imgrec.terminal import percent, percents
 
+FEW = 10  # validation images of a class: of fewer an accuracy is known to 16 points at best, by its standard error
 MOST_MOVES = 10  # pairs of classes that are listed
 MOST_PICTURED = 24  # images whose answer changed, for the report
 
@@ -37,6 +38,7 @@ def measure_extension(run: RunConfig, data: ImageData, predictions: SplitPredict
         "frozen": parent.frozen,
         "old_classes": list(data.classes[:old]),
         "new_classes": list(data.classes[old:]),
+        "fewest": _fewest(data, old),
         "old": None,
         "new": None,
     }
@@ -81,6 +83,15 @@ def measure_extension(run: RunConfig, data: ImageData, predictions: SplitPredict
     return entry
 
 
+def _fewest(data: ImageData, old: int) -> Node | None:
+    """The new class with the fewest validation images, where these are fewer than FEW; None also without validation."""
+    val, test = (data.counts(split) for split in ("val", "test"))
+    label = old + int(val[old:].argmin())
+    if not val.any() or val[label] >= FEW:
+        return None
+    return {"class": data.classes[label], "val": int(val[label]), "test": int(test[label])}
+
+
 def extension_lines(entry: dict[str, Any]) -> Iterator[str]:
     """What a terminal says of the entry."""
     old, new = entry["old"], entry["new"]
@@ -97,3 +108,5 @@ def extension_lines(entry: dict[str, Any]) -> Iterator[str]:
     if old is not None:
         moves = ", ".join(f"{move['from']} -> {move['to']} {move['images']:,}" for move in old["moves"][:3])
         yield f"{plural(old['changed'], 'answer')} to old images changed{f': {moves}' if moves else ''}"
+    if entry["fewest"] is not None:
+        yield few_images_sentence(entry["fewest"], frozen=entry["frozen"])
