@@ -17,7 +17,7 @@ from imgrec.inference.predictor import Predictor
 from imgrec.inference.split_predictions import SplitPredictions
 from imgrec.terminal import percent, percents
 
-FEW = 10  # validation images of a class: of fewer an accuracy is known to 16 points at best, by its standard error
+FEW_VALIDATED = 10  # validation images of a class: of fewer an accuracy is known to 16 points at best, by its standard error
 MOST_MOVES = 10  # pairs of classes that are listed
 MOST_PICTURED = 24  # images whose answer changed, for the report
 
@@ -84,10 +84,10 @@ def measure_extension(run: RunConfig, data: ImageData, predictions: SplitPredict
 
 
 def _fewest(data: ImageData, old: int) -> Node | None:
-    """The new class with the fewest validation images, where these are fewer than FEW; None also without validation."""
+    """The new class with the fewest validation images, where these are fewer than FEW_VALIDATED; None also without validation."""
     val, test = (data.counts(split) for split in ("val", "test"))
     label = old + int(val[old:].argmin())
-    if not val.any() or val[label] >= FEW:
+    if not val.any() or val[label] >= FEW_VALIDATED:
         return None
     return {"class": data.classes[label], "val": int(val[label]), "test": int(test[label])}
 
