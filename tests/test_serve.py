@@ -247,6 +247,12 @@ REFUSED = {
     "a slash too many": ("GET", "/healthz/", b"", {}, 404, "/healthz/", "There are: "),
     "another path": ("GET", "/predictions", b"", {}, 404, "/predictions", "/predict"),
     "reload without a token": ("POST", "/reload", b"", {}, 403, "token_file=FILE"),
+    "a long method": ("A" * 9999, "/predict", b"", {}, 405, "AAA...AAA", "POST"),
+    "a long path": ("GET", "/" + "a" * 9999, b"", {}, 404, "aaa...aaa"),
+    "a long parameter": ("POST", f"/predict?{'a' * 9999}=1", PNG, {"content_type": "image/png"}, 400, "aaa...aaa"),
+    "a long value": ("POST", f"/predict?top_k={'1' * 9999}", PNG, {"content_type": "image/png"}, 400, "111...111"),
+    "a long type": ("POST", "/predict", PNG, {"content_type": "a" * 9999}, 415, "aaa...aaa"),
+    "a long name": ("POST", "/predict", form(("a" * 2000, b"x"))[0], {"content_type": form()[1]}, 415, "aaa...aaa"),
 }  # fmt: skip
 
 
@@ -259,6 +265,7 @@ def test_a_refusal_is_one_line_with_its_status(case):
     for part in parts:
         assert part in reply.json["error"]
     assert reply.json["error"].isprintable()
+    assert len(reply.json["error"]) < 300
 
 
 def test_forms_have_limits():

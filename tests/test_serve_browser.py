@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from image_files import encode, picture
 from served import LIMITS, Echo, service
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from imgrec.serving.limits import Limits
 
@@ -26,15 +27,28 @@ class Named(Echo):
         super().__init__("<b>cat</b>", adds="set")
 
 
-@pytest.fixture(scope="module", params=[None, TOKEN], ids=["open", "token"])
+def behind_prefix(app: ASGIApp, prefix: str) -> ASGIApp:
+    """As a reverse proxy that takes the prefix off does."""
+
+    async def stripped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            assert scope["path"].startswith(f"{prefix}/")
+            scope = {**scope, "path": scope["path"].removeprefix(prefix)}
+        await app(scope, receive, send)
+
+    return stripped
+
+
+@pytest.fixture(scope="module", params=[(None, ""), (TOKEN, "/some/prefix")], ids=["open", "token behind a prefix"])
 def address(request: pytest.FixtureRequest) -> Iterator[str]:
-    served = service(Named(), limits=ROOM, token=request.param)
-    server = uvicorn.Server(uvicorn.Config(served.app(), port=0, log_level="error", ws="none"))
+    token, prefix = request.param
+    app = behind_prefix(service(Named(), limits=ROOM, token=token).app(), prefix)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     while not server.started:
         assert thread.is_alive()
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}{prefix}/"
     server.should_exit = True
     thread.join()
 
@@ -165,6 +179,25 @@ def test_a_server_that_is_gone_is_said(opened: Open, images: list[str]) -> None:
     page.route("**/predict*", lambda route: route.abort())
     page.set_input_files("#files", images[:1])
     assert "does not answer" in answered(page, 1).locator(".bad").inner_text()
+
+
+def test_a_refusal_by_a_proxy_is_said_with_its_status(opened: Open, images: list[str]) -> None:
+    """As of nginx, whose limit on bodies is 1 MB; its answer is HTML."""
+    page = opened()
+    page.route("**/predict*", lambda route: route.fulfill(status=413, content_type="text/html", body="<html>Too large</html>"))
+    page.set_input_files("#files", images[:1])
+    assert "413" in answered(page, 1).locator(".bad").inner_text()
+
+
+def test_the_page_knows_its_address_also_with_a_query_and_a_section(opened: Open, address: str) -> None:
+    page = opened()
+    for place in ("", "#typed", "?a=b#try"):
+        page.goto(address + place)
+        page.reload()
+        assert page.locator("[data-origin]").inner_text() == address.removesuffix("/")
+    page.get_by_role("link", name="openapi.json").click()
+    assert page.url == f"{address}openapi.json"
+    assert page.locator("body").inner_text().startswith('{"openapi":')
 
 
 def test_a_missing_token_is_asked_for_on_the_page(opened: Open, images: list[str]) -> None:

@@ -282,7 +282,7 @@ async def _refuse_route(paths: Sequence[str], request: Request, error: Exception
     assert isinstance(error, HTTPException)
     path, headers = shorten(request.url.path), dict(error.headers or {})
     if error.status_code == 405:
-        return _error(405, f"{request.method} {path}: expected {headers.get('Allow')}.", headers)
+        return _error(405, f"{shorten(request.method)} {path}: expected {headers.get('Allow')}.", headers)
     return _error(error.status_code, f"{path}: there is no such path. There are: {', '.join(paths)}.", headers)
 
 

@@ -46,8 +46,9 @@
     let line;
     try {
       const response = await fetch("predict?top_k=" + TOP, { method: "POST", headers, body: file });
-      const content = await response.json();
-      if (response.ok) {
+      const other = () => ({ error: "A proxy answered instead of the server, with status " + response.status + "." });
+      const content = await response.json().catch(other);
+      if (content.predictions) {
         line = show(item, content.predictions[0]);
         answered += 1;
       } else add(item, "p", line = response.status === 401 ? "Enter the token of this server above." : content.error, "bad");
@@ -99,5 +100,6 @@
       if (kind === "drop") take(event.dataTransfer.files);
     });
   }
-  for (const node of document.querySelectorAll("[data-origin]")) node.textContent = location.href.replace(/\/$/, "");
+  const address = new URL(".", location).href.replace(/\/$/, "");  // behind a proxy with its prefix
+  for (const node of document.querySelectorAll("[data-origin]")) node.textContent = address;
 })();
