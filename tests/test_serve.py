@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import socket
 import struct
 import threading
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import uvicorn
 from error_parts import assert_error, assert_refused, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,19 +32,19 @@ from imgrec.serving.app import ImageJob, answer_jobs
 from imgrec.serving.limits import Limits, Refused, Upload, check_image, image_format
 from imgrec.serving.page import drop_page
 from imgrec.serving.recognizer import CheckpointRecognizer, pack_convolutions, pad_rows
-from imgrec.serving.server import bind
+from imgrec.serving.server import READ_BYTES, bind, patient_protocol
 
 TOKEN = "0123456789abcdef"
 HEADER = {"authorization": f"Bearer {TOKEN}"}
 KINDS = file_kinds(13, 9)
 
 
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
 def bomb(width=60_000, height=60_000):
     """A PNG whose header promises 10.8 GB of pixels."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
@@ -447,6 +449,37 @@ def test_a_jpeg_has_a_limit_on_its_scans(count, rest, refused):
     assert not refused or "101 scans" in reply.json["error"]
 
 
+SEGMENTS = {  # a file, where it is given more of what, and how often it is read
+    "EXIF data": ("colour.jpg", 2, b"\xff\xe1\0\x0aExif\0\0II", 280),
+    "comments": ("colour.jpg", 2, b"\xff\xfe\0\2", 280),
+    "padding": ("colour.jpg", 2, b"\xff", 280),
+    "colour profiles": ("colour.png", 33, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**19))), 2),
+    "texts": ("colour.png", 33, chunk(b"tEXt", b"a\0b"), 280),
+}
+
+
+@pytest.mark.parametrize("kind", SEGMENTS)
+def test_an_image_has_a_limit_on_its_metadata(kind):
+    """Without it 10 MB of such bodies were minutes of a decoder's time."""
+    name, at, piece, count = SEGMENTS[kind]
+    limits = Limits(**{**vars(LIMITS), "max_pixels": 10**6, "max_body_bytes": 10**6})
+
+    async def talk(client: Client):
+        return [await client.predict(KINDS[name][:at] + piece * pieces + KINDS[name][at:]) for pieces in (count, 301)]
+
+    read, refused = ask(service(limits=limits), talk)
+    assert read.status == 200
+    assert (refused.status, "more than 300 pieces of metadata" in refused.json["error"]) == (422, True)
+
+
+def test_a_damaged_start_is_said_without_a_name_of_python():
+    """Of Pillow's text for it, or of the KeyError of a format that it does not register."""
+    for name in ("colour.jpg", "colour.png", "one.gif", "lossy.webp", "colour.bmp"):
+        reply = ask(service(), lambda client, name=name: client.predict(KINDS[name][:14]))
+        assert reply.status == 422
+        assert not re.search("0x|object|'MPO'", reply.json["error"])
+
+
 @pytest.mark.parametrize("name", ["colour.jpg", "colour.png", "lossy.webp", "one.gif", "colour.bmp", "raw.tif", "colour.avif"])
 def test_formats_are_known_by_their_first_bytes(name):
     form = image_format(KINDS[name])
@@ -750,6 +783,34 @@ def test_a_port_that_is_taken_names_the_next(tmp_path, capsys):
 def test_a_host_that_is_not_here_is_refused(host):
     with raises_error(ConfigError, f"host={host}", "host=127.0.0.1"):
         bind(host, 0)
+
+
+def test_a_connection_is_read_in_small_pieces():
+    """A body in chunks of one byte, for each of which h11 takes time, holds up others no longer than one piece takes."""
+    sizes = []
+
+    class Recorded(patient_protocol(10)):
+        def data_received(self, data):
+            sizes.append(len(data))
+            super().data_received(data)
+
+    async def talk():
+        server = uvicorn.Server(uvicorn.Config(service().app(), port=0, http=Recorded, log_level="error", ws="none"))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0)
+        reader, writer = await asyncio.open_connection(*server.servers[0].sockets[0].getsockname())
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head + b"1\r\nx\r\n" * 8000 + b"0\r\n\r\n")
+        status = await reader.readline()
+        writer.close()
+        server.should_exit = True
+        await serving
+        return status
+
+    assert b" 415 " in asyncio.run(talk())
+    assert sum(sizes) > max(sizes)
+    assert max(sizes) <= READ_BYTES
 
 
 def test_answers_do_not_wait_for_acknowledgements():

@@ -57,6 +57,7 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
 def opened(browser: Any, address: str) -> Iterator[Open]:
     """opened(dark=..., width=...) is the page, in which no error and no request elsewhere is left unseen."""
     contexts, wrong = [], []
+    origin = address.removesuffix("/some/prefix/")
 
     def open_page(*, dark: bool = False, width: int = 1200) -> Any:
         context = browser.new_context(color_scheme="dark" if dark else "light", viewport={"width": width, "height": 900})
@@ -65,7 +66,7 @@ def opened(browser: Any, address: str) -> Iterator[Open]:
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on(
             "request",
-            lambda sent: wrong.append(sent.url) if not sent.url.startswith((address, f"blob:{address}", "data:")) else None,
+            lambda sent: wrong.append(sent.url) if not sent.url.startswith((address, f"blob:{origin}", "data:")) else None,
         )
         page.goto(address)
         if page.locator("#token").count():

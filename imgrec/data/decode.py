@@ -146,7 +146,7 @@ def _jpeg_pixels(
         return _as_tensor(pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(BytesIO(content), formats=("JPEG", "MPO")) as image:
+        with Image.open(BytesIO(content), formats=("JPEG",)) as image:
             return _upright(pixels, image)
 
 

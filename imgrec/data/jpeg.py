@@ -66,6 +66,15 @@ def has_segment(content: bytes, wanted: int) -> bool:
     return True
 
 
+def count_segments(content: bytes, most: int) -> int:
+    """Segments and padding before the pixels, `most` + 1 where there are more."""
+    at, count = 2, 0
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != START_OF_SCAN and count <= most:
+        count += 1
+        at += 1 if content[at + 1] == 0xFF else 2 + (content[at + 2] << 8 | content[at + 3])
+    return count
+
+
 def count_scans(content: bytes, unimportant: int) -> int:
     """Scans of a JPEG, each of which is decoded over the whole image; 0 where there are certainly not more than `unimportant`."""
     if content.count(bytes([0xFF, START_OF_SCAN])) <= unimportant:  # a thousandth of the walk's time

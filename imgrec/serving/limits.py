@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from imgrec.config.schema import ServedFormat
 from imgrec.data.decode import ScaleError
-from imgrec.data.jpeg import count_scans
+from imgrec.data.jpeg import count_scans, count_segments
 from imgrec.errors import DataError, first_line, plural, printable, shorten
 
 FIELDS, FIELD_BYTES = 16, 4096  # of a form, beside its files
@@ -28,6 +28,9 @@ HEIC_STARTS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"m
 # Of a JPEG. Encoders write up to about 14; each is decoded over the whole image, 10 ms for 25 megapixels, and takes 45 bytes where
 # nothing changes: a body of 16 MB was an hour of a decoder's time.
 MOST_SCANS = 100
+# Of a JPEG or PNG; a phone's depth map is about 50. PIL unpacks up to 1 MB of each colour profile of a PNG, and copies the EXIF data
+# that it has for each segment more: bodies of 10 MB were minutes of a decoder's time.
+MOST_SEGMENTS = 300
 
 
 class Refused(Exception):
@@ -76,6 +79,18 @@ def image_format(content: bytes) -> ServedFormat | None:
     return "avif" if content[4:8] == b"ftyp" and content[8:12] in AVIF_BRANDS else None
 
 
+def count_chunks(content: bytes, most: int) -> int:
+    """Chunks of a PNG that hold no pixels, `most` + 1 where there are more."""
+    at, count = 8, 0
+    while at + 8 <= len(content) and count <= most:
+        count += content[at + 4 : at + 8] not in (b"IDAT", b"fcTL", b"fdAT")
+        at += 12 + int.from_bytes(content[at : at + 4])
+    return count
+
+
+SEGMENTS = {"jpeg": count_segments, "png": count_chunks}
+
+
 def check_image(upload: Upload, limits: Limits) -> None:
     """Refused for a file of another format or with too many pixels; no pixel is decoded."""
     if not upload.content:
@@ -84,13 +99,17 @@ def check_image(upload: Upload, limits: Limits) -> None:
     if form not in limits.formats:
         found = form or ("heic" if upload.content[4:12] in HEIC_STARTS else "no image file")
         raise Refused(415, f"{upload} is {found}. Send one of {', '.join(limits.formats)}.")
+    if form in SEGMENTS and SEGMENTS[form](upload.content, MOST_SEGMENTS) > MOST_SEGMENTS:
+        raise Refused(422, f"{upload} has more than {MOST_SEGMENTS} pieces of metadata. Save it again without them.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's, about large images and unusual metadata
-            with Image.open(BytesIO(upload.content), formats=[form.upper(), *(["MPO"] if form == "jpeg" else [])]) as image:
+            with Image.open(BytesIO(upload.content), formats=[form]) as image:
                 width, height = image.size
     except Image.DecompressionBombError as error:
         raise Refused(413, f"{upload} has more pixels than {limits.max_pixels:,}. Make it smaller.") from error
+    except UnidentifiedImageError as error:  # whose text is Python's name of the content
+        raise Refused(422, f"{upload} cannot be read: it is damaged from its start on. Send a whole {form} file.") from error
     except Exception as error:  # PIL's parsers raise OSError, SyntaxError, struct.error, MemoryError, ...
         raise Refused(422, f"{upload} cannot be read: {first_line(error)}. Send a whole {form} file.") from error
     if width * height > limits.max_pixels:
