@@ -24,8 +24,8 @@ BACKLOG = 2048  # connections that the kernel holds until they are accepted
 # Connections that asyncio accepts before it looks at any. Where files run out it tries so many again, with a traceback for each:
 # with 2048 at once, 1,000 idle connections wrote 387,556 lines in a minute (Python 3.11.7, ulimit -n 200).
 ACCEPTS_AT_ONCE = 16
-# That are read from a connection at once; then others are served. asyncio reads 256 KB: a body in chunks of one byte, each of which
-# h11 takes 14 us for, held up all others for 0.6 s at a time, now for 0.03. Whole bodies take about 1 ms more for each megabyte.
+# That are read from a connection before others are served. With asyncio's 256 KB a body in chunks of one byte, for each of which h11
+# takes 14 us, held up all others for 0.6 s at a time, and now for 0.03 s. Whole bodies take about 1 ms more for each megabyte.
 READ_BYTES = 2**14
 SPARE_FILES = 4 * ACCEPTS_AT_ONCE + 64  # accepted and not yet counted, and what this process opens itself
 
