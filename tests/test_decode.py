@@ -333,6 +333,18 @@ def test_a_picture_above_max_pixels_is_refused_before_anything_is_allocated(tmp_
     assert kilobytes < 20_000
 
 
+def test_a_picture_that_the_memory_does_not_hold_says_so(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(picture(0, 8, 6), "PNG"))
+
+    def convert(*arguments):
+        raise MemoryError  # it has no text
+
+    monkeypatch.setattr(Image.Image, "load", convert)
+    with raises_error(DataError, path, "memory", "smaller"):
+        decode(str(path), COLOUR)
+
+
 def test_max_pixels_is_the_largest_that_is_read(tmp_path):
     content = encode(picture(0, 20, 10), "PNG")
     assert decoded(tmp_path, content, Preprocessing(**{**COLOUR, "max_pixels": 200})).shape == (3, 10, 20)

@@ -22,9 +22,11 @@ from marks import fewer
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from served import LIMITS, PNG, Client, Echo, ask, form, service
+from test_data_folder import PREPROCESSING
 from untrained_run import save_untrained_run
 
 from imgrec import cli
+from imgrec.data.decode import decode_bytes
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.predictor import Prediction, load
 from imgrec.serving.access import VARIABLE, is_allowed, read_token, readable_by_others
@@ -341,6 +343,29 @@ def test_a_fault_of_the_network_is_a_500_without_its_details():
     reply, metrics = ask(service(Echo(wait=fail)), talk)
     assert (reply.status, reply.json) == (500, {"error": "the server failed. Its log says why."})
     assert 'imgrec_requests_total{path="/predict",status="500"} 1.0' in metrics
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+@pytest.mark.parametrize("where", ["file", "network"])
+def test_an_image_that_the_memory_does_not_hold_is_asked_for_again_later(error, where, monkeypatch, capsys):
+    class Full(Echo):
+        def read(self, content, name):
+            if where == "file":
+                monkeypatch.setattr(Image.Image, "load", lambda image: raise_error(error))
+                return decode_bytes(content, name, PREPROCESSING)
+            return super().read(content, name)
+
+    async def talk(client: Client):
+        return await client.predict(), (await client.send("GET", "/healthz")).status
+
+    reply, health = ask(service(Full(wait=lambda: raise_error(error))), talk)
+    assert (reply.status, reply.headers["retry-after"], health) == (503, "5", 200)
+    assert_error(reply.json["error"], "the server has not enough memory", "Try again")
+    assert capsys.readouterr().err == ""
+
+
+def raise_error(error):
+    raise error
 
 
 class NoNumber(Echo):

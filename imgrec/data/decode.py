@@ -112,7 +112,9 @@ def _naming_image(path: str, max_pixels: int) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: it has more pixels than {limit}. Make it smaller.") from error
     except ScaleError as error:
         raise ScaleError(f"{path}: {error}") from error
-    except Exception as error:  # PIL's parsers raise OSError, SyntaxError, struct.error, MemoryError, ...
+    except MemoryError as error:  # without a text; PIL's parsers raise it too, for a damaged file that claims to be large
+        raise DataError(f"{path} cannot be read: the memory does not hold it. Make it smaller.") from error
+    except Exception as error:  # PIL's parsers raise OSError, SyntaxError, struct.error, ...
         reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
         raise DataError(f"{path} cannot be read: {reason}.") from error
 

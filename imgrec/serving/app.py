@@ -1,7 +1,6 @@
 """The server's requests and their answers, as an ASGI application."""
 
 import asyncio
-import json
 import os
 import sys
 import time
@@ -23,17 +22,26 @@ from starlette.types import ASGIApp
 
 from imgrec.errors import CheckpointError, DataError, ImgrecError, printable, shorten
 from imgrec.files import as_utf8
+from imgrec.inference.device import is_out_of_memory
 from imgrec.inference.predictor import Prediction
 from imgrec.serving.access import find_intruder, is_allowed
 from imgrec.serving.batcher import Batcher, QueueFull
-from imgrec.serving.limits import Limits, Refused, Upload, check_image, read_uploads, refuse_unreadable
+from imgrec.serving.limits import (
+    RETRY,
+    Limits,
+    Refused,
+    Upload,
+    check_image,
+    read_uploads,
+    refuse_for_memory,
+    refuse_unreadable,
+)
 from imgrec.serving.metrics import CONTENT_TYPE, ServerMetrics
 from imgrec.serving.middleware import Counted, Drained
 from imgrec.serving.openapi import api_description
 from imgrec.serving.page import PAGE_HEADERS, drop_page
 from imgrec.serving.recognizer import Added, Recognizer
-
-RETRY = {"Retry-After": "5"}  # seconds until another server may have taken its place
+from imgrec.serving.responses import fail, json_response, leave, refuse, refuse_full, refuse_route
 
 
 @dataclass(frozen=True)
@@ -115,11 +123,11 @@ class Service:
             routes=routes,
             lifespan=self._lifespan,
             exception_handlers={
-                Refused: _refuse,
-                QueueFull: _refuse_full,
-                HTTPException: partial(_refuse_route, [route.path for route in routes]),
-                ClientDisconnect: _leave,
-                Exception: _fail,
+                Refused: refuse,
+                QueueFull: refuse_full,
+                HTTPException: partial(refuse_route, [route.path for route in routes]),
+                ClientDisconnect: leave,
+                Exception: fail,
             },
         )
         starlette.router.redirect_slashes = False
@@ -136,6 +144,10 @@ class Service:
                 return await endpoint(request)
             except asyncio.CancelledError as error:  # only a stop that waits no longer cancels a request
                 raise Refused(503, "the server stopped before it had the answer. Try again.", RETRY) from error
+            except Exception as error:
+                if not isinstance(error, Refused) and is_out_of_memory(error):  # a refusal may have the words of a file's name
+                    raise refuse_for_memory() from error
+                raise
 
         return guarded
 
@@ -255,42 +267,3 @@ def _prediction(upload: Upload, prediction: Prediction | Exception, top_k: int, 
     elif adds == "answered":
         answer["answered"] = prediction.answered
     return answer
-
-
-def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """In ASCII, as a file name may hold half a surrogate pair, which no UTF-8 has."""
-    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
-    return Response(text, status, {"X-Content-Type-Options": "nosniff", **(headers or {})}, "application/json")
-
-
-def _error(status: int, line: str, headers: dict[str, str] | None = None) -> Response:
-    return json_response({"error": printable(line)}, status, headers)
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return _error(error.status, str(error), error.headers)
-
-
-async def _refuse_full(request: Request, error: Exception) -> Response:
-    assert isinstance(error, QueueFull)
-    wait = str(error.retry_after_s)
-    return _error(429, f"too many images are waiting. Try again in {wait} s.", {"Retry-After": wait})
-
-
-async def _refuse_route(paths: Sequence[str], request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    path, headers = shorten(request.url.path), dict(error.headers or {})
-    if error.status_code == 405:
-        return _error(405, f"{shorten(request.method)} {path}: expected {headers.get('Allow')}.", headers)
-    return _error(error.status_code, f"{path}: there is no such path. There are: {', '.join(paths)}.", headers)
-
-
-async def _leave(request: Request, error: Exception) -> Response:
-    """For a client that is gone: nobody reads it, the status is what the metrics show."""
-    return _error(400, "the body ended too early.")
-
-
-async def _fail(request: Request, error: Exception) -> Response:
-    """A fault of the server, whose traceback is in its log."""
-    return _error(500, "the server failed. Its log says why.")

@@ -18,6 +18,7 @@ from imgrec.config.schema import ServedFormat
 from imgrec.data.decode import ScaleError
 from imgrec.data.jpeg import count_scans, count_segments
 from imgrec.errors import DataError, first_line, plural, printable, shorten
+from imgrec.inference.device import is_out_of_memory
 
 FIELDS, FIELD_BYTES = 16, 4096  # of a form, beside its files
 RAW_TYPES = ("application/octet-stream",)  # beside image/*
@@ -31,6 +32,7 @@ MOST_SCANS = 100
 # Of a JPEG or PNG; a phone's depth map is about 50. PIL unpacks each colour profile of a PNG (1 MB from 1 KB in 2.2 ms), and copies
 # all EXIF data for each segment that adds some: a body of 10 MB was more than 12 s of a decoder's time, one of profiles 44 s.
 MOST_SEGMENTS = 300
+RETRY = {"Retry-After": "5"}  # seconds until another server may have taken its place, or others are answered
 
 
 class Refused(Exception):
@@ -118,8 +120,15 @@ def check_image(upload: Upload, limits: Limits) -> None:
         raise Refused(422, f"{upload} has {scans:,} scans; at most {MOST_SCANS} are read. Save it as a JPEG again.")
 
 
+def refuse_for_memory() -> Refused:
+    """Of a request for which there is not enough memory now, beside those that are answered."""
+    return Refused(503, "the server has not enough memory now. Try again, with fewer or smaller images at once.", RETRY)
+
+
 def refuse_unreadable(error: DataError, upload: Upload) -> Refused:
     """The refusal of an image that cannot be decoded, without the keys of the training that its error may name."""
+    if isinstance(error.__cause__, Exception) and is_out_of_memory(error.__cause__):
+        return refuse_for_memory()
     if isinstance(error, ScaleError):
         return Refused(422, f"{upload}: which of its values are black and white is not known. Send it with 8 bits.")
     return Refused(422, str(error))

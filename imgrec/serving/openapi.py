@@ -18,7 +18,7 @@ REFUSALS = {
     422: "a file that cannot be read as an image",
     429: "too many images are waiting: try again after the seconds of Retry-After",
     500: "the network's answer is not a number, or the server failed; its log says why",
-    503: "the server is stopping",
+    503: "the server is stopping, or has not enough memory now",
 }
 _TEXT: Schema = {"type": "string"}
 _PROBABILITY: Schema = {"type": "number", "minimum": 0, "maximum": 1}
