@@ -134,7 +134,7 @@ def test_folders_are_checked_whole_and_found_where_they_are_now(
     table = {"path": paths, "true": names[labels].tolist(), "predicted": names[columns.pop("said")].tolist()}
     write_table(run / "predictions.parquet", [table | columns])
     wanted = [f"test/{path}" for path in ("cat/3.png", "dog/8.png")]
-    for words in ((), ("data.root=new",)):
+    for words in ((), ("data.root=new", "overwrite=true")):  # check.json is that of another folder
         if words:
             Path("old").rename("new")
             Path("new/train/cat/broken.png").write_bytes(b"")
