@@ -59,7 +59,8 @@ def test_each_image_is_in_one_fold_with_its_group_and_its_class_in_all(
 
 def test_a_folder_of_folds_is_no_checkpoint_but_its_runs_are(tmp_path: Path) -> None:
     (tmp_path / "1/checkpoints").mkdir(parents=True)
-    with raises_error(CheckpointError, str(tmp_path), f"such as {tmp_path}/1"):
+    (tmp_path / "1/config.yaml").touch()
+    with raises_error(CheckpointError, str(tmp_path), f"Type {tmp_path}/1 instead."):
         find_checkpoint(tmp_path)
 
 
@@ -68,8 +69,9 @@ def test_a_folder_of_folds_is_no_checkpoint_but_its_runs_are(tmp_path: Path) -> 
 )
 def test_the_best_run_of_a_sweep_is_named(tmp_path: Path, table: str) -> None:
     (tmp_path / "1/checkpoints").mkdir(parents=True)
+    (tmp_path / "1/config.yaml").touch()
     (tmp_path / "sweep.csv").write_text(table)
-    named = f"its best, {tmp_path}/4" if "4" in table else f"such as {tmp_path}/1"
+    named = f"its best, {tmp_path}/4" if "4" in table else f"Type {tmp_path}/1 instead."
     with raises_error(CheckpointError, str(tmp_path), named):
         find_checkpoint(tmp_path)
 
