@@ -79,4 +79,4 @@ def test_what_a_report_shows_is_not_replaced_by_maps_of_other_images(run, tmp_pa
 
 def test_without_images_a_checkpoint_file_is_refused(run, capsys):
     assert cli.main(["explain", str(run / "checkpoints/best.ckpt")]) == 2
-    assert_refused(capsys.readouterr().err, "images=null", "best.ckpt", "Set images=FOLDER")
+    assert_refused(capsys.readouterr().err, "images=null", "best.ckpt", f"Type {run}")
