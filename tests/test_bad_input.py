@@ -241,7 +241,7 @@ def answers(tmp_path_factory):
         ("run", "{_target_: imgrec.data.datasets.Digits}"),
         ("tabled", "{_target_: imgrec.data.table.ImageTable, file: t.csv}"),
     ):
-        (cwd / name / "checkpoints/best.ckpt").touch()
+        (cwd / name / "checkpoints/best.ckpt").write_bytes(b"PK\x03\x04")
         (cwd / name / "config.yaml").write_text(f"data: {data}\n")
     for name in ("mine.png", "mine.csv"):
         (cwd / ".own" / name).write_text("not imgrec's")
