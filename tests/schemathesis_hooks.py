@@ -25,3 +25,12 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         kwargs["files"] = [("image", (f"{number}.png", CHANCE.choice(IMAGES))) for number in range(CHANCE.randint(1, 3))]
     else:
         kwargs["data"] = CHANCE.choice(IMAGES)
+
+
+@schemathesis.hook
+def filter_query(context: Any, query: Any) -> bool:
+    """Not those with a value that leaves no trace in the address, such as []: what is sent is what the schema allows."""
+    return not any(
+        value in ([], {}) or (isinstance(value, list) and all(part in ([], {}) for part in value))
+        for value in (query or {}).values()
+    )

@@ -310,7 +310,7 @@ def test_schemathesis_finds_nothing(started, tmp_path, mode):
     asked = {status: int(count) for path, status, count in counts if path == "/predict"}
     assert sum(asked.values()) >= 300
     if mode == "positive":
-        assert asked["200"] > sum(asked.values()) / 2
+        assert asked.get("200", 0) > sum(asked.values()) / 2
     else:
         assert "200" not in asked
     process.terminate()
