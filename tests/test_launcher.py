@@ -605,7 +605,6 @@ def test_children_do_not_outlive_a_killed_parent_and_free_the_folder(
     assert list(tmp_path.glob("imgrec_*")) == []
 
 
-@pytest.mark.slow
 def test_without_locks_no_folder_is_taken_for_one_that_was_left(without_locks: None) -> None:
     with launcher.launch_folder() as present:
         os.utime(present, (0, 0))
@@ -613,6 +612,7 @@ def test_without_locks_no_folder_is_taken_for_one_that_was_left(without_locks: N
             assert present.is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_on_two_devices_is_one_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The whole way once, with torch."""
     words = [*SMALL, f"runs_dir={tmp_path}", "name=n", "id=1", "trainer=ddp", "trainer.devices=2"]
