@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     words = list(argv)
-    if words[:1] == ["help"] or {"-h", "--help"} & set(words[:1]):  # of a command, where one follows
-        words = [*words[1:2], *["--help"] * (len(words) > 1), *words[2:]]
+    if words and words[0] in ("help", "-h", "--help") and (words := words[1:]):  # of the command that follows
+        words.insert(1, "--help")
     if not words:
         lines = [f"  {name:<10}{text}" for name, text in COMMANDS.items()]
         print("\n".join(["usage: imgrec COMMAND key=value ...", "", *lines, "", "imgrec COMMAND --help lists its keys."]))

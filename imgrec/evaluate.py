@@ -17,7 +17,7 @@ from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
-from imgrec.files import begins_with, check_output, is_our_png, near_path
+from imgrec.files import begins_with, check_output, did_you_mean_path, is_our_png
 from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.prediction_table import EvaluationFiles, check_prediction_files
 from imgrec.inference.slice_names import BRIGHTNESS, check_slices
@@ -73,10 +73,10 @@ def _check_files(config: EvaluateConfig) -> EvaluationFiles:
     check_gpu("device", config.device)
     if config.folder is not None:
         check_beside_folder(asdict(config.data), config.folder)
-    check_moved(config.data)
+    check_moved(config.data, download=config.data.download)
     if config.folder is not None and not Path(config.folder).is_dir():
         raise DataError(
-            f"folder={config.folder} is no folder.{near_path(config.folder, folder=True)} Set folder=FOLDER that holds CLASS/*.jpg."
+            f"folder={config.folder} is no folder.{did_you_mean_path(config.folder, folder=True)} Set folder=FOLDER that holds CLASS/*.jpg."
         )
     what = config.split if config.folder is None else Path(config.folder).resolve().name
     run_dir = file.parent.parent
@@ -98,14 +98,12 @@ def _check_files(config: EvaluateConfig) -> EvaluationFiles:
 
 def _check_slices(config: EvaluateConfig, of_run: Path | None) -> None:
     """`check_slices`, where the config of the run says what its data is; else that is known when the data has been read."""
-    data = None
-    if config.by is None or (config.folder is None and of_run is None):
-        return
-    if config.folder is None:
-        assert of_run is not None
+    if config.by is not None and config.folder is not None:
+        check_slices(_names(config.by), None)
+    elif config.by is not None and of_run is not None:
         changes = {key: value for key, value in asdict(config.data).items() if value is not None}
-        data = read_mapping(of_run, {"data": dict}, fix="Name the checkpoint's file, or restore it.")["data"] | changes
-    check_slices(_names(config.by), data)
+        data = read_mapping(of_run, {"data": dict}, fix="Name the checkpoint's file, or restore it.")["data"]
+        check_slices(_names(config.by), data | changes)
 
 
 def _names(value: str | list[str] | None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import Device, MapMethod, MovedData, dotted_types, parse_settings
-from imgrec.config.start_checks import check_gpu, check_moved
+from imgrec.config.start_checks import check_gpu, check_moved, check_no_changes
 from imgrec.data.file_index import pack_names
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable, shorten
@@ -109,9 +109,8 @@ def _check_settings(config: ExplainConfig) -> Path:
         )
     if config.layer is not None and "gradcam" not in config.methods:
         raise ConfigError(f"layer={config.layer} has no effect beside method=gradients. Leave it out.")
-    if not config.neighbours and (moved := [key for key, value in vars(config.data).items() if value is not None]):
-        given = f"data.{moved[0]}={getattr(config.data, moved[0])}"
-        raise ConfigError(f"{given} has no effect beside neighbours=0, which reads no training images. Leave it out.")
+    if not config.neighbours:
+        check_no_changes(asdict(config.data), "neighbours=0, which reads no training images")
     check_moved(config.data)
     check_gpu("device", config.device)
     return ckpt

@@ -89,7 +89,7 @@ def _near_name(parent: Path, name: str, *, folder: bool) -> str | None:
     return None
 
 
-def near_path(path: str | Path, *, folder: bool = False) -> str:
+def did_you_mean_path(path: str | Path, *, folder: bool = False) -> str:
     """' Did you mean photos/cats?' or nothing, as `did_you_mean`."""
     found = nearest_path(path, folder=folder)
     return "" if found is None else f" Did you mean {shlex.quote(found)}?"

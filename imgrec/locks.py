@@ -7,12 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-NO_LOCKS = (
-    errno.ENOLCK,
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.ENOTSUP,
-)  # Lustre mounted without flock, NFSv3 without lock service
+# Of Lustre mounted without flock, NFSv3 without lock service.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def lock_folder(path: Path) -> IO[str] | None:

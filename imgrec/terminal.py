@@ -18,6 +18,7 @@ from imgrec.files import on_progress
 
 LOG_WIDTH = 120  # characters of what is fitted to a width, such as a matrix; a file has none of its own
 _WIDEST = 100_000  # characters of a row of a table in a file
+_COMMAND = re.compile(r"\b(imgrec|python|tensorboard) ")
 
 
 class _Output:
@@ -103,7 +104,7 @@ def in_order(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     plain = printable(without_isolates(text))  # a table is drawn twice where there is no terminal
-    return plain if "imgrec " in plain else isolated(plain)
+    return plain if _COMMAND.search(plain) else isolated(plain)
 
 
 class PlainConsole(Console):

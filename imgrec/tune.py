@@ -44,11 +44,12 @@ def show_space(tuning: Tuning, terminal: Terminal) -> None:
     each = f"time={plan.base['time']}" if plan.base["time"] else plural(plan.base["epochs"], "epoch")
     pruned = f"; from the {UNPRUNED + 1}th on, one that is worse than the median is pruned (prune=false: none is)"
     pruned *= plan.prune and (plan.trials or 0) > UNPRUNED
-    folder = plan.base["data"].get("root") if tuning.choices["data"] in ("imagefolder", "table") else None
-    images = f"data={tuning.choices['data']}{'' if folder is None else f' data.root={folder}'}"
+    images = f"data={tuning.choices['data']}"
+    if (key := {"imagefolder": "root", "shards": "root", "table": "file"}.get(tuning.choices["data"])) is not None:
+        images += f" data.{key}={plan.base['data'][key]}"
     terminal.say(f"{plural(plan.trials or 0, 'trial')} of model={tuning.choices['model']} {images}, {each} each{pruned}.")
-    key = tuning.keys[0]
-    terminal.say(f"A value fixes a key ({key.key}={key.default or 'VALUE'}), and a range replaces or adds one.")
+    first = tuning.keys[0]
+    terminal.say(f"A value fixes a key ({first.key}={first.default or 'VALUE'}), and a range replaces or adds one.")
     terminal.say("Ctrl-C saves and stops, and the same command resumes.")
 
 

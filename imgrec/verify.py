@@ -11,7 +11,7 @@ from imgrec.config.start_checks import check_packages
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, did_you_mean, first_line
 from imgrec.export.sealed_file import is_sealed
-from imgrec.files import near_path
+from imgrec.files import did_you_mean_path
 from imgrec.inference.paths import file_kind
 from imgrec.terminal import Terminal
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         raise ConfigError("file=null: there is no file to verify. Type imgrec verify model.onnx.")
     file = Path(config.file)
     if not file.is_file():
-        found = "it is no regular file." if file.exists() else f"there is no such file.{near_path(file)}"
+        found = "it is no regular file." if file.exists() else f"there is no such file.{did_you_mean_path(file)}"
         raise DataError(f"{file}: {found} Name a file that imgrec export wrote.")
     if file.suffix != ".onnx" and not is_sealed(file):
         raise DataError(

@@ -166,7 +166,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "evaluate ckpt=an.ckpt out=x.txt": ("out=x.txt", ".json", "out=x.json"),
     "evaluate ckpt=an.ckpt plot=x.jpg": ("plot=x.jpg", ".png", "plot=x.png"),
     "evaluate ckpt=an.ckpt folder=photos by=sise": ("by=sise", "size, brightness, type", "size"),
-    "evaluate ckpt=an.ckpt folder=photos data.root=x": ("data.root=x", "folder=photos", "Leave one of them out"),
+    "evaluate ckpt=an.ckpt folder=photos data.root=x": ("data.root=x", "folder=photos", "Leave it out"),
     "evaluate ckpt=an.ckpt data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER"),
     "evaluate ckpt=an.ckpt data.file=trian.csv": ("data.file=trian.csv", "data.file=TABLE.csv"),
     "evaluate run by=camera": ("by=camera", "size, brightness, type", "by=brightness"),

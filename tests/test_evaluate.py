@@ -234,7 +234,7 @@ def test_a_bad_image_is_refused_or_counted(run, pngs, tmp_path, capsys):
     [
         ("folder={tmp}", ("{tmp}", "zero", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9", "Rename")),
         ("data.root={tmp}", ("data.root={tmp}", "Digits", "Leave it out")),
-        ("folder={tmp} data.root=x", ("data.root=x", "folder={tmp}", "Leave one of them out")),
+        ("folder={tmp} data.root=x", ("data.root=x", "folder={tmp}", "Leave it out")),
         ("data.image_size=20", ("data.image_size=20", "imgrec.models.simple_cnn.SimpleCNN", "8 pixels", "Leave it out")),
         ("data.image_size=0", ("data.image_size=0", "1")),
         ("folder={tmp} data.on_bad_image_eval=drop", ("data.on_bad_image_eval=drop", "refuse, skip or null")),

@@ -65,17 +65,11 @@ def test_names_from_right_to_left_are_isolated_and_nothing_else_is_changed(text)
     if not {"\u2068", "\u2069"} & set(text):
         assert without_marks(shown) == printable(text)
     outside = re.sub("\u2068[^\u2068\u2069]*\u2069", "", shown)
-    assert not {unicodedata.bidirectional(letter) for letter in outside} & {
-        "R",
-        "AL",
-        "LRE",
-        "RLE",
-        "LRO",
-        "RLO",
-        "LRI",
-        "RLI",
-        "FSI",
-    }
+    assert not {unicodedata.bidirectional(letter) for letter in outside} & set("R AL LRE RLE LRO RLO LRI RLI FSI".split())
+
+
+# Commands, which a mark of direction would change.
+COPIED = [f"{words} \u05d7\u05ea\u05d5\u05dc/1" for words in ("imgrec predict", "  python -c pass", "  tensorboard --logdir")]
 
 
 def test_a_table_with_names_from_right_to_left_has_its_columns_below_one_another():
@@ -85,11 +79,12 @@ def test_a_table_with_names_from_right_to_left_has_its_columns_below_one_another
         for name in ("\u05d7\u05ea\u05d5\u05dc", "dogs"):
             table.add_row(Text(name), "0.93")
         Terminal().say(table)
-        Terminal().say("imgrec predict \u05d7\u05ea\u05d5\u05dc/1")  # is copied
-    _, hebrew, latin, command = text.getvalue().splitlines()
+        for command in COPIED:
+            Terminal().say(command)
+    _, hebrew, latin, *commands = text.getvalue().splitlines()
     assert hebrew.startswith("\u2068\u05d7\u05ea\u05d5\u05dc\u2069 ")
     assert without_marks(hebrew).replace("\u05d7\u05ea\u05d5\u05dc", "dogs") == latin
-    assert command == "imgrec predict \u05d7\u05ea\u05d5\u05dc/1"
+    assert commands == COPIED
 
 
 @given(text=ANY)

@@ -14,7 +14,7 @@ from imgrec.config.options import conf_dir, option_names, shipped_targets
 from imgrec.config.ranges import NOT_NEGATIVE, check_range
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, did_you_mean, nearest
-from imgrec.files import near_path
+from imgrec.files import did_you_mean_path
 
 # Keys that need the value of another key: (condition, what to type). Only keys on the command line are checked.
 Tree = Mapping[str, Any]
@@ -145,7 +145,7 @@ def check_options(command: str, overrides: Sequence[Any], config_dir: str | None
         if re.search(r"[,(]", option):
             raise ConfigError(f"{text} has several values. Type imgrec train -m {shlex.quote(override.text)} for a job of each.")
         other = OTHER_OPTIONS.get(group, "").format(option)
-        near = did_you_mean(option, names) or (near_path(option, folder=True) if group == "data" else "")
+        near = did_you_mean(option, names) or (did_you_mean_path(option, folder=True) if group == "data" else "")
         raise ConfigError(
             f"{group}={option}: there is no such {group}{' and no such folder' * (group == 'data')}.{near} "
             f"There are: {', '.join(names)}.{other}"

@@ -97,7 +97,7 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
     A word that is no key=value is named at the end. Raises ConfigError for overrides that cannot be composed.
     """
     source = (conf_dir() / f"{command}.yaml").read_text()
-    words, unread = _readable(command, [word for word in argv if not word.startswith("-")], config_dir)
+    words, refused = _readable(command, [word for word in argv if not word.startswith("-")], config_dir)
     chosen = {override.key: override.value for override in read_overrides(command, words, config_dir)}
     paths = "".join(f"[{PATHS[key]}] " for key in POSITIONAL.get(command, ()))
     usage = f"imgrec {command} {paths}key=value ...        the same as: python -m imgrec.{command} {paths}key=value ..."
@@ -139,19 +139,19 @@ def help_text(command: str, argv: Sequence[str] = (), config_dir: str | None = N
         ]
     if command in EXAMPLES:
         lines += ["", "Examples", *(f"  imgrec {command} {example}" for example in EXAMPLES[command])]
-    return "\n".join([*lines, *([""] if unread else []), *unread])
+    return "\n".join([*lines, *([""] if refused else []), *refused])
 
 
 def _readable(command: str, words: Sequence[str], config_dir: str | None) -> tuple[list[str], list[str]]:
     """Those of the words that are key=value or a path, and what is wrong with each of the others."""
-    readable, unread = [], []
+    readable, refused = [], []
     for word in words:
         try:
             read_overrides(command, [word], config_dir)
             readable.append(word)
         except ConfigError as error:
-            unread.append(str(error))
-    return readable, unread
+            refused.append(str(error))
+    return readable, refused
 
 
 def documented(source: str) -> list[tuple[KeyPath, str, str]]:

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from imgrec.errors import ConfigError
-from imgrec.files import near_path
+from imgrec.files import did_you_mean_path
 
 
 def shipped_file(name: str) -> Path:
@@ -26,7 +26,7 @@ def conf_dirs(config_dir: str | None) -> list[Path]:
     """The user's own folder of yaml (--config-dir), whose options come first, and the shipped one."""
     if config_dir and not Path(config_dir).is_dir():
         raise ConfigError(
-            f"--config-dir {config_dir}: there is no such folder.{near_path(config_dir, folder=True)} Name the folder with your model/, data/, experiment/ yaml."
+            f"--config-dir {config_dir}: there is no such folder.{did_you_mean_path(config_dir, folder=True)} Name the folder with your model/, data/, experiment/ yaml."
         )
     return [*([Path(config_dir).resolve()] if config_dir else []), conf_dir()]
 

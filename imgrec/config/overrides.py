@@ -131,6 +131,7 @@ def _folder_as_data(override: Override, config_dir: str | None) -> list[Override
 def _unreadable(command: str, words: Sequence[str], keys: Callable[[], Defaults], config_dir: str | None) -> ConfigError:
     """The error for words such as --epochs 5, with the whole command as it has to be typed."""
     known, left = keys(), list(words)
+    takes_folder = POSITIONAL.get(command) == ("data.root",)
     wrong: list[str] = []
     typed = ["imgrec", command, *(["--config-dir", config_dir] if config_dir else [])]
     while left:
@@ -138,7 +139,7 @@ def _unreadable(command: str, words: Sequence[str], keys: Callable[[], Defaults]
         if _match(word, keys) or word in FLAGS or _is_path(command, word, keys):
             typed.append(word)
             continue
-        if POSITIONAL.get(command) == ("data.root",) and word.endswith(TABLE_EXTENSIONS) and os.path.isfile(word):
+        if takes_folder and word.endswith(TABLE_EXTENSIONS) and os.path.isfile(word):
             wrong.append(word)
             typed += ["data=table", f"data.file={word}"]
             continue
@@ -146,8 +147,7 @@ def _unreadable(command: str, words: Sequence[str], keys: Callable[[], Defaults]
         rest: list[str] = [] if equals else _value_words(left)
         del left[: len(rest)]
         wrong.append(" ".join([word, *rest]))
-        takes_folder = POSITIONAL.get(command) == ("data.root",)
-        near = _near_word(word, known, config_dir, folder=takes_folder) if [word] == wrong[-1:] else None
+        near = None if rest else _near_word(word, known, config_dir, folder=takes_folder)
         if (meant := near or _meant(name, value or "".join(rest[-1:]), word, known, config_dir)) is None:
             folder = f", or imgrec {command} FOLDER with images" if takes_folder else ""
             return ConfigError(
@@ -159,7 +159,7 @@ def _unreadable(command: str, words: Sequence[str], keys: Callable[[], Defaults]
 
 
 def _near_word(word: str, known: Defaults, config_dir: str | None, *, folder: bool) -> str | None:
-    """What to type for a word without a value that is most like a folder there or an option: resnett -> model=resnet. None: like a key, or nothing."""
+    """What to type for a word that is most like an option or a folder here: resnett -> model=resnet. None where a key is more like it, or nothing is."""
     if "=" in word or word.startswith("-"):
         return None
     meant: dict[str, str | None] = {}

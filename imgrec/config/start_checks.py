@@ -15,7 +15,7 @@ from imgrec.config.instantiate import EXTRAS
 from imgrec.config.options import shipped_targets
 from imgrec.config.schema import DataConfig, MovedData, Node, RunConfig, target_nodes
 from imgrec.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from imgrec.files import LAYOUTS, TABLE_EXTENSIONS, near_path
+from imgrec.files import LAYOUTS, TABLE_EXTENSIONS, did_you_mean_path
 
 # How torchvision and timm call their weights.
 LIBRARY_WEIGHTS = re.compile(r"(\w+_Weights\.)?(DEFAULT|IMAGENET1K_\w+)")
@@ -32,7 +32,7 @@ def check_start(run: RunConfig) -> None:
         _check_library_weights(run.weights, run.model, run.data.image_size)
     if run.distill.teacher is not None and not os.path.exists(run.distill.teacher):
         raise CheckpointError(
-            f"distill.teacher={run.distill.teacher}: there is no such file or folder.{near_path(run.distill.teacher)} "
+            f"distill.teacher={run.distill.teacher}: there is no such file or folder.{did_you_mean_path(run.distill.teacher)} "
             "Set distill.teacher=RUNS_DIR/NAME/ID or a .ckpt file, or distill.teacher=null."
         )
     check_gpu("trainer.accelerator", run.trainer.accelerator)
@@ -54,26 +54,29 @@ def check_data(data: DataConfig) -> None:
             )
 
 
-def check_moved(moved: MovedData) -> None:
-    """DataError where the run's data is not at the folder or the table that it is said to have moved to."""
-    if (
-        moved.root is not None
-        and "://" not in moved.root
-        and not getattr(moved, "download", None)
-        and not os.path.isdir(moved.root)
-    ):
+def check_moved(moved: MovedData, *, download: bool | None = None) -> None:
+    """DataError where the run's data is not at the folder or the table that it is said to have moved to.
+
+    download: whether it will be downloaded to the folder.
+    """
+    if moved.root is not None and "://" not in moved.root and not download and not os.path.isdir(moved.root):
         raise DataError(
-            f"data.root={moved.root} is not a folder.{near_path(moved.root, folder=True)} Set data.root=FOLDER of the run's images."
+            f"data.root={moved.root} is not a folder.{did_you_mean_path(moved.root, folder=True)} Set data.root=FOLDER of the run's images."
         )
     if moved.file is not None and not os.path.isfile(moved.file):
         raise DataError(f"data.file={moved.file} is not a file. Set data.file=TABLE.csv of the run's images.")
 
 
+def check_no_changes(changes: Node, beside: str) -> None:
+    """ConfigError for a change of the run's data, which has no effect beside another setting."""
+    for key, value in changes.items():
+        if value is not None:
+            raise ConfigError(f"data.{key}={format_value(value)} has no effect beside {beside}. Leave it out.")
+
+
 def check_beside_folder(changes: Node, folder: str) -> None:
     """ConfigError for a change of the run's data that has no effect on the images of a folder."""
-    for key, value in changes.items():
-        if value is not None and key not in ("on_bad_image_eval", "image_size"):
-            raise ConfigError(f"data.{key}={format_value(value)} has no effect beside folder={folder}. Leave one of them out.")
+    check_no_changes({key: changes[key] for key in changes if key not in ("on_bad_image_eval", "image_size")}, f"folder={folder}")
 
 
 def _check_compiler(accelerator: str) -> None:
@@ -126,7 +129,7 @@ def _check_root(data: DataConfig) -> None:
         fix = "Set data.root=FOLDER that holds its files, or data.download=true."
     elif "file" in data.own:
         fix = "Set data.root=FOLDER that its paths start from."
-    raise DataError(f"data.root={root} is not a folder.{near_path(root, folder=True)} {fix}")
+    raise DataError(f"data.root={root} is not a folder.{did_you_mean_path(root, folder=True)} {fix}")
 
 
 def _check_table(data: DataConfig) -> None:
@@ -168,7 +171,7 @@ def _check_library_weights(weights: str, model: Node, image_size: int) -> None:
     if none or not LIBRARY_WEIGHTS.fullmatch(weights):
         default = "weights=DEFAULT for the library's, " if not none else "model=resnet18 for a network that has some, "
         raise CheckpointError(
-            f"weights={weights}: there is no such file or folder,{none or ' nor has a library weights of that name'}.{near_path(weights)} "
+            f"weights={weights}: there is no such file or folder,{none or ' nor has a library weights of that name'}.{did_you_mean_path(weights)} "
             f"Set {default}weights=PATH to an imgrec checkpoint or run directory, or weights=null."
         )
     small = [f"model.{key}" for key in ("stem", "head") if model.get(key) == "small"]

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from imgrec.config.answers import check_answers
 from imgrec.config.compose import compose_config
 from imgrec.config.schema import MovedData, dotted_types, parse_settings
-from imgrec.config.start_checks import check_moved, check_packages
+from imgrec.config.start_checks import check_moved, check_no_changes, check_packages
 from imgrec.distributed.command import run_command
 from imgrec.errors import CheckpointError, ConfigError, ExitCode
 from imgrec.export.plain_files import (
@@ -92,9 +92,8 @@ def _check_together(config: ExportConfig) -> None:
     promise = next((f"{key}={value}" for key in ("coverage", "risk") if (value := getattr(config, key)) is not None), None)
     if config.int8 and config.format != "onnx":
         raise ConfigError(f"int8=true: there is no such file of format={config.format}. Set format=onnx.")
-    place = next((f"data.{key}={value}" for key, value in vars(config.data).items() if value is not None), None)
-    if place and not (config.check or config.int8):
-        raise ConfigError(f"{place} has no effect beside check=false, which reads no images. Leave it out.")
+    if not (config.check or config.int8):
+        check_no_changes(asdict(config.data), "check=false, which reads no images")
     check_moved(config.data)
     if promise and config.int8:
         raise ConfigError(f"{promise}: its limits were fitted to the network in 32 bits. Leave it out, or int8=true.")

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from imgrec.errors import CheckpointError, DamagedError, DataError, first_names, plural
-from imgrec.files import EXTENSIONS_TEXT, IMAGE_EXTENSIONS, file_extension, near_path
+from imgrec.files import EXTENSIONS_TEXT, IMAGE_EXTENSIONS, did_you_mean_path, file_extension
 from imgrec.image_folders import find_images
 
 CHECKPOINTS = "checkpoints"  # their folder in a run directory
@@ -51,7 +51,7 @@ def _expand(path: str, key: str) -> list[str]:
         raise DataError(f"{key}={path}: it is no regular file. Set {key}= to an image, a folder or a pattern.")
     if not glob.has_magic(path):
         hint = f"For several files type {key}=[{path}]." if "," in path else f"Set {key}= to an image, a folder or a pattern."
-        raise DataError(f"{key}={path}: there is no such file or folder.{near_path(path)} {hint}")
+        raise DataError(f"{key}={path}: there is no such file or folder.{did_you_mean_path(path)} {hint}")
     matches = sorted(glob.glob(path, recursive=True))
     # A pattern that matches folders alone means the images in them; `**` matches both, and then the files are meant.
     files = [match for match in matches if not os.path.isdir(match)] or [
@@ -102,7 +102,7 @@ def find_file(path: str | Path, allowed: str = NAME_RUN) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or folder.{near_path(path)} {allowed}")
+        raise CheckpointError(f"{path}: there is no such file or folder.{did_you_mean_path(path)} {allowed}")
     if not path.is_dir():
         raise CheckpointError(f"{path}: it is a device, a pipe or a socket. {allowed}")
     for name in (f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}", BEST, LAST):

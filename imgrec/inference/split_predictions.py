@@ -138,9 +138,8 @@ def _draw(predictions: SplitPredictions, images: ImageSet, classes: Sequence[str
         f"{names[true]}\n\u2192 {names[predicted]}\n{percent(probability)}"
         for (true, predicted), probability in zip(pairs.tolist(), predictions.probability[shown], strict=True)
     ]
-    batch = images[
-        Request(0, rows, len(rows))
-    ]  # without those that cannot be read any more, where the run leaves such images out
+    # Without images that cannot be read any more, where the run leaves such images out.
+    batch = images[Request(0, rows, len(rows))]
     captions = [caption for row, caption in zip(rows, captions, strict=True) if row in batch.indices]
     title = f"true \u2192 predicted: the first {len(shown)} of {plural(len(errors), 'error')}, the most probable first"
     return draw_contact_sheet(batch.images, captions, title=title, legend=legend, fonts=fonts)

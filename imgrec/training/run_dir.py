@@ -14,7 +14,7 @@ from imgrec.config.schema import Node, RunConfig
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, DataError, ImgrecError, OutOfMemory
-from imgrec.files import atomic_write, is_directory_name, is_utf8, near_path, numbered_paths
+from imgrec.files import atomic_write, did_you_mean_path, is_directory_name, is_utf8, numbered_paths
 from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS, name_run
 from imgrec.inference.prediction_table import PredictionFiles
 from imgrec.locks import is_locked, lock_folder
@@ -230,7 +230,7 @@ def check_continued(run: RunConfig) -> None:
     path, given = Path(run.continue_from), f"continue_from={run.continue_from}"
     fix = "Set continue_from=RUNS_DIR/NAME/ID of a finished run."
     if _state(path) == "new":
-        raise ConfigError(f"{given} is no run directory.{near_path(path)} {name_run(path, fix)}")
+        raise ConfigError(f"{given} is no run directory.{did_you_mean_path(path)} {name_run(path, fix)}")
     if _state(path) == "unfinished":
         raise ConfigError(f"{given} is not finished. Start its command again first. {fix}")
     if (before := _config(path)).get("parent") is not None:

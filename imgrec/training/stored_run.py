@@ -12,7 +12,7 @@ from imgrec.config.plain_data import read_mapping
 from imgrec.config.ranges import NOT_NEGATIVE
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, DataError, first_line
-from imgrec.files import near_path
+from imgrec.files import did_you_mean_path
 from imgrec.inference.paths import name_run
 from imgrec.inference.stored_predictions import StoredPredictions, data_root, read_predictions
 from imgrec.training.batch_choice import stored_choice
@@ -64,7 +64,9 @@ def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
     DataError for a folder that is no run directory, and for a file in it that was cut or changed.
     """
     if not path.exists():
-        raise DataError(f"{key}={path}: there is no such folder.{near_path(path)} Name run directories such as runs/NAME/ID.")
+        raise DataError(
+            f"{key}={path}: there is no such folder.{did_you_mean_path(path)} Name run directories such as runs/NAME/ID."
+        )
     if not (path / "config.yaml").is_file():
         every = f" For each run in it type {path}/*/" if any(path.glob("*/config.yaml")) else ""
         raise DataError(
