@@ -65,7 +65,8 @@ def test_names_from_right_to_left_are_isolated_and_nothing_else_is_changed(text)
     if not {"\u2068", "\u2069"} & set(text):
         assert without_marks(shown) == printable(text)
     outside = re.sub("\u2068[^\u2068\u2069]*\u2069", "", shown)
-    assert not {unicodedata.bidirectional(letter) for letter in outside} & set("R AL LRE RLE LRO RLO LRI RLI FSI".split())
+    turning = {"R", "AL", "LRE", "RLE", "LRO", "RLO", "LRI", "RLI", "FSI"}
+    assert turning.isdisjoint(map(unicodedata.bidirectional, outside))
 
 
 # Commands, which a mark of direction would change.
