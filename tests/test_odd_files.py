@@ -99,3 +99,17 @@ def test_a_folder_of_runs_names_the_newest_and_a_file_in_one_its_run(
         assert_refused(refused(command, given, capsys), given, "runs/n/2, runs/n/1", "Type runs/n/2")
     assert_refused(refused(command, "runs/n/2/config.yaml", capsys), "runs/n/2/config.yaml", "Type runs/n/2")
     assert "NAME/ID" in refused(command, "folder", capsys)
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_is_not_named_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("n/1/checkpoints").mkdir(parents=True)
+    Path("n/1/config.yaml").touch()
+    Path("n/1/checkpoints/best.ckpt").touch()
+    said = refused("evaluate", "n/1", capsys)
+    assert_refused(said, "n/1/checkpoints/best.ckpt", "an empty file", "runs/NAME/ID")
+    assert "Type" not in said
+    Path("n/1/checkpoints/last.ckpt").touch()
+    assert_refused(refused("evaluate", "n/1", capsys), "n/1/checkpoints/best.ckpt", "n/1/checkpoints/last.ckpt")

@@ -91,9 +91,11 @@ def find_checkpoint(path: str | Path, *, fix: str | None = None, allowed: str = 
 
 def name_another(file: Path, allowed: str = NAME_RUN) -> str:
     """What to type instead of a file that is no checkpoint: one beside it, else a run."""
-    others = [file.with_name(name) for name in (BEST, LAST, PREVIOUS) if name != file.name]
-    other = next(filter(Path.is_file, others), None)
-    return name_run(file, allowed) if other is None else f"Name another, such as {other}."
+    names = (BEST, LAST, PREVIOUS)
+    others = [file.with_name(name) for name in names if name != file.name]
+    if (other := next(filter(Path.is_file, others), None)) is not None:
+        return f"Name another, such as {other}."
+    return allowed if file.name in names else name_run(file, allowed)  # the run of a checkpoint means that checkpoint
 
 
 def find_file(path: str | Path, allowed: str = NAME_RUN) -> Path:
