@@ -12,7 +12,9 @@ from imgrec.config.schema import dotted_types, parse_settings
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, ExitCode
 from imgrec.files import on_progress
+from imgrec.sweeps.folder import is_sweep_folder
 from imgrec.terminal import Terminal
+from imgrec.training.stored_run import check_run
 
 if TYPE_CHECKING:
     from imgrec.report.write import ReportFiles
@@ -29,13 +31,17 @@ class ReportConfig:
 def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     """Write the report of each run or sweep, and say where it is."""
     config = parse_settings(ReportConfig, compose_config("report", argv, config_dir, types=dotted_types(ReportConfig)))
-    folders = [config.runs] if isinstance(config.runs, str) else config.runs or []
+    names = [config.runs] if isinstance(config.runs, str) else config.runs or []
+    folders = [Path(os.path.normpath(name)) for name in names]
     if not folders:
         raise ConfigError("runs=null: there is no run to report on. Type imgrec report runs/NAME/1.")
+    for folder in folders:  # before the seconds that importing torch takes
+        if not is_sweep_folder(folder):
+            check_run(folder, "runs")
     terminal = Terminal()
     with terminal.progress_shown():
-        for name in folders:
-            files = _write(Path(os.path.normpath(name)), config.overwrite)
+        for folder in folders:
+            files = _write(folder, config.overwrite)
             on_progress.get()("reports", 1, len(folders))
             terminal.say(str(files.page) + ("" if files.card is None else f" and {files.card.name}"))
             if files.kept:
@@ -44,7 +50,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
 
 
 def _write(folder: Path, overwrite: bool) -> "ReportFiles":
-    from imgrec.report.sweep_page import is_sweep_folder, write_sweep_page
+    from imgrec.report.sweep_page import write_sweep_page
     from imgrec.report.write import ReportFiles, write_report
 
     if is_sweep_folder(folder):

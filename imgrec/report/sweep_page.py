@@ -17,11 +17,6 @@ from imgrec.sweeps.table import best_is_worth, compare_command, format_metric, k
 from imgrec.terminal import duration, percents
 
 
-def is_sweep_folder(folder: Path) -> bool:
-    """Whether a folder is that of a sweep."""
-    return (folder / "sweep.json").exists()
-
-
 def write_sweep_page(folder: Path, *, overwrite: bool = False) -> Path:
     """The page of a sweep, also of one that is not finished. overwrite: also in the place of a file that imgrec did not write.
 

@@ -93,7 +93,7 @@ class SweepFolder:
         """Alone with sweep.json: read what other processes wrote, write what is changed inside."""
         self._lock(0, fcntl.LOCK_EX)
         try:
-            if (self.path / "sweep.json").exists():
+            if is_sweep_folder(self.path):
                 self.jobs = read_sweep(self.path).jobs
             yield
             self._save()
@@ -203,7 +203,7 @@ def choose_sweep_folder(plan: SweepPlan, id: str | None) -> SweepFolder:
         path = parent / id
         if (path / "config.yaml").exists():
             raise ConfigError(f"{path} holds a run, not a sweep. Set another id.")
-        if not (path / "sweep.json").exists():
+        if not is_sweep_folder(path):
             return SweepFolder(path, arguments, base["monitor"])
         stored = read_sweep(path)
         if not base["resume"]:
@@ -214,7 +214,7 @@ def choose_sweep_folder(plan: SweepPlan, id: str | None) -> SweepFolder:
     numbers = [number for number, _ in numbered_paths(parent, "sweep_")]
     for number in reversed(numbers) if base["resume"] else ():
         path = parent / f"sweep_{number}"
-        if (path / "sweep.json").exists() and sorted((stored := read_sweep(path)).arguments) == sorted(arguments):
+        if is_sweep_folder(path) and sorted((stored := read_sweep(path)).arguments) == sorted(arguments):
             return stored
     return SweepFolder(parent / f"sweep_{max(numbers, default=0) + 1}", arguments, base["monitor"])
 
@@ -223,6 +223,11 @@ def _identity(plan: SweepPlan) -> list[str]:
     kind = [] if plan.trials is None else [SEARCH, f"{PRUNE}=true"] if plan.prune else [SEARCH]
     kind += [FROM_DEFAULTS] if plan.first is not None else []
     return [*kind, *(argument.text for argument in plan.arguments if argument.is_swept or argument.key not in RESUMABLE_KEYS)]
+
+
+def is_sweep_folder(folder: Path) -> bool:
+    """Whether a folder is that of a sweep."""
+    return (folder / "sweep.json").exists()
 
 
 def read_sweep(path: Path) -> SweepFolder:

@@ -58,11 +58,8 @@ class SharedImages(NamedTuple):
     relabelled: int  # images left out, as the runs have them under different classes
 
 
-def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
-    """The run in a folder, which was given as `key`; probabilities: with those of every class, where they were kept.
-
-    DataError for a folder that is no run directory, and for a file in it that was cut or changed.
-    """
+def check_run(path: Path, key: str) -> None:
+    """DataError for a path, which was given as `key`, that is no run directory."""
     if not path.exists():
         raise DataError(
             f"{key}={path}: there is no such folder.{did_you_mean_path(path)} Name run directories such as runs/NAME/ID."
@@ -72,6 +69,14 @@ def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
         raise DataError(
             f"{key}={path} is no run directory. {name_run(path, 'Name a run directory such as runs/NAME/ID.')}{every}"
         )
+
+
+def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
+    """The run in a folder, which was given as `key`; probabilities: with those of every class, where they were kept.
+
+    DataError for a folder that is no run directory, and for a file in it that was cut or changed.
+    """
+    check_run(path, key)
     config = read_mapping(path / "config.yaml", {"data": dict}, fix=f"Leave {path} out.")
     if (choice := stored_choice(RunDir(path, "finished").batch)) is not None:
         config |= {"batch_size": choice.batch_size, "max_device_batch": choice.max_device_batch}
