@@ -416,6 +416,15 @@ def test_processes_that_share_a_cache_download_each_block_once(server, here, cac
     assert len(server.requests) == 2 + len(list(cache.iterdir()))
 
 
+def test_a_block_that_another_process_finishes_after_it_was_missed_is_not_read_again(tmp_path, monkeypatch):
+    cache, is_whole = block_cache.BlockCache(str(tmp_path), 10**6), block_cache._is_whole
+    cache.write("key", 0, 5, lambda: memoryview(b"block"))
+    looks = iter([False])
+    monkeypatch.setattr(block_cache, "_is_whole", lambda path, size: next(looks, None) is None and is_whole(path, size))
+    cache.write("key", 0, 5, lambda: pytest.fail("read again"))
+    assert [file.name for file in tmp_path.iterdir()] == ["key-0"]
+
+
 def test_without_locks_each_process_writes_blocks_of_its_own(kept, server, here, cache, without_locks):
     both = [shards(server.url).split("train") for _ in range(2)]
     server.latency_s = 0.01

@@ -99,6 +99,9 @@ def _claimed(path: str, size: int) -> Iterator[tuple[int, str] | None]:
                 part = f"{path}.{os.urandom(8).hex()}{PART}"
                 os.rename(path + PART, part)  # of one process: others find no such file, and begin again
             if _is_file(file, part):  # else another process has finished it, and this is the block
+                if _is_whole(path, size):  # finished between the look at it and the lock
+                    os.unlink(part)
+                    break
                 yield file, part
                 return
         finally:
