@@ -94,7 +94,6 @@ def test_one_readable_image_of_each_class_is_enough(tmp_path: Path) -> None:
     json.loads((root / "runs/imagefolder_lenet/a/result.json").read_text(), parse_constant=pytest.fail)  # NaN or Infinity
 
 
-@pytest.mark.slow
 def test_an_epoch_whose_images_were_all_skipped_has_no_figures(tmp_path: Path) -> None:
     """A limit may leave such a part of a split that has others."""
     root = photos(tmp_path, "train/*/00[01].jpg")

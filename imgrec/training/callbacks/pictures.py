@@ -39,7 +39,10 @@ class Pictures(pl.Callback):
         if batch_idx or trainer.global_step or not self.images or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, Classifier)
-        picture = batch_picture(pl_module.augmented(batch)[0][: self.images])
+        images = pl_module.augmented(batch)[0][: self.images]
+        if not len(images):  # all of the batch were skipped, as they cannot be read
+            return
+        picture = batch_picture(images)
         if isinstance(trainer.logger, PictureLogger):
             trainer.logger.log_picture("train/batch", picture, 0)
         picture.thumbnail((MOST_WIDE, picture.height))
