@@ -22,7 +22,7 @@ from untrained_run import save_untrained_run
 from watermark import MARKS, learn_marks, pointed_at
 
 from imgrec import cli
-from imgrec.analysis.explain import as_map, check_layer, find_layer, grad_cam, integrated_gradients
+from imgrec.analysis.explain import as_map, check_layer, find_layer, grad_cam, gradient_attributions, integrated_gradients
 from imgrec.analysis.map_borders import AREAS_OF_REGIONS, MUCH, REGIONS, find_concentrations, region_shares
 from imgrec.analysis.map_tests import (
     MOST_OVERLAP,
@@ -102,6 +102,22 @@ def test_maps_are_those_of_captum():
     torch.testing.assert_close(grad_cam(net, "1", pixels(), TARGETS), own.detach())
     own = captum.IntegratedGradients(net).attribute(pixels(), target=TARGETS, n_steps=8, method="riemann_middle")
     torch.testing.assert_close(integrated_gradients(net, pixels(), TARGETS, steps=8), own.float())
+    sure = nn.Sequential(net, nn.Softmax(1))
+    other = captum.IntegratedGradients(sure).attribute(pixels(), target=TARGETS, n_steps=8, method="riemann_middle")
+    both = [part / part.sum(1).abs().sum((1, 2))[:, None, None, None] for part in (own, other)]
+    torch.testing.assert_close(gradient_attributions(net, pixels(), TARGETS), (both[0] + both[1]).float())
+
+
+@pytest.mark.parametrize(("bias", "parts"), [(0.0, 2), (1e4, 1)], ids=["undecided", "sure of everything"])
+def test_the_probability_adds_what_it_has_to_the_logit(bias, parts):
+    """Of two classes with logits z and 0, z linear, both have gradients along the weights of z."""
+    linear = nn.Linear(3 * 16 * 16, 2)
+    with torch.no_grad():
+        linear.weight[1], linear.bias[:] = 0.0, torch.tensor([bias, 0.0])
+    found = gradient_attributions(nn.Sequential(nn.Flatten(), linear), pixels(), torch.zeros(4, dtype=torch.int64))
+    expected = (pixels() * linear.weight[0].view(3, 16, 16)).detach()
+    expected /= expected.sum(1).abs().sum((1, 2))[:, None, None, None]
+    torch.testing.assert_close(found, parts * expected)
 
 
 def test_tokens_of_patches_and_channels_last_are_maps():
@@ -454,7 +470,6 @@ def test_a_network_that_knows_a_mark_points_at_it():
 
 
 NATIVE = [network.name for network in candidates(CatalogQuery())]
-BELOW_THE_GOAL = {"vgg16": 0.9}  # measured: docs/explain.md
 
 
 @pytest.mark.slow
@@ -468,4 +483,4 @@ def test_every_network_points_at_a_mark_by_which_it_knows_the_class(name):
     accuracy, found = pointed_at(net, side)
     print(name, f"accuracy {accuracy:.2f}", found)
     assert accuracy >= 0.95
-    assert found["gradients"] >= BELOW_THE_GOAL.get(name, 0.95)
+    assert found["gradients"] >= 0.95

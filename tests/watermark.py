@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from imgrec.analysis.explain import find_layer, grad_cam, integrated_gradients
+from imgrec.analysis.explain import find_layer, grad_cam, gradient_attributions
 from imgrec.analysis.map_tests import enlarge, evidence_map
 
 MARKS = 2  # classes with a mark; the next has none, so that a network has to see both marks and not the absence of one
@@ -70,7 +70,7 @@ def pointed_at(net: nn.Module, side: int, count: int = 60) -> tuple[float, dict[
     layer = find_layer(net, images[:2])
     parts = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     cam = torch.cat([grad_cam(net, layer, *part) for part in parts])
-    gradients = torch.cat([evidence_map(integrated_gradients(net, *part)) for part in parts])
+    gradients = torch.cat([evidence_map(gradient_attributions(net, *part)) for part in parts])
     found = {
         "gradcam": _inside(enlarge(cam, side), corners, side // cam.shape[-1] // 2),
         "gradients": _inside(_averaged(gradients, side // 5), corners, 1),

@@ -1,6 +1,6 @@
 """Maps that show where a network saw a class: Grad-CAM and a gradient method. Whether a map may be believed is in map_tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from math import isqrt
@@ -117,7 +117,7 @@ def grad_cam(net: nn.Module, layer: str, pixels: Tensor, targets: Tensor) -> Ten
     pixels: float [B, C, S, S]. targets: int64 [B], the class of each image that is explained by its logit.
     """
     with torch.enable_grad(), _outputs(net, layer) as outputs:
-        chosen = _chosen(net(pixels.detach().clone().requires_grad_()), targets)
+        chosen = logits_of(net(pixels.detach().clone().requires_grad_()), targets).sum()
         gradient = as_map(torch.autograd.grad(chosen, outputs[layer])[0])
         activation = as_map(outputs[layer].detach())
     assert gradient is not None
@@ -125,19 +125,46 @@ def grad_cam(net: nn.Module, layer: str, pixels: Tensor, targets: Tensor) -> Ten
     return (gradient.mean((2, 3), keepdim=True) * activation).sum(1).clamp_min(0)
 
 
-def integrated_gradients(net: nn.Module, pixels: Tensor, targets: Tensor, *, steps: int = STEPS) -> Tensor:
-    """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365): float [B, C, S, S], whose sum is the logit's difference.
+def logits_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """[B, N], [B] -> [B]"""
+    return logits.gather(1, targets[:, None])[:, 0]
 
-    The baseline is 0, the mean colour of the training images. Of the path the middles of `steps` equal parts are taken. Of the
-    logit, as 67% of these maps were supported, of the log-probability's 54% of 300 (docs/explain.md).
+
+def probabilities_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """[B, N], [B] -> [B], by softmax."""
+    return logits_of(logits.softmax(1), targets)
+
+
+def integrated_gradients(
+    net: nn.Module,
+    pixels: Tensor,
+    targets: Tensor,
+    *,
+    score: Callable[[Tensor, Tensor], Tensor] = logits_of,
+    steps: int = STEPS,
+) -> Tensor:
+    """Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365): float [B, C, S, S], whose sum is the score's difference.
+
+    The baseline is 0, the mean colour of the training images. Of the path the middles of `steps` equal parts are taken.
     """
     total = torch.zeros_like(pixels)
     for step in range(steps):
         point = (pixels * ((step + 0.5) / steps)).detach().requires_grad_()
         with torch.enable_grad():
-            total += torch.autograd.grad(_chosen(net(point.clone()), targets), point)[0]
+            total += torch.autograd.grad(score(net(point.clone()), targets).sum(), point)[0]
     return total / steps * pixels
 
 
-def _chosen(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.gather(1, targets[:, None]).sum()
+def gradient_attributions(net: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
+    """Integrated gradients of the class's logit and of its probability, each divided by its total, added: float [B, C, S, S].
+
+    The logit also rises where the class is decided, and is noise there: in 134 images with a planted mark it alone pointed at
+    it in 88% with vgg16, both in 97%. Of the log-probability alone fewer maps were supported (docs/explain.md).
+    """
+    both = [integrated_gradients(net, pixels, targets, score=score) for score in (logits_of, probabilities_of)]
+    return _per_total(both[0]) + _per_total(both[1])
+
+
+def _per_total(attributions: Tensor) -> Tensor:
+    total = attributions.sum(1).abs().sum((1, 2))
+    return attributions / total.clamp_min(torch.finfo(total.dtype).tiny)[:, None, None, None]

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imgrec.analysis.explain import check_layer, find_layer, grad_cam, integrated_gradients
+from imgrec.analysis.explain import check_layer, find_layer, grad_cam, gradient_attributions
 from imgrec.analysis.map_tests import (
     AREAS,
     MapVerdict,
@@ -160,7 +160,7 @@ class Explainer:
         def compute(rows: Tensor) -> Tensor:
             some, own = pixels[rows].contiguous(memory_format=self.predictor.memory_format), targets[rows]
             if method == "gradients":
-                return evidence_map(integrated_gradients(net, some, own))
+                return evidence_map(gradient_attributions(net, some, own))
             assert self.layer is not None
             return enlarge(grad_cam(net, self.layer, some, own), pixels.shape[-1])
 
