@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import zlib
+from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,6 +28,7 @@ from untrained_run import save_untrained_run
 
 from imgrec import cli
 from imgrec.data.decode import decode_bytes
+from imgrec.data.jpeg import count_segments
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.predictor import Prediction, load
 from imgrec.serving.access import VARIABLE, is_allowed, read_token, readable_by_others
@@ -495,6 +497,22 @@ def test_an_image_has_a_limit_on_its_metadata(kind):
     read, refused = ask(service(limits=limits), talk)
     assert read.status == 200
     assert (refused.status, "more than 300 pieces of metadata" in refused.json["error"]) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("piece", "reads"),
+    [(b"\0", 1), (b"\0\xff\xe1\0\x0aExif\0\0II", 2), (b"\xff\xd0", 1), (b"\xff\0", 1), (b"\xff\xfe\0\0", 1)],
+    ids=["a stray byte", "and EXIF data behind it", "a restart", "an escaped byte", "a length of 0"],
+)
+def test_pieces_are_counted_as_pillow_reads_them(piece, reads):
+    """It goes on behind what is no segment: a count that ended there took 10 MB of EXIF data for one piece."""
+    start, rest = KINDS["colour.jpg"][:20], KINDS["colour.jpg"][20:]
+    assert start[2:4] == b"\xff\xe0"
+    plain = count_segments(start + rest, 300)
+    assert count_segments(start + 5 * piece + rest, 300) == plain + 5 * reads
+    with Image.open(BytesIO(start + 5 * piece + rest)) as image:
+        assert image.size == (Image.open(BytesIO(start + rest))).size
+    assert count_segments(start + 10**5 * piece + rest, 300) > 300
 
 
 def test_a_damaged_start_is_said_without_a_name_of_python():

@@ -23,6 +23,7 @@ START_OF_SCAN, APP1, APP2 = (
     0xE2,
 )  # markers; EXIF and XMP data are in APP1, a colour profile or that there are more pictures in APP2
 END_OF_IMAGE = 0xD9
+_ALONE = (0x00, *range(0xD0, 0xDA))  # markers without a length: escaped bytes, restarts, start and end of an image
 _MARKER = re.compile(rb"\xff+[^\x00\x01\xff\xd0-\xd7]")  # but those without a segment: stuffed bytes and restarts
 LEAST_LEFT = 8  # rows without which decoding takes less time
 SEQUENTIAL = (0xC0, 0xC1)  # markers of a frame that is coded row by row, with the usual Huffman codes
@@ -67,11 +68,19 @@ def has_segment(content: bytes, wanted: int) -> bool:
 
 
 def count_segments(content: bytes, most: int) -> int:
-    """Segments and padding before the pixels, `most` + 1 where there are more."""
+    """What Pillow reads one by one before the pixels, `most` + 1 where there is more: segments, padding, bytes that are neither."""
     at, count = 2, 0
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != START_OF_SCAN and count <= most:
+    while at + 4 <= len(content) and count <= most:
+        marker = content[at + 1] if content[at] == 0xFF else None
+        if marker == START_OF_SCAN:
+            break
         count += 1
-        at += 1 if content[at + 1] == 0xFF else 2 + (content[at + 2] << 8 | content[at + 3])
+        if marker is None or marker == 0xFF:
+            at += 1
+        elif marker in _ALONE:
+            at += 2
+        else:
+            at += 2 + max(2, int.from_bytes(content[at + 2 : at + 4]))  # Pillow has read the length, whatever it says
     return count
 
 
