@@ -12,7 +12,7 @@ from imgrec.config.compose import compose_config
 from imgrec.config.schema import dotted_types, parse_settings
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, plural, shorten
-from imgrec.files import atomic_write, begins_with, check_output, is_our_png
+from imgrec.files import atomic_write, begins_with, check_output, is_our_png, resolved
 from imgrec.inference.curves import draw_curves
 from imgrec.terminal import Terminal, duration, percent, percents
 from imgrec.training.comparison import (
@@ -96,7 +96,7 @@ def _run_paths(config: CompareConfig) -> tuple[list[Path], Path | None]:
         paths.insert(0, start)
     seen: dict[Path, Path] = {}
     for path in paths:
-        if (first := seen.setdefault(path.resolve(), path)) is not path:
+        if (first := seen.setdefault(resolved(path), path)) is not path:
             raise ConfigError(f"runs={path}: this run is named twice{f', also as {first}' * (first != path)}. Remove one.")
     return paths, start or next(iter(paths), None)
 

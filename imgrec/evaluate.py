@@ -17,7 +17,7 @@ from imgrec.distributed.command import run_command
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
-from imgrec.files import begins_with, check_output, did_you_mean_path, is_our_png
+from imgrec.files import begins_with, check_output, did_you_mean_path, is_our_png, resolved
 from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.prediction_table import EvaluationFiles, check_prediction_files
 from imgrec.inference.slice_names import BRIGHTNESS, check_slices
@@ -78,7 +78,7 @@ def _check_files(config: EvaluateConfig) -> EvaluationFiles:
         raise DataError(
             f"folder={config.folder} is no folder.{did_you_mean_path(config.folder, folder=True)} Set folder=FOLDER that holds CLASS/*.jpg."
         )
-    what = config.split if config.folder is None else Path(config.folder).resolve().name
+    what = config.split if config.folder is None else resolved(config.folder).name
     run_dir = file.parent.parent
     is_in_run = file.parent.name == "checkpoints" and (run_dir / "config.yaml").is_file()  # else it was moved out of its run
     _check_slices(config, run_dir / "config.yaml" if is_in_run else None)

@@ -69,6 +69,11 @@ def is_directory_name(name: str) -> bool:
     return name not in ("", ".", "..") and "/" not in name
 
 
+def resolved(path: str | Path) -> Path:
+    """The absolute path without links; where they are a loop as far as it goes: `Path.resolve` raises RuntimeError in Python 3.11."""
+    return Path(os.path.realpath(path))
+
+
 def nearest_path(path: str | Path, *, folder: bool = False) -> str | None:
     """The path that is most like one that does not exist, in each of its parts, if any is. folder: a folder is wanted."""
     if os.path.exists(path):

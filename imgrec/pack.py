@@ -15,6 +15,7 @@ from imgrec.config.schema import OWN_TEXTS, SPLITS, DataConfig, Node, dotted_typ
 from imgrec.config.start_checks import check_data
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, first_names, plural
+from imgrec.files import resolved
 from imgrec.storage.index import INDEX, ShardIndex
 from imgrec.terminal import Terminal
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     data = DataConfig.from_node(config.data)
     check_data(data)
     root = data.own.get("root")
-    if root is not None and "file" not in data.own and Path(config.out).resolve().is_relative_to(Path(root).resolve()):
+    if root is not None and "file" not in data.own and resolved(config.out).is_relative_to(resolved(root)):
         raise ConfigError(
             f"out={config.out} is in data.root={root}, where shards would be taken for images. Set out=DIR beside it."
         )

@@ -22,7 +22,7 @@ from imgrec.config.start_checks import check_gpu, check_moved
 from imgrec.distributed.command import run_command
 from imgrec.distributed.world import read_world
 from imgrec.errors import CheckpointError, ConfigError, ExitCode, plural
-from imgrec.files import atomic_write, numbered_paths
+from imgrec.files import atomic_write, numbered_paths, resolved
 from imgrec.locks import is_locked, lock_folder
 from imgrec.terminal import Terminal, percent
 from imgrec.training.run_dir import RunDir
@@ -70,7 +70,7 @@ def _read_runs(config: SoupConfig) -> list[StoredRun]:
     named = [config.runs] if isinstance(config.runs, str) else config.runs or []
     runs: list[StoredRun] = []
     for path in map(Path, map(os.path.normpath, named)):
-        if any(path.resolve() == run.path.resolve() for run in runs):
+        if any(resolved(path) == resolved(run.path) for run in runs):
             raise ConfigError(f"runs={path}: this run is named twice. Remove one.")
         run = read_run(path, "runs")
         if "folds" in run.config:

@@ -343,3 +343,25 @@ def test_capitals_and_dashes_are_no_difference(word: str, data: st.DataObject) -
 def test_the_types_of_a_command_are_those_of_its_dataclass() -> None:
     assert TYPES["evaluate"]["data.root"] == str | None
     assert typing.get_args(TYPES["predict"]["files"]) == (str, list[str], type(None))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare", "loop"],
+        ["pack", "photos", "out=loop"],
+        ["check", "photos", "out=loop.json"],
+        ["check", "photos", "out=null.json"],
+    ],
+    ids=" ".join,
+)
+def test_links_that_are_a_loop_and_paths_that_are_none_end_in_a_line(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos/train/a").mkdir(parents=True)
+    for name in ("loop", "loop.json"):
+        Path(name).symlink_to(name)
+    Path("null.json").write_text('{\n "imgrec": "check",\n "root": "a\\u0000b"}')
+    assert cli.main(words) != 0
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from imgrec.errors import ConfigError
-from imgrec.files import did_you_mean_path
+from imgrec.files import did_you_mean_path, resolved
 
 
 def shipped_file(name: str) -> Path:
@@ -28,7 +28,7 @@ def conf_dirs(config_dir: str | None) -> list[Path]:
         raise ConfigError(
             f"--config-dir {config_dir}: there is no such folder.{did_you_mean_path(config_dir, folder=True)} Name the folder with your model/, data/, experiment/ yaml."
         )
-    return [*([Path(config_dir).resolve()] if config_dir else []), conf_dir()]
+    return [*([resolved(config_dir)] if config_dir else []), conf_dir()]
 
 
 def option_names(group: str, config_dir: str | None = None) -> list[str]:

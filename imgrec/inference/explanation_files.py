@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgrec.errors import ConfigError
-from imgrec.files import check_output, is_directory_name, is_our_png, is_our_table
+from imgrec.files import check_output, is_directory_name, is_our_png, is_our_table, resolved
 from imgrec.inference.paths import EXPLAINED, EXPLAINED_FILE
 
 
@@ -25,7 +25,7 @@ def explanation_files(out: str | None, names: Sequence[str], *, run: Path | None
     """
     own = None if run is None else run / EXPLAINED
     folder, digits = Path(out) if out is not None else own or Path(EXPLAINED), len(str(len(names)))
-    if not overwrite and (folder / EXPLAINED_FILE).exists() and (own is None or folder.resolve() != own.resolve()):
+    if not overwrite and (folder / EXPLAINED_FILE).exists() and (own is None or resolved(folder) != resolved(own)):
         raise ConfigError(
             f"out={folder} has the maps that {folder.parent / 'report.html'} shows. Set out=ANOTHER, or overwrite=true to replace them."
         )

@@ -185,4 +185,4 @@ def file_kind(file: Path) -> str:
 
 def suspects_command(path: Path) -> str:
     """Lists the images of a run, or of folds, whose label is probably wrong."""
-    return f"imgrec check {shlex.quote(f'ckpt={path}')} suspects=true"
+    return f"imgrec check {shlex.quote(f'ckpt={path}')} suspects=true {shlex.quote(f'out={path}/suspects.json')}"

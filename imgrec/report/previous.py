@@ -6,6 +6,7 @@ from typing import NamedTuple
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Node
 from imgrec.errors import DataError
+from imgrec.files import resolved
 from imgrec.report.facts import Facts
 from imgrec.report.figures import validation_commands
 from imgrec.report.measured import OF_VALIDATION, read_measured_run
@@ -42,7 +43,7 @@ def previous_run(facts: Facts) -> StoredRun | None:
 
     Runs that cannot be read are passed over, and those that were tested where this one was validated.
     """
-    own = facts.folder.resolve()
+    own = resolved(facts.folder)
     finished = (own / "result.json").stat().st_mtime_ns
     older = [
         (time, file.parent)

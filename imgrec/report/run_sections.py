@@ -10,6 +10,7 @@ from imgrec.config.changes import changed_keys
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import leaves
 from imgrec.errors import ConfigError, DataError, ImgrecError, plural
+from imgrec.files import resolved
 from imgrec.html_page import Section, code, scrolling, text
 from imgrec.report.charts import CHART_STYLE, ChartLine, line_chart, share_bars
 from imgrec.report.facts import Facts
@@ -136,7 +137,7 @@ def _read_check(file: Path) -> dict[str, Any] | None:
 
 
 def _same_folder(one: Any, other: Any) -> bool:
-    return isinstance(one, str) and isinstance(other, str) and Path(one).resolve() == Path(other).resolve()
+    return isinstance(one, str) and isinstance(other, str) and resolved(one) == resolved(other)
 
 
 def time_section(facts: Facts) -> Section:

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 
 from imgrec.config.plain_data import read_mapping
 from imgrec.errors import ConfigError, DataError
-from imgrec.files import begins_with, check_output
+from imgrec.files import begins_with, check_output, resolved
 from imgrec.html_page import page_start
 
 CHECK_MARK = b'{\n "imgrec": "check"'  # how our JSON begins
@@ -26,11 +26,11 @@ def checked_outputs(out: Path, name: str, root: str | None, write: Literal["skip
 
     name: of the data that is checked, as the JSON has it in "root"; root: its data.root.
     """
-    if root is not None and out.resolve().is_relative_to(Path(root).resolve()):
+    if root is not None and resolved(out).is_relative_to(resolved(root)):
         raise ConfigError(f"out={out} is in data.root={root}, where check writes nothing. Set out=FILE.json in another folder.")
     check_output("out", out, (".json",), ours=begins_with(CHECK_MARK), overwrite=overwrite)
     other = None if overwrite else _checked_before(out)
-    if other is not None and Path(other).resolve() != Path(name).resolve():
+    if other is not None and resolved(other) != resolved(name):
         raise ConfigError(f"out={out} has the check of {other}. Set out=ANOTHER.json, or overwrite=true to replace it.")
     page = out.with_suffix(".html")
     check_output("out", page, (".html",), ours=begins_with(page_start("check").encode()), overwrite=overwrite)
@@ -52,6 +52,7 @@ def _checked_before(out: Path) -> str | None:
     if not out.is_file():
         return None
     try:
-        return str(read_mapping(out, {"root": str}, fix="")["root"])
+        root = str(read_mapping(out, {"root": str}, fix="")["root"])
     except DataError:
         return None
+    return None if "\0" in root else root  # no path

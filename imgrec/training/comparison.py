@@ -21,7 +21,7 @@ from imgrec.analysis.paired import (
 )
 from imgrec.config.annotations import format_value
 from imgrec.errors import plural
-from imgrec.files import on_progress
+from imgrec.files import on_progress, resolved
 from imgrec.inference.stored_predictions import StoredPredictions
 from imgrec.training.config_difference import differing_values
 from imgrec.training.stored_run import SharedImages, StoredRun, shared_images
@@ -240,7 +240,7 @@ def _p(value: float) -> str:
 
 def run_names(runs: Sequence[StoredRun]) -> list[str]:
     """The last parts of each run's path, two or as many as tell the runs apart."""
-    parts = [run.path.resolve().parts for run in runs]
+    parts = [resolved(run.path).parts for run in runs]
     most = max(map(len, parts))
     length = next((n for n in range(2, most) if len({part[-n:] for part in parts}) == len(parts)), most)
     return ["/".join(part[-length:]) for part in parts]
