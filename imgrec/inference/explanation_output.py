@@ -19,6 +19,7 @@ from imgrec.terminal import percent
 
 SHEET_IMAGES = 20  # more make a sheet that no screen shows
 CAPTION_WIDTH = 20  # letters below a picture: digits have 7 of its 144 pixels
+LAYER_WIDTH = 12  # of those, behind "Grad-CAM, ", whose letters are narrow
 PICTURE_TILE = 224  # pixels of a picture in the file of one image
 LEGEND = (
     "supported: hiding the tenth of the image with the highest values (of Grad-CAM in the line) lowers the probability "
@@ -107,8 +108,8 @@ def draw_explanations(images: Sequence[ExplainedImage], explainer: Explainer, *,
         for each in said.maps:
             is_whole = each.method == "gradcam"  # what gradients mark is single pixels
             pictures.append(draw_overlay(said.image, each.values, each.area if is_whole else None))
-            at = f", {explainer.layer}" * is_whole
-            captions.append(f"{shortened(METHOD_NAMES[each.method] + at, CAPTION_WIDTH)}\n{verdict_lines(each)}")
+            layer = f", {shortened(explainer.layer or '', LAYER_WIDTH)}" * is_whole
+            captions.append(f"{METHOD_NAMES[each.method]}{layer}\n{verdict_lines(each)}")
         for near in one.neighbours:
             pictures.append(enlarged(near.image))
             captions.append(f"{names[near.label]}\ndistance {near.distance:.3f}\n{_file_name(near.name)}")
