@@ -58,9 +58,10 @@ def _check_files(config: PredictConfig, files: list[str]) -> Path:
     """The checkpoint file; the names of the images are appended to `files`."""
     if config.ckpt is None:
         raise ConfigError("ckpt=null: predict needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
+    ckpt = find_checkpoint(config.ckpt)
     if config.files is None:
         raise ConfigError("files=null: predict needs images. Set files=FOLDER, FILE, a pattern in quotes or [a.jpg,b.jpg].")
-    out, ckpt = Path(config.out), find_checkpoint(config.ckpt)
+    out = Path(config.out)
     check_gpu("device", config.device)
     files += expand_files(config.files)
     check_output("out", out, prediction_table.SUFFIXES, ours=is_our_table, overwrite=config.overwrite)

@@ -195,6 +195,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "predict an.ckpt no.png": ("files=no.png", "files="),
     "predict an.ckpt": ("files=null", "files=FOLDER, FILE", "[a.jpg,b.jpg]"),
     "predict ckpt=an.ckpt": ("files=null", "files=FOLDER, FILE", "[a.jpg,b.jpg]"),
+    "predict photos": ("photos", "checkpoints/best.ckpt", "runs/NAME/ID"),
     "predict ckpt=an.ckpt files=no.png": ("files=no.png", "files="),
     "predict ckpt=an.ckpt files=a.png,b.png": ("files=a.png,b.png", "files=[a.png,b.png]"),
     "predict ckpt=an.ckpt files=*.tif": ("files=*.tif", "quotes"),
