@@ -13,6 +13,15 @@ from imgrec.distributed.command import run_command
 from imgrec.files import atomic_write
 
 
+@pytest.fixture
+def hangup_ends():
+    """Under nohup SIGHUP is ignored, and a command leaves it so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup_ends")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_a_signal_ends_a_command_with_one_line_and_a_code_after_it_has_tidied_up(name, code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
