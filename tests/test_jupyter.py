@@ -57,5 +57,7 @@ def test_a_notebook_shows_each_line_once_and_the_log_has_them(tmp_path: Path) ->
     assert lines == log
     assert sum("test accuracy" in line for line in lines) == 1
     assert sum(line.startswith("    1/1") for line in lines) == 1
-    assert (tmp_path / "runs/digits_simple_cnn/2/log.txt").read_text().splitlines()[-1].startswith("  imgrec predict")
+    assert (tmp_path / "runs/digits_simple_cnn/2/log.txt").read_text().splitlines()[
+        -1
+    ] == "  imgrec serve runs/digits_simple_cnn/2"
     assert "imgrec.Result" in shown[0].data["text/plain"]
