@@ -198,7 +198,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 def atomic_output(path: Path) -> Iterator[BinaryIO]:
     """`atomic_file` for a file of the user's; a link stays one, to the new file. DataError where it cannot be written."""
     try:
-        with atomic_file(Path(os.path.realpath(path))) as file:
+        with atomic_file(resolved(path)) as file:
             yield file
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error.strerror}. Free disk space, or choose another path.") from error
@@ -216,7 +216,7 @@ def check_output(key: str, path: Path, suffixes: Sequence[str], *, ours: Callabl
         raise ConfigError(
             f"{key}={path}: its folder cannot be made: {error.strerror}. Set {key}=FILE in another folder."
         ) from error
-    target = Path(os.path.realpath(path))
+    target = resolved(path)
     _check_length(key, path, target)
     if target.is_symlink() or (target.exists() and not target.is_file()):  # a loop of links; a folder, a pipe
         raise ConfigError(f"{key}={path} is no regular file. Set {key}=FILE, which is written or replaced.")
