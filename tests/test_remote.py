@@ -483,9 +483,10 @@ def test_requests_are_the_same_and_are_announced_before_they_are_drawn(server, h
 # The process
 
 
-def test_the_process_ends_with_who_started_it_and_ignores_signals_of_the_run(kept, server):
+def test_the_process_leaves_workers_their_cores_ignores_signals_of_the_run_and_ends_with_who_started_it(kept, server):
     images = shards(server.url).split("train")
     pid = images.files.downloads.pid
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(os.getpriority(os.PRIO_PROCESS, 0) + 10, 19)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         os.kill(pid, number)
     assert equal(images, shards(kept).split("train"))

@@ -33,6 +33,8 @@ REQUESTS_NEEDED = 16  # of what is waited for, beside those
 MOST_ATTEMPTS = 10
 FIRST_WAIT_S = 0.1  # between attempts; twice as long after each, 25 s in all
 MOST_WAIT_S = 5.0
+# Loader workers take a core before it does; where they wait for a block, their cores are free (see benchmarks/NOTES.md).
+LOWER_PRIORITY = 10
 WITHOUT_RANGES = "Use a server that answers requests for a range of bytes, or copy the shards to a disk."
 
 
@@ -201,5 +203,6 @@ def main() -> None:
     # Who stops a run signals all its processes, and the run then wants its batches up to the next step.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    os.nice(LOWER_PRIORITY)
     serve(FetchSettings(**json.loads(sys.stdin.buffer.readline())))
     os._exit(0)  # without waiting for downloads
