@@ -433,11 +433,6 @@ def measure(sizes: Sizes, failed: list[str]) -> Iterator[Row]:
             yield from attempt(failed, "gpu_decoding", lambda: decoding(sizes, folder))
 
 
-def results(*, rounds: int = Sizes.rounds) -> list[Row]:
-    """For `make bench`: nothing on a machine without a GPU."""
-    return list(measure(Sizes(rounds=rounds), [])) if torch.cuda.is_available() else []
-
-
 def report(rows: list[Row]) -> str:
     lines = [rows[0]["machine"] if rows else machine(), ""]
     for row in rows:

@@ -31,6 +31,8 @@ NETWORKS = {  # overrides, batch
     "vgg11_bn 32": ("model=vgg11_bn data=fake", 16),
     "resnet18 128": ("model=resnet18 model.stem=imagenet data=fake data.image_size=128", 8),
     "densenet121 64": ("model=densenet121 data=fake data.image_size=64", 4),
+    "alexnet 32": ("model=alexnet data=fake", 16),
+    "googlenet 32": ("model=googlenet data=fake", 8),
 }
 BASE = "32"
 
@@ -109,7 +111,7 @@ def results(rounds: int = 5, *, compiled: bool = True) -> list[dict[str, Any]]:
                         "peer": BASE,
                         "ratio": round(ratio, 3),
                         "runs": rounds,
-                        "machine": machine,
+                        "machine": machine(),
                     }
                 )
         print()

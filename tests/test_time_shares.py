@@ -20,6 +20,7 @@ from processes import run_ranks, wait_until
 from imgrec.config.instantiate import instantiate
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.train import fit
+from imgrec.training.callbacks.console import HEADER, epoch_line
 from imgrec.training.callbacks.profile import RECORDED
 from imgrec.training.held_back import HELD_BACK, LEAST_S, data_setting, held_back
 from imgrec.training.module import Classifier
@@ -198,6 +199,15 @@ def test_a_run_that_nothing_holds_back_says_nothing_nor_one_that_measures_nothin
     assert "of the training's time" not in capsys.readouterr().out
     result = fit(small("id=2", "callbacks.throughput=null"), quiet=True)
     assert (result["time_shares"], result["held_back"]) == ({}, None)
+
+
+def test_the_line_of_an_epoch_has_the_share_of_waiting_and_fits_80_characters():
+    shares = {"train/accuracy": 1.0, "val/accuracy": 1.0, "data_wait_share": 1.0}
+    row = shares | {"train/loss": 123.4, "val/loss": 123.4, "lr": 1e-4, "images_per_second": 123456.0, "seconds": 3599.0}
+    line = epoch_line(row | {"epoch": 999, "best": True}, 999)
+    cells = ["999/999", "123.4000", "100.00%", "123.4000", "100.00%", "1.0e-04", "123,456", "100%", "59:59", "best"]
+    assert line.split() == cells
+    assert len(line) == len(f"{HEADER} best") == 80
 
 
 def test_at_the_share_of_the_limit_nothing_is_said():

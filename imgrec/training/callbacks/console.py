@@ -13,17 +13,18 @@ from imgrec.training.callbacks.steps import StepMetrics
 from imgrec.training.held_back import data_setting
 from imgrec.training.lightning_compat import count_micro_batches
 
-# The columns: title, width, metric, form. 80 characters wide; metrics.csv has the rest.
+# The columns: title, width with the blanks before it, metric, form. 80 characters wide; metrics.csv has the rest.
 CELLS: tuple[tuple[str, int, str, Callable[[Any], str]], ...] = (
-    ("train loss", 10, "train/loss", "{:.4f}".format),
-    ("acc", 7, "train/accuracy", percent),
-    ("val loss", 8, "val/loss", "{:.4f}".format),
-    ("acc", 7, "val/accuracy", percent),
-    ("lr", 8, "lr", "{:.2e}".format),
-    ("images/s", 8, "images_per_second", "{:,.0f}".format),
-    ("time", 5, "seconds", duration),
+    ("train loss", 12, "train/loss", "{:.4f}".format),
+    ("acc", 8, "train/accuracy", percent),
+    ("val loss", 10, "val/loss", "{:.4f}".format),
+    ("acc", 8, "val/accuracy", percent),
+    ("lr", 9, "lr", "{:.1e}".format),
+    ("images/s", 10, "images_per_second", "{:,.0f}".format),
+    ("wait", 5, "data_wait_share", "{:.0%}".format),  # for images
+    ("time", 6, "seconds", duration),
 )
-HEADER = "  ".join(["  epoch", *(f"{title:>{width}}" for title, width, _, _ in CELLS)])
+HEADER = "".join(["  epoch", *(f"{title:>{width}}" for title, width, _, _ in CELLS)])
 LEFT_OUT = "left out that cannot be read"
 EVERY_SECONDS = 0.1  # how often the loss beside the bar is fetched from the device
 
@@ -104,4 +105,4 @@ class EpochLines(pl.Callback):
 def epoch_line(row: dict[str, Any], epochs: int) -> str:
     """The figures of an epoch, aligned under HEADER; '-' for what was not measured."""
     cells = [f"{form(row[name]) if name in row else '-':>{width}}" for _, width, name, form in CELLS]
-    return "  ".join([f"{row['epoch']}/{epochs}".rjust(7), *cells]) + ("  best" if row["best"] else "")
+    return "".join([f"{row['epoch']}/{epochs}".rjust(7), *cells]) + (" best" if row["best"] else "")
