@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from error_parts import raises_error
+from error_parts import assert_error, raises_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_files import (
@@ -97,6 +97,16 @@ def test_every_decoder_sees_pils_pixels(tmp_path, preprocessing, decoder):
         (tmp_path / name).write_bytes(content)
         pixels = decode(str(tmp_path / name), preprocessing, decoder).int()
         assert (pixels - by_pil(content, preprocessing)).abs().max() <= 1, name
+
+
+@pytest.mark.parametrize("decoder", ["simplejpeg", "torchvision", "pil"])
+def test_a_jpeg_that_is_cut_short_is_an_error_of_every_decoder(tmp_path, decoder):
+    path = tmp_path / "cut.jpg"
+    path.write_bytes(encode(picture(0), "JPEG")[:-300])
+    with pytest.raises(DataError) as error:
+        decode(str(path), COLOUR, decoder)
+    assert_error(str(error.value), str(path), "truncated")
+    assert ".cpp" not in str(error.value)  # the place in torchvision's source
 
 
 def test_a_decoder_that_is_not_installed_is_named(monkeypatch):

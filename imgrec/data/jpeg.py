@@ -107,7 +107,7 @@ def check_decoder(decoder: Decoder) -> None:
 def decode_jpeg(
     content: bytes, header: Header, channels: int, decoder: Decoder = "auto", rows: int | None = None
 ) -> NDArray[np.uint8] | None:
-    """uint8 [H, W] or [H, W, 3] of 1 or 3 channels; None for the rare kinds that only PIL reads, and decoder="pil".
+    """uint8 [H, W] or [H, W, 3] of 1 or 3 channels; None for the rare kinds that only PIL reads, what another decoder refuses, and "pil".
 
     rows: how many are needed; below them there may be anything, and damage may not be noticed. DataError where data is missing:
     libjpeg warns of it, which simplejpeg alone passes on.
@@ -123,7 +123,10 @@ def decode_jpeg(
         pixels = None if rows is None else _decode_rows(content, header, colorspace, rows)
         pixels = _decode_by_simplejpeg(content, colorspace) if pixels is None else pixels
     else:
-        pixels = _other_decoder(decoder)(content, colorspace).permute(1, 2, 0).numpy()
+        try:
+            pixels = _other_decoder(decoder)(content, colorspace).permute(1, 2, 0).numpy()
+        except RuntimeError:  # which names a place in C++; PIL says what is wrong
+            return None
     if pixels is not None and channels == 1 and colorspace == "RGB":  # not the JPEG's own luma: a PIL image has only its colours
         return np.array(Image.fromarray(pixels).convert("L"))
     return pixels
