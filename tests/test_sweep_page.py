@@ -23,6 +23,8 @@ from imgrec.report.sweep_page import write_sweep_page
 from imgrec.sweeps import importance
 from imgrec.sweeps.arguments import Argument
 from imgrec.sweeps.folder import Job, SweepFolder
+from imgrec.sweeps.table import print_ranking
+from imgrec.terminal import Terminal
 
 SPACE = ("optim.lr=log(1e-4,1e-1)", "augment.mixup=0.0,0.2", "model.depth=int(18,50)")
 optuna_installed = pytest.mark.skipif(find_spec("optuna") is None, reason="the extra optuna is not installed")
@@ -94,6 +96,24 @@ def test_the_page_has_what_the_table_has(monitor: str, tmp_path: Path) -> None:
     assert "<b>" not in page
     assert "by skill and by luck" in page
     assert f"imgrec compare {folder.path}/0 {best.folder}" in page
+
+
+def test_where_no_run_is_better_than_the_defaults_it_says_so_and_names_nothing_to_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = swept(tmp_path / "sweep_1", 8)
+    with closing(folder), folder.updating():
+        folder.jobs[0].value = 0.99
+    page = write_sweep_page(folder.path).read_text()
+    print_ranking(Terminal(), folder, searched=True)
+    for said in (page, capsys.readouterr().out):
+        assert "None of 7 runs has a better val/accuracy than the first, which has the defaults" in said
+        assert "imgrec compare" not in said
+    with closing(folder), folder.updating():
+        folder.jobs[0].fail(ZeroDivisionError("<i>no"))
+    page = write_sweep_page(folder.path).read_text()
+    assert "The first run, with the defaults, has no result" in page
+    assert "imgrec compare" not in page
 
 
 def test_report_writes_it_and_keeps_a_file_of_somebody_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

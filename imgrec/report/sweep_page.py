@@ -13,7 +13,15 @@ from imgrec.report.figures import SORT_SCRIPT
 from imgrec.report.sweep_charts import MOST_AXES, SWEEP_STYLE, SweepRun, history_chart, parallel_chart
 from imgrec.sweeps.folder import FROM_DEFAULTS, HAVE_RESULT, Job, SweepFolder, read_sweep
 from imgrec.sweeps.importance import CHANCE, LEAST_BEST, LEAST_RUNS, importances, searched
-from imgrec.sweeps.table import best_is_worth, compare_command, format_metric, key_headings, repeat_command, short_value
+from imgrec.sweeps.table import (
+    best_is_worth,
+    compare_command,
+    format_metric,
+    key_headings,
+    repeat_command,
+    short_value,
+    without_comparison,
+)
 from imgrec.terminal import duration, percents
 
 
@@ -70,6 +78,8 @@ def best_section(sweep: SweepFolder) -> Section:
     start = min(sweep.jobs, key=lambda job: job.number)
     if FROM_DEFAULTS in sweep.arguments and start.value is not None:
         said += f"<p>Run 0 has the defaults: {text(sweep.monitor)} {format_metric(start.value, sweep.monitor)}.</p>"
+    if reason := without_comparison(sweep, best):
+        said += f"<p>{text(reason)}</p>"
     repeat, compare = code(repeat_command(best)), code(compare_command(sweep, best))
     asked = "The same with other seeds" + ", and whether it is better than the defaults" * bool(compare)
     commands = f"{repeat}\n{compare}".strip()

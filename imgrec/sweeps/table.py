@@ -104,6 +104,8 @@ def print_ranking(terminal: Terminal, folder: SweepFolder, *, searched: bool = F
     if searched and best is not None:
         terminal.say(f"best: {best.folder}, {job_results(best, folder.monitor)}", style="bold green")
         terminal.say(best_is_worth(folder, best))
+        if said := without_comparison(folder, best):
+            terminal.say(said)
     if commands := list(_next_commands(folder, best, searched=searched)):
         terminal.say("\n  ".join(["next:", *commands]))
 
@@ -141,7 +143,20 @@ def repeat_command(best: Job) -> str:
 
 def compare_command(folder: SweepFolder, best: Job) -> str:
     """Of a search that began with the defaults: the command that says whether its best run is better than they are."""
-    first = folder.jobs[0]
-    if FROM_DEFAULTS not in folder.arguments or best.folder == first.folder or first.status not in HAVE_RESULT:
+    if FROM_DEFAULTS not in folder.arguments or without_comparison(folder, best) or best.folder == folder.jobs[0].folder:
         return ""
-    return shlex.join(["imgrec", "compare", first.folder, best.folder])
+    return shlex.join(["imgrec", "compare", folder.jobs[0].folder, best.folder])
+
+
+def without_comparison(folder: SweepFolder, best: Job) -> str:
+    """Of a search that began with the defaults: why its best run cannot be compared with them; nothing where it can."""
+    first, runs = folder.jobs[0], sum(job.status in HAVE_RESULT for job in folder.jobs)
+    if FROM_DEFAULTS not in folder.arguments:
+        return ""
+    if first.status not in HAVE_RESULT:
+        return "The first run, with the defaults, has no result: whether the best one is better than they are is not known."
+    if best.folder != first.folder or runs == 1:
+        return ""
+    return (
+        f"None of {runs} runs has a better {folder.monitor} than the first, which has the defaults: there is nothing to compare."
+    )
