@@ -176,13 +176,16 @@ class Terminal:
 
     @contextmanager
     def progress_shown(self) -> Iterator[None]:
-        """A bar for each pass over images in the block (`on_progress`)."""
+        """A bar for each pass over images in the block (`on_progress`). One of unknown length goes when the next begins."""
         tasks: dict[tuple[str, int | None], TaskID] = {}
 
         def report(what: str, count: int, of: int | None) -> None:
             if (what, of) not in tasks:
+                for (_, total), task in tasks.items():
+                    if total is None:
+                        bar.update(task, visible=False)
                 tasks[what, of] = bar.add_task(what, total=of, note="")
-            bar.advance(tasks[what, of], count)
+            bar.update(tasks[what, of], advance=count, visible=True)
 
         with self.bar() as bar:
             token = on_progress.set(report)

@@ -300,6 +300,7 @@ def test_each_pass_over_images_has_a_bar_with_its_count(monkeypatch):
     terminal = Terminal()
     bar = terminal.bar()
     monkeypatch.setattr(terminal, "bar", lambda: bar)
+    shown = []
     with terminal.progress_shown():
         report = on_progress.get()
         for what, count, of in (
@@ -310,8 +311,10 @@ def test_each_pass_over_images_has_a_bar_with_its_count(monkeypatch):
             ("reading", 1, 9),
         ):
             report(what, count, of)
+            shown.append([task.description for task in bar.tasks if task.visible])
     rows = [(task.description, task.completed, task.total) for task in bar.tasks]
     assert rows == [("listing", 7, None), ("reading", 5, 5), ("reading", 1, 9)]
+    assert shown == [["listing"], ["reading"], ["listing", "reading"], ["listing", "reading"], ["reading", "reading"]]
     assert on_progress.get() is not report
 
 

@@ -84,7 +84,10 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     ckpt = find_checkpoint(config.ckpt)
     kind.check(out, config.overwrite)
     check_packages(f"format={config.format}", "export", *kind.packages)
-    _export(config, ckpt, out)
+    terminal = Terminal()
+    with terminal.progress_shown():
+        on_progress.get()("reading the network", 0, None)
+        _export(config, ckpt, out, terminal)
     return ExitCode.OK
 
 
@@ -103,7 +106,7 @@ def _check_together(config: ExportConfig) -> None:
         )
 
 
-def _export(config: ExportConfig, ckpt: Path, out: Path) -> None:
+def _export(config: ExportConfig, ckpt: Path, out: Path, terminal: Terminal) -> None:
     from imgrec.export.agreement import check_agreement, compare_answers, measure_agreement, run_images
     from imgrec.export.classifier import PROBABILITIES, WholeClassifier
     from imgrec.export.formats import BUILDERS, Plan, build_int8
@@ -134,24 +137,23 @@ def _export(config: ExportConfig, ckpt: Path, out: Path) -> None:
     if not plan.probe.outputs[PROBABILITIES].isfinite().all():
         raise CheckpointError(f"{checkpoint.file}: the network's answer is not a number. Train again with a lower optim.lr.")
     agreement = cost = None
-    with Terminal().progress_shown():
-        on_progress.get()("writing the network", 0, None)
-        built = BUILDERS[config.format](plan)
-        expected = plan.probe.outputs[PROBABILITIES].numpy()
-        check_agreement(compare_answers(built.answer(plan.probe.image), expected, guarantee), out)
-        if images is not None:
-            agreement = measure_agreement(predictor, images, built.answer, guarantee)
-            check_agreement(agreement, out)
-        if training is not None:
-            float32, built = built, build_int8(plan, built.graph, training)
-            cost = None if images is None else measure_cost(images, len(checkpoint.classes), float32.answer, built.answer)
+    on_progress.get()("writing the network", 0, None)
+    built = BUILDERS[config.format](plan)
+    expected = plan.probe.outputs[PROBABILITIES].numpy()
+    check_agreement(compare_answers(built.answer(plan.probe.image), expected, guarantee), out)
+    if images is not None:
+        agreement = measure_agreement(predictor, images, built.answer, guarantee)
+        check_agreement(agreement, out)
+    if training is not None:
+        float32, built = built, build_int8(plan, built.graph, training)
+        cost = None if images is None else measure_cost(images, len(checkpoint.classes), float32.answer, built.answer)
     figures = {"agreement": agreement} | ({"int8": cost} if config.int8 else {})
     built.write(out, {name: None if value is None else asdict(value) for name, value in figures.items()})
-    _say_export(config, out, agreement, cost)
+    _say_export(terminal, config, out, agreement, cost)
 
 
-def _say_export(config: ExportConfig, out: Path, agreement: object, cost: object) -> None:
-    terminal, kind = Terminal(), FILE_KINDS[config.format]
+def _say_export(terminal: Terminal, config: ExportConfig, out: Path, agreement: object, cost: object) -> None:
+    kind = FILE_KINDS[config.format]
     if agreement is None:
         terminal.say("check=false: the file was not compared with PyTorch on the validation images", style="yellow")
     else:
