@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.stats import binomtest
 from sklearn.datasets import load_digits
 
-from imgrec.analysis.diagnosis import Epochs, diagnose, label_noise, never_predicted, unlike_validation
+from imgrec.analysis.diagnosis import Epochs, diagnose, known_classes, label_noise, never_predicted, unlike_validation
 from imgrec.train import fit
 from imgrec.training.result import Result
 
@@ -89,6 +89,14 @@ def test_still_improving():
     says(found["still improving"], "0.4 to 0.33", "epoch 6", "Train longer: epochs=16 id=1")
 
 
+def test_where_every_validation_image_is_right_more_epochs_and_less_fitting_gain_nothing():
+    found = rules(val=(1.9, 1.1, 0.7, 0.5, 0.45, 0.4, 0.36, 0.33), accuracy=(0.9, 0.95, 0.99, *[1.0] * 5))
+    assert found == {}
+    falling, rising = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01), (1.8, 0.5, 0.1, 0.11, 0.12, 0.13, 0.14, 0.15)
+    assert rules(train=falling, val=rising, accuracy=(0.9, 0.95, *[1.0] * 6)) == {}
+    assert list(rules(train=falling, val=rising)) == ["over-fitted"]
+
+
 def test_validation_too_small():
     found = rules(val=tuple(loss + 0.05 for loss in GOOD), images=150)
     assert list(found) == ["validation too small"]
@@ -118,21 +126,48 @@ def test_a_test_unlike_validation():
     assert unlike_validation((0.0, 56), (0.98, 50)) == [], "a better test needs no advice"
 
 
+TRUE = np.repeat(np.arange(4), 100)
+NUMBERS = np.arange(400) % 100  # of an image in its class
+SURE = np.where(NUMBERS % 2, 0.9, 0.6)  # of errors as of right answers
+
+
+def answers(wrong_in_a_class: int) -> np.ndarray:
+    """Of so many images of each class the next class."""
+    return np.where(wrong_in_a_class > NUMBERS, (TRUE + 1) % 4, TRUE)
+
+
 def test_label_noise():
-    right = np.arange(400) >= 80
-    probability = np.where(np.arange(400) % 2, 0.9, 0.6)  # of errors as of right answers
-    (found,) = label_noise(right, probability, "look")
+    (found,) = label_noise(TRUE, answers(20), SURE, "look")
     assert found.rule == "label noise"
     says(found.sentence, "40 of 80", "75.0%", "20%", "look")
-    assert label_noise(right, np.where(right, 0.9, 0.6), "look") == [], "errors that are unsure"
-    (found,) = label_noise(np.arange(7) >= 3, np.full(7, 0.9), "look")
-    says(found.sentence, "3 of 3", "43% (20 to 100)")  # no more labels than errors
-    few = np.arange(400) >= 8
-    assert label_noise(few, probability, "look") == [], "2% of the labels may be chance"
-    assert label_noise(~right, probability, "look") == [], "most answers are wrong"
-    assert label_noise(np.arange(10_000) >= 4000, np.arange(10_000) % 10 / 10 + (np.arange(10_000) >= 4000), "look") == [], (
-        "a weak network"
-    )
+    unsure = np.where(answers(20) == TRUE, 0.9, 0.6)
+    assert label_noise(TRUE, answers(20), unsure, "look") == [], "errors that are unsure"
+    assert label_noise(TRUE, answers(2), SURE, "look") == [], "2% of the labels may be chance"
+    assert label_noise(TRUE, answers(80), SURE, "look") == [], "most answers are wrong"
+    assert label_noise(TRUE, answers(100), SURE, "look") == [], "all answers are wrong"
+    assert label_noise(TRUE[:30], answers(2)[:30], np.full(30, 0.9), "look") == [], "two errors"
+    weak = np.where(answers(40) == TRUE, 1.0, NUMBERS / 100)
+    assert label_noise(TRUE, answers(40), weak, "look") == [], "a weak network"
+
+
+def test_labels_of_a_class_that_was_not_learned_are_not_accused():
+    few = NUMBERS < 25
+    true = np.append(TRUE[few], np.full(6, 4))  # a class of six images
+    sure = np.append(SURE[few], np.full(6, 0.999))
+    for hits in (0, 1):  # the others are surely another class
+        answered = np.append(TRUE[few], np.where(np.arange(6) < hits, 4, 0))
+        assert label_noise(true, answered, sure, "look") == []
+    (found,) = label_noise(true, np.append(answers(5)[few], np.zeros(6, int)), sure, "look")
+    says(found.sentence, "8 of 20", "4 classes", "75.0%", "16%")
+    taken = np.append(np.where((TRUE == 0) & (NUMBERS < 8), 4, TRUE)[few], np.full(6, 4))  # it takes images of another class
+    assert label_noise(true, taken, np.full(106, 0.9), "look") == []
+
+
+@pytest.mark.parametrize(("images", "wrong"), [(6, 0), (8, 1), (9, 1), (39, 12), (40, 12)])
+def test_a_class_is_known_where_surely_more_than_half_is_right(images, wrong):
+    method = "exact" if images < 40 else "wilson"
+    (known,) = known_classes(np.zeros(images, int), np.arange(images) >= wrong)
+    assert known == (binomtest(images - wrong, images).proportion_ci(method=method).low > 0.5)
 
 
 def noisy_digits(folder: Path) -> str:

@@ -88,7 +88,7 @@ def picture_sections(images: ShownImages, of: str) -> list[Section]:
     if len(images.worst):
         worst = (
             "<p>The errors that the network was most certain of: true &rarr; predicted class, and its probability. "
-            f"A wrong label is often among them.</p>{missing}{_tiles(images, images.worst)}"
+            f"A wrong label may be among them.</p>{missing}{_tiles(images, images.worst)}"
         )
     said = "<p>The images with the lowest probability of the predicted class. Those with one name are right.</p>"
     unsure = said + _tiles(images, images.unsure)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imgrec.analysis.diagnosis import AFTER_BEST, OVER_FITTED_RULE
+from imgrec.analysis.diagnosis import AFTER_BEST, HALF, OVER_FITTED_RULE
 from imgrec.errors import plural
 from imgrec.html_page import Section, code, text
 from imgrec.inference.paths import suspects_command
@@ -87,7 +87,11 @@ def _why(facts: Facts) -> str:
     if (worst := worst_class(facts)) is None:
         return f"<p>There is nothing to explain: every image {facts.measured.of} is right.</p>"
     place = facts.classes.index(worst["name"])
-    reasons = [*_taken_for(facts, place), *_few_images(facts, worst), *_how_sure(facts, place)]
+    reasons = [
+        *_taken_for(facts, place),
+        *_few_images(facts, worst),
+        *_how_sure(facts, place, worst["recall_interval"][0] > HALF),
+    ]
     items = "".join(f"<li>{reason}</li>" for reason in reasons)
     return f"<p>What the figures show of {text(worst['name'])}:</p><ul>{items}</ul>"
 
@@ -126,7 +130,8 @@ def _few_images(facts: Facts, worst: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _how_sure(facts: Facts, place: int) -> list[str]:
+def _how_sure(facts: Facts, place: int, is_known: bool) -> list[str]:
+    """is_known: whether surely more than half of its images are right."""
     found = facts.predictions
     if found is None or found.probability is None:
         return []
@@ -135,7 +140,10 @@ def _how_sure(facts: Facts, place: int) -> list[str]:
         return []
     mean = float(found.probability[missed].mean(dtype=np.float64))
     if mean >= SURE:
-        return [f"The network is sure of its wrong answers ({mean:.0%} on average): look whether these labels are right."]
+        look = (
+            "look whether these labels are right" if is_known else "it may not have learned this class, whose labels may be right"
+        )
+        return [f"The network is sure of its wrong answers ({mean:.0%} on average): {look}."]
     return [f"The network is unsure where it is wrong ({mean:.0%} on average): the images are hard, or too few."]
 
 
@@ -194,6 +202,8 @@ def _next(facts: Facts, comparison: PreviousComparison | None) -> str:
 def _without_finding(facts: Facts) -> str:
     if "soup" in facts.config:
         return OF_SOUP
+    if facts.test is not None and facts.test["accuracy"] == 1:
+        return f"Every image {facts.measured.of} is right: only more images, or harder ones, can show what is still to gain."
     if facts.cut_short:
         return f"Each epoch was cut short by <code>{code(facts.cut_short)}</code>: leave it out to train on all images."
     return NOTHING_FOUND

@@ -233,12 +233,11 @@ def _diagnosis(
         validated = tested["val/accuracy"], loaders.images_read("val")
         if unlike := unlike_validation(validated, (report.accuracy, report.count)):
             return [*found, *unlike]  # which classes it never predicts follows
-    if missed := never_predicted(report.confusion, loaders.data.classes):
-        return [*found, *missed]  # whose images have answers as sure as others
+    found += never_predicted(report.confusion, loaders.data.classes)
     if predictions is None:  # on another rank than the first, which writes the result
         return found
-    right = predictions.predicted == loaders.data.split("test").labels[predictions.indices]
-    return [*found, *label_noise(right, predictions.probability, suspects_command(run_dir))]
+    labels = loaders.data.split("test").labels[predictions.indices]
+    return found + label_noise(labels, predictions.predicted, predictions.probability, suspects_command(run_dir))
 
 
 def command_line(argv: Sequence[str]) -> str:
