@@ -27,6 +27,7 @@ from imgrec.training.comparison import (
     mean_deviation,
     run_names,
 )
+from imgrec.training.measured_file import change_sentence
 from imgrec.training.stored_run import curve, read_run
 
 OUR_JSON = b'{\n "imgrec": "compare"'  # how our JSON begins
@@ -62,6 +63,7 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     terminal = Terminal()
     with terminal.progress_shown():
         comparisons, notes = compare_entries(entries, baseline, resamples=config.resamples, seed=config.seed)
+    notes += [sentence for run in runs if (sentence := change_sentence(run.path, run.result)) is not None]
     names = dict(zip([run.path for run in runs], run_names(runs), strict=True))
     labels = {entry.letter: entry_name([names[run.path] for run in entry.runs]) for entry in entries}
     values = entry_values(entries)

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from imgrec.config.start_checks import check_gpu, check_moved, check_no_changes
 from imgrec.data.file_index import pack_names
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable, shorten
-from imgrec.files import atomic_write
+from imgrec.files import atomic_write, on_progress
 from imgrec.inference.explanation_files import OutputFiles, earlier_pictures, explanation_files
 from imgrec.inference.paths import EXPLAINED, expand_files, find_checkpoint, name_run
 from imgrec.inference.prediction_table import PredictionRow, write_table
@@ -49,6 +50,7 @@ class ExplainConfig:
     batch_size: int
     num_workers: int | Literal["auto"]
     device: Device
+    calibrated: bool
     overwrite: bool
 
     @property
@@ -64,6 +66,14 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     composed = compose_config("explain", argv, config_dir, types=dotted_types(ExplainConfig))
     config = parse_settings(ExplainConfig, composed)
     ckpt = _check_settings(config)
+    terminal = Terminal()
+    with terminal.progress_shown():
+        on_progress.get()("reading the network", 0, None)
+        _explain_images(config, ckpt, terminal)
+    return ExitCode.OK
+
+
+def _explain_images(config: ExplainConfig, ckpt: Path, terminal: Terminal) -> None:
     facts, found = (None, None) if config.images is not None else _images_of_run(config)
     names = found.names if found is not None else expand_files(config.images or [], "images")
     files = explanation_files(config.out, names, run=None if facts is None else facts.folder, overwrite=config.overwrite)
@@ -73,8 +83,14 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     from imgrec.inference.explanations import check_maps
     from imgrec.inference.predictor import Predictor
 
-    terminal = Terminal()
-    predictor = Predictor(load_checkpoint(ckpt), device=config.device, precision="32")
+    checkpoint = load_checkpoint(ckpt)
+    if facts is not None and found is not None:
+        from imgrec.report.explained import check_weights
+
+        check_weights(facts, checkpoint)
+        if not found.are_errors:
+            terminal.say(f"every image {facts.measured.of} is right: these are those that the network was least certain of")
+    predictor = Predictor(checkpoint, device=config.device, precision="32", calibrated=config.calibrated)
     check_maps(predictor, config.methods, config.layer)
     images, errors = (found.images, {}) if found is not None else _read_images(names, predictor)
     failed = [failed_row(name, reason) for name, reason in errors.items()]
@@ -85,7 +101,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
             f"none of {plural(len(names), 'file')} could be read: {name} {reason} {files.table} has the reason for each. Name image files."
         )
     readable = [name for name in names if name not in errors]
-    explained, explainer = _explain(config, predictor, images, readable, files, terminal)
+    true: Sequence[str | None] = [None] * len(readable) if found is None else found.true
+    explained, explainer = _explain(config, predictor, images, readable, true, files, terminal)
     by_name = {one.path: table_rows(one, explainer) for one in explained} | {row["path"]: [row] for row in failed}
     _write_rows(files.table, [row for name in names for row in by_name[name]])
     for picture in earlier - set(files.pictures.values()):
@@ -94,7 +111,6 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     concentrations = _find_concentrations(explainer, explained, None if found is None else found.sample, terminal)
     if facts is not None and found is not None:
         _add_to_report(facts, found, explained, explainer, concentrations, files, terminal)
-    return ExitCode.OK
 
 
 def _check_settings(config: ExplainConfig) -> Path:
@@ -141,10 +157,11 @@ def _explain(
     predictor: "Predictor",
     images: "Tensor",
     names: Sequence[str],
+    true: Sequence[str | None],
     files: OutputFiles,
     terminal: Terminal,
 ) -> tuple[list["ExplainedImage"], "Explainer"]:
-    """Every image with its maps; their pictures are written."""
+    """Every image with its maps; their pictures are written. true: the classes of their labels, of a run's test."""
     from imgrec.inference.evaluation import evaluation_images
     from imgrec.inference.explanation_output import PICTURE_TILE, SHEET_IMAGES, ExplainedImage, draw_explanations
     from imgrec.inference.explanations import Explainer
@@ -153,26 +170,22 @@ def _explain(
     explainer = Explainer(predictor, images, methods=config.methods, layer=config.layer, areas=config.areas)
     near: list[list[Neighbour]] = [[] for _ in names]
     if config.neighbours:
-        with terminal.progress_shown():
-            train = evaluation_images(predictor.checkpoint, split="train", folder=None, changes=asdict(config.data))
-            near = training_neighbours(
-                predictor, images, train.images, config.neighbours, batch_size=config.batch_size, num_workers=config.num_workers
-            )
+        train = evaluation_images(predictor.checkpoint, split="train", folder=None, changes=asdict(config.data))
+        near = training_neighbours(
+            predictor, images, train.images, config.neighbours, batch_size=config.batch_size, num_workers=config.num_workers
+        )
         if note := train.changes_note():
             terminal.say(note, style="yellow")
     explained: list[ExplainedImage] = []
-    with terminal.bar() as bar:
-        task = bar.add_task("maps", total=len(names) * len(config.methods), note="")
-        for start in range(0, len(names), _AT_ONCE):
-            found = explainer.explain(
-                images[start : start + _AT_ONCE], batch_size=config.batch_size, watch=lambda: bar.advance(task)
-            )
-            for number, explanation in enumerate(found, start):
-                picture = files.pictures[names[number]]
-                one = ExplainedImage(names[number], picture.name, explanation, near[number])
-                title = shorten(printable(picture.stem), 60)
-                atomic_write(picture, draw_explanations([one], explainer, title=title, tile=PICTURE_TILE))
-                explained.append(one)
+    watch = partial(on_progress.get(), "maps", 1, len(names) * len(config.methods))
+    for start in range(0, len(names), _AT_ONCE):
+        found = explainer.explain(images[start : start + _AT_ONCE], batch_size=config.batch_size, watch=watch)
+        for number, explanation in enumerate(found, start):
+            picture = files.pictures[names[number]]
+            one = ExplainedImage(names[number], picture.name, explanation, near[number], true[number])
+            title = shorten(printable(picture.stem), 60)
+            atomic_write(picture, draw_explanations([one], explainer, title=title, tile=PICTURE_TILE))
+            explained.append(one)
     first = explained[:SHEET_IMAGES]
     title = f"{len(first)} of {plural(len(explained), 'image')}" if len(first) < len(explained) else plural(len(first), "image")
     atomic_write(files.sheet, draw_explanations(first, explainer, title=f"{title}: what the network looked at"))
@@ -197,13 +210,11 @@ def _find_concentrations(
         shares = region_shares(torch.stack([one.explanation.maps[-1].values for one in explained]))
     else:
         parts, labels = [], []
-        with terminal.bar() as bar:
-            task = bar.add_task("maps of every class", total=len(sample), note="")
-            for part in torch.split(sample, _AT_ONCE):
-                maps, own = explainer.maps(explainer.methods[-1], part)
-                parts.append(region_shares(maps))
-                labels += own
-                bar.advance(task, len(part))
+        for part in torch.split(sample, _AT_ONCE):
+            maps, own = explainer.maps(explainer.methods[-1], part)
+            parts.append(region_shares(maps))
+            labels += own
+            on_progress.get()("maps of every class", len(part), len(sample))
         shares = np.concatenate(parts)
     found = find_concentrations(shares, labels)
     for one in found:
@@ -226,7 +237,7 @@ def _add_to_report(
     if files.table.parent != facts.folder / EXPLAINED:
         return
     write_explained(files.table.parent, explained, found, explainer, concentrations)
-    terminal.say(f"{write_report(facts.folder).page} shows them beside its errors")
+    terminal.say(f"{write_report(facts.folder).page} shows them")
 
 
 def _write_rows(path: Path, rows: Sequence[PredictionRow]) -> None:
@@ -244,14 +255,15 @@ def _say_verdicts(
 
     classes = explainer.predictor.classes
     table = Table(box=box.SIMPLE_HEAD if terminal.console.is_terminal else None, pad_edge=False, show_edge=False)
-    for name in ("file", "class", "probability", *(METHOD_NAMES[method] for method in explainer.methods)):
+    of_run = any(one.true is not None for one in explained)
+    for name in ("file", *["true"] * of_run, "class", "probability", *(METHOD_NAMES[method] for method in explainer.methods)):
         table.add_column(name, overflow="fold", justify="right" if name == "probability" else "left")
     for one in explained[:_MOST_SHOWN]:
         said = one.explanation
         verdicts = [Text(_short_verdict(each), style="" if each.verdict.supported else "yellow") for each in said.maps]
-        table.add_row(
-            Text(printable(one.path)), Text(printable(classes[said.label]), style="bold"), f"{said.probability:.4f}", *verdicts
-        )
+        own = [Text(printable(one.true or ""))] * of_run
+        answer = Text(printable(classes[said.label]), style="bold")
+        table.add_row(Text(printable(one.path)), *own, answer, f"{said.probability:.4f}", *verdicts)
     terminal.say(table)
     if len(explained) > _MOST_SHOWN:
         terminal.say(f"and {plural(len(explained) - _MOST_SHOWN, 'other image')}")

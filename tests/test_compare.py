@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from error_parts import assert_refused
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
@@ -141,6 +142,24 @@ def test_runs_that_differ_in_their_seed_are_one_row(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"{np.mean(accuracies['a']):.2%} ± {100 * np.std(accuracies['a'], ddof=1):.2f}" in said
     assert "B is better than A by" in said
+
+
+def test_a_checkpoint_that_was_changed_since_its_test_is_said(trained, tmp_path, capsys):
+    folders = [shutil.copytree(trained / number, tmp_path / "digits" / number) for number in ("1", "2")]
+    assert compare(tmp_path, *folders)[1]["notes"] == []
+    file = folders[1] / "checkpoints/best.ckpt"
+    content = torch.load(file, weights_only=True)
+    next(iter(content["state_dict"].values())).add_(1)
+    torch.save(content, file)
+    capsys.readouterr()
+    (note,) = compare(tmp_path, *folders)[1]["notes"]
+    assert note in capsys.readouterr().out
+    for part in (str(file), "changed", f"imgrec evaluate {folders[1]}"):
+        assert part in note
+    file.write_bytes(b"PK")
+    assert compare(tmp_path, *folders)[1]["notes"] == [note]
+    file.unlink()  # to save disk space
+    assert compare(tmp_path, *folders)[1]["notes"] == []
 
 
 def test_the_same_seed_twice_is_no_pair_of_seeds(tmp_path):

@@ -5,6 +5,7 @@ import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ from imgrec.report.questions import BETTER, NEXT, OVER_FITTED, WHY, WORST_CLASS
 from imgrec.report.write import write_report
 from imgrec.train import fit
 from imgrec.training.last_screen import write_or_say
+from imgrec.training.measured_file import records_hash
 
 NASTY = "<script>alert(1)</script> a&\"b' 数字"
 CLASSES = ["cat", NASTY, 'a&"b', "很长的类名" * 12, "dog", "never seen"]
@@ -402,3 +404,53 @@ def test_without_a_finding_it_says_whether_epochs_were_cut_short(tmp_path, limit
     write_report(folder)
     assert said in read_page(folder).sections[NEXT]
     assert ("limit_train_batches=40" in (folder / "model_card.md").read_text()) == (limit == 40)
+
+
+def test_where_every_image_is_right_nothing_is_advised_and_no_temperature_was_fitted(tmp_path):
+    folder = write_run(tmp_path / "n/1", true=[0, 1] * 9, predicted=[0, 1] * 9)
+    result = json.loads((folder / "result.json").read_text())
+    fitted = {"temperature": 1.0, "reason": "all of 9 validation images are right"}
+    (folder / "result.json").write_text(json.dumps(result | {"calibration": fitted}))
+    names = ["0", "1"] * 9
+    chances = {"probability": np.full(18, 0.9), "true_probability": np.full(18, 0.9)}
+    write_table(folder / "predictions.parquet", [{"index": np.arange(18), "true": names, "predicted": names} | chances])
+    write_report(folder)
+    page = read_page(folder)
+    assert "Every image of the test is right" in page.sections[NEXT]
+    assert "More epochs" not in page.sections[NEXT]
+    for said in (page.sections["reliability"], (folder / "model_card.md").read_text()):
+        assert "all of 9 validation images are right" in said
+        assert "fitted on the validation images" not in said
+
+
+def test_a_checkpoint_that_was_changed_since_its_test_is_said(tmp_path):
+    folder = write_probable_run(tmp_path / "n/1", classes=CLASSES, count=100)
+    (file := folder / "checkpoints/best.ckpt").parent.mkdir()
+    result = json.loads((folder / "result.json").read_text())
+
+    def saved(value):
+        with ZipFile(file, "w") as records:
+            records.writestr("best/data/0", value)
+
+    for value in (b"before", b"behind"):
+        saved(value)
+        entry = {"file": "checkpoints/best.ckpt", "records": records_hash(file)}
+        saved(b"before")
+        (folder / "result.json").write_text(json.dumps(result | {"measured_file": entry}))
+        write_report(folder)
+        for said in (read_page(folder).sections["result"], (folder / "model_card.md").read_text()):
+            assert ("was changed since" in said) == (value == b"behind")
+
+
+def test_labels_of_a_worst_class_that_was_not_learned_are_not_accused(tmp_path):
+    for hits, part in ((0, "may not have learned"), (7, "look whether these labels")):
+        folder = tmp_path / f"n/{hits}"
+        true, predicted = [0] * 20 + [1] * 10, [0] * 20 + [1] * hits + [0] * (10 - hits)
+        write_run(folder, true=[*true, 1] * 4, predicted=[*predicted, 1] * 4)
+        names = [[str(label) for label in [*labels, 1] * 4] for labels in (true, predicted)]
+        chances = dict.fromkeys(("probability", "true_probability"), np.full(124, 0.9))
+        write_table(
+            folder / "predictions.parquet", [{"index": np.arange(124), "true": names[0], "predicted": names[1]} | chances]
+        )
+        write_report(folder)
+        assert part in read_page(folder).sections[WHY]

@@ -116,7 +116,7 @@ class Checkpoint:
         if found.weights not in (None, weights_hash(self.content)):
             raise CheckpointError(
                 f"{self.file}: its weights are not those that its temperature and its validation images belong to. "
-                "Put the file back; evaluate, predict, serve and export use neither with calibrated=false."
+                "Put the file back; evaluate, explain, export, predict and serve use neither with calibrated=false."
             )
         return found
 

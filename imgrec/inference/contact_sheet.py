@@ -13,7 +13,8 @@ from imgrec.data.picture import to_picture
 LEAST_IN_A_ROW, MOST_IN_A_ROW = 4, 8  # so that the title has room; so that a screen shows it
 MOST_TILES = 40  # 5 rows, which a screen shows
 TILE, MARGIN = 144, 6  # pixels: side of an image, around it
-CAPTION_HEIGHT, TITLE_HEIGHT, LEGEND_LINE = 47, 30, 16  # pixels
+CAPTION_HEIGHT, TITLE_HEIGHT, LEGEND_LINE = 47, 30, 16  # pixels; a caption of three lines
+CAPTION_LINE = 15  # pixels of each further line
 LETTER = 6  # pixels that a letter of the legend takes at most, on average: 5.75 in long lines
 
 
@@ -37,7 +38,7 @@ def draw_contact_sheet(
     in_a_row: int | None = None,
     tile: int = TILE,
 ) -> bytes:
-    """A PNG of uint8 [N, C, H, W] with a caption of up to three lines for each, in `fonts`. 0.25 s for 40 images.
+    """A PNG of uint8 [N, C, H, W] with a caption for each, in `fonts`. 0.25 s for 40 images.
 
     legend: ASCII, lines below them. in_a_row: images beside each other; None: by their number. tile: pixels of their side.
     """
@@ -48,14 +49,16 @@ def draw_contact_sheet(
     dpi = 100  # as text has a size in points
     in_a_row = in_a_row or tiles_in_a_row(len(images))
     width = in_a_row * (tile + MARGIN) + MARGIN
-    bottom = TITLE_HEIGHT + -(-len(images) // in_a_row) * (tile + CAPTION_HEIGHT + MARGIN)
+    lines = max(len(caption.splitlines()) for caption in captions)
+    row_height = tile + CAPTION_HEIGHT + CAPTION_LINE * max(0, lines - 3) + MARGIN
+    bottom = TITLE_HEIGHT + -(-len(images) // in_a_row) * row_height
     height = bottom + LEGEND_LINE * len(legend.splitlines())
     sheet = Image.new("RGB", (width, height), "white")
     figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor="none")
     figure.text(MARGIN / width, 1 - TITLE_HEIGHT / 2 / height, title, fontsize=10, va="center", parse_math=False)
     for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(number, in_a_row)
-        left, top = MARGIN + column * (tile + MARGIN), TITLE_HEIGHT + row * (tile + CAPTION_HEIGHT + MARGIN)
+        left, top = MARGIN + column * (tile + MARGIN), TITLE_HEIGHT + row * row_height
         sheet.paste(_tile(image, tile), (left, top))
         own = Bbox.from_bounds(left, 0, tile + MARGIN // 2, height)  # wide letters end there, not in the next caption
         text = figure.text(

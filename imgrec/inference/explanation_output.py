@@ -34,6 +34,7 @@ class ExplainedImage(NamedTuple):
     picture: str  # the name of its picture
     explanation: Explanation
     neighbours: Sequence[Neighbour] = ()
+    true: str | None = None  # the class of its label, of an image of a run's test
 
 
 def table_rows(image: ExplainedImage, explainer: Explainer) -> list[PredictionRow]:
@@ -45,6 +46,7 @@ def table_rows(image: ExplainedImage, explainer: Explainer) -> list[PredictionRo
             "path": image.path,
             "class": classes[said.label],
             "probability": six_digits(said.probability),
+            "true": image.true,
             "method": one.method,
             "layer": explainer.layer_of(one.method),
             **_tested(one),
@@ -71,6 +73,7 @@ def failed_row(path: str, error: str) -> PredictionRow:
     names = (
         "class",
         "probability",
+        "true",
         "method",
         "layer",
         "p",
@@ -94,7 +97,9 @@ def verdict_lines(one: ExplainedMap) -> str:
 def draw_explanations(images: Sequence[ExplainedImage], explainer: Explainer, *, title: str, tile: int = TILE) -> bytes:
     """A PNG: each image, its maps, and its neighbours, in a row. `images`: at least one, each with as many neighbours."""
     classes = explainer.predictor.classes
-    shown = sorted({one.explanation.label for one in images} | {near.label for one in images for near in one.neighbours})
+    true = [classes.index(one.true) for one in images if one.true is not None]
+    near = [each.label for one in images for each in one.neighbours]
+    shown = sorted({*true, *near, *(one.explanation.label for one in images)})
     in_a_row = 1 + len(images[0].explanation.maps) + len(images[0].neighbours)
     line = legend_letters(in_a_row, tile)
     labels, legend, _ = class_labels(classes, shown, width=CAPTION_WIDTH, line=line)
@@ -104,7 +109,8 @@ def draw_explanations(images: Sequence[ExplainedImage], explainer: Explainer, *,
     for one in images:
         said = one.explanation
         pictures.append(enlarged(said.image))
-        captions.append(f"{names[said.label]}\n{percent(said.probability)}\n{_file_name(one.path)}")
+        own = [] if one.true is None else [f"true: {shortened(names[classes.index(one.true)], CAPTION_WIDTH - 6)}"]
+        captions.append("\n".join([names[said.label], percent(said.probability), *own, _file_name(one.path)]))
         for each in said.maps:
             is_whole = each.method == "gradcam"  # what gradients mark is single pixels
             pictures.append(draw_overlay(said.image, each.values, each.area if is_whole else None))

@@ -21,6 +21,7 @@ from imgrec.analysis.map_tests import (
 from imgrec.config.annotations import check_type
 from imgrec.config.ranges import check_range
 from imgrec.config.schema import MapMethod
+from imgrec.files import on_progress
 from imgrec.inference.arguments import BATCH_SIZE, Picture, picture_batches
 from imgrec.inference.device import inference, memory_checked
 from imgrec.inference.predictor import Predictor
@@ -114,7 +115,10 @@ class Explainer:
         self.predictor, self.methods, self.areas = predictor, methods, areas
         pixels = network_input(predictor, images[:LOOKED_AT])
         self.layer = layer_of_maps(predictor, pixels, methods, layer)
-        self._random = [with_random_weights(predictor.model, pixels, seed) for seed in range(RANDOM_NETWORKS)]
+        self._random = []
+        for seed in range(RANDOM_NETWORKS):
+            self._random.append(with_random_weights(predictor.model, pixels, seed))
+            on_progress.get()("networks with mixed weights", 1, RANDOM_NETWORKS)
 
     def layer_of(self, method: MapMethod) -> str:
         """Where a method's maps are taken."""

@@ -17,7 +17,7 @@ from imgrec.data.picture import to_picture
 from imgrec.errors import ConfigError, DataError, plural, printable, shorten
 from imgrec.files import atomic_write
 from imgrec.html_page import Section, text
-from imgrec.inference.checkpoint import weights_hash
+from imgrec.inference.checkpoint import Checkpoint, weights_hash
 from imgrec.inference.explanation_output import ExplainedImage, concentration_sentence
 from imgrec.inference.explanations import METHOD_NAMES, Explainer
 from imgrec.inference.overlay import draw_overlay
@@ -26,6 +26,7 @@ from imgrec.report.facts import Facts
 from imgrec.report.shown_images import find_in_split
 from imgrec.report.stored_values import SHARE, ValueKind, check_kinds
 from imgrec.report.thumbnails import THUMB_SIDE, WEBP, webp_url
+from imgrec.training.measured_file import measured_weights
 
 MOST_ERRORS = 12  # that are explained; each takes as long as the prediction of 400 images
 _IMAGES_OF_CLASS, _MOST_CLASSES = 20, 50  # whose maps are looked at for borders and corners
@@ -61,7 +62,8 @@ class RunImages(NamedTuple):
 
     names: list[str]
     true: list[str]  # the classes of their labels
-    images: Tensor  # uint8 [N, C, S, S], the worst errors; without errors the least certain images
+    are_errors: bool  # the worst ones; where there are none, the images that the network was least certain of
+    images: Tensor  # uint8 [N, C, S, S]
     sample: Tensor  # uint8 [M, C, S, S], up to _IMAGES_OF_CLASS that were predicted as each class
 
 
@@ -77,7 +79,16 @@ def read_run_images(facts: Facts) -> RunImages:
     sampled = np.concatenate([order[table.predicted[order] == label][:_IMAGES_OF_CLASS] for label in classes])
     names = [str(name) if table.key == "path" else f"image {name}" for name in table.names.take(rows).to_pylist()]
     true = [table.classes[label] for label in table.true[rows].tolist()]
-    return RunImages(names, true, _read(facts, rows), _read(facts, sampled))
+    return RunImages(names, true, len(errors) > 0, _read(facts, rows), _read(facts, sampled))
+
+
+def check_weights(facts: Facts, checkpoint: Checkpoint) -> None:
+    """ConfigError where the errors of a run's test are not those of this checkpoint."""
+    if measured_weights(facts.result) not in (None, weights_hash(checkpoint.content)):
+        raise ConfigError(
+            f"images=null: {checkpoint.file} has other weights than those that the test of {facts.folder} is of, so its errors are "
+            "others. Put the file back, or set images=FOLDER."
+        )
 
 
 def _read(facts: Facts, rows: Indices) -> Tensor:
@@ -141,16 +152,17 @@ def explained_sections(facts: Facts) -> list[Section]:
         _check_pictures(found)
     except ConfigError as error:
         raise DataError(f"{file} was cut or changed: {error} {again}") from error
-    weights = (facts.result or {}).get("weights") or {}
-    ended = (weights.get("best") or weights.get("last") or {}).get("sha256")
-    if found["weights"] != ended:
+    if found["weights"] != measured_weights(facts.result):
         return [
             Section("maps", "Where the network looked", f"<p>{EXPLAINED}/{EXPLAINED_FILE} is of other weights. {text(again)}</p>")
         ]
     tiles = "".join(map(_tile, found["images"]))
     layer = f" Grad-CAM is of the layer {text(printable(found['layer']))}." if found["layer"] else ""
+    which = "the images that the network was most certain of, and wrong"
+    if facts.test is not None and facts.test["accuracy"] == 1:
+        which = f"the images that the network was least certain of: every image {facts.measured.of} is right"
     html = (
-        f"{_warnings(found)}<p>Where the predicted class was seen in the images that the network was most certain of, and wrong. A map is "
+        f"{_warnings(found)}<p>Where the predicted class was seen in {which}. A map is "
         "supported where hiding what it marks lowers the probability more than hiding other areas (p &lt; 0.01) and it is another with "
         f'random weights.{layer}</p><ul class="maps">{tiles}</ul>'
     )
@@ -173,7 +185,8 @@ def _warnings(found: dict[str, Any]) -> str:
 
 
 def _tile(image: dict[str, Any]) -> str:
-    said = f"{text(printable(image['true']))} &rarr; <b>{text(printable(image['class']))}</b>"
+    true, answer = (text(printable(image[name])) for name in ("true", "class"))
+    said = f'<span class="good">{true}</span>' if true == answer else f"{true} &rarr; <b>{answer}</b>"
     name = text(shorten(printable(image["name"]), 48))
     figures = "".join(
         f'<figure><img alt="{text(one["method"])} of {name}: {text(one["verdict"])}" src="{text(one["picture"])}">'

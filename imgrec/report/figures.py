@@ -17,6 +17,7 @@ from imgrec.report.charts import CHART_STYLE, reliability_chart
 from imgrec.report.facts import Facts
 from imgrec.report.measured import OF_TEST, OF_VALIDATION, MeasuredImages
 from imgrec.terminal import percent, percents
+from imgrec.training.measured_file import change_sentence
 
 _CHOSEN_BY = "The best epoch was chosen by these images, so the figure is too high by a little: a test split would tell."
 MEANINGS = {
@@ -65,8 +66,10 @@ def result_section(facts: Facts) -> Section:
             f"The same command resumes it, and writes a report at its end.</p>"
         )
         return Section("result", "Result", said)
+    changed = change_sentence(facts.folder, result)
+    warning = "" if changed is None else f'<div class="box"><b class="bad">Another network:</b> {text(changed)}</div>'
     if test is None:
-        return Section("result", "Result", _validation(facts))
+        return Section("result", "Result", warning + _validation(facts))
     accuracy = test["accuracy"]
     hits = round(accuracy * test["count"])
     low, high = test["accuracy_interval"]
@@ -75,7 +78,7 @@ def result_section(facts: Facts) -> Section:
         f"<p>With 95% certainty between {100 * low:.1f} and {100 * high:.1f}%: <b>{hits:,}</b> of {test['count']:,} "
         f"images {facts.measured.of} are right.</p>{_how_measured(facts)}"
     )
-    return Section("result", "Result", f"{first}{_totals(test, facts.measured)}")
+    return Section("result", "Result", f"{warning}{first}{_totals(test, facts.measured)}")
 
 
 def _how_measured(facts: Facts) -> str:
@@ -185,8 +188,10 @@ def reliability_section(facts: Facts) -> Section:
 
 def _temperature(facts: Facts) -> str:
     node = (facts.result or {}).get("calibration")
+    if node and node.get("reason"):
+        return text(f"No temperature was fitted: {node['reason']}.")
     if not node or node.get("temperature") is None:
-        return text(f"No temperature was fitted: {node['reason']}.") if node and node.get("reason") else ""
+        return ""
     before = node["test"]["before"]["equal_width"].get("calibration_error") if node.get("test") else None
     without = f"; without it the error is {before:.1%}" if before is not None else ""
     return f"The probabilities are those with temperature {node['temperature']:.2f}, fitted on the validation images{without}."

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from imgrec.config.plain_data import read_mapping
 from imgrec.inference.stored_predictions import read_predictions
+from imgrec.training.measured_file import measured_weights
 from imgrec.training.stored_run import StoredRun, check_figures, read_run
 
 VALIDATION_FIGURES, VALIDATION_TABLE = "evaluate_val.json", "evaluate_val_predictions.parquet"  # of imgrec evaluate RUN split=val
@@ -54,10 +55,8 @@ def _validation_figures(run: StoredRun) -> dict[str, Any] | None:
         return None
     found = read_mapping(file, EVALUATED, fix=evaluate_again(run.path))
     assert run.result is not None
-    weights = run.result.get("weights") or {}
-    ended = (weights.get("best") or weights.get("last") or {}).get("sha256")
     if [found[key] for key in ("weights", "folder", "tta", "image_size")] != [
-        ended,
+        measured_weights(run.result),
         None,
         None,
         run.config["data"].get("image_size"),

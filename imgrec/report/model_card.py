@@ -15,6 +15,7 @@ from imgrec.report.figures import figure_text, interval_text
 from imgrec.report.measured import OF_TEST
 from imgrec.report.questions import findings, worst_class
 from imgrec.terminal import duration, percent, percents
+from imgrec.training.measured_file import change_sentence
 
 OWN_FOLDERS = ("ImageFolder", "ImageTable", "Shards")  # whose data.root is named as the author named it
 MOST_NAMED_CLASSES = 50  # that are named
@@ -167,7 +168,10 @@ def _limitations(facts: Facts) -> Iterator[str]:
     for finding in findings(facts):
         sentence = finding["sentence"]
         yield f"- {plain(sentence[0].upper() + sentence[1:])}"
+    if (changed := change_sentence(facts.folder, facts.result)) is not None:
+        yield f"- {plain(changed)}"
     calibration = facts.result.get("calibration") or {}
-    if calibration.get("temperature") is None:
-        yield "- The probabilities are not calibrated: no temperature was fitted."
+    if calibration.get("temperature") is None or calibration.get("reason"):
+        reason = f", as {plain(calibration['reason'])}" if calibration.get("reason") else ""
+        yield f"- The probabilities are not calibrated: no temperature was fitted{reason}."
     yield ""

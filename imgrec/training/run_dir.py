@@ -19,12 +19,16 @@ from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS, name_run
 from imgrec.inference.prediction_table import PredictionFiles
 from imgrec.locks import is_locked, lock_folder
 from imgrec.training.config_difference import MOVABLE, differing_keys, listed_differences
+from imgrec.training.measured_file import MEASURED_FILE
 
 BATCH = "batch.json"
 TRAIN_BATCH = "train_batch.png"  # in a run directory: the first batch, as the network saw it
 LOST_LOCK_S = 120.0  # an NFSv4 server releases the locks of a lost machine after 90 s
 # What is read of a result.json.
-RESULT = {"summary": str, "best": dict | None, "last": dict, "test": dict | None, "train_seconds": float}
+RESULT = {
+    "summary": str, "best": dict | None, "last": dict, "test": dict | None, "train_seconds": float, "weights": dict | None,
+    MEASURED_FILE: dict | None,
+}  # fmt: skip
 
 
 @dataclass

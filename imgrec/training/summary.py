@@ -39,6 +39,7 @@ from imgrec.training.callbacks.history import History
 from imgrec.training.distill import Teacher
 from imgrec.training.final_test import Tests
 from imgrec.training.held_back import held_back
+from imgrec.training.measured_file import MEASURED_FILE, measured_file
 from imgrec.training.optimizer import rate_sentence, written_rate
 from imgrec.training.resume_point import ResumePoint
 from imgrec.training.tested_checkpoint import Tested
@@ -194,6 +195,7 @@ def run_result(
             "last": measured_with(LAST),
             "test": None if report is None else measured_with(tested.name),
         },
+        MEASURED_FILE: measured_file(run_dir, f"checkpoints/{tested.name}"),
         "images": {split: dict(zip(loaders.data.classes, loaders.data.counts(split).tolist(), strict=True)) for split in SPLITS},
         "left_out": tests.bad_images,
         "train_seconds": round(seconds, 2),
