@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from imgrec.analysis.intervals import share_interval
+from imgrec.analysis.paired import Labels
 from imgrec.errors import first_names, plural
 
 Figures = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.integer]
 
 AFTER_BEST = 3  # epochs after the lowest validation loss, before it counts as over-fitting
 ROSE = 1.1  # factor on the lowest validation loss, of the mean of the last AFTER_BEST epochs
