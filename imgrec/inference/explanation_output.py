@@ -97,9 +97,8 @@ def verdict_lines(one: ExplainedMap) -> str:
 def draw_explanations(images: Sequence[ExplainedImage], explainer: Explainer, *, title: str, tile: int = TILE) -> bytes:
     """A PNG: each image, its maps, and its neighbours, in a row. `images`: at least one, each with as many neighbours."""
     classes = explainer.predictor.classes
-    true = [classes.index(one.true) for one in images if one.true is not None]
-    near = [each.label for one in images for each in one.neighbours]
-    shown = sorted({*true, *near, *(one.explanation.label for one in images)})
+    true = {classes.index(one.true) for one in images if one.true is not None}
+    shown = sorted(true | {one.explanation.label for one in images} | {near.label for one in images for near in one.neighbours})
     in_a_row = 1 + len(images[0].explanation.maps) + len(images[0].neighbours)
     line = legend_letters(in_a_row, tile)
     labels, legend, _ = class_labels(classes, shown, width=CAPTION_WIDTH, line=line)
