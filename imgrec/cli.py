@@ -10,7 +10,7 @@ from imgrec import __version__
 from imgrec.errors import ConfigError, ExitCode, did_you_mean
 
 try:  # so that Ctrl-C in the fifth of a second that these take ends in a line as well
-    from imgrec.config.instantiate import WorkingFolder
+    from imgrec.config.instantiate import find_allowed_packages
     from imgrec.distributed.command import run_command
     from imgrec.files import nearest_path
     from imgrec.terminal import lenient_streams
@@ -42,8 +42,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `argv[0]`, one of COMMANDS, with the other arguments; returns its exit code."""
-    if WorkingFolder not in sys.meta_path:
-        sys.meta_path.append(WorkingFolder)
+    find_allowed_packages()
     with lenient_streams():
         return _run(sys.argv[1:] if argv is None else argv)
 

@@ -12,6 +12,8 @@ UNWRITABLE = (
     *NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
 )  # fmt: skip
+TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)  # files, of this process and of this machine
+MORE_FILES = "Type ulimit -n 4096 and start the same command again"
 
 
 # Letters that are written from right to left, and their marks; a name of such words.
@@ -72,6 +74,13 @@ class Died(Exception):
 
 class DamagedError(CheckpointError):
     """A checkpoint that is cut short, or whose checksums do not match."""
+
+
+def unreadable(path: object, error: OSError, fix: str = "") -> DataError:
+    """The error for a file that cannot be opened or read. It is no fault of the file that too many others are open."""
+    if error.errno in TOO_MANY_OPEN:
+        return SourceError(f"{path} cannot be read: {error.strerror}. {MORE_FILES}.")
+    return DataError(f"{path} cannot be read: {error.strerror}.{fix and ' '}{fix}")
 
 
 def printable(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
-from imgrec.errors import DataError
+from imgrec.errors import unreadable
 from imgrec.files import IMAGE_EXTENSIONS, file_extension
 
 # Folders that systems leave, beside those whose names begin with a dot, in lower case: archives and servers of macOS,
@@ -113,7 +113,7 @@ def readable_folder(folder: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{error.filename or folder} cannot be read: {error.strerror}. Fix it or remove it.") from error
+        raise unreadable(error.filename or folder, error, "Fix it or remove it.") from error
 
 
 def _contains_any(folder: str, others: tuple[str, ...]) -> bool:

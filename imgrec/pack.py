@@ -1,5 +1,6 @@
 """Images into tar shards: python -m imgrec.pack FOLDER out=DIR, then python -m imgrec.train data=shards data.root=DIR"""
 
+import os
 import shlex
 import sys
 import time
@@ -112,7 +113,7 @@ def _verify(folder: Path, terminal: Terminal) -> int:
 def _index(folder: Path, terminal: Terminal) -> int:
     from imgrec.storage.webdataset import write_index
 
-    if not folder.is_dir() or (folder / INDEX).exists():
+    if not folder.is_dir() or os.path.lexists(folder / INDEX):
         why = "is not a folder" if not folder.is_dir() else f"has an {INDEX} already"
         raise DataError(f"index={folder} {why}. Set index=DIR with shards of webdataset, DIR/train/*.tar.")
     index = write_index(folder)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from imgrec.config.instantiate import find_allowed_packages, python_command
 from imgrec.config.load import load_config
 from imgrec.config.python_settings import Settings
 from imgrec.config.schema import Node, RunConfig, run_config
@@ -112,7 +113,7 @@ def fit(
                     raise
                 line = str(error)
         task = {"run": run.to_dict(), "quiet": quiet, "command": command}
-        rank_command = [sys.executable, "-m", "imgrec.train", RANK_ARGUMENT]
+        rank_command = python_command("-m", "imgrec.train", RANK_ARGUMENT)
         assert run_dir.lock is not None
         lock, timeout_s = run_dir.lock.fileno(), run.trainer.timeout_s
         launched = partial(launch, rank_command, task, ranks, run_dir=run_dir.path, lock=lock, timeout_s=timeout_s)
@@ -175,6 +176,7 @@ def _fit_rank(task: Node) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [RANK_ARGUMENT]:
+        find_allowed_packages()
         run_rank(sys.argv[2:], _fit_rank)
     else:
         sys.exit(run_command("train", main, sys.argv[1:]))

@@ -81,13 +81,17 @@ class _Handler(BaseHTTPRequestHandler):
             start, stop = start - 1, stop - 1
         length = stop - start - (kind == "short" and stop - start > 1)
         self.send_response(206 if partial else 200)
-        self.send_header("Content-Length", str(length))
+        self.send_header("Content-Length", str(2**60 if kind == "endless" else length))
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         self.send_header("ETag", f'"{size}"')
         if partial:
             self.send_header("Content-Range", f"bytes {start}-{start + length - 1}/{size}")
         self.end_headers()
         self.wfile.flush()
+        if kind == "endless":
+            self.close_connection = True
+            while True:  # until the client has gone
+                self.wfile.write(bytes(10_000))
         with path.open("rb") as file:
             if kind == "damaged":
                 content = bytearray(os.pread(file.fileno(), length, start))

@@ -4,13 +4,15 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -38,11 +40,12 @@ from imgrec.data.batch import Request
 from imgrec.data.decode import load_image
 from imgrec.data.readable import find_unreadable
 from imgrec.data.split_record import DataRecord, find_changes
-from imgrec.errors import ConfigError, DataError
+from imgrec.errors import ConfigError, DataError, SourceError
 from imgrec.files import composed
 from imgrec.inference.checkpoint import load_checkpoint
+from imgrec.storage import pack_folder
 from imgrec.storage.index import INDEX, PLACE, PackedSplit, ShardIndex
-from imgrec.storage.pack import Packing, pack_images
+from imgrec.storage.pack import Packing, encode_image, pack_images
 from imgrec.storage.shards import Shards
 
 KEEP = Packing("keep", size=32, quality=90, shard_images=7)
@@ -199,6 +202,14 @@ def test_jpeg_is_small_and_near(photos, tmp_path):
         assert (image.float() - exact.float()).square().mean() < 255**2 / 10 ** (28 / 10)  # 28 dB
 
 
+def test_a_picture_that_no_jpeg_holds_is_named(tmp_path):
+    root = make(tmp_path / "photos", {"cat": 6, "dog": 6})
+    Image.new("L", (65_600, 4)).save(root / "cat/0.png")
+    with raises_error(DataError, root / "cat/0.png", "65,600x4 pixels", "65,500", "format=raw or keep"):
+        pack(folder(root), tmp_path / "out", Packing("jpeg", 32, 90, 7))
+    pack(folder(root), tmp_path / "raw", Packing("raw", 32, 90, 7))
+
+
 def test_images_of_a_loader_process_survive_pickling(kept):
     images = shards(kept).split("train")
     whole(images)
@@ -308,6 +319,29 @@ def test_a_folder_with_something_else_is_refused(photos, kept, tmp_path):
         pack(folder(photos), tmp_path / "begun")
 
 
+def test_a_folder_that_another_process_has_filled_meanwhile_is_refused(photos, kept, tmp_path, monkeypatch):
+    def other_was_faster(*_: object) -> bool:
+        shutil.copytree(kept, tmp_path / "out", dirs_exist_ok=True)
+        return True
+
+    monkeypatch.setattr(pack_folder, "lock_file", other_was_faster)
+    with raises_error(ConfigError, f"out={tmp_path}/out", "other images or settings"):
+        pack(folder(photos), tmp_path / "out", Packing("jpeg", 32, 90, 7))
+    monkeypatch.setattr(pack_folder, "lock_file", Mock(side_effect=FileNotFoundError))
+    with raises_error(ConfigError, f"out={tmp_path}/more", "another process"):
+        pack(folder(photos), tmp_path / "more")
+
+
+@pytest.mark.parametrize("num_workers", slow_but(0, among=[0, 2]))
+def test_a_folder_in_it_that_cannot_be_made_is_refused(photos, tmp_path, num_workers):
+    with pytest.raises(Killed):
+        pack_images(folder(photos), tmp_path, KEEP, num_workers=0, advance=kill_after(0))
+    shutil.rmtree(tmp_path / "test")
+    (tmp_path / "test").touch()
+    with raises_error(ConfigError, f"out={tmp_path}", "cannot be made", "out=FOLDER"):
+        pack(folder(photos), tmp_path, num_workers=num_workers)
+
+
 # Damage
 
 
@@ -340,6 +374,13 @@ def test_unreadable_images_are_refused_or_left_out(photos, tmp_path):
     batch = whole(shards(tmp_path / "c", on_bad_image="skip").split("train").for_training(None, 0))
     assert len(batch.labels) == len(names) - 1
     assert [path.rpartition(": ")[2] for path in batch.bad] == [names[3].decode()]
+
+
+def test_verify_waits_for_no_pipe(copied, capsys):
+    (copied / "train/00001.tar").unlink()
+    os.mkfifo(copied / "train/00001.tar")
+    assert cli.main(["pack", "verify", str(copied)]) == 2
+    assert_refused(capsys.readouterr().err, f"verify={copied}: 1 damaged: {copied}/train/00001.tar", "not a file")
 
 
 def test_verify_names_the_damaged_shard_and_image(copied, capsys):
@@ -378,6 +419,46 @@ def test_a_damaged_image_is_named_with_its_shard_when_it_is_read(copied):
     path.write_bytes(content)
     with raises_error(DataError, f"{path}: {packed.names[5].decode()}", "checksum", "imgrec pack verify"):
         whole(shards(copied).split("train"))
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """In the block the process can open no file more than it has open now."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, limits[1]))
+    with ExitStack() as held:
+        with suppress(OSError):
+            while True:
+                held.callback(os.close, os.dup(0))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_no_image_is_at_fault_where_too_many_files_are_open(photos, kept, tmp_path):
+    skip = {"on_bad_image": "skip"}
+    parts = ("Too many open files", "ulimit -n 4096")
+    for images in (
+        folder(photos, **skip).split("train").for_training(None, 0),
+        shards(kept, **skip).split("train").for_training(None, 0),
+    ):
+        with no_more_files(), raises_error(SourceError, images.path(0).partition(": ")[0], *parts):
+            _ = images[Request(0, np.array([0]), 1)]
+    images = folder(photos, **skip).split("train")
+    with no_more_files(), raises_error(SourceError, images.path(0), *parts):
+        encode_image(images, 0, KEEP)
+
+
+def test_shards_that_were_read_give_their_descriptors_to_others(kept):
+    images = shards(kept).split("train")
+    rows = [int(np.flatnonzero(images.places["shard"] == shard)[0]) for shard in np.unique(images.places["shard"])]
+    expected = [bytes(images.read(row)) for row in rows]
+    assert len(rows) >= 3
+    images.files._open.cache_clear()
+    assert [bytes(images.read(row)) for row in rows[:2]] == expected[:2]
+    with no_more_files():
+        assert [bytes(images.read(row)) for row in rows[2:]] == expected[2:]
 
 
 def test_a_shard_that_is_missing_or_cut_short_is_named_before_the_first_step(copied):
@@ -427,6 +508,7 @@ COLUMNS: dict[str, Callable[[NDArray[Any]], Any]] = {
     "fraction": lambda column: np.zeros(len(column)) + 0.5,
     "NaN": lambda column: np.full(len(column), np.nan),
     "complex": lambda column: np.zeros(len(column), complex),
+    "zeros": lambda column: np.full(len(column), b"a\0b"),
     "object": lambda column: np.array([[1]] * len(column), dtype=object),
     "shorter": lambda column: column[:-1],
 }
@@ -461,6 +543,19 @@ def test_a_header_that_imgrec_does_not_write_is_refused(kept, header):
 def test_an_array_that_imgrec_does_not_write_is_refused(kept, name, change):
     content = (kept / INDEX).read_bytes()
     assert_no_index(changed_index(content, {}, **{name: change(np.load(io.BytesIO(content))[name])}))
+
+
+@pytest.mark.parametrize("label", [-1, 3, 2**40])
+def test_an_index_with_a_label_of_no_class_is_refused(kept, label):
+    content = (kept / INDEX).read_bytes()
+    labels = np.load(io.BytesIO(content))["train_labels"]
+    labels[3] = label
+    assert_no_index(changed_index(content, {}, train_labels=labels))
+
+
+def test_an_index_without_images_is_refused(kept):
+    with raises_error(DataError, "index.npz", "does not fit to itself"):
+        ShardIndex.read(kept)._replace(splits={}).check("index.npz")
 
 
 @given(
@@ -515,7 +610,7 @@ NAMES = st.lists(
 def test_an_index_is_read_as_it_was_written(tmp_path_factory, classes, names):
     folder = tmp_path_factory.mktemp("index")
     places = np.array([(0, k, 1, k) for k in range(len(names))], dtype=PLACE)
-    packed = PackedSplit(np.arange(len(names)), np.array([os.fsencode(name) for name in names]), places)
+    packed = PackedSplit(np.arange(len(names)) % len(classes), np.array([os.fsencode(name) for name in names]), places)
     index = ShardIndex(
         tuple(map(composed, classes)), ("train/00000.tar",), np.array([9]), np.array([-1]), {"train": packed}, "abc"
     )
@@ -560,6 +655,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (str(tmp_path), f"out={tmp_path}"): (f"out={tmp_path}", f"data.root={tmp_path}", "out=DIR"),
         ("data.root=none", f"out={tmp_path}/o"): ("data.root=none", "data.root=FOLDER"),
         ("format=png",): ("format=png", "jpeg, raw or keep", "jpeg"),
+        ("data=shards", "data.cache_gb=1e300"): ("data.cache_gb=1e+300", "more than 0 and at most 1000000000", "4.0"),
         ("quality=101",): ("quality=101", "1 or more and at most 100", "90"),
         ("verify=none",): ("verify=none", INDEX, "verify=DIR"),
     }.items():

@@ -177,6 +177,46 @@ def test_what_is_damaged_in_the_store_is_named_and_skipped_alone(kept, server, h
     assert len(batch.labels) == len(packed.labels) - 1
 
 
+def test_an_empty_image_is_named_and_skipped_alone(kept, server, here, tmp_path):
+    """Also where it is all of a block: a request has to be for a byte at least."""
+    index = ShardIndex.read(kept)
+    packed = index.splits["train"]
+    _, blocks = remote.cut_blocks(packed.places, index.shards, "key")
+    alone = int(np.flatnonzero(np.diff(blocks.first) == 1)[0])
+    row = int(
+        np.flatnonzero((packed.places["shard"] == blocks.shard[alone]) & (packed.places["offset"] == blocks.start[alone]))[0]
+    )
+    packed.places[row]["length"] = packed.places[row]["checksum"] = 0
+    server.folder = Path(shutil.copytree(kept, tmp_path / "copied"))
+    index.write(server.folder)
+    images = shards(server.url, on_bad_image="skip").split("train").for_training(None, 0)
+    assert whole(images).bad == (images.path(row),)
+    with raises_error(DataError, images.path(row), "the file is empty"):
+        images.decode(row)
+
+
+def test_a_block_that_was_damaged_in_the_cache_is_downloaded_again(kept, server, here, cache):
+    images = shards(server.url, on_bad_image="skip").split("train")
+    fetch_all(images)
+    for block in cache.iterdir():
+        block.write_bytes(bytes(block.stat().st_size))
+    assert equal(images, shards(kept).split("train"))
+
+
+@pytest.mark.parametrize("span", [(1, 1001), None], ids=["an image", "the index"])
+def test_a_body_without_an_end_is_not_read_on(server, monkeypatch, span):
+    monkeypatch.setattr(store, "PIECE_BYTES", 1000)
+    server.faults, server.kinds = 1.0, ("endless",)
+    with pytest.raises(ValueError, match="more than the 1,000 bytes came"):
+        ObjectStore(server.url).read(INDEX, span)
+
+
+def test_an_index_that_the_memory_does_not_hold_is_refused(server, monkeypatch):
+    monkeypatch.setattr(store, "COPIES", 2**60)
+    with pytest.raises(ValueError, match="memory of this machine does not hold"):
+        ObjectStore(server.url).read(INDEX, None)
+
+
 @pytest.mark.parametrize(
     ("fault", "parts"),
     [
@@ -497,6 +537,13 @@ def test_the_process_leaves_workers_their_cores_ignores_signals_of_the_run_and_e
     wait_until(lambda: not Path(f"/proc/{pid}").exists() and not place.parent.exists())
 
 
+def test_the_process_looks_for_no_module_in_the_working_folder(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json.py").write_text("open('it_ran', 'w')")
+    assert len(shards(server.url).classes) == 3
+    assert [path.name for path in tmp_path.iterdir() if path.name != "cache"] == ["json.py"]
+
+
 def test_a_process_that_was_killed_is_named(server):
     images = shards(server.url).split("train")
     os.kill(images.files.downloads.pid, signal.SIGKILL)
@@ -520,7 +567,7 @@ def test_errors_of_the_process_arrive_as_they_are(server, tmp_path):
 
 def test_a_process_that_ends_at_its_start_is_named(server, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(remote.sys, "executable", "true")
+    monkeypatch.setattr(os.sys, "executable", "true")
     with raises_error(SourceError, f"data.root={server.url}", "ended at its start", "start the same command again"):
         _ = shards(server.url).splits
     gc.collect()

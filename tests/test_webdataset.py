@@ -1,5 +1,6 @@
 """data=shards with tar files that others wrote: read in imgrec's order by an index that is built once."""
 
+import gzip
 import io
 import os
 import tarfile
@@ -11,7 +12,7 @@ from error_parts import assert_refused, raises_error
 from image_files import picture
 from range_server import served
 from test_data_folder import PREPROCESSING, folder, make, whole
-from test_pack import KEEP, pack, shards
+from test_pack import KEEP, pack, samples, shards
 
 from imgrec import cli
 from imgrec.data.decode import load_image
@@ -188,3 +189,113 @@ def test_a_size_that_no_file_has_is_damage(tmp_path, size, member):
     (tmp_path / "train/0.tar").write_bytes(content)
     with raises_error(DataError, tmp_path / "train/0.tar"):
         _ = shards(tmp_path).splits
+
+
+# Archives that are odd, damaged or made to harm
+
+
+def packed(members: list[tarfile.TarInfo | tuple[str, bytes]], form: int = tarfile.GNU_FORMAT) -> bytes:
+    """The bytes of an archive; a TarInfo has the content b"1" where it has a size."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=form) as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member, io.BytesIO(b"1") if member.size else None)
+                continue
+            info = tarfile.TarInfo(member[0])
+            info.size = len(member[1])
+            tar.addfile(info, io.BytesIO(member[1]))
+    return made.getvalue()
+
+
+def member(name: str, **change: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in change.items():
+        setattr(info, key, value)
+    return info
+
+
+def headers(*infos: tarfile.TarInfo) -> bytes:
+    return b"".join(info.tobuf(tarfile.GNU_FORMAT) for info in infos)
+
+
+GOOD = sample("a", 1, 0) + sample("b", 2, 1)
+WHOLE = packed(GOOD)
+SECOND = WHOLE.index(b"b.jpg\0")  # where the header of that file begins
+HALF = WHOLE[:SECOND]
+ODD: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    "cut between two files": (HALF, ("cut short",)),
+    "cut in a header": (WHOLE[: SECOND + 100], ("cut short",)),
+    "one block of zeros": (WHOLE[:-10240] + bytes(512), ("cut short",)),
+    "a damaged header": (HALF + b"B" + WHOLE[SECOND + 1 :], ("damaged",)),
+    "two archives": (WHOLE + packed(sample("c", 3, 0)), ("goes on",)),
+    "compressed": (gzip.compress(WHOLE), ("decompress it",)),
+    "hard link": (packed([*GOOD, member("c.jpg", type=tarfile.LNKTYPE, linkname="a.jpg")]), ("c.jpg", "link", "--dereference")),
+    "link": (packed([*GOOD, member("c.jpg", type=tarfile.SYMTYPE, linkname="/etc/passwd")]), ("c.jpg", "link")),
+    "linked class": (packed([*GOOD[:1], member("a.cls", type=tarfile.LNKTYPE, linkname="b.cls")]), ("a.cls", "link")),
+    "device": (packed([*GOOD, member("c.jpg", type=tarfile.CHRTYPE, devmajor=1, devminor=5)]), ("c.jpg", "device")),
+    "sparse": (
+        packed(
+            [*GOOD, member("c.jpg", size=1, pax_headers={"GNU.sparse.map": "0,1", "GNU.sparse.size": "1"})], tarfile.PAX_FORMAT
+        ),
+        ("c.jpg", "sparse"),
+    ),
+    "two classes": (packed([*GOOD, ("a.cls", b"1")]), ("a", "two classes")),
+    "long name": (packed([*GOOD, ("x" * 5000 + ".jpg", b"")]), ("at most 4,096 letters", "Rename it")),
+    "zero in a name": (
+        packed([*GOOD, member("c", pax_headers={"path": "c\0d.jpg"})], tarfile.PAX_FORMAT),
+        ("c?d.jpg", "Rename it"),
+    ),
+    "size below zero": (packed([*GOOD, member("c", pax_headers={"size": "-4096"})], tarfile.PAX_FORMAT), ("negative",)),
+    "names of names": (headers(*[member("long", type=tarfile.GNUTYPE_LONGNAME)] * 3000) + WHOLE, ("Copy it again",)),
+    "a header larger than any memory": (headers(member("p", type=tarfile.XHDTYPE, size=2**60)) + WHOLE, ("Copy it again",)),
+    "a header that is no text": (packed([*GOOD, member("c", type=tarfile.XHDTYPE)]) + b"\xff" * 9, ("Copy it again",)),
+}
+
+
+@pytest.mark.parametrize(("content", "parts"), ODD.values(), ids=ODD)
+def test_no_image_of_an_odd_archive_is_lost_or_read_wrongly(tmp_path, content, parts):
+    path = tmp_path / "train/0.tar"
+    path.parent.mkdir()
+    path.write_bytes(content)
+    with raises_error(DataError, path, *parts):
+        _ = shards(tmp_path).splits
+
+
+def test_names_in_an_archive_lead_nowhere(tmp_path):
+    names = ["/etc/a", "../../b", "c\n\x1b[31m", "d e", "ß/😀", "./f"]
+    write(tmp_path / "train/0.tar", [one for k, name in enumerate(names) for one in sample(name, k, k % 2)])
+    images = shards(tmp_path).split("train")
+    assert {os.fsdecode(name) for name in images.names} <= {f"train/0.tar/{name}" for name in names}
+    assert len(whole(images).images) == len(images)
+
+
+def test_classes_that_are_one_number_or_one_text_in_two_forms(tmp_path):
+    write(tmp_path / "a/train/0.tar", [one for k in range(8) for one in sample(f"n{k}", k, ("1", "01")[k % 2])])
+    assert shards(tmp_path / "a").classes == ("01", "1")
+    write(
+        tmp_path / "b/train/0.tar", [one for k in range(8) for one in sample(f"n{k}", k, ("\u00e9", "e\u0301", "f", "f")[k % 4])]
+    )
+    assert shards(tmp_path / "b").classes == ("f", "\u00e9")
+    assert cli.main(["pack", "index", str(tmp_path / "b")]) == 0
+    assert shards(tmp_path / "b").classes == ("f", "\u00e9")
+
+
+def test_shards_of_others_are_packed_under_names_that_webdataset_reads(tmp_path):
+    root = write_set(tmp_path / "set", dict.fromkeys(LAYOUTS["folders"], tarfile.PAX_FORMAT))
+    data = shards(root)
+    out = pack(data, tmp_path / "out", KEEP)
+    found = samples(out, "train")
+    images = data.split("train")
+    assert sorted(found) == [f"{row:08d}" for row in range(len(images))]
+    for row, name in enumerate(images.names.tolist()):
+        extension = "png" if name.endswith(b"_5") else "jpg"
+        assert found[f"{row:08d}"] == {extension: images.open(row).read(), "cls": str(images.labels[row]).encode()}
+
+
+def test_an_index_is_not_written_through_a_link(tmp_path, capsys):
+    root = write_set(tmp_path / "set", {"train/0.tar": tarfile.PAX_FORMAT})
+    (root / INDEX).symlink_to(tmp_path / "elsewhere")
+    assert cli.main(["pack", "index", str(root)]) == 2
+    assert_refused(capsys.readouterr().err, f"index={root}", "already")
+    assert not (tmp_path / "elsewhere").exists()

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import os
+import sys
 import typing
 from collections.abc import Callable
 from functools import cache, partial
@@ -37,6 +38,21 @@ class WorkingFolder:
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         return PathFinder.find_spec(name, [""]) if path is None and in_your_packages(name) else None
+
+
+def find_allowed_packages() -> None:
+    """Let this process import packages that ALLOW names from the working folder."""
+    if WorkingFolder not in sys.meta_path:
+        sys.meta_path.append(WorkingFolder)
+
+
+def python_command(*arguments: str) -> list[str]:
+    """Python with these arguments, which looks for modules in the working folder only where this process does.
+
+    With `-c` or `-m` it looks there first: a json.py beside somebody's images would be called instead of Python's.
+    """
+    looks_here = any(not folder or (os.path.isdir(folder) and os.path.samefile(folder, ".")) for folder in sys.path)
+    return [sys.executable, *([] if looks_here else ["-P"]), *arguments]
 
 
 def locate(target: str) -> Callable[..., Any]:

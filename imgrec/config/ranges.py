@@ -48,9 +48,10 @@ _KEYS: dict[Range, str] = {
     Range(-inf): "data.scale",
     Range(1, 604_800): "trainer.timeout_s",  # a week; torch counts it in 32 bits of milliseconds
     POSITIVE: """
-        lr_min lr_max seconds max_body_mb body_timeout_s data.std data.cache_gb augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
+        lr_min lr_max seconds body_timeout_s data.std augment.crop_ratio optim.lr optim.eps optim.max_grad_norm
         distill.temperature scheduler.power scheduler.up_epochs scheduler.down_epochs trainer.grace_s trainer.max_minutes
         trainer.limit_train_batches trainer.limit_val_batches trainer.limit_test_batches""",
+    Range(0, 1_000_000_000, open_low=True): "data.cache_gb max_body_mb",  # in bytes 64 bits hold it
     Range(0, 1): """
         data.mean augment.flip augment.crop_padding augment.shift augment.erase scheduler.floor scheduler.start scheduler.end
         distill.alpha""",

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from imgrec.data import jpeg
-from imgrec.errors import DataError, first_line
+from imgrec.errors import DataError, first_line, unreadable
 from imgrec.files import IMAGE_FORMATS
 
 Rows = Callable[[int, int], int]  # how many of the upper rows are needed of a picture of this height and width
@@ -115,8 +115,9 @@ def _naming_image(path: str, max_pixels: int) -> Iterator[None]:
     except MemoryError as error:  # without a text; PIL's parsers raise it too, for a damaged file that claims to be large
         raise DataError(f"{path} cannot be read: the memory does not hold it. Make it smaller.") from error
     except Exception as error:  # PIL's parsers raise OSError, SyntaxError, struct.error, ...
-        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-        raise DataError(f"{path} cannot be read: {reason}.") from error
+        if isinstance(error, OSError) and error.strerror is not None:
+            raise unreadable(path, error) from error
+        raise DataError(f"{path} cannot be read: {first_line(error)}.") from error
 
 
 def _decode_by_pil(file: BinaryIO, preprocessing: Preprocessing) -> Tensor:

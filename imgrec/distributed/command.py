@@ -11,7 +11,18 @@ from imgrec.distributed import signals
 from imgrec.distributed.garbage import collect_seldom
 from imgrec.distributed.process_group import error_line
 from imgrec.distributed.world import read_world
-from imgrec.errors import NO_ROOM, UNWRITABLE, ConfigError, Died, ExitCode, ImgrecError, Stopped, printable
+from imgrec.errors import (
+    MORE_FILES,
+    NO_ROOM,
+    TOO_MANY_OPEN,
+    UNWRITABLE,
+    ConfigError,
+    Died,
+    ExitCode,
+    ImgrecError,
+    Stopped,
+    printable,
+)
 from imgrec.terminal import lenient_streams
 
 Command = Callable[[list[str], str | None], int]  # (overrides, --config-dir) -> exit code
@@ -31,13 +42,14 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
         with signals.request_cleared(), signals.endings_raised():
             return command(overrides, config_dir)
     except (ImgrecError, OSError) as error:
-        refused = isinstance(error, ImgrecError) or error.errno in UNWRITABLE
+        refused = isinstance(error, ImgrecError) or error.errno in (*UNWRITABLE, *TOO_MANY_OPEN)
         if not refused or os.environ.get("IMGREC_DEBUG") == "1":
             raise
         if isinstance(error, OSError):
             file = error.filename or "a file"
             written = "written" if error.errno in NO_ROOM else "used"
-            _print(printable(f"{file} cannot be {written}: {error.strerror}. Fix that and start the same command again."))
+            fix = MORE_FILES if error.errno in TOO_MANY_OPEN else "Fix that and start the same command again"
+            _print(printable(f"{file} cannot be {written}: {error.strerror}. {fix}."))
         elif (line := error_line(error)) is not None:
             _print(line)
         return ExitCode.REFUSED

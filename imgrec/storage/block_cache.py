@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from imgrec.errors import NO_ROOM, SourceError
+from imgrec.errors import MORE_FILES, NO_ROOM, TOO_MANY_OPEN, SourceError
 from imgrec.locks import lock_file
 
 PART = ".part"
@@ -49,11 +49,11 @@ class BlockCache:
         try:
             yield
         except OSError as error:
-            fix = (
-                f"Free disk space, set a data.cache_gb below {self.most_bytes / 1e9:.3g}"
-                if error.errno in NO_ROOM
-                else "Make it a folder that you can write to"
-            )
+            fix = "Make it a folder that you can write to"
+            if error.errno in NO_ROOM:
+                fix = f"Free disk space, set a data.cache_gb below {self.most_bytes / 1e9:.3g}"
+            elif error.errno in TOO_MANY_OPEN:
+                fix = MORE_FILES
             raise SourceError(
                 f"{self.folder}, where remote shards are cached, cannot be written: {error.strerror}. {fix}, or set IMGREC_CACHE=FOLDER."
             ) from error

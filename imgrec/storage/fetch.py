@@ -128,6 +128,8 @@ class Fetcher:
 
         So it is found where it is decoded, by its name, as in a shard on a disk.
         """
+        if span is not None and span[0] == span[1]:  # of an empty image: a range has a byte at least
+            return memoryview(b"")
         began, reason, damaged = time.monotonic(), "", None
         for attempt in range(MOST_ATTEMPTS):
             if attempt:

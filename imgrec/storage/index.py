@@ -111,6 +111,7 @@ class ShardIndex(NamedTuple):
             and _is_column(self.checksums, np.dtype(np.int64))
             and len(self.shards) == len(self.sizes) == len(self.checksums)
             and bool(((self.sizes > 0) & (self.sizes <= MOST_SHARD)).all())
+            and len(self.splits) > 0
             and all(map(self._split_fits, self.splits.values()))
         )
         if not fits:
@@ -122,7 +123,12 @@ class ShardIndex(NamedTuple):
             _is_column(labels, np.dtype(np.int64)) and names.ndim == 1 and names.dtype.kind == "S" and _is_column(places, PLACE)
         ):
             return False
-        if not len(labels) == len(names) == len(places) > 0:
+        if not (len(labels) == len(names) == len(places) > 0 and names.itemsize):
+            return False
+        if not ((labels >= 0) & (labels < len(self.classes))).all():
+            return False
+        letters = names.view(np.uint8).reshape(len(names), -1)  # filled up with zeros, of which a name itself has none
+        if ((letters[:, :-1] == 0) & (letters[:, 1:] != 0)).any():
             return False
         shard, offset, length = places["shard"], places["offset"], places["length"]
         if not ((shard >= 0) & (shard < len(self.sizes)) & (offset >= 0) & (length >= 0)).all():

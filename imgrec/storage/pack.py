@@ -1,32 +1,33 @@
 """Images into tar shards that tar, webdataset and timm read, with the index by which imgrec reads them in its own order."""
 
-import fcntl
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import simplejpeg
+from PIL import Image
 
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
-from imgrec.data.decode import ScaleError, resize_shorter_side
+from imgrec.data.decode import FORMATS, ScaleError, resize_shorter_side
 from imgrec.data.folder import FileData, ImageFiles
 from imgrec.data.loader import Loader
-from imgrec.errors import ConfigError, DataError
-from imgrec.files import atomic_output, atomic_write, file_extension
-from imgrec.locks import lock_file
-from imgrec.storage.index import INDEX, PLACE, PackedSplit, Places, ShardIndex
+from imgrec.errors import DataError, SourceError, unreadable
+from imgrec.files import IMAGE_EXTENSIONS, IMAGE_FORMATS, atomic_output, atomic_write, file_extension
+from imgrec.storage.index import PLACE, PackedSplit, Places, ShardIndex
+from imgrec.storage.pack_folder import UNFINISHED, make_folder, own_folder
 
-UNFINISHED = "unfinished"  # the folder, beside the shards, of what is known about those that are done
+JPEG_SIDE = 65_500  # pixels, of libjpeg
 Format = Literal["jpeg", "raw", "keep"]
 
 
@@ -81,7 +82,6 @@ class ShardWriter:
 
     def __getitem__(self, task: ShardTask) -> WrittenShard:
         images, path = self.splits[task.split], self.out / task.name
-        path.parent.mkdir(parents=True, exist_ok=True)
         rows: list[int] = []
         places: list[tuple[int, int, int, int]] = []
         bad: list[str] = []
@@ -89,7 +89,7 @@ class ShardWriter:
             for row in self._rows[task].tolist():
                 try:
                     extension, content = encode_image(images, row, self.packing)
-                except ScaleError:  # of a setting that is missing
+                except (ScaleError, SourceError):  # of a setting that is missing, or a server
                     raise
                 except DataError as error:
                     if images.skips:
@@ -145,9 +145,10 @@ def encode_image(images: ImageFiles, row: int, packing: Packing) -> tuple[str, b
     if packing.format == "keep":
         try:
             with images.open(row) as file:
-                return file_extension(images.path(row)), file.read()
+                content = file.read()
         except OSError as error:
-            raise DataError(f"{images.path(row)} cannot be read: {error.strerror}.") from error
+            raise unreadable(images.path(row), error) from error
+        return _extension(os.path.basename(images.path(row)), content), content
     pixels = images.decode(row)
     if min(pixels.shape[-2:]) > packing.size:
         pixels = resize_shorter_side(pixels, packing.size, images.preprocessing["interpolation"])
@@ -156,8 +157,23 @@ def encode_image(images: ImageFiles, row: int, packing: Packing) -> tuple[str, b
     if packing.format == "raw":
         kind, extension = (5, ".pgm") if channels == 1 else (6, ".ppm")
         return extension, f"P{kind}\n{width} {height}\n255\n".encode() + array.tobytes()
+    if max(height, width) > JPEG_SIDE:
+        raise DataError(
+            f"{images.path(row)} has {width:,}x{height:,} pixels, and a JPEG at most {JPEG_SIDE:,} a side. Set format=raw or keep."
+        )
     colours = ("GRAY", "Gray") if channels == 1 else ("RGB", "420")
     return ".jpg", simplejpeg.encode_jpeg(array, packing.quality, *colours)
+
+
+def _extension(name: str, content: bytes) -> str:
+    """Of the name of an image file, or by its content where that has none, as in a table or in shards that others wrote."""
+    if (extension := file_extension(name)) in IMAGE_EXTENSIONS:
+        return extension
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return IMAGE_FORMATS[str(image.format)].split()[0]
+    except Exception:  # PIL's parsers raise any; a training says what is wrong
+        return ".bin"
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
@@ -189,13 +205,15 @@ def pack_images(
     """
     writer = ShardWriter(images_to_pack(data), out, packing)
     source = _source(data, packing)
-    with _own_folder(out, source):
+    with own_folder(out, source):
         done: dict[ShardTask, WrittenShard] = {}
         for task in writer.tasks:
             if (shard := writer.written(task)) is not None:
                 done[task] = shard
                 advance(writer.count(task))
         missing = [task for task in writer.tasks if task not in done]
+        for task in missing:
+            make_folder(out, (out / task.name).parent)
         with closing(Loader(writer, missing, num_workers=min(num_workers, len(missing)))) as shards:
             for task, shard in zip(missing, shards, strict=True):
                 done[task] = shard
@@ -251,32 +269,3 @@ def _webdataset_info(index: ShardIndex) -> dict[str, object]:
             "num_samples": len(packed.labels),
         }
     return {"splits": splits}
-
-
-@contextmanager
-def _own_folder(out: Path, source: str) -> Iterator[None]:
-    """The folder, for this process alone; ConfigError where it holds something else than the begin of this pack."""
-    mark, lock_path = out / UNFINISHED / "source", out / UNFINISHED / "lock"
-    other = f"Set out=ANOTHER, or remove {out}."
-    if (out / INDEX).is_file():
-        same = f"these images are packed there already. Type imgrec train data=shards data.root={out}, or set out=ANOTHER."
-        raise ConfigError(
-            f"out={out}: {same if ShardIndex.read(out).source == source else f'there is a pack of other images or settings. {other}'}"
-        )
-    if mark.is_file() and mark.read_bytes() != source.encode():
-        raise ConfigError(f"out={out} holds an unfinished pack of other images or settings. {other}")
-    # A pack that was killed in its first moment has left these, but no mark.
-    begun = {mark.parent, lock_path, mark.with_name(f"{mark.name}.unfinished")}
-    if not mark.is_file() and out.is_dir() and not begun.issuperset(out.rglob("*")):
-        raise ConfigError(f"out={out} is not empty. Set out=ANOTHER.")
-    try:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out={out}: the folder cannot be made: {error.strerror}. Set out=FOLDER in another place.") from error
-    with lock_path.open("w") as lock:
-        try:
-            lock_file(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"out={out}: another process packs into it. Wait for it, or set out=ANOTHER.") from error
-        atomic_write(mark, source)
-        yield

@@ -8,7 +8,6 @@ import secrets
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import threading
 import weakref
@@ -22,9 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imgrec.config.instantiate import python_command
 from imgrec.data.batch import Indices, Request, Requests
 from imgrec.data.cache import CACHE_VARIABLE, cache_folder
-from imgrec.errors import ConfigError, DataError, SourceError
+from imgrec.errors import MORE_FILES, TOO_MANY_OPEN, ConfigError, DataError, SourceError
 from imgrec.storage.block_cache import block_path
 from imgrec.storage.fetch import MOST_ATTEMPTS, Blocks, FetchSettings
 from imgrec.storage.index import INDEX, Places, ShardIndex
@@ -59,7 +59,7 @@ class Downloads:
             )
         self._open = threading.local()
         # Not `-m`: its errors would be classes of `__main__`, which this process cannot unpickle.
-        command = [sys.executable, "-c", "from imgrec.storage.fetch import main; main()"]
+        command = python_command("-c", "from imgrec.storage.fetch import main; main()")
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         weakref.finalize(self, _end, process, place, os.getpid())
         self.pid = process.pid
@@ -168,9 +168,10 @@ class RemoteFiles:
         except FileNotFoundError:
             raise
         except OSError as error:
+            fix = MORE_FILES if error.errno in TOO_MANY_OPEN else "Make it a folder of yours"
             raise SourceError(
-                f"{self.downloads.folder}, where remote shards are cached, cannot be read: {error.strerror}. Make it a folder of "
-                f"yours, or set {CACHE_VARIABLE}=FOLDER."
+                f"{self.downloads.folder}, where remote shards are cached, cannot be read: {error.strerror}. {fix}, or set "
+                f"{CACHE_VARIABLE}=FOLDER."
             ) from error
 
     def _number(self, place: np.void) -> int:

@@ -24,7 +24,7 @@ from imgrec.data.folder import FileData, FileKeys, ImageFiles, Reading
 from imgrec.data.image_data import Splits
 from imgrec.data.sampler import Order
 from imgrec.data.window import windowed_order
-from imgrec.errors import ConfigError, DataError, SourceError
+from imgrec.errors import TOO_MANY_OPEN, ConfigError, DataError, SourceError, unreadable
 from imgrec.storage.index import INDEX, PackedSplit, ShardIndex
 from imgrec.storage.remote import WINDOW_SHARE, Announced, RemoteFiles, is_remote, open_remote
 from imgrec.storage.store import ReadError
@@ -70,11 +70,20 @@ class ShardFiles:
         return f"Type imgrec pack verify={self.folder} to find all such images."
 
     def _map(self, shard: int) -> tuple[mmap.mmap, NDArray[np.uint8]]:
-        path = self.path(shard)
-        with _readable(path), open(path, "rb") as file:
+        with _readable(self.path(shard)):
+            try:
+                mapped = self._mapped(shard)
+            except OSError as error:
+                if error.errno not in TOO_MANY_OPEN:
+                    raise
+                self._open.cache_clear()  # each holds a file descriptor
+                mapped = self._mapped(shard)
+        return mapped, np.frombuffer(mapped, dtype=np.uint8)
+
+    def _mapped(self, shard: int) -> mmap.mmap:
+        with open(self.path(shard), "rb") as file:
             self._check_size(shard, os.fstat(file.fileno()).st_size)
-            mapped = mmap.mmap(file.fileno(), 0, flags=MAP_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-            return mapped, np.frombuffer(mapped, dtype=np.uint8)
+            return mmap.mmap(file.fileno(), 0, flags=MAP_FLAGS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
     def _check_size(self, shard: int, found: int) -> None:
         if found != self.sizes[shard]:
@@ -90,7 +99,7 @@ def _readable(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Copy it again, or pack the images again.") from error
+        raise unreadable(path, error, "Copy it again, or pack the images again.") from error
 
 
 class ImageShards(ImageFiles):
@@ -126,20 +135,26 @@ class ImageShards(ImageFiles):
         return 1  # a shard that changes in a run is damaged
 
     def decode(self, index: int, rows: Rows | None = None) -> Tensor:
-        content = self.read(index)
-        if (pixels := raw_pixels(content, self.preprocessing)) is not None:
-            return pixels
+        content, place = self.read(index), self.places[index]
         try:
-            return decode_bytes(content.tobytes(), self.path(index), self.preprocessing, self.reading["decoder"], rows)
+            return self._pixels(index, content, rows)
         except ScaleError:
             raise
         except DataError as error:
-            if is_intact(content, self.places[index]["checksum"]):
+            if is_intact(content, place["checksum"]):
                 raise
-            raise DataError(
-                f"{self.path(index)} cannot be read: the shard is damaged there, its checksum is another. "
-                f"{self.files.fix(self.places[index])}"
-            ) from error
+            damage = error
+        fix = self.files.fix(place)
+        if self.is_far and is_intact(content := self.read(index), place["checksum"]):  # it was damaged in the cache
+            return self._pixels(index, content, rows)
+        raise DataError(
+            f"{self.path(index)} cannot be read: the shard is damaged there, its checksum is another. {fix}"
+        ) from damage
+
+    def _pixels(self, index: int, content: NDArray[np.uint8], rows: Rows | None) -> Tensor:
+        if (pixels := raw_pixels(content, self.preprocessing)) is not None:
+            return pixels
+        return decode_bytes(content.tobytes(), self.path(index), self.preprocessing, self.reading["decoder"], rows)
 
     def reading_order(self, order: Order, seed: int) -> Order:
         return order if self.window is None else windowed_order(order, self.places["shard"], self.window, seed=seed)

@@ -1,16 +1,21 @@
 """What remote shards are read from: a server or a bucket by obstore, or what fsspec reads. Imports no torch."""
 
+import os
 import re
 from datetime import timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from imgrec.errors import SourceError, first_line
+
+if TYPE_CHECKING:
+    from obstore import GetResult
 
 SCHEMES = {"http", "https", "s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"}  # what obstore reads
 CONNECT_S = 10
 STALLED_S = 20  # after which a request ends that brings nothing; a server that is silent is named after ten of them
 REQUEST_S = 60  # of a request: of half a megabyte, or of a piece of an index
 PIECE_BYTES = 2**22  # of a file that is read whole, so that a slow line has REQUEST_S for each
+COPIES = 8  # of an index that are in memory at a time, at most
 REFUSED = ("PermissionDeniedError", "UnauthenticatedError")  # obstore's
 BUSY = ("408", "425", "429")
 CLOUD_ROLE = "169.254.169.254"  # where a machine of a cloud has keys, asked when no others are set
@@ -46,15 +51,29 @@ class ObjectStore:
         import obstore
 
         if span is not None:
-            return memoryview(obstore.get_range(self._store, path, start=span[0], end=span[1]))
+            return _body(obstore.get(self._store, path, options={"range": span}), span[1] - span[0])
+        most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // COPIES
         try:
             first = obstore.get(self._store, path, options={"range": (0, PIECE_BYTES)})
         except obstore.exceptions.NotSupportedError:  # Tornado, for one, answers a range that is a whole small file with 200
-            return memoryview(obstore.get(self._store, path).bytes())
-        content, size = bytearray(first.bytes()), first.meta["size"]
+            return _body(obstore.get(self._store, path), most)
+        if (size := first.meta["size"]) > most:
+            raise ValueError(f"it has {size:,} bytes, which the memory of this machine does not hold")
+        content = bytearray(_body(first, PIECE_BYTES))
         for start in range(PIECE_BYTES, size, PIECE_BYTES):
-            content += obstore.get_range(self._store, path, start=start, end=min(start + PIECE_BYTES, size))
+            stop = min(start + PIECE_BYTES, size)
+            content += _body(obstore.get(self._store, path, options={"range": (start, stop)}), stop - start)
         return memoryview(content)
+
+
+def _body(answer: "GetResult", most: int) -> memoryview:
+    """The bytes of an answer; ValueError where it has more, which may have no end."""
+    content = bytearray()
+    for piece in answer.stream(min_chunk_size=most + 1):
+        content += piece
+        if len(content) > most:
+            raise ValueError(f"more than the {most:,} bytes came that were asked for")
+    return memoryview(content)
 
 
 class FileSystem:

@@ -1,15 +1,15 @@
 """Which images of a folder of shards are damaged, by the checksums of its index."""
 
 import os
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from imgrec.storage.checksums import open_shard, part_checksum
 from imgrec.storage.index import ShardIndex
-from imgrec.storage.shards import ShardFiles, is_intact
+from imgrec.storage.shards import ShardFiles
 
 
 def find_damage(folder: Path, *, advance: Callable[[int], None]) -> list[str]:
@@ -39,17 +39,18 @@ def _shard_damage(
 ) -> list[str]:
     path = files.path(shard)
     try:
-        # Read, not mapped: a shard that is too short ends a process that reads it by a map.
-        content = np.fromfile(path, dtype=np.uint8)
+        with open_shard(path) as file:
+            damaged = [
+                os.fsdecode(name)
+                for name, (_, offset, length, stored) in zip(names, places, strict=True)
+                if (found := part_checksum(file, offset, length)) is None or stored not in (-1, found)
+            ]
+            size = os.fstat(file.fileno()).st_size
+            whole = part_checksum(file, 0, size) if size == files.sizes[shard] and not damaged else None
     except OSError as error:
         return [f"{path} cannot be read: {error.strerror}"]
-    damaged = [
-        os.fsdecode(name)
-        for name, (_, offset, length, stored) in zip(names, places, strict=True)
-        if offset + length > len(content) or not is_intact(content[offset : offset + length], stored)
-    ]
     if damaged:
         return [f"{path}: {name}" for name in damaged]
-    if len(content) != files.sizes[shard] or (checksum >= 0 and zlib.crc32(content.data) != checksum):
+    if whole is None or checksum not in (-1, whole):
         return [f"{path}: damaged between the images, in a header or a label"]
     return []

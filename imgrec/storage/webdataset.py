@@ -5,12 +5,11 @@ import hashlib
 import os
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from glob import escape, glob
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
@@ -21,12 +20,15 @@ from imgrec.data.file_index import pack_names
 from imgrec.data.file_splits import label_indices
 from imgrec.data.loader import Loader, worker_count
 from imgrec.data.split_folders import split_meant
-from imgrec.errors import DataError, first_names
-from imgrec.files import IMAGE_EXTENSIONS, file_extension
+from imgrec.errors import DataError, first_line, first_names, shorten
+from imgrec.files import IMAGE_EXTENSIONS, composed, file_extension
 from imgrec.locks import lock_file
+from imgrec.storage.checksums import open_shard, part_checksum
 from imgrec.storage.index import PLACE, PackedSplit, Places, ShardIndex
 
 MOST_LABEL = 1000  # bytes of a .cls file
+MOST_NAME = 4096  # letters of a name: each name in an index takes the bytes of the longest
+END_BYTES = 2 * tarfile.BLOCKSIZE  # zeros with which a tar file ends, at least
 FEW = 4  # shards that are scanned in this process
 
 
@@ -67,14 +69,24 @@ def write_index(folder: Path) -> ShardIndex:
     """ROOT/index.npz for the shards that others wrote, with a checksum of each image and shard, which takes reading them once."""
     index = webdataset_index(str(folder))
     for number, shard in enumerate(index.shards):
-        content = np.fromfile(folder / shard, dtype=np.uint8)
-        index.checksums[number] = zlib.crc32(content.data)
-        for split in index.splits.values():
-            for row in np.flatnonzero(split.places["shard"] == number):
-                _, offset, length, _ = split.places[row].item()
-                split.places["checksum"][row] = zlib.crc32(content[offset : offset + length].data)
+        try:
+            with open_shard(folder / shard) as file:
+                index.checksums[number] = _checksum(file, 0, int(index.sizes[number]))
+                for split in index.splits.values():
+                    for row in np.flatnonzero(split.places["shard"] == number):
+                        _, offset, length, _ = split.places[row].item()
+                        split.places["checksum"][row] = _checksum(file, offset, length)
+        except OSError as error:
+            raise DataError(f"{folder / shard} cannot be read: {error.strerror}. Copy it again.") from error
     index.write(folder)
     return index
+
+
+def _checksum(file: BinaryIO, offset: int, length: int) -> int:
+    checksum = part_checksum(file, offset, length)
+    if checksum is None:
+        raise DataError(f"{file.name} has become shorter. Start the same command again when nobody writes it.")
+    return checksum
 
 
 def _status(path: str) -> os.stat_result:
@@ -121,29 +133,66 @@ class _Scanner:
         labels: dict[str, str] = {}
         try:
             with tarfile.open(path, "r:") as tar:
-                for member in tar:
-                    folder, slash, name = member.name.rpartition("/")
-                    stem, _, extension = name.partition(".")
-                    key = f"{folder}{slash}{stem}"
-                    if not member.isfile() or not stem:
-                        continue
-                    if extension == "cls" and member.size <= MOST_LABEL:
-                        content = tar.extractfile(member)
-                        assert content is not None
-                        if label := content.read().decode(errors="surrogateescape").strip():
-                            labels[key] = label
-                    elif file_extension(name) in IMAGE_EXTENSIONS:
+                for key, extension, member in _sample_files(tar):
+                    if extension != "cls":
                         if key in images:
-                            raise DataError(f"{path}: {key} has two images. Remove one of them.")
+                            raise DataError(f"{shorten(key)} has two images. Remove one of them.")
                         images[key] = (member.offset_data, member.size)
-        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two of a size beyond 64 bits
-            raise DataError(f"{path} cannot be read as a tar file without compression: {error}. Copy it again.") from error
+                        continue
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    label = composed(content.read().decode(errors="surrogateescape").strip())
+                    if label and labels.setdefault(key, label) != label:
+                        raise DataError(f"{shorten(key)} has two classes. Remove one of them.")
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        except Exception as error:  # tarfile raises any: also RecursionError, or MemoryError for a header that claims to be large
+            raise DataError(
+                f"{path} cannot be read as a tar file without compression: {first_line(error)}. Copy it again, or decompress it."
+            ) from error
         if lacking := sorted(images.keys() - labels.keys()):
-            raise DataError(f"{path}: {lacking[0]} has no {lacking[0]}.cls with its class. Add it to the shard.")
-        if images and max(offset + size for offset, size in images.values()) > os.path.getsize(path):
-            raise DataError(f"{path} is cut short. Copy it again.")
+            key = shorten(lacking[0])
+            raise DataError(f"{path}: {key} has no {key}.cls with its class. Add it to the shard.")
         places = np.array([(number, offset, size, -1) for offset, size in images.values()], dtype=PLACE)
         return ScannedShard([f"{shard}/{key}" for key in images], [labels[key] for key in images], places)
+
+
+def _sample_files(tar: tarfile.TarFile) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """The images and labels of a shard: key, extension, member. DataError for one whose bytes do not stand there as they are."""
+    for member in _members(tar):
+        folder, slash, name = member.name.rpartition("/")
+        stem, _, extension = name.partition(".")
+        is_label = extension == "cls" and member.size <= MOST_LABEL
+        if not stem or member.isdir() or not (is_label or file_extension(name) in IMAGE_EXTENSIONS):
+            continue
+        if not member.isreg() or member.issparse():
+            raise DataError(
+                f"{shorten(member.name)} is a link, a device or a sparse file. "
+                "Write the shard with tar --dereference --hard-dereference, and without --sparse."
+            )
+        if len(member.name) > MOST_NAME or "\0" in member.name:
+            raise DataError(
+                f"{shorten(member.name)}: expected a name of at most {MOST_NAME:,} letters, none of them zero. Rename it."
+            )
+        yield f"{folder}{slash}{stem}", extension, member
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """All members of an archive that is whole. ReadError for another, of which tarfile would give those before the damage, or give them for ever."""
+    file, end = cast(BinaryIO, tar.fileobj), 0
+    size = os.fstat(file.fileno()).st_size
+    for member in tar:
+        if not end < tar.offset <= size:
+            raise tarfile.ReadError("it is cut short" if tar.offset > size else "the size of a file in it is negative")
+        end = tar.offset
+        yield member
+    file.seek(end)
+    if len(rest := file.read(END_BYTES)) < END_BYTES:
+        raise tarfile.ReadError("it is cut short")
+    while rest:
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError("it goes on behind the end of its files, or a header in it is damaged")
+        rest = file.read(2**20)
 
 
 def _build(root: str, shards: list[str], splits: list[Split], sizes: Indices, source: str) -> ShardIndex:
@@ -156,7 +205,8 @@ def _build(root: str, shards: list[str], splits: list[Split], sizes: Indices, so
     if "train" not in of_split:
         raise DataError(f"data.root={root} has shards of {' and '.join(of_split)}, but none of train. Add them.")
     texts = {label for shard in of_split["train"] for label in shard.labels}
-    classes = tuple(sorted(texts, key=int) if all(map(str.isdecimal, texts)) else sorted(texts))
+    by_number = all(map(str.isdecimal, texts))
+    classes = tuple(sorted(texts, key=lambda text: (int(text) if by_number else 0, text)))  # 1 and 01 are two
     packed: dict[Split, PackedSplit] = {}
     for split, parts in of_split.items():
         names = [name for part in parts for name in part.names]

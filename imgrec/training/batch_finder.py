@@ -8,13 +8,13 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from imgrec.config.instantiate import python_command
 from imgrec.config.schema import Node, RunConfig
 from imgrec.distributed import signals
 from imgrec.distributed.device_checks import trains_on_cuda
@@ -159,7 +159,7 @@ class StepProbe:
 def _start(task: Node) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(OF_RANKS)}
     errors = None if os.environ.get("IMGREC_DEBUG") == "1" else subprocess.DEVNULL
-    command = [sys.executable, "-m", "imgrec.training.batch_probe", str(os.getpid())]
+    command = python_command("-m", "imgrec.training.batch_probe", str(os.getpid()))
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment)
     assert process.stdin is not None
     process.stdin.write(json.dumps(task).encode() + b"\n")

@@ -17,7 +17,7 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 
-from imgrec.config.instantiate import build
+from imgrec.config.instantiate import build, find_allowed_packages
 from imgrec.config.schema import RunConfig, run_config
 from imgrec.data.augment import Augment
 from imgrec.data.image_data import Common, ImageData, Splits
@@ -93,6 +93,7 @@ def limit_memory(run: RunConfig, more: int | None) -> None:
 def main() -> None:
     """Answer one line after another until stdin ends."""
     signals.end_with_parent()
+    find_allowed_packages()
     if os.getppid() != int(sys.argv[1]):  # it was killed while torch was imported here
         return
     answers = os.fdopen(os.dup(1), "w", buffering=1)
