@@ -583,7 +583,7 @@ def test_children_do_not_outlive_a_killed_parent_and_free_the_folder(
 ) -> None:
     process = start_run("waits")
     folder = tmp_path / "waits" / "1"
-    wait_until(lambda: all((folder / f"pid_{rank}").exists() for rank in (0, 1)))
+    wait_until(lambda: all((path := folder / f"pid_{rank}").exists() and path.read_text() for rank in (0, 1)))
     run = small("name=waits", "id=1", f"runs_dir={tmp_path}", "trainer.devices=2")
     second = choose_run_dir(run)
     with pytest.raises(ConfigError, match="in use"), second.opened(run):
