@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-PIECE_BYTES = 2**20  # that are read at once
+SUMMED_BYTES = 2**20  # that are read at once
 
 
 def open_shard(path: str | Path) -> BinaryIO:
@@ -21,7 +21,7 @@ def part_checksum(file: BinaryIO, offset: int, length: int) -> int | None:
     """CRC-32 of a part of a file, None where that ends before. Not by a map: a file that becomes shorter would end the process."""
     checksum, end = 0, offset + length
     while offset < end:
-        piece = os.pread(file.fileno(), min(PIECE_BYTES, end - offset), offset)
+        piece = os.pread(file.fileno(), min(SUMMED_BYTES, end - offset), offset)
         if not piece:
             return None
         checksum = zlib.crc32(piece, checksum)

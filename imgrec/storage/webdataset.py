@@ -28,7 +28,7 @@ from imgrec.storage.index import PLACE, PackedSplit, Places, ShardIndex
 
 MOST_LABEL = 1000  # bytes of a .cls file
 MOST_NAME = 4096  # letters of a name: each name in an index takes the bytes of the longest
-END_BYTES = 2 * tarfile.BLOCKSIZE  # zeros with which a tar file ends, at least
+ARCHIVE_END = 2 * tarfile.BLOCKSIZE  # bytes of zeros with which a tar file ends, at least
 FEW = 4  # shards that are scanned in this process
 
 
@@ -187,7 +187,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         end = tar.offset
         yield member
     file.seek(end)
-    if len(rest := file.read(END_BYTES)) < END_BYTES:
+    if len(rest := file.read(ARCHIVE_END)) < ARCHIVE_END:
         raise tarfile.ReadError("it is cut short")
     while rest:
         if rest.strip(b"\0"):
