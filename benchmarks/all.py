@@ -54,7 +54,7 @@ FASTER = {
     "packed_raw": "Shards of `format=raw`: the shorter side 256, not compressed. Goal: 16.",
     "packed_jpeg_two_workers": "`packed_jpeg` with two workers, as ImageFolder has then.",
     "packed_raw_two_workers": "`packed_raw` with two workers, as ImageFolder has then.",
-    "remote_shards_cold": "`packed_keep` from a server 50 ms away, nothing kept yet, one worker: images/s by the clock over those from a folder.",
+    "remote_shards_cold": "`packed_keep` from a server 50 ms away, nothing kept yet, one worker: images/s by the clock over those from a folder. Goal: 0.9.",
     "remote_shards_warm": "The same once the local cache holds the shards. Goal: 0.9.",
     "in_memory": "A set in memory, 32x32 pixels, `augment=basic`, to normalised floats. Goal: 24.",
     "in_memory_uint8": "The same to uint8, as it goes to the device. Goal: 33.",
