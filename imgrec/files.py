@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -136,43 +137,54 @@ def naming(path: Path) -> Iterator[None]:
 def atomic_file(path: Path, *, previous: Path | None = None) -> Iterator[BinaryIO]:
     """A file open for writing that becomes `path` when the block ends: a reader sees all of it or the previous file.
 
-    previous: a name for the previous file, which is replaced without one. After an exception the previous file stays.
+    previous: a name for the previous file, which is replaced without one. After an exception, also one that a signal raises at
+    any moment, the previous file stays, and nothing beside it.
     The content is on the disk before the file is renamed: a power failure leaves no empty file.
     """
-    unfinished, file = _open_unfinished(path)
-    with file:  # whose lock is kept until its name is free, as another process may take it then
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if previous is not None and path.exists():
-                path.replace(previous)
-            unfinished.replace(path)
-        except BaseException:
-            unfinished.unlink(missing_ok=True)
-            raise
-
-
-def _open_unfinished(path: Path) -> tuple[Path, BinaryIO]:
-    """A file beside `path` that is empty and locked: a new one or what a killed process left, not one that another process writes now.
-
-    Where the file system has no locks, a new one.
-    """
-    for number in count():
-        unfinished = _unfinished(path, number)
-        is_new = not os.path.lexists(unfinished)
-        create = os.O_CREAT | (os.O_EXCL if is_new else 0)
-        with suppress(FileExistsError):  # another process was faster
-            file = os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_NOFOLLOW | create, 0o666), "wb")
-            with suppress(BlockingIOError, FileNotFoundError):
-                is_ours = lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB) or is_new
-                if is_ours and os.path.samestat(
-                    os.fstat(file.fileno()), os.stat(unfinished)
-                ):  # else it was renamed before it was locked
-                    file.truncate()
-                    return unfinished, file
+    unfinished, is_new = _unfinished(path, 0), False
+    file: BinaryIO | None = None
+    try:
+        for unfinished in map(partial(_unfinished, path), count()):
+            is_new = not os.path.lexists(unfinished)
+            create = os.O_CREAT | (os.O_EXCL if is_new else 0)
+            with suppress(FileExistsError):  # another process was faster
+                file = os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_NOFOLLOW | create, 0o666), "wb")
+                if _is_ours(file, unfinished, is_new):
+                    break
+                file.close()
+        assert file is not None
+        file.truncate()
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        unfinished.replace(path)
+    except BaseException:
+        _remove_unfinished(unfinished, file, is_new)
+        raise
+    finally:  # the lock is kept until the name is free, as another process may take it then
+        if file is not None:
             file.close()
-    raise AssertionError
+
+
+def _is_ours(file: BinaryIO, unfinished: Path, is_new: bool) -> bool:
+    """Whether no other process writes a file of this name, which stays so: a new one, or what a killed process left.
+
+    Where the file system has no locks, only a new one.
+    """
+    with suppress(BlockingIOError, FileNotFoundError):
+        is_locked = lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return (is_locked or is_new) and os.path.samestat(os.fstat(file.fileno()), os.stat(unfinished))  # else it was renamed
+    return False
+
+
+def _remove_unfinished(unfinished: Path, file: BinaryIO | None, is_new: bool) -> None:
+    with suppress(OSError), ExitStack() as opened:
+        if file is None or file.closed:  # it may have been made a moment ago
+            file, is_new = opened.enter_context(open(os.open(unfinished, os.O_RDONLY | os.O_NOFOLLOW), "rb")), False
+        if _is_ours(file, unfinished, is_new):
+            unfinished.unlink()
 
 
 def _unfinished(path: Path, number: int) -> Path:

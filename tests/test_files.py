@@ -1,12 +1,20 @@
 """Which images a folder holds, and that a file is written whole or not at all."""
 
+import contextlib
+import gc
 import os
+import sys
 from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from error_parts import raises_error
 
+import imgrec.files
 from imgrec.config.plain_data import read_plain
 from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.files import atomic_file, atomic_write, begins_with, check_output, write_together
@@ -223,3 +231,46 @@ def test_a_pipe_is_refused_instead_of_waiting_for_a_writer(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match=f"{tmp_path}/pipe.*no regular file"):
         read(tmp_path / "pipe")
+
+
+class _Interrupt(BaseException):
+    pass
+
+
+def interrupted_at(number: int, write: Callable[[], None]) -> bool:
+    """Raises at the `number`th moment at which Python may handle a signal: a call, or the end of one of C; False: there are less."""
+    left = number
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal left
+        if event != "return" and frame.f_code.co_filename in (imgrec.files.__file__, contextlib.__file__):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                raise _Interrupt
+
+    sys.setprofile(profile)
+    try:
+        write()
+    except _Interrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of a file just opened
+@pytest.mark.parametrize("others", [0, 1])
+def test_an_exception_at_any_moment_leaves_nothing_unfinished(others, tmp_path):
+    """others: processes that write the same file meanwhile."""
+    path, stays = tmp_path / "file", ["file.unfinished"] * others
+    with atomic_file(path) if others else nullcontext():
+        for number in count(1):
+            path.write_text("before")
+            stopped = interrupted_at(number, lambda: atomic_write(path, "after"))
+            gc.collect(0)
+            assert sorted(os.listdir(tmp_path)) == ["file", *stays]
+            assert path.read_text() in (("before", "after") if stopped else ("after",))
+            if not stopped:
+                break
+    assert number > 40
