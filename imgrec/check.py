@@ -187,7 +187,7 @@ def _check_files(
     terminal.say()
     if suspects is not None:
         terminal.say(suspects.looked_at())
-    content = findings_content(root, sizes, scan, findings, [] if suspects is None else [suspects.content()])
+    content = findings_content(os.path.abspath(root), sizes, scan, findings, [] if suspects is None else [suspects.content()])
     if table is not None:
         leaked = next((finding.rows for finding in findings if finding.kind == LEAK), numbers[:0])
         content["leak_worth"] = _say_worth(table, splits, leaked, root, terminal)

@@ -554,12 +554,19 @@ def test_the_check_of_another_folder_is_not_replaced(
     before = {name: Path(name).read_bytes() for name in ("check.json", "check.html")}
     capsys.readouterr()
     assert cli.main(["check", "b", *words]) == 2
-    assert_refused(capsys.readouterr().err, "out=check.json", "the check of a", "out=ANOTHER.json", "overwrite=true")
+    refusal = (f"the check of {tmp_path}/a", "out=ANOTHER.json", "overwrite=true")
+    assert_refused(capsys.readouterr().err, "out=check.json", *refusal)
     assert {name: Path(name).read_bytes() for name in before} == before
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # from where the same names mean other folders
+    assert cli.main(["check", "../b", *words, "out=../check.json"]) == 2
+    assert_refused(capsys.readouterr().err, "out=../check.json", *refusal)
+    assert cli.main(["check", "../a", *words, "out=../check.json"]) in (0, 3)
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["check", f"{tmp_path}/a", *words]) in (0, 3)  # by another name of it
     assert cli.main(["check", "b", *words, "out=b.json"]) in (0, 3)
     assert cli.main(["check", "b", *words, "overwrite=true"]) in (0, 3)
-    assert json.loads(Path("check.json").read_text())["root"] == "b"
+    assert json.loads(Path("check.json").read_text())["root"] == f"{tmp_path}/b"
 
 
 @pytest.mark.slow
