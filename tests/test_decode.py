@@ -332,10 +332,8 @@ def test_a_picture_above_max_pixels_is_refused_before_anything_is_allocated(tmp_
         ):
             decoded(tmp_path, claim(12_000, 9_000)[kind])
         # Without a limit of its own, only PIL opens no file of that size.
-        allowed = "data.max_pixels=900000000" if kind == "jpeg" else "178,956,970"
-        with raises_error(
-            DataError, tmp_path / "image", "data.max_pixels=100000000", *["smaller", allowed][:: 1 if kind == "jpeg" else -1]
-        ):
+        most = [] if kind == "jpeg" else ["178,956,970"]
+        with raises_error(DataError, tmp_path / "image", "data.max_pixels=100000000", *most, "smaller"):
             decoded(tmp_path, claim(30_000, 30_000)[kind])
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 

@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 import zlib
-from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,11 +23,12 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from served import LIMITS, PNG, Client, Echo, ask, form, service
 from test_data_folder import PREPROCESSING
+from test_pieces import PIECES, scans, with_pieces
 from untrained_run import save_untrained_run
 
 from imgrec import cli
+from imgrec.data import pieces
 from imgrec.data.decode import decode_bytes
-from imgrec.data.jpeg import count_segments
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.predictor import Prediction, load
 from imgrec.serving.access import VARIABLE, is_allowed, read_token, readable_by_others
@@ -454,65 +454,39 @@ def test_an_image_that_the_network_fails_on_takes_no_others_with_it():
     assert [str(answers[1]), answers[0].class_name, answers[2].class_name] == ["99", "old 1", "old 3"]
 
 
-def scans(count, side=64):
-    """A progressive JPEG of gray, whose every scan after the first says in a few bytes that nothing changes."""
-
-    def segment(marker, content):
-        return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
-
-    tables = segment(0xDB, b"\0" + b"\1" * 64) + segment(0xC2, struct.pack(">BHHB3B", 8, side, side, 1, 1, 0x11, 0))
-    codes = segment(0xC4, b"\0\1" + bytes(15) + b"\0") + segment(0xC4, b"\x10\1" + bytes(15) + b"\0")
-    blocks = bytes(side * side // 64 // 8)
-    first, other = (segment(0xDA, bytes([1, 1, 0, *band, 0])) + blocks for band in ((0, 0), (1, 63)))
-    return b"\xff\xd8" + tables + codes + first + other * (count - 1) + b"\xff\xd9"
-
-
-@pytest.mark.parametrize(("count", "rest", "refused"), [(100, b"\xff\xda\0\0" * 50, False), (101, b"", True)])
-def test_a_jpeg_has_a_limit_on_its_scans(count, rest, refused):
-    """Each is decoded over the whole image. What follows the image, such as a phone's film, may hold their marker."""
-    content = scans(count)
-    reply = ask(service(limits=Limits(**{**vars(LIMITS), "max_pixels": 64 * 64})), lambda client: client.predict(content + rest))
-    assert reply.status == (422 if refused else 200)
-    assert not refused or "101 scans" in reply.json["error"]
-
-
-SEGMENTS = {  # a file, where it is given more of what, and how often it is read
-    "EXIF data": ("colour.jpg", 2, b"\xff\xe1\0\x0aExif\0\0II", 280),
-    "comments": ("colour.jpg", 2, b"\xff\xfe\0\2", 280),
-    "padding": ("colour.jpg", 2, b"\xff", 280),
-    "colour profiles": ("colour.png", 33, chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**19))), 2),
-    "texts": ("colour.png", 33, chunk(b"tEXt", b"a\0b"), 280),
-}
-
-
-@pytest.mark.parametrize("kind", SEGMENTS)
-def test_an_image_has_a_limit_on_its_metadata(kind):
-    """Without it 10 MB of such bodies were minutes of a decoder's time."""
-    name, at, piece, count = SEGMENTS[kind]
+@pytest.mark.parametrize("kind", PIECES)
+def test_an_image_has_a_limit_on_its_pieces(kind, monkeypatch):
+    """Without it 10 MB of such bodies were seconds to minutes of a decoder's time."""
+    name, at, piece, count, too_many, reason = PIECES[kind]
+    monkeypatch.setattr(pieces, "MOST_READS", 2000)
     limits = Limits(**{**vars(LIMITS), "max_pixels": 10**6, "max_body_bytes": 10**6})
 
     async def talk(client: Client):
-        return [await client.predict(KINDS[name][:at] + piece * pieces + KINDS[name][at:]) for pieces in (count, 301)]
+        return [await client.predict(with_pieces(name, at, piece, number)) for number in (count, too_many)]
 
     read, refused = ask(service(limits=limits), talk)
     assert read.status == 200
-    assert (refused.status, "more than 300 pieces of metadata" in refused.json["error"]) == (422, True)
+    assert (refused.status, reason in refused.json["error"]) == (422, True)
 
 
-@pytest.mark.parametrize(
-    ("piece", "reads"),
-    [(b"\0", 1), (b"\0\xff\xe1\0\x0aExif\0\0II", 2), (b"\xff\xd0", 1), (b"\xff\0", 1), (b"\xff\xfe\0\0", 1)],
-    ids=["a stray byte", "and EXIF data behind it", "a restart", "an escaped byte", "a length of 0"],
-)
-def test_pieces_are_counted_as_pillow_reads_them(piece, reads):
-    """It goes on behind what is no segment: a count that ended there took 10 MB of EXIF data for one piece."""
-    start, rest = KINDS["colour.jpg"][:20], KINDS["colour.jpg"][20:]
-    assert start[2:4] == b"\xff\xe0"
-    plain = count_segments(start + rest, 300)
-    assert count_segments(start + 5 * piece + rest, 300) == plain + 5 * reads
-    with Image.open(BytesIO(start + 5 * piece + rest)) as image:
-        assert image.size == (Image.open(BytesIO(start + rest))).size
-    assert count_segments(start + 10**5 * piece + rest, 300) > 300
+def test_a_jpeg_has_a_limit_on_its_scans(recognizer):
+    limits = Limits(**{**vars(LIMITS), "max_pixels": 64 * 64})
+
+    async def talk(client: Client):
+        return [await client.predict(scans(count)) for count in (100, 101)]
+
+    read, refused = ask(service(recognizer, limits=limits), talk)
+    assert read.status == 200
+    assert (refused.status, "101 scans" in refused.json["error"]) == (422, True)
+
+
+def test_a_header_that_the_memory_does_not_hold_is_no_fault_of_the_file(monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("imgrec.serving.limits.open_image", fail)
+    reply = ask(service(), lambda client: client.predict())
+    assert (reply.status, "memory" in reply.json["error"], reply.headers["retry-after"]) == (503, True, "5")
 
 
 def test_a_damaged_start_is_said_without_a_name_of_python():

@@ -85,8 +85,9 @@ def test_other_kinds_are_pils_too(how: dict[str, object], channels: int) -> None
 def test_a_picture_of_several_scans_is_none_of_rows_that_follow_one_another() -> None:
     content = encode(picture(1), "JPEG")
     scan = content.index(b"\xff\xda")
-    assert jpeg._frame(content) == content.index(b"\xff\xc0")
-    assert jpeg._frame(content[: scan + 4] + b"\1" + content[scan + 5 :]) is None  # one of three colours in the first scan
+    assert jpeg.read_segments(io.BytesIO(content)).frame == content.index(b"\xff\xc0")
+    other = content[: scan + 4] + b"\1" + content[scan + 5 :]  # one of three colours in the first scan
+    assert jpeg.read_segments(io.BytesIO(other)).frame is None
 
 
 def test_damage_in_the_upper_rows_is_found_again() -> None:

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
 from imgrec.data import jpeg
+from imgrec.data.pieces import check_pieces, open_counted
 from imgrec.errors import DataError, first_line, unreadable
 from imgrec.files import IMAGE_FORMATS
 
@@ -82,8 +83,9 @@ def decode(path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "aut
             raise DataError("the file is empty")
         with open(path, "rb", buffering=0) as file:
             pixels = _jpeg_pixels(file, status.st_size, preprocessing, decoder, rows)
-        if pixels is not None:
-            return pixels
+            if pixels is not None:
+                return pixels
+            check_pieces(file)  # reads few bytes here and there, for each of which a buffer would read 8 KB
         with open(path, "rb") as buffered:
             return _decode_by_pil(buffered, preprocessing)
 
@@ -96,7 +98,10 @@ def decode_bytes(
         if not content:
             raise DataError("the file is empty")
         pixels = _jpeg_pixels(BytesIO(content), len(content), preprocessing, decoder, rows)
-        return _decode_by_pil(BytesIO(content), preprocessing) if pixels is None else pixels
+        if pixels is not None:
+            return pixels
+        check_pieces(BytesIO(content))
+        return _decode_by_pil(BytesIO(content), preprocessing)
 
 
 @contextmanager
@@ -123,7 +128,7 @@ def _naming_image(path: str, max_pixels: int) -> Iterator[None]:
 def _decode_by_pil(file: BinaryIO, preprocessing: Preprocessing) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, about unusual metadata
-        with Image.open(file, formats=FORMATS) as image:
+        with open_counted(file, FORMATS) as image:
             return from_pil(image, preprocessing)
 
 
@@ -136,11 +141,14 @@ def _jpeg_pixels(
     file.seek(0)
     content = file.read(min(size, METADATA_BYTES))  # `read` allocates what it is asked for
     header = jpeg.read_header(content)
+    if header is not None:
+        _check_size(header.width, header.height, preprocessing["max_pixels"])
+        if size > METADATA_BYTES:
+            content += file.read(min(size - METADATA_BYTES, 8 * header.width * header.height))
+    if header is None or header.segments.frame is None:
+        jpeg.check_scans(content)
     if header is None:
         return None
-    _check_size(header.width, header.height, preprocessing["max_pixels"])
-    if size > METADATA_BYTES:
-        content += file.read(min(size - METADATA_BYTES, 8 * header.width * header.height))
     needed = None if rows is None or header.has_metadata else rows(header.height, header.width)
     pixels = jpeg.decode_jpeg(content, header, preprocessing["channels"], decoder, needed)
     if pixels is None:
@@ -177,10 +185,8 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
     """DataError for more than `max_pixels`, by the header, so that nothing of that size was allocated."""
     count = width * height
     if count > max_pixels:
-        raise DataError(
-            f"it has {width:,}x{height:,} pixels, more than data.max_pixels={max_pixels}. "
-            f"Make it smaller, or train with data.max_pixels={count}"
-        )
+        key = f", or train with data.max_pixels={count}; predict and explain take max_pixels={count}" * (count <= MOST_PIXELS)
+        raise DataError(f"it has {width:,}x{height:,} pixels, more than data.max_pixels={max_pixels}. Make it smaller{key}")
 
 
 def to_bytes(values: NDArray[Any], scale: list[float] | None) -> NDArray[np.uint8]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from imgrec.data.batch import Indices
 from imgrec.data.decode import FORMATS
+from imgrec.data.pieces import open_image
 from imgrec.data.shared_batches import can_share
 from imgrec.distributed.process_group import all_gather
 from imgrec.distributed.world import read_world
@@ -105,7 +105,7 @@ def image_sizes(opened: Callable[[int], Any], count: int) -> Indices:
 
     def size(index: int) -> int:
         try:
-            with opened(index) as file, Image.open(file, formats=FORMATS) as image:
+            with opened(index) as file, open_image(file, FORMATS) as image:
                 return int(image.width * image.height)
         except SourceError:
             raise

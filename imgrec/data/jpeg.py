@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from io import BytesIO
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -17,15 +18,16 @@ from imgrec.errors import ConfigError, DataError, first_line
 SIGNATURE = b"\xff\xd8\xff"
 # How libjpeg's warnings begin where data is lost, which decoders fill with gray; it also warns of odd metadata.
 LOST_DATA = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression")
-START_OF_SCAN, APP1, APP2 = (
-    0xDA,
-    0xE1,
-    0xE2,
-)  # markers; EXIF and XMP data are in APP1, a colour profile or that there are more pictures in APP2
-END_OF_IMAGE = 0xD9
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9  # markers
+APP1, APP2 = 0xE1, 0xE2  # of EXIF and XMP data; of a colour profile, or that there are more pictures
 _ALONE = (0x00, *range(0xD0, 0xDA))  # markers without a length: escaped bytes, restarts, start and end of an image
 _MARKER = re.compile(rb"\xff+[^\x00\x01\xff\xd0-\xd7]")  # but those without a segment: stuffed bytes and restarts
 LEAST_LEFT = 8  # rows without which decoding takes less time
+# Encoders write up to about 14; each is decoded over the whole image, 10 ms for 25 megapixels, and takes 45 bytes where nothing
+# changes: a file of 16 MB was an hour of a decoder's time.
+MOST_SCANS = 100
+# A phone's depth map is about 50. PIL copies all EXIF data for each segment that adds some: a file of 10 MB took more than 12 s.
+MOST_SEGMENTS = 300
 SEQUENTIAL = (0xC0, 0xC1)  # markers of a frame that is coded row by row, with the usual Huffman codes
 # What libjpeg says of the rows behind those that were decoded; of several warnings it passes on the first.
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0x")
@@ -36,58 +38,79 @@ Decoder = Literal["auto", "simplejpeg", "torchvision", "torchcodec", "pil"]
 Decode = Callable[[bytes, Literal["RGB", "GRAY"]], Any]  # to uint8 [C, H, W]
 
 
+class Segments(NamedTuple):
+    """What stands before the pixels.
+
+    frame: where the segment with the height begins; None where rows do not follow one another in a single scan.
+    """
+
+    markers: set[int]
+    is_plain: bool  # nothing but segments
+    frame: int | None
+
+    def may_have(self, marker: int) -> bool:
+        """Whether there is a segment with this marker; also where the segments cannot be followed."""
+        return marker in self.markers or not self.is_plain
+
+
 class Header(NamedTuple):
-    """What stands before the pixels."""
+    """The size by a header, and the segments around it."""
 
     height: int
     width: int
     colorspace: str  # simplejpeg's name
-    has_metadata: bool  # EXIF or XMP data, which may turn the picture
+    segments: Segments
+
+    @property
+    def has_metadata(self) -> bool:
+        """EXIF or XMP data, which may turn the picture."""
+        return self.segments.may_have(APP1)
 
 
 def read_header(content: bytes) -> Header | None:
-    """None for what libjpeg-turbo's simple interface does not read, such as unusual chroma subsampling."""
+    """None for what libjpeg-turbo's simple interface does not read, such as unusual chroma subsampling; DataError as of `read_segments`."""
+    segments = read_segments(BytesIO(content))
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         return None
-    return Header(height, width, colorspace, has_segment(content, APP1))
+    return Header(height, width, colorspace, segments)
 
 
-def has_segment(content: bytes, wanted: int) -> bool:
-    """Whether a segment with this marker stands before the pixels; also where the segments cannot be followed."""
-    at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
+def read_segments(file: BinaryIO) -> Segments:
+    """Those before the pixels; DataError for more than MOST_SEGMENTS that Pillow reads one by one: segments, padding, other bytes."""
+    markers: set[int] = set()
+    at, count, is_plain, components = 2, 0, True, 0
+    frame: int | None = None
+    while True:
+        file.seek(at)
+        head = file.read(10)
+        if len(head) < 4:
+            return Segments(markers, is_plain=False, frame=None)
+        marker = head[1] if head[0] == 0xFF else None
         if marker == START_OF_SCAN:
-            return False
-        if marker == wanted:
-            break
-        at += 1 if marker == 0xFF else 2 + (content[at + 2] << 8 | content[at + 3])
-    return True
-
-
-def count_segments(content: bytes, most: int) -> int:
-    """What Pillow reads one by one before the pixels, `most` + 1 where there is more: segments, padding, bytes that are neither."""
-    at, count = 2, 0
-    while at + 4 <= len(content) and count <= most:
-        marker = content[at + 1] if content[at] == 0xFF else None
-        if marker == START_OF_SCAN:
-            break
+            is_single = is_plain and head[4:5] == bytes([components])
+            return Segments(markers, is_plain, frame if is_single else None)
         count += 1
+        if count > MOST_SEGMENTS:
+            raise DataError(f"it has more than {MOST_SEGMENTS} pieces of metadata. Save it again without them")
         if marker is None or marker == 0xFF:
+            is_plain = is_plain and marker is not None
             at += 1
         elif marker in _ALONE:
+            is_plain = False
             at += 2
         else:
-            at += 2 + max(2, int.from_bytes(content[at + 2 : at + 4]))  # Pillow has read the length, whatever it says
-    return count
+            markers.add(marker)
+            if marker in SEQUENTIAL and len(head) == 10:
+                frame, components = at, head[9]
+            at += 2 + max(2, head[2] << 8 | head[3])  # Pillow has read the length, whatever it says
 
 
-def count_scans(content: bytes, unimportant: int) -> int:
-    """Scans of a JPEG, each of which is decoded over the whole image; 0 where there are certainly not more than `unimportant`."""
-    if content.count(bytes([0xFF, START_OF_SCAN])) <= unimportant:  # a thousandth of the walk's time
-        return 0
+def check_scans(content: bytes) -> None:
+    """DataError for more than MOST_SCANS."""
+    if content.count(bytes([0xFF, START_OF_SCAN])) <= MOST_SCANS:  # a thousandth of the walk's time
+        return
     scans, at = 0, 2
     while found := _MARKER.search(content, at):
         marker, at = content[found.end() - 1], found.end()
@@ -95,7 +118,8 @@ def count_scans(content: bytes, unimportant: int) -> int:
             break
         scans += marker == START_OF_SCAN
         at += int.from_bytes(content[at : at + 2])
-    return scans
+    if scans > MOST_SCANS:
+        raise DataError(f"it has {scans:,} scans; at most {MOST_SCANS} are read. Save it as a JPEG again")
 
 
 def check_decoder(decoder: Decoder) -> None:
@@ -145,7 +169,7 @@ def _decode_by_simplejpeg(content: bytes, colorspace: str) -> NDArray[np.uint8] 
 def _decode_rows(content: bytes, header: Header, colorspace: str, rows: int) -> NDArray[np.uint8] | None:
     """uint8 [H, W, C] of which the upper rows are decoded, as of a lower picture; None where that is no use, or something is wrong."""
     rows += 1  # the last may take some of its colours from the next one, see h2v2_fancy_upsample of libjpeg-turbo
-    frame = _frame(content)
+    frame = header.segments.frame
     if frame is None or rows + LEAST_LEFT > header.height:
         return None
     lower = bytearray(content)
@@ -157,19 +181,6 @@ def _decode_rows(content: bytes, header: Header, colorspace: str, rows: int) -> 
         if not _LEFT_OVER.match(str(error)):
             return None
     return pixels
-
-
-def _frame(content: bytes) -> int | None:
-    """Where the segment with the height begins; None where rows do not follow one another in a single scan."""
-    at, frame = 2, None
-    while at + 10 <= len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
-        if marker in SEQUENTIAL:
-            frame = at
-        elif marker == START_OF_SCAN:
-            return frame if frame is not None and content[at + 4] == content[frame + 9] else None
-        at += 1 if marker == 0xFF else 2 + (content[at + 2] << 8 | content[at + 3])
-    return None
 
 
 @cache

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import numpy as np
-from PIL import Image
 
 from imgrec.config.schema import Split
 from imgrec.data.batch import Request
@@ -18,6 +17,7 @@ from imgrec.data.cache import cache_folder, write_cached
 from imgrec.data.decode import FORMATS, ScaleError
 from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData
+from imgrec.data.pieces import PNG_SIGNATURE, open_image
 from imgrec.data.split_record import DataRecord
 from imgrec.errors import DataError, SourceError
 from imgrec.files import on_progress
@@ -118,11 +118,10 @@ def _looks_whole(images: ImageFiles, row: int) -> bool:
             last = file.read(END_BYTES)
             if first.startswith(b"\xff\xd8\xff"):
                 return b"\xff\xd9" in last  # in compressed data a zero byte follows each 0xff
-            if first.startswith(b"\x89PNG\r\n\x1a\n"):
+            if first.startswith(PNG_SIGNATURE):
                 width, height = (int.from_bytes(first[at : at + 4]) for at in (16, 20))
                 return width * height <= images.preprocessing["max_pixels"] and b"IEND\xaeB`\x82" in last
-            file.seek(0)
-            with Image.open(file, formats=FORMATS) as image:
+            with open_image(file, FORMATS) as image:
                 has_scale = image.mode != "F" or images.preprocessing["scale"] is not None
                 return has_scale and image.width * image.height <= images.preprocessing["max_pixels"]
     except SourceError:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
 from imgrec.analysis.image_faults import (
     ASPECT,
@@ -23,6 +22,7 @@ from imgrec.data.batch import Indices
 from imgrec.data.decode import FORMATS
 from imgrec.data.file_index import ImageNames
 from imgrec.data.folder import ImageFiles
+from imgrec.data.pieces import open_image
 from imgrec.data.split_record import show_name
 from imgrec.errors import DataError, printable
 from imgrec.scan.file_scan import MOST_FILE_BYTES, Scan, image_at
@@ -80,7 +80,7 @@ def _describe(images: ImageFiles, row: int, kind: FaultKind) -> str:
     if kind not in (WRONG_EXTENSION, TINY, ASPECT, LARGE):
         return ""
     try:
-        with warnings.catch_warnings(action="ignore"), images.open(row) as file, Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), images.open(row) as file, open_image(file, FORMATS) as image:
             return f"{image.format}" if kind == WRONG_EXTENSION else f"{image.width}x{image.height}"
     except Exception:  # PIL's parsers raise any, and a moment ago there was none
         return "it cannot be read now"

@@ -31,6 +31,7 @@ from imgrec.data.folder import ImageFiles
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.loader import Loader
+from imgrec.data.pieces import open_image
 from imgrec.data.skip_list import names_below
 from imgrec.errors import DataError
 from imgrec.files import FORMAT_OF, file_extension, on_progress
@@ -154,12 +155,12 @@ def look_at(images: ImageFiles, row: int) -> tuple[_Header, NDArray[np.uint8] | 
 def _read_header(content: bytes, path: str, state: FileState) -> _Header:
     """Raises what PIL raises."""
     found = jpeg.read_header(content) if content.startswith(jpeg.SIGNATURE) else None
-    several = jpeg.has_segment(content, jpeg.APP2) and MANY_PICTURES in content[:JPEG_HEADER]
+    several = found is not None and found.segments.may_have(jpeg.APP2) and MANY_PICTURES in content[:JPEG_HEADER]
     if found is not None and not found.has_metadata and not several:  # a tenth of PIL's time
         form, width, height = "JPEG", found.width, found.height
         signs = Sign.CMYK if found.colorspace in ("CMYK", "YCCK") else Sign(0)
     else:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with open_image(io.BytesIO(content), FORMATS) as image:
             width, height = image.size
             signs, form = _signs(image), SAME_FORMAT.get(image.format or "", image.format or "")
             # Without these PIL would decode a PNG to look for them behind its pixels.

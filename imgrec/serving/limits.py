@@ -16,22 +16,17 @@ from starlette.requests import Request
 
 from imgrec.config.schema import ServedFormat
 from imgrec.data.decode import ScaleError
-from imgrec.data.jpeg import count_scans, count_segments
+from imgrec.data.pieces import open_image
 from imgrec.errors import DataError, first_line, plural, printable, shorten
 from imgrec.inference.device import is_out_of_memory
 
 FIELDS, FIELD_BYTES = 16, 4096  # of a form, beside its files
+MOST_HEAD = 2**14  # bytes of what stands before a body
 RAW_TYPES = ("application/octet-stream",)  # beside image/*
 TOO_MANY_FILES = "Too many files"  # as Starlette's parser begins that error
 HINT = "Type curl -F image=@photo.jpg ADDRESS/predict."
 AVIF_BRANDS = (b"avif", b"avis")
 HEIC_STARTS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"mif1", b"msf1"))  # of phones; PIL cannot read them
-# Of a JPEG. Encoders write up to about 14; each is decoded over the whole image, 10 ms for 25 megapixels, and takes 45 bytes where
-# nothing changes: a body of 16 MB was an hour of a decoder's time.
-MOST_SCANS = 100
-# Of a JPEG or PNG; a phone's depth map is about 50. PIL unpacks each colour profile of a PNG (1 MB from 1 KB in 2.2 ms), and copies
-# all EXIF data for each segment that adds some: a body of 10 MB was more than 12 s of a decoder's time, one of profiles 44 s.
-MOST_SEGMENTS = 300
 RETRY = {"Retry-After": "5"}  # seconds until another server may have taken its place, or others are answered
 
 
@@ -81,18 +76,6 @@ def image_format(content: bytes) -> ServedFormat | None:
     return "avif" if content[4:8] == b"ftyp" and content[8:12] in AVIF_BRANDS else None
 
 
-def count_chunks(content: bytes, most: int) -> int:
-    """Chunks of a PNG that hold no pixels, `most` + 1 where there are more."""
-    at, count = 8, 0
-    while at + 8 <= len(content) and count <= most:
-        count += content[at + 4 : at + 8] not in (b"IDAT", b"fcTL", b"fdAT")
-        at += 12 + int.from_bytes(content[at : at + 4])
-    return count
-
-
-SEGMENTS = {"jpeg": count_segments, "png": count_chunks}
-
-
 def check_image(upload: Upload, limits: Limits) -> None:
     """Refused for a file of another format or with too many pixels; no pixel is decoded."""
     if not upload.content:
@@ -101,23 +84,23 @@ def check_image(upload: Upload, limits: Limits) -> None:
     if form not in limits.formats:
         found = form or ("heic" if upload.content[4:12] in HEIC_STARTS else "no image file")
         raise Refused(415, f"{upload} is {found}. Send one of {', '.join(limits.formats)}.")
-    if form in SEGMENTS and SEGMENTS[form](upload.content, MOST_SEGMENTS) > MOST_SEGMENTS:
-        raise Refused(422, f"{upload} has more than {MOST_SEGMENTS} pieces of metadata. Save it again without them.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's, about large images and unusual metadata
-            with Image.open(BytesIO(upload.content), formats=[form]) as image:
+            with open_image(BytesIO(upload.content), [form]) as image:
                 width, height = image.size
     except Image.DecompressionBombError as error:
         raise Refused(413, f"{upload} has more pixels than {limits.max_pixels:,}. Make it smaller.") from error
     except UnidentifiedImageError as error:  # whose text is Python's name of the content
         raise Refused(422, f"{upload} cannot be read: it is damaged from its start on. Send a whole {form} file.") from error
-    except Exception as error:  # PIL's parsers raise OSError, SyntaxError, struct.error, MemoryError, ...
+    except DataError as error:
+        raise Refused(422, f"{upload} cannot be read: {error}.") from error
+    except MemoryError:  # not for a fault of the file
+        raise
+    except Exception as error:  # PIL's parsers raise OSError, SyntaxError, struct.error, ...
         raise Refused(422, f"{upload} cannot be read: {first_line(error)}. Send a whole {form} file.") from error
     if width * height > limits.max_pixels:
         raise Refused(413, f"{upload} has {width:,}x{height:,} pixels; at most {limits.max_pixels:,} are read. Make it smaller.")
-    if form == "jpeg" and (scans := count_scans(upload.content, MOST_SCANS)) > MOST_SCANS:
-        raise Refused(422, f"{upload} has {scans:,} scans; at most {MOST_SCANS} are read. Save it as a JPEG again.")
 
 
 def refuse_for_memory() -> Refused:
