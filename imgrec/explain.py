@@ -47,6 +47,7 @@ class ExplainConfig:
     areas: int
     neighbours: int
     data: MovedData
+    max_pixels: int | None
     batch_size: int
     num_workers: int | Literal["auto"]
     device: Device
@@ -92,6 +93,8 @@ def _explain_images(config: ExplainConfig, ckpt: Path, terminal: Terminal) -> No
             terminal.say(f"every image {facts.measured.of} is right: these are those that the network was least certain of")
     predictor = Predictor(checkpoint, device=config.device, precision="32", calibrated=config.calibrated)
     check_maps(predictor, config.methods, config.layer)
+    if config.max_pixels is not None:
+        predictor.preprocessing = {**predictor.preprocessing, "max_pixels": config.max_pixels}
     images, errors = (found.images, {}) if found is not None else _read_images(names, predictor)
     failed = [failed_row(name, reason) for name, reason in errors.items()]
     if not len(images):
@@ -123,6 +126,8 @@ def _check_settings(config: ExplainConfig) -> Path:
             f"images=null: the errors of a test are those of a run directory, and ckpt={config.ckpt} is none. "
             f"{name_run(ckpt, 'Set images=FOLDER.')}"
         )
+    if config.images is None and config.max_pixels is not None:
+        raise ConfigError(f"max_pixels={config.max_pixels} has no effect without images. Set images=FOLDER, or leave it out.")
     if config.layer is not None and "gradcam" not in config.methods:
         raise ConfigError(f"layer={config.layer} has no effect beside method=gradients. Leave it out.")
     if not config.neighbours:

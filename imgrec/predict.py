@@ -35,6 +35,7 @@ class PredictConfig(AnswerSettings):
 
     files: str | list[str] | None
     out: str
+    max_pixels: int | None
     num_workers: int | Literal["auto"]
     trainer: ProcessesConfig
     overwrite: bool
@@ -77,6 +78,8 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
     group.set_status("reading the checkpoint")
     checkpoint = load_checkpoint(ckpt)
     predictor, guarantee = build_predictor(checkpoint, config)
+    if config.max_pixels is not None:
+        predictor.preprocessing = {**predictor.preprocessing, "max_pixels": config.max_pixels}
     if note := mirror_note(checkpoint, config.tta):
         terminal.say(note, style="yellow")
     top_k = min(config.top_k, len(predictor.classes))

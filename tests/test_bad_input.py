@@ -109,6 +109,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "train loss.label_smoothing=2": ("loss.label_smoothing=2.0", *BELOW_1, 0.0),
     "train scheduler.warmup_share=1": ("scheduler.warmup_share=1.0", *BELOW_1, WARMUP),
     "train data.max_pixels=0": ("data.max_pixels=0", "1 or more", 100_000_000),
+    "predict ckpt=r files=a.jpg max_pixels=178956971": ("max_pixels=178956971", "178956970"),
     "train data.scale=white": ("data.scale=white", "numbers"),
     "train trainer.limit_val_batches=1.5": ("trainer.limit_val_batches=1.5", 1.0, "trainer.limit_val_batches=2"),
     "train callbacks.ema.decay=1": ("callbacks.ema.decay=1.0", *BELOW_1, 0.0),

@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pyarrow.parquet
 import pytest
-from error_parts import assert_refused
+from error_parts import assert_error, assert_refused
 from PIL import Image
 from untrained_run import save_untrained_run
 
@@ -203,3 +203,18 @@ def test_a_name_that_is_no_utf8_keeps_its_bytes(run, images, tmp_path):
     assert name in (tmp_path / "p.csv").read_bytes()
     assert os.fsencode(json.loads((tmp_path / "p.json").read_text())[0]["path"]) == name
     assert pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pylist()[0]["path"] == f"{tmp_path}/caf?.jpg"
+
+
+def test_max_pixels_is_that_of_the_run_or_the_given_one(tmp_path, images):
+    run, image = save_untrained_run(tmp_path / "run", "data.max_pixels=50"), images / "b" / "00.png"
+    with Image.open(image) as opened:
+        pixels = opened.width * opened.height
+    (expected,) = load(run, device="cpu").predict(np.array(Image.open(image)))  # an array has no limit
+    for limit, words in ((50, []), (pixels - 1, [f"max_pixels={pixels - 1}"])):
+        assert predict(run, image, f"out={tmp_path}/p.csv", *words) == 2
+        assert_error(
+            read_csv(tmp_path / "p.csv")[0]["error"], "cannot be read", f"data.max_pixels={limit}", f"max_pixels={pixels}"
+        )
+    assert predict(run, image, f"out={tmp_path}/p.csv", f"max_pixels={pixels}") == 0
+    (row,) = read_csv(tmp_path / "p.csv")
+    assert (row["class"], float(row["probability"])) == (expected.class_name, pytest.approx(expected.probability, abs=1e-6))
