@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from imgrec.errors import printable, shorten
 from imgrec.serving.batcher import QueueFull
-from imgrec.serving.limits import Refused
+from imgrec.serving.limits import HINT, MOST_HEAD, Refused
 
 
 def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -52,3 +52,8 @@ async def leave(request: Request, error: Exception) -> Response:
 async def fail(request: Request, error: Exception) -> Response:
     """A fault of the server, whose traceback is in its log."""
     return _error(500, "the server failed. Its log says why.")
+
+
+def refuse_head() -> Response:
+    """What is answered where no application was asked."""
+    return _error(400, f"this is no HTTP request, or its head has more than {MOST_HEAD:,} bytes. {HINT}")

@@ -14,11 +14,13 @@ from typing import Any
 
 import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from imgrec.distributed.signals import handlers_installed
 from imgrec.errors import ConfigError, shorten
 from imgrec.serving.app import Service
+from imgrec.serving.limits import MOST_HEAD
+from imgrec.serving.responses import refuse_head
 
 BACKLOG = 2048  # connections that the kernel holds until they are accepted
 # Connections that asyncio accepts before it looks at any. Where files run out it tries so many again, with a traceback for each:
@@ -118,9 +120,12 @@ def patient_protocol(patience_s: float) -> type[H11Protocol]:
         def send_400_response(self, msg: str) -> None:
             """To what is no HTTP; where a request was answered before its body went wrong there is no other answer to send."""
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-                super().send_400_response(msg)
-            else:
-                self.transport.close()
+                answer = refuse_head()
+                headers = [*answer.raw_headers, (b"connection", b"close")]
+                head = h11.Response(status_code=answer.status_code, headers=headers, reason=STATUS_PHRASES[answer.status_code])
+                for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+                    self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def _is_answering(self) -> bool:
             """Whether a whole request has come that has no answer yet."""
@@ -188,6 +193,7 @@ def run_server(service: Service, opened: socket.socket, *, stop_timeout_s: float
     config = uvicorn.Config(
         service.app(),
         http=patient_protocol(service.settings.limits.body_timeout_s),
+        h11_max_incomplete_event_size=MOST_HEAD,
         log_level="error",  # its warnings tell of each client that speaks no HTTP
         access_log=False,
         server_header=False,
