@@ -8,6 +8,14 @@ from enum import IntEnum
 
 # What an OSError says where the disk, not imgrec, is at fault: full, over quota, not ours, read-only; or the path: no folder or a folder, too long, a loop of links.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of torch's allocator on the CPU; of oneDNN, which names no reason; of cuDNN and cuBLAS; of ONNX Runtime.
+NO_MEMORY = (
+    "can't allocate memory",
+    "could not create a primitive",
+    "STATUS_ALLOC_FAILED",
+    "std::bad_alloc",
+    "Failed to allocate memory",
+)
 UNWRITABLE = (
     *NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
     errno.ENAMETOOLONG, errno.ELOOP,
@@ -105,6 +113,11 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's text without its full stop, to be quoted in a sentence; its type where it has no text."""
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether the memory was too small, also by the text of an exception of a library that has none of its own for it."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def plural(count: int, noun: str, ending: str = "s") -> str:

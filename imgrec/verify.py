@@ -9,7 +9,7 @@ from imgrec.config.compose import compose_config
 from imgrec.config.schema import dotted_types, parse_settings
 from imgrec.config.start_checks import check_packages
 from imgrec.distributed.command import run_command
-from imgrec.errors import ConfigError, DataError, ExitCode, did_you_mean, first_line
+from imgrec.errors import ConfigError, DataError, ExitCode, did_you_mean, first_line, lacks_memory
 from imgrec.export.sealed_file import is_sealed
 from imgrec.files import did_you_mean_path
 from imgrec.inference.paths import file_kind
@@ -52,6 +52,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     try:
         difference, tolerance, used = verify(read_file(str(file)), [config.provider] if config.provider else None)
     except Exception as error:  # a file may hold anything; ONNX Runtime has a dozen kinds for what it cannot read or run
+        if lacks_memory(error):
+            raise DataError(f"{file} cannot be used: the memory does not hold it. End what else uses it.") from error
         raise DataError(f"{file} cannot be used: {first_line(error)}. Export it again, or name another.") from error
     where = f"ONNX Runtime {onnxruntime.__version__} with {', '.join(used)}"
     if not difference <= tolerance:

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from error_parts import assert_error, raises_error
+from error_parts import assert_error, assert_refused, raises_error
 from image_files import encode, picture
 from PIL import Image
 from served import LIMITS, ask, form, service
@@ -129,6 +129,20 @@ def test_a_file_that_is_gone_or_cannot_be_read_is_named_once(tmp_path):
             OnnxRecognizer(tmp_path / name, cores=1, max_pixels=10**6)
         assert_error(str(error.value), tmp_path / name, "cannot be served", reason, "Export it again")
         assert str(error.value).count(name) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc")])
+def test_a_file_that_the_memory_does_not_hold_need_not_be_exported_again(tmp_path, monkeypatch, capsys, error):
+    (file := tmp_path / "model.onnx").touch()
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("imgrec.export.verify_model.verify", fail)
+    with raises_error(DataError, file, "cannot be served", "memory", "End what else uses it"):
+        OnnxRecognizer(file, cores=1, max_pixels=10**6)
+    assert cli.main(["verify", str(file)]) == 2
+    assert_refused(capsys.readouterr().err, file, "cannot be used", "memory", "End what else uses it")
 
 
 @pytest.mark.slow

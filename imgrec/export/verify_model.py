@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     try:
         difference, tolerance, _ = verify(read_file(arguments[0]), arguments[1:])
     except Exception as error:  # ONNX Runtime has a dozen kinds for what it cannot read or run
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0] or repr(error)
         print(f"{arguments[0]}: cannot be used: {reason}", file=sys.stderr)
         return 2
     right = difference <= tolerance

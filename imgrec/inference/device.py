@@ -9,10 +9,7 @@ from torch import Tensor
 
 from imgrec.config.schema import Precision
 from imgrec.data.decode import Preprocessing
-from imgrec.errors import ConfigError
-
-# Of torch's allocator on the CPU; of oneDNN, which names no reason; of cuDNN and cuBLAS.
-NO_MEMORY = ("can't allocate memory", "could not create a primitive", "STATUS_ALLOC_FAILED")
+from imgrec.errors import ConfigError, lacks_memory
 
 
 def choose_device(device: str) -> torch.device:
@@ -82,6 +79,5 @@ def check_memory(batch_size: int, preprocessing: Preprocessing) -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the CPU and of NVIDIA's libraries, for which torch has no exception of its own."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in text for words in NO_MEMORY)
+    """Of a GPU, or as of `lacks_memory`."""
+    return isinstance(error, torch.OutOfMemoryError) or lacks_memory(error)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.data.decode import Preprocessing, decode_bytes
-from imgrec.errors import CheckpointError, DataError, first_line
+from imgrec.errors import CheckpointError, DataError, first_line, lacks_memory
 from imgrec.inference.predictor import Prediction
 from imgrec.serving.recognizer import HASH_DIGITS, Added, Contents
 
@@ -44,6 +44,8 @@ class OnnxRecognizer:
             self._steps["max_pixels"] = self.max_pixels = min(max_pixels, self._steps["max_pixels"])
             self.weights: str = facts["weights_sha256"][:HASH_DIGITS]
         except Exception as error:  # a file may hold anything; ONNX Runtime has a dozen kinds for what it cannot read or run
+            if lacks_memory(error):
+                raise DataError(f"{path} cannot be served: the memory does not hold it. End what else uses it.") from error
             reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
             raise DataError(f"{path} cannot be served: {reason}. Export it again, or name another.") from error
         if not difference <= tolerance:
