@@ -247,6 +247,9 @@ def test_what_another_attempt_cannot_help_is_said_at_once(server, here, kept, tm
     server.folder = kept
     with raises_error(SourceError, f"{server.url}/{INDEX}", "403", "AWS_ACCESS_KEY_ID"):
         _ = shards(server.url).splits
+    monkeypatch.setattr(RangeServer, "fault", lambda self: "416")
+    with raises_error(SourceError, images.path(0), "416", "shorter there", "Copy it there again"):
+        whole(images)
     assert len({path for path, _ in server.requests[before:]}) <= 20
     assert [path for path, _ in server.requests[before:]].count(f"/{INDEX}") == 2
 

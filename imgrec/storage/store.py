@@ -18,6 +18,7 @@ PIECE_BYTES = 2**22  # of a file that is read whole, so that a slow line has REQ
 COPIES = 8  # of an index that are in memory at a time, at most
 REFUSED = ("PermissionDeniedError", "UnauthenticatedError")  # obstore's
 BUSY = ("408", "425", "429")
+NO_SUCH_RANGE = "416"
 CLOUD_ROLE = "169.254.169.254"  # where a machine of a cloud has keys, asked when no others are set
 
 
@@ -106,4 +107,6 @@ def find_fix(error: Exception) -> str:
     if isinstance(error, PermissionError) or type(error).__name__ in REFUSED or CLOUD_ROLE in text:
         return "Set the store's keys, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public one."
     status = re.search(r"status code: (4\d\d)", text)
+    if status and status[1] == NO_SUCH_RANGE:
+        return "It is shorter there than its index says. Copy it there again."
     return "Correct data.root." if status and status[1] not in BUSY else ""
