@@ -24,6 +24,9 @@ TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)  # files, of this process and of th
 MORE_FILES = "Type ulimit -n 4096 and start the same command again"
 
 
+LONGEST_WORD, LONGEST_LINE = 500, 3000  # letters of an error; a file's name has 255 at most
+
+
 # Letters that are written from right to left, and their marks; a name of such words.
 _RTL = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff"
 _RTL_NAME = re.compile(f"[{_RTL}]+(?:[ ./_'-]?[{_RTL}]+)*")
@@ -134,6 +137,12 @@ def shorten(value: object, most: int = 100) -> str:
     """A user's text as it is quoted in a sentence: the beginning and the end of one that is longer."""
     text = str(value)
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 2) :]}"
+
+
+def shorten_words(line: str) -> str:
+    """An error that quotes what was typed: a word, or a text in quotes, that is longer than any name, and then a long line, is shortened."""
+    longer = f"{{{LONGEST_WORD + 1},}}"
+    return shorten(re.sub(rf"(?<!\w)'[^']{longer}'(?!\w)|\S{longer}", lambda word: shorten(word[0]), line), LONGEST_LINE)
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+import imgrec
 from imgrec import cli
 from imgrec.config.compose import compose_config
 from imgrec.config.help import EXAMPLES, documented, help_text
@@ -75,6 +76,12 @@ def test_help_of_every_command(capsys, command):
     said = capsys.readouterr().out
     assert said.isascii()
     assert command in said
+
+
+@pytest.mark.parametrize("words", [["--version"], ["train", "--version"], ["predict", "runs/n/1", "--version"]])
+def test_the_version_is_printed_after_any_command(capsys, words):
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out == f"imgrec {imgrec.__version__}\n"
 
 
 @pytest.mark.parametrize("example", [f"{command} {example}" for command, found in EXAMPLES.items() for example in found])

@@ -14,7 +14,7 @@ from imgrec.config.annotations import format_value
 from imgrec.config.compose import compose_config, read_overrides
 from imgrec.config.options import conf_dir, conf_dirs, option_names
 from imgrec.config.overrides import POSITIONAL
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, shorten_words
 
 WIDTH = 120  # characters
 KEY_WIDTH = 36  # up to the comment
@@ -150,7 +150,7 @@ def _readable(command: str, words: Sequence[str], config_dir: str | None) -> tup
             read_overrides(command, [word], config_dir)
             readable.append(word)
         except ConfigError as error:
-            refused.append(str(error))
+            refused.append(shorten_words(str(error)))
     return readable, refused
 
 

@@ -22,6 +22,7 @@ from imgrec.errors import (
     ImgrecError,
     Stopped,
     printable,
+    shorten_words,
 )
 from imgrec.terminal import lenient_streams
 
@@ -37,6 +38,11 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
         own = overrides[: overrides.index("--")] if "--" in overrides else overrides  # the others are of another command
         if {"-h", "--help"} & set(own) and (conf_dir() / f"{name}.yaml").is_file():
             print(help_text(name, own, config_dir))
+            return ExitCode.OK
+        if "--version" in own:
+            from importlib.metadata import version
+
+            print(f"imgrec {version('imgrec')}")
             return ExitCode.OK
         check_temporary_folder()
         with signals.request_cleared(), signals.endings_raised():
@@ -68,7 +74,7 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
 
 
 def _print(line: str) -> None:
-    print(f"imgrec: {line}", file=sys.stderr)
+    print(f"imgrec: {shorten_words(line)}", file=sys.stderr)
 
 
 def _split_config_dir(argv: list[str]) -> tuple[str | None, list[str]]:
