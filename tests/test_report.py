@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from zipfile import ZipFile
@@ -20,13 +21,15 @@ from written_runs import write_probable_run, write_run
 
 from imgrec import cli
 from imgrec.analysis.intervals import share_interval
+from imgrec.config.compose import compose_config
 from imgrec.errors import DataError
 from imgrec.html_page import Section, code, render, text
 from imgrec.inference.prediction_table import write_table
 from imgrec.inference.stored_predictions import read_predictions
 from imgrec.report.charts import ChartLine, line_chart, ticks
+from imgrec.report.facts import read_run_facts
 from imgrec.report.model_card import plain
-from imgrec.report.questions import BETTER, NEXT, OVER_FITTED, WHY, WORST_CLASS
+from imgrec.report.questions import BETTER, NEXT, OVER_FITTED, WHY, WORST_CLASS, question_sections
 from imgrec.report.write import write_report
 from imgrec.train import fit
 from imgrec.training.last_screen import write_or_say
@@ -189,6 +192,20 @@ def test_five_questions_have_a_heading_with_an_answer(written):
     assert "n/1" in page.sections[BETTER]
     assert "optim.lr" in page.sections[BETTER]
     assert f"imgrec compare {written.parent}/1 {written}" in page.sections[NEXT]
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_each_next_command_can_be_typed_as_it_is(tmp_path, files):
+    """An image of the test is named where it is a file; of a set in memory there is none to predict."""
+    (image := tmp_path / "it's a.png").touch()
+    folder = write_run(tmp_path / "n/1", true=[0, 1, 1], predicted=[0, 1, 0], images=[str(image)] * 3 if files else None)
+    commands = Page(question_sections(read_run_facts(folder))[-1].html).text.partition("Commands:")[2].splitlines()
+    typed = [shlex.split(command) for command in commands]
+    assert [words[1] for words in typed] == ["evaluate", *["predict"] * files, "check"]
+    for _, command, *words in typed:
+        composed = compose_config(command, words)
+    assert composed["ckpt"] == str(folder)
+    assert not files or typed[1] == ["imgrec", "predict", str(folder), str(image)]
 
 
 def test_what_a_user_wrote_is_text(written):

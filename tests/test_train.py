@@ -414,6 +414,16 @@ def test_the_next_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsy
         assert compose_config(command, words).get("ckpt", str(run_dir)) == str(run_dir)
 
 
+@pytest.mark.parametrize("has_errors", [True, False])
+def test_of_a_set_in_memory_no_next_command_names_an_image(capsys, has_errors):
+    print_result(Terminal(), Path("runs/n/1"), RESULT, None, "errors.csv" if has_errors else None, None)
+    said = capsys.readouterr().out.partition("next:\n")[2].splitlines()
+    explain = ["imgrec explain runs/n/1"] * has_errors  # the errors of its test
+    assert [line.strip() for line in said] == [
+        "imgrec evaluate runs/n/1 split=val", *explain, "imgrec export runs/n/1", "imgrec serve runs/n/1",
+    ]  # fmt: skip
+
+
 def test_what_is_predicted_next_is_a_file_of_the_test_where_there_are_files(tmp_path):
     for split, count in {"train": 4, "val": 2, "test": 2}.items():
         for name in ("a", "b"):

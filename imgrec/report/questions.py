@@ -1,5 +1,6 @@
 """The five questions of a report, each answered from the run's figures: the ids of the headings stay, so that a script finds them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from imgrec.analysis.diagnosis import AFTER_BEST, HALF, OVER_FITTED_RULE
 from imgrec.errors import plural
 from imgrec.html_page import Section, code, text
-from imgrec.inference.paths import suspects_command
+from imgrec.paths import suspects_command
 from imgrec.report.facts import Facts
 from imgrec.report.figures import missing_test, validation_commands
 from imgrec.report.measured import OF_TEST, OF_VALIDATION
@@ -216,13 +217,14 @@ def _advice(sentence: str) -> str:
 
 
 def _commands(facts: Facts, comparison: PreviousComparison | None) -> Sequence[str]:
-    folder = facts.quoted
-    predict = f"imgrec predict {folder} FOLDER_OR_IMAGES"
+    folder, table = facts.quoted, facts.predictions
+    image = table.names[0].as_py() if table is not None and table.key == "path" else ""
+    predict = [f"imgrec predict {folder} {quote(image)}"] if os.path.isfile(image) else []
     if facts.test is None:
-        return [*validation_commands(facts.folder), predict]
+        return [*validation_commands(facts.folder), *predict]
     compare = []
     if comparison is not None and comparison.before is not None and facts.measured is OF_TEST:
         compare = [f"imgrec compare {quote(str(comparison.before))} {folder}"]
     suspects = [suspects_command(facts.folder)] if findings(facts) or worst_class(facts) else []
     evaluate = f"imgrec evaluate {folder}{' split=val' * (facts.measured is OF_VALIDATION)}"
-    return [evaluate, predict, *suspects, *compare]
+    return [evaluate, *predict, *suspects, *compare]

@@ -68,7 +68,7 @@ def print_result(
 ) -> None:
     """Print the result, of the classes with errors those with the lowest F1, the files of the test, and the next commands.
 
-    to_predict: a folder or an image; written: what `write_or_say` says.
+    to_predict: a folder or an image, None where there is none; written: what `write_or_say` says.
     """
     terminal.say()
     terminal.say(result["summary"], style="bold green", wrap=True)
@@ -92,16 +92,20 @@ def print_result(
         terminal.say(finding["sentence"], style="yellow")
     terminal.say("next:")
     path, split = shlex.quote(str(run_dir)), "" if report is not None else " split=val"
-    images = shlex.quote(to_predict or "FOLDER_OR_IMAGES")
-    terminal.say(f"  imgrec predict {path} {images}")
-    terminal.say(f"  imgrec evaluate {path}{split}")
-    if report is None and written:  # which then is answered by validation
-        terminal.say(f"  imgrec report {path}")
-    terminal.say(f"  imgrec explain {path}{f' {images}' * (files is None)}")  # by default the errors of its test
-    terminal.say(f"  imgrec export {path}")
-    terminal.say(f"  imgrec serve {path}")
-    if (run_dir / "tensorboard").is_dir():
-        terminal.say(f"  tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}")
+    image = None if to_predict is None else f" {shlex.quote(to_predict)}"
+    explained = image if files is None else ""  # by default the errors of its test
+    commands = {
+        f"imgrec predict {path}{image}": image is not None,
+        f"imgrec evaluate {path}{split}": True,
+        f"imgrec report {path}": report is None and written,  # which then is answered by validation
+        f"imgrec explain {path}{explained}": explained is not None,
+        f"imgrec export {path}": True,
+        f"imgrec serve {path}": True,
+        f"tensorboard --logdir {shlex.quote(str(run_dir.parent.parent))}": (run_dir / "tensorboard").is_dir(),
+    }
+    for command, can_be_typed in commands.items():
+        if can_be_typed:
+            terminal.say(f"  {command}")
 
 
 def _confused(report: Report, name: str) -> str:
