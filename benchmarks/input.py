@@ -25,6 +25,7 @@ from torchvision import datasets, transforms
 from turns import Result, Side, machine, processor_seconds, ratio
 
 from imgrec.config.load import load_config
+from imgrec.config.split_folders import find_split_folders
 from imgrec.data.allocator import keep_freed_memory
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Indices, Request
@@ -33,7 +34,6 @@ from imgrec.data.decode import resize
 from imgrec.data.folder import ImageFiles
 from imgrec.data.loader import Loader
 from imgrec.data.preprocess import Preprocess
-from imgrec.data.split_folders import find_split_folders
 
 PEER = "torchvision ImageFolder with PIL"
 

@@ -27,12 +27,12 @@ from turns import Result, Side, machine, processor_seconds, ratio
 
 from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import build, instantiate
+from imgrec.config.split_folders import find_split_folders
 from imgrec.data.allocator import keep_freed_memory
 from imgrec.data.augment import Augment
 from imgrec.data.batch import Request
 from imgrec.data.image_data import ImageData
 from imgrec.data.loader import Loader
-from imgrec.data.split_folders import find_split_folders
 from imgrec.storage.pack import Packing, pack_images
 
 FORMATS = ("keep", "jpeg", "raw")

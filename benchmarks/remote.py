@@ -26,11 +26,11 @@ from turns import Result, machine
 
 from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import build, instantiate
+from imgrec.config.split_folders import find_split_folders
 from imgrec.data.augment import Augment
 from imgrec.data.image_data import ImageData
 from imgrec.data.loader import Loader
 from imgrec.data.sampler import EpochBatches, shuffled_order, split_epoch
-from imgrec.data.split_folders import find_split_folders
 from imgrec.data.window import windowed_order
 from imgrec.storage.pack import Packing, pack_images
 from imgrec.storage.shards import ImageShards

@@ -21,7 +21,8 @@ from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural
 from imgrec.files import as_utf8, atomic_output, atomic_write
 from imgrec.inference.prediction_table import write_table
-from imgrec.inference.stored_predictions import find_test_table, read_predictions
+from imgrec.inference.stored_predictions import find_test_table, is_folds_folder, read_predictions
+from imgrec.paths import find_checkpoint
 from imgrec.scan.kept_findings import KeptFindings, findings_file, keep_findings, read_findings
 from imgrec.scan.output_files import Files, checked_outputs
 from imgrec.scan.terminal_output import print_findings
@@ -101,12 +102,13 @@ def _moved(argv: Sequence[str], config_dir: str | None) -> Node:
 
 def _check_run(config: CheckConfig, ckpt: str, changes: Node) -> int:
     """The labels of a run's data, and where that is image files all of `_check_files`."""
+    file = find_checkpoint(Path(ckpt) / "1" if (folds := is_folds_folder(ckpt)) else ckpt)
     from imgrec.inference.checkpoint import load_checkpoint
     from imgrec.inference.evaluation import stored_data, whole_data
-    from imgrec.inference.held_out import describe_missing, folds_held_out, is_folds_folder, root_of, run_held_out
+    from imgrec.inference.held_out import describe_missing, folds_held_out, root_of, run_held_out
     from imgrec.inference.suspects import Suspects, write_suspects
 
-    checkpoint = load_checkpoint(Path(ckpt) / "1" if (folds := is_folds_folder(ckpt)) else ckpt)
+    checkpoint = load_checkpoint(file)
     data = whole_data(checkpoint, changes) if folds else stored_data(checkpoint, changes)
     config = replace(config, data=checkpoint.run.data.to_node() | changes)
     terminal, root = Terminal(), root_of(data)

@@ -11,6 +11,7 @@ from imgrec.config.compose import compose_config
 from imgrec.config.plain_data import read_mapping
 from imgrec.config.schema import Device, MovedData, Precision, ProcessesConfig, Split, Views, dotted_types, parse_settings
 from imgrec.config.start_checks import check_beside_folder, check_gpu, check_moved
+from imgrec.config.stored_classes import check_class_folders, folder_classes, stored_classes
 from imgrec.config.values import split_texts
 from imgrec.data.corruption_names import corruption_names
 from imgrec.distributed.command import run_command
@@ -18,9 +19,9 @@ from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import begins_with, check_output, did_you_mean_path, is_our_png, resolved
-from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.prediction_table import EvaluationFiles, check_prediction_files
 from imgrec.inference.slice_names import BRIGHTNESS, check_slices
+from imgrec.paths import find_checkpoint
 from imgrec.terminal import Terminal
 
 MARK = b'{\n "imgrec": "evaluate"'  # how our JSON begins
@@ -78,6 +79,8 @@ def _check_files(config: EvaluateConfig) -> EvaluationFiles:
         raise DataError(
             f"folder={config.folder} is no folder.{did_you_mean_path(config.folder, folder=True)} Set folder=FOLDER that holds CLASS/*.jpg."
         )
+    if config.folder is not None:
+        _check_classes(config.folder, file)
     what = config.split if config.folder is None else resolved(config.folder).name
     run_dir = file.parent.parent
     is_in_run = file.parent.name == "checkpoints" and (run_dir / "config.yaml").is_file()  # else it was moved out of its run
@@ -94,6 +97,19 @@ def _check_files(config: EvaluateConfig) -> EvaluationFiles:
             check_output(name, picture, (".png",), ours=is_our_png, overwrite=config.overwrite)
     predictions = check_prediction_files(out.with_suffix(""), sheet=plot is not None, overwrite=config.overwrite)
     return EvaluationFiles(file, out, plot, slices, corruptions, predictions)
+
+
+def _check_classes(folder: str, checkpoint: Path) -> None:
+    """DataError for class folders that the run does not have, where its files say which it has."""
+    of_run = checkpoint.parent.parent / "config.yaml"
+    if (known := stored_classes(checkpoint)) is None or not of_run.is_file():
+        return
+    try:
+        label_from = read_mapping(of_run, {"data": dict}, fix="")["data"].get("label_from")
+    except DataError:  # the checkpoint has it too
+        return
+    if label_from is None:
+        check_class_folders(folder, folder_classes(folder, known), known)
 
 
 def _check_slices(config: EvaluateConfig, of_run: Path | None) -> None:

@@ -16,9 +16,12 @@ from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, plural, printable, shorten
 from imgrec.files import atomic_write, on_progress
 from imgrec.inference.explanation_files import OutputFiles, earlier_pictures, explanation_files
-from imgrec.inference.paths import EXPLAINED, expand_files, find_checkpoint, name_run
 from imgrec.inference.prediction_table import PredictionRow, write_table
+from imgrec.inference.stored_predictions import TABLES
+from imgrec.paths import EXPLAINED, expand_files, find_checkpoint, name_run
+from imgrec.report.measured import VALIDATION_TABLE, without_table
 from imgrec.terminal import Terminal
+from imgrec.training.stored_run import check_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,6 +131,10 @@ def _check_settings(config: ExplainConfig) -> Path:
         )
     if config.images is None and config.max_pixels is not None:
         raise ConfigError(f"max_pixels={config.max_pixels} has no effect without images. Set images=FOLDER, or leave it out.")
+    if config.images is None:
+        check_run(run := Path(os.path.normpath(config.ckpt)), "ckpt")
+        if not any((run / table).is_file() for table in (TABLES[0], VALIDATION_TABLE)):
+            raise ConfigError(without_table(run))
     if config.layer is not None and "gradcam" not in config.methods:
         raise ConfigError(f"layer={config.layer} has no effect beside method=gradients. Leave it out.")
     if not config.neighbours:

@@ -15,11 +15,12 @@ from imgrec.config.load import compose_run
 from imgrec.config.overrides import Override
 from imgrec.config.schema import DataConfig, Node, Parent, RunConfig, run_config
 from imgrec.config.start_checks import check_data
-from imgrec.data.split_folders import find_classes
+from imgrec.config.stored_classes import stored_classes
+from imgrec.data.folder_classes import find_classes, new_classes
 from imgrec.distributed import signals
 from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode
-from imgrec.inference.paths import find_checkpoint
+from imgrec.paths import find_checkpoint
 from imgrec.train import fit
 
 # Keys of `data` that the old network was trained with.
@@ -55,11 +56,12 @@ def extended_run(argv: Sequence[str], config_dir: str | None = None) -> RunConfi
         raise ConfigError(
             f"data.root is missing: a folder with a folder for each new class. Type imgrec extend {ckpt} data.root=FOLDER."
         )
-    find_checkpoint(str(ckpt))
+    file = find_checkpoint(str(ckpt))
     words: list[str | Override] = [*argv, Override(f"weights={ckpt}", "", "weights", str(ckpt))]
     tree = compose_config("extend", words, config_dir)
     root, found = tree["data"]["root"], _find_classes(tree["data"])
-    from imgrec.data.extended import new_classes
+    if (known := stored_classes(file)) is not None:
+        new_classes(root, known, found, old_images=tree["old_images"])
     from imgrec.inference.checkpoint import load_checkpoint, weights_hash
 
     old = load_checkpoint(str(ckpt))
@@ -102,7 +104,7 @@ def _find_classes(data: Node) -> tuple[str, ...]:
     """The classes of the folder; an ImgrecError where it cannot be read, before torch is imported."""
     if data["_target_"] not in OF_FOLDER:
         raise ConfigError(f"data: extend reads a folder, and this is {data['_target_']}. Type data.root=FOLDER.")
-    check_data(DataConfig.from_node(data))
+    check_data(DataConfig.from_node(data | {"_target_": OF_FOLDER[1], "old_classes": None}))
     pattern = data["label_from"]
     return find_classes(data["root"], None if pattern is None else read_pattern("data.label_from", pattern), least=1)
 

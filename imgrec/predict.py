@@ -19,7 +19,7 @@ from imgrec.distributed.worker_group import WorkerGroup, worker_group
 from imgrec.errors import ConfigError, DataError, printable
 from imgrec.files import check_output, is_our_table
 from imgrec.inference import prediction_table
-from imgrec.inference.paths import expand_files, find_checkpoint
+from imgrec.paths import expand_files, find_checkpoint
 from imgrec.terminal import Terminal
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from imgrec.distributed.command import run_command
 from imgrec.errors import ConfigError, DataError, ExitCode, did_you_mean, first_line, lacks_memory
 from imgrec.export.sealed_file import is_sealed
 from imgrec.files import did_you_mean_path
-from imgrec.inference.paths import file_kind
+from imgrec.paths import file_kind
 from imgrec.terminal import Terminal
 
 

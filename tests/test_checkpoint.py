@@ -279,10 +279,11 @@ def test_a_truncated_checkpoint_is_refused_wherever_it_ends(trained, tmp_path_fa
 
 
 @pytest.mark.parametrize(
-    "command", [["evaluate", "ckpt={}"], ["predict", "ckpt={}", "files={}"], ["train", *SMALL, "weights={}"]]
+    "command", [["evaluate", "ckpt={}"], ["predict", "ckpt={}", "files=a.png"], ["train", *SMALL, "weights={}"]]
 )
 def test_every_command_that_takes_a_checkpoint_refuses_half_of_one(trained, tmp_path, monkeypatch, capsys, command):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.png").touch()
     content = (trained / "checkpoints/last.ckpt").read_bytes()
     half = tmp_path / "half.ckpt"
     half.write_bytes(content[: len(content) // 2])

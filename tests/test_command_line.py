@@ -199,25 +199,25 @@ def test_a_word_with_dashes_or_without_equals_is_refused_with_the_line_to_type(k
 
 
 @pytest.mark.parametrize(
-    ("command", "word", "typed"),
+    ("command", "word", "reason", "typed"),
     [
-        ("train", "phots", "photos"),
-        ("tune", "my/foto", "'my/photo s'"),
-        ("train", "resnett", "model=resnet"),
-        ("train", "epoch", "epochs=VALUE"),
-        ("train", "lr", "optim.lr=VALUE"),
-        ("train", "help", "--help"),
-        ("predict", "--hlep", "--help"),
+        ("train", "phots", "no such folder", "photos"),
+        ("tune", "my/foto", "no such folder", "'my/photo s'"),
+        ("train", "resnett", "key=value", "model=resnet"),
+        ("train", "epoch", "key=value", "epochs=VALUE"),
+        ("train", "lr", "key=value", "optim.lr=VALUE"),
+        ("train", "help", "key=value", "--help"),
+        ("predict", "--hlep", "key=value", "--help"),
     ],
 )
 def test_a_word_is_refused_with_the_folder_option_or_key_that_is_near(
-    command: str, word: str, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, word: str, reason: str, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     Path("my/photo s").mkdir(parents=True)
     Path("phots.csv").touch()  # is no folder
-    with raises_error(ConfigError, repr(word), "key=value", f"Type imgrec {command} {typed}"):
+    with raises_error(ConfigError, repr(word), reason, f"Type imgrec {command} {typed}"):
         read_overrides(command, [word])
 
 

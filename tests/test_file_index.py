@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from marks import fewer
 
 from imgrec import config
+from imgrec.config.split_folders import class_folders
 from imgrec.data import cache, file_index, readable
 from imgrec.data.file_index import FileIndex, join_names, listed_images, pack_names
-from imgrec.data.split_folders import class_folders, filled_class_folders
+from imgrec.data.folder_classes import filled_class_folders
 from imgrec.errors import DataError
 from imgrec.files import on_progress
 from imgrec.image_folders import find_images

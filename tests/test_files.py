@@ -19,8 +19,8 @@ from imgrec.config.plain_data import read_plain
 from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.files import atomic_file, atomic_write, begins_with, check_output, write_together
 from imgrec.image_folders import find_images
-from imgrec.inference.paths import expand_files
 from imgrec.inference.stored_predictions import read_predictions
+from imgrec.paths import expand_files
 
 
 def make_tree(root: Path, names: list[str]) -> None:

@@ -21,8 +21,8 @@ from imgrec.data.split_record import DataRecord
 from imgrec.distributed import signals
 from imgrec.errors import CheckpointError, DataError, Stopped
 from imgrec.inference.folds import pool_folds
-from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.prediction_table import PredictionFiles
+from imgrec.paths import find_checkpoint
 from imgrec.sweeps.folds import cross_validate
 from imgrec.train import fit
 

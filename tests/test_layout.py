@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "imgrec"
 # A module imports from its own layer and the ones before it; sub-packages of one layer do not import one another.
 LAYERS = (
-    ("errors", "locks", "files", "image_folders", "terminal", "html_page"),
+    ("errors", "locks", "files", "image_folders", "paths", "terminal", "html_page"),
     ("config",),
     ("distributed",),
     ("data", "models"),

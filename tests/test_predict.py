@@ -17,8 +17,8 @@ from untrained_run import save_untrained_run
 from imgrec import cli
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_EXTENSIONS
-from imgrec.inference.paths import expand_files
 from imgrec.inference.predictor import load
+from imgrec.paths import expand_files
 
 
 @pytest.fixture(scope="module")

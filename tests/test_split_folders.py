@@ -12,8 +12,8 @@ from PIL import Image
 from test_data_folder import folder, make
 from torchvision import datasets
 
+from imgrec.config.split_folders import find_split_folders, tables_in
 from imgrec.data.class_balance import class_shares
-from imgrec.data.split_folders import find_split_folders, tables_in
 from imgrec.errors import DataError
 from imgrec.image_folders import SYSTEM_FOLDERS, find_images
 from imgrec.inference.prediction_table import prediction_row, write_table

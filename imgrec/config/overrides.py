@@ -11,6 +11,7 @@ from imgrec.config.checks import nearest_key
 from imgrec.config.options import group_names, option_names
 from imgrec.errors import ConfigError, nearest
 from imgrec.files import TABLE_EXTENSIONS, nearest_path
+from imgrec.paths import EXPORTED
 
 OVERRIDE = re.compile(r"(\+{0,2}|~)([^\W\d][\w.@:$-]*)=(.*)", re.DOTALL)
 DELETION = re.compile(r"(~)([^\W\d][\w.]*)()")  # of a key or a group, which is refused in its own words
@@ -107,8 +108,12 @@ def _positional(command: str, paths: list[str], given: set[str]) -> list[Overrid
     if keys[-1:] in (["files"], ["images"], ["runs"]) and len(paths) > len(keys):
         values[-1] = replace(values[-1], given=paths[len(keys) - 1 :])
     elif len(paths) > len(keys):
-        key = SECOND_PATH.get(command)
-        more = f", or type {shlex.quote(f'{key}={paths[len(keys)]}')}" if key is not None and key not in given else ""
+        more = ""
+        if (key := SECOND_PATH.get(command)) is not None and key not in given:
+            words = [f"{key}={paths[len(keys)]}"]
+            if command == "export":
+                words += [f"format={form}" for form, ending in EXPORTED.items() if paths[len(keys)].endswith(ending)]
+            more = f", or type {shlex.join(words)}"
         takes = "one path" if len(POSITIONAL[command]) == 1 else "two paths"
         raise ConfigError(
             f"{paths[len(keys)]!r}: {command} takes {takes} without a key, {' and '.join(POSITIONAL[command])}, and no more. "
@@ -133,6 +138,7 @@ def _unreadable(command: str, words: Sequence[str], keys: Callable[[], Defaults]
     known, left = keys(), list(words)
     takes_folder = POSITIONAL.get(command) == ("data.root",)
     wrong: list[str] = []
+    only_folders = True  # whether each of them is one that is typed wrong
     typed = ["imgrec", command, *(["--config-dir", config_dir] if config_dir else [])]
     while left:
         word = left.pop(0)
@@ -141,6 +147,7 @@ def _unreadable(command: str, words: Sequence[str], keys: Callable[[], Defaults]
             continue
         if takes_folder and word.endswith(TABLE_EXTENSIONS) and os.path.isfile(word):
             wrong.append(word)
+            only_folders = False
             typed += ["data=table", f"data.file={word}"]
             continue
         name, equals, value = word.lstrip("-").partition("=")
@@ -155,7 +162,9 @@ def _unreadable(command: str, words: Sequence[str], keys: Callable[[], Defaults]
                 f"`imgrec {command} --help` lists the keys."
             )
         typed.append(meant)
-    return ConfigError(f"{' '.join(wrong)!r}: expected key=value. Type {shlex.join(typed)}")
+        only_folders = only_folders and near is not None and os.path.isdir(near)
+    reason = "there is no such folder" if only_folders else "expected key=value"
+    return ConfigError(f"{' '.join(wrong)!r}: {reason}. Type {shlex.join(typed)}")
 
 
 def _near_word(word: str, known: Defaults, config_dir: str | None, *, folder: bool) -> str | None:

@@ -14,13 +14,25 @@ from imgrec.config.compose import SMALL_IMAGE
 from imgrec.config.instantiate import EXTRAS
 from imgrec.config.options import shipped_targets
 from imgrec.config.schema import DataConfig, MovedData, Node, RunConfig, target_nodes
+from imgrec.config.split_folders import check_class_count, class_folders, find_split_folders
+from imgrec.config.stored_classes import check_teacher_classes, folder_classes, stored_classes
 from imgrec.errors import CheckpointError, ConfigError, DataError, did_you_mean
 from imgrec.files import LAYOUTS, TABLE_EXTENSIONS, did_you_mean_path
+from imgrec.paths import find_checkpoint
 
 # How torchvision and timm call their weights.
 LIBRARY_WEIGHTS = re.compile(r"(\w+_Weights\.)?(DEFAULT|IMAGENET1K_\w+)")
 # Our networks that are torchvision's with the first layers (or the head) for large images, and the least image that these accept.
 LEAST_SIZE = {"resnet": 1, "densenet": 32, "vgg": 32, "googlenet": 16, "alexnet": 63}
+
+_MNIST_FILES = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
+# Of the sets that torchvision reads: the paths below data.root.
+TORCHVISION_FILES = {
+    "MNIST": f"MNIST/raw/{_MNIST_FILES}",
+    "FashionMNIST": f"FashionMNIST/raw/{_MNIST_FILES}",
+    "CIFAR10": "cifar-10-batches-py/{data_batch_1,...,data_batch_5,test_batch,batches.meta}",
+    "CIFAR100": "cifar-100-python/{train,test,meta}",
+}
 
 
 def check_start(run: RunConfig) -> None:
@@ -28,13 +40,12 @@ def check_start(run: RunConfig) -> None:
     check_data(run.data)
     for path, node in target_nodes(run.to_dict()):
         _check_package(path, node)
-    if run.weights is not None and not os.path.exists(run.weights):
+    if run.weights is not None and os.path.exists(run.weights):
+        _check_checkpoint("weights", run.weights)
+    elif run.weights is not None:
         _check_library_weights(run.weights, run.model, run.data.image_size)
-    if run.distill.teacher is not None and not os.path.exists(run.distill.teacher):
-        raise CheckpointError(
-            f"distill.teacher={run.distill.teacher}: there is no such file or folder.{did_you_mean_path(run.distill.teacher)} "
-            "Set distill.teacher=RUNS_DIR/NAME/ID or a .ckpt file, or distill.teacher=null."
-        )
+    if run.distill.teacher is not None:
+        _check_teacher(run.distill.teacher, run.data)
     check_gpu("trainer.accelerator", run.trainer.accelerator)
     if run.trainer.compile:
         _check_compiler(run.trainer.accelerator)
@@ -45,6 +56,8 @@ def check_data(data: DataConfig) -> None:
     if data.own.get("_target_") in shipped_targets():
         _check_table(data)
         _check_root(data)
+        _check_files(data)
+        _check_classes(data)
         for key in ("label_from", "group_from"):
             if (pattern := data.own.get(key)) is not None:
                 read_pattern(f"data.{key}", pattern)
@@ -52,6 +65,22 @@ def check_data(data: DataConfig) -> None:
             raise DataError(
                 f"data.skip_list={skip_list} is not a file. Set data.skip_list=FILE that imgrec check write=skip has written, or null."
             )
+
+
+def _check_checkpoint(key: str, path: str) -> Path:
+    """The checkpoint file of a path; CheckpointError, which names the key, where it is none and no run directory with one."""
+    try:
+        return find_checkpoint(path)
+    except CheckpointError as error:
+        raise type(error)(f"{key}={error}") from error
+
+
+def _check_teacher(teacher: str, data: DataConfig) -> None:
+    """An ImgrecError for what is no checkpoint, and for one of a run that does not know a class folder of the data."""
+    known = stored_classes(_check_checkpoint("distill.teacher", teacher))
+    if known is not None and _has_class_folders(data):
+        folder = find_split_folders(data.own["root"]).folders["train"]
+        check_teacher_classes(teacher, known, folder_classes(folder, known))
 
 
 def check_moved(moved: MovedData, *, download: bool | None = None) -> None:
@@ -130,6 +159,33 @@ def _check_root(data: DataConfig) -> None:
     elif "file" in data.own:
         fix = "Set data.root=FOLDER that its paths start from."
     raise DataError(f"data.root={root} is not a folder.{did_you_mean_path(root, folder=True)} {fix}")
+
+
+def _check_files(data: DataConfig) -> None:
+    """DataError where there is no folder of the files of a set that torchvision reads; what is in it, torchvision says."""
+    kind = data.own["_target_"].rpartition(".")[2]
+    folder = TORCHVISION_FILES.get(kind, "").partition("/")[0]
+    if folder and not data.own["download"] and not os.path.isdir(os.path.join(data.own["root"], folder)):
+        raise missing_files(kind, data.own["root"], "are missing", download=False)
+
+
+def missing_files(kind: str, root: str, problem: str, *, download: bool) -> DataError:
+    """The error for files of a set of torchvision that are not there, or not whole."""
+    other = "" if download else ", set data.root=FOLDER with these files, or set data.download=true"
+    return DataError(f"the files of {kind} {problem}: {Path(root).absolute()}/{TORCHVISION_FILES[kind]}. Put them there{other}.")
+
+
+def _check_classes(data: DataConfig) -> None:
+    """DataError for a folder that is read as splits in two ways, or has no class folders, or only one of two that are needed."""
+    if _has_class_folders(data):
+        root, least = data.own["root"], 1 if "old_classes" in data.own else 2  # beside those of imgrec extend
+        folder = find_split_folders(root).folders["train"]
+        check_class_count(root, folder, class_folders(folder), least=least)
+
+
+def _has_class_folders(data: DataConfig) -> bool:
+    """Whether classes are folders below data.root, by a shipped data set."""
+    return data.own.get("_target_") in shipped_targets() and data.own.get("label_from", "") is None
 
 
 def _check_table(data: DataConfig) -> None:

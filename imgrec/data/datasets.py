@@ -15,15 +15,17 @@ from torchvision import datasets
 
 from imgrec.config.annotations import read_pattern
 from imgrec.config.schema import Split
+from imgrec.config.split_folders import find_split_folders
+from imgrec.config.start_checks import missing_files
 from imgrec.data.batch import Indices
 from imgrec.data.file_index import FileIndex, listed_images
 from imgrec.data.file_splits import folder_split, named_split
 from imgrec.data.folder import FileData, FileKeys, ImageFiles
+from imgrec.data.folder_classes import read_class_folders, read_class_names
 from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.in_memory import InMemoryImages, to_channels
 from imgrec.data.skip_list import without_listed
-from imgrec.data.split_folders import find_split_folders, read_class_folders, read_class_names
-from imgrec.errors import ConfigError, DataError, first_line
+from imgrec.errors import ConfigError, first_line
 from imgrec.locks import lock_file
 
 
@@ -59,7 +61,6 @@ class _Torchvision(ImageData):
     """A data set that torchvision reads, and whose files it checks, below `root`."""
 
     kind: ClassVar[str]  # class in torchvision.datasets
-    files: ClassVar[str]  # paths below root, for error messages
 
     def __init__(self, *, root: str, download: bool, **common: Unpack[Common]) -> None:
         super().__init__(**common)
@@ -83,41 +84,33 @@ class _Torchvision(ImageData):
         except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
             if download or not self.download:
                 problem = f"could not be downloaded ({first_line(error)})" if download else "are missing or damaged"
-                raise self._missing_files(problem) from error
+                raise missing_files(self.kind, self.root, problem, download=self.download) from error
         with download_lock(self.root, self.kind):
             return self._open(train=train, download=True)
-
-    def _missing_files(self, problem: str) -> DataError:
-        root = Path(self.root).absolute()
-        other = "" if self.download else ", set data.root=FOLDER with these files, or set data.download=true"
-        return DataError(f"the files of {self.kind} {problem}: {root}/{self.files}. Put them there{other}.")
-
-
-MNIST_FILES = "{train,t10k}-{images-idx3,labels-idx1}-ubyte"
 
 
 class MNIST(_Torchvision):
     """60,000 + 10,000 handwritten digits of 28x28 (LeCun et al. 1998)."""
 
-    kind, files = "MNIST", f"MNIST/raw/{MNIST_FILES}"
+    kind = "MNIST"
 
 
 class FashionMNIST(_Torchvision):
     """60,000 + 10,000 pieces of clothing of 28x28 (Xiao et al. 2017)."""
 
-    kind, files = "FashionMNIST", f"FashionMNIST/raw/{MNIST_FILES}"
+    kind = "FashionMNIST"
 
 
 class CIFAR10(_Torchvision):
     """50,000 + 10,000 colour images of 32x32 in 10 classes (Krizhevsky 2009)."""
 
-    kind, files = "CIFAR10", "cifar-10-batches-py/{data_batch_1,...,data_batch_5,test_batch,batches.meta}"
+    kind = "CIFAR10"
 
 
 class CIFAR100(_Torchvision):
     """50,000 + 10,000 colour images of 32x32 in 100 classes (Krizhevsky 2009)."""
 
-    kind, files = "CIFAR100", "cifar-100-python/{train,test,meta}"
+    kind = "CIFAR100"
 
 
 MOST_FAKE = 2**30  # values of all pictures, of which 9 bytes each are needed while they are made

@@ -1,7 +1,6 @@
 """The images of a trained run and a folder with more classes: what `imgrec extend` trains on."""
 
 import os
-from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -12,6 +11,7 @@ from imgrec.config.instantiate import build
 from imgrec.data.batch import Indices, Request
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.folder import FileKeys, ImageFiles
+from imgrec.data.folder_classes import new_classes
 from imgrec.data.image_data import ImageData, Splits
 from imgrec.data.image_set import ImageSet
 from imgrec.data.in_memory import InMemoryImages
@@ -70,33 +70,6 @@ class ExtendedFolder(ImageFolder):
                 f"{len(self.old_classes)} ({first_names(self.old_classes, 3)}). Restore its folders, or set old_images=false."
             )
         return data
-
-
-def new_classes(root: str, old: Sequence[str], found: Sequence[str], *, old_images: bool) -> list[str]:
-    """The classes of a folder that the run does not have.
-
-    DataError where there are none, or one that is nearly an old one, or without old_images an old one is missing.
-    """
-    known = {name.casefold(): name for name in old}
-    new = [name for name in found if name not in old]
-    for name in new:
-        if (same := known.get(name.casefold())) is not None:
-            raise DataError(
-                f"data.root={root}: the class {name} is new, and the run has {same}. If it is the same, rename the folder to {same}; "
-                f"else give it another name, such as {name}_2."
-            )
-    if not new:
-        raise DataError(
-            f"data.root={root} has no new class, only {first_names(found, 3)}, which the run has. "
-            "Set data.root=FOLDER with a folder for each new class."
-        )
-    if not old_images and (missing := sorted(set(old) - set(found))):
-        # Of an 8-class network on Fashion-MNIST the accuracy on old classes fell from 86.5% to 1.1% without any.
-        raise DataError(
-            f"data.root={root} has no images of {plural(len(missing), 'old class', 'es')} ({first_names(missing, 3)}): the "
-            "new classes would be answered for all images. Set old_images=true, or put some images of each into it."
-        )
-    return new
 
 
 def _joined(old: ImageSet | None, more: ImageSet | None, places: Indices) -> ImageSet | None:

@@ -9,12 +9,13 @@ from typing import Unpack
 
 import numpy as np
 
+from imgrec.config.stored_classes import check_class_folders
 from imgrec.data.batch import Indices
 from imgrec.data.decode import Preprocessing
 from imgrec.data.file_index import FileIndex, join_names, pack_names
 from imgrec.data.file_names import find_in_names
 from imgrec.data.folder import ImageFiles, Reading
-from imgrec.data.split_folders import filled_class_folders
+from imgrec.data.folder_classes import filled_class_folders
 from imgrec.errors import DataError, did_you_mean, first_names, shorten
 from imgrec.files import EXTENSIONS_TEXT, composed
 
@@ -54,11 +55,7 @@ def folder_split(
     files = FileIndex(root) if files is None else files
     for folder in filled_class_folders(files, ignored=ignored):
         folders.setdefault(composed(folder), []).append(folder)
-    if unknown := sorted(folders.keys() - set(classes)):
-        raise DataError(
-            f"{root} has the class {unknown[0]}, but train does not ({first_names(classes, 10)}).{did_you_mean(unknown[0], classes)} "
-            "Rename the folder, or add the class to train."
-        )
+    check_class_folders(root, folders, classes)
     found = [[files.find(folder, ignored=ignored) for folder in folders.get(name, [])] for name in classes]
     files.keep()
     counts = [sum(map(len, parts)) for parts in found]

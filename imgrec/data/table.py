@@ -9,12 +9,12 @@ from typing import Unpack
 import numpy as np
 
 from imgrec.config.schema import Split
+from imgrec.config.split_folders import class_folders, split_meant
 from imgrec.data.batch import Indices
 from imgrec.data.file_index import pack_names
 from imgrec.data.file_splits import label_indices
 from imgrec.data.folder import FileData, FileKeys, ImageFiles
 from imgrec.data.image_data import Splits
-from imgrec.data.split_folders import class_folders, split_meant
 from imgrec.data.table_file import Table, read_columns
 from imgrec.errors import DataError, shorten
 from imgrec.files import IMAGE_EXTENSIONS, composed, file_extension

@@ -20,11 +20,11 @@ from imgrec.data.split_record import DataRecord
 from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.inference.calibration import CALIBRATION, Calibration
 from imgrec.inference.metadata import check_content, check_metadata
-from imgrec.inference.paths import find_checkpoint, name_another
 from imgrec.inference.stored_code import build_stored, check_targets
 from imgrec.models.catalog import weightless
 from imgrec.models.losses import Loss
 from imgrec.models.split_head import split_heads
+from imgrec.paths import find_checkpoint, name_another
 
 FORMAT_VERSION = 6
 

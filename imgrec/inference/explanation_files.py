@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from imgrec.errors import ConfigError
 from imgrec.files import check_output, is_directory_name, is_our_png, is_our_table, resolved
-from imgrec.inference.paths import EXPLAINED, EXPLAINED_FILE
+from imgrec.paths import EXPLAINED, EXPLAINED_FILE
 
 
 class OutputFiles(NamedTuple):

@@ -18,7 +18,6 @@ from imgrec.files import as_utf8, on_progress
 from imgrec.inference.checkpoint import Checkpoint
 from imgrec.inference.evaluation import evaluation_images
 from imgrec.inference.measure import Measured, measure_images
-from imgrec.inference.paths import CHECKPOINTS
 from imgrec.inference.predictor import Predictor
 from imgrec.inference.split_predictions import SplitPredictions, image_column
 from imgrec.inference.stored_predictions import TABLES, StoredPredictions, data_root, read_predictions
@@ -40,12 +39,6 @@ class HeldOut(NamedTuple):
         """Of rows of the predictions the paths below the root of the data, or the places in the split."""
         ((key, found),) = image_column(self.images, self.predictions.indices[rows]).items()
         return _below(root, found) if key == "path" else [f"{self.split} {index}" for index in found.tolist()]
-
-
-def is_folds_folder(path: str) -> bool:
-    """Whether it is the folder of finished `imgrec train folds=K`."""
-    folder = Path(path)
-    return not (folder / CHECKPOINTS).exists() and (folder / "1" / CHECKPOINTS).is_dir() and (folder / TABLES[0]).is_file()
 
 
 def folds_held_out(folder: Path, checkpoint: Checkpoint, data: ImageData) -> list[HeldOut]:

@@ -9,7 +9,7 @@ from imgrec.config.plain_data import check_regular
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.files import LEADING_COLUMNS, as_utf8
-from imgrec.inference.paths import find_checkpoint
+from imgrec.paths import CHECKPOINTS, find_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,12 @@ class StoredPredictions(NamedTuple):
 def data_root(data: Node) -> str:
     """The folder below which a run has its images, by the keys of its data; nothing for sets in memory."""
     return str(data.get("root") or os.path.dirname(data.get("file") or "") or ("." if "file" in data else ""))
+
+
+def is_folds_folder(path: str) -> bool:
+    """Whether it is the folder of finished `imgrec train folds=K`."""
+    folder = Path(path)
+    return not (folder / CHECKPOINTS).exists() and (folder / "1" / CHECKPOINTS).is_dir() and (folder / TABLES[0]).is_file()
 
 
 def find_test_table(ckpt: str) -> Path:

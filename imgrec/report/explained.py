@@ -21,8 +21,9 @@ from imgrec.inference.checkpoint import Checkpoint, weights_hash
 from imgrec.inference.explanation_output import ExplainedImage, concentration_sentence
 from imgrec.inference.explanations import METHOD_NAMES, Explainer
 from imgrec.inference.overlay import draw_overlay
-from imgrec.inference.paths import EXPLAINED, EXPLAINED_FILE
+from imgrec.paths import EXPLAINED, EXPLAINED_FILE
 from imgrec.report.facts import Facts
+from imgrec.report.measured import without_table
 from imgrec.report.shown_images import find_in_split
 from imgrec.report.stored_values import SHARE, ValueKind, check_kinds
 from imgrec.report.thumbnails import THUMB_SIDE, WEBP, webp_url
@@ -71,7 +72,7 @@ def read_run_images(facts: Facts) -> RunImages:
     """ConfigError for a run without the table of a test; DataError where the images are gone."""
     table = facts.predictions
     if table is None or table.probability is None or table.true_probability is None:
-        raise ConfigError(f"images=null: {facts.folder} has no table of a test, which has its errors. Set images=FOLDER.")
+        raise ConfigError(without_table(facts.folder))
     errors = most_certain_errors(table.true, table.predicted, table.probability, table.true_probability)
     rows = (errors if len(errors) else np.argsort(table.probability, kind="stable"))[:MOST_ERRORS]
     order = np.random.default_rng(0).permutation(len(table.true))

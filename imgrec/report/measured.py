@@ -43,6 +43,11 @@ def read_measured_run(path: Path, *, probabilities: bool = False) -> tuple[Store
     return replace(run, result=run.result | {"test": figures}, predictions=table), OF_VALIDATION
 
 
+def without_table(path: Path) -> str:
+    """The error where images of a run are shown that its predictions name, and there are none."""
+    return f"images=null: {path} has no table of a test, which has its errors. Set images=FOLDER."
+
+
 def evaluate_again(path: Path) -> str:
     """What to type where the figures of validation are damaged."""
     return f"Type imgrec evaluate {quote(str(path))} split=val, which writes them anew."

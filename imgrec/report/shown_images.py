@@ -18,8 +18,8 @@ from imgrec.errors import ImgrecError, first_line, printable, shorten
 from imgrec.files import as_utf8
 from imgrec.inference.checkpoint import load_checkpoint
 from imgrec.inference.evaluation import evaluation_images
-from imgrec.inference.paths import find_checkpoint
 from imgrec.inference.stored_predictions import StoredPredictions, data_root
+from imgrec.paths import find_checkpoint
 from imgrec.report.facts import Facts
 from imgrec.report.measured import OF_TEST, OF_VALIDATION, MeasuredImages
 from imgrec.report.thumbnails import THUMB_SIDE, read_thumbnails

@@ -14,12 +14,12 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from imgrec.config.schema import Split
+from imgrec.config.split_folders import split_meant
 from imgrec.data.batch import Indices
 from imgrec.data.cache import cache_folder, write_cached
 from imgrec.data.file_index import pack_names
 from imgrec.data.file_splits import label_indices
 from imgrec.data.loader import Loader, worker_count
-from imgrec.data.split_folders import split_meant
 from imgrec.errors import DataError, first_line, first_names, shorten
 from imgrec.files import IMAGE_EXTENSIONS, composed, file_extension
 from imgrec.locks import lock_file

@@ -27,7 +27,7 @@ from imgrec.distributed import signals
 from imgrec.distributed.world import read_world
 from imgrec.errors import ConfigError, DataError, ExitCode, Stopped
 from imgrec.files import atomic_write, numbered_paths
-from imgrec.inference.paths import suspects_command
+from imgrec.paths import suspects_command
 from imgrec.sweeps.folder import Job
 from imgrec.sweeps.grid import is_sweep
 from imgrec.sweeps.job import Fit

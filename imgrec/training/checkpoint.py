@@ -17,7 +17,7 @@ from imgrec.errors import CheckpointError, first_line
 from imgrec.files import atomic_file
 from imgrec.inference.checkpoint import FORMAT_VERSION, package_versions, read_checkpoint, weights_hash
 from imgrec.inference.metadata import TEACHER
-from imgrec.inference.paths import BEST, LAST, PREVIOUS
+from imgrec.paths import BEST, LAST, PREVIOUS
 from imgrec.training.resume_point import ResumePoint
 
 

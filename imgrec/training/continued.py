@@ -16,7 +16,7 @@ from imgrec.data.split_record import DataRecord, other_classes
 from imgrec.errors import CheckpointError, ConfigError, DataError, plural
 from imgrec.inference.checkpoint import network_state, read_checkpoint
 from imgrec.inference.metadata import TRAINED
-from imgrec.inference.paths import CHECKPOINTS, LAST
+from imgrec.paths import CHECKPOINTS, LAST
 from imgrec.training.distill import Teacher, read_teacher
 from imgrec.training.resume_point import ResumePoint, check_lightning_parts, refusing
 from imgrec.training.seen_images import seen_sentence

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from imgrec.config.instantiate import build
 from imgrec.config.schema import Node, RunConfig
+from imgrec.config.stored_classes import check_teacher_classes
 from imgrec.data.preprocess import Preprocess
 from imgrec.data.split_record import DataRecord
-from imgrec.errors import CheckpointError, ConfigError, DataError, ImgrecError, first_names
+from imgrec.errors import CheckpointError, ConfigError, ImgrecError
 from imgrec.inference.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from imgrec.models.losses import Loss, distillation, is_softmax
 from imgrec.training.resume_point import ResumePoint
@@ -88,11 +89,7 @@ def read_teacher(
         checkpoint = load_checkpoint(run.distill.teacher)
     except ImgrecError as error:
         raise type(error)(f"{given}: {str(error).removeprefix(f'{Path(run.distill.teacher)}: ')}") from error
-    if missing := [name for name in classes if name not in checkpoint.classes]:
-        raise DataError(
-            f"{given}: of the {len(classes)} classes of the data it does not know {first_names(missing, 3)}. "
-            "Set distill.teacher=RUN that was trained with these classes."
-        )
+    check_teacher_classes(run.distill.teacher, checkpoint.classes, classes)
     colours = checkpoint.preprocessing["channels"], run.data.channels
     if colours == (1, 3):
         raise ConfigError(f"{given}: it sees gray images, and data.channels=3. Set data.channels=1, or another teacher.")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from imgrec.errors import ExitCode
 from imgrec.files import atomic_write
-from imgrec.inference.paths import CHECKPOINTS, LAST
+from imgrec.paths import CHECKPOINTS, LAST
 
 INTEGERS = ("BININT1", "BININT2", "BININT", "LONG1")  # opcodes of pickle protocol 2, which torch.save writes
 

@@ -13,7 +13,7 @@ from imgrec.errors import CheckpointError, ConfigError, DamagedError, first_line
 from imgrec.inference.checkpoint import read_checkpoint
 from imgrec.inference.device import is_out_of_memory
 from imgrec.inference.metadata import TEACHER, TRAINED
-from imgrec.inference.paths import BEST, LAST, PREVIOUS
+from imgrec.paths import BEST, LAST, PREVIOUS
 from imgrec.training.lightning_compat import LoopPosition
 from imgrec.training.tested_checkpoint import read_best
 

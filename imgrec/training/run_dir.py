@@ -15,9 +15,9 @@ from imgrec.distributed.process_group import on_first_rank
 from imgrec.distributed.world import RUN_DIR_VARIABLE, read_world
 from imgrec.errors import ConfigError, DataError, ImgrecError, OutOfMemory
 from imgrec.files import atomic_write, did_you_mean_path, is_directory_name, is_utf8, numbered_paths
-from imgrec.inference.paths import BEST, CHECKPOINTS, LAST, PREVIOUS, name_run
 from imgrec.inference.prediction_table import PredictionFiles
 from imgrec.locks import is_locked, lock_folder
+from imgrec.paths import BEST, CHECKPOINTS, LAST, PREVIOUS, name_run
 from imgrec.training.config_difference import MOVABLE, differing_keys, listed_differences
 from imgrec.training.measured_file import MEASURED_FILE
 

@@ -17,8 +17,8 @@ from imgrec.inference.checkpoint import Checkpoint, package_versions, weights_ha
 from imgrec.inference.device import choose_device
 from imgrec.inference.evaluation import stored_data
 from imgrec.inference.metadata import SOUP
-from imgrec.inference.paths import BEST, LAST
 from imgrec.models.summary import measure_size
+from imgrec.paths import BEST, LAST
 from imgrec.scan.known_faults import known_faults
 from imgrec.training.callbacks.batch_norm import BatchNormStatistics
 from imgrec.training.callbacks.history import WEIGHTS_ONLY, History

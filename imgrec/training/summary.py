@@ -24,14 +24,14 @@ from imgrec.analysis.diagnosis import (
 from imgrec.analysis.intervals import share_interval
 from imgrec.config.schema import SPLITS, DataConfig, Node, RunConfig
 from imgrec.data.datamodule import DataModule
+from imgrec.data.folder_classes import EMPTY_FOLDER
 from imgrec.data.image_data import ImageData
 from imgrec.data.jpeg import FASTEST
-from imgrec.data.split_folders import EMPTY_FOLDER
 from imgrec.errors import plural
 from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report
-from imgrec.inference.paths import BEST, LAST, suspects_command
 from imgrec.models.summary import ModelSize
+from imgrec.paths import BEST, LAST, suspects_command
 from imgrec.scan.known_faults import KnownFaults
 from imgrec.terminal import percent, percents
 from imgrec.training.batch_choice import BatchChoice

@@ -9,7 +9,7 @@ from imgrec.config.schema import Node
 from imgrec.distributed.process_group import on_first_rank
 from imgrec.errors import CheckpointError
 from imgrec.inference.checkpoint import read_checkpoint, weights_hash
-from imgrec.inference.paths import BEST, LAST
+from imgrec.paths import BEST, LAST
 
 
 def read_best(folder: Path, weights: str | None) -> tuple[dict[str, Any] | None, str | None]:

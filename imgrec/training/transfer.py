@@ -12,8 +12,8 @@ from imgrec.config.instantiate import build
 from imgrec.config.schema import Node, RunConfig
 from imgrec.data.split_record import DataRecord
 from imgrec.inference.checkpoint import network_state, parse_checkpoint, read_checkpoint, read_record, state_hash
-from imgrec.inference.paths import find_checkpoint
 from imgrec.models.pretrained import PretrainedWeights, library_input, library_weights, transfer_weights
+from imgrec.paths import find_checkpoint
 from imgrec.training.new_classes import add_rows, check_parent
 
 

@@ -1,17 +1,14 @@
-"""Which folders below a root are splits, and which are classes."""
+"""Which folders below a root are splits, and which are classes. Imports no torch."""
 
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from imgrec.config.schema import Split
-from imgrec.data.file_index import FileIndex, listed_images
-from imgrec.data.file_names import find_in_names
 from imgrec.errors import DataError
-from imgrec.files import IMAGE_EXTENSIONS, LAYOUTS, TABLE_EXTENSIONS, composed, file_extension, is_our_table
+from imgrec.files import IMAGE_EXTENSIONS, LAYOUTS, TABLE_EXTENSIONS, file_extension, is_our_table
 from imgrec.image_folders import is_hidden, readable_folder
 
 # train, Training, test_set, train_images, images-val, train2017: any case, with or without a word for what it holds.
@@ -21,7 +18,6 @@ _PATTERNS: dict[Split, re.Pattern[str]] = {
     split: re.compile(rf"(?:{_CONTENT}[ _.-]*)?{name}[ _.-]*{_CONTENT}?[ _.-]*\d*", re.IGNORECASE)
     for split, name in _NAMES.items()
 }
-EMPTY_FOLDER = "empty folder"
 
 
 class SplitFolders(NamedTuple):
@@ -89,40 +85,12 @@ def class_folders(root: str) -> list[str]:
         return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
 
 
-def filled_class_folders(files: FileIndex, *, ignored: Counter[str] | None = None) -> list[str]:
-    """`class_folders` of its root without those that hold no file at any depth, which `ignored` counts; all of them where there is no other."""
-    names = files.listing("").folders
-    filled = [name for name in names if files.has_files(name)] or list(names)
-    if ignored is not None and len(filled) < len(names):
-        ignored[EMPTY_FOLDER] += len(names) - len(filled)
-    return filled
-
-
-def read_class_folders(root: str, folder: str, files: FileIndex, *, least: int) -> tuple[str, ...]:
-    """The classes of a folder for training, ROOT or below it, sorted; DataError where there are fewer than `least`."""
-    classes = tuple(sorted(set(map(composed, filled_class_folders(files)))))
+def check_class_count(root: str, folder: str, classes: Sequence[str], *, least: int) -> None:
+    """DataError where a folder for training, ROOT or below it, has fewer than `least` classes."""
     if len(classes) < least:
         number = f"only the class folder {classes[0]}" if classes else "no class folders"
         tables = [f" Or type data=table data.file={table} for classes in a table." for table in tables_in(root)]
         raise DataError(f"{folder} has {number}. {LAYOUTS}{''.join(tables[:1])}")
-    return classes
-
-
-def read_class_names(folder: str, names: Sequence[str], label_from: re.Pattern[str], *, least: int) -> tuple[str, ...]:
-    """The classes in the names of images below a folder for training, sorted; DataError where there are fewer than `least`."""
-    classes = tuple(sorted(set(find_in_names("label_from", label_from, folder, names))))
-    if len(classes) < least:
-        found = f"finds only the class {classes[0]} in {folder}" if classes else f"{folder} has no images"
-        raise DataError(f"data.label_from={label_from.pattern}: {found}. Set data.label_from='([a-z]+)_', say, or add images.")
-    return classes
-
-
-def find_classes(root: str, label_from: re.Pattern[str] | None, *, least: int) -> tuple[str, ...]:
-    """The classes that data=imagefolder will have, without torch; DataError for a folder that it cannot read."""
-    folder = find_split_folders(root, by_name=label_from is not None).folders["train"]
-    if label_from is None:
-        return read_class_folders(root, folder, FileIndex(folder), least=least)
-    return read_class_names(folder, listed_images(folder), label_from, least=least)
 
 
 def has_images(folder: str) -> bool:

@@ -5,6 +5,7 @@ import csv
 import glob
 import os
 import shlex
+import warnings
 import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from imgrec.errors import CheckpointError, DamagedError, DataError, first_names, plural
-from imgrec.files import EXTENSIONS_TEXT, IMAGE_EXTENSIONS, did_you_mean_path, file_extension
+from imgrec.files import EXTENSIONS_TEXT, IMAGE_EXTENSIONS, IMAGE_FORMATS, did_you_mean_path, file_extension
 from imgrec.image_folders import find_images
 
 CHECKPOINTS = "checkpoints"  # their folder in a run directory
@@ -21,7 +22,7 @@ EXPLAINED_FILE = "explain.json"  # there, of the images that the report of the r
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"  # the two checkpoints of a run that it can be resumed from
 BEST = "best.ckpt"  # the checkpoint that is tested; without the state of an optimizer, so nothing is resumed from it
 CHECKPOINT = "a checkpoint"
-EXPORTED = (".onnx", ".pt2", ".safetensors")  # what imgrec export writes
+EXPORTED = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors"}  # what imgrec export writes, by format
 NAME_RUN = "Name a checkpoint (.ckpt) or a run directory such as runs/NAME/ID."
 _MOST_LISTED = 10_000  # names, to find runs: a folder of images may have millions
 
@@ -30,12 +31,35 @@ def expand_files(paths: str | Sequence[str], key: str = "files") -> list[str]:
     """The files of paths, folders and patterns in their order, each once; the image files of a folder and the matches of a pattern are sorted.
 
     key: of the command line, for errors. DataError for a name that does not exist, a pattern that matches nothing, a folder without images,
-    and no path at all.
+    no path at all, and where none of the files is an image.
     """
     paths = [paths] if isinstance(paths, str) else [str(path) for path in paths]
     if not paths:
         raise DataError(f"{key}=[]: the list has no file. Set {key}= to an image, a folder or a pattern.")
-    return list(dict.fromkeys(file for path in paths for file in _expand(path, key)))
+    files = list(dict.fromkeys(file for path in paths for file in _expand(path, key)))
+    if not any(map(_may_be_image, files)):
+        others = f", and so are {len(files) - 1:,} others" if len(files) > 1 else ""
+        raise DataError(
+            f"{key}={files[0]} is {file_kind(Path(files[0]))}, no image{others}. Set {key}= to an image, a folder or a pattern."
+        )
+    return files
+
+
+def _may_be_image(file: str) -> bool:
+    """Whether it has the name of an image, or begins as PIL knows it; also of what cannot be opened, which is said later."""
+    if file_extension(file) in IMAGE_EXTENSIONS or not os.path.isfile(file):  # a pipe would be waited for
+        return True
+    from PIL import Image, UnidentifiedImageError  # takes a tenth of a second
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.open(file, formats=tuple(IMAGE_FORMATS)).close()
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # of PIL's parsers: it began as an image does
+        return True
+    return True
 
 
 def _expand(path: str, key: str) -> list[str]:
@@ -73,7 +97,7 @@ def find_checkpoint(path: str | Path, *, fix: str | None = None, allowed: str = 
     sentence is `fix`, else names what is near, else is `allowed`.
     """
     file = find_file(path, allowed)
-    if file.suffix in EXPORTED:
+    if file.suffix in EXPORTED.values():
         serve = f"Type imgrec serve {shlex.quote(str(file))}, or name" if file.suffix == ".onnx" else "Name"
         raise CheckpointError(
             f"{file}: it is an exported file; a checkpoint is needed. {serve} the run that it was exported from."
@@ -165,6 +189,8 @@ def _saved_at(run: Path) -> float:
 
 def file_kind(file: Path) -> str:
     """What a file is, as far as its name and its first bytes say it: CHECKPOINT, "a text file", "an image", ..."""
+    if file.suffix in EXPORTED.values():
+        return "an exported file"
     with file.open("rb") as opened:
         start = opened.read(512)
     if start.startswith(b"PK\x03\x04"):  # as torch.save begins
