@@ -16,9 +16,10 @@ from imgrec.config.compose import compose_config
 from imgrec.config.schema import ServedFormat, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu, check_packages
 from imgrec.distributed.command import run_command
-from imgrec.errors import ConfigError, first_names, plural
-from imgrec.inference.paths import find_checkpoint, find_file
+from imgrec.errors import CheckpointError, ConfigError, first_names, plural
+from imgrec.paths import EXPORTED, find_checkpoint, find_file
 from imgrec.serving.access import VARIABLE, read_token, readable_by_others
+from imgrec.serving.address import bind, url_of
 from imgrec.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -69,20 +70,21 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         check_packages(f"ckpt={config.ckpt}", "export", "onnxruntime")
         _check_onnx_keys(config)
     token = read_token(config.token_file)
-    if _is_onnx(config):
-        find_file(config.ckpt, NAME_NETWORK)
-    else:
+    file = find_file(config.ckpt, NAME_NETWORK)
+    if file.suffix in EXPORTED.values() and not _is_onnx(config):
+        raise CheckpointError(f"{file}: of exported files serve takes .onnx, which imgrec export RUN writes. {NAME_NETWORK}")
+    if not _is_onnx(config):
         find_checkpoint(config.ckpt, allowed=NAME_NETWORK)
     check_gpu("device", config.device)
     return _serve(config, token)
 
 
 def _serve(config: ServeConfig, token: str | None) -> int:
-    from imgrec.serving.server import bind, run_server, url_of
-
     terminal = Terminal()
     is_shared = config.token_file is not None and readable_by_others(config.token_file)  # now, as it may be removed meanwhile
     with closing(bind(config.host, config.port)) as opened:
+        from imgrec.serving.server import run_server
+
         service = _build_service(config, token, is_local=_is_loopback(opened.getsockname()[0]))
         run_server(
             service,

@@ -32,11 +32,12 @@ from imgrec.data.decode import decode_bytes
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.predictor import Prediction, load
 from imgrec.serving.access import VARIABLE, is_allowed, read_token, readable_by_others
+from imgrec.serving.address import bind
 from imgrec.serving.app import ImageJob, answer_jobs
 from imgrec.serving.limits import Limits, Refused, Upload, check_image, image_format
 from imgrec.serving.page import drop_page
 from imgrec.serving.recognizer import CheckpointRecognizer, pack_convolutions, pad_rows
-from imgrec.serving.server import READ_BYTES, bind, patient_protocol
+from imgrec.serving.server import READ_BYTES, patient_protocol
 
 TOKEN = "0123456789abcdef"
 HEADER = {"authorization": f"Bearer {TOKEN}"}

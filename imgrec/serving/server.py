@@ -1,14 +1,11 @@
-"""The process around the application: a socket that is bound before anything is loaded, uvicorn, and a stop that answers what was accepted."""
+"""The process around the application: uvicorn at a socket that is bound before anything is loaded, and a stop that answers what was accepted."""
 
 import asyncio
-import errno
 import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from ipaddress import ip_address
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -17,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from imgrec.distributed.signals import handlers_installed
-from imgrec.errors import ConfigError, shorten
+from imgrec.serving.address import naming_address
 from imgrec.serving.app import Service
 from imgrec.serving.limits import MOST_HEAD
 from imgrec.serving.responses import refuse_head
@@ -30,59 +27,6 @@ ACCEPTS_AT_ONCE = 16
 # takes 14 us, held up all others for 0.6 s at a time, and now for 0.03 s. Whole bodies take about 1 ms more for each megabyte.
 READ_BYTES = 2**14
 SPARE_FILES = 4 * ACCEPTS_AT_ONCE + 64  # accepted and not yet counted, and what this process opens itself
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A socket at this address that does not listen yet: until the network is loaded connections are refused. ConfigError where it is taken."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except (socket.gaierror, UnicodeError) as error:
-        raise ConfigError(f"host={shorten(host)}: no address has this name. Set host=127.0.0.1.") from error
-    if _is_of_many(family, address):
-        raise ConfigError(f"host={host}: no client can connect to a multicast or broadcast address. Set host=127.0.0.1.")
-    # With the protocol: asyncio sets TCP_NODELAY only where it is named, and without it each answer came 40 ms later.
-    opened = socket.socket(family, kind, protocol)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        with _naming_address(host, port):
-            opened.bind(address)
-    except ConfigError:
-        opened.close()
-        raise
-    return opened
-
-
-def _is_of_many(family: int, address: tuple[Any, ...]) -> bool:
-    """Whether a socket address is one of multicast or broadcast: TCP can listen there, and no client can connect."""
-    with socket.socket(family, socket.SOCK_DGRAM) as other:
-        try:
-            other.connect(address)  # of UDP, so nothing is sent
-        except OSError as error:
-            if error.errno == errno.EACCES:  # a broadcast address, also one of a network of this machine
-                return True
-    return ip_address(address[0].partition("%")[0]).is_multicast
-
-
-@contextmanager
-def _naming_address(host: str, port: int) -> Iterator[None]:
-    """ConfigError for an address that cannot be used. Two processes may bind one port that none listens at: the second fails when it listens."""
-    try:
-        yield
-    except OSError as error:
-        hints = {
-            errno.EADDRINUSE: f"port={port}: another program listens there. Set port={port % 65535 + 1}, or port=0 for one that is free.",
-            errno.EACCES: f"port={port}: this user may not listen there. Set port=8000.",
-            errno.EADDRNOTAVAIL: f"host={host}: this machine has no such address. Set host=127.0.0.1.",
-        }
-        other = f"host={host}: this machine cannot listen there: {error.strerror}. Set host=127.0.0.1."
-        raise ConfigError(hints.get(error.errno or 0, other)) from error
-
-
-def url_of(opened: socket.socket) -> str:
-    """The address to type on this machine."""
-    host, port = opened.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
 
 
 def patient_protocol(patience_s: float) -> type[H11Protocol]:
@@ -166,7 +110,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         assert sockets is not None
-        with _naming_address(*sockets[0].getsockname()[:2]):
+        with naming_address(*sockets[0].getsockname()[:2]):
             await super().startup(sockets)
             sockets[0].listen(BACKLOG)
         self._on_started()
