@@ -22,7 +22,7 @@ from imgrec.export.plain_files import (
 )
 from imgrec.export.sealed_file import PACKAGES, check_onnx_output, script_beside
 from imgrec.files import on_progress
-from imgrec.inference.paths import find_checkpoint
+from imgrec.paths import EXPORTED, find_checkpoint
 from imgrec.terminal import Terminal
 
 ExportFormat = Literal["onnx", "torch_export", "safetensors"]
@@ -31,11 +31,10 @@ ExportFormat = Literal["onnx", "torch_export", "safetensors"]
 class _FileKind(NamedTuple):
     """A format.
 
-    suffix: of the file; packages: that write and read it, beside torch; check: that it can be written; beside: what comes
-    with it; reader: the words of a shell, before the file's name, that read it.
+    packages: that write and read it, beside torch; check: that it can be written; beside: what comes with it; reader: the
+    words of a shell, before the file's name, that read it.
     """
 
-    suffix: str
     packages: tuple[str, ...]
     check: Callable[[Path, bool], None]
     beside: Callable[[Path], Path] | None
@@ -43,15 +42,14 @@ class _FileKind(NamedTuple):
 
 
 _READ_PROGRAM = (
-    'import sys, torch; facts = {"facts.json": ""}; torch.export.load(sys.argv[1], extra_files=facts); print(*facts.values())'
+    'import json, sys, torch; facts = {"facts.json": ""}; torch.export.load(sys.argv[1], extra_files=facts); '
+    'print(*json.loads(facts["facts.json"]))'
 )
-_READ_WEIGHTS = "import sys; from safetensors.torch import load_file; print(*load_file(sys.argv[1]))"
+_READ_WEIGHTS = 'import sys; from safetensors.torch import load_file; print(f"{len(load_file(sys.argv[1]))} tensors")'
 FILE_KINDS: dict[ExportFormat, _FileKind] = {
-    "onnx": _FileKind(".onnx", PACKAGES, check_onnx_output, script_beside, ("imgrec", "verify")),
-    "torch_export": _FileKind(".pt2", PROGRAM_PACKAGES, check_program_output, None, ("python", "-c", _READ_PROGRAM)),
-    "safetensors": _FileKind(
-        ".safetensors", WEIGHTS_PACKAGES, check_weights_output, json_beside, ("python", "-c", _READ_WEIGHTS)
-    ),
+    "onnx": _FileKind(PACKAGES, check_onnx_output, script_beside, ("imgrec", "verify")),
+    "torch_export": _FileKind(PROGRAM_PACKAGES, check_program_output, None, ("python", "-c", _READ_PROGRAM)),
+    "safetensors": _FileKind(WEIGHTS_PACKAGES, check_weights_output, json_beside, ("python", "-c", _READ_WEIGHTS)),
 }
 
 
@@ -79,8 +77,12 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     if config.ckpt is None:
         raise ConfigError("ckpt=null: export needs a checkpoint. Set ckpt=runs/NAME/ID, or a .ckpt file.")
     _check_together(config)
-    kind = FILE_KINDS[config.format]
-    out = Path(config.out or f"model{kind.suffix}")
+    kind, ending = FILE_KINDS[config.format], EXPORTED[config.format]
+    out = Path(config.out or f"model{ending}")
+    if other := [form for form in EXPORTED if EXPORTED[form] == out.suffix != ending]:
+        raise ConfigError(
+            f"out={out}: format={config.format} writes {ending} files. Set format={other[0]}, or out={out.with_suffix(ending)}."
+        )
     ckpt = find_checkpoint(config.ckpt)
     kind.check(out, config.overwrite)
     check_packages(f"format={config.format}", "export", *kind.packages)
