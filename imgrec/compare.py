@@ -54,7 +54,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     config = parse_settings(CompareConfig, compose_config("compare", argv, config_dir, types=dotted_types(CompareConfig)))
     paths, start = _run_paths(config)
     out, plot = _check_files(config)
-    runs = [read_run(path, "baseline" if path == start and config.baseline else "runs") for path in paths]
+    keys = ["baseline" if path == start and config.baseline else "runs" for path in paths]
+    runs = [read_run(path, key, together="compare") for path, key in zip(paths, keys, strict=True)]
     if len(runs) < 2:
         given = paths[0] if paths else "null"
         raise ConfigError(f"runs={given}: compare needs two runs or more. Type imgrec compare runs/NAME/1 runs/NAME/2.")

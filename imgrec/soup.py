@@ -25,6 +25,7 @@ from imgrec.errors import CheckpointError, ConfigError, ExitCode, plural
 from imgrec.files import atomic_write, numbered_paths, resolved
 from imgrec.locks import is_locked, lock_folder
 from imgrec.terminal import Terminal, percent
+from imgrec.training.config_difference import check_same_network
 from imgrec.training.run_dir import RunDir
 from imgrec.training.stored_run import StoredRun, read_run
 
@@ -62,6 +63,8 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     monitor = _monitor(config, runs)
     sign = -1 if monitor_mode(monitor) == "min" else 1
     runs.sort(key=lambda run: -sign * _stored(run)[monitor])  # the first's config is that of the mean
+    for run in runs[1:]:
+        check_same_network(runs[0].config, run.config, (str(runs[0].path), str(run.path)))
     _output(config, runs[0].path)  # refuses `out` before the work
     return _make(config, runs, monitor, ["imgrec", "soup", *argv])
 
@@ -72,7 +75,11 @@ def _read_runs(config: SoupConfig) -> list[StoredRun]:
     for path in map(Path, map(os.path.normpath, named)):
         if any(resolved(path) == resolved(run.path) for run in runs):
             raise ConfigError(f"runs={path}: this run is named twice. Remove one.")
-        run = read_run(path, "runs")
+        run = read_run(path, "runs", together="soup")
+        if "soup" in run.config:  # whose runs would count less than the others, and twice where they are named too
+            made_of = run.config["soup"]
+            others = f": {shlex.join(map(str, made_of))}" if isinstance(made_of, list) else "."
+            raise ConfigError(f"runs={path} is a mean of runs already. Name the runs that it is made of instead{others}")
         if "folds" in run.config:
             raise ConfigError(f"runs={path}: the runs of a cross-validation have other splits each. Name runs of one split.")
         if run.result is None:

@@ -23,7 +23,7 @@ from imgrec import cli
 from imgrec.config.annotations import format_value
 from imgrec.config.load import load_config
 from imgrec.config.options import conf_dir, option_names
-from imgrec.errors import ConfigError
+from imgrec.errors import ConfigError, shorten_words
 from imgrec.files import EXTENSIONS_TEXT
 
 DEFAULT = load_config("train", ["optim=adam"])  # whose values may be tuned without an edit here
@@ -133,7 +133,12 @@ SHOWN: dict[str, tuple[object, ...]] = {
     ),
     "train optim=nesterov optim.momentum=0 optim.nesterov=true": ("optim.nesterov=true", "optim.momentum=0.9", "optim.nesterov"),
     # directories and files
-    "train photo": ("'photo'", "key=value", "imgrec train photos"),
+    "train photo": ("'photo'", "no such folder", "imgrec train photos"),
+    "train one": ("one", "only the class folder cat", "data.root=FOLDER"),
+    "train empty": ("empty", "no class folders", "data.root=FOLDER"),
+    "train .own/loose": (".own/loose", "no class folders", ".own/loose/CLASS/"),
+    "lr_find data=imagefolder data.root=mixed": ("mixed", "train", "cat, dog", "class_train"),
+    "train loop": ("loop/", "symbolic links", "Fix it or remove it"),
     "train nothing": ("'nothing'", "no such key, option or folder", "imgrec train FOLDER"),
     "train data=imagefolder data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER", "train/CLASS/*.jpg"),
     "train train.csv": ("'train.csv'", "imgrec train data=table data.file=train.csv"),
@@ -144,8 +149,15 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "train photos data.label_from=[a-z": ("data.label_from=[a-z", "unterminated", "data.label_from='^[a-z]+'"),
     "train photos data.group_from=(?<p": ("data.group_from=(?<p", "data.group_from="),
     "train data=mnist data.root=nowhere": ("data.root=nowhere", "data.root=FOLDER", "data.download=true"),
+    "train data=mnist data.root=photos": ("the files of MNIST", "photos/MNIST/raw", "data.root=FOLDER", "data.download=true"),
+    "train data=cifar100 data.root=photos": ("the files of CIFAR100", "photos/cifar-100-python", "data.download=true"),
     "lr_find data=imagefolder data.root=photo": ("data.root=photo", "photos", "data.root=FOLDER"),
     # weights
+    "train photos weights=m.onnx": ("weights=m.onnx", "exported file", "the run"),
+    "train photos weights=t.csv": ("weights=t.csv", "a text file", "runs/NAME/ID"),
+    "train photos weights=photos": ("weights=photos", "checkpoints/best.ckpt", "runs/NAME/ID"),
+    "train photos distill.teacher=m.onnx": ("distill.teacher=m.onnx", "exported file", "the run"),
+    "train photos distill.teacher=runs/n/1": ("distill.teacher=runs/n/1", 2, "dog", "distill.teacher=RUN"),
     "train photos weights=imagenet": ("weights=imagenet", "weights=DEFAULT", "weights=PATH", "weights=null"),
     "lr_find photos weights=no.ckpt": ("weights=no.ckpt", "weights=DEFAULT", "weights=PATH", "weights=null"),
     "train model=lenet data.image_size=12 weights=DEFAULT": ("weights=DEFAULT", "lenet", "model=resnet18", "weights=null"),
@@ -159,11 +171,16 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "evaluate none": ("none", ".ckpt", "runs/NAME/ID"),
     "evaluate an.ckpt photos": ("'photos'", "one path", "ckpt", "folder=photos"),
     "export an.ckpt model.onnx": ("'model.onnx'", "one path", "ckpt", "out=model.onnx"),
+    "export an.ckpt m.pt2": ("'m.pt2'", "one path", "ckpt", "out=m.pt2 format=torch_export"),
+    "export an.ckpt out=m.pt2": ("out=m.pt2", ".onnx", "format=torch_export", "out=m.onnx"),
+    "serve m.pt2": ("m.pt2", ".onnx", "runs/NAME/ID"),
+    "serve an.ckpt host=192.0.2.1": ("host=192.0.2.1", "no such address", "host=127.0.0.1"),
     "evaluate --split val an.ckpt": ("'--split val'", "imgrec evaluate split=val an.ckpt"),
     "evaluate ckpt=none": ("none", ".ckpt", "runs/NAME/ID"),
     "evaluate split=tset": ("split=tset", "test, val", "train", "test"),
     "evaluate model=vgg": ("'model=vgg'", "Remove model="),
     "evaluate ckpt=an.ckpt folder=none": ("folder=none", "folder=FOLDER", "CLASS/*.jpg"),
+    "evaluate runs/n/1 folder=photos": ("photos", "dog", "cat", "Rename the folder"),
     "evaluate ckpt=an.ckpt out=x.txt": ("out=x.txt", ".json", "out=x.json"),
     "evaluate ckpt=an.ckpt plot=x.jpg": ("plot=x.jpg", ".png", "plot=x.png"),
     "evaluate ckpt=an.ckpt folder=photos by=sise": ("by=sise", "size, brightness, type", "size"),
@@ -182,11 +199,17 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "extend an.ckpt empty": ("empty", "no class folders", "CLASS/*.jpg"),
     "extend an.ckpt .own/loose": (".own/loose", "no class folders", ".own/loose/CLASS/"),
     "extend an.ckpt .own/loose data.label_from=(z+)": ("data.label_from=(z+)", "finds nothing", "move these images away"),
+    "extend runs/n/1 one": ("data.root=one", "no new class", "cat", "data.root=FOLDER"),
     "extend an.ckpt run": ("data.root=run", "directory of a run", "CLASS/*.jpg"),
     "report phots": ("runs=phots", "photos", "runs/NAME/ID"),
     "report photos": ("runs=photos", "no run directory", "runs/NAME/ID"),
     "compare run photos": ("runs=photos", "no run directory", "runs/NAME/ID"),
     "soup photos run": ("runs=photos", "no run directory", "runs/NAME/ID"),
+    "soup runs/n": ("runs=runs/n", "2 finished runs", "imgrec soup runs/n/*/"),
+    "compare runs": ("runs=runs", "3 finished runs", "imgrec compare", "runs/n/1"),
+    "soup runs/n/1 runs/n/2": ("runs=runs/n/2", "another network", "model.depth=32, 20 in runs/n/1", "Name runs"),
+    "soup runs/n/1 runs/mean/1": ("runs=runs/mean/1", "a mean of runs already", "runs/n/8 runs/n/9"),
+    "check suspects=true ckpt=no.ckpt": ("no.ckpt", "an.ckpt", "runs/NAME/ID"),
     "predict files=x": ("ckpt=null", "ckpt=runs/NAME/ID", ".ckpt"),
     "predict topk=3": ("'topk=3'", "top_k", "imgrec predict --help"),
     "predict top_k=0": ("top_k=0", "1 or more", 3),
@@ -200,8 +223,11 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "predict ckpt=an.ckpt files=no.png": ("files=no.png", "files="),
     "predict ckpt=an.ckpt files=a.png,b.png": ("files=a.png,b.png", "files=[a.png,b.png]"),
     "predict ckpt=an.ckpt files=*.tif": ("files=*.tif", "quotes"),
-    "predict ckpt=an.ckpt files=.": ("files=.", EXTENSIONS_TEXT, "files=FOLDER"),
-    "predict ckpt=an.ckpt files=an.ckpt out=x.xlsx": ("out=x.xlsx", ".csv", ".json", ".parquet", "out=x.csv"),
+    "predict ckpt=an.ckpt files=empty": ("files=empty", EXTENSIONS_TEXT, "files=FOLDER"),
+    "predict ckpt=an.ckpt files=.own/loose/a.png out=x.xlsx": ("out=x.xlsx", ".csv", ".json", ".parquet", "out=x.csv"),
+    "predict an.ckpt m.onnx": ("files=m.onnx", "an exported file", "files="),
+    "predict an.ckpt t.csv an.ckpt": ("files=t.csv", "a text file", 1, "files="),
+    "explain an.ckpt t.csv": ("images=t.csv", "a text file", "images="),
     "lr_find lr_min=1 lr_max=0.1": ("lr_min=1 lr_max=0.1", "lr_max above lr_min", "lr_max=1000"),
     "lr_find lr_min=small": ("lr_min=small", "number", 1e-06),
     "lr_find lr_max=0": ("lr_max=0.0", "more than 0", 1.0),
@@ -232,6 +258,17 @@ json.dump(found, sys.stdout)
 """
 
 
+def write_finished(run, config):
+    """What is read of a finished run before its checkpoint."""
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/best.ckpt").write_bytes(b"PK\x03\x04")
+    (run / "config.yaml").write_text(config)
+    best = {"val/loss": 1.0}
+    images = {"train": {"cat": 1}}
+    result = {"summary": "", "best": best, "last": best, "test": None, "train_seconds": 1.0, "images": images}
+    (run / "result.json").write_text(json.dumps(result))
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """(exit code, stderr, was torch imported) of every SHOWN input, from one process of its own."""
@@ -239,9 +276,17 @@ def answers(tmp_path_factory):
     cwd = tmp_path_factory.mktemp("cwd")
     (cwd / "an.ckpt").write_bytes(b"PK\x03\x04")  # as a checkpoint begins
     (cwd / "train.csv").touch()
-    for name in ("photos/cat", "empty", ".own/loose", "run/checkpoints", "tabled/checkpoints"):
+    folders = ("photos/cat", "photos/dog", "one/cat", "mixed/train/cat", "mixed/cat", "mixed/dog", "loop", "empty", ".own/loose")
+    for name in (*folders, "run/checkpoints", "tabled/checkpoints"):
         (cwd / name).mkdir(parents=True)
-    (cwd / ".own/loose/a.png").touch()
+    for name in (".own/loose", "photos/dog", "mixed/cat", "mixed/dog"):
+        (cwd / name / "a.png").touch()
+    for name, other in ("ab", "ba"):
+        (cwd / "loop" / name).symlink_to(other)
+    (cwd / "m.onnx").write_bytes(b"\x08\x08")
+    (cwd / "m.pt2").write_bytes(b"PK\x03\x04")
+    for name, depth, more in (("n/1", 20, ""), ("n/2", 32, ""), ("mean/1", 20, "soup: [runs/n/8, runs/n/9]")):
+        write_finished(cwd / "runs" / name, f"model: {{depth: {depth}}}\ndata: {{}}\nmonitor: val/loss\n{more}")
     (cwd / "t.csv").write_text("path,label,camera\n")
     for name, data in (
         ("run", "{_target_: imgrec.data.datasets.Digits}"),
@@ -293,6 +338,25 @@ def refuses(capsys):
         assert_refused(said, *parts)
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("word", "typed"),
+    [
+        ("x" * 9000, "`imgrec train --help`"),
+        ("a b " * 3000, "`imgrec train --help`"),
+        ("x" * 9000 + "=1", "`imgrec train --help`"),
+        ("optim.lr=" + "x" * 9000, "The default is"),
+        ("weights=" + "a b " * 3000, "weights=null."),
+    ],
+)
+def test_a_word_of_thousands_of_letters_is_quoted_in_part(capsys, word, typed):
+    assert cli.main(["train", word]) == 2
+    said = capsys.readouterr().err
+    assert (len(said) < 3100, said.count("\n")) == (True, 1)
+    assert re.search(r"\S{501}|'[^']{501,}'", said) is None
+    assert said.partition(word[:9])[2].partition("...")[2].partition(typed)[1], "the two ends of the word, and what to type"
+    assert shorten_words(f"{'a/' * 249}a cannot be read.") == f"{'a/' * 249}a cannot be read."
 
 
 def test_imgrec_debug_shows_the_traceback(monkeypatch):

@@ -6,6 +6,7 @@ from typing import Any
 
 from imgrec.config.annotations import format_value
 from imgrec.config.schema import LATER_KEYS, Node, RunConfig, leaves
+from imgrec.errors import ConfigError
 
 # Keys that may differ when a run is resumed: they say where and how fast it is computed, not what.
 RESUMABLE_KEYS = (
@@ -62,3 +63,24 @@ def listed_differences(differ: dict[str, tuple[Any, Any]]) -> str:
     """The first of the keys that differ, with both values."""
     shown = [f"{key}={format_value(new)} here, {format_value(old)} there" for key, (new, old) in sorted(differ.items())]
     return "; ".join(shown[:3]) + (f"; and {len(shown) - 3} more keys" if len(shown) > 3 else "")
+
+
+def check_same_network(first: Node, other: Node, names: tuple[str, str]) -> None:
+    """ConfigError, which names the first difference, unless two configs have the same network and the same data.
+
+    names: of the runs. How many classes there are may be written or found: it is not compared.
+    """
+    free = (*RESUMABLE_KEYS, *MOVABLE, "model.num_classes", "data.num_classes")
+    for group, what in (("model", "another network"), ("data", "other data")):
+        both = (dict(leaves({group: config.get(group)})) for config in (first, other))
+        difference = first_difference(*({key: each[key] for key in each if key not in free} for each in both))
+        if difference is not None:
+            raise ConfigError(f"runs={names[1]}: {what}, {difference} in {names[0]}. Name runs with those of {names[0]}.")
+
+
+def first_difference(one: Node, other: Node) -> str | None:
+    """'model.depth=32, 20' of the first key in which they differ: the value of the other, then of the one."""
+    for key in [*one, *(key for key in other if key not in one)]:
+        if (ours := one.get(key, "none")) != (theirs := other.get(key, "none")):
+            return f"{key}={format_value(theirs)}, {format_value(ours)}"
+    return None

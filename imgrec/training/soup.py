@@ -5,16 +5,15 @@ Wortsman 2022, "Model soups" (arXiv 2203.05482), algorithm 1.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from imgrec.config.annotations import format_value
-from imgrec.config.schema import Monitor, Node, leaves, monitor_mode
+from imgrec.config.schema import Monitor, monitor_mode
 from imgrec.data.split_record import find_changes, other_classes
 from imgrec.errors import ConfigError
 from imgrec.inference.checkpoint import Checkpoint
-from imgrec.training.config_difference import MOVABLE, RESUMABLE_KEYS
+from imgrec.training.config_difference import check_same_network, first_difference
 
 Weights = dict[str, Tensor]
 
@@ -91,34 +90,17 @@ def check_alike(first: Checkpoint, other: Checkpoint, names: tuple[str, str]) ->
 
     Their splits must be the same too: else one was trained on images that the other is validated with.
     """
+    check_same_network(first.run.to_dict(), other.run.to_dict(), names)
     given = f"runs={names[1]}"
     with_those = f"Name runs with those of {names[0]}."
-    models = dict(leaves({"model": first.run.model})), dict(leaves({"model": other.run.model}))
-    sizes = tuple({key: tuple(tensor.shape) for key, tensor in each.content["state_dict"].items()} for each in (first, other))
-    if (difference := _difference(*models) or _difference(*sizes)) is not None:
-        raise ConfigError(f"{given}: another network, {difference} in {names[0]}. {with_those}")
     if classes := other_classes(first.classes, other.classes):
         raise ConfigError(f"{given}: it has {classes}, {names[0]}. {with_those}")
-    steps = (dict(first.preprocessing), dict(other.preprocessing))
-    if (difference := _difference(*({f"data.{key}": value for key, value in each.items()} for each in steps))) is not None:
+    sizes = ({key: list(tensor.shape) for key, tensor in each.content["state_dict"].items()} for each in (first, other))
+    if (difference := first_difference(*sizes)) is not None:
+        raise ConfigError(f"{given}: another network, {difference} in {names[0]}. {with_those}")
+    steps = ({f"data.{key}": value for key, value in each.preprocessing.items()} for each in (first, other))
+    if (difference := first_difference(*steps)) is not None:
         raise ConfigError(f"{given}: other preprocessing, {difference} in {names[0]}. {with_those}")
-    data = (dict(leaves({"data": each.run.data.to_node()})) for each in (first, other))
-    free = (*RESUMABLE_KEYS, *MOVABLE)
-    if (difference := _difference(*({key: each[key] for key in each if key not in free} for each in data))) is not None:
-        raise ConfigError(f"{given}: other data, {difference} in {names[0]}. {with_those}")
     ours, theirs = first.record(), other.record()
     if ours is not None and theirs is not None and (changes := find_changes(ours, theirs)).counts:
         raise ConfigError(f"{given}: it was trained on other images than {names[0]}: {changes}. {with_those}")
-
-
-def _difference(one: Node, other: Node) -> str | None:
-    """'model.depth=32, 20' of the first key in which they differ: the value of the other, then of the one."""
-    for key in [*one, *(key for key in other if key not in one)]:
-        ours, theirs = one.get(key, "none"), other.get(key, "none")
-        if ours != theirs:
-            return f"{key}={_shown(theirs)}, {_shown(ours)}"
-    return None
-
-
-def _shown(value: Any) -> str:
-    return format_value(list(value) if isinstance(value, tuple) else value)

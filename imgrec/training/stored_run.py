@@ -2,6 +2,7 @@
 
 import csv
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from imgrec.config.ranges import NOT_NEGATIVE
 from imgrec.config.schema import Node
 from imgrec.errors import ConfigError, DataError, first_line
 from imgrec.files import did_you_mean_path
-from imgrec.inference.paths import name_run
 from imgrec.inference.stored_predictions import StoredPredictions, data_root, read_predictions
+from imgrec.paths import name_run, newest_runs
 from imgrec.training.batch_choice import stored_choice
 from imgrec.training.run_dir import RunDir
 
@@ -28,6 +29,7 @@ TEST = {
     "accuracy": float, "accuracy_interval": tuple[float, float], "macro_f1": float, "loss": float, "count": int,
     "per_class": list[dict[str, Any]],
 }  # of a result.json  # fmt: skip
+_MOST_NAMED = 10  # runs of a folder
 
 
 @dataclass(frozen=True)
@@ -58,25 +60,32 @@ class SharedImages(NamedTuple):
     relabelled: int  # images left out, as the runs have them under different classes
 
 
-def check_run(path: Path, key: str) -> None:
-    """DataError for a path, which was given as `key`, that is no run directory."""
+def check_run(path: Path, key: str, *, together: str | None = None) -> None:
+    """DataError for a path, which was given as `key`, that is no run directory. together: a command that needs two runs or more."""
     if not path.exists():
         raise DataError(
             f"{key}={path}: there is no such folder.{did_you_mean_path(path)} Name run directories such as runs/NAME/ID."
         )
     if not (path / "config.yaml").is_file():
+        finished = [run for run in newest_runs(path) if (run / "result.json").is_file()] if together is not None else []
+        if len(finished) > 1:
+            every = f"{shlex.quote(str(path))}/*/" if set(finished) == set(path.glob("*/")) else None
+            raise DataError(
+                f"{key}={path} is no run directory. It holds {len(finished)} finished runs. "
+                f"Type imgrec {together} {every or shlex.join(map(str, finished[:_MOST_NAMED]))}"
+            )
         every = f" For each run in it type {path}/*/" if any(path.glob("*/config.yaml")) else ""
         raise DataError(
             f"{key}={path} is no run directory. {name_run(path, 'Name a run directory such as runs/NAME/ID.')}{every}"
         )
 
 
-def read_run(path: Path, key: str, *, probabilities: bool = False) -> StoredRun:
-    """The run in a folder, which was given as `key`; probabilities: with those of every class, where they were kept.
+def read_run(path: Path, key: str, *, probabilities: bool = False, together: str | None = None) -> StoredRun:
+    """The run in a folder; key, together: as of `check_run`; probabilities: with those of every class, where they were kept.
 
     DataError for a folder that is no run directory, and for a file in it that was cut or changed.
     """
-    check_run(path, key)
+    check_run(path, key, together=together)
     config = read_mapping(path / "config.yaml", {"data": dict}, fix=f"Leave {path} out.")
     if (choice := stored_choice(RunDir(path, "finished").batch)) is not None:
         config |= {"batch_size": choice.batch_size, "max_device_batch": choice.max_device_batch}
