@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -272,6 +273,15 @@ def test_a_page_of_a_server_is_not_repeated_whole(server, here):
 def test_an_address_that_nothing_reads_is_refused(here, root):
     with raises_error(SourceError, f"data.root={root}", "cannot be opened", "https://..."):
         _ = shards(root).splits
+
+
+def test_what_the_system_says_is_part_of_the_reason(here):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with raises_error(SourceError, f"{url}/{INDEX}", "Connection refused", "10 attempts", "when the server answers"):
+        _ = shards(url).splits
+    refused = Exception("error sending request\n\nDebug source:\nerror: InvalidCertificate(\n UnknownIssuer,\n)")
+    assert store.read_failure(refused) == "error sending request (its certificate is not valid here)"
 
 
 @pytest.mark.parametrize("name", ["../out.tar", "/etc/passwd", "a/../../b.tar", "http://other/x.tar"])

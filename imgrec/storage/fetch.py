@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imgrec.errors import SourceError, first_line, shorten
+from imgrec.errors import SourceError
 from imgrec.storage.block_cache import BlockCache, block_path
-from imgrec.storage.store import ReadError, Store, find_fix, open_store
+from imgrec.storage.store import ReadError, Store, find_fix, open_store, read_failure
 
 # Requests at once. The first batches of an epoch need most blocks of its window, which is what an empty cache costs: 64 requests
 # of half a megabyte at 50 ms each are 640 MB/s.
@@ -137,7 +137,7 @@ class Fetcher:
             try:
                 content = self.store.read(path, span)
             except Exception as error:  # obstore's have no class for most of what can go wrong
-                reason = shorten(first_line(error), 300)  # a server may answer with a whole page
+                reason = read_failure(error)
                 if isinstance(error, FileNotFoundError):
                     raise ReadError("cannot be read: there is no such file. Copy it there, or correct data.root.") from error
                 if fix := find_fix(error):

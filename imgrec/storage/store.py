@@ -5,7 +5,7 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
-from imgrec.errors import SourceError, first_line
+from imgrec.errors import SourceError, first_line, shorten
 
 if TYPE_CHECKING:
     from obstore import GetResult
@@ -19,6 +19,7 @@ COPIES = 8  # of an index that are in memory at a time, at most
 REFUSED = ("PermissionDeniedError", "UnauthenticatedError")  # obstore's
 BUSY = ("408", "425", "429")
 NO_SUCH_RANGE = "416"
+SYSTEM_CAUSE = re.compile(r'(?:message|error): "([^"\n]+)"|InvalidCertificate\b')  # in the debug text of obstore's errors
 CLOUD_ROLE = "169.254.169.254"  # where a machine of a cloud has keys, asked when no others are set
 
 
@@ -69,12 +70,10 @@ class ObjectStore:
 
 def _body(answer: "GetResult", most: int) -> memoryview:
     """The bytes of an answer; ValueError where it has more, which may have no end."""
-    content = bytearray()
-    for piece in answer.stream(min_chunk_size=most + 1):
-        content += piece
-        if len(content) > most:
-            raise ValueError(f"more than the {most:,} bytes came that were asked for")
-    return memoryview(content)
+    piece = next(iter(answer.stream(min_chunk_size=most + 1)), b"")  # it is shorter than that only where it is all
+    if len(piece) > most:
+        raise ValueError(f"more than the {most:,} bytes came that were asked for")
+    return memoryview(piece)
 
 
 class FileSystem:
@@ -99,6 +98,12 @@ def open_store(root: str) -> Store:
             f"data.root={root} cannot be opened: {first_line(error)}. Set data.root=https://..., s3://BUCKET/... or another "
             "address that obstore or fsspec reads."
         ) from error
+
+
+def read_failure(error: Exception) -> str:
+    """The first line of an error, shortened, as a server may answer with a whole page; and what the system said, which obstore has below it."""
+    line, cause = shorten(first_line(error), 300), SYSTEM_CAUSE.search(str(error))
+    return line if cause is None else f"{line} ({cause[1] or 'its certificate is not valid here'})"
 
 
 def find_fix(error: Exception) -> str:
