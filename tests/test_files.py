@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,10 +18,12 @@ from error_parts import raises_error
 import imgrec.files
 from imgrec.config.plain_data import read_plain
 from imgrec.errors import ConfigError, DataError, first_line
+from imgrec.export.plain_files import check_program_output
 from imgrec.files import atomic_file, atomic_write, begins_with, check_output, write_together
 from imgrec.image_folders import find_images
 from imgrec.inference.stored_predictions import read_predictions
-from imgrec.paths import expand_files
+from imgrec.paths import CHECKPOINT, expand_files, file_kind
+from imgrec.training.restart_count import saved_step
 
 
 def make_tree(root: Path, names: list[str]) -> None:
@@ -274,3 +277,28 @@ def test_an_exception_at_any_moment_leaves_nothing_unfinished(others, tmp_path):
             if not stopped:
                 break
     assert number > 40
+
+
+def flag_as_utf8(content: bytes, listed: int) -> bytes:
+    return content[: listed + 9] + b"\x08" + content[listed + 10 :].replace(b"archive", b"arch\xe2ve")
+
+
+DAMAGED_ZIPS = {  # an archive, and where its list begins
+    "cut": lambda content, listed: content[: listed + 20],
+    "a name that is no UTF-8": flag_as_utf8,
+    "a version of the future": lambda content, listed: content[: listed + 6] + b"\xff" + content[listed + 7 :],
+    "no record": lambda content, listed: content.replace(b"data.pkl", b"data.pkk"),
+    "no pickle": lambda content, listed: content,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_ZIPS)
+def test_a_damaged_archive_is_a_checkpoint_without_a_step_and_no_program(damage, tmp_path):
+    with zipfile.ZipFile(file := tmp_path / "a.pt2", "w") as records:
+        records.writestr("archive/data.pkl", b"\xff no pickle")
+    content = file.read_bytes()
+    file.write_bytes(DAMAGED_ZIPS[damage](content, content.index(b"PK\1\2")))
+    assert file_kind(file) == ("an archive of other files" if damage == "no record" else CHECKPOINT)
+    assert saved_step(file) == 0
+    with raises_error(ConfigError, f"out={file}", "overwrite=true"):
+        check_program_output(file, overwrite=False)

@@ -32,7 +32,7 @@ def _is_our_program(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as records:
             return any(name.endswith(f"/extra/{PROGRAM_FACTS}") for name in records.namelist())
-    except zipfile.BadZipFile:
+    except Exception:  # zipfile has many kinds, for what is no whole archive
         return False
 
 

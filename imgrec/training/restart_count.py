@@ -44,7 +44,7 @@ def saved_step(checkpoint: Path) -> int:
         with zipfile.ZipFile(checkpoint) as records:
             name = next(name for name in records.namelist() if name.endswith("/data.pkl"))
             opcodes = pickletools.genops(records.read(name))
-    except (FileNotFoundError, zipfile.BadZipFile):
+        next(value for _, value, _ in opcodes if value == "global_step")
+        return next(value for opcode, value, _ in opcodes if opcode.name in INTEGERS and isinstance(value, int))
+    except Exception:  # zipfile and pickletools have many kinds
         return 0
-    next(value for _, value, _ in opcodes if value == "global_step")
-    return next(value for opcode, value, _ in opcodes if opcode.name in INTEGERS and isinstance(value, int))
