@@ -8,13 +8,17 @@ from enum import IntEnum
 
 # What an OSError says where the disk, not imgrec, is at fault: full, over quota, not ours, read-only; or the path: no folder or a folder, too long, a loop of links.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Of torch's allocator on the CPU; of oneDNN, which names no reason; of cuDNN and cuBLAS; of ONNX Runtime.
+# Of torch's allocator on the CPU; of oneDNN, which names no reason; of cuDNN and cuBLAS; of ONNX Runtime; of Python's threads; of
+# the loader of libraries; of Linux.
 NO_MEMORY = (
     "can't allocate memory",
     "could not create a primitive",
     "STATUS_ALLOC_FAILED",
     "std::bad_alloc",
     "Failed to allocate memory",
+    "can't start new thread",
+    "failed to map segment from shared object",
+    "Cannot allocate memory",
 )
 UNWRITABLE = (
     *NO_ROOM, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,

@@ -183,8 +183,25 @@ class Mortal(InMemoryImages):
 PARENT = os.getpid()
 
 
+class Unsent(InMemoryImages):
+    """Cannot hand over the third batch of an epoch, as a worker that has no memory for the thread that sends it."""
+
+    def __getitem__(self, request: Request) -> Batch:
+        batch = super().__getitem__(request)
+        return batch._replace(bad=(lambda: 0,)) if 4 in request.indices and os.getpid() != PARENT else batch
+
+
 def in_order(samples: int, size: int) -> EpochBatches:
     return EpochBatches(split_epoch(samples, size, devices=1), lambda epoch: np.arange(samples), epoch=lambda: 0, rank=0)
+
+
+def test_a_worker_that_cannot_hand_over_a_batch_is_named_and_no_batch_is_waited_for(capfd):
+    images = stored(np.arange(12) % 2)
+    split, said = Unsent(images.images, images.labels), []
+    with closing(Loader(split, in_order(12, 2), num_workers=2, timeout_s=300.0, lost=said.append)) as loader:
+        assert torch.cat([batch.indices for batch in loader]).tolist() == list(range(12))
+    assert_error(said[0], "the loss of loader worker", "could not hand over a batch", "out of memory?", "num_workers")
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("timeout_s", slow_but(300.0, among=[None, 300.0]))

@@ -48,6 +48,23 @@ def test_a_signal_ends_a_command_with_one_line_and_a_code_after_it_has_tidied_up
     assert [signal.getsignal(each) for each in signals.ENDING_SIGNALS] == before
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("can't start new thread"),
+        ImportError("a.so: failed to map segment from shared object"),
+    ],
+)
+def test_too_little_memory_is_one_line(error, capsys):
+    def command(overrides: list[str], config_dir: str | None) -> int:
+        raise error
+
+    assert run_command("verify", command, []) == 2
+    assert_refused(capsys.readouterr().err, "there is not enough memory", "ulimit -a")
+
+
 def test_a_signal_that_is_ignored_stays_so_and_a_training_takes_it_for_itself(capsys):
     seen = []
 

@@ -1,6 +1,7 @@
 """From a split and an order to batches, in this process or in worker processes that no signal disturbs."""
 
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import threading
@@ -25,6 +26,7 @@ from imgrec.errors import ConfigError, DataError, Died, Stopped
 MOST_WORKERS = 16  # more seldom help: the device waits no longer, and each holds prefetched batches
 STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 END_SECONDS = 1.0  # in which a process that closed its connection has ended
+NOT_SENT = 74  # exit code of a worker that could not hand over a batch; EX_IOERR of sysexits.h
 POLL_SECONDS = 0.5  # how often a stop is looked for while a batch is waited for
 
 Mark = Callable[[Literal["data_wait", "copy"]], object]
@@ -210,6 +212,8 @@ class _Guarded(Dataset["_Batch_co | DataError"]):
 
 
 def _describe_end(code: int) -> str:
+    if code == NOT_SENT:
+        return "which could not hand over a batch (out of memory? set a lower num_workers)"
     if code >= 0:
         return f"which ended with exit code {code}"
     memory = " (out of memory? set a lower num_workers)" if code == -signal.SIGKILL else ""
@@ -225,10 +229,16 @@ def start_worker(worker: int) -> None:
     end_with_parent()
     keep_freed_memory()
     torch.set_num_threads(1)
+    # Python's own prints a traceback and leaves the batch out, and the main process waits for it.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_unsent)  # type: ignore[attr-defined]
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True, name="imgrec-sigterm").start()
+
+
+def _end_unsent(error: BaseException, batch: object) -> None:
+    os._exit(NOT_SENT)
 
 
 def _obey_parent(parent: int) -> None:

@@ -21,6 +21,7 @@ from imgrec.errors import (
     ExitCode,
     ImgrecError,
     Stopped,
+    lacks_memory,
     printable,
     shorten_words,
 )
@@ -47,18 +48,6 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
         check_temporary_folder()
         with signals.request_cleared(), signals.endings_raised():
             return command(overrides, config_dir)
-    except (ImgrecError, OSError) as error:
-        refused = isinstance(error, ImgrecError) or error.errno in (*UNWRITABLE, *TOO_MANY_OPEN)
-        if not refused or os.environ.get("IMGREC_DEBUG") == "1":
-            raise
-        if isinstance(error, OSError):
-            file = error.filename or "a file"
-            written = "written" if error.errno in NO_ROOM else "used"
-            fix = MORE_FILES if error.errno in TOO_MANY_OPEN else "Fix that and start the same command again"
-            _print(printable(f"{file} cannot be {written}: {error.strerror}. {fix}."))
-        elif (line := error_line(error)) is not None:
-            _print(line)
-        return ExitCode.REFUSED
     except Stopped as stopped:
         if read_world().rank == 0:  # the others stopped with it
             _print(str(stopped))
@@ -67,10 +56,33 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
         if (line := error_line(died)) is not None:
             _print(line)
         return ExitCode.FAILED
+    except Exception as error:
+        if os.environ.get("IMGREC_DEBUG") == "1" or not _is_refused(error):
+            raise
+        return ExitCode.REFUSED
     except (signals.Ended, KeyboardInterrupt) as ended:
         if read_world().rank == 0:
             _print(f"{str(ended) or 'interrupted'}. Start the same command again.")
         return ended.exit_code if isinstance(ended, signals.Ended) else ExitCode.INTERRUPTED
+
+
+def _is_refused(error: Exception) -> bool:
+    """Print the line of an error of the user or of the machine; whether it is one."""
+    line: str | None
+    if isinstance(error, ImgrecError):
+        line = error_line(error)
+    elif isinstance(error, OSError) and error.errno in (*UNWRITABLE, *TOO_MANY_OPEN):
+        file = error.filename or "a file"
+        written = "written" if error.errno in NO_ROOM else "used"
+        fix = MORE_FILES if error.errno in TOO_MANY_OPEN else "Fix that and start the same command again"
+        line = printable(f"{file} cannot be {written}: {error.strerror}. {fix}.")
+    elif lacks_memory(error):
+        line = "there is not enough memory for this command. End what else uses it, or allow more: ulimit -a shows the limits."
+    else:
+        return False
+    if line is not None:
+        _print(line)
+    return True
 
 
 def _print(line: str) -> None:
