@@ -294,11 +294,12 @@ DAMAGED_ZIPS = {  # an archive, and where its list begins
 
 @pytest.mark.parametrize("damage", DAMAGED_ZIPS)
 def test_a_damaged_archive_is_a_checkpoint_without_a_step_and_no_program(damage, tmp_path):
-    with zipfile.ZipFile(file := tmp_path / "a.pt2", "w") as records:
+    with zipfile.ZipFile(file := tmp_path / "a.ckpt", "w") as records:
         records.writestr("archive/data.pkl", b"\xff no pickle")
     content = file.read_bytes()
     file.write_bytes(DAMAGED_ZIPS[damage](content, content.index(b"PK\1\2")))
     assert file_kind(file) == ("an archive of other files" if damage == "no record" else CHECKPOINT)
     assert saved_step(file) == 0
-    with raises_error(ConfigError, f"out={file}", "overwrite=true"):
-        check_program_output(file, overwrite=False)
+    program = file.rename(tmp_path / "a.pt2")
+    with raises_error(ConfigError, f"out={program}", "overwrite=true"):
+        check_program_output(program, overwrite=False)
