@@ -714,6 +714,7 @@ def test_metrics_are_prometheus_text_with_the_servers_own_first():
     values = {(sample.name, *sample.labels.values()): sample.value for family in families for sample in family.samples}
     assert values["imgrec_requests_total", "/predict", "200"] == values["imgrec_images_total",] == 1
     assert values["imgrec_batch_images_bucket", "1.0"] == values["imgrec_batch_images_bucket", "+Inf"] == 1
+    assert values["imgrec_batch_images_sum",] == 1
 
 
 def test_an_image_that_the_recognizer_refuses_late_is_not_counted_as_answered():

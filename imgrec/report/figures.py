@@ -67,7 +67,7 @@ def result_section(facts: Facts) -> Section:
         )
         return Section("result", "Result", said)
     changed = change_sentence(facts.folder, result)
-    warning = "" if changed is None else f'<div class="box"><b class="bad">Another network:</b> {text(changed)}</div>'
+    warning = "" if changed is None else f'<div class="box"><b class="bad">A changed file:</b> {text(changed)}</div>'
     if test is None:
         return Section("result", "Result", warning + _validation(facts))
     accuracy = test["accuracy"]

@@ -41,7 +41,7 @@ def change_sentence(run: Path, result: Mapping[str, Any] | None) -> str | None:
     if is_same:
         return None
     return (
-        f"{run / name} was changed since it was measured, so these figures are not of the network that it holds. "
+        f"{run / name} was changed since it was measured, so these figures may not be those of the network in it. "
         f"Put the file back, or type imgrec evaluate {quote(str(run))} for those of the file as it is."
     )
 
