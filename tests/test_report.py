@@ -427,10 +427,14 @@ def test_where_every_image_is_right_nothing_is_advised_and_no_temperature_was_fi
     folder = write_run(tmp_path / "n/1", true=[0, 1] * 9, predicted=[0, 1] * 9)
     result = json.loads((folder / "result.json").read_text())
     fitted = {"temperature": 1.0, "reason": "all of 9 validation images are right"}
-    (folder / "result.json").write_text(json.dumps(result | {"calibration": fitted}))
+    diagnosis = [{"rule": "validation too small", "sentence": "validation is too small"}]
+    (folder / "result.json").write_text(json.dumps(result | {"calibration": fitted, "diagnosis": diagnosis}))
     names = ["0", "1"] * 9
     chances = {"probability": np.full(18, 0.9), "true_probability": np.full(18, 0.9)}
     write_table(folder / "predictions.parquet", [{"index": np.arange(18), "true": names, "predicted": names} | chances])
+    write_report(folder)
+    assert "suspects" not in read_page(folder).sections[NEXT]
+    (folder / "result.json").write_text(json.dumps(result | {"calibration": fitted}))
     write_report(folder)
     page = read_page(folder)
     assert "Every image of the test is right" in page.sections[NEXT]
@@ -457,6 +461,9 @@ def test_a_checkpoint_that_was_changed_since_its_test_is_said(tmp_path):
         write_report(folder)
         for said in (read_page(folder).sections["result"], (folder / "model_card.md").read_text()):
             assert ("was changed since" in said) == (value == b"behind")
+    later = write_probable_run(tmp_path / "n/2", classes=CLASSES, count=100, seed=1)
+    write_report(later)
+    assert f"{file} was changed since" in read_page(later).sections[BETTER]
 
 
 def test_labels_of_a_worst_class_that_was_not_learned_are_not_accused(tmp_path):

@@ -21,6 +21,7 @@ from imgrec.training.comparison import (
     run_names,
 )
 from imgrec.training.config_difference import differing_values
+from imgrec.training.measured_file import change_sentence
 from imgrec.training.stored_run import StoredRun
 
 SEEN = ("num_classes", "image_size", "channels", "mean", "std", "resize", "crop_share", "interpolation", "max_pixels", "scale")
@@ -96,9 +97,10 @@ def compare_with_previous(facts: Facts) -> PreviousComparison:
         sentence = f"that run was not measured on its validation images. Type {evaluate}, then {report}"
     measured = facts.measured.accuracy[0].upper() + facts.measured.accuracy[1:]
     both = f"{measured}: this run {_accuracy(facts.run)}, {name} before it {_accuracy(before)}."
+    since = f" {said}" if (said := change_sentence(before.path, before.result)) is not None else ""
     verdict = _verdict(found[0]) if found else None
     return PreviousComparison(
-        verdict, f"{both} {sentence[0].upper()}{sentence[1:].rstrip('.')}.", changed[:MOST_CHANGED], before.path
+        verdict, f"{both} {sentence[0].upper()}{sentence[1:].rstrip('.')}.{since}", changed[:MOST_CHANGED], before.path
     )
 
 

@@ -225,6 +225,6 @@ def _commands(facts: Facts, comparison: PreviousComparison | None) -> Sequence[s
     compare = []
     if comparison is not None and comparison.before is not None and facts.measured is OF_TEST:
         compare = [f"imgrec compare {quote(str(comparison.before))} {folder}"]
-    suspects = [suspects_command(facts.folder)] if findings(facts) or worst_class(facts) else []
+    suspects = [suspects_command(facts.folder)] if worst_class(facts) else []
     evaluate = f"imgrec evaluate {folder}{' split=val' * (facts.measured is OF_VALIDATION)}"
     return [evaluate, *predict, *suspects, *compare]
