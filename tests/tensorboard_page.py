@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from processes import LIMIT_S
 
 OPENER = Path(__file__).parent.parent / "launch/open_tensorboard"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LIMIT_MS = 60_000
 GROUPS = ("optim", "speed", "test", "train", "val")
 # What each tab shows of a run with pictures and histograms; groups in their order on the page.
 TABS = {
@@ -52,7 +52,7 @@ def opened_page(faults: list[str]) -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:
             page = browser.new_page(viewport={"width": 1440, "height": 900})
-            page.set_default_timeout(LIMIT_MS)
+            page.set_default_timeout(1000 * LIMIT_S)
             page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: faults.append(str(error)))
             page.on("response", lambda answer: faults.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)

@@ -13,7 +13,7 @@ import pytest
 from error_parts import assert_error, raises_error
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import run_ranks
+from processes import LIMIT_S, run_ranks
 from small_run import SMALL
 
 from imgrec import config
@@ -186,7 +186,7 @@ def test_a_process_whose_parent_was_killed_while_it_started_measures_nothing() -
     told = f"{json.dumps(task)}\n8\n"
     for parent, answers in ((os.getpid(), 1), (1, 0)):
         command = [sys.executable, "-m", "imgrec.training.batch_probe", str(parent)]
-        ended = subprocess.run(command, input=told, capture_output=True, text=True, timeout=300, check=True)
+        ended = subprocess.run(command, input=told, capture_output=True, text=True, timeout=LIMIT_S, check=True)
         assert len(ended.stdout.splitlines()) == answers
 
 

@@ -72,7 +72,7 @@ def augmentation(**keys) -> Augment:
 
 RUN = {"seed": 5, "global_batch": 4, "device_batch": 64, "num_workers": 0, "sampling": "shuffle", "class_weights": None}
 LIMITS = SimpleNamespace(
-    accelerator="cpu", timeout_s=60.0, limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0
+    accelerator="cpu", timeout_s=300.0, limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0
 )
 
 

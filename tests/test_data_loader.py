@@ -44,7 +44,7 @@ from imgrec.training.callbacks.batch_norm import first_batches
 COMMON = {**GRAY, "split_seed": 0, "changed": "refuse"}
 RUN = {"seed": 3, "global_batch": 16, "device_batch": 8, "num_workers": "auto", "sampling": "shuffle", "class_weights": None}
 LIMITS = SimpleNamespace(
-    limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0, timeout_s=300.0, accelerator="cpu"
+    limit_train_batches=1.0, limit_val_batches=1.0, limit_test_batches=1.0, timeout_s=LIMIT_S, accelerator="cpu"
 )
 
 
@@ -214,7 +214,7 @@ def test_a_worker_that_is_killed_is_named_and_the_batches_go_on_in_this_process(
         assert_error(line, "the loss of loader worker", "killed by SIGKILL", "num_workers")
         assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
     with (
-        closing(Loader(split, in_order(12, 2), num_workers=2, timeout_s=300.0)) as loader,
+        closing(Loader(split, in_order(12, 2), num_workers=2, timeout_s=LIMIT_S)) as loader,
         raises_error(Died, "the loss", "SIGKILL"),
     ):
         list(loader)
@@ -245,7 +245,7 @@ def test_a_run_in_a_container_with_a_small_dev_shm(tmp_path):
     small = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"', "sh"]
     if shutil.which("unshare") is None or run_command(*small, "true").returncode:
         pytest.skip("needs root, to mount one")
-    words = ["data.image_size=128", "batch_size=8", "num_workers=2", f"runs_dir={tmp_path}", "trainer.timeout_s=60.0"]
+    words = ["data.image_size=128", "batch_size=8", "num_workers=2", f"runs_dir={tmp_path}"]
     done = run_command(*small, sys.executable, "-m", "imgrec.cli", "train", *SMALL, *words)  # 0.4 MB a batch
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -274,7 +274,7 @@ def test_a_loader_that_delivers_nothing_ends_with_a_sentence(monkeypatch):
 def test_workers_that_do_not_begin_an_epoch_are_started_anew(monkeypatch):
     monkeypatch.setattr(loader_module, "POLL_SECONDS", 0.1)
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)  # that torch waits for one to end
-    with closing(Loader(stored(np.arange(12) % 2), in_order(12, 2), num_workers=1, timeout_s=60.0)) as loader:
+    with closing(Loader(stored(np.arange(12) % 2), in_order(12, 2), num_workers=1, timeout_s=LIMIT_S)) as loader:
         assert len(list(loader)) == 6
         (worker,) = loader._workers()
         os.kill(worker.pid, signal.SIGSTOP)
@@ -294,7 +294,7 @@ def test_batches_need_no_room_in_dev_shm(monkeypatch):
 
     monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", share_without_room)
     split = InMemoryImages(torch.randint(0, 255, (40, 3, 32, 32), dtype=torch.uint8), np.arange(40) % 2)
-    with closing(Loader(split, in_order(40, 16), num_workers=1, timeout_s=60.0)) as loader:
+    with closing(Loader(split, in_order(40, 16), num_workers=1, timeout_s=LIMIT_S)) as loader:
         files = len(os.listdir("/proc/self/fd"))
         images = torch.cat([batch.images for batch in loader])
         assert torch.equal(images, split.images)
@@ -363,7 +363,9 @@ def memory_files(loader: Loader[Batch]) -> int:
 def test_memory_is_used_again_once_no_tensor_is_left_in_it():
     images = torch.randint(0, 255, (300, 3, 8, 8), dtype=torch.uint8)
     rng = np.random.default_rng(0)
-    with closing(Loader(InMemoryImages(images, np.arange(300) % 2), in_order(300, 3), num_workers=1, timeout_s=60.0)) as loader:
+    with closing(
+        Loader(InMemoryImages(images, np.arange(300) % 2), in_order(300, 3), num_workers=1, timeout_s=LIMIT_S)
+    ) as loader:
         for longest, files in ((0, 12), (3, 16), (9, 24)):
             held: list[tuple[int, torch.Tensor, torch.Tensor]] = []
             for number, batch in enumerate(loader):
@@ -380,7 +382,7 @@ def test_memory_is_used_again_once_no_tensor_is_left_in_it():
 
 def test_batches_that_are_all_kept_are_not_overwritten():
     split = InMemoryImages(torch.randint(0, 255, (90, 3, 8, 8), dtype=torch.uint8), np.arange(90) % 2)
-    with closing(Loader(split, in_order(90, 3), num_workers=1, timeout_s=60.0)) as loader:
+    with closing(Loader(split, in_order(90, 3), num_workers=1, timeout_s=LIMIT_S)) as loader:
         batches = list(loader)
         assert len(batches) > MOST_BLOCKS
         assert torch.equal(torch.cat([batch.images for batch in batches]), split.images)

@@ -16,6 +16,7 @@ import pytest
 import torch
 from image_files import encode
 from PIL import Image
+from processes import LIMIT_S
 from untrained_run import save_untrained_run
 
 from imgrec import cli
@@ -50,6 +51,7 @@ def opened(browser: Any, runtime: Path) -> Iterator[Open]:
     """opened(FOLDER, HTML) is a page beside the folder's and onnxruntime-web's files, in which no error is left unseen."""
     wrong: list[str] = []
     context = browser.new_context()
+    context.set_default_timeout(1000 * LIMIT_S)
 
     def open_page(folder: Path, html: str) -> Any:
         def answer(route: Any) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from error_parts import assert_error, assert_refused
 from marks import slow_but
-from processes import join_ranks, start_ranks, wait_until
+from processes import LIMIT_S, join_ranks, start_ranks, wait_until
 from torch import distributed
 
 from imgrec.distributed import heartbeat as heartbeat_module
@@ -327,12 +327,12 @@ def test_other_connections_do_not_reach_the_status_of_a_rank(tmp_path: Path) -> 
     heartbeat._statuses = {rank: RankStatus(rank, 0.0, 0.0) for rank in (0, 1)}
     heartbeat._thread.start()
     for line in (b"GET / HTTP/1.1\r\n\r\n", b'{"rank": 1, "left": "finished"}\n', b"[" * 100_000 + b"\n"):
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as unknown, suppress(ConnectionError):
+        with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as unknown, suppress(ConnectionError):
             unknown.sendall(line)
             assert unknown.recv(100) == b"", line
     assert heartbeat._connections.lines == {}
     assert "127.0.0.1" in (tmp_path / "log").read_text()
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as rank:
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as rank:
         first = signed(json.dumps({"rank": 1, "host": "n2", "pid": 7}).encode(), secret)
         rank.sendall(first + b'\n{"left": "finished", "failed": false}\n')
         assert b'"doing": "starting"' in rank.recv(1000)

@@ -6,6 +6,7 @@ import nbformat
 import pytest
 import rich.console
 from nbclient import NotebookClient
+from processes import LIMIT_S
 from rich.table import Table
 
 from imgrec.terminal import Terminal
@@ -19,7 +20,7 @@ DIGITS = (
 def run_cells(folder: Path, *cells: str) -> list[list[nbformat.NotebookNode]]:
     """The outputs of each cell, run in one kernel in the folder."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=LIMIT_S, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
     return [cell.outputs for cell in notebook.cells]
 
 

@@ -273,7 +273,7 @@ def test_one_process_a_device() -> None:
 
 def test_processes_agree_on_what_the_first_one_finds() -> None:
     def work(rank: int) -> list[Any]:
-        connect(read_world(), timeout_s=30)
+        connect(read_world(), timeout_s=LIMIT_S)
         found = on_first_rank(lambda: f"of {rank}")
         try:
             on_first_rank(lambda: load_config("train", [f"seed={'x' * (rank + 1)}"]))

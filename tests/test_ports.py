@@ -12,7 +12,7 @@ import pytest
 from error_parts import assert_refused
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from processes import run_command, run_ranks, torchrun_variables, wait_until
+from processes import LIMIT_S, run_command, run_ranks, torchrun_variables, wait_until
 from torch import distributed
 
 from imgrec.distributed import launcher, ports
@@ -156,8 +156,8 @@ def test_nothing_of_a_run_on_one_machine_listens_where_another_machine_can_reach
     def work(rank: int) -> list[str]:
         before = listening()
         del os.environ["GLOO_SOCKET_IFNAME"]
-        connect(read_world(), timeout_s=30)
-        with Heartbeat(rank, 2, 30.0, print):
+        connect(read_world(), timeout_s=LIMIT_S)
+        with Heartbeat(rank, 2, LIMIT_S, print):
             distributed.barrier()
             return [address for address in listening() if address not in before]
 
@@ -251,7 +251,7 @@ def test_rank_0_listens_with_the_socket_that_the_launcher_has_bound() -> None:
 
         def work(rank: int) -> str:
             os.environ |= {"MASTER_PORT": str(port), "IMGREC_SOCKET": str(bound.fileno())}
-            connect(read_world(), timeout_s=30)
+            connect(read_world(), timeout_s=LIMIT_S)
             with pytest.raises(OSError, match="in use"):
                 bind(port)
             return os.environ.get("IMGREC_SOCKET", "taken")

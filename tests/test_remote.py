@@ -20,7 +20,7 @@ import torch
 from error_parts import assert_error, raises_error
 from marks import slow_but
 from obstore.exceptions import BaseError
-from processes import wait_until
+from processes import LIMIT_S, wait_until
 from range_server import FAULTS, RangeServer, served
 from test_data_folder import folder, make, whole
 from test_pack import SPLITS, pack, shards
@@ -434,7 +434,7 @@ def test_many_processes_may_wait_for_the_same_blocks(server, here, monkeypatch):
 
     class Slow:
         def read(self, path: str, span: tuple[int, int] | None) -> memoryview:
-            go.wait(60)
+            go.wait(LIMIT_S)
             return store.read(path, span)
 
     fetcher.store = Slow()

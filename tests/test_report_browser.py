@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pictured_run import class_names, write_finished_run
+from processes import LIMIT_S
 
 from imgrec.analysis.image_faults import ASPECT, LARGE
 from imgrec.report.assemble import report_page
@@ -46,6 +47,7 @@ def opened(browser: Any) -> Iterator[Open]:
 
     def open_page(file: Path, *, dark: bool = False, width: int = 1200, height: int = 900) -> Any:
         context = browser.new_context(color_scheme="dark" if dark else "light", viewport={"width": width, "height": height})
+        context.set_default_timeout(1000 * LIMIT_S)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))

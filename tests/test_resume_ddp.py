@@ -30,7 +30,7 @@ from imgrec.training.step_boundary import StepBoundary
 
 
 def together(folder: Path, *words: str) -> RunConfig:
-    return load_run(folder, "trainer.devices=auto", "trainer.timeout_s=20", *words)
+    return load_run(folder, "trainer.devices=auto", *words)
 
 
 @pytest.fixture(scope="module")

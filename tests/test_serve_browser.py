@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 from image_files import encode, picture
+from processes import LIMIT_S
 from served import LIMITS, Echo, service
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -17,7 +18,7 @@ from imgrec.serving.limits import Limits
 pytestmark = pytest.mark.slow
 Open = Callable[..., Any]
 TOKEN = "0123456789abcdef"
-ROOM = Limits(**{**vars(LIMITS), "max_pixels": 10**6, "max_body_bytes": 10**6})
+ROOM = Limits(**{**vars(LIMITS), "max_pixels": 10**6, "max_body_bytes": 10**6, "body_timeout_s": LIMIT_S})
 
 
 class Named(Echo):
@@ -61,6 +62,7 @@ def opened(browser: Any, address: str) -> Iterator[Open]:
 
     def open_page(*, dark: bool = False, width: int = 1200) -> Any:
         context = browser.new_context(color_scheme="dark" if dark else "light", viewport={"width": width, "height": 900})
+        context.set_default_timeout(1000 * LIMIT_S)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: wrong.append(str(error)))

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from image_files import encode, picture
-from processes import wait_until
+from processes import LIMIT_S, wait_until
 from untrained_run import save_untrained_run
 
 from imgrec.serving.access import VARIABLE
@@ -33,7 +33,7 @@ def post(url: str, body: bytes, **headers: str) -> tuple[int, dict]:
         url, body, {"Content-Type": "image/png", "Authorization": f"Bearer {TOKEN}", **headers}, method="POST"
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as reply:
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -98,9 +98,9 @@ def test_the_screen_has_a_line_to_type(started):
 def test_a_signal_stops_it_with_every_accepted_image_answered_and_exit_code_0(started, number):
     process, url, _ = started()
     load = Load(url)
-    assert load.enough.wait(60)
+    assert load.enough.wait(LIMIT_S)
     process.send_signal(number)
-    assert process.wait(60) == 0
+    assert process.wait(LIMIT_S) == 0
     load.end()
     assert process.stderr.read() == ""
     assert {status for status, _ in load.found} <= {200, 503}
@@ -112,7 +112,7 @@ def test_slow_heads_are_given_up_and_refusals_reach_those_who_still_send(started
     """urllib sends its whole body before it reads, on a connection that is closed after the answer."""
     _, url, _ = started("body_timeout_s=1", "max_body_mb=1")
     for begin in (b"", b"POST /predict HT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /"):
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as slow:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=LIMIT_S) as slow:
             slow.sendall(begin)
             while slow.recv(4096):
                 pass
@@ -120,7 +120,7 @@ def test_slow_heads_are_given_up_and_refusals_reach_those_who_still_send(started
 
 
 def connect(url: str) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60)
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=LIMIT_S)
 
 
 def head(size: int) -> bytes:
@@ -164,7 +164,7 @@ def test_a_client_that_reads_no_answer_is_given_up(started, tmp_path):
         wait_until(lambda: len(list(files.iterdir())) <= before)
     assert process.stderr is not None
     process.terminate()
-    assert (process.wait(60), process.stderr.read()) == (0, "")
+    assert (process.wait(LIMIT_S), process.stderr.read()) == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -184,13 +184,13 @@ def test_a_stop_that_waits_no_longer_answers_503(started, words, signals, code, 
         wait_until(lambda: refuses(url))
         process.send_signal(signals[1])
         assert received(connection).startswith(b"HTTP/1.1 503 ")
-    assert process.wait(60) == code
+    assert process.wait(LIMIT_S) == code
     assert process.stderr.read().startswith(said)
 
 
 def get(url: str) -> str:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {TOKEN}"})
-    with urllib.request.urlopen(request, timeout=60) as reply:
+    with urllib.request.urlopen(request, timeout=LIMIT_S) as reply:
         return reply.read().decode()
 
 
@@ -207,7 +207,7 @@ def test_a_form_that_is_none_writes_nothing_on_the_screen(started):
     broken = b"--XyZ\r\n\0Foo: bar\r\n\r\nx\r\n--XyZ--\r\n"
     assert post(f"{url}/predict", broken, **{"Content-Type": "multipart/form-data; boundary=XyZ"})[0] == 400
     process.terminate()
-    assert (process.wait(60), process.stderr.read()) == (0, "")
+    assert (process.wait(LIMIT_S), process.stderr.read()) == (0, "")
 
 
 def test_views_that_the_network_never_saw_are_said(started):
@@ -225,21 +225,21 @@ def test_more_connections_than_open_files_are_closed_without_a_word(started):
             assert connection.recv(1) == b""
     assert post(f"{url}/predict", PNG)[0] == 200
     process.terminate()
-    assert process.wait(60) == 0
+    assert process.wait(LIMIT_S) == 0
     assert process.stderr.read() == ""
 
 
 def test_a_reload_under_load_loses_no_request(started, tmp_path):
     _, url, _ = started()
     load = Load(url)
-    assert load.enough.wait(60)
+    assert load.enough.wait(LIMIT_S)
     save_untrained_run(tmp_path / "run", seed=1)
     status, told = post(f"{url}/reload", b"")
     assert status == 200
     load.enough.clear()
     before = load.found.total()
     while load.found.total() < before + 50:
-        assert load.enough.wait(60)
+        assert load.enough.wait(LIMIT_S)
     (tmp_path / "run/checkpoints/best.ckpt").write_bytes(b"no checkpoint")
     assert post(f"{url}/reload", b"")[0] == 409
     load.end()
@@ -314,4 +314,4 @@ def test_schemathesis_finds_nothing(started, tmp_path, mode):
     else:
         assert "200" not in asked
     process.terminate()
-    assert (process.wait(60), process.stderr.read()) == (0, "")
+    assert (process.wait(LIMIT_S), process.stderr.read()) == (0, "")

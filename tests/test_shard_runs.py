@@ -63,7 +63,7 @@ def test_two_ranks_have_the_global_batches_of_one_and_each_image_once(tmp_path, 
     root = packed if source == "folder" else server.url
     found = []
     for size in (1, 2):
-        words = ("data.window_shards=2", "trainer.devices=auto", "trainer.timeout_s=60", "num_workers=1")
+        words = ("data.window_shards=2", "trainer.devices=auto", "num_workers=1")
         with logging(tmp_path / f"log{size}"):
             finish_run(shards_run(tmp_path / str(size), root, *words), size=size)
         found.append(logged_samples(tmp_path / f"log{size}", ranks=size))
@@ -75,7 +75,7 @@ def test_two_ranks_have_the_global_batches_of_one_and_each_image_once(tmp_path, 
 
 @pytest.mark.slow
 def test_two_killed_ranks_resume_bit_for_bit(tmp_path, packed):
-    words = ("trainer.devices=auto", "trainer.timeout_s=60", "num_workers=1", "trainer.save_every_steps=1")
+    words = ("trainer.devices=auto", "num_workers=1", "trainer.save_every_steps=1")
     whole = finish_run(shards_run(tmp_path / "whole", packed, *words), size=2)
     kill_run(shards_run(tmp_path / "parts", packed, *words), *KILLED, size=2)
     assert_same(finish_run(shards_run(tmp_path / "parts", packed, *words), size=2), whole)

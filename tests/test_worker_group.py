@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from marks import slow_but
 from PIL import Image
-from processes import exit_codes, run_ranks
+from processes import LIMIT_S, exit_codes, run_ranks
 from sklearn.metrics import classification_report, confusion_matrix
 from untrained_run import save_untrained_run
 
@@ -169,7 +169,7 @@ def test_fewer_images_than_processes(run: Path, images: Path, tmp_path: Path) ->
 def test_python_measures_in_a_group_of_its_own(run: Path, images: Path) -> None:
     def work(rank: int) -> dict[str, Any]:
         if size > 1:
-            process_group.connect(world.read_world(), timeout_s=30)
+            process_group.connect(world.read_world(), timeout_s=LIMIT_S)
         recognizer = load(run, device="cpu")
         words = {"on_bad_image_eval": "skip"}
         return recognizer.evaluate(folder=str(images), data=words, batch_size=5, num_workers=0).to_dict()
