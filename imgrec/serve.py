@@ -16,7 +16,8 @@ from imgrec.config.compose import compose_config
 from imgrec.config.schema import ServedFormat, dotted_types, parse_settings
 from imgrec.config.start_checks import check_gpu, check_packages
 from imgrec.distributed.command import run_command
-from imgrec.errors import CheckpointError, ConfigError, first_names, plural
+from imgrec.errors import CheckpointError, ConfigError, DataError, first_names, plural
+from imgrec.export.sealed_file import is_sealed
 from imgrec.paths import EXPORTED, find_checkpoint, find_file
 from imgrec.serving.access import VARIABLE, read_token, readable_by_others
 from imgrec.serving.address import bind, url_of
@@ -75,6 +76,10 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         raise CheckpointError(f"{file}: of exported files serve takes .onnx, which imgrec export RUN writes. {NAME_NETWORK}")
     if not _is_onnx(config):
         find_checkpoint(config.ckpt, allowed=NAME_NETWORK)
+    elif not is_sealed(file):
+        raise DataError(
+            f"{file} cannot be served: it is damaged, or was not written by imgrec. Export it again, or name another."
+        )
     check_gpu("device", config.device)
     return _serve(config, token)
 
