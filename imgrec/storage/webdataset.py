@@ -181,7 +181,8 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """All members of an archive that is whole. ReadError for another, of which tarfile would give those before the damage, or give them for ever."""
     file, end = cast(BinaryIO, tar.fileobj), 0
     size = os.fstat(file.fileno()).st_size
-    for member in tar:
+    while (member := tar.next()) is not None:
+        tar.members.clear()  # type: ignore[attr-defined]  # which would be kept
         if not end < tar.offset <= size:
             raise tarfile.ReadError("it is cut short" if tar.offset > size else "the size of a file in it is negative")
         end = tar.offset
