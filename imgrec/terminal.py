@@ -226,7 +226,9 @@ def percents(interval: Iterable[float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """75 -> '1:15', 4000 -> '1:06:40'."""
+    """0.46 -> '0.5 s', 75 -> '1:15', 4000 -> '1:06:40'."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

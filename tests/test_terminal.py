@@ -26,7 +26,7 @@ from small_run import SMALL
 from imgrec.cli import main
 from imgrec.errors import ConfigError, printable
 from imgrec.files import on_progress
-from imgrec.terminal import Terminal, in_order, lenient_streams
+from imgrec.terminal import Terminal, duration, in_order, lenient_streams
 from imgrec.train import fit
 
 ANY = st.text(st.characters(), max_size=20) | st.sampled_from(
@@ -86,6 +86,12 @@ def test_a_table_with_names_from_right_to_left_has_its_columns_below_one_another
     assert hebrew.startswith("\u2068\u05d7\u05ea\u05d5\u05dc\u2069 ")
     assert without_marks(hebrew).replace("\u05d7\u05ea\u05d5\u05dc", "dogs") == latin
     assert commands == COPIED
+
+
+def test_a_time_is_never_rounded_to_nothing_that_took_a_while():
+    seconds = (0.06, 0.45, 9.94, 9.96, 59.6, 75, 4000)
+    assert [duration(each) for each in seconds] == ["0.1 s", "0.5 s", "9.9 s", "0:10", "1:00", "1:15", "1:06:40"]
+
 
 
 @given(text=ANY)
