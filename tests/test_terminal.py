@@ -93,7 +93,6 @@ def test_a_time_is_never_rounded_to_nothing_that_took_a_while():
     assert [duration(each) for each in seconds] == ["0.1 s", "0.5 s", "9.9 s", "0:10", "1:00", "1:15", "1:06:40"]
 
 
-
 @given(text=ANY)
 def test_an_error_is_one_line(text):
     line = str(ConfigError(f"data.root={text}: no"))
