@@ -647,6 +647,8 @@ def test_the_command_packs_and_says_what_to_type(photos, tmp_path, capsys):
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
     for words, parts in {
         ("data=digits", f"out={tmp_path}/o"): ("data: Digits", "in memory", "data=imagefolder data.root=FOLDER"),
         (str(tmp_path),): ("out=null", "out=DIR"),
