@@ -127,8 +127,7 @@ class ShardIndex(NamedTuple):
             return False
         if not ((labels >= 0) & (labels < len(self.classes))).all():
             return False
-        letters = names.view(np.uint8).reshape(len(names), -1)  # filled up with zeros, of which a name itself has none
-        if ((letters[:, :-1] == 0) & (letters[:, 1:] != 0)).any():
+        if np.count_nonzero(names.view(np.uint8)) != np.strings.str_len(names).sum():  # no name has a zero, which files have not
             return False
         shard, offset, length = places["shard"], places["offset"], places["length"]
         if not ((shard >= 0) & (shard < len(self.sizes)) & (offset >= 0) & (length >= 0)).all():
