@@ -41,7 +41,7 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
             print(help_text(name, own, config_dir))
             return ExitCode.OK
         if "--version" in own:
-            from importlib.metadata import version
+            from importlib.metadata import version  # imgrec.__version__ is of the package, which imports the commands
 
             print(f"imgrec {version('imgrec')}")
             return ExitCode.OK
@@ -57,7 +57,7 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
             _print(line)
         return ExitCode.FAILED
     except Exception as error:
-        if os.environ.get("IMGREC_DEBUG") == "1" or not _is_refused(error):
+        if os.environ.get("IMGREC_DEBUG") == "1" or not _print_refusal(error):
             raise
         return ExitCode.REFUSED
     except (signals.Ended, KeyboardInterrupt) as ended:
@@ -66,8 +66,8 @@ def run_command(name: str, command: Command, argv: Sequence[str]) -> int:
         return ended.exit_code if isinstance(ended, signals.Ended) else ExitCode.INTERRUPTED
 
 
-def _is_refused(error: Exception) -> bool:
-    """Print the line of an error of the user or of the machine; whether it is one."""
+def _print_refusal(error: Exception) -> bool:
+    """Print the line of an error of the user or of the machine; False for another, of which nothing is printed."""
     line: str | None
     if isinstance(error, ImgrecError):
         line = error_line(error)
