@@ -21,7 +21,7 @@ from imgrec.errors import ConfigError, DataError
 from imgrec.files import begins_with, check_output, did_you_mean_path, is_our_png, resolved
 from imgrec.inference.prediction_table import EvaluationFiles, check_prediction_files
 from imgrec.inference.slice_names import BRIGHTNESS, check_slices
-from imgrec.paths import find_checkpoint
+from imgrec.paths import CHECKPOINTS, find_checkpoint
 from imgrec.terminal import Terminal
 
 MARK = b'{\n "imgrec": "evaluate"'  # how our JSON begins
@@ -83,7 +83,7 @@ def _check_files(config: EvaluateConfig) -> EvaluationFiles:
         _check_classes(config.folder, file)
     what = config.split if config.folder is None else resolved(config.folder).name
     run_dir = file.parent.parent
-    is_in_run = file.parent.name == "checkpoints" and (run_dir / "config.yaml").is_file()  # else it was moved out of its run
+    is_in_run = file.parent.name == CHECKPOINTS and (run_dir / "config.yaml").is_file()  # else it was moved out of its run
     _check_slices(config, run_dir / "config.yaml" if is_in_run else None)
     out = Path(config.out) if config.out else (run_dir if is_in_run else Path()) / f"evaluate_{what}.json"
     plot = None if config.plot == "none" else Path(config.plot) if config.plot else out.with_suffix(".png")

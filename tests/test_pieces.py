@@ -24,6 +24,7 @@ from imgrec.errors import DataError
 from imgrec.files import IMAGE_FORMATS
 from imgrec.scan.data_faults import _reason
 from imgrec.scan.file_scan import look_at
+from imgrec.storage import pack
 
 KINDS = file_kinds(13, 9)
 COLOUR = Preprocessing(**{**PREPROCESSING, "channels": 3})
@@ -166,6 +167,7 @@ def test_every_reader_refuses_them(broken: dict[str, bytes], tmp_path: Path) -> 
         if name in broken and name != "scans.jpg":
             assert (sizes[name], header.state.name) == (0, "UNREADABLE")
             assert "Save it again" in _reason(images, row)
+            assert pack._extension("in a table", broken[name]) == ".bin"
 
 
 @pytest.mark.slow

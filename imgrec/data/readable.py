@@ -12,6 +12,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from imgrec.config.schema import Split
+from imgrec.data import jpeg
 from imgrec.data.batch import Request
 from imgrec.data.cache import cache_folder, write_cached
 from imgrec.data.decode import FORMATS, ScaleError
@@ -116,7 +117,7 @@ def _looks_whole(images: ImageFiles, row: int) -> bool:
             first = file.read(24)
             file.seek(max(0, file.seek(0, os.SEEK_END) - END_BYTES))
             last = file.read(END_BYTES)
-            if first.startswith(b"\xff\xd8\xff"):
+            if first.startswith(jpeg.SIGNATURE):
                 return b"\xff\xd9" in last  # in compressed data a zero byte follows each 0xff
             if first.startswith(PNG_SIGNATURE):
                 width, height = (int.from_bytes(first[at : at + 4]) for at in (16, 20))

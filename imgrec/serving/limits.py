@@ -15,8 +15,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from imgrec.config.schema import ServedFormat
+from imgrec.data import jpeg
 from imgrec.data.decode import ScaleError
-from imgrec.data.pieces import open_image
+from imgrec.data.pieces import PNG_SIGNATURE, open_image
 from imgrec.errors import DataError, first_line, plural, printable, shorten
 from imgrec.inference.device import is_out_of_memory
 
@@ -61,9 +62,9 @@ class Upload(NamedTuple):
 
 def image_format(content: bytes) -> ServedFormat | None:
     """The format of an image file by its first bytes; None for one that is never served."""
-    if content.startswith(b"\xff\xd8\xff"):
+    if content.startswith(jpeg.SIGNATURE):
         return "jpeg"
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+    if content.startswith(PNG_SIGNATURE):
         return "png"
     if content.startswith((b"GIF87a", b"GIF89a")):
         return "gif"

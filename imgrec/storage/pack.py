@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tarfile
+import warnings
 import zlib
 from collections.abc import Callable
 from contextlib import closing
@@ -15,13 +16,13 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import simplejpeg
-from PIL import Image
 
 from imgrec.config.schema import Split
 from imgrec.data.batch import Indices
 from imgrec.data.decode import FORMATS, ScaleError, resize_shorter_side
 from imgrec.data.folder import FileData, ImageFiles
 from imgrec.data.loader import Loader
+from imgrec.data.pieces import open_image
 from imgrec.errors import DataError, SourceError, unreadable
 from imgrec.files import IMAGE_EXTENSIONS, IMAGE_FORMATS, atomic_output, atomic_write, file_extension
 from imgrec.storage.index import PLACE, PackedSplit, Places, ShardIndex
@@ -170,7 +171,7 @@ def _extension(name: str, content: bytes) -> str:
     if (extension := file_extension(name)) in IMAGE_EXTENSIONS:
         return extension
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), open_image(io.BytesIO(content), FORMATS) as image:
             return IMAGE_FORMATS[str(image.format)].split()[0]
     except Exception:  # PIL's parsers raise any; a training says what is wrong
         return ".bin"

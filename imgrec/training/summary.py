@@ -31,7 +31,7 @@ from imgrec.errors import plural
 from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report
 from imgrec.models.summary import ModelSize
-from imgrec.paths import BEST, LAST, suspects_command
+from imgrec.paths import BEST, CHECKPOINTS, LAST, suspects_command
 from imgrec.scan.known_faults import KnownFaults
 from imgrec.terminal import percent, percents
 from imgrec.training.batch_choice import BatchChoice
@@ -177,7 +177,7 @@ def run_result(
 
     def measured_with(name: str) -> Node | None:
         row = rows[name]
-        return row and {"file": f"checkpoints/{name}", "epoch": row["epoch"], "sha256": tested.weights[name]}
+        return row and {"file": f"{CHECKPOINTS}/{name}", "epoch": row["epoch"], "sha256": tested.weights[name]}
 
     return {
         "summary": result_sentence(report, rows[tested.name] or last, best, run.monitor, validated=loaders.images_read("val")),
@@ -195,7 +195,7 @@ def run_result(
             "last": measured_with(LAST),
             "test": None if report is None else measured_with(tested.name),
         },
-        MEASURED_FILE: measured_file(run_dir, f"checkpoints/{tested.name}"),
+        MEASURED_FILE: measured_file(run_dir, f"{CHECKPOINTS}/{tested.name}"),
         "images": {split: dict(zip(loaders.data.classes, loaders.data.counts(split).tolist(), strict=True)) for split in SPLITS},
         "left_out": tests.bad_images,
         "train_seconds": round(seconds, 2),
