@@ -38,9 +38,9 @@ def expand_files(paths: str | Sequence[str], key: str = "files") -> list[str]:
         raise DataError(f"{key}=[]: the list has no file. Set {key}= to an image, a folder or a pattern.")
     files = list(dict.fromkeys(file for path in paths for file in _expand(path, key)))
     if not any(map(_may_be_image, files)):
-        others = f", and so are {len(files) - 1:,} others" if len(files) > 1 else ""
+        what = "no image" if len(files) == 1 else f"and none of {len(files):,} files is an image"
         raise DataError(
-            f"{key}={files[0]} is {file_kind(Path(files[0]))}, no image{others}. Set {key}= to an image, a folder or a pattern."
+            f"{key}={files[0]} is {file_kind(Path(files[0]))}, {what}. Set {key}= to an image, a folder or a pattern."
         )
     return files
 

@@ -227,7 +227,7 @@ SHOWN: dict[str, tuple[object, ...]] = {
     "predict ckpt=an.ckpt files=empty": ("files=empty", EXTENSIONS_TEXT, "files=FOLDER"),
     "predict ckpt=an.ckpt files=.own/loose/a.png out=x.xlsx": ("out=x.xlsx", ".csv", ".json", ".parquet", "out=x.csv"),
     "predict an.ckpt m.onnx": ("files=m.onnx", "an exported file", "files="),
-    "predict an.ckpt t.csv an.ckpt": ("files=t.csv", "a text file", 1, "files="),
+    "predict an.ckpt t.csv an.ckpt": ("files=t.csv", "a text file", "none of 2 files is an image", "files="),
     "explain runs/n/1": ("images=null", "runs/n/1", "images=FOLDER"),
     "explain an.ckpt t.csv": ("images=t.csv", "a text file", "images="),
     "lr_find lr_min=1 lr_max=0.1": ("lr_min=1 lr_max=0.1", "lr_max above lr_min", "lr_max=1000"),

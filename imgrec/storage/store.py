@@ -113,5 +113,5 @@ def find_fix(error: Exception) -> str:
         return "Set the store's keys, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true for a public one."
     status = re.search(r"status code: (4\d\d)", text)
     if status and status[1] == NO_SUCH_RANGE:
-        return "It is shorter there than its index says. Copy it there again."
+        return "It is shorter there than it was. Copy it there again."
     return "Correct data.root." if status and status[1] not in BUSY else ""
