@@ -176,5 +176,5 @@ def test_a_training_names_them_or_goes_on_without(
 ) -> None:
     root = photos(tmp_path, broken)
     assert cli.main(words(root)) == 2
-    assert_refused(capsys.readouterr().err, "cannot be read", "Save it", "data.on_bad_image=skip")
+    assert_refused(capsys.readouterr().err, root / "train", "cannot be read", "Save it", "data.on_bad_image=skip")
     assert cli.main(words(root, "data.on_bad_image=skip", "id=2")) == 0
