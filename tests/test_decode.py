@@ -31,10 +31,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.transforms.v2 import functional as F
 
+from imgrec.config.named_values import Decoder
 from imgrec.data.batch import Request
 from imgrec.data.decode import Preprocessing, ScaleError, decode, fit_to_size, from_pil, load_image
 from imgrec.data.file_splits import folder_split
-from imgrec.data.jpeg import Decoder, check_decoder
+from imgrec.data.jpeg import check_decoder
 from imgrec.errors import ConfigError, DataError
 from imgrec.files import IMAGE_EXTENSIONS, IMAGE_FORMATS
 

@@ -79,6 +79,8 @@ def describe_type(hint: Any) -> str:
     if origin is tuple and args[-1] is not ...:
         return f"a list of {len(args)} values"
     if origin in (list, tuple):
+        if typing.get_origin(args[0]) is Literal:
+            return f"a list of {describe_type(args[0])}"
         noun = TYPE_NAMES.get(args[0], "").removeprefix("an ").removeprefix("a ")
         return f"a list of {noun}s" if noun else TYPE_NAMES[list]
     return TYPE_NAMES[dict] if origin is dict or is_dataclass(hint) else getattr(hint, "__name__", str(hint))

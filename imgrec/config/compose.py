@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgrec.config.annotations import format_value
 from imgrec.config.checks import all_keys, check_keys, check_options, check_together, conform, key_type
+from imgrec.config.named_values import named_types
 from imgrec.config.options import conf_dir, conf_dirs, group_names
 from imgrec.config.overrides import FLAGS, Override, read_words
 from imgrec.config.plain_data import read_plain
@@ -55,7 +56,7 @@ def compose_config(
     check_options(command, options, config_dir)
     reference, choices = reference_tree(command, options, config_dir)
     check_keys(command, keys, reference, groups)
-    hints = run_types(reference) | dict(types or {})
+    hints = named_types(reference) | run_types(reference) | dict(types or {})
     defaults = dict(all_keys(reference))
     values = [
         (key.key, parse_value(command, key, key_type(key.key, defaults.get(key.key), hints)), bool(key.mark)) for key in keys

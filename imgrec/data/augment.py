@@ -8,12 +8,12 @@ index) alone, see counter_rng.py; for `mix` on (seed, step).
 import math
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from imgrec.config.named_values import AutoAugPolicy, Policy
 from imgrec.data import counter_rng, geometry, mixup
 from imgrec.data.decode import Preprocessing, fit_to_size, resize
 from imgrec.errors import ConfigError
@@ -42,10 +42,10 @@ class Augment:
     elastic_alpha: float
     elastic_sigma: float
     fill: geometry.Fill
-    policy: Literal["none", "randaug", "autoaug", "trivial"]
+    policy: Policy
     randaug_ops: int
     randaug_magnitude: int
-    autoaug_policy: Literal["imagenet", "cifar10", "svhn"]
+    autoaug_policy: AutoAugPolicy
     erase: float
     mixup: float
     cutmix: float

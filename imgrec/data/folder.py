@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imgrec.config.named_values import BadImage, Cache, Check, Decoder
 from imgrec.data.augment import Augment, augment_to_size
 from imgrec.data.batch import Batch, Indices, Request, Requests
 from imgrec.data.decode import Preprocessing, Rows, ScaleError, decode, is_constant
 from imgrec.data.decoded import DecodedImages, decoded_images
-from imgrec.data.image_data import Check, Common, ImageData, Splits
+from imgrec.data.image_data import Common, ImageData, Splits
 from imgrec.data.image_set import ImageSet
-from imgrec.data.jpeg import Decoder, check_decoder
+from imgrec.data.jpeg import check_decoder
 from imgrec.data.mixup import partners
 from imgrec.data.sampler import Order
 from imgrec.data.shared_batches import can_share, memfd_tensor
@@ -29,7 +30,6 @@ from imgrec.errors import DataError, SourceError
 MOST_SIZES = 50_000
 MOST_CHECKSUMS = 1000
 SAMPLED = (2500, 500)
-BadImage = Literal["refuse", "skip"]
 
 
 class Reading(TypedDict):
@@ -38,9 +38,6 @@ class Reading(TypedDict):
     on_bad_image: BadImage
     on_bad_image_eval: BadImage
     decoder: Decoder
-
-
-Cache = Literal["none", "ram"]
 
 
 class FileKeys(Common):

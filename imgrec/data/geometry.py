@@ -6,7 +6,6 @@ to input positions, so the inverse of the change of the image.
 """
 
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-Fill = Literal["nearest", "zeros"]
+from imgrec.config.named_values import Fill
+
 FAR = 1e6  # a position outside any image, in grid units
 LARGE_IMAGE = 2**14  # values, from which an operation for each image takes less time than indexing
 

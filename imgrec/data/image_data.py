@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imgrec.config.annotations import describe_type, format_value
+from imgrec.config.named_values import Check
 from imgrec.config.schema import SPLITS, Split
 from imgrec.data.decode import Preprocessing
 from imgrec.data.folds import fold_numbers, in_fold
@@ -19,7 +20,6 @@ from imgrec.data.splits import Images, check_groups, check_labels, split_off
 from imgrec.errors import ConfigError, DataError, did_you_mean, first_names
 
 OnChange = Literal["refuse", "accept"]
-Check = Literal["auto", "all"]
 
 
 class Common(Preprocessing):

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from imgrec.config.named_values import Decoder
 from imgrec.errors import ConfigError, DataError, first_line
 
 SIGNATURE = b"\xff\xd8\xff"
@@ -34,7 +35,6 @@ _LEFT_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 
 # In the order of their speed: 1.00, 1.11, 1.19 and 1.32 times the time for photographs of 91 KB (2-core EPYC, torchvision 0.29.1,
 # torchcodec 0.17, Pillow 13, medians of 5). The first is always installed.
 FASTEST = "simplejpeg"
-Decoder = Literal["auto", "simplejpeg", "torchvision", "torchcodec", "pil"]
 Decode = Callable[[bytes, Literal["RGB", "GRAY"]], Any]  # to uint8 [C, H, W]
 
 

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from imgrec.config.annotations import check_type, format_value, read_pattern
 from imgrec.config.instantiate import locate, parameter_types
+from imgrec.config.named_values import BadImage
 from imgrec.config.options import shipped_targets
 from imgrec.config.schema import Node, Split
 from imgrec.config.start_checks import check_beside_folder
 from imgrec.data.datasets import ImageFolder
 from imgrec.data.file_splits import folder_split, named_split
-from imgrec.data.folder import BadImage, Reading
+from imgrec.data.folder import Reading
 from imgrec.data.image_data import ImageData
 from imgrec.data.image_set import ImageSet
 from imgrec.data.split_record import Changes, composed_names, find_changes, other_classes

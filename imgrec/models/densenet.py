@@ -1,10 +1,9 @@
 """DenseNet: Huang et al. 2016, "Densely connected convolutional networks" (arXiv 1608.06993), torchvision's."""
 
-from typing import Literal
-
 import torchvision
 from torch import nn
 
+from imgrec.config.named_values import DenseNetDepth, FirstLayers
 from imgrec.models.channels import set_channels
 
 
@@ -12,8 +11,8 @@ def densenet(
     *,
     num_classes: int,
     channels: int,
-    depth: Literal[121, 161, 169, 201],
-    stem: Literal["imagenet", "small"],
+    depth: DenseNetDepth,
+    stem: FirstLayers,
     dropout: float,
     memory_efficient: bool,
 ) -> nn.Module:

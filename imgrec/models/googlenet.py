@@ -1,14 +1,13 @@
 """GoogLeNet: Szegedy et al. 2014, "Going deeper with convolutions" (arXiv 1409.4842), torchvision's."""
 
-from typing import Literal
-
 import torchvision
 from torch import nn
 
+from imgrec.config.named_values import FirstLayers
 from imgrec.models.channels import set_channels
 
 
-def googlenet(*, num_classes: int, channels: int, stem: Literal["imagenet", "small"], dropout: float) -> nn.Module:
+def googlenet(*, num_classes: int, channels: int, stem: FirstLayers, dropout: float) -> nn.Module:
     """Float [B, channels, H, W] -> logits [B, num_classes]; without the auxiliary classifiers, in training too.
 
     stem "imagenet" is torchvision's network (15 pixels and more, made for 224); "small": 3x3 stride 1, no first pooling.

@@ -1,9 +1,8 @@
 """LeNet-5: LeCun et al. 1998, "Gradient-based learning applied to document recognition"."""
 
-from typing import Literal
-
 from torch import nn
 
+from imgrec.config.named_values import Activation, Pool
 from imgrec.errors import ConfigError
 from imgrec.models.simple_cnn import he_init
 
@@ -22,8 +21,8 @@ class LeNet(nn.Sequential):
         num_classes: int,
         channels: int,
         image_size: int,
-        activation: Literal["relu", "tanh"],
-        pool: Literal["max", "average"],
+        activation: Activation,
+        pool: Pool,
     ) -> None:
         super().__init__()
         size = (image_size // 2 - 4) // 2

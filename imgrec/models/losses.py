@@ -1,16 +1,14 @@
 """Losses on logits and soft targets, per sample, with class weights and weight penalties."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from imgrec.config.named_values import ClassWeights
 from imgrec.errors import ConfigError
-
-ClassWeights = Literal["none", "balanced"]
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:

@@ -1,12 +1,11 @@
 """ResNet: He et al. 2015, "Deep residual learning for image recognition" (arXiv 1512.03385)."""
 
-from typing import Literal
-
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.resnet import BasicBlock
 
+from imgrec.config.named_values import FirstLayers, ResNetDepth
 from imgrec.models.channels import set_channels
 
 CIFAR_DEPTHS = (20, 32, 44, 56, 110)
@@ -16,8 +15,8 @@ def resnet(
     *,
     num_classes: int,
     channels: int,
-    depth: Literal[20, 32, 44, 56, 110, 18, 34, 50, 101, 152],
-    stem: Literal["imagenet", "small"],
+    depth: ResNetDepth,
+    stem: FirstLayers,
     zero_init_residual: bool,
 ) -> nn.Module:
     """Float [B, channels, H, W] -> logits [B, num_classes]; the ImageNet family (depth 18 to 152) or CIFAR's (20 to 110).
@@ -38,9 +37,7 @@ def resnet(
 class CifarResNet(nn.Sequential):
     """The paper's networks for CIFAR-10 (section 4.2): 6n + 2 layers, stages of 16, 32 and 64 channels, shortcuts A."""
 
-    def __init__(
-        self, num_classes: int, channels: int, depth: int, stem: Literal["imagenet", "small"], zero_init_residual: bool
-    ) -> None:
+    def __init__(self, num_classes: int, channels: int, depth: int, stem: FirstLayers, zero_init_residual: bool) -> None:
         super().__init__()
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = nn.Conv2d(channels, 16, kernel, stride, padding=kernel // 2, bias=False)

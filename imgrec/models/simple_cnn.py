@@ -1,10 +1,10 @@
 """A plain stack of convolutions, poolings and one dense layer: the network of textbooks and of the Keras examples."""
 
 from itertools import pairwise
-from typing import Literal
 
 from torch import nn
 
+from imgrec.config.named_values import Norm, Padding
 from imgrec.errors import ConfigError
 
 
@@ -26,9 +26,9 @@ class SimpleCNN(nn.Sequential):
         channels: int,
         image_size: int,
         widths: list[int],
-        padding: list[Literal["valid", "same"]],
+        padding: list[Padding],
         kernel: int,
-        norm: Literal["none", "batch"],
+        norm: Norm,
         dense: int,
         stage_dropout: float,
         dense_dropout: float,

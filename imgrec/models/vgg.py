@@ -1,11 +1,10 @@
 """VGG: Simonyan and Zisserman 2014, "Very deep convolutional networks for ..." (arXiv 1409.1556), torchvision's."""
 
-from typing import Literal
-
 import torch
 from torch import nn
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
+from imgrec.config.named_values import FirstLayers, VGGDepth
 from imgrec.models.channels import set_channels
 from imgrec.models.simple_cnn import he_init
 
@@ -16,9 +15,9 @@ def vgg(
     *,
     num_classes: int,
     channels: int,
-    depth: Literal[11, 13, 16, 19],
+    depth: VGGDepth,
     batch_norm: bool,
-    head: Literal["imagenet", "small"],
+    head: FirstLayers,
     dropout: float,
 ) -> nn.Module:
     """Float [B, channels, H, W] -> logits [B, num_classes].

@@ -1,0 +1,57 @@
+"""The values of keys that name one of several, checked before torch is imported. They are defined here and nowhere else."""
+
+from typing import Any, Literal
+
+from imgrec.config.options import shipped_targets
+from imgrec.config.schema import Monitor
+
+BadImage = Literal["refuse", "skip"]
+Cache = Literal["none", "ram"]
+Check = Literal["auto", "all"]
+Decoder = Literal["auto", "simplejpeg", "torchvision", "torchcodec", "pil"]
+Policy = Literal["none", "randaug", "autoaug", "trivial"]
+AutoAugPolicy = Literal["imagenet", "cifar10", "svhn"]
+Fill = Literal["nearest", "zeros"]
+ClassWeights = Literal["none", "balanced"]
+FirstLayers = Literal["imagenet", "small"]
+Padding = Literal["valid", "same"]
+Norm = Literal["none", "batch"]
+Activation = Literal["relu", "tanh"]
+Pool = Literal["max", "average"]
+ResNetDepth = Literal[20, 32, 44, 56, 110, 18, 34, 50, 101, 152]
+VGGDepth = Literal[11, 13, 16, 19]
+DenseNetDepth = Literal[121, 161, 169, 201]
+
+NAMED: dict[str, Any] = {
+    "data.on_bad_image": BadImage,
+    "data.on_bad_image_eval": BadImage,
+    "data.cache": Cache,
+    "data.check": Check,
+    "data.decoder": Decoder,
+    "augment.policy": Policy,
+    "augment.autoaug_policy": AutoAugPolicy,
+    "augment.fill": Fill,
+    "loss.class_weights": ClassWeights,
+    "model.stem": FirstLayers,
+    "model.head": FirstLayers,
+    "model.padding": list[Padding],
+    "model.norm": Norm,
+    "model.activation": Activation,
+    "model.pool": Pool,
+    "scheduler.monitor": Monitor,
+}
+GROUPS = sorted({key.partition(".")[0] for key in NAMED})
+DEPTHS: dict[str, Any] = {
+    "imgrec.models.resnet.resnet": ResNetDepth,
+    "imgrec.models.vgg.vgg": VGGDepth,
+    "imgrec.models.densenet.densenet": DenseNetDepth,
+}
+
+
+def named_types(tree: dict[str, Any]) -> dict[str, Any]:
+    """Dotted key to annotation of the keys of a composed tree that name one of several, below targets that imgrec ships."""
+    targets = {group: node.get("_target_") for group in GROUPS if isinstance(node := tree.get(group), dict)}
+    depth = {"model.depth": DEPTHS[targets["model"]]} if targets.get("model") in DEPTHS else {}
+    shipped = {group for group, target in targets.items() if target in shipped_targets(group)}
+    named = {key: hint for key, hint in NAMED.items() if key.partition(".")[0] in shipped}
+    return {key: hint for key, hint in (named | depth).items() if key.partition(".")[2] in tree[key.partition(".")[0]]}
