@@ -20,6 +20,7 @@ from imgrec.files import resolved
 from imgrec.storage.index import INDEX, ShardIndex
 from imgrec.terminal import Terminal
 
+FULL_SIZE = 256  # pixels of the shorter side, of which the default data.image_size=224 is cut
 MOST_NAMED = 20  # damaged or unreadable images that are named
 
 
@@ -53,12 +54,12 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
     if not config.out:
         raise ConfigError(f"out={format_value(config.out)}: pack needs a folder for the shards. Set out=DIR.")
     data = DataConfig.from_node(config.data)
-    check_data(data)
     root = data.own.get("root")
     if root is not None and "file" not in data.own and resolved(config.out).is_relative_to(resolved(root)):
         raise ConfigError(
             f"out={config.out} is in data.root={root}, where shards would be taken for images. Set out=DIR beside it."
         )
+    check_data(data)
     return _pack(config, Path(config.out), terminal)
 
 
@@ -79,15 +80,21 @@ def _pack(config: PackConfig, out: Path, terminal: Terminal) -> int:
         task = bar.add_task("images", total=sum(int(data.counts(split).sum()) for split in SPLITS), note="")
         workers = worker_count(config.num_workers, in_memory=False, processes_here=1)
         index, bad = pack_images(data, out, packing, num_workers=workers, advance=lambda done: bar.advance(task, done))
-    images = ", ".join(f"{name} {len(split.labels):,}" for name, split in index.splits.items())
+    images = _split_sizes(index)
     terminal.say(
         f"{out}: {images} images of {len(index.classes)} classes in {plural(len(index.shards), 'shard')}, "
         f"{index.sizes.sum() / 1e6:,.1f} MB, {time.perf_counter() - start:,.1f} s"
     )
     if bad:
         terminal.say(f"{plural(len(bad), 'image')} left out, which could not be read: {first_names(bad, MOST_NAMED)}", "yellow")
-    terminal.say(f"imgrec train data=shards {shlex.quote(f'data.root={out}')}")
+    # At the size that evaluation cuts from the middle: larger ones would be made of fewer pixels than they have.
+    small = [f"data.image_size={config.size * 7 // 8}"] * (config.format != "keep" and config.size < FULL_SIZE)
+    terminal.say(f"next:\n  {shlex.join(['imgrec', 'train', 'data=shards', f'data.root={out}', *small])}")
     return 0
+
+
+def _split_sizes(index: ShardIndex) -> str:
+    return ", ".join(f"{name} {len(index.splits[name].labels):,}" for name in SPLITS if name in index.splits)
 
 
 def _verify(folder: Path, terminal: Terminal) -> int:
@@ -117,9 +124,11 @@ def _index(folder: Path, terminal: Terminal) -> int:
         why = "is not a folder" if not folder.is_dir() else f"has an {INDEX} already"
         raise DataError(f"index={folder} {why}. Set index=DIR with shards of webdataset, DIR/train/*.tar.")
     index = write_index(folder)
-    images = ", ".join(f"{name} {len(split.labels):,}" for name, split in index.splits.items())
+    images = _split_sizes(index)
     terminal.say(f"{folder / INDEX}: {images} images of {len(index.classes)} classes in {plural(len(index.shards), 'shard')}")
-    terminal.say(f"imgrec train data=shards {shlex.quote(f'data.root={folder}')}, or the address of a copy of it")
+    terminal.say(
+        f"next, or with the address of a copy:\n  {shlex.join(['imgrec', 'train', 'data=shards', f'data.root={folder}'])}"
+    )
     return 0
 
 

@@ -641,9 +641,15 @@ def test_the_command_packs_and_says_what_to_type(photos, tmp_path, capsys):
     words = ["data.test_share=0.25", "data.val_share=0.25", "num_workers=0"]
     assert cli.main(["pack", str(photos), f"out={out}", "format=keep", "shard_images=7", *words]) == 0
     said = capsys.readouterr().out
+    assert said.startswith(f"{out}: train ")
     assert "3 classes" in said
-    assert f"imgrec train data=shards data.root={out}" in said
+    assert said.endswith(f"next:\n  imgrec train data=shards data.root={out}\n")
     assert whole(shards(out).split("val")).images.equal(whole(folder(photos).split("val")).images)
+
+
+def test_of_a_pack_of_smaller_images_the_next_training_takes_no_larger_ones(photos, tmp_path, capsys):
+    assert cli.main(["pack", str(photos), f"out={tmp_path / 'out'}", "size=32", "num_workers=0"]) == 0
+    assert capsys.readouterr().out.endswith(" data.image_size=28\n")
 
 
 def test_mistakes_are_one_line(tmp_path, capsys):
@@ -658,6 +664,8 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         ("data.root=none", f"out={tmp_path}/o"): ("data.root=none", "data.root=FOLDER"),
         ("format=png",): ("format=png", "jpeg, raw or keep", "jpeg"),
         ("data=shards", "data.cache_gb=1e300"): ("data.cache_gb=1e+300", "more than 0 and at most 1000000000", "4.0"),
+        ("size=64", "format=keep"): ("size=64 has no effect", "format=jpeg"),
+        ("quality=80", "format=raw"): ("quality=80 has no effect", "format=jpeg"),
         ("quality=101",): ("quality=101", "1 or more and at most 100", "90"),
         ("verify=none",): ("verify=none", INDEX, "verify=DIR"),
     }.items():

@@ -17,10 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import run_ranks, wait_until
 
+from imgrec.config.compose import compose_config
 from imgrec.config.instantiate import instantiate
+from imgrec.config.schema import run_config
+from imgrec.data.datamodule import build_data
 from imgrec.data.in_memory import InMemoryImages
+from imgrec.terminal import Terminal
 from imgrec.train import fit
-from imgrec.training.callbacks.console import HEADER, epoch_line
+from imgrec.training.callbacks.console import HEADER, EpochLines, epoch_line
 from imgrec.training.callbacks.profile import RECORDED
 from imgrec.training.held_back import HELD_BACK, LEAST_S, data_setting, held_back
 from imgrec.training.module import Classifier
@@ -225,12 +229,29 @@ def test_a_few_seconds_are_worth_no_setting():
 
 
 def test_more_workers_are_named_only_where_cores_are_left():
-    def said(workers: int) -> str:
-        loaders: Any = SimpleNamespace(workers=workers, cores=2)
+    def said(workers: int, *overrides: str) -> str:
+        data, _ = build_data(run_config(compose_config("train", ["data=imagefolder", *overrides])))
+        loaders: Any = SimpleNamespace(workers=workers, cores=2, data=data)
         return data_setting(loaders)
 
     assert said(0) == said(1) == "Set num_workers=2."
-    assert_error(said(2), "2 workers", "all cores", "imgrec pack")
+    assert_error(said(2), "2 workers", "all cores", "data.cache=ram", "imgrec benchmark", "imgrec pack")
+    assert "ram" not in said(2, "data.cache=ram")
+    assert said(2, "data.decoder=pil") == "Set data.decoder=auto."
+
+
+def test_the_epoch_that_fills_the_memory_with_images_is_not_blamed_for_reading_them():
+    data, _ = build_data(run_config(compose_config("train", ["data=imagefolder", "data.cache=ram"])))
+    loaders: Any = SimpleNamespace(workers=2, cores=2, data=data, bad_images=list, constant_images=list)
+    said: list[str] = []
+    history: Any = SimpleNamespace(rows=[])
+    terminal: Any = SimpleNamespace(say=lambda line, style=None: said.append(line), bar=Terminal().bar)
+    lines = EpochLines(data_wait=0.2, terminal=terminal, history=history)
+    trainer: Any = SimpleNamespace(max_epochs=2, datamodule=loaders)
+    for epoch in (1, 2):
+        history.rows.append({"epoch": epoch, "best": False, "data_wait_share": 0.5})
+        lines.on_train_epoch_end(trainer, None)  # type: ignore[arg-type]
+    assert [line.split()[:4] for line in said] == [["1/2", *"---"], ["2/2", *"---"], ["The", "network", "waited", "50%"]]
 
 
 @pytest.mark.slow

@@ -47,6 +47,8 @@ NEEDS: dict[str, tuple[Callable[[Tree], Any], str]] = {
     ),
     "sets": (lambda t: t["coverage"] is not None, "coverage=0.95"),
     "sets_by_class": (lambda t: t["coverage"] is not None, "coverage=0.95"),
+    "size": (lambda t: t["format"] != "keep", "format=jpeg or format=raw"),
+    "quality": (lambda t: t["format"] == "jpeg", "format=jpeg"),
     "distill.alpha": (lambda t: t["distill"]["teacher"], "distill.teacher=RUN_DIRECTORY too"),
     "distill.temperature": (lambda t: t["distill"]["teacher"], "distill.teacher=RUN_DIRECTORY too"),
     "finetune.freeze_epochs": (

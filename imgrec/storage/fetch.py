@@ -31,10 +31,12 @@ from imgrec.storage.store import ReadError, Store, find_fix, open_store, read_fa
 REQUESTS_AHEAD = 64
 REQUESTS_NEEDED = 16  # of what is waited for, beside those
 MOST_ATTEMPTS = 10
+MOST_WHOLE = 3  # first answers with the whole file, after which a server knows no ranges; a faulty one may send some
 FIRST_WAIT_S = 0.1  # between attempts; twice as long after each, 25 s in all
 MOST_WAIT_S = 5.0
 # Loader workers take a core before it does; where they wait for a block, their cores are free (see benchmarks/NOTES.md).
 LOWER_PRIORITY = 10
+NO_SUCH_FILE = "there is no such file"
 WITHOUT_RANGES = "Use a server that answers requests for a range of bytes, or copy the shards to a disk."
 
 
@@ -130,7 +132,7 @@ class Fetcher:
         """
         if span is not None and span[0] == span[1]:  # of an empty image: a range has a byte at least
             return memoryview(b"")
-        began, reason, damaged = time.monotonic(), "", None
+        began, reason, damaged, whole_files = time.monotonic(), "", None, 0
         for attempt in range(MOST_ATTEMPTS):
             if attempt:
                 time.sleep(min(MOST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
@@ -139,8 +141,9 @@ class Fetcher:
             except Exception as error:  # obstore's have no class for most of what can go wrong
                 reason = read_failure(error)
                 if isinstance(error, FileNotFoundError):
-                    raise ReadError("cannot be read: there is no such file. Copy it there, or correct data.root.") from error
-                if fix := find_fix(error):
+                    raise ReadError(f"cannot be read: {NO_SUCH_FILE}. Copy it there, or correct data.root.") from error
+                whole_files += type(error).__name__ == "NotSupportedError"  # obstore's
+                if fix := find_fix(error) or (WITHOUT_RANGES if whole_files == attempt + 1 == MOST_WHOLE else ""):
                     raise ReadError(f"cannot be read: {reason}. {fix}") from error
                 continue
             if span is not None and len(content) != span[1] - span[0]:

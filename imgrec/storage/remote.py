@@ -26,7 +26,7 @@ from imgrec.data.batch import Indices, Request, Requests
 from imgrec.data.cache import CACHE_VARIABLE, cache_folder
 from imgrec.errors import MORE_FILES, TOO_MANY_OPEN, ConfigError, DataError, SourceError
 from imgrec.storage.block_cache import block_path
-from imgrec.storage.fetch import MOST_ATTEMPTS, Blocks, FetchSettings
+from imgrec.storage.fetch import MOST_ATTEMPTS, NO_SUCH_FILE, Blocks, FetchSettings
 from imgrec.storage.index import INDEX, Places, ShardIndex
 from imgrec.storage.store import ReadError
 
@@ -222,10 +222,8 @@ def open_remote(root: str, cache_bytes: int) -> tuple[ShardIndex, RemoteFiles]:
     try:
         content, index = _read_index(downloads, f"{root}/{INDEX}")
     except ReadError as error:
-        raise SourceError(
-            f"{root}/{INDEX} {error} imgrec pack FOLDER out=DIR writes it beside the shards, imgrec pack index DIR beside those of "
-            "webdataset."
-        ) from error
+        written = "imgrec pack FOLDER out=DIR writes it beside the shards, imgrec pack index DIR beside those of webdataset."
+        raise SourceError(f"{root}/{INDEX} {error}" + f" {written}" * (NO_SUCH_FILE in str(error))) from error
     key = hashlib.blake2b(f"{root} {BLOCK_BYTES} ".encode() + content, digest_size=16).hexdigest()
     return index, RemoteFiles(index, downloads, key)
 

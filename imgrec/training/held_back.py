@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from imgrec.config.schema import RunConfig
 from imgrec.data.datamodule import DataModule
+from imgrec.data.folder import FileData
 from imgrec.training.timeline import PART_NAMES, Part
 
 HELD_BACK = 0.2  # share of a training's time above which the end names what took it
@@ -47,6 +48,8 @@ def data_setting(loaders: DataModule) -> str:
     """What to set where the network waits for images."""
     if loaders.workers < loaders.cores:
         return f"Set num_workers={loaders.cores}."
-    return (
-        f"{loaders.workers} workers use all cores of this process: pack the images smaller with imgrec pack, or use more cores."
-    )
+    data = loaders.data
+    if isinstance(data, FileData) and data.reading["decoder"] not in ("auto", "simplejpeg"):
+        return "Set data.decoder=auto."
+    memory = "set data.cache=ram if imgrec benchmark says that it pays, " * (isinstance(data, FileData) and data.cache == "none")
+    return f"{loaders.workers} workers use all cores of this process: {memory}pack the images smaller with imgrec pack, or use more cores."

@@ -6,6 +6,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from imgrec.data.datamodule import DataModule
+from imgrec.data.folder import FileData
 from imgrec.errors import plural
 from imgrec.terminal import Terminal, duration, percent
 from imgrec.training.callbacks.history import History
@@ -78,7 +79,8 @@ class EpochLines(pl.Callback):
         self._say_images(data.bad_images(), LEFT_OUT)
         self._say_images(data.constant_images(), "with the same value everywhere")
         waited = row.get("data_wait_share", 0.0)
-        if waited > self.data_wait and not self._said_waiting:
+        fills = row["epoch"] == 1 and isinstance(data.data, FileData) and data.data.cache == "ram"  # the others read no files
+        if waited > self.data_wait and not fills and not self._said_waiting:
             self._said_waiting = True
             self.terminal.say(f"  The network waited {waited:.0%} of the time for data. {data_setting(data)}", style="yellow")
 
