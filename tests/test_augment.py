@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from imgrec import config
 from imgrec.config.instantiate import check_signatures
+from imgrec.config.named_values import Fill
 from imgrec.data import counter_rng, geometry
 from imgrec.data.augment import Augment, _corners
 from imgrec.errors import ConfigError
@@ -75,7 +76,7 @@ def test_perspective_equals_torchvision(moves: list[tuple[int, int]]) -> None:
 
 
 @pytest.mark.parametrize("fill", ["zeros", "nearest"])
-def test_pixels_on_the_horizon_are_outside_the_image(fill: geometry.Fill) -> None:
+def test_pixels_on_the_horizon_are_outside_the_image(fill: Fill) -> None:
     maps = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.4, 0.0, 1.0]]])  # divides by 0 where x is 2.5 left of the centre
     images = pictures(1)
     moved = geometry.resample(images, maps, None, fill=fill)

@@ -247,6 +247,7 @@ def test_the_epoch_that_fills_the_memory_with_images_is_not_blamed_for_reading_t
     history: Any = SimpleNamespace(rows=[])
     terminal: Any = SimpleNamespace(say=lambda line, style=None: said.append(line), bar=Terminal().bar)
     lines = EpochLines(data_wait=0.2, terminal=terminal, history=history)
+    lines._said_images = {}
     trainer: Any = SimpleNamespace(max_epochs=2, datamodule=loaders)
     for epoch in (1, 2):
         history.rows.append({"epoch": epoch, "best": False, "data_wait_share": 0.5})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from imgrec.config.named_values import AutoAugPolicy, Policy
+from imgrec.config.named_values import AutoAugPolicy, Fill, Policy
 from imgrec.data import counter_rng, geometry, mixup
 from imgrec.data.decode import Preprocessing, fit_to_size, resize
 from imgrec.errors import ConfigError
@@ -41,7 +41,7 @@ class Augment:
     perspective: float
     elastic_alpha: float
     elastic_sigma: float
-    fill: geometry.Fill
+    fill: Fill
     policy: Policy
     randaug_ops: int
     randaug_magnitude: int

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional as F
 
+from imgrec.config.named_values import Decoder
 from imgrec.data import jpeg
 from imgrec.data.pieces import check_pieces, open_counted
 from imgrec.errors import DataError, first_line, unreadable
@@ -70,7 +71,7 @@ def load_image(path: str, preprocessing: Preprocessing) -> Tensor:
     return fit_to_size(decode(path, preprocessing), preprocessing)
 
 
-def decode(path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "auto", rows: Rows | None = None) -> Tensor:
+def decode(path: str, preprocessing: Preprocessing, decoder: Decoder = "auto", rows: Rows | None = None) -> Tensor:
     """uint8 [C, H, W] of an image file, as `from_pil` makes it of the opened file; DataError with the path of a file without.
 
     decoder: of JPEG data, all with the same pixels. rows: below them there may be anything, and damage may not be noticed.
@@ -91,7 +92,7 @@ def decode(path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "aut
 
 
 def decode_bytes(
-    content: bytes, path: str, preprocessing: Preprocessing, decoder: jpeg.Decoder = "auto", rows: Rows | None = None
+    content: bytes, path: str, preprocessing: Preprocessing, decoder: Decoder = "auto", rows: Rows | None = None
 ) -> Tensor:
     """`decode` of the content of an image file; path: what errors call it."""
     with _naming_image(path, preprocessing["max_pixels"]):
@@ -133,7 +134,7 @@ def _decode_by_pil(file: BinaryIO, preprocessing: Preprocessing) -> Tensor:
 
 
 def _jpeg_pixels(
-    file: FileIO | BytesIO, size: int, preprocessing: Preprocessing, decoder: jpeg.Decoder, rows: Rows | None
+    file: FileIO | BytesIO, size: int, preprocessing: Preprocessing, decoder: Decoder, rows: Rows | None
 ) -> Tensor | None:
     """The pixels of a JPEG in about half of PIL's time; None for other formats and for the rare kinds that only PIL reads."""
     if file.read(3) != jpeg.SIGNATURE:

@@ -144,5 +144,5 @@ def _sentence(names: ImageNames, copies: Duplicates, row: int, pair: int | None)
     if pair is None:
         return show_name(names[row])
     other, bits = int(copies.pairs[pair].sum()) - row, copies.distances[pair]
-    how = "the same pixels" if copies.same_pixels[pair] else f"{bits or 'no'} of 64 bits differ"
+    how = "the same pixels" if copies.same_pixels[pair] else f"{bits} of 64 bits differ"
     return f"{show_name(names[row])} and {show_name(names[other])}: {how}"

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import imgrec
 from imgrec import config
+from imgrec.config.named_values import Fill
 from imgrec.config.schema import RunConfig
 from imgrec.data import geometry
 from imgrec.training.callbacks import finite
@@ -70,7 +71,7 @@ class NoWaits(pl.Callback):
 def paths_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU whole pixels are moved by a loop: here as on CUDA."""
 
-    def flip_and_crop(images: torch.Tensor, *moves: torch.Tensor, fill: geometry.Fill) -> torch.Tensor:
+    def flip_and_crop(images: torch.Tensor, *moves: torch.Tensor, fill: Fill) -> torch.Tensor:
         return geometry._gather(images, *moves, fill)
 
     if not torch.cuda.is_available():
