@@ -50,8 +50,9 @@ DEPTHS: dict[str, Any] = {
 
 def named_types(tree: dict[str, Any]) -> dict[str, Any]:
     """Dotted key to annotation of the keys of a composed tree that name one of several, below targets that imgrec ships."""
-    targets = {group: node.get("_target_") for group in GROUPS if isinstance(node := tree.get(group), dict)}
-    depth = {"model.depth": DEPTHS[targets["model"]]} if targets.get("model") in DEPTHS else {}
-    shipped = {group for group, target in targets.items() if target in shipped_targets(group)}
-    named = {key: hint for key, hint in NAMED.items() if key.partition(".")[0] in shipped}
-    return {key: hint for key, hint in (named | depth).items() if key.partition(".")[2] in tree[key.partition(".")[0]]}
+    nodes = {group: node for group in GROUPS if isinstance(node := tree.get(group), dict)}
+    targets = {group: str(node.get("_target_")) for group, node in nodes.items()}
+    named = {key: hint for key, hint in NAMED.items() if targets.get(group := key.partition(".")[0]) in shipped_targets(group)}
+    if (depth := DEPTHS.get(targets.get("model", ""))) is not None:
+        named["model.depth"] = depth
+    return {key: hint for key, hint in named.items() if key.partition(".")[2] in nodes[key.partition(".")[0]]}
