@@ -22,7 +22,7 @@ ResNetDepth = Literal[20, 32, 44, 56, 110, 18, 34, 50, 101, 152]
 VGGDepth = Literal[11, 13, 16, 19]
 DenseNetDepth = Literal[121, 161, 169, 201]
 
-NAMED: dict[str, Any] = {
+NAMED_VALUES: dict[str, Any] = {
     "data.on_bad_image": BadImage,
     "data.on_bad_image_eval": BadImage,
     "data.cache": Cache,
@@ -40,7 +40,6 @@ NAMED: dict[str, Any] = {
     "model.pool": Pool,
     "scheduler.monitor": Monitor,
 }
-GROUPS = sorted({key.partition(".")[0] for key in NAMED})
 DEPTHS: dict[str, Any] = {
     "imgrec.models.resnet.resnet": ResNetDepth,
     "imgrec.models.vgg.vgg": VGGDepth,
@@ -50,9 +49,13 @@ DEPTHS: dict[str, Any] = {
 
 def named_types(tree: dict[str, Any]) -> dict[str, Any]:
     """Dotted key to annotation of the keys of a composed tree that name one of several, below targets that imgrec ships."""
-    nodes = {group: node for group in GROUPS if isinstance(node := tree.get(group), dict)}
-    targets = {group: str(node.get("_target_")) for group, node in nodes.items()}
-    named = {key: hint for key, hint in NAMED.items() if targets.get(group := key.partition(".")[0]) in shipped_targets(group)}
-    if (depth := DEPTHS.get(targets.get("model", ""))) is not None:
-        named["model.depth"] = depth
-    return {key: hint for key, hint in named.items() if key.partition(".")[2] in nodes[key.partition(".")[0]]}
+    typed = dict(NAMED_VALUES)
+    model = tree.get("model")
+    if isinstance(model, dict) and (depth := DEPTHS.get(str(model.get("_target_")))) is not None:
+        typed["model.depth"] = depth
+    return {key: hint for key, hint in typed.items() if _is_shipped(tree, *key.split("."))}
+
+
+def _is_shipped(tree: dict[str, Any], group: str, key: str) -> bool:
+    node = tree.get(group)
+    return isinstance(node, dict) and key in node and str(node.get("_target_")) in shipped_targets(group)
