@@ -511,6 +511,28 @@ def test_history_collects_what_throughput_measured_and_the_console_prints_it_in_
     assert any(line.split()[:1] == ["1/1"] and speed in line.split() for line in capsys.readouterr().out.splitlines())
 
 
+def test_everything_that_reads_images_has_a_bar_also_after_the_last_epoch(small, monkeypatch):
+    from imgrec.training.callbacks.console import EpochLines
+
+    bars: list[tuple[str, int, int]] = []
+    begin, advance = EpochLines._begin, EpochLines.on_test_batch_end
+
+    def noted(self, what: str, total: int, done: int = 0) -> None:
+        bars.append((what, total, 0))
+        begin(self, what, total, done)
+
+    def counted(self, *args) -> None:
+        bars[-1] = (*bars[-1][:2], bars[-1][2] + 1)
+        advance(self, *args)
+
+    monkeypatch.setattr(EpochLines, "_begin", noted)
+    for hook in ("on_train_batch_end", "on_validation_batch_end", "on_predict_batch_end", "on_test_batch_end"):
+        monkeypatch.setattr(EpochLines, hook, counted)
+    fit(small("data.train_samples=80", "data.val_share=0.5"))
+    assert list(dict.fromkeys(what for what, *_ in bars)) == ["epoch 1/1", "validation", "calibration", "test"]
+    assert all(total == done for what, total, done in bars if what in ("calibration", "test"))
+
+
 def test_ctrl_c_says_how_to_resume(small, monkeypatch, capsys):
     from imgrec import cli
     from imgrec.training.callbacks.console import EpochLines

@@ -55,6 +55,16 @@ class EpochLines(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin("validation", int(sum(trainer.num_val_batches)))
 
+    def on_predict_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:  # of validation, to fit the temperature
+        self._begin("calibration", int(sum(trainer.num_predict_batches)))
+        self._progress.start()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin("test", int(sum(trainer.num_test_batches)))
+        self._progress.start()
+
     def _begin(self, what: str, total: int, done: int = 0) -> None:
         for task in self._progress.task_ids:
             self._progress.remove_task(task)
@@ -70,7 +80,7 @@ class EpochLines(pl.Callback):
         if loss is not None and elapsed > EVERY_SECONDS * (1 + task.fields.get("shown", 0)):
             self._progress.update(task.id, note=f"loss {float(loss):.4f}", shown=int(elapsed / EVERY_SECONDS))
 
-    on_validation_batch_end = on_train_batch_end  # type: ignore[assignment]
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end  # type: ignore[assignment]
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         row = self.history.rows[-1]
@@ -99,6 +109,11 @@ class EpochLines(pl.Callback):
                     f"stopped early after epoch {callback.stopped_epoch + 1}: "
                     f"no better {callback.monitor} for {callback.patience} validations"
                 )
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._progress.stop()
+
+    on_test_end = on_predict_end
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._progress.stop()
