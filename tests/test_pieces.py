@@ -15,10 +15,10 @@ from test_data_folder import PREPROCESSING, folder
 from test_readable import found, photos, words
 
 from imgrec import cli
-from imgrec.data import pieces
+from imgrec.data import jpeg, pieces
 from imgrec.data.decode import Preprocessing, decode, decode_bytes
 from imgrec.data.decoded import image_sizes
-from imgrec.data.jpeg import MOST_SEGMENTS, read_segments
+from imgrec.data.jpeg import read_segments
 from imgrec.data.pieces import open_image
 from imgrec.errors import DataError
 from imgrec.files import IMAGE_FORMATS
@@ -28,25 +28,31 @@ from imgrec.storage import pack
 
 KINDS = file_kinds(13, 9)
 COLOUR = Preprocessing(**{**PREPROCESSING, "channels": 3})
-METADATA = "300 pieces of metadata"
+METADATA, CHUNKS = "1,000 pieces of metadata", "1,000 chunks of metadata or of less than 1,024 bytes"
 PIECES = {  # a file, where it is given more of what, how often it is read, how often it is not, and why
-    "EXIF data": ("colour.jpg", 2, app_segment(0xE1, b"Exif\0\0II"), 280, 301, METADATA),
-    "comments": ("colour.jpg", 2, b"\xff\xfe\0\2", 280, 301, METADATA),
-    "padding": ("colour.jpg", 2, b"\xff", 280, 301, METADATA),
-    "of a kind that only PIL reads": ("cmyk.jpg", 2, b"\xff\xfe\0\2", 280, 301, METADATA),
-    "colour profiles": ("colour.png", 33, png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**19))), 2, 301, METADATA),
-    "texts": ("colour.png", 33, png_chunk(b"tEXt", b"a\0b"), 280, 301, METADATA),
-    "texts behind the pixels": ("colour.png", -12, png_chunk(b"tEXt", b"a\0b"), 280, 301, METADATA),
-    "empty chunks of pixels": ("colour.png", 33, png_chunk(b"IDAT", b""), 9_990, 10_001, "10,000 chunks of less than 1,024 bytes"),
-    "frames without pixels": ("colour.png", -12, png_chunk(b"fcTL", bytes(26)), 0, 10_001, "10,000 chunks"),
-    "comments of a GIF": ("one.gif", -40, b"!\xfe\1a\0", 100, 1000, "2,000 reads"),
-    "a comment of many parts": ("one.gif", -40, b"!\xfe" + 5000 * b"\1a" + b"\0", 0, 1, "2,000 reads"),
+    "EXIF data": ("colour.jpg", 2, app_segment(0xE1, b"Exif\0\0II"), 300, 301, "300 pieces of EXIF"),
+    "Photoshop's": ("colour.jpg", 2, app_segment(0xED, b"Photoshop 3.0\0"), 300, 301, "300 pieces of EXIF or Photoshop"),
+    "comments": ("colour.jpg", 2, b"\xff\xfe\0\2", 980, 1001, METADATA),
+    "padding": ("colour.jpg", 2, b"\xff", 980, 1001, METADATA),
+    "of a kind that only PIL reads": ("cmyk.jpg", 2, b"\xff\xfe\0\2", 980, 1001, METADATA),
+    "colour profiles": ("colour.png", 33, png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**19))), 2, 301, "300 compressed pieces"),
+    "packed texts": ("colour.png", 33, png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"b")), 300, 301, "300 compressed pieces"),
+    "texts": ("colour.png", 33, png_chunk(b"tEXt", b"a\0b"), 990, 1001, CHUNKS),
+    "texts behind the pixels": ("colour.png", -12, png_chunk(b"tEXt", b"a\0b"), 990, 1001, CHUNKS),
+    "empty chunks of pixels": ("colour.png", 33, png_chunk(b"IDAT", b""), 990, 1001, CHUNKS),
+    "frames without pixels": ("colour.png", -12, png_chunk(b"fcTL", bytes(26)), 0, 1001, CHUNKS),
+    "comments of a GIF": ("one.gif", -40, b"!\xfe\1a\0", 100, 2000, "4,000 reads"),
+    "a comment of many parts": ("one.gif", -40, b"!\xfe" + 5000 * b"\1a" + b"\0", 0, 1, "4,000 reads"),
 }  # fmt: skip
 
 
 @pytest.fixture
-def few_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "MOST_READS", 2000)
+def low_limits() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(jpeg, "MOST_PIECES", 1000)
+        patched.setattr(pieces, "MOST_SMALL", 1000)
+        patched.setattr(pieces, "MOST_READS", 4000)
+        yield
 
 
 def with_pieces(name: str, at: int, piece: bytes, count: int) -> bytes:
@@ -66,7 +72,7 @@ def scans(count: int, side: int = 64) -> bytes:
     return b"\xff\xd8" + tables + codes + first + other * (count - 1) + b"\xff\xd9"
 
 
-@pytest.mark.usefixtures("few_reads")
+@pytest.mark.usefixtures("low_limits")
 @pytest.mark.parametrize("kind", PIECES)
 def test_an_image_has_a_limit_on_its_pieces(kind: str, tmp_path: Path) -> None:
     name, at, piece, fits, too_many, reason = PIECES[kind]
@@ -78,6 +84,22 @@ def test_an_image_has_a_limit_on_its_pieces(kind: str, tmp_path: Path) -> None:
         decode(str(path), COLOUR)
     with raises_error(DataError, "it.jpg", "cannot be read", reason, "Save it again"):
         decode_bytes(content, "it.jpg", COLOUR)
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "piece", "count"),
+    [
+        ("colour.jpg", 2, app_segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + bytes(100)), 400),
+        ("colour.jpg", 20, b"\0", 2000),
+        ("colour.png", 33, png_chunk(b"tEXt", b"dcm:StudyID\0 1"), 600),
+        ("colour.png", 33, png_chunk(b"mkBT", bytes(100)), 800),
+        ("colour.png", 33, png_chunk(b"IDAT", b""), 12_000),
+    ],
+    ids=["a panorama's depth", "bytes that fill up", "a scan's header", "layers of a drawing", "a chunk for each row"],
+)
+def test_pieces_that_programs_write_are_read(name: str, at: int, piece: bytes, count: int, tmp_path: Path) -> None:
+    (path := tmp_path / name).write_bytes(with_pieces(name, at, piece, count))
+    assert (decode(str(path), COLOUR) == decode_bytes(KINDS[name], name, COLOUR)).all()
 
 
 @pytest.mark.parametrize(("count", "rest"), [(100, b"\xff\xda\0\0" * 50), (101, b"")])
@@ -106,12 +128,13 @@ def most_pieces(content: bytes, piece: bytes) -> int:
     [(b"\0", 1), (b"\0\xff\xe1\0\x0aExif\0\0II", 2), (b"\xff\xd0", 1), (b"\xff\0", 1), (b"\xff\xfe\0\0", 1)],
     ids=["a stray byte", "and EXIF data behind it", "a restart", "an escaped byte", "a length of 0"],
 )
-def test_pieces_are_counted_as_pillow_reads_them(piece: bytes, reads: int) -> None:
+def test_pieces_are_counted_as_pillow_reads_them(piece: bytes, reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on behind what is no segment: a count that ended there took 10 MB of EXIF data for one piece."""
+    monkeypatch.setattr(jpeg, "MOST_PIECES", 100)
     content = KINDS["colour.jpg"]
     assert content[2:4] == b"\xff\xe0"
     comments = most_pieces(content, b"\xff\xfe\0\2")
-    assert MOST_SEGMENTS - 20 < comments < MOST_SEGMENTS
+    assert 80 < comments < 100
     assert most_pieces(content, piece) == comments // reads
     with Image.open(BytesIO(content[:20] + 5 * piece + content[20:])) as image:
         assert image.size == (13, 9)
@@ -146,13 +169,11 @@ def test_a_file_of_any_kind_is_opened_with_as_many_reads_as_pillow_makes(name: s
 
 
 @pytest.fixture
-def broken() -> Iterator[dict[str, bytes]]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pieces, "MOST_READS", 2000)
-        yield {
-            f"{number}{name}": with_pieces(name, at, piece, count)
-            for number, (name, at, piece, _, count, _) in enumerate(PIECES.values())
-        } | {"scans.jpg": scans(101)}
+def broken(low_limits: None) -> dict[str, bytes]:
+    return {
+        f"{number}{name}": with_pieces(name, at, piece, count)
+        for number, (name, at, piece, _, count, _) in enumerate(PIECES.values())
+    } | {"scans.jpg": scans(101)}
 
 
 def test_every_reader_refuses_them(broken: dict[str, bytes], tmp_path: Path) -> None:

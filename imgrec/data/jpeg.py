@@ -20,15 +20,18 @@ SIGNATURE = b"\xff\xd8\xff"
 # How libjpeg's warnings begin where data is lost, which decoders fill with gray; it also warns of odd metadata.
 LOST_DATA = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression")
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9  # markers
-APP1, APP2 = 0xE1, 0xE2  # of EXIF and XMP data; of a colour profile, or that there are more pictures
+# Of EXIF and XMP data; of a colour profile, or that there are more pictures; of Photoshop.
+APP1, APP2, APP13 = 0xE1, 0xE2, 0xED
 _ALONE = (0x00, *range(0xD0, 0xDA))  # markers without a length: escaped bytes, restarts, start and end of an image
 _MARKER = re.compile(rb"\xff+[^\x00\x01\xff\xd0-\xd7]")  # but those without a segment: stuffed bytes and restarts
 LEAST_LEFT = 8  # rows without which decoding takes less time
 # Encoders write up to about 14; each is decoded over the whole image, 10 ms for 25 megapixels, and takes 45 bytes where nothing
 # changes: a file of 16 MB was an hour of a decoder's time.
 MOST_SCANS = 100
-# A phone's depth map is about 50. PIL copies all EXIF data for each segment that adds some: a file of 10 MB took more than 12 s.
-MOST_SEGMENTS = 300
+# PIL copies all EXIF data for each segment that adds some: a file of 10 MB took more than 12 s. It takes Photoshop's apart.
+MOST_COSTLY = 300
+# Anything else before the pixels, of which PIL takes 1 to 7 us each. A panorama with its depth or a second picture has hundreds.
+MOST_PIECES = 10_000
 SEQUENTIAL = (0xC0, 0xC1)  # markers of a frame that is coded row by row, with the usual Huffman codes
 # What libjpeg says of the rows behind those that were decoded; of several warnings it passes on the first.
 _LEFT_OVER = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0x")
@@ -78,9 +81,9 @@ def read_header(content: bytes) -> Header | None:
 
 
 def read_segments(file: BinaryIO) -> Segments:
-    """Those before the pixels; DataError for more than MOST_SEGMENTS that Pillow reads one by one: segments, padding, other bytes."""
+    """Those before the pixels; DataError for more segments, padding and other bytes than Pillow, which reads them one by one, should read."""
     markers: set[int] = set()
-    at, count, is_plain, components = 2, 0, True, 0
+    at, costly, count, is_plain, components = 2, 0, 0, True, 0
     frame: int | None = None
     while True:
         file.seek(at)
@@ -92,8 +95,11 @@ def read_segments(file: BinaryIO) -> Segments:
             is_single = is_plain and head[4:5] == bytes([components])
             return Segments(markers, is_plain, frame if is_single else None)
         count += 1
-        if count > MOST_SEGMENTS:
-            raise DataError(f"it has more than {MOST_SEGMENTS} pieces of metadata. Save it again without them")
+        costly += marker == APP13 or (marker == APP1 and head[4:] == b"Exif\0\0")
+        if costly > MOST_COSTLY:
+            raise DataError(f"it has more than {MOST_COSTLY} pieces of EXIF or Photoshop's data. Save it again without them")
+        if count > MOST_PIECES:
+            raise DataError(f"it has more than {MOST_PIECES:,} pieces of metadata. Save it again without them")
         if marker is None or marker == 0xFF:
             is_plain = is_plain and marker is not None
             at += 1

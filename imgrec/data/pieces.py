@@ -11,10 +11,11 @@ from imgrec.errors import DataError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXEL_CHUNKS = (b"IDAT", b"fcTL", b"fdAT")  # of a PNG; an animated one has many of each
-# PIL unpacks each colour profile of a PNG, which is 1 MB from 1 KB in 2.2 ms: a file of 10 MB took 44 s.
-MOST_CHUNKS = 300  # that hold no pixels
-# Encoders write 8 KB or more at once. PIL takes 3 us a chunk: a file of 10 MB of empty ones took 2 to 3 s.
-SMALL_CHUNK, MOST_SMALL = 1024, 10_000  # bytes, and how many of less that hold pixels
+# Chunks of a PNG that PIL unpacks, 1 MB from 1 KB in 2.2 ms: a file of 10 MB took 44 s.
+COMPRESSED_CHUNKS, MOST_COMPRESSED = (b"iCCP", b"zTXt", b"iTXt"), 300
+# PIL takes 3 to 5 us a chunk: a file of 10 MB of empty ones took 2 to 3 s. Encoders write 8 KB or more of the pixels at once, or a
+# row of a scan. A scan's header may be hundreds of texts, and a drawing program keeps its layers in chunks of its own.
+SMALL_CHUNK, MOST_SMALL = 1024, 50_000  # bytes of pixels, and how many chunks of less, or of metadata
 # PIL reads a GIF's comments byte by byte: 10 MB of them took 5.7 s. Behind the header only where it looks for a second picture.
 MOST_READS = 300_000
 
@@ -67,18 +68,18 @@ def check_pieces(file: BinaryIO) -> None:
 
 
 def _check_chunks(file: BinaryIO) -> None:
-    at, metadata, small = len(PNG_SIGNATURE), 0, 0
+    at, compressed, small = len(PNG_SIGNATURE), 0, 0
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         if kind == b"IEND":
             break
-        if kind not in PIXEL_CHUNKS:
-            metadata += 1
-        elif length < SMALL_CHUNK:
-            small += 1
-        if metadata > MOST_CHUNKS:
-            raise DataError(f"it has more than {MOST_CHUNKS} pieces of metadata. Save it again without them")
+        compressed += kind in COMPRESSED_CHUNKS
+        small += length < SMALL_CHUNK or kind not in PIXEL_CHUNKS
+        if compressed > MOST_COMPRESSED:
+            raise DataError(f"it has more than {MOST_COMPRESSED} compressed pieces of metadata. Save it again without them")
         if small > MOST_SMALL:
-            raise DataError(f"it has more than {MOST_SMALL:,} chunks of less than {SMALL_CHUNK:,} bytes. Save it again")
+            raise DataError(
+                f"it has more than {MOST_SMALL:,} chunks of metadata or of less than {SMALL_CHUNK:,} bytes. Save it again"
+            )
         at += 12 + length
         file.seek(at)
