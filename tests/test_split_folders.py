@@ -203,6 +203,18 @@ def test_a_copy_with_names_of_the_other_form_has_the_same_splits(tmp_path):
     assert folder(tmp_path / "one").record(content=()).digest() == folder(tmp_path / "two").record(content=()).digest()
 
 
+def test_folders_beside_the_splits_are_named_as_they_are_not_read(tmp_path):
+    for split in ("train", "val"):
+        make(tmp_path / split, {"a": 3, "b": 3})
+    make(tmp_path / "extra", {"a": 3, "b": 3})
+    found = folder(tmp_path)
+    found.record()
+    assert found.beside == ["extra"]
+    splitless = folder(tmp_path / "extra")
+    splitless.record()
+    assert splitless.beside == []
+
+
 @pytest.mark.parametrize("leaves", ["nothing", "Thumbs.db", ".DS_Store", "deeper/still"])
 def test_folders_that_hold_nothing_are_passed_over_and_counted(tmp_path, leaves):
     for split in ("train", "val"):

@@ -15,7 +15,7 @@ from torchvision import datasets
 
 from imgrec.config.annotations import read_pattern
 from imgrec.config.schema import Split
-from imgrec.config.split_folders import find_split_folders
+from imgrec.config.split_folders import class_folders, find_split_folders, split_meant
 from imgrec.config.start_checks import missing_files
 from imgrec.data.batch import Indices
 from imgrec.data.file_index import FileIndex, listed_images
@@ -185,6 +185,7 @@ class ImageFolder(FileData):
             splits = without_listed(splits, classes, self.root, self.skip_list)
         if folders["train"] == self.root:
             return self.cut_test(splits["train"], classes)  # there are no split folders
+        self.beside = [name for name in class_folders(self.root) if split_meant(name) is None]
         return Splits(classes, splits["train"], splits.get("val"), splits.get("test"), unlabelled)
 
     def _read_folders(self, folders: Mapping[Split, str]) -> tuple[tuple[str, ...], dict[Split, ImageFiles]]:

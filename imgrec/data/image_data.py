@@ -83,6 +83,7 @@ class ImageData:
         self.fold = fold
         self._record: DataRecord | None = None
         self.group_shares: dict[Split, tuple[float, float]] = {}  # where groups were cut off: as wanted, and of the images
+        self.beside: list[str] = []  # folders beside those of the splits, which `read` does not look into
         self.ignored: Counter[str] = Counter()  # files that were passed over by `read`, by their extension
         self._preprocessing = Preprocessing(
             image_size=image_size,

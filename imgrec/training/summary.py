@@ -27,7 +27,7 @@ from imgrec.data.datamodule import DataModule
 from imgrec.data.folder_classes import EMPTY_FOLDER
 from imgrec.data.image_data import ImageData
 from imgrec.data.jpeg import FASTEST
-from imgrec.errors import plural
+from imgrec.errors import first_names, plural
 from imgrec.inference.checkpoint import package_versions
 from imgrec.inference.metrics import Report
 from imgrec.models.summary import ModelSize
@@ -67,7 +67,7 @@ def start_screen(
     limit = run.trainer.limit_train_batches
     limited = "" if limit == 1.0 and isinstance(limit, float) else f" (trainer.limit_train_batches={limit})"
     whole = f"{plan.steps_per_epoch * run.epochs:,} in {plural(run.epochs, 'epoch')}"
-    steps = f"{plan.steps_per_epoch:,} steps an epoch{limited}, {whole if run.time is None else f'as many as fit into time={run.time}'}"
+    steps = f"{plural(plan.steps_per_epoch, 'step')} an epoch{limited}, {whole if run.time is None else f'as many as fit into time={run.time}'}"
     warmup = f"{run.scheduler.get('warmup_share', 0):.0%} warm-up"
     settings = ", ".join(f"{key}={run.model[key]}" for key in ("name", "depth", "stem", "head") if key in run.model)
     network = _name(run.model) + (f" ({settings})" if settings else "")
@@ -94,6 +94,8 @@ def start_screen(
             )
             + ": no images"
         )
+    if beside := loaders.data.beside:
+        rows["beside"] = f"{plural(len(beside), 'folder')} beside those of the splits, not read: {first_names(beside, 3)}"
     if lines := faults.lines():
         rows["check"] = "\n".join(lines)
     for name, text in (rows | dict(of_weights)).items():
