@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -503,7 +504,7 @@ def test_a_block_that_a_killed_process_left_half_written_is_written_again(kept, 
     cache.mkdir(parents=True)
     code = "from imgrec.storage.block_cache import _claimed; import os, time\n"
     code += f"with _claimed({path!r}, 9) as (f, _):\n os.write(f, b'x' * 9000); print(1, flush=True); time.sleep(600)"
-    with subprocess.Popen([os.sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         other.stdout.readline()
         os.kill(other.pid, signal.SIGKILL)
         other.wait()
@@ -580,7 +581,7 @@ def test_errors_of_the_process_arrive_as_they_are(server, tmp_path):
 
 def test_a_process_that_ends_at_its_start_is_named(server, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(os.sys, "executable", "true")
+    monkeypatch.setattr(sys, "executable", "true")
     with raises_error(SourceError, f"data.root={server.url}", "ended at its start", "start the same command again"):
         _ = shards(server.url).splits
     gc.collect()
