@@ -89,6 +89,7 @@ def test_no_range_and_no_need_is_left_over_from_a_key_that_is_gone():
     trees = [
         *(compose_config("train", [f"optim={option}"]) for option in ("momentum", "nesterov")),
         compose_config("predict", []),
+        compose_config("pack", []),
     ]
     known = {key for tree in trees for key, _ in all_keys(tree)}
     assert NEEDS.keys() <= known
