@@ -23,11 +23,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from served import LIMITS, PNG, Client, Echo, ask, form, service
 from test_data_folder import PREPROCESSING
-from test_pieces import PIECES, scans, with_pieces
+from test_pieces import PIECES, low_limits, scans, with_pieces  # noqa: F401
 from untrained_run import save_untrained_run
 
 from imgrec import cli
-from imgrec.data import pieces
 from imgrec.data.decode import decode_bytes
 from imgrec.errors import CheckpointError, ConfigError, DataError
 from imgrec.inference.predictor import Prediction, load
@@ -455,11 +454,11 @@ def test_an_image_that_the_network_fails_on_takes_no_others_with_it():
     assert [str(answers[1]), answers[0].class_name, answers[2].class_name] == ["99", "old 1", "old 3"]
 
 
+@pytest.mark.usefixtures("low_limits")
 @pytest.mark.parametrize("kind", PIECES)
-def test_an_image_has_a_limit_on_its_pieces(kind, monkeypatch):
+def test_an_image_has_a_limit_on_its_pieces(kind):
     """Without it 10 MB of such bodies were seconds to minutes of a decoder's time."""
     name, at, piece, count, too_many, reason = PIECES[kind]
-    monkeypatch.setattr(pieces, "MOST_READS", 2000)
     limits = Limits(**{**vars(LIMITS), "max_pixels": 10**6, "max_body_bytes": 10**6})
 
     async def talk(client: Client):
