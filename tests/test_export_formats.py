@@ -30,6 +30,7 @@ from imgrec.data.decode import Preprocessing, fit_to_size
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.errors import CheckpointError, ConfigError
 from imgrec.export.classifier import WholeClassifier
+from imgrec.export.agreement import MOST_APART
 from imgrec.export.int8 import INT8_APART, measure_cost, quantize
 from imgrec.export.sealed_file import sealed
 from imgrec.export.torch_program import FitByTorch, program_answer, program_bytes, torch_program
@@ -290,4 +291,5 @@ def test_a_file_of_8_bits_says_what_it_costs(tmp_path, words, capsys):
     assert cost["float32_accuracy"] == pytest.approx(predictor.evaluate("val").accuracy)
     assert cost["int8_accuracy"] == pytest.approx((answers.argmax(1) == batch.labels.numpy()).mean())
     assert f"costs {100 * cost['lost']:.2f} points" in said
-    assert json.loads(facts["test"])["tolerance"] == INT8_APART
+    # Less where antialiasing left out would move a probability by less than twice as much.
+    assert MOST_APART < json.loads(facts["test"])["tolerance"] <= INT8_APART
