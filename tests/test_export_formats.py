@@ -29,8 +29,8 @@ from imgrec.data.batch import Request
 from imgrec.data.decode import Preprocessing, fit_to_size
 from imgrec.data.in_memory import InMemoryImages
 from imgrec.errors import CheckpointError, ConfigError
-from imgrec.export.classifier import WholeClassifier
 from imgrec.export.agreement import MOST_APART
+from imgrec.export.classifier import WholeClassifier
 from imgrec.export.int8 import INT8_APART, measure_cost, quantize
 from imgrec.export.sealed_file import sealed
 from imgrec.export.torch_program import FitByTorch, program_answer, program_bytes, torch_program
