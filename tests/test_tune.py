@@ -239,7 +239,7 @@ def searched(plan: SweepPlan, path: Path) -> SweepFolder:
     return read_sweep(path / plan.name / "sweep_1")
 
 
-@pytest.mark.parametrize("kills", slow_but(3, among=(3, KILLS)))
+@pytest.mark.parametrize("kills", slow_but(1, among=(1, KILLS)))
 @optuna_installed
 def test_killed_many_times_it_proposes_the_same_and_ends_with_the_same_best(
     kills: int, own: Tuning, composed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
