@@ -94,10 +94,10 @@ def _explain_images(config: ExplainConfig, ckpt: Path, terminal: Terminal) -> No
         check_weights(facts, checkpoint)
         if not found.are_errors:
             terminal.say(f"every image {facts.measured.of} is right: these are those that the network was least certain of")
-    predictor = Predictor(checkpoint, device=config.device, precision="32", calibrated=config.calibrated)
+    predictor = Predictor(
+        checkpoint, device=config.device, precision="32", calibrated=config.calibrated, max_pixels=config.max_pixels
+    )
     check_maps(predictor, config.methods, config.layer)
-    if config.max_pixels is not None:
-        predictor.preprocessing = {**predictor.preprocessing, "max_pixels": config.max_pixels}
     images, errors = (found.images, {}) if found is not None else _read_images(names, predictor)
     failed = [failed_row(name, reason) for name, reason in errors.items()]
     if not len(images):

@@ -77,9 +77,7 @@ def _predict(config: PredictConfig, ckpt: Path, files: list[str], group: WorkerG
     terminal = Terminal(quiet=group.rank > 0)
     group.set_status("reading the checkpoint")
     checkpoint = load_checkpoint(ckpt)
-    predictor, guarantee = build_predictor(checkpoint, config)
-    if config.max_pixels is not None:
-        predictor.preprocessing = {**predictor.preprocessing, "max_pixels": config.max_pixels}
+    predictor, guarantee = build_predictor(checkpoint, config, max_pixels=config.max_pixels)
     if note := mirror_note(checkpoint, config.tta):
         terminal.say(note, style="yellow")
     top_k = min(config.top_k, len(predictor.classes))

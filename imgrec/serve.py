@@ -72,14 +72,15 @@ def main(argv: Sequence[str], config_dir: str | None = None) -> int:
         _check_onnx_keys(config)
     token = read_token(config.token_file)
     file = find_file(config.ckpt, NAME_NETWORK)
-    if file.suffix in EXPORTED.values() and not _is_onnx(config):
+    if _is_onnx(config):
+        if not is_sealed(file):
+            raise DataError(
+                f"{file} cannot be served: it is damaged, or was not written by imgrec. Export it again, or name another."
+            )
+    elif file.suffix in EXPORTED.values():
         raise CheckpointError(f"{file}: of exported files serve takes .onnx, which imgrec export RUN writes. {NAME_NETWORK}")
-    if not _is_onnx(config):
+    else:
         find_checkpoint(config.ckpt, allowed=NAME_NETWORK)
-    elif not is_sealed(file):
-        raise DataError(
-            f"{file} cannot be served: it is damaged, or was not written by imgrec. Export it again, or name another."
-        )
     check_gpu("device", config.device)
     return _serve(config, token)
 

@@ -6,7 +6,9 @@ from imgrec.inference.guarantee import Guarantee, find_guarantee
 from imgrec.inference.predictor import Predictor
 
 
-def build_predictor(checkpoint: Checkpoint, settings: AnswerSettings) -> tuple[Predictor, Guarantee | None]:
+def build_predictor(
+    checkpoint: Checkpoint, settings: AnswerSettings, *, max_pixels: int | None = None
+) -> tuple[Predictor, Guarantee | None]:
     """The predictor, and what its answers guarantee; errors as of `find_guarantee` and `Predictor`."""
     guarantee = find_guarantee(
         checkpoint,
@@ -18,6 +20,11 @@ def build_predictor(checkpoint: Checkpoint, settings: AnswerSettings) -> tuple[P
         tta=settings.tta,
     )
     predictor = Predictor(
-        checkpoint, device=settings.device, precision=settings.precision, calibrated=settings.calibrated, tta=settings.tta
+        checkpoint,
+        device=settings.device,
+        precision=settings.precision,
+        calibrated=settings.calibrated,
+        tta=settings.tta,
+        max_pixels=max_pixels,
     )
     return predictor, guarantee

@@ -54,7 +54,7 @@ class Predictor:
 
     precision: None is the run's; 16-mixed is bf16-mixed off CUDA, as in training. Raises ConfigError for a device that is not
     available, CheckpointError for weights that do not fit their config. calibrated: divide the logits by the temperature that was
-    fitted at the end of the training, where there is one. tta: the logits are the mean over several views of each image.
+    fitted at the end of the training, where there is one. tta: the logits are the mean over several views. max_pixels: None is the run's.
     """
 
     def __init__(
@@ -65,11 +65,14 @@ class Predictor:
         precision: Precision | None = None,
         calibrated: bool = True,
         tta: Views | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.classes = checkpoint.classes
         self.tta, self.side = tta, checkpoint.preprocessing["image_size"]
         self.preprocessing = preprocessing_for(checkpoint, tta)  # how images are read; crops of `side` pixels are cut from them
+        if max_pixels is not None:
+            self.preprocessing = {**self.preprocessing, "max_pixels": max_pixels}
         check_type("calibrated", calibrated, bool)
         self.calibrated = calibrated
         fitted = checkpoint.calibration if calibrated else None

@@ -55,10 +55,8 @@ class EpochLines(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin("validation", int(sum(trainer.num_val_batches)))
 
-    def on_predict_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:  # of validation, to fit the temperature
-        self._begin("calibration", int(sum(trainer.num_predict_batches)))
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin("calibration", int(sum(trainer.num_predict_batches)))  # of validation, to fit the temperature
         self._progress.start()
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
